@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test lint slow clean fashion-mnist
+
+demo: $(STAMP)
+	$(BIN)/sqs compress recipes/digits.yaml --out runs/demo --overwrite
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+# Fashion-MNIST for the recipes that use it: Debian's package, unpacked into data/ without root.
+fashion-mnist: data/fashion-mnist/train-images-idx3-ubyte.gz
+data/fashion-mnist/train-images-idx3-ubyte.gz:
+	rm -rf data/.deb && mkdir -p data/.deb data/fashion-mnist
+	cd data/.deb && apt-get download dataset-fashion-mnist && dpkg-deb -x *.deb .
+	mv data/.deb/usr/share/datasets/fashion-mnist/*.gz data/fashion-mnist/
+	rm -rf data/.deb
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,29 @@
+"""Errors a user can repair: one clear sentence each, raised before work is lost.
+
+Every message says what is wrong, what was given, what is allowed and how to repair it. The command line
+prints the sentence and exits with a code other than 0; libraries can catch :class:`SQSError`.
+"""
+
+
+class SQSError(Exception):
+    """Base of every error that sqs_pyro raises on purpose."""
+
+
+class RecipeError(SQSError, ValueError):
+    """A recipe has an unknown key or an impossible value."""
+
+
+class DataError(SQSError, ValueError):
+    """Data is missing, incomplete, not finite, or does not fit the network."""
+
+
+class NetworkError(SQSError, ValueError):
+    """A network cannot be compressed as asked: no sites, NaN weights, too few weights for a codebook."""
+
+
+class PackedFileError(SQSError, ValueError):
+    """A packed file is truncated, altered, of another version, or made for another network."""
+
+
+class DivergenceError(SQSError, ArithmeticError):
+    """Training produced a loss that is not finite."""

@@ -1,0 +1,68 @@
+"""Recipes: validated, frozen sections of a YAML file, and errors that say how to repair one."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sqs_pyro.errors import RecipeError
+
+
+class RecipeSection(BaseModel):
+    """Base of every recipe section: unknown keys are errors, values are checked, instances are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Section = TypeVar("Section", bound=RecipeSection)
+
+
+def parse(section: type[Section], values: Mapping[str, Any], where: str = "") -> Section:
+    """Validate ``values`` as a ``section``.
+
+    Args:
+        section: the recipe section to build.
+        values: plain data, as read from YAML.
+        where: prefix of the key path in messages, e.g. ``"compression"``.
+
+    Raises:
+        RecipeError: for an unknown key or an impossible value; the sentence names the key, what was given
+            and what is allowed.
+    """
+    if not isinstance(values, Mapping):
+        place = f"recipe section '{where}'" if where else "the recipe"
+        raise RecipeError(f"{place} must be a mapping of keys to values, but {values!r} was given.")
+    try:
+        return section.model_validate(dict(values))
+    except ValidationError as error:
+        raise RecipeError(" ".join(_sentence(section, item, where) for item in error.errors())) from None
+
+
+def _sentence(section: type[RecipeSection], item: Any, where: str) -> str:
+    location = [str(part) for part in item["loc"]]
+    key = ".".join([where, *location] if where else location)
+    if item["type"] == "extra_forbidden":
+        return _unknown_key_sentence(section, location, key)
+    if item["type"] == "missing":
+        return f"Recipe key '{key}' is missing: add it."
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"Recipe key '{key}' is {item['input']!r}, but should be {message}."
+
+
+def _unknown_key_sentence(section: type[RecipeSection], location: list[str], key: str) -> str:
+    allowed = sorted(_section_at(section, location[:-1]).model_fields)
+    close = difflib.get_close_matches(location[-1], allowed, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else "."
+    return f"Recipe key '{key}' is unknown: allowed here are {', '.join(allowed)}{hint}"
+
+
+def _section_at(section: type[RecipeSection], path: list[str]) -> type[RecipeSection]:
+    for name in path:
+        annotation = section.model_fields[name].annotation if name in section.model_fields else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(
+            (c for c in candidates if isinstance(c, type) and issubclass(c, RecipeSection)),
+            section,
+        )
+    return section
