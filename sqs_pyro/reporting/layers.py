@@ -1,0 +1,64 @@
+"""What there is to see of one compressed layer."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class LayerPicture:
+    """One compressed layer as plain numpy arrays: N weights, K components.
+
+    Attributes:
+        name: site name, which is the parameter's name.
+        weights: [N], latent values just before hardening.
+        values: [N], hardened values: 0 where pruned, else a value of the codebook.
+        nonzero: [N], bool, False where the weight was pruned.
+        loc: [K], component means μ of the first group.
+        scale: [K], component standard deviations σ of the first group.
+        mixing: [K], component weights π of the first group; they sum to one over the non-zero weights.
+        window_edges: [B+1] or empty, where the windows that share responsibilities begin and end.
+        bits: stored bits a weight, everything that belongs to the layer counted.
+    """
+
+    name: str
+    weights: Floats
+    values: Floats
+    nonzero: NDArray[np.bool_]
+    loc: Floats
+    scale: Floats
+    mixing: Floats
+    window_edges: Floats
+    bits: float
+
+    def __post_init__(self) -> None:
+        same_length = {"weights": self.weights, "values": self.values, "nonzero": self.nonzero}
+        for name, array in same_length.items():
+            if array.shape != (self.num_weights,):
+                raise ValueError(f"{self.name}: {name} has shape {array.shape}, expected ({self.num_weights},)")
+        for name, array in {"scale": self.scale, "mixing": self.mixing}.items():
+            if array.shape != self.loc.shape:
+                raise ValueError(f"{self.name}: {name} has shape {array.shape}, expected {self.loc.shape}")
+
+    @property
+    def num_weights(self) -> int:
+        """Number of weights N, zeros included."""
+        return int(self.weights.size)
+
+    @property
+    def num_nonzeros(self) -> int:
+        """Number of weights that survived pruning."""
+        return int(self.nonzero.sum())
+
+    @property
+    def nonzero_rate(self) -> float:
+        """Fraction of the weights that survived pruning; 0 for an empty layer."""
+        return self.num_nonzeros / max(self.num_weights, 1)
+
+    @property
+    def used_values(self) -> int:
+        """How many different non-zero values the hardened layer holds."""
+        return int(np.unique(self.values[self.nonzero]).size)
