@@ -1,0 +1,104 @@
+"""Networks by name, so that a packed file can say how to rebuild the network it belongs to."""
+
+import difflib
+import inspect
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from torch import nn
+
+from sqs_pyro.errors import RecipeError
+
+Constructor = TypeVar("Constructor", bound=Callable[..., nn.Module])
+
+_constructors: dict[str, Callable[..., nn.Module]] = {}
+
+
+def register_network(name: str) -> Callable[[Constructor], Constructor]:
+    """Return a decorator that makes a constructor (function or class) known as ``name``.
+
+    The constructor itself stays as it is. Its keyword parameters are the network's options; their values
+    must be JSON-able, because they are stored in packed files.
+
+    Raises:
+        ValueError: if another constructor has that name already.
+    """
+
+    def register(constructor: Constructor) -> Constructor:
+        known = _constructors.setdefault(name, constructor)
+        if (known.__module__, known.__qualname__) != (constructor.__module__, constructor.__qualname__):
+            raise ValueError(
+                f"Network name {name!r} belongs to {known.__module__}.{known.__qualname__} already; "
+                f"register {constructor.__module__}.{constructor.__qualname__} under another name."
+            )
+        _constructors[name] = constructor  # a reloaded module replaces its own older constructor
+        return constructor
+
+    return register
+
+
+def network_names() -> list[str]:
+    """Return the names of all registered networks, sorted."""
+    return sorted(_constructors)
+
+
+def build_network(name: str, **options: Any) -> nn.Module:
+    """Build a registered network.
+
+    Args:
+        name: a name out of :func:`network_names`.
+        options: keyword arguments of the network's constructor.
+
+    Returns:
+        The network, with ``network_spec = {"name": name, "options": options}`` set on it.
+
+    Raises:
+        RecipeError: for an unknown name, an unknown or missing option, or one that is not JSON-able.
+    """
+    if name not in _constructors:
+        raise RecipeError(
+            f"Network {name!r} is unknown: {_allowed('networks', network_names())}{_hint(name, network_names())}"
+        )
+    constructor = _constructors[name]
+    _check_options(name, constructor, options)
+    net = constructor(**options)
+    net.network_spec = {"name": name, "options": dict(options)}  # type: ignore[assignment]
+    return net
+
+
+def _check_options(name: str, constructor: Callable[..., nn.Module], options: dict[str, Any]) -> None:
+    parameters = inspect.signature(constructor).parameters.values()
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    allowed = sorted(p.name for p in named)
+    for option, value in options.items():
+        if option not in allowed and not takes_any:
+            raise RecipeError(
+                f"Network {name!r} has no option {option!r}: {_allowed('options', allowed)}{_hint(option, allowed)}"
+            )
+        _check_json(name, option, value)
+    missing = [p.name for p in named if p.default is p.empty and p.name not in options]
+    if missing:
+        raise RecipeError(
+            f"Network {name!r} needs the option {missing[0]!r}: {_allowed('options', allowed)}."
+        )
+
+
+def _check_json(name: str, option: str, value: Any) -> None:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        raise RecipeError(
+            f"Option {option!r} of network {name!r} is {value!r}, which cannot be written to a file: "
+            "give numbers, texts, true/false, or lists and mappings of them."
+        ) from None
+
+
+def _allowed(what: str, names: Iterable[str]) -> str:
+    return f"allowed {what} are {', '.join(names) or '(none)'}"
+
+
+def _hint(given: str, allowed: list[str]) -> str:
+    close = difflib.get_close_matches(given, allowed, n=1)
+    return f"; did you mean {close[0]!r}?" if close else "."
