@@ -27,3 +27,7 @@ class PackedFileError(SQSError, ValueError):
 
 class DivergenceError(SQSError, ArithmeticError):
     """Training produced a loss that is not finite."""
+
+
+class OutputError(SQSError, ValueError):
+    """An output path cannot be used: it exists, is in use, or is something else than a run directory."""

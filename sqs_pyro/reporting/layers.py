@@ -20,7 +20,7 @@ class LayerPicture:
         loc: [K], component means μ of the first group.
         scale: [K], component standard deviations σ of the first group.
         mixing: [K], component weights π of the first group; they sum to one over the non-zero weights.
-        window_edges: [B+1] or empty, where the windows that share responsibilities begin and end.
+        window_edges: [B-1], boundaries of the B windows that share responsibilities; empty without windows.
         bits: stored bits a weight, everything that belongs to the layer counted.
     """
 

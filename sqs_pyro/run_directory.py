@@ -1,0 +1,132 @@
+"""Run directories that appear under their final name only when everything in them is written.
+
+A run works in ``NAME.partial`` beside the directory it was asked for and is renamed at the end. An
+interrupted run leaves the partial directory with its checkpoint, and the same recipe takes it up again; a run
+that fails because of its input leaves nothing.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqs_pyro.errors import OutputError, SQSError
+
+RECIPE, METRICS, CHECKPOINT = "recipe.yaml", "metrics.json", "checkpoint.pt"
+
+
+def partial_directory(final: Path) -> Path:
+    """Where a run works until it is finished."""
+    return final.with_name(final.name + ".partial")
+
+
+def check_output(final: Path, recipe_text: str, *, overwrite: bool) -> None:
+    """Check, without changing anything, that a run may write to ``final``.
+
+    Args:
+        final: directory that the finished run shall have.
+        recipe_text: the recipe as it will be written; an unfinished run is resumed only if its text is equal.
+        overwrite: whether a finished run may be replaced, and an unfinished one of another recipe discarded.
+
+    Raises:
+        OutputError: ``final`` or its partial directory is in the way.
+    """
+    _check_final(final, overwrite=overwrite)
+    partial = partial_directory(final)
+    if partial.exists() and not partial.is_dir():
+        raise OutputError(f"'{partial}' is needed for the unfinished run but is a file: move it away.")
+    if partial.exists() and not overwrite and not _same_recipe(partial, recipe_text):
+        raise OutputError(
+            f"'{partial}' holds an unfinished run of another recipe: finish it with that recipe, choose "
+            "another output directory, or discard it with --overwrite."
+        )
+
+
+def _check_final(final: Path, *, overwrite: bool) -> None:
+    parent = next(path for path in [final, *final.parents] if path.exists())
+    if not parent.is_dir():
+        raise OutputError(f"Output directory '{final}' cannot be made, because '{parent}' is a file.")
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"Output directory '{final}' cannot be made, because '{parent}' is not writable.")
+    if parent != final or not any(final.iterdir()):
+        return
+    if not (final / METRICS).exists():
+        raise OutputError(
+            f"'{final}' exists and is no run directory (it holds no {METRICS}): choose another output "
+            "directory."
+        )
+    if not overwrite:
+        raise OutputError(
+            f"'{final}' already holds a finished run: choose another output directory, or replace it with "
+            "--overwrite."
+        )
+
+
+def _same_recipe(partial: Path, recipe_text: str) -> bool:
+    recipe = partial / RECIPE
+    return recipe.exists() and recipe.read_text(encoding="utf-8") == recipe_text
+
+
+@contextmanager
+def run_directory(final: Path, recipe_text: str, *, overwrite: bool) -> Iterator[Path]:
+    """Work in the partial directory; rename it to ``final`` when the body succeeds.
+
+    An :class:`~sqs_pyro.errors.SQSError` in the body removes the partial directory. Any other interruption
+    keeps it if it holds a checkpoint to resume from.
+
+    Raises:
+        OutputError: as :func:`check_output`, or another process works on the same run.
+    """
+    check_output(final, recipe_text, overwrite=overwrite)
+    partial = partial_directory(final)
+    partial.mkdir(parents=True, exist_ok=True)
+    with _locked(partial):
+        if not _same_recipe(partial, recipe_text):
+            _empty(partial)
+            (partial / RECIPE).write_text(recipe_text, encoding="utf-8")
+        try:
+            yield partial
+        except SQSError:
+            shutil.rmtree(partial)
+            raise
+        except BaseException:
+            if not (partial / CHECKPOINT).exists():
+                shutil.rmtree(partial)
+            raise
+        (partial / CHECKPOINT).unlink(missing_ok=True)
+        _publish(partial, final)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"'{directory}' is in use by another process: wait for it, or choose another output "
+                "directory."
+            ) from None
+        yield
+    finally:
+        os.close(handle)  # releases the lock
+
+
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _publish(partial: Path, final: Path) -> None:
+    """Put the finished directory in place; a replaced one is deleted only after that."""
+    replaced = final.with_name(final.name + ".replaced")
+    if final.exists():
+        if replaced.exists():
+            shutil.rmtree(replaced)
+        final.rename(replaced)
+    partial.rename(final)
+    if replaced.exists():
+        shutil.rmtree(replaced)

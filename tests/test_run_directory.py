@@ -1,0 +1,97 @@
+"""A run directory appears whole or not at all."""
+
+import pytest
+
+from sqs_pyro.errors import DataError, OutputError
+from sqs_pyro.run_directory import CHECKPOINT, METRICS, RECIPE, check_output, partial_directory, run_directory
+
+
+def _finish(final, text="recipe: 1\n", *, overwrite=False, metrics="{}"):
+    with run_directory(final, text, overwrite=overwrite) as partial:
+        (partial / METRICS).write_text(metrics)
+
+
+def _interrupt(final, text="recipe: 1\n", *, error=KeyboardInterrupt, checkpoint=True, overwrite=False):
+    with pytest.raises(error), run_directory(final, text, overwrite=overwrite) as partial:
+        if checkpoint:
+            (partial / CHECKPOINT).write_bytes(b"state")
+        raise error("stop")
+
+
+def test_a_finished_run_has_its_final_name_and_no_leftovers(tmp_path):
+    final = tmp_path / "new" / "run"
+    with run_directory(final, "recipe: 1\n", overwrite=False) as partial:
+        assert not final.exists()
+        (partial / METRICS).write_text("{}")
+        (partial / CHECKPOINT).write_bytes(b"state")
+    assert sorted(path.name for path in final.iterdir()) == [METRICS, RECIPE]
+    assert [path.name for path in final.parent.iterdir()] == ["run"]
+
+
+def test_an_error_of_the_input_leaves_nothing(tmp_path):
+    _interrupt(tmp_path / "run", error=DataError)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_interruption_keeps_the_checkpoint_for_the_same_recipe(tmp_path, error):
+    final = tmp_path / "run"
+    _interrupt(final, error=error)
+    assert not final.exists()
+    with run_directory(final, "recipe: 1\n", overwrite=False) as partial:
+        assert (partial / CHECKPOINT).read_bytes() == b"state"
+
+
+def test_an_interruption_before_the_first_checkpoint_leaves_nothing(tmp_path):
+    _interrupt(tmp_path / "run", checkpoint=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unfinished_run_of_another_recipe_is_not_lost_by_accident(tmp_path):
+    final = tmp_path / "run"
+    _interrupt(final)
+    with pytest.raises(OutputError, match="holds an unfinished run of another recipe: finish it"):
+        _finish(final, "recipe: 2\n")
+    assert (partial_directory(final) / CHECKPOINT).exists()
+    with run_directory(final, "recipe: 2\n", overwrite=True) as partial:
+        assert not (partial / CHECKPOINT).exists()
+
+
+def test_overwrite_replaces_a_finished_run_only_when_the_new_one_is_finished(tmp_path):
+    final = tmp_path / "run"
+    _finish(final, metrics="old")
+    with pytest.raises(OutputError, match="already holds a finished run"):
+        _finish(final)
+    _interrupt(final, overwrite=True)
+    assert (final / METRICS).read_text() == "old"
+    _finish(final, overwrite=True, metrics="new")
+    assert (final / METRICS).read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_directory_that_is_no_run_is_never_touched(tmp_path, overwrite):
+    precious = tmp_path / "thesis.tex"
+    precious.write_text("years of work")
+    with pytest.raises(OutputError, match="exists and is no run directory"):
+        check_output(tmp_path, "", overwrite=overwrite)
+    with pytest.raises(OutputError, match=r"cannot be made, because '.*thesis.tex' is a file"):
+        check_output(precious / "run", "", overwrite=overwrite)
+    assert precious.read_text() == "years of work"
+
+
+def test_an_empty_directory_may_be_used(tmp_path):
+    (tmp_path / "run").mkdir()
+    _finish(tmp_path / "run")
+    assert (tmp_path / "run" / METRICS).exists()
+
+
+def test_two_processes_cannot_work_on_one_run(tmp_path):
+    final = tmp_path / "run"
+    with (
+        run_directory(final, "recipe: 1\n", overwrite=False),
+        pytest.raises(OutputError, match="in use by another process"),
+        run_directory(final, "recipe: 1\n", overwrite=False),
+    ):
+        pass
+    assert final.exists()
