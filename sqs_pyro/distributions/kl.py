@@ -1,0 +1,188 @@
+r"""KL terms and their bounds, registered by type pair.
+
+Spike and slab are mutually singular, so for ``q = (1-λ) δ₀ + λ m`` and ``p = (1-λ₀) δ₀ + λ₀ slab``, exactly,
+
+    KL(q‖p) = KL(Bern(λ)‖Bern(λ₀)) + λ KL(m‖slab).
+
+For a mixture ``m = Σₖ φₖ Nₖ`` the last term has no closed form; with ``κₖ = KL(Nₖ‖slab)`` it is bracketed by
+``Σₖ φₖ κₖ - H(φ) <= KL(m‖slab) <= Σₖ φₖ κₖ`` (proofs: docs/method.md). Kinds of bound:
+
+* ``"jensen"``: ``Σₖ φₖ κₖ``, never below the true KL;
+* ``"lower"``: ``Σₖ φₖ κₖ - H(φ)``, never above it;
+* ``"dominant"``: ``κ`` at argmax φ, Eq. 8 of the paper; *not* a bound.
+
+A new prior is one distribution and, where a formula is known, one function::
+
+    @register_bound("jensen", SpikeGMM, MyPrior)
+    def _jensen_my_prior(q: SpikeGMM, p: MyPrior) -> Tensor: ...   # [*batch_shape]
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from pyro.distributions.torch_distribution import MaskedDistribution
+from pyro.distributions.util import scale_and_mask, sum_rightmost
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal, kl_divergence, register_kl
+
+from sqs_pyro.distributions.numerics import log_or_neg_inf, plogp, weighted
+from sqs_pyro.distributions.spike_and_slab import SpikeAndSlab
+from sqs_pyro.distributions.spike_gmm import SpikeGMM
+
+BOUNDS = ("jensen", "dominant", "lower")
+Bound = Callable[[Any, Any], Tensor]
+_REGISTRY: dict[tuple[str, type, type], Bound] = {}
+
+
+def register_bound(kind: str, type_q: type, type_p: type) -> Callable[[Bound], Bound]:
+    """Decorator: ``function(q, p) -> [*batch_shape]`` computes the bound ``kind`` for this type pair.
+
+    Subclasses inherit it; the pair that comes first in their method resolution orders wins.
+
+    Raises:
+        ValueError: for an unknown kind or arguments that are not distribution classes.
+    """
+    _check_kind(kind)
+    for given in (type_q, type_p):
+        if not (isinstance(given, type) and issubclass(given, Distribution)):
+            raise ValueError(f"register_bound: expected two distribution classes, but got {given!r}.")
+
+    def decorator(function: Bound) -> Bound:
+        _REGISTRY[kind, type_q, type_p] = function
+        return function
+
+    return decorator
+
+
+def kl_bound(q: Distribution, p: Distribution, kind: str = "jensen") -> Tensor:
+    """The bound ``kind`` on KL(q‖p), ``[*batch_shape]`` of q, by the most specific registered type pair.
+
+    ``Independent`` (``to_event``) and ``MaskedDistribution`` are unwrapped on both sides, as in Pyro. Where no
+    bound is registered, an exact KL registered with torch stands for every kind.
+
+    Raises:
+        ValueError: for an unknown kind.
+        NotImplementedError: when neither is registered; estimate with :func:`monte_carlo_kl` then.
+    """
+    _check_kind(kind)
+    if isinstance(q, Independent) and isinstance(p, Independent):
+        q, p, shared = strip_independent(q, p)
+        return sum_rightmost(kl_bound(q, p, kind), shared)
+    if isinstance(q, MaskedDistribution) and isinstance(p, MaskedDistribution):
+        inner = kl_bound(q.base_dist, p.base_dist, kind)
+        return scale_and_mask(scale_and_mask(inner, mask=q._mask), mask=p._mask)
+    function = _most_specific(kind, type(q), type(p))
+    return kl_divergence(q, p) if function is None else function(q, p)
+
+
+def strip_independent(q: Independent, p: Independent) -> tuple[Distribution, Distribution, int]:
+    """Both distributions without the event dimensions they share, and how many those are."""
+    shared = min(q.reinterpreted_batch_ndims, p.reinterpreted_batch_ndims)
+
+    def strip(d: Independent) -> Distribution:
+        left = d.reinterpreted_batch_ndims - shared
+        return type(d)(d.base_dist, left) if left else d.base_dist
+
+    return strip(q), strip(p), shared
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in BOUNDS:
+        raise ValueError(f"The kind of KL bound must be one of {', '.join(BOUNDS)}, but got {kind!r}.")
+
+
+def _most_specific(kind: str, type_q: type, type_p: type) -> Bound | None:
+    """Registered function whose types come first in the two method resolution orders, q before p."""
+    for parent_q in type_q.__mro__:
+        for parent_p in type_p.__mro__:
+            if (kind, parent_q, parent_p) in _REGISTRY:
+                return _REGISTRY[kind, parent_q, parent_p]
+    return None
+
+
+def gate_divergence(gate: Tensor, inclusion: Tensor) -> Tensor:
+    """``KL(Bern(λ)‖Bern(λ₀))`` in nats, elementwise; exact, with finite gradients, at λ = 0 and 1 too."""
+    off, excluded = 1 - gate, 1 - inclusion
+    return plogp(gate) + plogp(off) + _cross_entropy(gate, inclusion) + _cross_entropy(off, excluded)
+
+
+def _cross_entropy(probability: Tensor, prior: Tensor) -> Tensor:
+    """``-p log p₀``; 0 where both are 0, inf where only the prior is."""
+    counts = (probability > 0) | (prior > 0)
+    return -probability * log_or_neg_inf(prior).where(counts, 0.0)
+
+
+def component_divergence(q: SpikeGMM, slab: Distribution) -> Tensor:
+    """``κₖ = KL(N(μₖ, σₖ²)‖slab)``, broadcastable to ``[*batch_shape, K]``.
+
+    Works for every slab for which torch or Pyro knows ``KL(Normal‖slab)``; a codebook and a slab shared by a
+    layer cost K evaluations, not N·K.
+
+    Raises:
+        NotImplementedError: when that KL is not known.
+    """
+    slab_dims = len(slab.batch_shape)
+    loc, scale = _components_first(q.loc, slab_dims), _components_first(q.scale, slab_dims)
+    component = Normal(loc, scale, validate_args=False)
+    return kl_divergence(component, slab).movedim(0, -1)
+
+
+def _components_first(per_component: Tensor, slab_dims: int) -> Tensor:
+    """``[*b, K] -> [K, 1.., *b]``, so that a slab of ``slab_dims`` batch dimensions broadcasts."""
+    missing = max(0, slab_dims - (per_component.dim() - 1))
+    first = per_component.movedim(-1, 0)
+    return first.reshape(first.shape[0], *(1,) * missing, *first.shape[1:])
+
+
+def mixture_divergence(q: SpikeGMM, slab: Distribution, kind: str) -> Tensor:
+    """The bound ``kind`` on ``KL(Σₖ φₖ Nₖ‖slab)``, broadcastable to ``[*batch_shape]``."""
+    component = component_divergence(q, slab)
+    if kind == "dominant":
+        table = component.expand(*q.batch_shape, q.num_components)
+        return table.gather(-1, q.codes.unsqueeze(-1)).squeeze(-1)  # Eq. 8
+    expected = weighted(q.responsibilities, component).sum(-1)
+    return expected - q.assignment_entropy if kind == "lower" else expected
+
+
+def certified_bracket(q: Distribution, p: Distribution) -> tuple[Tensor, Tensor]:
+    """``(lower, upper)`` with ``lower <= KL(q‖p) <= upper``, ``[*batch_shape]``; the width is ``λ H(φ)``."""
+    return kl_bound(q, p, "lower"), kl_bound(q, p, "jensen")
+
+
+def spike_gmm_bound(q: SpikeGMM, p: SpikeAndSlab, kind: str = "jensen") -> Tensor:
+    """``KL(Bern(λ)‖Bern(λ₀)) + λ mixture_divergence``, ``[*batch_shape]``; any slab with a known Normal KL."""
+    slab = mixture_divergence(q, p.base_slab, kind)
+    return gate_divergence(q.gates, p.base_inclusion) + weighted(q.gates, slab)
+
+
+def density_bound(q: SpikeGMM, p: Distribution, kind: str = "jensen") -> Tensor:
+    """Against a density, which gives the spike no mass: infinite unless the gate is exactly 1."""
+    return torch.where(q.gates == 1, mixture_divergence(q, p, kind), torch.inf)
+
+
+for _kind in BOUNDS:
+    register_bound(_kind, SpikeGMM, SpikeAndSlab)(partial(spike_gmm_bound, kind=_kind))
+    register_bound(_kind, SpikeGMM, Normal)(partial(density_bound, kind=_kind))
+
+
+@register_kl(SpikeGMM, SpikeAndSlab)
+@register_kl(SpikeGMM, Normal)
+def _kl_spike_gmm(q: SpikeGMM, p: Distribution) -> Tensor:
+    """What ``torch.distributions.kl_divergence`` answers: the Jensen bound (exact for K = 1 or one-hot φ)."""
+    return kl_bound(q, p, "jensen")
+
+
+@register_kl(SpikeAndSlab, SpikeAndSlab)
+def _kl_spike_and_slab(q: SpikeAndSlab, p: SpikeAndSlab) -> Tensor:
+    """Exact wherever the slabs' KL is known."""
+    slab = kl_divergence(q.base_slab, p.base_slab)
+    kl = gate_divergence(q.inclusion, p.base_inclusion) + weighted(q.inclusion, slab)
+    return kl.expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
+
+
+@register_kl(Normal, SpikeAndSlab)
+def _kl_normal_spike_and_slab(q: Normal, p: SpikeAndSlab) -> Tensor:
+    """Exact: a Gaussian never uses the spike and pays ``-log λ₀`` for it."""
+    return kl_divergence(q, p.base_slab) - log_or_neg_inf(p.base_inclusion)

@@ -1,0 +1,307 @@
+"""The variational family of one weight: a point mass at zero mixed with Gaussians around codebook values."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from sqs_pyro.distributions.numerics import log_or_neg_inf, plogp
+from sqs_pyro.distributions.spike_and_slab import ONE_DRAW, check_probability
+
+ESTIMATORS = ("straight_through", "soft", "concrete", "discrete")
+
+
+class SpikeGMM(TorchDistribution):
+    r"""``q(θ) = (1 - λ) δ₀(θ) + λ Σₖ φₖ N(θ; μₖ, σₖ²)`` with ``φ = softmax(logits / τ)``.
+
+    Densities are with respect to δ₀ + Lebesgue, as for :class:`~sqs_pyro.distributions.SpikeAndSlab`.
+
+    Shapes: ``event_shape = ()``; ``batch_shape`` is the broadcast of ``gates.shape`` with the other arguments'
+    shapes less their last (component) dimension. ``gates [*batch]``; ``responsibilities`` or ``logits``, ``loc``
+    and ``scale`` broadcastable to ``[*batch, K]`` and kept as given: a codebook shared by a layer stays ``[K]``.
+
+    ``sample`` gives exact draws of q. ``rsample`` is what a network is trained with, and is *not* a draw of q:
+    the components' widths enter through the KL, not as noise on the weights. By ``estimator``:
+
+    ================== ========================================== ===========================================
+    estimator          value                                      gradient
+    ================== ========================================== ===========================================
+    straight_through   1[λ > 1/2] · μ at argmax φ (hard network)  that of the soft value
+    soft               λ Σₖ φₖ μₖ, the mean of q                  exact for the value
+    concrete           relaxed Bernoulli gate times               pathwise through the relaxation (Maddison et
+                       Gumbel-softmax code, both at τ, times μ    al. 2017); biased for q, less so as τ → 0
+    ================== ========================================== ===========================================
+
+    Subclasses may compute ``logits`` (or ``responsibilities_at``) lazily: override it, call :meth:`_setup` instead
+    of ``__init__``, and override :meth:`expand`; all the rest, KL terms included, uses public properties.
+
+    Args:
+        gates: λ in [0, 1], the probability of being non-zero.
+        loc: μ, the codebook values.
+        scale: σ > 0, the components' standard deviations.
+        responsibilities: φ at temperature τ, non-negative, summing to 1 over the last dimension; or
+        logits: unnormalised log responsibilities at temperature 1 (``-inf`` excludes a component).
+        temperature: τ > 0.
+        estimator: how ``rsample`` makes a differentiable value, see above.
+        validate_args: check parameters and values; ``None`` takes torch's default.
+
+    Raises:
+        ValueError: when a parameter is outside its domain or not exactly one of the alternatives is given.
+    """
+
+    arg_constraints: ClassVar = {
+        "gates": constraints.unit_interval,
+        "responsibilities": constraints.simplex,
+        "logits": constraints.real_vector,
+        "loc": constraints.real_vector,
+        "scale": constraints.independent(constraints.positive, 1),
+    }
+    support = constraints.real
+    has_atom_at_zero = True  # log_prob is with respect to δ₀ + Lebesgue; read by the KL terms
+
+    def __init__(
+        self,
+        gates: Tensor,
+        loc: Tensor,
+        scale: Tensor,
+        *,
+        responsibilities: Tensor | None = None,
+        logits: Tensor | None = None,
+        temperature: float | Tensor = 1.0,
+        estimator: str = "straight_through",
+        validate_args: bool | None = None,
+    ) -> None:
+        if (responsibilities is None) == (logits is None):
+            count = "both" if logits is not None else "neither"
+            raise ValueError(
+                f"SpikeGMM: give exactly one of responsibilities and logits, but {count} was given; "
+                "responsibilities are softmax(logits / temperature)."
+            )
+        self._responsibilities, self._logits = responsibilities, logits
+        mixing: Tensor = responsibilities if logits is None else logits  # type: ignore[assignment]
+        batch_shape = torch.broadcast_shapes(gates.shape, mixing.shape[:-1], loc.shape[:-1], scale.shape[:-1])
+        self._setup(gates, loc, scale, mixing.shape[-1], batch_shape, temperature, estimator, validate_args)
+        if self._validate_args and responsibilities is not None:
+            _check_responsibilities(responsibilities)
+
+    def _setup(
+        self,
+        gates: Tensor,
+        loc: Tensor,
+        scale: Tensor,
+        num_components: int,
+        batch_shape: torch.Size,
+        temperature: float | Tensor,
+        estimator: str,
+        validate_args: bool | None,
+    ) -> None:
+        """Store and check what every member of the family has (for subclasses that bypass ``__init__``)."""
+        self._gates, self._loc, self._scale = gates, loc, scale
+        self.temperature, self.estimator = temperature, estimator
+        self.num_components = num_components
+        super().__init__(torch.Size(batch_shape), torch.Size(), validate_args=False)
+        self._validate_args = Distribution._validate_args if validate_args is None else validate_args
+        if estimator not in ESTIMATORS:
+            raise ValueError(
+                f"SpikeGMM: estimator must be one of {', '.join(ESTIMATORS)}, but got {estimator!r}."
+            )
+        if self._validate_args:
+            check_probability(type(self).__name__, "gates", gates)
+            self._check_components()
+
+    def _check_components(self) -> None:
+        if not float(self.temperature) > 0:
+            raise ValueError(
+                f"SpikeGMM: temperature must be positive, but got {float(self.temperature):g}; "
+                "for hard codes use a small value such as 1e-3, not 0."
+            )
+        if not bool((self.scale > 0).all()):
+            raise ValueError(
+                f"SpikeGMM: scale must be positive, but its smallest value is {self.scale.min().item():g}; "
+                "parameterise it as exp or softplus of a free parameter, with a floor."
+            )
+        if not bool(self.loc.isfinite().all()):
+            raise ValueError("SpikeGMM: loc must be finite, but got NaN or infinity; check the codebook.")
+        for name, value in (("loc", self.loc), ("scale", self.scale)):
+            if value.dim() == 0 or value.shape[-1] not in (1, self.num_components):
+                raise ValueError(
+                    f"SpikeGMM: the last dimension of {name} must be the number of components, "
+                    f"{self.num_components} (or 1), but got shape {tuple(value.shape)}."
+                )
+
+    @property
+    def gates(self) -> Tensor:
+        """λ, ``[*batch_shape]``."""
+        return self._gates.expand(self.batch_shape)
+
+    @property
+    def loc(self) -> Tensor:
+        """μ, broadcastable to ``[*batch_shape, K]``."""
+        return self._loc
+
+    @property
+    def scale(self) -> Tensor:
+        """σ, broadcastable to ``[*batch_shape, K]``."""
+        return self._scale
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether the estimator makes differentiable values: all but ``"discrete"`` do."""
+        return self.estimator != "discrete"
+
+    @property
+    def responsibilities(self) -> Tensor:
+        """φ at temperature τ, broadcastable to ``[*batch_shape, K]``."""
+        return self.responsibilities_at(None)
+
+    @property
+    def logits(self) -> Tensor:
+        """Unnormalised log responsibilities at temperature 1: ``φ = softmax(logits / τ)``."""
+        if self._logits is not None:
+            return self._logits
+        assert self._responsibilities is not None
+        return self.temperature * log_or_neg_inf(self._responsibilities)
+
+    def responsibilities_at(self, temperature: float | Tensor | None) -> Tensor:
+        """φ at another temperature (``None``: at τ), broadcastable to ``[*batch_shape, K]``."""
+        if temperature is None and self._responsibilities is not None:
+            return self._responsibilities
+        return (self.logits / (self.temperature if temperature is None else temperature)).softmax(-1)
+
+    @property
+    def codes(self) -> Tensor:
+        """The most probable component, int64 ``[*batch_shape]``."""
+        return self.responsibilities.argmax(-1).expand(self.batch_shape)
+
+    @property
+    def mode(self) -> Tensor:
+        """``1[λ > 1/2] · μ`` at the most probable component: the hard weight, exactly 0 or a codebook value."""
+        return torch.where(self.gates > 0.5, self._select(self.loc, self.codes), 0.0)
+
+    @property
+    def assignment_entropy(self) -> Tensor:
+        """``H(φ)`` in nats, ``[*batch_shape]``: the width of the KL bracket is ``λ H(φ)``."""
+        return -plogp(self.responsibilities).sum(-1).expand(self.batch_shape)
+
+    @property
+    def slab_mean(self) -> Tensor:
+        """``Σₖ φₖ μₖ``, the mean given that the weight is non-zero, ``[*batch_shape]``."""
+        return (self.responsibilities * self.loc).sum(-1).expand(self.batch_shape)
+
+    @property
+    def mean(self) -> Tensor:
+        """``λ Σₖ φₖ μₖ``, ``[*batch_shape]``."""
+        return self.gates * self.slab_mean
+
+    @property
+    def variance(self) -> Tensor:
+        """``λ Σₖ φₖ (σₖ² + (μₖ - m)²) + λ (1 - λ) m²`` with ``m = Σₖ φₖ μₖ``; never negative."""
+        gates, centre = self.gates, self.slab_mean
+        spread = self.scale.square() + (self.loc - centre.unsqueeze(-1)).square()
+        return gates * ((self.responsibilities * spread).sum(-1) + (1 - gates) * centre.square())
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "SpikeGMM":
+        """The same law with ``batch_shape`` enlarged; parameters stay views of what was given."""
+        new = self._get_checked_instance(SpikeGMM, _instance)
+        new._responsibilities, new._logits = self._responsibilities, self._logits
+        new._gates, new._loc, new._scale = self.gates.expand(batch_shape), self.loc, self.scale
+        new.temperature, new.estimator = self.temperature, self.estimator
+        new.num_components = self.num_components
+        super(SpikeGMM, new).__init__(torch.Size(batch_shape), torch.Size(), validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density (δ₀ + Lebesgue), ``[*sample_shape, *batch_shape]``; gradients finite at λ = 0, 1."""
+        if self._validate_args:
+            self._validate_sample(value)
+        slab = log_or_neg_inf(self._gates) + self.slab_log_prob(value)
+        log_prob = torch.where(value == 0, log_or_neg_inf(1 - self._gates), slab)
+        return log_prob.expand(torch.broadcast_shapes(value.shape, self.batch_shape))
+
+    def slab_log_prob(self, value: Tensor) -> Tensor:
+        """``log Σₖ φₖ N(θ; μₖ, σₖ²)``, the Lebesgue density given that the weight is non-zero."""
+        log_mixing = (self.logits / self.temperature).log_softmax(-1)  # [*batch, K]
+        component = torch.distributions.Normal(self.loc, self.scale, validate_args=False)
+        return (log_mixing + component.log_prob(value.unsqueeze(-1))).logsumexp(-1)
+
+    def sample(self, sample_shape: Any = ONE_DRAW) -> Tensor:
+        """Exact draws of q, ``[*sample_shape, *batch_shape]``, without gradient; for the ``"discrete"`` estimator
+        :meth:`discrete_sample` instead.
+        """
+        if self.estimator == "discrete":
+            return self.discrete_sample(None, sample_shape)
+        with torch.no_grad():
+            included, codes = self._draw_gates(sample_shape), self._draw_codes(None, sample_shape)
+            loc, scale = self._select(self.loc, codes), self._select(self.scale, codes)
+            return torch.where(included, loc + scale * torch.randn_like(loc), 0.0)
+
+    def discrete_sample(self, temperature: float | None = None, sample_shape: Any = ONE_DRAW) -> Tensor:
+        """A discrete network, ``[*sample_shape, *batch_shape]``: exactly 0 or a codebook value, no gradient.
+
+        The gate is Bernoulli(λ), the code Categorical(φ) at the *evaluation* ``temperature`` (``None``: τ).
+        Near-one-hot training responsibilities make averaging inert; a higher temperature spreads the codes.
+        """
+        with torch.no_grad():
+            included, codes = self._draw_gates(sample_shape), self._draw_codes(temperature, sample_shape)
+            return torch.where(included, self._select(self.loc, codes), 0.0)
+
+    def rsample(self, sample_shape: Any = ONE_DRAW) -> Tensor:
+        """A differentiable value by ``estimator``, ``[*sample_shape, *batch_shape]`` (class docstring)."""
+        estimators: dict[str, Callable[[torch.Size], Tensor]] = {
+            "straight_through": self._rsample_straight_through,
+            "soft": self._rsample_soft,
+            "concrete": self._rsample_concrete,
+        }
+        if not self.has_rsample:
+            raise NotImplementedError("SpikeGMM: discrete draws have no rsample; use sample.")
+        return estimators[self.estimator](self._extended_shape(torch.Size(sample_shape)))
+
+    def _rsample_straight_through(self, shape: torch.Size) -> Tensor:
+        soft = self.mean
+        return (self.mode.detach() + (soft - soft.detach())).expand(shape)  # the bracket is exactly zero
+
+    def _rsample_soft(self, shape: torch.Size) -> Tensor:
+        return self.mean.expand(shape)
+
+    def _rsample_concrete(self, shape: torch.Size) -> Tensor:
+        gates, logits = self.gates.expand(shape), self.logits / self.temperature
+        logits = logits.log_softmax(-1).expand(*shape, self.num_components)
+        gumbel = -torch.empty_like(logits).exponential_().log()
+        code = ((logits + gumbel) / self.temperature).softmax(-1)
+        eps = torch.finfo(gates.dtype).eps
+        uniform = torch.rand_like(gates).clamp(eps, 1 - eps)
+        noisy = gates.clamp(eps, 1 - eps).logit() + uniform.logit()
+        return (noisy / self.temperature).sigmoid() * (code * self.loc).sum(-1)
+
+    def _draw_gates(self, sample_shape: Any) -> Tensor:
+        gates = self.gates.expand(self._extended_shape(torch.Size(sample_shape)))
+        return torch.rand_like(gates) < gates
+
+    def _draw_codes(self, temperature: float | None, sample_shape: Any) -> Tensor:
+        """int64 codes by inverse CDF (several times faster than multinomial), ``[*sample_shape, *batch_shape]``."""
+        cumulative = self.responsibilities_at(temperature).cumsum(-1)  # [*batch, K]
+        shape = self._extended_shape(torch.Size(sample_shape))
+        uniform = torch.rand(shape, dtype=cumulative.dtype, device=cumulative.device).unsqueeze(-1)
+        return (uniform * cumulative[..., -1:] >= cumulative[..., :-1]).sum(-1)
+
+    def _select(self, per_component: Tensor, codes: Tensor) -> Tensor:
+        """``per_component[..., codes]`` with ``per_component`` broadcastable to ``[*batch_shape, K]``."""
+        if per_component.dim() == 1:
+            return per_component.expand(self.num_components)[codes]
+        table = per_component.expand(*codes.shape, self.num_components)
+        return table.gather(-1, codes.unsqueeze(-1)).squeeze(-1)
+
+
+def _check_responsibilities(responsibilities: Tensor) -> None:
+    check_probability("SpikeGMM", "responsibilities", responsibilities)
+    sums = responsibilities.detach().sum(-1)
+    worst = (sums - 1).abs().max().item()
+    if worst > 1e-4:
+        raise ValueError(
+            f"SpikeGMM: responsibilities must sum to 1 over the last dimension, but a sum is off by "
+            f"{worst:g}; normalise them or pass logits instead."
+        )
