@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
@@ -57,9 +57,7 @@ def build_network(name: str, **options: Any) -> nn.Module:
         RecipeError: for an unknown name, an unknown or missing option, or one that is not JSON-able.
     """
     if name not in _constructors:
-        raise RecipeError(
-            f"Network {name!r} is unknown: {_allowed('networks', network_names())}{_hint(name, network_names())}"
-        )
+        raise RecipeError(f"Network {name!r} is unknown: {_allowed('networks', name, network_names())}")
     constructor = _constructors[name]
     _check_options(name, constructor, options)
     net = constructor(**options)
@@ -75,13 +73,13 @@ def _check_options(name: str, constructor: Callable[..., nn.Module], options: di
     for option, value in options.items():
         if option not in allowed and not takes_any:
             raise RecipeError(
-                f"Network {name!r} has no option {option!r}: {_allowed('options', allowed)}{_hint(option, allowed)}"
+                f"Network {name!r} has no option {option!r}: {_allowed('options', option, allowed)}"
             )
         _check_json(name, option, value)
     missing = [p.name for p in named if p.default is p.empty and p.name not in options]
     if missing:
         raise RecipeError(
-            f"Network {name!r} needs the option {missing[0]!r}: {_allowed('options', allowed)}."
+            f"Network {name!r} needs the option {missing[0]!r}: {_allowed('options', '', allowed)}."
         )
 
 
@@ -95,10 +93,7 @@ def _check_json(name: str, option: str, value: Any) -> None:
         ) from None
 
 
-def _allowed(what: str, names: Iterable[str]) -> str:
-    return f"allowed {what} are {', '.join(names) or '(none)'}"
-
-
-def _hint(given: str, allowed: list[str]) -> str:
-    close = difflib.get_close_matches(given, allowed, n=1)
-    return f"; did you mean {close[0]!r}?" if close else "."
+def _allowed(what: str, given: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(given, names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"allowed {what} are {', '.join(names) or '(none)'}{hint}"

@@ -1,5 +1,20 @@
 """What a compressed weight is: codes, masks, codebooks, file format, honest size."""
 
+from sqs_pyro.packing import entropy as entropy  # layouts register themselves
+from sqs_pyro.packing import fixed as fixed
+from sqs_pyro.packing.bits import pack_bits, unpack_bits
+from sqs_pyro.packing.canonical import canonical
 from sqs_pyro.packing.coded import CodedTensor
+from sqs_pyro.packing.layouts import Layout, PackedTensor, layout_names, pack_tensor, register_layout
 
-__all__ = ["CodedTensor"]
+__all__ = [
+    "CodedTensor",
+    "Layout",
+    "PackedTensor",
+    "canonical",
+    "layout_names",
+    "pack_bits",
+    "pack_tensor",
+    "register_layout",
+    "unpack_bits",
+]

@@ -64,7 +64,7 @@ class CodedTensor:
         return "float16" if torch.equal(self.codebook.half().float(), self.codebook) else "float32"
 
     def dense(self) -> Tensor:
-        """Return the weights, float32 ``[*shape]``: the reference that every packed form reproduces exactly."""
+        """Return the weights, float32 ``[*shape]``: the reference every packed form must equal exactly."""
         values = look_up(self.codebook, self.codes.reshape(self.num_groups, -1)).view(self.shape)
         return torch.where(self.mask, values, values.new_zeros(()))
 

@@ -1,0 +1,51 @@
+"""The smallest equivalent of a coded tensor: what no weight uses is not stored."""
+
+import torch
+from torch import Tensor
+
+from sqs_pyro.packing.coded import CodedTensor, look_up
+
+
+def canonical(coded: CodedTensor) -> CodedTensor:
+    """Sort every codebook row, merge equal values and drop values that no weight uses; on the CPU.
+
+    ``canonical(coded).dense()`` equals ``coded.dense()`` bit for bit. K becomes the largest number of
+    different values used in one group (at least 1); shorter rows are filled with zeros.
+    """
+    groups = coded.num_groups
+    codes = coded.codes.cpu().reshape(groups, -1)
+    mask = coded.mask.cpu().reshape(groups, -1)
+    codebook = coded.codebook.cpu()
+    used = _used(codes, mask, coded.num_components)
+    values, order = codebook.masked_fill(~used, torch.inf).sort(dim=1, stable=True)
+    new_index, fresh = _number_distinct(values)
+    rename = torch.empty_like(new_index).scatter_(1, order, new_index)  # [G, K]: old code -> new code
+    components = max(1, int(fresh.sum(dim=1).max()))
+    rows = torch.zeros(groups, components)
+    keep = fresh.nonzero()
+    rows[keep[:, 0], new_index[keep[:, 0], keep[:, 1]]] = values[fresh]
+    renamed = look_up(rename.to(torch.uint8), codes).masked_fill(~mask, 0)
+    return CodedTensor(renamed.view(coded.shape), mask.reshape(coded.shape), rows)
+
+
+def _used(codes: Tensor, mask: Tensor, components: int) -> Tensor:
+    """Return bool [G, K]: does a non-zero weight of the group use the code."""
+    used = torch.zeros(codes.shape[0], components, dtype=torch.bool)
+    if codes.shape[0] == 1:  # the usual case: count instead of making an index for every weight
+        used[0] = torch.bincount(codes[mask].int(), minlength=components).bool()
+    else:
+        group, place = mask.nonzero(as_tuple=True)
+        used[group, codes[group, place].long()] = True
+    return used
+
+
+def _number_distinct(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Number the distinct finite values of each sorted row; the second result marks first occurrences.
+
+    Bit patterns are compared, because -0.0 and 0.0 must stay apart.
+    """
+    bits = values.view(torch.int32)
+    fresh = torch.ones_like(values, dtype=torch.bool)
+    fresh[:, 1:] = bits[:, 1:] != bits[:, :-1]
+    fresh &= values.isfinite()
+    return (fresh.cumsum(dim=1) - 1).clamp(min=0), fresh

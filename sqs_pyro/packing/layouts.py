@@ -1,0 +1,205 @@
+"""Layouts: ways to write a :class:`CodedTensor` as bytes, each lossless.
+
+A layout is one subclass of :class:`Layout` under a name in the registry; ``tests/kits/layout.py`` holds the
+contract that all of them keep.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sqs_pyro.errors import NetworkError, PackedFileError
+from sqs_pyro.packing.bits import MAX_BITS
+from sqs_pyro.packing.canonical import canonical
+from sqs_pyro.packing.coded import MAX_COMPONENTS, CodedTensor
+
+_CODEBOOK_DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, eq=False)
+class PackedTensor:
+    """The bytes of one compressed tensor in one layout.
+
+    Attributes:
+        layout: name of the layout.
+        shape: shape of the weight tensor.
+        bits: bits of one stored code; 0 where the layout stores no fixed-width codes.
+        nonzeros: number of non-zero weights.
+        num_groups: G, the number of codebook rows.
+        num_components: K, the number of values in a row.
+        codebook_dtype: ``"float16"`` or ``"float32"``.
+        parts: uint8 buffers ``[bytes]`` by name: ``"codebook"`` and what the layout needs.
+
+    Raises:
+        PackedFileError: where the fields contradict each other or the size of a part.
+    """
+
+    layout: str
+    shape: tuple[int, ...]
+    bits: int
+    nonzeros: int
+    num_groups: int
+    num_components: int
+    codebook_dtype: str
+    parts: dict[str, Tensor] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        sizes = part_sizes(self)
+        if list(self.parts) != list(sizes):
+            raise PackedFileError(
+                f"layout {self.layout!r} has the parts {list(sizes)}, not {list(self.parts)}"
+            )
+        for name, size in sizes.items():
+            if size is not None and self.parts[name].numel() != size:
+                raise PackedFileError(f"part {name!r} has {self.parts[name].numel()} bytes instead of {size}")
+
+    @property
+    def numel(self) -> int:
+        """Number of weights, zeros included."""
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.numel() for part in self.parts.values())
+
+    def unpack(self) -> CodedTensor:
+        """Return the weights; ``unpack().dense()`` equals the packed tensor's ``dense()`` bit for bit.
+
+        Raises:
+            PackedFileError: if the bytes do not decode to the stated shape, count and codes.
+        """
+        codes, mask = get_layout(self.layout).unpack_codes(self)
+        if int(mask.sum()) != self.nonzeros:
+            raise PackedFileError(f"{int(mask.sum())} weights are not zero, but {self.nonzeros} should be")
+        try:
+            return CodedTensor(codes.view(self.shape), mask.view(self.shape), _read_codebook(self))
+        except NetworkError as error:
+            raise PackedFileError(str(error)) from None
+
+
+class Layout(ABC):
+    """One way to write codes and mask as bytes; the codebook is written the same way by all."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def bits(self, num_components: int, has_zeros: bool) -> int:
+        """Return the bits of one stored code; more than 8 means that the layout cannot hold the tensor."""
+
+    @abstractmethod
+    def part_sizes(self, packed: PackedTensor) -> dict[str, int | None]:
+        """Return the bytes of each part but the codebook, in file order; None where they vary."""
+
+    @abstractmethod
+    def pack_parts(self, coded: CodedTensor, bits: int) -> dict[str, Tensor]:
+        """Return the parts, uint8 ``[bytes]``, of a canonical coded tensor on the CPU."""
+
+    @abstractmethod
+    def unpack_codes(self, packed: PackedTensor) -> tuple[Tensor, Tensor]:
+        """Return codes, uint8 ``[numel]``, and mask, bool ``[numel]``."""
+
+
+_layouts: dict[str, Layout] = {}
+
+
+def register_layout(layout: type[Layout]) -> type[Layout]:
+    """Class decorator: make a layout known under its ``name``, and a candidate for ``"auto"``."""
+    _layouts[layout.name] = layout()
+    return layout
+
+
+def get_layout(name: str) -> Layout:
+    """Return the layout called ``name``; raises PackedFileError, naming those there are, if it is unknown."""
+    if name not in _layouts:
+        raise PackedFileError(f"layout {name!r} is unknown; known are {', '.join(layout_names())}")
+    return _layouts[name]
+
+
+def layout_names() -> list[str]:
+    """Return the names of all layouts."""
+    return list(_layouts)
+
+
+def part_sizes(packed: PackedTensor) -> dict[str, int | None]:
+    """Return the bytes of every part in file order; None where only the bytes themselves can tell."""
+    item = _CODEBOOK_DTYPES[packed.codebook_dtype].itemsize
+    sizes = get_layout(packed.layout).part_sizes(packed)
+    return {"codebook": packed.num_groups * packed.num_components * item, **sizes}
+
+
+def pack_tensor(coded: CodedTensor, layout: str = "auto") -> PackedTensor:
+    """Pack a coded tensor.
+
+    Args:
+        coded: what to pack. Codebook values that no weight uses are not stored.
+        layout: a name out of :func:`layout_names`, or ``"auto"`` for the one that takes the fewest bytes.
+
+    Raises:
+        NetworkError: if the layout is unknown or cannot hold the tensor.
+    """
+    if layout != "auto" and layout not in _layouts:
+        raise NetworkError(f"Layout {layout!r} is unknown: allowed are auto, {', '.join(layout_names())}.")
+    smallest = canonical(coded)
+    if layout != "auto":
+        return _pack(smallest, _layouts[layout])
+    has_zeros = smallest.nonzeros < smallest.mask.numel()
+    fitting = [c for c in _layouts.values() if c.bits(smallest.num_components, has_zeros) <= MAX_BITS]
+    return min((_pack(smallest, candidate) for candidate in fitting), key=lambda packed: packed.num_bytes)
+
+
+def code_bits(symbols: int) -> int:
+    """Return ceil(log2(symbols)), the bits that tell ``symbols`` symbols apart."""
+    return (symbols - 1).bit_length()
+
+
+def _pack(coded: CodedTensor, layout: Layout) -> PackedTensor:
+    nonzeros = coded.nonzeros
+    bits = layout.bits(coded.num_components, nonzeros < coded.mask.numel())
+    if bits > MAX_BITS:
+        raise NetworkError(
+            f"Layout {layout.name!r} cannot tell {coded.num_components} codebook values and zero apart with "
+            f"{MAX_BITS} bits: choose another layout or fewer components."
+        )
+    values = coded.codebook.to(_CODEBOOK_DTYPES[coded.codebook_dtype]).contiguous().numpy()
+    codebook = torch.from_numpy(values.astype(values.dtype.newbyteorder("<")).reshape(-1).view(np.uint8))
+    return PackedTensor(
+        layout=layout.name,
+        shape=coded.shape,
+        bits=bits,
+        nonzeros=nonzeros,
+        num_groups=coded.num_groups,
+        num_components=coded.num_components,
+        codebook_dtype=coded.codebook_dtype,
+        parts={"codebook": codebook, **layout.pack_parts(coded, bits)},
+    )
+
+
+def _read_codebook(packed: PackedTensor) -> Tensor:
+    dtype = np.dtype(packed.codebook_dtype).newbyteorder("<")
+    values = packed.parts["codebook"].cpu().numpy().tobytes()
+    rows = np.frombuffer(values, dtype=dtype).astype(np.float32)
+    return torch.from_numpy(rows).view(packed.num_groups, packed.num_components)
+
+
+def _check_fields(packed: PackedTensor) -> None:
+    numel = packed.numel
+    if not packed.shape or min(packed.shape) < 1:
+        raise PackedFileError(f"shape {list(packed.shape)} is not one of a weight tensor")
+    if not 0 <= packed.nonzeros <= numel:
+        raise PackedFileError(f"{packed.nonzeros} non-zeros are impossible in {numel} weights")
+    if packed.num_groups < 1 or numel % packed.num_groups:
+        raise PackedFileError(f"{packed.num_groups} codebooks cannot share {numel} weights equally")
+    if not 1 <= packed.num_components <= MAX_COMPONENTS:
+        raise PackedFileError(f"{packed.num_components} components are outside of 1..{MAX_COMPONENTS}")
+    if packed.codebook_dtype not in _CODEBOOK_DTYPES:
+        raise PackedFileError(f"codebook dtype {packed.codebook_dtype!r} is neither float16 nor float32")
+    bits = get_layout(packed.layout).bits(packed.num_components, packed.nonzeros < numel)
+    if packed.bits != bits or bits > MAX_BITS:
+        raise PackedFileError(f"{packed.bits} bits a code are given where the layout takes {bits}")
