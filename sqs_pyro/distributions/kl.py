@@ -59,7 +59,7 @@ def register_bound(kind: str, type_q: type, type_p: type) -> Callable[[Bound], B
 def kl_bound(q: Distribution, p: Distribution, kind: str = "jensen") -> Tensor:
     """The bound ``kind`` on KL(q‖p), ``[*batch_shape]`` of q, by the most specific registered type pair.
 
-    ``Independent`` (``to_event``) and ``MaskedDistribution`` are unwrapped on both sides, as in Pyro. Where no
+    ``Independent`` (``to_event``) and ``MaskedDistribution`` are unwrapped on both sides. Where no
     bound is registered, an exact KL registered with torch stands for every kind.
 
     Raises:
@@ -152,7 +152,7 @@ def certified_bracket(q: Distribution, p: Distribution) -> tuple[Tensor, Tensor]
 
 
 def spike_gmm_bound(q: SpikeGMM, p: SpikeAndSlab, kind: str = "jensen") -> Tensor:
-    """``KL(Bern(λ)‖Bern(λ₀)) + λ mixture_divergence``, ``[*batch_shape]``; any slab with a known Normal KL."""
+    """``KL(Bern(λ)‖Bern(λ₀)) + λ mixture_divergence``, ``[*batch_shape]``; its slab has a known Normal KL."""
     slab = mixture_divergence(q, p.base_slab, kind)
     return gate_divergence(q.gates, p.base_inclusion) + weighted(q.gates, slab)
 

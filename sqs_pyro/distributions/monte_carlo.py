@@ -4,7 +4,7 @@ With ``q = (1-λ) δ₀ + λ m`` the gate is summed exactly and only the continu
 
     KL(q‖p) = (1-λ) [log(1-λ) - log p(0)] + λ [log λ + E_m(log m - log p)],
 
-where ``p`` needs nothing but ``log_prob`` with respect to δ₀ + Lebesgue. For a mixture, ``E_m = Σₖ φₖ E_{Nₖ}``
+where ``p`` needs only ``log_prob`` with respect to δ₀ + Lebesgue. For a mixture, ``E_m = Σₖ φₖ E_{Nₖ}``
 is summed exactly as well and each ``E_{Nₖ}`` takes one reparametrised draw ``μₖ + σₖ ε``: no score function,
 no straight-through value, so the gradients with respect to λ, φ, μ and σ are unbiased too.
 """
@@ -41,12 +41,12 @@ def monte_carlo_kl(q: Distribution, p: Distribution, num_samples: int = 1000) ->
 def sampled_kl(q: Distribution, p: Distribution, num_samples: int = 1) -> Tensor:
     """Independent unbiased estimates of KL(q‖p), ``[num_samples, *batch_shape]``; differentiable.
 
-    A prior without ``has_atom_at_zero`` is a density: it gives the spike no mass, and the KL of a law with an atom
-    is infinite unless its gate is exactly 1.
+    A prior without ``has_atom_at_zero`` is a density: it gives the spike no mass, so the KL of a law with an
+    atom is infinite unless its gate is exactly 1.
 
     Raises:
-        NotImplementedError: when q is neither of ours nor reparametrised, or when p couples the weights of one
-            event (its event dimensions are not those of an ``Independent``).
+        NotImplementedError: when q is neither of ours nor reparametrised, or when p couples the weights of
+            one event (its event dimensions are not those of an ``Independent``).
     """
     if isinstance(q, Independent) and isinstance(p, Independent):
         q, p, shared = strip_independent(q, p)

@@ -34,7 +34,7 @@ class SpikeAndSlab(TorchDistribution):
     Shapes: ``batch_shape = broadcast(inclusion.shape, slab.batch_shape)``, ``event_shape = ()``.
 
     ``has_rsample`` is the slab's. The value of ``rsample`` is an exact draw; its gradient is pathwise for the
-    slab's parameters and straight-through for the inclusion (``dθ/dλ₀ = slab draw``, biased, the convention of
+    slab's parameters and straight-through for the inclusion (``dθ/dλ₀ = slab draw``, biased, as in
     Pyro's ``RelaxedBernoulliStraightThrough``), because the gate itself is discrete.
 
     Args:

@@ -19,12 +19,11 @@ class SpikeGMM(TorchDistribution):
 
     Densities are with respect to δ₀ + Lebesgue, as for :class:`~sqs_pyro.distributions.SpikeAndSlab`.
 
-    Shapes: ``event_shape = ()``; ``batch_shape`` is the broadcast of ``gates.shape`` with the other arguments'
-    shapes less their last (component) dimension. ``gates [*batch]``; ``responsibilities`` or ``logits``, ``loc``
-    and ``scale`` broadcastable to ``[*batch, K]`` and kept as given: a codebook shared by a layer stays ``[K]``.
+    Shapes: ``event_shape = ()``; ``gates [*batch]``; ``responsibilities`` or ``logits``, ``loc``, ``scale``
+    broadcastable to ``[*batch, K]`` and kept as given: a codebook shared by a layer stays ``[K]``.
 
-    ``sample`` gives exact draws of q. ``rsample`` is what a network is trained with, and is *not* a draw of q:
-    the components' widths enter through the KL, not as noise on the weights. By ``estimator``:
+    ``sample`` gives exact draws of q. ``rsample`` is what a network is trained with, *not* a draw of q: the
+    components' widths enter through the KL, not as noise on the weights. By ``estimator``:
 
     ================== ========================================== ===========================================
     estimator          value                                      gradient
@@ -33,10 +32,12 @@ class SpikeGMM(TorchDistribution):
     soft               λ Σₖ φₖ μₖ, the mean of q                  exact for the value
     concrete           relaxed Bernoulli gate times               pathwise through the relaxation (Maddison et
                        Gumbel-softmax code, both at τ, times μ    al. 2017); biased for q, less so as τ → 0
+    discrete           Bernoulli gate times μ of a drawn code     none: ``has_rsample`` is False and ``sample``
+                       (:meth:`discrete_sample` at τ)             is this too (for Bayesian averaging)
     ================== ========================================== ===========================================
 
-    Subclasses may compute ``logits`` (or ``responsibilities_at``) lazily: override it, call :meth:`_setup` instead
-    of ``__init__``, and override :meth:`expand`; all the rest, KL terms included, uses public properties.
+    Subclasses may compute ``logits`` (or ``responsibilities_at``) lazily: override it, call :meth:`_setup`
+    instead of ``__init__``, and override :meth:`expand`; the rest, KL terms included, uses public properties.
 
     Args:
         gates: λ in [0, 1], the probability of being non-zero.
@@ -178,7 +179,7 @@ class SpikeGMM(TorchDistribution):
 
     @property
     def mode(self) -> Tensor:
-        """``1[λ > 1/2] · μ`` at the most probable component: the hard weight, exactly 0 or a codebook value."""
+        """``1[λ > 1/2] · μ`` at the most probable component: exactly 0 or a codebook value."""
         return torch.where(self.gates > 0.5, self._select(self.loc, self.codes), 0.0)
 
     @property
@@ -229,9 +230,7 @@ class SpikeGMM(TorchDistribution):
         return (log_mixing + component.log_prob(value.unsqueeze(-1))).logsumexp(-1)
 
     def sample(self, sample_shape: Any = ONE_DRAW) -> Tensor:
-        """Exact draws of q, ``[*sample_shape, *batch_shape]``, without gradient; for the ``"discrete"`` estimator
-        :meth:`discrete_sample` instead.
-        """
+        """Draws of q, ``[*sample_shape, *batch_shape]``, without gradient; exact but for ``"discrete"``."""
         if self.estimator == "discrete":
             return self.discrete_sample(None, sample_shape)
         with torch.no_grad():
@@ -282,7 +281,7 @@ class SpikeGMM(TorchDistribution):
         return torch.rand_like(gates) < gates
 
     def _draw_codes(self, temperature: float | None, sample_shape: Any) -> Tensor:
-        """int64 codes by inverse CDF (several times faster than multinomial), ``[*sample_shape, *batch_shape]``."""
+        """int64 codes by inverse CDF (much faster than multinomial), ``[*sample_shape, *batch_shape]``."""
         cumulative = self.responsibilities_at(temperature).cumsum(-1)  # [*batch, K]
         shape = self._extended_shape(torch.Size(sample_shape))
         uniform = torch.rand(shape, dtype=cumulative.dtype, device=cumulative.device).unsqueeze(-1)
