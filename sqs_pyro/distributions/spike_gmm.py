@@ -31,7 +31,7 @@ class SpikeGMM(TorchDistribution):
     straight_through   1[λ > 1/2] · μ at argmax φ (hard network)  that of the soft value
     soft               λ Σₖ φₖ μₖ, the mean of q                  exact for the value
     concrete           relaxed Bernoulli gate times               pathwise through the relaxation (Maddison et
-                       Gumbel-softmax code, both at τ, times μ    al. 2017); biased for q, less so as τ → 0
+                       Gumbel-softmax code, both at τ, times μ    al. 2017), biased; less so as τ → 0
     discrete           Bernoulli gate times μ of a drawn code     none: ``has_rsample`` is False and ``sample``
                        (:meth:`discrete_sample` at τ)             is this too (for Bayesian averaging)
     ================== ========================================== ===========================================
