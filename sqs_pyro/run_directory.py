@@ -37,7 +37,7 @@ def check_output(final: Path, recipe_text: str, *, overwrite: bool) -> None:
     partial = partial_directory(final)
     if partial.exists() and not partial.is_dir():
         raise OutputError(f"'{partial}' is needed for the unfinished run but is a file: move it away.")
-    if partial.exists() and not overwrite and not _same_recipe(partial, recipe_text):
+    if (partial / CHECKPOINT).exists() and not overwrite and not _same_recipe(partial, recipe_text):
         raise OutputError(
             f"'{partial}' holds an unfinished run of another recipe: finish it with that recipe, choose "
             "another output directory, or discard it with --overwrite."

@@ -1,0 +1,129 @@
+"""The `sqs` command: the one place that joins everything.
+
+Commands import what they need when they run, so that `sqs --help` and mistyped options answer at once.
+Results go to stdout (tables, or one JSON document with ``--json``), everything else to stderr.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sqs_pyro.errors import SQSError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+app = typer.Typer(
+    name="sqs",
+    help="Bayesian compression of neural networks: prune, quantize, pack, and measure the file.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a bug keeps its traceback
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A packed file.")]
+
+
+def main() -> None:
+    """Entry point of the `sqs` command."""
+    app()
+
+
+@app.command("compress")
+def compress_command(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, see docs/recipes.md.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory to make for the run.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
+    seed: Annotated[int | None, typer.Option("--seed", help="Instead of the recipe's seed.")] = None,
+    baselines: Annotated[
+        Path | None,
+        typer.Option("--baselines", metavar="DIR", help="Where trained networks are kept [runs' directory]."),
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. compression.nonzero_rate=0.2."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train or load a network, compress it, and write a packed file with its figures and pictures.
+
+    Interrupted with Ctrl-C, the same command goes on where it stopped.
+    """
+    with _one_sentence_errors(f"the same command goes on from the last checkpoint of '{out}'"):
+        from sqs_pyro.reporting.tables import run_tables
+        from sqs_pyro.reporting.terminal import progress_display
+        from sqs_pyro.runs import load_recipe, run
+
+        asked = [*(changes or []), *([] if seed is None else [f"seed={seed}"])]
+        loaded = load_recipe(recipe, asked)
+        with progress_display() as progress:
+            metrics = run(loaded, out, overwrite=overwrite, baselines_dir=baselines, progress=progress)
+        _show(metrics, run_tables(metrics), as_json)
+        typer.echo(f"Wrote {out}", err=True)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    file: FileArgument,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="RECIPE", help="Recipe whose `data` section to use, not the file's own."
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option("--root", metavar="DIR", help="Where the data set is on this machine.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate a packed file on its test data: accuracy, NLL, calibration error, size."""
+    with _one_sentence_errors():
+        from sqs_pyro.packed_files import evaluate_file
+        from sqs_pyro.reporting.tables import evaluation_tables
+
+        evaluation = evaluate_file(file, data_from=data, root=root)
+        _show(evaluation, evaluation_tables(evaluation), as_json)
+
+
+@app.command("inspect")
+def inspect_command(file: FileArgument, as_json: JsonOption = False) -> None:
+    """Show what a packed file holds, to the byte, without building the network."""
+    with _one_sentence_errors():
+        from sqs_pyro.packed_files import inspect_file
+        from sqs_pyro.reporting.tables import inspection_tables
+
+        inspection = inspect_file(file)
+        _show(inspection, inspection_tables(inspection), as_json)
+
+
+@contextmanager
+def _one_sentence_errors(resume: str = "") -> Iterator[None]:
+    """Errors of the input become one sentence on stderr; bugs pass with their traceback."""
+    try:
+        yield
+    except SQSError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(BAD_INPUT) from None
+    except KeyboardInterrupt:
+        typer.echo(f"Interrupted{': ' + resume if resume else ''}.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _show(document: dict[str, Any], tables: "list[RenderableType]", as_json: bool) -> None:
+    from rich.console import Console
+
+    if as_json:
+        typer.echo(json.dumps(document, indent=2, allow_nan=False))
+        return
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # a pipe has no width of its own; 80 would fold the names of tensors
+    for table in tables:
+        console.print(table)

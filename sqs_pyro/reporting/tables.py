@@ -1,0 +1,87 @@
+"""Tables of what was measured: dictionaries in, titles and rich tables out; fractions become percent."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+Document = Mapping[str, Any]
+
+
+def run_tables(metrics: Document) -> list[RenderableType]:
+    """The result of a run: fp32 network and packed file side by side, and what the file weighs."""
+    title = f"{metrics['name'] or 'run'}, seed {metrics['seed']}"
+    networks = [("fp32", metrics["baseline"]), ("packed file", metrics["compressed"])]
+    if "averaged" in metrics:
+        networks.append((f"average of {metrics['averaged']['samples']}", metrics["averaged"]))
+    table = _table("", *(name for name, _ in networks))
+    table.add_row("accuracy, %", *(f"{100 * network['accuracy']:.2f}" for _, network in networks))
+    table.add_row("NLL, nats", *(f"{network['nll']:.4f}" for _, network in networks))
+    table.add_row("ECE, %", *(f"{100 * network['ece']:.2f}" for _, network in networks))
+    return [_title(title), table, _size_table(metrics, metrics["seconds"])]
+
+
+def evaluation_tables(evaluation: Document) -> list[RenderableType]:
+    """The evaluation of a packed file."""
+    title = f"{evaluation['file']} on {evaluation['num_examples']:,} test examples"
+    table = _table("", "packed file")
+    table.add_row("accuracy, %", f"{100 * evaluation['accuracy']:.2f}")
+    table.add_row("NLL, nats", f"{evaluation['nll']:.4f}")
+    table.add_row("ECE, %", f"{100 * evaluation['ece']:.2f}")
+    return [_title(title), table, _size_table(evaluation)]
+
+
+def inspection_tables(inspection: Document) -> list[RenderableType]:
+    """What a packed file holds: a row a tensor and a row for everything else; they add up to the file."""
+    size = inspection["size"]
+    table = _table("tensor", "shape", "layout", "bits", "non-zeros", "%", "bytes", "bits a weight")
+    for tensor in size["tensors"]:
+        table.add_row(*_tensor_row(tensor))
+    table.add_section()
+    for part in ("uncompressed", "manifest", "header", "padding"):
+        table.add_row(part, "", "", "", "", "", f"{size['parts'][part]:,}", "")
+    table.add_row("[bold]file", "", "", "", "", "", f"[bold]{size['file_bytes']:,}", "")
+    return [_title(str(inspection["file"])), table, _size_table(inspection)]
+
+
+def _tensor_row(tensor: Document) -> list[str]:
+    weights = max(math.prod(tensor["shape"]), 1)
+    return [
+        escape(tensor["name"]),
+        "×".join(str(side) for side in tensor["shape"]),
+        tensor["layout"],
+        str(tensor["bits"] or "-"),  # entropy-coded codes have no fixed width
+        f"{tensor['nonzeros']:,}",
+        f"{100 * tensor['nonzeros'] / weights:.1f}",
+        f"{tensor['bytes']:,}",
+        f"{8 * tensor['bytes'] / weights:.2f}",
+    ]
+
+
+def _size_table(document: Document, seconds: float | None = None) -> Table:
+    size = document["size"]
+    table = _table("size", "")
+    table.add_row("fp32 network, bytes", f"{size['fp32_bytes']:,}")
+    table.add_row("packed file, bytes", f"{size['file_bytes']:,}")
+    table.add_row("ratio of the whole file", f"{size['ratio']:.2f}")
+    table.add_row("bits a compressed weight", f"{size['bits_per_weight']:.2f}")
+    table.add_row("non-zero weights, %", f"{100 * size['nonzero_rate']:.2f}")
+    if seconds is not None:
+        table.add_row("compression, seconds", f"{seconds:.1f}")
+    return table
+
+
+def _title(text: str) -> Text:
+    return Text(text, style="bold")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE, header_style="")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=not index)
+    return table
