@@ -1,0 +1,126 @@
+"""A folder of image files, one directory a class, with the usual ImageNet transforms."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from sqs_pyro.data.array_loader import epoch_generator
+from sqs_pyro.data.load import SPLIT_SEED, Data, held_out_size
+from sqs_pyro.data.recipe import DataRecipe
+from sqs_pyro.data.split import stratified_split
+from sqs_pyro.errors import DataError
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+_RESIZE = 256 / 224  # evaluation: the shorter side is resized to this times the crop
+
+
+class EpochDataLoader(DataLoader[Any]):
+    """torch's DataLoader, with the order of an epoch given by `seed` and the attribute `epoch` alone.
+
+    Worker processes take their seeds from the same generator, so augmentation repeats as well. Without
+    workers it draws from torch's global generator.
+    """
+
+    def __init__(self, dataset: Any, *, seed: int = 0, **options: Any) -> None:
+        super().__init__(dataset, generator=torch.Generator(), **options)
+        self.seed = seed
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self.generator.set_state(epoch_generator(self.seed, self.epoch).get_state())
+        self.epoch += 1
+        return super().__iter__()
+
+
+def load_image_folder(recipe: DataRecipe, seed: int) -> Data:
+    """Loaders over `root/train` and `root/val` or `root/test`, each with one directory a class.
+
+    With both `val` and `test`, `val` is for choices and `test` for the final figures. With only one of them,
+    that one is for the final figures, and the validation examples are held out of `train`.
+
+    Raises:
+        DataError: a missing directory, a class without images, classes that differ between the directories.
+    """
+    root = _existing_root(recipe.root)
+    train_transform, plain_transform = _transforms(recipe)
+    train, train_plain = _folder(root / "train", train_transform), _folder(root / "train", plain_transform)
+    held_out_folders = [_folder(root / n, plain_transform) for n in ("val", "test") if (root / n).is_dir()]
+    if not held_out_folders:
+        raise DataError(f"'{root}' has neither 'val' nor 'test': add one, with a directory for each class.")
+    for folder in held_out_folders:
+        _check_same_classes(train, folder)
+    if len(held_out_folders) == 2:
+        training, validation = train, held_out_folders[0]
+    else:
+        labels = torch.tensor(train.targets)
+        kept, held_out = stratified_split(labels, held_out_size(recipe, len(labels)), SPLIT_SEED)
+        training, validation = Subset(train, kept.tolist()), Subset(train_plain, held_out.tolist())
+    if len(training) < recipe.batch_size:
+        raise DataError(
+            f"'{root / 'train'}' leaves {len(training)} images to train on, fewer than a minibatch of "
+            f"{recipe.batch_size}: lower `batch_size`."
+        )
+    options: dict[str, Any] = {"batch_size": recipe.batch_size, "num_workers": recipe.num_workers}
+    return Data(
+        train=EpochDataLoader(training, seed=seed, shuffle=True, drop_last=True, **options),
+        validation=EpochDataLoader(validation, **options),
+        test=EpochDataLoader(held_out_folders[-1], **options),
+        num_classes=len(train.classes),
+        input_shape=(3, recipe.image_size, recipe.image_size),
+        name=recipe.name,
+    )
+
+
+def _transforms(recipe: DataRecipe) -> tuple[Any, Any]:
+    """For training and for evaluation."""
+    from torchvision import transforms  # heavy, and only needed here
+
+    to_tensor = [transforms.ToTensor(), transforms.Normalize(_MEAN, _STD)]
+    size = recipe.image_size
+    plain = transforms.Compose(
+        [transforms.Resize(round(size * _RESIZE)), transforms.CenterCrop(size), *to_tensor]
+    )
+    if not recipe.augment:
+        return plain, plain
+    augmented = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), *to_tensor]
+    return transforms.Compose(augmented), plain
+
+
+def _existing_root(root: Path | None) -> Path:
+    if root is None:
+        raise DataError("An image folder needs `root`: the directory that holds 'train' and 'val' or 'test'.")
+    for directory in (root, root / "train"):
+        if not directory.is_dir():
+            raise DataError(
+                f"'{directory}' is no directory: an image folder holds 'train' and 'val' or 'test', each "
+                f"with one directory a class; correct `root`."
+            )
+    return root
+
+
+def _folder(directory: Path, transform: Any) -> Any:
+    from torchvision.datasets import ImageFolder  # heavy, and only needed here
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    classes = sorted(entry for entry in directory.iterdir() if entry.is_dir())
+    if not classes:
+        raise DataError(f"'{directory}' holds no classes: put each class's images in a directory of its own.")
+    for entry in classes:
+        if not any(file.suffix.lower() in IMG_EXTENSIONS for file in entry.rglob("*")):
+            raise DataError(
+                f"Class '{entry.name}' in '{directory}' has no images ({', '.join(IMG_EXTENSIONS)}): add "
+                f"some or remove the directory."
+            )
+    return ImageFolder(directory, transform)
+
+
+def _check_same_classes(train: Any, other: Any) -> None:
+    if train.classes != other.classes:
+        odd = sorted(set(train.classes) ^ set(other.classes))
+        raise DataError(
+            f"'{train.root}' and '{other.root}' have different classes: {', '.join(odd)} in only one of "
+            f"them; make them the same."
+        )
