@@ -1,0 +1,273 @@
+"""Training of the uncompressed network that everything else is measured against."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sqs_pyro.errors import DataError, DivergenceError
+from sqs_pyro.inference.checkpoint import check_same, check_same_network, read_checkpoint, write_checkpoint
+from sqs_pyro.recipe import RecipeSection
+
+_LOSS_CHECK_STEPS = 25  # a look at the loss waits for the device; this often is cheap and early enough
+
+
+class Loader(Protocol):
+    """Minibatches (x, y). A loader with an attribute `epoch` is resumed exactly, see `ArrayLoader`."""
+
+    def __len__(self) -> int:
+        """Number of minibatches."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class BaselineRecipe(RecipeSection):
+    """Stochastic gradient descent with Nesterov momentum, linear warm-up and cosine decay to 0.
+
+    Attributes:
+        epochs: passes over the training data.
+        lr: highest learning rate.
+        momentum: of the gradients.
+        weight_decay: of tensors with two or more dimensions; norms and biases have none.
+        warmup: epochs (or a fraction of one) over which the learning rate rises.
+        label_smoothing: share of the target spread over all classes.
+        precision: of the multiplications in training; weights and evaluation are always float32.
+        channels_last: memory layout of images and convolutions while training; the faster one on CPUs.
+        seed: of dropout and other noise within the network.
+    """
+
+    epochs: int = Field(default=30, ge=1)
+    lr: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, gt=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    warmup: float = Field(default=1.0, ge=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = True
+    seed: int = Field(default=0, ge=0)
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch: mean training loss and accuracy while it ran, validation after it, seconds for both."""
+
+    epoch: int  # from 1
+    loss: float
+    accuracy: float  # 0..1, on augmented minibatches
+    validation_loss: float | None
+    validation_accuracy: float | None
+    seconds: float
+
+
+def train_baseline(
+    net: nn.Module,
+    train: Loader,
+    validation: Loader | None,
+    recipe: BaselineRecipe,
+    *,
+    checkpoint: Path | None = None,
+    progress: Callable[[EpochRecord], None] | None = None,
+) -> list[EpochRecord]:
+    """Train `net` in place, on the device where it is.
+
+    Args:
+        net: classifier, minibatch to logits [B, num_classes].
+        train: training minibatches.
+        validation: minibatches to evaluate on after each epoch, or None.
+        recipe: how to train.
+        checkpoint: file to write after each epoch and, if it is there already, to go on from. Interrupted and
+            resumed training ends with the same weights, bit for bit, as training in one go. A finished
+            checkpoint only loads its weights.
+        progress: called with each epoch's record.
+
+    Returns:
+        The records of all epochs, those before the resumption included.
+
+    Raises:
+        DivergenceError: the loss or a weight is not finite; the last good checkpoint stays.
+        RecipeError: the checkpoint was made with another recipe or other data.
+        NetworkError: the checkpoint is unreadable or made for another network.
+        DataError: there are no minibatches to train on.
+    """
+    if len(train) == 0:
+        raise DataError("There is no minibatch to train on: lower `batch_size` or add examples.")
+    devices = [p.device for p in net.parameters() if p.device.type == "cuda"][:1]
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(recipe.seed)
+        try:
+            if recipe.channels_last:
+                _lay_out(net, torch.channels_last)
+            return _Training(net, train, validation, recipe).run(checkpoint, progress)
+        finally:
+            if recipe.channels_last:
+                _lay_out(net, torch.contiguous_format)
+
+
+def learning_rate(step: float, total: float, warmup: float, highest: float) -> float:
+    """Learning rate of `step` (from 0) out of `total`: linear in `warmup` steps, then half a cosine."""
+    if step < warmup:
+        return highest * (step + 1) / (math.floor(warmup) + 1)
+    return highest * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+
+
+@torch.no_grad()
+def evaluate_classifier(net: nn.Module, loader: Loader) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy (0..1) of `net` in evaluation mode and float32."""
+    device = next(net.parameters()).device
+    was_training = net.training
+    net.eval()
+    loss = correct = torch.zeros((), device=device, dtype=torch.float64)
+    count = 0
+    for x, y in loader:
+        logits, y = net(x.to(device)).float(), y.to(device)
+        loss = loss + F.cross_entropy(logits, y, reduction="sum")
+        correct = correct + (logits.argmax(dim=1) == y).sum()
+        count += len(y)
+    net.train(was_training)
+    if not count:
+        raise DataError("There is no example to evaluate on: the loader is empty.")
+    return float(loss) / count, float(correct) / count
+
+
+class _Training:
+    """The state of a training run: network, optimiser, data order, records."""
+
+    def __init__(
+        self, net: nn.Module, train: Loader, validation: Loader | None, recipe: BaselineRecipe
+    ) -> None:
+        self.net, self.train, self.validation, self.recipe = net, train, validation, recipe
+        self.device = next(net.parameters()).device
+        self.optimizer = _optimizer(net, recipe)
+        self.history: list[EpochRecord] = []
+
+    def run(
+        self, checkpoint: Path | None, progress: Callable[[EpochRecord], None] | None
+    ) -> list[EpochRecord]:
+        if checkpoint is not None and checkpoint.exists():
+            self._restore(read_checkpoint(checkpoint), checkpoint)
+        for epoch in range(len(self.history), self.recipe.epochs):
+            record = self._epoch(epoch)
+            self.history.append(record)
+            if checkpoint is not None:
+                write_checkpoint(checkpoint, self._state())
+            if progress is not None:
+                progress(record)
+        return self.history
+
+    def _epoch(self, epoch: int) -> EpochRecord:
+        start = time.perf_counter()
+        steps = len(self.train)
+        self.net.train()
+        losses: list[Tensor] = []
+        correct = torch.zeros((), device=self.device)
+        count = 0
+        for i, (x, y) in enumerate(self.train):
+            step = epoch * steps + i
+            loss, hits = self._step(x.to(self.device), y.to(self.device), step)
+            losses.append(loss)
+            correct += hits
+            count += len(y)
+            if len(losses) % _LOSS_CHECK_STEPS == 0 or i + 1 == steps:
+                self._check_losses(losses, epoch * steps)
+        self._check_weights(epoch)
+        held_out = (None, None) if self.validation is None else evaluate_classifier(self.net, self.validation)
+        return EpochRecord(
+            epoch=epoch + 1,
+            loss=float(torch.stack(losses).mean()),
+            accuracy=float(correct) / count,
+            validation_loss=held_out[0],
+            validation_accuracy=held_out[1],
+            seconds=time.perf_counter() - start,
+        )
+
+    def _step(self, x: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        steps = len(self.train)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate(step, steps)
+        if self.recipe.channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        bfloat16 = self.recipe.precision == "bfloat16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            logits = self.net(x).float()
+        loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach(), (logits.detach().argmax(dim=1) == y).sum()
+
+    def _learning_rate(self, step: int, steps: int) -> float:
+        total = self.recipe.epochs * steps
+        warmup = min(self.recipe.warmup * steps, total / 2)
+        return learning_rate(step, total, warmup, self.recipe.lr)
+
+    def _check_losses(self, losses: list[Tensor], first_step: int) -> None:
+        finite = torch.isfinite(torch.stack(losses[-_LOSS_CHECK_STEPS:]))
+        if not finite.all():
+            i = int((~finite).nonzero()[0]) + max(0, len(losses) - _LOSS_CHECK_STEPS)
+            raise DivergenceError(
+                f"The training loss is {float(losses[i])} at step {first_step + i + 1} (epoch "
+                f"{first_step // len(self.train) + 1}) with lr={self.recipe.lr}: lower `lr`, lengthen "
+                f"`warmup`, or look for values that are not finite in the training data."
+            )
+
+    def _check_weights(self, epoch: int) -> None:
+        for name, parameter in self.net.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise DivergenceError(
+                    f"Weights of '{name}' are not finite after epoch {epoch + 1} with lr={self.recipe.lr}: "
+                    f"lower `lr` or lengthen `warmup`."
+                )
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.model_dump(),
+            "network": {name: t.contiguous() for name, t in self.net.state_dict().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "history": [asdict(record) for record in self.history],
+            "data": self._data(),
+            "loader_epoch": getattr(self.train, "epoch", None),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+
+    def _data(self) -> dict[str, Any]:
+        """What tells training data apart cheaply."""
+        dataset: Any = getattr(self.train, "dataset", None)
+        examples = len(dataset) if hasattr(dataset, "__len__") else None
+        return {"minibatches": len(self.train), "examples": examples}
+
+    def _restore(self, state: dict[str, Any], path: Path) -> None:
+        check_same("recipe", state["recipe"], self.recipe.model_dump(), path)
+        check_same("data", state["data"], self._data(), path)
+        check_same_network(state["network"], self.net, path)
+        self.net.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history = [EpochRecord(**record) for record in state["history"]]
+        if state["loader_epoch"] is not None and hasattr(self.train, "epoch"):
+            self.train.epoch = state["loader_epoch"]
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+
+def _lay_out(net: nn.Module, memory_format: torch.memory_format) -> None:
+    """Store the convolutions' weights in another order; their values stay, and so does every reference."""
+    for parameter in net.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)
+
+
+def _optimizer(net: nn.Module, recipe: BaselineRecipe) -> torch.optim.SGD:
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True)
