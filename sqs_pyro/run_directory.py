@@ -54,8 +54,7 @@ def _check_final(final: Path, *, overwrite: bool) -> None:
         return
     if not (final / METRICS).exists():
         raise OutputError(
-            f"'{final}' exists and is no run directory (it holds no {METRICS}): choose another output "
-            "directory."
+            f"'{final}' exists and is no run directory (it holds no {METRICS}): choose another output directory."
         )
     if not overwrite:
         raise OutputError(
@@ -107,8 +106,7 @@ def _locked(directory: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OutputError(
-                f"'{directory}' is in use by another process: wait for it, or choose another output "
-                "directory."
+                f"'{directory}' is in use by another process: wait for it, or choose another output directory."
             ) from None
         yield
     finally:

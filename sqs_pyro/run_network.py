@@ -1,0 +1,116 @@
+"""Where the network of a run comes from: its constructor, its data, its fp32 weights."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from sqs_pyro.data import Data
+from sqs_pyro.errors import NetworkError, RecipeError
+from sqs_pyro.inference.baseline import BaselineRecipe, EpochRecord, train_baseline
+from sqs_pyro.network_io import device_of, predictions
+from sqs_pyro.progress import Progress
+from sqs_pyro.registry import build_network
+from sqs_pyro.run_recipe import RunRecipe
+
+
+def untrained_network(recipe: RunRecipe, data: Data) -> nn.Module:
+    """The untrained network; building and trying it finds what does not fit before hours are spent."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.baseline.seed)
+        net = build_network(recipe.network.name, **recipe.network.options)
+    check_fit(net, data)
+    return net
+
+
+def check_fit(net: nn.Module, data: Data) -> None:
+    """Check that a network takes the data's inputs and gives a logit to each of its classes.
+
+    Raises:
+        NetworkError: it does not; the sentence says which shapes were met.
+    """
+    was_training = net.training
+    try:
+        with torch.no_grad():
+            logits = predictions(net.eval(), torch.zeros(2, *data.input_shape, device=device_of(net)))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise NetworkError(
+            f"The network does not take inputs of shape {tuple(data.input_shape)} ({reason}): correct the "
+            "network's options or the data."
+        ) from None
+    finally:
+        net.train(was_training)
+    if tuple(logits.shape) != (2, data.num_classes):
+        raise NetworkError(
+            f"The network gives outputs of shape {tuple(logits.shape[1:])}, but the data has "
+            f"{data.num_classes} classes: correct the network's options, such as num_classes."
+        )
+
+
+def give_weights(
+    recipe: RunRecipe, net: nn.Module, data: Data, baselines: Path, tell: Progress
+) -> list[EpochRecord]:
+    """Train the network in place, or read its weights; a baseline that is kept already is not trained again.
+
+    Returns:
+        A record for every epoch of training, when ever that was; none for a checkpoint of the user's.
+    """
+    if recipe.baseline.checkpoint is not None:
+        load_weights(net, recipe.baseline.checkpoint)
+        return []
+    total = recipe.baseline.epochs
+
+    def progress(record: EpochRecord) -> None:
+        accuracy = "" if record.validation_accuracy is None else f", validation {record.validation_accuracy:.2%}"
+        tell("baseline", record.epoch, total, f"loss {record.loss:.3f}{accuracy}")
+
+    section = BaselineRecipe(**recipe.baseline.model_dump(exclude={"checkpoint"}))
+    kept = baselines / f"{recipe.baseline_key}.pt"
+    return train_baseline(net, data.train, data.validation, section, checkpoint=kept, progress=progress)
+
+
+def load_weights(net: nn.Module, path: Path) -> None:
+    """Read a state dict into a network, in place.
+
+    Raises:
+        RecipeError: the file is missing or cannot be read.
+        NetworkError: it was made for another network, or holds weights that are not finite.
+    """
+    if not path.is_file():
+        raise RecipeError(f"Recipe key 'baseline.checkpoint' is '{path}', which is not there: correct the path.")
+    weights = _read_weights(path)
+    expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted({*expected, *found}):
+        if expected.get(name) != found.get(name):
+            raise NetworkError(
+                f"Checkpoint '{path}' was made for another network: '{name}' is {found.get(name, 'absent')} "
+                f"there and {expected.get(name, 'absent')} here; correct the network's options or the path."
+            )
+    net.load_state_dict(weights)
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise NetworkError(
+                f"Checkpoint '{path}' holds values of '{name}' that are not finite: give another one."
+            )
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"Checkpoint '{path}' cannot be read ({reason}): give another one.") from None
+    for key in ("state_dict", "model", "network"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
+        raise RecipeError(
+            f"Checkpoint '{path}' is no state dict, a mapping of names to tensors: give another one."
+        )
+    return content

@@ -1,0 +1,155 @@
+"""The whole recipe of a run: which network, which data, how it is trained and how it is compressed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, model_validator
+
+from sqs_pyro.data import DataRecipe
+from sqs_pyro.errors import RecipeError
+from sqs_pyro.inference.baseline import BaselineRecipe
+from sqs_pyro.inference.recipe import CompressionRecipe
+from sqs_pyro.recipe import RecipeSection, parse
+
+
+class NetworkRecipe(RecipeSection):
+    """Which network.
+
+    Attributes:
+        name: a registered network.
+        options: keyword arguments of its constructor.
+    """
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class RunBaselineRecipe(BaselineRecipe):
+    """How the network gets its fp32 weights: it is trained once and kept, or read from a file.
+
+    Attributes:
+        seed: of initial weights, order of the data, dropout; the run's `seed` unless it is given here.
+        checkpoint: a state dict to start from instead of training (`.safetensors`, or a file of `torch.save`
+            that holds tensors only). The other keys of this section are then without effect.
+    """
+
+    checkpoint: Path | None = None
+
+
+class AveragingRecipe(RecipeSection):
+    """Bayesian averaging: the predictions of several networks drawn from the posterior, averaged.
+
+    Attributes:
+        samples: networks drawn.
+        temperature: of the responsibilities that codes are drawn from; None keeps the one of training, at
+            which draws hardly differ.
+    """
+
+    samples: int = Field(default=20, ge=1)
+    temperature: float | None = Field(default=None, gt=0)
+
+
+class RunRecipe(RecipeSection):
+    """A run of `sqs compress`.
+
+    Attributes:
+        name: shown in tables and pictures.
+        seed: of everything random: initial weights, order of the data, compression.
+        network: which network.
+        data: on which data.
+        baseline: where its fp32 weights come from. Its `seed` is the run's unless it is given.
+        compression: how it is compressed.
+        averaging: whether the posterior's average is evaluated too.
+    """
+
+    name: str = ""
+    seed: int = Field(default=0, ge=0)
+    network: NetworkRecipe
+    data: DataRecipe
+    baseline: RunBaselineRecipe = Field(default_factory=RunBaselineRecipe)
+    compression: CompressionRecipe = Field(default_factory=CompressionRecipe)
+    averaging: AveragingRecipe | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _baseline_follows_the_seed(cls, values: Any) -> Any:
+        """Seed 3 has a baseline of its own, unless the recipe fixes one baseline for all seeds."""
+        if not isinstance(values, Mapping):
+            return values
+        baseline = values.get("baseline") or {}
+        if not isinstance(baseline, Mapping):
+            return values
+        return {**values, "baseline": {"seed": values.get("seed", 0), **baseline}}
+
+    def as_yaml(self) -> str:
+        """This recipe with every default filled in."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    @property
+    def baseline_key(self) -> str:
+        """Sixteen hexadecimal digits that differ between baselines that could differ."""
+        sections = self.model_dump(mode="json", include={"network", "data", "baseline"})
+        return sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> RunRecipe:
+    """Read and validate a recipe.
+
+    Args:
+        path: YAML file.
+        changes: ``"compression.nonzero_rate=0.2"``: values to put in place of the file's, in YAML notation.
+
+    Raises:
+        RecipeError: the file is missing or is no YAML, or a key or value in it is wrong.
+    """
+    values = _read_yaml(Path(path))
+    for change in changes:
+        values = _changed(values, change)
+    return parse(RunRecipe, values)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys in silence; a recipe with two is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise RecipeError(f"Recipe key '{key}' is given twice, again in line {line}: keep one.")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> Any:
+    if not path.is_file():
+        raise RecipeError(f"Recipe '{path}' is not there: give the path of a YAML file.")
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:  # TypeError: a key that is a list
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"Recipe '{path}' is no valid YAML ({reason}): correct it there.") from None
+
+
+def _changed(values: Any, change: str) -> Any:
+    """``values`` with one dotted key set, e.g. ``data.root=/data``; mappings on the way are made."""
+    key, equals, text = change.partition("=")
+    if not equals or not all(key.split(".")):
+        raise RecipeError(f"Change {change!r} should be KEY=VALUE, as in compression.nonzero_rate=0.2.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"Change {change!r} has a value that is no valid YAML: put it in quotes.") from None
+    return _with_value(values, key.split("."), value)
+
+
+def _with_value(values: Any, path: Sequence[str], value: Any) -> Any:
+    if not path:
+        return value
+    inner = dict(values) if isinstance(values, Mapping) else {}
+    return {**inner, path[0]: _with_value(inner.get(path[0]), path[1:], value)}

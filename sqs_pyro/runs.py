@@ -1,0 +1,159 @@
+"""A whole run: a trained network in, a packed file that runs out, and what was measured on the way."""
+
+import csv
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sqs_pyro import load, save, size_report
+from sqs_pyro.compression import CompressionResult, StepRecord, compress
+from sqs_pyro.data import Data, load_data
+from sqs_pyro.inference.evaluate import evaluate, evaluate_averaged
+from sqs_pyro.progress import Progress, silent
+from sqs_pyro.reporting.plots import write_pictures
+from sqs_pyro.run_directory import CHECKPOINT, METRICS, check_output, run_directory
+from sqs_pyro.run_network import give_weights, untrained_network
+from sqs_pyro.run_recipe import AveragingRecipe, RunRecipe, load_recipe
+
+__all__ = ["HISTORY", "PACKED", "RunRecipe", "load_recipe", "run"]
+
+PACKED, HISTORY = "packed.safetensors", "history.csv"
+
+
+def run(
+    recipe: RunRecipe,
+    out_dir: str | Path,
+    *,
+    overwrite: bool = False,
+    baselines_dir: str | Path | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Train or find the baseline, compress it, write the packed file, and evaluate that file from disk.
+
+    Everything that can be checked is checked before anything is trained. The finished directory holds
+    ``packed.safetensors``, ``metrics.json``, ``recipe.yaml`` with all defaults filled in, ``history.csv`` and
+    the pictures. An interrupted run is taken up where it was by the same call.
+
+    Args:
+        recipe: what to do.
+        out_dir: directory to make.
+        overwrite: replace a finished run that is there.
+        baselines_dir: where trained baselines are kept; ``baselines`` beside ``out_dir`` by default.
+        progress: called often, for a progress bar.
+
+    Returns:
+        What ``metrics.json`` holds. Accuracies and calibration errors are fractions, NLL is in nats.
+
+    Raises:
+        SQSError: one sentence that says what is wrong with recipe, data, network or output directory.
+    """
+    out_dir = Path(out_dir).absolute()
+    baselines = Path(baselines_dir) if baselines_dir is not None else out_dir.parent / "baselines"
+    check_output(out_dir, recipe.as_yaml(), overwrite=overwrite)
+    data = load_data(recipe.data, recipe.baseline.seed)
+    net = untrained_network(recipe, data)
+    with run_directory(out_dir, recipe.as_yaml(), overwrite=overwrite) as directory:
+        epochs = give_weights(recipe, net, data, baselines, progress)
+        data = load_data(recipe.data, recipe.seed)  # afresh: the same order whether a baseline was kept or not
+        metrics = _compress_and_measure(recipe, net, data, directory, progress)
+        metrics["stage_seconds"] = {
+            "baseline": sum(epoch.seconds for epoch in epochs),
+            **metrics["stage_seconds"],
+        }
+        _write_json(directory / METRICS, metrics)
+    return metrics
+
+
+def _compress_and_measure(
+    recipe: RunRecipe, net: nn.Module, data: Data, directory: Path, progress: Progress
+) -> dict[str, Any]:
+    baseline = evaluate(net, data.test)
+    clock = _Clock()
+    result = _compress(recipe, net, data, directory, progress)
+    clock.lap("compression")
+    packed = directory / PACKED
+    save(result.network, packed)
+    _write_history(directory / HISTORY, result.history)
+    write_pictures(directory, result.layers, result.history)
+    clock.lap("writing")
+    measured = {"baseline": asdict(baseline), "compressed": asdict(evaluate(load(packed), data.test))}
+    if recipe.averaging is not None:
+        measured["averaged"] = _averaged(recipe.averaging, result, data)
+    clock.lap("evaluation")
+    return {
+        "name": recipe.name,
+        "seed": recipe.seed,
+        **measured,
+        "accuracy_drop": measured["baseline"]["accuracy"] - measured["compressed"]["accuracy"],
+        **_size(packed),
+        "seconds": result.seconds,
+        "stage_seconds": clock.seconds,
+        "versions": _versions(),
+    }
+
+
+class _Clock:
+    """Seconds from lap to lap."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name], self._last = now - self._last, now
+
+
+def _compress(
+    recipe: RunRecipe, net: nn.Module, data: Data, directory: Path, progress: Progress
+) -> CompressionResult:
+    def tell(record: StepRecord) -> None:
+        accuracy = "" if record.accuracy is None else f", validation {record.accuracy:.2%}"
+        text = f"{record.stage}: loss {record.loss:.3f}, non-zero {record.nonzero_rate:.1%}{accuracy}"
+        progress("compression", record.step, record.total_steps, text)
+
+    return compress(
+        net,
+        data.train,
+        recipe.compression,
+        validation=data.validation,
+        seed=recipe.seed,
+        checkpoint=directory / CHECKPOINT,
+        progress=tell,
+        metadata={"recipe": recipe.model_dump(mode="json")},
+    )
+
+
+def _averaged(averaging: AveragingRecipe, result: CompressionResult, data: Data) -> dict[str, Any]:
+    average = evaluate_averaged(
+        result.model, result.guide, data.test, averaging.samples, temperature=averaging.temperature
+    )
+    return {**asdict(average), "samples": averaging.samples}
+
+
+def _size(packed: Path) -> dict[str, Any]:
+    report = size_report(packed)
+    return {"size": report.to_dict(), "nonzero_rate": report.nonzero_rate}
+
+
+def _versions() -> dict[str, str]:
+    packages = ("sqs-pyro", "torch", "pyro-ppl")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def _write_history(path: Path, history: Sequence[StepRecord]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(StepRecord)])
+        writer.writeheader()
+        writer.writerows(asdict(record) for record in history)
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
