@@ -1,3 +1,31 @@
-"""SQS: Bayesian compression of neural networks on Pyro."""
+"""SQS: Bayesian compression of neural networks on Pyro.
+
+A network's weights become random variables; variational inference decides, weight by weight, which are exactly
+zero and which value of a small codebook the others take; the result is a packed file that runs.
+"""
 
 from sqs_pyro import _torchvision as _torchvision  # before anything that may import torchvision
+from sqs_pyro.compression import CompressionResult, compress
+from sqs_pyro.distributions import SpikeAndSlab, SpikeGMM
+from sqs_pyro.inference.elbo import SQSELBO
+from sqs_pyro.inference.export import pack
+from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.pruning import PruningSchedule
+from sqs_pyro.kernels import load, save
+from sqs_pyro.models import BayesianNetwork
+from sqs_pyro.packing.size import size_report
+
+__all__ = [
+    "SQSELBO",
+    "BayesianNetwork",
+    "CompressionResult",
+    "PruningSchedule",
+    "SpikeAndSlab",
+    "SpikeGMM",
+    "SpikeGMMGuide",
+    "compress",
+    "load",
+    "pack",
+    "save",
+    "size_report",
+]

@@ -1,0 +1,156 @@
+"""Compression in one call."""
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from sqs_pyro.distributions import SpikeAndSlab
+from sqs_pyro.errors import DataError
+from sqs_pyro.inference.driver import Driver, StepRecord
+from sqs_pyro.inference.export import (
+    fold_batch_norm,
+    hard_network,
+    reestimate_batch_norm,
+    round_leftovers,
+    with_network_spec,
+)
+from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.recipe import CompressionRecipe, PriorRecipe
+from sqs_pyro.kernels import packed_network
+from sqs_pyro.models.bayesian import BayesianNetwork, scale_matched_prior
+from sqs_pyro.recipe import parse
+
+__all__ = ["CompressionResult", "StepRecord", "compress"]
+
+
+@dataclass(frozen=True)
+class CompressionResult:
+    """What compression leaves.
+
+    Attributes:
+        network: the packed network: what is saved, shipped and measured.
+        hard: the same network with dense float weights.
+        model: the Bayesian network.
+        guide: its trained variational posterior.
+        recipe: what was done.
+        history: what training was like.
+        seconds: wall-clock time of the whole call.
+    """
+
+    network: nn.Module
+    hard: nn.Module
+    model: BayesianNetwork
+    guide: SpikeGMMGuide
+    recipe: CompressionRecipe
+    history: list[StepRecord] = field(repr=False)
+    seconds: float
+
+
+def compress(
+    net: nn.Module,
+    train_loader: Any,
+    recipe: CompressionRecipe | Mapping[str, Any] | None = None,
+    *,
+    validation: Any | None = None,
+    likelihood: str | Callable[[Any], dist.TorchDistribution] = "categorical",
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    progress: Callable[[StepRecord], None] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> CompressionResult:
+    """Compress a trained network: prune, quantize, fine-tune and pack it.
+
+    Args:
+        net: a trained network; it is copied, not changed.
+        train_loader: minibatches ``(x, y)``, with ``len(train_loader)`` and ``len(train_loader.dataset)``.
+        recipe: a :class:`CompressionRecipe`, or a mapping of its keys; by default the recipe's defaults.
+        validation: minibatches on which the hard network is evaluated during training.
+        likelihood: see :class:`~sqs_pyro.models.BayesianNetwork`.
+        seed: of everything random in here.
+        checkpoint: file to resume from if it exists, renewed every epoch and on Ctrl-C.
+        progress: called with a :class:`StepRecord` every few steps.
+        metadata: written into the packed file, beside the recipe.
+
+    Returns:
+        The packed network and everything that led to it.
+
+    Raises:
+        RecipeError, NetworkError, DataError, DivergenceError: one sentence that says what to repair; what can
+            be checked is checked before training starts.
+    """
+    start = time.perf_counter()
+    if not isinstance(recipe, CompressionRecipe):
+        recipe = parse(CompressionRecipe, recipe or {}, "compression")
+    if len(train_loader) == 0 or len(train_loader.dataset) == 0:
+        raise DataError("There is no minibatch to train on: the training data is empty.")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = BayesianNetwork(
+            copy.deepcopy(net),
+            prior=_prior(recipe.prior),
+            likelihood=likelihood,
+            num_data=len(train_loader.dataset),
+            include=recipe.include,
+            exclude=recipe.exclude,
+        )
+        guide = SpikeGMMGuide(
+            model,
+            recipe.num_components,
+            recipe.windows.build(),
+            recipe.temperature,
+            estimator=recipe.estimator,
+            groups=recipe.groups,
+            initial_gate=recipe.initial_gate,
+            refresh_every=recipe.refresh_every,
+            stage="dense",
+        )
+        history = Driver(model, guide, recipe, train_loader, validation, progress).run(checkpoint)
+        hard, packed = _finish(model, guide, recipe, train_loader, metadata)
+    return CompressionResult(packed, hard, model, guide, recipe, history, time.perf_counter() - start)
+
+
+def _finish(
+    model: BayesianNetwork,
+    guide: SpikeGMMGuide,
+    recipe: CompressionRecipe,
+    train_loader: Any,
+    metadata: Mapping[str, Any] | None,
+) -> tuple[nn.Module, nn.Module]:
+    """The hard network and its packed twin: the same values, weight by weight."""
+    coded = guide.harden(getattr(torch, recipe.codebook_dtype))
+    hard = hard_network(model.net, coded)
+    if recipe.batch_norm_batches:
+        reestimate_batch_norm(hard, train_loader, recipe.batch_norm_batches)
+    fold_batch_norm(hard)
+    round_leftovers(hard, coded, getattr(torch, recipe.leftover_dtype))
+    hard.eval()
+    packed = packed_network(
+        hard,
+        coded,
+        layout=recipe.layout,
+        leftover_dtype=recipe.leftover_dtype,
+        metadata=with_network_spec(
+            {"recipe": recipe.model_dump(mode="json", exclude_defaults=True), **(metadata or {})}, model.net
+        ),
+    )
+    return hard, packed
+
+
+def _prior(recipe: PriorRecipe) -> Callable[[str, Tensor], dist.TorchDistribution]:
+    matched = scale_matched_prior(recipe.inclusion)
+    if recipe.slab_scale is None:
+        return matched
+    scale = recipe.slab_scale
+
+    def prior(name: str, weight: Tensor) -> dist.TorchDistribution:
+        zero = weight.new_zeros(())
+        return SpikeAndSlab(zero + recipe.inclusion, dist.Normal(zero, zero + scale))
+
+    return prior

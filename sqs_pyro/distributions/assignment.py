@@ -1,0 +1,138 @@
+"""Soft and hard assignment of weights to the components of a codebook, without keeping an N x K tensor.
+
+Weights come in G groups of n, codebooks as ``[G, K]``; tensors over components and weights are ``[K, G, n]``:
+a softmax over the first dimension is many times faster than one over a short last dimension. Responsibilities
+are cheap to recompute and large to keep, so backward passes here recompute them.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def assignment_logits(latent: Tensor, loc: Tensor, scale: Tensor, log_mixing: Tensor) -> Tensor:
+    """``log π_k + log N(w; μ_k, σ_k²)`` up to a constant, ``[K, G, n]`` (before the temperature).
+
+    Args:
+        latent: latent values w, ``[G, n]``.
+        loc, scale, log_mixing: the codebook, each ``[G, K]``.
+    """
+    z = (latent - _over_weights(loc)) / _over_weights(scale)
+    return _over_weights(log_mixing - scale.log()) - 0.5 * z**2
+
+
+@torch.no_grad()
+def map_codes(latent: Tensor, loc: Tensor, scale: Tensor, log_mixing: Tensor) -> Tensor:
+    """The most probable component of each weight, ``argmax_k φ_k``, uint8 ``[G, n]``; ties take the first."""
+    precision, bias = scale.reciprocal(), log_mixing - scale.log()
+    best = torch.full_like(latent, -torch.inf)
+    codes = torch.zeros(latent.shape, dtype=torch.uint8, device=latent.device)
+    for k in range(loc.shape[1]):
+        column = slice(k, k + 1)
+        z = (latent - loc[:, column]).mul_(precision[:, column])
+        logit = z.square_().mul_(-0.5).add_(bias[:, column])
+        codes.masked_fill_(logit > best, k)
+        torch.maximum(best, logit, out=best)
+    return codes
+
+
+class HardValue(torch.autograd.Function):
+    """``1[λ > ½] μ_code`` forward; backward the straight-through estimator.
+
+    The gradient reaches the latent weights of survivors unchanged, the means by summation over the weights
+    that use them (which is exact), and the gates through ``λ μ_code``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, latent: Tensor, gates: Tensor, loc: Tensor, codes: Tensor) -> Tensor:
+        """Args: latent, gates ``[G, n]``; loc ``[G, K]``; codes uint8 ``[G, n]``. Returns ``[G, n]``."""
+        keep = gates > 0.5
+        ctx.save_for_backward(loc, codes, keep)
+        return _look_up(loc, codes).mul_(keep)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of latent, gates and loc."""
+        (grad,) = grads
+        loc, codes, keep = ctx.saved_tensors
+        kept = grad * keep
+        grad_gates = grad * _look_up(loc, codes) if ctx.needs_input_grad[1] else None
+        grad_loc = _sum_by_code(kept, codes, loc) if ctx.needs_input_grad[2] else None
+        return kept, grad_gates, grad_loc, None
+
+
+class ExpectedDivergence(torch.autograd.Function):
+    """Jensen's bound ``Σ_k φ_k κ_k`` of each weight's slab, with responsibilities recomputed in backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        latent: Tensor,
+        loc: Tensor,
+        scale: Tensor,
+        log_mixing: Tensor,
+        divergence: Tensor,
+        temperature: float,
+    ) -> Tensor:
+        """Args: latent ``[G, n]``; loc, scale, log_mixing, divergence κ ``[G, K]``. Returns ``[G, n]``."""
+        phi = _softmax_(_fresh_logits(latent, loc, scale, log_mixing), temperature)
+        expected = (phi * _over_weights(divergence)).sum(0)
+        ctx.save_for_backward(latent, loc, scale, log_mixing, divergence, expected)
+        ctx.temperature = temperature
+        return expected
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients by ``∂/∂logit_k = φ_k (κ_k - Σ_j φ_j κ_j) / τ`` and the chain rule through the logits."""
+        (grad,) = grads
+        latent, loc, scale, log_mixing, divergence, expected = ctx.saved_tensors
+        phi = _softmax_(_fresh_logits(latent, loc, scale, log_mixing), ctx.temperature)
+        phi *= grad
+        grad_divergence = phi.sum(-1).T
+        grad_logits = phi.mul_((_over_weights(divergence) - expected).div_(ctx.temperature))
+        grad_log_mixing = grad_logits.sum(-1).T
+        z = (latent - _over_weights(loc)).mul_(_over_weights(scale.reciprocal()))
+        first = grad_logits.mul_(z)  # ∂logit/∂w = -z/σ, ∂logit/∂μ = z/σ
+        grad_loc = first.sum(-1).T / scale
+        grad_latent = -(first * _over_weights(scale.reciprocal())).sum(0)
+        grad_scale = (first.mul_(z).sum(-1).T - grad_log_mixing) / scale  # ∂logit/∂σ = (z² - 1)/σ
+        return grad_latent, grad_loc, grad_scale, grad_log_mixing, grad_divergence, None
+
+
+def _over_weights(codebook: Tensor) -> Tensor:
+    """``[G, K]`` as ``[K, G, 1]``."""
+    return codebook.T.unsqueeze(-1)
+
+
+def _look_up(loc: Tensor, codes: Tensor) -> Tensor:
+    """``loc[g, codes[g, i]]``, ``[G, n]``; index_select on a flat table is the fastest form."""
+    return loc.flatten().index_select(0, _flat_index(codes, loc.shape[1])).view(codes.shape)
+
+
+def _sum_by_code(values: Tensor, codes: Tensor, loc: Tensor) -> Tensor:
+    sums = torch.bincount(_flat_index(codes, loc.shape[1]), weights=values.flatten(), minlength=loc.numel())
+    return sums.to(loc.dtype).view_as(loc)
+
+
+def _flat_index(codes: Tensor, num_components: int) -> Tensor:
+    index = codes.to(torch.int32)
+    if len(codes) > 1:
+        index += num_components * torch.arange(len(codes), dtype=torch.int32, device=codes.device)[:, None]
+    return index.flatten()
+
+
+def _fresh_logits(latent: Tensor, loc: Tensor, scale: Tensor, log_mixing: Tensor) -> Tensor:
+    """:func:`assignment_logits` with one allocation, for use outside autograd."""
+    z = (latent - _over_weights(loc)).mul_(_over_weights(scale.reciprocal()))
+    return z.square_().mul_(-0.5).add_(_over_weights(log_mixing - scale.log()))
+
+
+def _softmax_(logits: Tensor, temperature: float) -> Tensor:
+    """Softmax over components, in place: the caller owns ``logits``."""
+    logits.div_(temperature)
+    logits.sub_(logits.amax(0)).exp_()
+    return logits.div_(logits.sum(0))

@@ -1,0 +1,161 @@
+"""Spike-and-GMM whose responsibilities follow from a latent weight and a shared codebook, computed when needed."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from sqs_pyro.distributions.assignment import ExpectedDivergence, HardValue, assignment_logits, map_codes
+from sqs_pyro.distributions.kl import gate_divergence, register_bound
+from sqs_pyro.distributions.spike_and_slab import SpikeAndSlab
+from sqs_pyro.distributions.spike_gmm import SpikeGMM
+
+
+class CodebookGMM(SpikeGMM):
+    """A :class:`SpikeGMM` over N weights in G groups that share codebooks of K components.
+
+    ``φ_i = softmax_k[(log π_k + log N(w_i; μ_k, σ_k²)) / τ]``. Nothing of size N x K is kept: the
+    straight-through value, its gradient and Jensen's bound work from latents and codebooks.
+
+    Shapes: ``batch_shape = latent.shape``, ``event_shape = ()``. Weights belong to groups in row-major order:
+    ``latent.view(G, N / G)``.
+
+    Args:
+        gates: λ, ``[*shape]``.
+        latent: w, ``[*shape]``; survivors receive the straight-through gradient unchanged.
+        loc, scale, log_mixing: the codebooks, each ``[G, K]``; ``log_mixing`` normalised over K.
+        anchor: what φ is computed from, ``[*shape]``: the window's mean; by default ``latent``.
+        codes: hard codes for the straight-through value, uint8 ``[G, N / G]``; by default the most probable.
+        temperature: τ.
+        estimator: see :class:`SpikeGMM`; ``"straight_through"`` here has the identity gradient.
+    """
+
+    def __init__(
+        self,
+        gates: Tensor,
+        latent: Tensor,
+        loc: Tensor,
+        scale: Tensor,
+        log_mixing: Tensor,
+        *,
+        anchor: Tensor | None = None,
+        codes: Tensor | None = None,
+        temperature: float = 1.0,
+        estimator: str = "straight_through",
+        validate_args: bool | None = None,
+    ) -> None:
+        self.latent = latent
+        self.anchor = latent if anchor is None else anchor
+        self.codebook_loc, self.codebook_scale, self.log_mixing = loc, scale, log_mixing
+        self._hard_codes = codes
+        self._responsibilities = self._logits = None
+        self._setup(gates, loc, scale, loc.shape[-1], latent.shape, temperature, estimator, validate_args)
+
+    @property
+    def loc(self) -> Tensor:
+        """μ, broadcastable to ``[*shape, K]``."""
+        return self._per_weight(self.codebook_loc)
+
+    @property
+    def scale(self) -> Tensor:
+        """σ, broadcastable to ``[*shape, K]``."""
+        return self._per_weight(self.codebook_scale)
+
+    @property
+    def num_groups(self) -> int:
+        """G."""
+        return self.codebook_loc.shape[0]
+
+    def grouped(self, value: Tensor) -> Tensor:
+        """A tensor ``[*shape]`` as ``[G, N / G]``."""
+        return value.reshape(self.num_groups, -1)
+
+    @property
+    def logits(self) -> Tensor:
+        """Unnormalised log responsibilities at temperature 1, ``[*shape, K]``; computed anew at each access."""
+        logits = assignment_logits(
+            self.grouped(self.anchor), self.codebook_loc, self.codebook_scale, self.log_mixing
+        )
+        return logits.movedim(0, -1).reshape(*self.batch_shape, self.num_components)
+
+    def map_codes(self) -> Tensor:
+        """The most probable component of each weight, uint8 ``[G, N / G]``."""
+        return map_codes(self.grouped(self.anchor), self.codebook_loc, self.codebook_scale, self.log_mixing)
+
+    @property
+    def codes(self) -> Tensor:
+        """The codes of the straight-through value, int64 ``[*shape]``."""
+        return self._current_codes().view(self.batch_shape).long()
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> SpikeGMM:
+        """The same law with ``batch_shape`` enlarged, as an explicit :class:`SpikeGMM` (its logits are N x K)."""
+        if torch.Size(batch_shape) == self.batch_shape:
+            return self
+        explicit = SpikeGMM(
+            self.gates,
+            self.loc,
+            self.scale,
+            logits=self.logits,
+            temperature=self.temperature,
+            estimator=self.estimator,
+            validate_args=False,
+        )
+        return explicit.expand(batch_shape, _instance)
+
+    def _current_codes(self) -> Tensor:
+        return self.map_codes() if self._hard_codes is None else self._hard_codes
+
+    def _rsample_straight_through(self, shape: torch.Size) -> Tensor:
+        value = HardValue.apply(
+            self.grouped(self.latent), self.grouped(self.gates), self.codebook_loc, self._current_codes()
+        )
+        return value.view(self.batch_shape).expand(shape)
+
+    def _per_weight(self, codebook: Tensor) -> Tensor:
+        """A codebook ``[G, K]`` so that it broadcasts to ``[*shape, K]``; a copy only for tiles."""
+        shape = self.batch_shape
+        if self.num_groups == 1:
+            return codebook[0]
+        if self.num_groups == shape[0]:
+            return codebook.view(shape[0], *[1] * (len(shape) - 1), -1)
+        per_group = shape.numel() // self.num_groups
+        return codebook[:, None, :].expand(-1, per_group, -1).reshape(*shape, -1)
+
+
+def _same_everywhere(p: SpikeAndSlab) -> bool:
+    return p.base_slab.batch_shape.numel() == 1
+
+
+@register_bound("jensen", CodebookGMM, SpikeAndSlab)
+def _jensen_codebook(q: CodebookGMM, p: SpikeAndSlab) -> Tensor:
+    """``KL(Bern(λ)‖Bern(λ₀)) + λ Σ_k φ_k κ_k``, its responsibilities never kept."""
+    if not _same_everywhere(p):
+        raise NotImplementedError
+    component = torch.distributions.Normal(q.codebook_loc, q.codebook_scale, validate_args=False)
+    divergence = kl_divergence(component, p.base_slab.expand(q.codebook_loc.shape))  # κ, [G, K]
+    slab = ExpectedDivergence.apply(
+        q.grouped(q.anchor), q.codebook_loc, q.codebook_scale, q.log_mixing, divergence, q.temperature
+    )
+    return gate_divergence(q.gates, p.base_inclusion) + q.gates * slab.view(q.batch_shape)
+
+
+class LatentSpikeAndSlab(SpikeAndSlab):
+    """Warm-up family, before there is a codebook: ``(1-λ) δ_0 + λ N(w, s²)`` around each latent weight.
+
+    ``rsample`` is the hard, noise-free network of the present latents with straight-through gradients
+    (:meth:`SpikeAndSlab.mode_straight_through`); ``sample`` draws from the density.
+
+    Args:
+        gates: λ, ``[*shape]``.
+        latent: w, ``[*shape]``.
+        scale: s, broadcastable to ``[*shape]``.
+    """
+
+    def __init__(self, gates: Tensor, latent: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
+        slab = torch.distributions.Normal(latent, scale, validate_args=False)
+        super().__init__(gates, slab, validate_args)
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """The latents of open gates, exact zeros elsewhere."""
+        return self.mode_straight_through().expand(torch.Size(sample_shape) + self.batch_shape)

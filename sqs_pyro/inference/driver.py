@@ -1,0 +1,307 @@
+"""The training loop of compression: three stages, one step at a time, resumable at any step."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from sqs_pyro.errors import DataError, DivergenceError, NetworkError, SQSError
+from sqs_pyro.inference.checkpoint import read_checkpoint, write_checkpoint
+from sqs_pyro.inference.elbo import SQSELBO
+from sqs_pyro.inference.evaluate import evaluate
+from sqs_pyro.inference.export import hard_network
+from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.pruning import PruningSchedule
+from sqs_pyro.inference.recipe import CompressionRecipe
+from sqs_pyro.network_io import device_of, move_to, tensors_in
+
+_WARM_UP = 0.02  # share of the steps over which the learning rate rises
+_LOOK_EVERY = 10  # steps between two looks at the loss: each look waits for the device
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What a step was like.
+
+    Attributes:
+        step: from 1 to ``total_steps``.
+        total_steps: steps of the whole compression.
+        stage: ``"dense"``, ``"coded"`` or ``"frozen"``.
+        loss: ``nll + β kl``, nats an example.
+        nll: negative log-likelihood, nats an example.
+        kl: KL term of all weights divided by the number of examples, without β, when last evaluated.
+        nonzero_rate: share of open gates.
+        temperature: τ.
+        learning_rate: of latents.
+        accuracy: of the hard network on validation data, 0..1, where it was evaluated at this step.
+    """
+
+    step: int
+    total_steps: int
+    stage: str
+    loss: float
+    nll: float
+    kl: float
+    nonzero_rate: float
+    temperature: float
+    learning_rate: float
+    accuracy: float | None = None
+
+
+class Driver:
+    """Trains a guide and the leftovers of its network by the recipe's schedule.
+
+    Args:
+        model: a ``BayesianNetwork``.
+        guide: its guide, in the dense stage.
+        recipe: what to do when.
+        train: minibatches ``(x, y)``; ``len(train)`` steps an epoch.
+        validation: minibatches on which the hard network is evaluated during training, or None.
+        progress: called with a record every few steps, and at each evaluation.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        guide: SpikeGMMGuide,
+        recipe: CompressionRecipe,
+        train: Any,
+        validation: Any | None = None,
+        progress: Callable[[StepRecord], None] | None = None,
+    ) -> None:
+        self.model, self.guide, self.recipe = model, guide, recipe
+        self.train, self.validation, self.progress = train, validation, progress
+        self.device = device_of(model)
+        self.num_data = int(model.num_data or len(train.dataset))
+        self.total_steps = recipe.epochs * len(train)
+        self.elbo = SQSELBO(kl=recipe.kl)
+        pruning = recipe.pruning
+        self.schedule = PruningSchedule(
+            recipe.nonzero_rate, self.total_steps, pruning.start, pruning.end, pruning.every, pruning.scope
+        )
+        # Fine-tuning cannot start before zeros are final, nor stop before the last mask.
+        self.coding_step = max(round(recipe.coding_start * self.total_steps), 1)
+        self.freeze_step = max(round(recipe.freeze_start * self.total_steps), self.coding_step + 1)
+        self.optimizers = self._optimizers()
+        self.step = 0
+        self.kl = 0.0
+        self.history: list[StepRecord] = []
+
+    def run(self, checkpoint: Path | None = None) -> list[StepRecord]:
+        """Train to the end; from ``checkpoint`` if that file exists, which is renewed each epoch and on Ctrl-C.
+
+        Raises:
+            DivergenceError: loss or weights are not finite.
+            DataError: a minibatch holds NaN or labels that do not fit the network.
+            NetworkError, RecipeError: the checkpoint belongs to another network or recipe.
+        """
+        if checkpoint is not None and checkpoint.exists():
+            self._restore(checkpoint)
+        try:
+            with pyro.get_param_store().scope():  # the parameters stay in the modules
+                for x, y in self._minibatches(checkpoint):
+                    self._train_step(move_to(x, self.device), y.to(self.device))
+        except KeyboardInterrupt:
+            if checkpoint is not None:
+                write_checkpoint(checkpoint, self._state())
+            raise
+        if self.guide.stage != "frozen":
+            self.guide.freeze_codes()
+        return self.history
+
+    def _minibatches(self, checkpoint: Path | None) -> Iterator[tuple[Any, Tensor]]:
+        per_epoch = len(self.train)
+        first_epoch, done = divmod(self.step, per_epoch)
+        for epoch in range(first_epoch, self.recipe.epochs):
+            if hasattr(self.train, "epoch"):
+                self.train.epoch = epoch
+            for i, batch in enumerate(self.train):
+                if epoch > first_epoch or i >= done:
+                    yield batch[0], batch[1]
+            if self.step < (epoch + 1) * per_epoch:
+                raise DataError(
+                    f"The training data ended after {self.step - epoch * per_epoch} of {per_epoch} minibatches in "
+                    f"epoch {epoch + 1}: its length must be the number of minibatches it yields."
+                )
+            if checkpoint is not None:
+                write_checkpoint(checkpoint, self._state())
+
+    def _train_step(self, x: Any, y: Tensor) -> None:
+        self._follow_schedule()
+        self.model.train()
+        self.guide.train()
+        recipe = self.recipe
+        with_kl = recipe.kl_weight > 0 and self.step % recipe.kl_every == 0 and self.guide.stage != "frozen"
+        self.elbo.kl_weight = recipe.kl_weight * recipe.kl_every if with_kl else 0.0
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                terms = self.elbo.terms(self.model, self.guide, x, y)
+            (terms.loss / self.num_data).backward()
+        except SQSError:
+            raise
+        except (ValueError, IndexError, RuntimeError) as error:
+            raise self._explained(error, x, y) from error
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.step += 1
+        self._look(terms, x, y)
+
+    def _follow_schedule(self) -> None:
+        """Learning rate, temperature, masks and stage of the coming step."""
+        rate = self.learning_rate(self.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["highest_lr"] * rate
+        if self.schedule.due(self.step):
+            self.guide.prune(self.schedule.masks(self.guide.saliencies(self.recipe.pruning.saliency), self.step))
+        if self.step == self.coding_step:
+            self.guide.start_coding()
+        if self.step == self.freeze_step:
+            self.guide.freeze_codes()
+        self.guide.temperature = self.temperature(self.step)
+
+    def learning_rate(self, step: int) -> float:
+        """Share of the highest learning rate at a step: linear warm-up, then half a cosine to 0."""
+        warm_up = max(1, round(_WARM_UP * self.total_steps))
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, self.total_steps - warm_up)))
+
+    def temperature(self, step: int) -> float:
+        """τ at a step: constant until coding starts, then falling geometrically to the final temperature."""
+        first, last = self.recipe.temperature, self.recipe.final_temperature
+        progress = (step - self.coding_step) / max(1, self.freeze_step - self.coding_step)
+        return first * (last / first) ** min(max(progress, 0.0), 1.0)
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        recipe, sites = self.recipe, self.guide.site_guides().values()
+        leftovers = [p for p in self.model.parameters() if p.requires_grad]
+        decayed = [site.latent_unconstrained for site in sites] + [p for p in leftovers if p.dim() > 1]
+        plain = [p for p in leftovers if p.dim() <= 1]
+        sgd = torch.optim.SGD(
+            [
+                {"params": decayed, "weight_decay": recipe.weight_decay, "highest_lr": recipe.learning_rate},
+                {"params": plain, "weight_decay": 0.0, "highest_lr": recipe.learning_rate},
+            ],
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            nesterov=recipe.momentum > 0,
+            fused=True,
+        )
+        groups: list[dict[str, Any]] = []
+        for site in sites:
+            # Adam's step has the size of its learning rate: give it in units of the layer's weights.
+            size = float(site.latent.detach().square().mean().sqrt()) or 1.0
+            groups.append({"params": [site.loc_unconstrained], "highest_lr": recipe.codebook_learning_rate * size})
+            shape = [site.scale_unconstrained, site.mixing_logits_unconstrained]
+            groups.append({"params": shape, "highest_lr": recipe.codebook_learning_rate})
+            if recipe.gate_learning_rate > 0:
+                groups.append({"params": [site.gate_logit_unconstrained], "highest_lr": recipe.gate_learning_rate})
+            else:
+                site.gate_logit_unconstrained.requires_grad_(False)
+        return [sgd, torch.optim.Adam(groups, lr=recipe.codebook_learning_rate, fused=True)]
+
+    def _look(self, terms: Any, x: Any, y: Tensor) -> None:
+        """Every few steps: check that all is finite and report."""
+        last_of_epoch = self.step % len(self.train) == 0
+        if self.step > 3 and self.step % _LOOK_EVERY and not last_of_epoch:
+            return
+        nll = float(terms.nll.detach()) / self.num_data
+        if terms.kl_by_site:
+            self.kl = float(terms.kl.detach()) / self.num_data
+        if not math.isfinite(nll) or not math.isfinite(self.kl):
+            raise self._explained(None, x, y)
+        due = last_of_epoch and (self.step // len(self.train)) % self.recipe.evaluate_every == 0
+        record = StepRecord(
+            step=self.step,
+            total_steps=self.total_steps,
+            stage=self.guide.stage,
+            loss=nll + self.recipe.kl_weight * self.kl,
+            nll=nll,
+            kl=self.kl,
+            nonzero_rate=self.guide.nonzero_rate(),
+            temperature=self.guide.temperature,
+            learning_rate=self.optimizers[0].param_groups[0]["lr"],
+            accuracy=self._validation_accuracy() if due else None,
+        )
+        self.history.append(record)
+        if self.progress is not None:
+            self.progress(record)
+
+    def _validation_accuracy(self) -> float | None:
+        if self.validation is None:
+            return None
+        if self.guide.stage == "dense":
+            net = hard_network(self.model.net, {})
+            parameters = dict(net.named_parameters())
+            with torch.no_grad():
+                for name, site in self.guide.site_guides().items():
+                    parameters[name].copy_(site.latent * (site.gates() > 0.5))
+        else:
+            net = hard_network(self.model.net, self.guide.harden())
+        return evaluate(net, self.validation).accuracy
+
+    def _explained(self, error: Exception | None, x: Any, y: Tensor) -> Exception:
+        """The sentence for a step that failed or whose loss is not finite."""
+        for tensor in tensors_in(x):
+            bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
+            if bad:
+                return DataError(
+                    f"Training minibatch {self.step} holds {bad} values of {tensor.numel()} that are NaN or "
+                    "infinite: clean the data."
+                )
+        if not y.is_floating_point() and isinstance(error, (ValueError, IndexError)):
+            return DataError(
+                f"Training labels run from {int(y.min())} to {int(y.max())} in minibatch {self.step}, which does "
+                f"not fit the network's output: labels must be 0 to (number of classes - 1). ({_first_line(error)})"
+            )
+        if error is not None:
+            return error
+        return DivergenceError(
+            f"The loss is not finite at step {self.step} of {self.total_steps} (stage '{self.guide.stage}'): lower "
+            f"learning_rate ({self.recipe.learning_rate}) or kl_weight ({self.recipe.kl_weight})."
+        )
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "stage": self.guide.stage,
+            "step": self.step,
+            "kl": self.kl,
+            "draws": self.guide.draws,
+            "model": self.model.state_dict(),
+            "guide": self.guide.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "history": [asdict(record) for record in self.history],
+            "rng": torch.get_rng_state(),
+        }
+
+    def _restore(self, path: Path) -> None:
+        state = read_checkpoint(path)
+        if state.get("recipe") != self.recipe.model_dump(mode="json"):
+            raise NetworkError(
+                f"Checkpoint '{path}' was made with another compression recipe: delete it to start again, or go "
+                "back to that recipe."
+            )
+        try:
+            self.model.load_state_dict(state["model"])
+            self.guide.load_state_dict(state["guide"])
+        except RuntimeError as error:
+            raise NetworkError(f"Checkpoint '{path}' is of another network: {_first_line(error)}") from None
+        self.guide.resume(state["stage"], state["draws"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.kl = state["step"], state["kl"]
+        self.history = [StepRecord(**record) for record in state["history"]]
+        torch.set_rng_state(state["rng"])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

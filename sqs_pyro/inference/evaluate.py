@@ -1,0 +1,117 @@
+"""How good a classifier is, and how far its probabilities can be trusted."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import Predictive
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from sqs_pyro.errors import DataError
+from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.network_io import device_of, move_to, predictions
+
+_CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A classifier on a data set.
+
+    Attributes:
+        accuracy: share of examples whose most probable class is right, 0..1.
+        nll: mean negative log-likelihood of the labels, nats.
+        ece: expected calibration error of the top class, 15 equal bins, 0..1.
+        brier: mean squared distance between probabilities and the one-hot label, 0..2.
+        num_examples: examples evaluated.
+    """
+
+    accuracy: float
+    nll: float
+    ece: float
+    brier: float
+    num_examples: int
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, loader: Iterable[Any]) -> Evaluation:
+    """Evaluate ``net`` (any module from a minibatch to logits ``[B, C]``) in evaluation mode.
+
+    Raises:
+        DataError: the loader is empty, or labels do not fit the network's classes.
+    """
+    device = device_of(net)
+    was_training = net.training
+    net.eval()
+    try:
+        log_probs, labels = [], []
+        for x, y in loader:
+            log_probs.append(predictions(net, move_to(x, device)).float().log_softmax(-1))
+            labels.append(y.to(device))
+    finally:
+        net.train(was_training)
+    return _summarise(log_probs, labels)
+
+
+@torch.no_grad()
+def evaluate_averaged(
+    model: nn.Module,
+    guide: SpikeGMMGuide,
+    loader: Iterable[Any],
+    num_samples: int = 20,
+    temperature: float | None = None,
+) -> Evaluation:
+    """Evaluate the Bayesian average over networks drawn from the guide.
+
+    The same ``num_samples`` discrete networks (gates and codes drawn once) answer every minibatch; their
+    probabilities are averaged.
+
+    Args:
+        model: the Bayesian network; its ``"logits"`` site is averaged.
+        guide: its guide.
+        loader: minibatches.
+        num_samples: networks to draw.
+        temperature: τ of the draws; by default the guide's ``evaluation_temperature``.
+    """
+    states = model.training, guide.training, guide.evaluation_temperature
+    model.eval()
+    guide.eval()
+    guide.evaluation_temperature = temperature or guide.evaluation_temperature
+    try:
+        with pyro.get_param_store().scope():  # the parameters stay in the modules
+            networks = Predictive(guide, num_samples=num_samples, return_sites=None)()
+            predictive = Predictive(model, posterior_samples=networks, return_sites=("logits",))
+            log_probs, labels = [], []
+            for x, y in loader:
+                logits = predictive(x)["logits"].reshape(num_samples, len(y), -1).float()
+                log_probs.append(logits.log_softmax(-1).logsumexp(0) - torch.tensor(num_samples).log())
+                labels.append(y)
+    finally:
+        model.train(states[0])
+        guide.train(states[1])
+        guide.evaluation_temperature = states[2]
+    return _summarise(log_probs, labels)
+
+
+def _summarise(log_probs: list[Tensor], labels: list[Tensor]) -> Evaluation:
+    if not labels:
+        raise DataError("There is no example to evaluate on: the loader is empty.")
+    log_p, y = torch.cat(log_probs), torch.cat(labels)
+    classes = log_p.shape[-1]
+    if int(y.min()) < 0 or int(y.max()) >= classes:
+        raise DataError(
+            f"Labels run from {int(y.min())} to {int(y.max())}, but the network has {classes} classes "
+            f"(labels 0 to {classes - 1}): use the network and the data that belong together."
+        )
+    p = log_p.exp()
+    return Evaluation(
+        accuracy=float((log_p.argmax(-1) == y).double().mean()),
+        nll=float(F.nll_loss(log_p.double(), y)),
+        ece=float(multiclass_calibration_error(p, y, num_classes=classes, n_bins=_CALIBRATION_BINS)),
+        brier=float((p - F.one_hot(y, classes)).square().sum(-1).mean()),
+        num_examples=len(y),
+    )

@@ -1,0 +1,118 @@
+"""From a trained guide to the network that is shipped."""
+
+import copy
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from sqs_pyro.errors import NetworkError
+from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.kernels import packed_network
+from sqs_pyro.network_io import device_of, move_to
+from sqs_pyro.packing import CodedTensor
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def hard_network(net: nn.Module, coded: Mapping[str, CodedTensor]) -> nn.Module:
+    """A copy of ``net`` with dense weights that are exactly the coded tensors' values.
+
+    Args:
+        net: the network; its other parameters and buffers are copied as they are.
+        coded: hardened weights by parameter name.
+    """
+    hard = copy.deepcopy(net)
+    parameters = dict(hard.named_parameters())
+    with torch.no_grad():
+        for name, tensor in coded.items():
+            parameters[name].copy_(tensor.dense())
+    return hard
+
+
+def reestimate_batch_norm(net: nn.Module, loader: Iterable[Any], num_batches: int) -> None:
+    """Replace running statistics by cumulative averages over minibatches of the network as it now is.
+
+    Hardening changes what every layer sees; statistics from training belong to the softer network.
+    """
+    device = device_of(net)
+    update_bn((move_to(batch[0], device) for batch in itertools.islice(loader, num_batches)), net)
+
+
+@torch.no_grad()
+def fold_batch_norm(net: nn.Module) -> None:
+    """Fold running statistics into weight and bias, in place; evaluation-mode outputs stay the same.
+
+    Batch norm in evaluation is one scale and one shift a channel; with mean 0 and variance 1 in place of the
+    statistics only those two are left to store. Layers without affine parameters or statistics are left.
+    """
+    for module in net.modules():
+        if not isinstance(module, _BATCH_NORMS) or module.running_mean is None or not module.affine:
+            continue
+        assert module.running_var is not None
+        scale = module.weight / (module.running_var + module.eps).sqrt()
+        module.bias.sub_(module.running_mean * scale)
+        module.weight.copy_(scale * (1 + module.eps) ** 0.5)
+        module.running_mean.zero_()
+        module.running_var.fill_(1)
+
+
+@torch.no_grad()
+def round_leftovers(net: nn.Module, coded: Mapping[str, CodedTensor], dtype: torch.dtype) -> None:
+    """Round every float that is not compressed to ``dtype`` and back, in place, where its range allows it."""
+    for name, tensor in itertools.chain(net.named_parameters(), net.named_buffers()):
+        if name not in coded and tensor.is_floating_point():
+            rounded = tensor.to(dtype).to(tensor.dtype)
+            if torch.isfinite(rounded).all():
+                tensor.copy_(rounded)
+
+
+def pack(
+    source: Any,
+    *,
+    layout: str = "auto",
+    leftover_dtype: str = "float16",
+    codebook_dtype: str = "float16",
+    metadata: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """The packed network of a compression result or of a trained guide.
+
+    Args:
+        source: a :class:`~sqs_pyro.inference.compress.CompressionResult`, whose packed network is returned, or
+            a :class:`SpikeGMMGuide` made for a ``BayesianNetwork``: its most probable network is packed.
+        layout: ``"auto"``, or a layout's name.
+        leftover_dtype: of what is not compressed.
+        codebook_dtype: of codebook values.
+        metadata: written into the file.
+
+    Raises:
+        NetworkError: the guide's model has no network, or it is still in its dense stage.
+    """
+    if isinstance(getattr(source, "network", None), nn.Module):
+        return source.network
+    if not isinstance(source, SpikeGMMGuide):
+        raise NetworkError(
+            f"pack was given a {type(source).__name__}, but packs a SpikeGMMGuide or a CompressionResult."
+        )
+    net = getattr(source.model, "net", None)
+    if not isinstance(net, nn.Module):
+        raise NetworkError(
+            f"The guide's model is a {type(source.model).__name__} without a network 'net' to pack: use "
+            "guide.harden() and packed_network(net, coded) with a network of your own."
+        )
+    coded = source.harden(getattr(torch, codebook_dtype))
+    return packed_network(
+        hard_network(net, coded).eval(),
+        coded,
+        layout=layout,
+        leftover_dtype=leftover_dtype,
+        metadata=with_network_spec(metadata, net),
+    )
+
+
+def with_network_spec(metadata: Mapping[str, Any] | None, net: nn.Module) -> dict[str, Any]:
+    """Metadata that also says how to construct ``net``, if it came from the registry."""
+    return {"network": getattr(net, "network_spec", None), **(metadata or {})}

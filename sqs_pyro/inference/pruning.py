@@ -1,0 +1,96 @@
+"""Which weights are zero, and when: a cubic schedule that ends at the exact target."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sqs_pyro.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class PruningSchedule:
+    """Non-zero rate over steps: 1 at first, then falling with the cube of the time left, then the target.
+
+    ``rate(t) = target + (1 - target) (1 - progress)³`` with progress running from 0 to 1 between ``start`` and
+    ``end`` (Zhu & Gupta 2017). The masks at the end keep exactly ``round(target · weights)`` weights.
+
+    Args:
+        target: final non-zero rate ρ in (0, 1].
+        total_steps: number of training steps.
+        start, end: fractions of ``total_steps`` between which the rate falls.
+        every: steps between two renewals of the masks.
+        scope: ``"global"`` compares saliencies across layers (one threshold), ``"layer"`` keeps the same rate
+            in each layer.
+
+    Raises:
+        RecipeError: an impossible value.
+    """
+
+    target: float
+    total_steps: int
+    start: float = 0.05
+    end: float = 0.5
+    every: int = 20
+    scope: str = "global"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target <= 1:
+            raise RecipeError(f"The target non-zero rate is {self.target}, but must be above 0 and at most 1.")
+        if not 0 <= self.start < self.end <= 1:
+            raise RecipeError(
+                f"Pruning starts at {self.start} and ends at {self.end} of the steps, but must satisfy "
+                "0 <= start < end <= 1."
+            )
+        if self.total_steps < 1 or self.every < 1:
+            raise RecipeError(
+                f"total_steps={self.total_steps} and every={self.every} must both be at least 1 step."
+            )
+        if self.scope not in ("global", "layer"):
+            raise RecipeError(f"Pruning scope {self.scope!r} is unknown: use 'global' or 'layer'.")
+
+    @property
+    def end_step(self) -> int:
+        """The step from which the rate is the target."""
+        return max(1, round(self.end * self.total_steps))
+
+    def rate(self, step: int) -> float:
+        """The non-zero rate at a step."""
+        start = self.start * self.total_steps
+        progress = (step - start) / max(self.end_step - start, 1e-9)
+        progress = min(max(progress, 0.0), 1.0)
+        return self.target + (1 - self.target) * (1 - progress) ** 3
+
+    def due(self, step: int) -> bool:
+        """Whether the masks are to be renewed at this step."""
+        return step == self.end_step or (step < self.end_step and step % self.every == 0 and self.rate(step) < 1)
+
+    def masks(self, saliencies: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+        """True for the weights to keep: the most salient ones, exactly as many as the rate says.
+
+        Args:
+            saliencies: for each site a tensor of its weight's shape; higher is kept longer. Ties are broken by
+                position, so that the count is exact.
+            step: the current step.
+        """
+        rate = self.rate(step)
+        if self.scope == "layer":
+            return {
+                name: _keep_largest(values.flatten(), rate).view_as(values) for name, values in saliencies.items()
+            }
+        keep = _keep_largest(torch.cat([values.flatten() for values in saliencies.values()]), rate)
+        parts = keep.split([values.numel() for values in saliencies.values()])
+        return {name: part.view_as(values) for (name, values), part in zip(saliencies.items(), parts, strict=True)}
+
+
+def _keep_largest(values: Tensor, rate: float) -> Tensor:
+    """A mask of the ``round(rate · n)`` largest of values ``[n]``."""
+    count = round(rate * len(values))
+    if count == 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    threshold = values.kthvalue(len(values) - count + 1).values
+    keep = values > threshold
+    ties = (values == threshold).nonzero()[: count - int(keep.sum()), 0]
+    keep[ties] = True
+    return keep

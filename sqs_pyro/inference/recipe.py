@@ -1,0 +1,153 @@
+"""What compression does, as one validated section of a recipe."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sqs_pyro.inference.windows import EqualMass, OutlierAware, PerWeight, Windows
+from sqs_pyro.recipe import RecipeSection
+
+
+class WindowsRecipe(RecipeSection):
+    """How weights of a layer share responsibilities.
+
+    Attributes:
+        kind: `per_weight` (each its own), `equal_mass` (quantile bins), or `outlier_aware` (quantile bins
+            between Tukey's fences and bins of their own for each tail).
+        count: windows (of the bulk).
+        tail_count: windows of each tail, for `outlier_aware`.
+    """
+
+    kind: Literal["per_weight", "equal_mass", "outlier_aware"] = "per_weight"
+    count: int = Field(default=256, ge=1)
+    tail_count: int = Field(default=8, ge=1)
+
+    def build(self) -> Windows:
+        """The strategy this section names."""
+        if self.kind == "equal_mass":
+            return EqualMass(self.count)
+        return OutlierAware(self.count, self.tail_count) if self.kind == "outlier_aware" else PerWeight()
+
+
+class PriorRecipe(RecipeSection):
+    """Spike-and-slab prior of every weight.
+
+    Attributes:
+        inclusion: λ₀, prior probability that a weight is not zero.
+        slab_scale: σ₀ of the Normal slab; None takes the root mean square of the layer's pretrained weights.
+    """
+
+    inclusion: float = Field(default=0.5, gt=0, lt=1)
+    slab_scale: float | None = Field(default=None, gt=0)
+
+
+class PruningRecipe(RecipeSection):
+    """When weights become zero, and which.
+
+    Attributes:
+        start: fraction of the steps at which the non-zero rate begins to fall.
+        end: fraction of the steps from which it is the target.
+        every: steps between two renewals of the masks.
+        scope: `global` compares saliencies across layers; `layer` gives each layer the same rate.
+        saliency: `gate` is λ (the paper's), `magnitude` is λ·|w|.
+    """
+
+    start: float = Field(default=0.05, ge=0, lt=1)
+    end: float = Field(default=0.5, gt=0, le=1)
+    every: int = Field(default=20, ge=1)
+    scope: Literal["global", "layer"] = "global"
+    saliency: Literal["gate", "magnitude"] = "magnitude"
+
+    @model_validator(mode="after")
+    def _ends_after_it_starts(self) -> "PruningRecipe":
+        if self.end <= self.start:
+            raise ValueError(f"a pruning section whose end ({self.end}) is after its start ({self.start})")
+        return self
+
+
+class CompressionRecipe(RecipeSection):
+    """Compression in three stages: dense latents while pruning, then codes that follow the latents, then
+    frozen codes while codebooks, norms and biases settle.
+
+    Attributes:
+        epochs: passes over the training data.
+        nonzero_rate: target share of weights that are not zero; reached to the weight.
+        num_components: K, values in a codebook besides zero.
+        include: regular expressions of parameter names to compress; None takes the weights of Linear and
+            convolution layers.
+        exclude: regular expressions of parameter names to leave uncompressed.
+        groups: weights that share a codebook: `layer`, `channel` (out-channel), or a number of consecutive
+            weights.
+        windows: how weights share responsibilities.
+        prior: of every weight.
+        pruning: when and which weights become zero.
+        kl: which KL term the ELBO has: `jensen` (a bound), `dominant` (the paper's), `monte_carlo`.
+        kl_weight: β on the KL; below 1 it is a cold posterior.
+        kl_every: steps between two evaluations of the KL, whose weight is raised to match; the expected
+            objective stays the same.
+        temperature: τ of the responsibilities when coding starts.
+        final_temperature: τ at the end; in between it falls geometrically.
+        estimator: of the gradient through the draw: `straight_through`, `soft` or `concrete`.
+        coding_start: fraction of the steps at which K-means makes the codebooks.
+        freeze_start: fraction of the steps from which codes are frozen.
+        refresh_every: steps between two renewals of the hard codes.
+        learning_rate: highest learning rate of latents, norms and biases (SGD, warm-up over the first 2 %,
+            then half a cosine to 0).
+        momentum: of that SGD.
+        weight_decay: of latents and other weights; norms and biases have none.
+        codebook_learning_rate: of component means, widths and mixing weights (Adam), relative to the layer's
+            root mean square weight.
+        gate_learning_rate: of gate logits (Adam); 0 leaves gates to pruning.
+        initial_gate: g, gate logit at the start.
+        precision: of the network's multiplications in training.
+        batch_norm_batches: minibatches from which batch-norm statistics are estimated anew at the end.
+        layout: of packed tensors in the file: `auto` takes the smallest of `dense`, `bitmap` and `entropy`.
+        leftover_dtype: of everything that is not compressed (norms, biases).
+        codebook_dtype: of codebook values.
+        evaluate_every: epochs between two evaluations of the hard network on the validation data.
+    """
+
+    epochs: int = Field(default=6, ge=1)
+    nonzero_rate: float = Field(default=0.25, gt=0, le=1)
+    num_components: int = Field(default=16, ge=1, le=256)
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    groups: Literal["layer", "channel"] | int = "layer"
+    windows: WindowsRecipe = Field(default_factory=WindowsRecipe)
+    prior: PriorRecipe = Field(default_factory=PriorRecipe)
+    pruning: PruningRecipe = Field(default_factory=PruningRecipe)
+    kl: Literal["jensen", "dominant", "monte_carlo"] = "jensen"
+    kl_weight: float = Field(default=0.01, ge=0)
+    kl_every: int = Field(default=4, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    final_temperature: float = Field(default=0.05, gt=0)
+    estimator: Literal["straight_through", "soft", "concrete"] = "straight_through"
+    coding_start: float = Field(default=0.5, ge=0, lt=1)
+    freeze_start: float = Field(default=0.8, gt=0, le=1)
+    refresh_every: int = Field(default=4, ge=1)
+    learning_rate: float = Field(default=0.02, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    codebook_learning_rate: float = Field(default=1e-2, ge=0)
+    gate_learning_rate: float = Field(default=0.0, ge=0)
+    initial_gate: float = Field(default=5.0, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    batch_norm_batches: int = Field(default=60, ge=0)
+    layout: Literal["auto", "dense", "bitmap", "entropy"] = "auto"
+    leftover_dtype: Literal["float16", "float32"] = "float16"
+    codebook_dtype: Literal["float16", "float32"] = "float16"
+    evaluate_every: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> "CompressionRecipe":
+        if self.freeze_start <= self.coding_start:
+            raise ValueError(
+                f"a freeze_start ({self.freeze_start}) after coding_start ({self.coding_start}): codes must "
+                "exist before they are frozen"
+            )
+        if self.pruning.end > self.freeze_start:
+            raise ValueError(
+                f"a pruning.end ({self.pruning.end}) not after freeze_start ({self.freeze_start}): frozen codes "
+                "cannot be pruned"
+            )
+        return self

@@ -1,0 +1,114 @@
+"""Windows: weights of one window share one responsibility vector φ, that of the window's mean.
+
+With as many windows as weights (:class:`PerWeight`) each weight has its own φ. The paper groups weights into
+windows of equal mass; outlier-aware windows keep the tails apart, so that a few large weights are not averaged
+into the bulk (paper, section on outlier-aware windowing).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sqs_pyro.errors import RecipeError
+
+
+class Windows(ABC):
+    """A way to cut the real line into windows, given the weights of a layer."""
+
+    @abstractmethod
+    def edges(self, values: Tensor) -> Tensor:
+        """Interior window boundaries in ascending order, ``[number of windows - 1]``, for values ``[n]``."""
+
+    def represent(self, values: Tensor, edges: Tensor) -> Tensor:
+        """Each value replaced by the mean of its window, same shape; a constant for gradients."""
+        flat = values.detach().flatten()
+        window = torch.bucketize(flat, edges)
+        count = torch.bincount(window, minlength=len(edges) + 1).clamp_min(1)
+        total = torch.bincount(window, weights=flat.double(), minlength=len(edges) + 1)
+        return (total / count).to(values.dtype)[window].view_as(values)
+
+
+@dataclass(frozen=True)
+class PerWeight(Windows):
+    """Every weight is its own window: no averaging, gradients reach the latent weight."""
+
+    def edges(self, values: Tensor) -> Tensor:
+        """No boundaries."""
+        return values.new_empty(0)
+
+    def represent(self, values: Tensor, edges: Tensor) -> Tensor:
+        """The values themselves."""
+        return values
+
+
+@dataclass(frozen=True)
+class EqualMass(Windows):
+    """``count`` windows that hold the same number of weights each (quantile bins)."""
+
+    count: int = 256
+
+    def __post_init__(self) -> None:
+        _check_count("EqualMass count", self.count)
+
+    def edges(self, values: Tensor) -> Tensor:
+        """The quantiles between neighbouring windows; equal quantiles (ties) make one boundary."""
+        return _equal_mass_edges(values, self.count)
+
+
+@dataclass(frozen=True)
+class OutlierAware(Windows):
+    """Equal-mass windows inside ``[Q1 - 1.5 IQR, Q3 + 1.5 IQR]``, and windows of their own for each tail."""
+
+    count: int = 256
+    tail_count: int = 8
+
+    def __post_init__(self) -> None:
+        _check_count("OutlierAware count", self.count)
+        _check_count("OutlierAware tail_count", self.tail_count)
+
+    def edges(self, values: Tensor) -> Tensor:
+        """Boundaries of the lower tail's, the bulk's and the upper tail's windows, and the two fences."""
+        flat = values.detach().flatten()
+        low, high = fences(flat)
+        below, above = flat[flat < low], flat[flat > high]
+        inside = flat[(flat >= low) & (flat <= high)]
+        pieces = [
+            _equal_mass_edges(below, self.tail_count),
+            low[None] if len(below) and len(inside) else flat.new_empty(0),
+            _equal_mass_edges(inside, self.count),
+            high[None] if len(above) and len(inside) else flat.new_empty(0),
+            _equal_mass_edges(above, self.tail_count),
+        ]
+        return torch.cat(pieces).unique()
+
+
+def fences(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Tukey's fences ``Q1 - 1.5 IQR`` and ``Q3 + 1.5 IQR`` of values ``[n]``: weights outside are outliers."""
+    ordered = values.detach().flatten().sort().values
+    q1, q3 = (_quantile(ordered, q) for q in (0.25, 0.75))
+    return q1 - 1.5 * (q3 - q1), q3 + 1.5 * (q3 - q1)
+
+
+def _quantile(ordered: Tensor, q: float) -> Tensor:
+    """Linear interpolation between order statistics (torch.quantile refuses more than 16 million values)."""
+    position = q * (len(ordered) - 1)
+    index = int(position)
+    upper = min(index + 1, len(ordered) - 1)
+    return torch.lerp(ordered[index], ordered[upper], position - index)
+
+
+def _equal_mass_edges(values: Tensor, count: int) -> Tensor:
+    ordered = values.detach().flatten().sort().values
+    if len(ordered) < 2:
+        return ordered.new_empty(0)
+    cuts = torch.arange(1, count, device=values.device) * len(ordered) // count
+    cuts = cuts[cuts > 0]
+    edges = ((ordered[cuts - 1] + ordered[cuts]) / 2).unique()
+    return edges[(edges > ordered[0]) & (edges < ordered[-1])]
+
+
+def _check_count(name: str, value: int) -> None:
+    if value < 1:
+        raise RecipeError(f"{name} is {value}, but must be at least 1 window.")

@@ -1,0 +1,166 @@
+"""Any ``nn.Module`` as a Pyro model whose weights are random."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from sqs_pyro.distributions import SpikeAndSlab
+from sqs_pyro.errors import NetworkError
+from sqs_pyro.models import likelihoods
+from sqs_pyro.models.sites import select_sites
+from sqs_pyro.network_io import call_arguments, output_tensor, tensors_in
+
+#: One distribution for every weight, or a function of a site's name and pretrained value.
+Prior: TypeAlias = dist.TorchDistribution | Callable[[str, Tensor], dist.TorchDistribution]
+
+
+def scale_matched_prior(inclusion: float = 0.5) -> Callable[[str, Tensor], dist.TorchDistribution]:
+    """The default prior: spike-and-slab, its Normal slab as wide as the layer's pretrained weights (rms)."""
+
+    def prior(name: str, weight: Tensor) -> dist.TorchDistribution:
+        rms = weight.detach().float().square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+        return SpikeAndSlab(torch.full_like(rms, inclusion), dist.Normal(torch.zeros_like(rms), rms))
+
+    return prior
+
+
+class BayesianNetwork(PyroModule):
+    """A network as a Pyro model: one sample site for each compressed tensor, named after its parameter.
+
+    ``forward(inputs, y)`` samples every site from its prior, runs the user's network with the samples in place
+    of its weights (``torch.func.functional_call``, the network itself is not rewritten) and observes ``y`` at
+    site ``"obs"`` inside ``plate("data", num_data)``, so that a minibatch counts for the whole data set. The
+    network's output is recorded at the deterministic site ``"logits"``.
+
+    Compressed parameters are frozen (``requires_grad=False``): their pretrained values only initialise a
+    guide. All other parameters (biases, norms, ...) stay trainable and are learned as point estimates.
+
+    Args:
+        net: the network, with its pretrained weights.
+        prior: a scalar distribution used for every weight, or a callable ``(name, weight) -> distribution``;
+            by default :func:`scale_matched_prior`.
+        likelihood: ``"categorical"``, ``"gaussian"``, or a callable from the network's output to a
+            distribution with batch shape ``[B]``.
+        num_data: N, the number of training examples; by default the size of the minibatch at hand.
+        include, exclude: see :func:`sqs_pyro.models.sites.select_sites`.
+
+    Raises:
+        NetworkError: nothing to compress, weights that are not finite, or an impossible argument.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        prior: Prior | None = None,
+        likelihood: str | likelihoods.Likelihood = "categorical",
+        num_data: int | None = None,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        if num_data is not None and num_data < 1:
+            raise NetworkError(f"num_data is {num_data}, but must be at least 1: the number of training examples.")
+        sites = select_sites(net, include, exclude)
+        self.net = net
+        self.num_data = num_data
+        self.likelihood = likelihoods.resolve(likelihood)
+        self.priors = _site_priors(prior or scale_matched_prior(), sites)
+        for weight in sites.values():
+            weight.requires_grad_(False)
+
+    def site_values(self) -> dict[str, Tensor]:
+        """The pretrained value of every site, by name, in the order in which the model samples them."""
+        parameters = dict(self.net.named_parameters())
+        return {name: parameters[name].detach() for name in self.priors}
+
+    def forward(self, inputs: Any, y: Tensor | None = None) -> Tensor:
+        """Sample a network, run it on ``inputs`` and observe ``y``.
+
+        Args:
+            inputs: a tensor, a tuple of positional arguments, or a mapping of keyword arguments of the net.
+            y: observations, first dimension B; ``None`` samples them (``pyro.infer.Predictive``).
+
+        Returns:
+            What was observed or sampled at ``"obs"``.
+        """
+        weights = {name: pyro.sample(name, prior) for name, prior in self.priors.items()}
+        args, kwargs = call_arguments(inputs)
+        output = functional_call(self._modules["net"], {**weights, **self._point_estimates()}, args, kwargs)
+        observation = self.likelihood(output)
+        batch = observation.batch_shape[0]
+        # An explicit subsample gives the factor N/B without drawing N random indices a step.
+        subsample = torch.arange(batch, device=tensors_in(inputs)[0].device)
+        with pyro.plate("data", max(self.num_data or batch, batch), subsample=subsample):
+            if torch.is_tensor(output) or hasattr(output, "logits"):
+                logits = output_tensor(output)
+                pyro.deterministic("logits", logits, event_dim=logits.dim() - 1)
+            return pyro.sample("obs", observation, obs=y)
+
+    def _point_estimates(self) -> dict[str, Tensor]:
+        """Trainable parameters that are no sites, as Pyro parameters ``net.<name>``."""
+        parameters = self._modules["net"].named_parameters()  # past PyroModule, which warns of frozen ones
+        return {name: pyro.param(f"net.{name}", value) for name, value in parameters if value.requires_grad}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BayesianNetwork":
+        """Move the priors' tensors together with the network's (``.to``, ``.cuda``)."""
+        self.priors = {name: _apply_to_distribution(prior, fn) for name, prior in self.priors.items()}
+        return super()._apply(fn, recurse)
+
+    def __repr__(self) -> str:
+        values = self.site_values()
+        width = max(len(name) for name in values)
+        lines = [
+            f"  {name:<{width}}  {tuple(value.shape)!s:<18}  {_describe(self.priors[name])}"
+            for name, value in values.items()
+        ]
+        weights = sum(value.numel() for value in values.values())
+        total = sum(parameter.numel() for parameter in self.net.parameters())
+        return (
+            f"BayesianNetwork({type(self.net).__name__}, num_data={self.num_data}): "
+            f"{len(lines)} sites, {weights:,} of {total:,} parameters\n" + "\n".join(lines)
+        )
+
+
+def _site_priors(prior: Prior, sites: Mapping[str, Tensor]) -> dict[str, dist.TorchDistribution]:
+    priors = {}
+    for name, weight in sites.items():
+        site_prior = prior if isinstance(prior, dist.Distribution) else prior(name, weight)
+        if site_prior.event_shape:
+            raise NetworkError(
+                f"The prior of '{name}' has event shape {tuple(site_prior.event_shape)}, but must be a "
+                "distribution over single weights (event shape ()), batch shape () or the weight's."
+            )
+        priors[name] = site_prior.expand(weight.shape).to_event(weight.dim())
+    return priors
+
+
+def _apply_to_distribution(d: dist.TorchDistribution, fn: Callable[[Tensor], Tensor]) -> dist.TorchDistribution:
+    """A shallow copy of ``d`` with ``fn`` applied to every tensor inside, nested distributions included."""
+    moved = d.__class__.__new__(d.__class__)
+    for key, value in d.__dict__.items():
+        if isinstance(value, Tensor):
+            value = fn(value)
+        elif isinstance(value, torch.distributions.Distribution):
+            value = _apply_to_distribution(value, fn)
+        moved.__dict__[key] = value
+    return moved
+
+
+def _describe(prior: dist.TorchDistribution) -> str:
+    base = getattr(prior, "base_dist", prior)
+    if isinstance(base, SpikeAndSlab):
+        return f"SpikeAndSlab({_scalar(base.inclusion)}, {_describe(base.slab)})"
+    arguments = ", ".join(_scalar(getattr(base, name)) for name in base.arg_constraints if hasattr(base, name))
+    return f"{type(base).__name__}({arguments})"
+
+
+def _scalar(value: Any) -> str:
+    value = torch.as_tensor(value).detach().float()
+    low, high = float(value.min()), float(value.max())
+    return f"{low:.3g}" if low == high else f"{low:.3g}..{high:.3g}"

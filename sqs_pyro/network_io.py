@@ -1,0 +1,64 @@
+"""How minibatches enter a network and predictions come out of it, whoever made the network."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sqs_pyro.errors import NetworkError
+
+
+def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a network's call: a mapping becomes keywords, a tuple positions."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+
+
+def output_tensor(output: Any) -> Tensor:
+    """The tensor of predictions in a network's output: itself, its ``logits``, or its first element.
+
+    Raises:
+        NetworkError: the output holds no tensor that could be the predictions.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping) and "logits" in output:
+        return output["logits"]
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return output.logits
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise NetworkError(
+        f"The network returned a {type(output).__name__} without 'logits': give a likelihood=callable that "
+        "turns this output into a distribution."
+    )
+
+
+def predictions(net: nn.Module, inputs: Any) -> Tensor:
+    """Run ``net`` on a minibatch's inputs and return its predictions."""
+    args, kwargs = call_arguments(inputs)
+    return output_tensor(net(*args, **kwargs))
+
+
+def move_to(inputs: Any, device: torch.device) -> Any:
+    """The same inputs, every tensor on ``device``."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(device, non_blocking=True)
+    if isinstance(inputs, Mapping):
+        return {key: move_to(value, device) for key, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return tuple(move_to(value, device) for value in inputs)
+    return inputs
+
+
+def tensors_in(inputs: Any) -> list[Tensor]:
+    """The tensors of a minibatch's inputs."""
+    args, kwargs = call_arguments(inputs)
+    return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+
+
+def device_of(net: nn.Module) -> torch.device:
+    """Where a network's first parameter or buffer is; the CPU if it has none."""
+    return next((tensor.device for tensor in (*net.parameters(), *net.buffers())), torch.device("cpu"))
