@@ -1,5 +1,6 @@
 """Where the network of a run comes from: its constructor, its data, its fp32 weights."""
 
+import copy
 from pathlib import Path
 
 import torch
@@ -10,6 +11,9 @@ from torch import nn
 from sqs_pyro.data import Data
 from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.inference.baseline import BaselineRecipe, EpochRecord, train_baseline
+from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.recipe import CompressionRecipe
+from sqs_pyro.models.bayesian import BayesianNetwork
 from sqs_pyro.network_io import device_of, predictions
 from sqs_pyro.progress import Progress
 from sqs_pyro.registry import build_network
@@ -23,6 +27,16 @@ def untrained_network(recipe: RunRecipe, data: Data) -> nn.Module:
         net = build_network(recipe.network.name, **recipe.network.options)
     check_fit(net, data)
     return net
+
+
+def check_compressible(net: nn.Module, recipe: CompressionRecipe) -> None:
+    """Check that a network has layers to compress, and weights enough in each for its codebook.
+
+    Raises:
+        NetworkError, RecipeError: it has not; the sentence names the layer.
+    """
+    model = BayesianNetwork(copy.deepcopy(net), include=recipe.include, exclude=recipe.exclude)
+    SpikeGMMGuide(model, recipe.num_components, recipe.windows.build(), groups=recipe.groups, stage="dense")
 
 
 def check_fit(net: nn.Module, data: Data) -> None:
@@ -69,6 +83,8 @@ def give_weights(
 
     section = BaselineRecipe(**recipe.baseline.model_dump(exclude={"checkpoint"}))
     kept = baselines / f"{recipe.baseline_key}.pt"
+    if not kept.exists():
+        check_compressible(net, recipe.compression)  # compression checks this too, but after hours of training
     return train_baseline(net, data.train, data.validation, section, checkpoint=kept, progress=progress)
 
 

@@ -16,6 +16,7 @@ from sqs_pyro import load, save, size_report
 from sqs_pyro.compression import CompressionResult, StepRecord, compress
 from sqs_pyro.data import Data, load_data
 from sqs_pyro.inference.evaluate import evaluate, evaluate_averaged
+from sqs_pyro.pictures import layer_pictures
 from sqs_pyro.progress import Progress, silent
 from sqs_pyro.reporting.plots import write_pictures
 from sqs_pyro.run_directory import CHECKPOINT, METRICS, check_output, run_directory
@@ -75,13 +76,15 @@ def _compress_and_measure(
     recipe: RunRecipe, net: nn.Module, data: Data, directory: Path, progress: Progress
 ) -> dict[str, Any]:
     baseline = evaluate(net, data.test)
+    resumed = (directory / CHECKPOINT).exists()
     clock = _Clock()
     result = _compress(recipe, net, data, directory, progress)
     clock.lap("compression")
     packed = directory / PACKED
     save(result.network, packed)
     _write_history(directory / HISTORY, result.history)
-    write_pictures(directory, result.layers, result.history)
+    report = size_report(packed)
+    write_pictures(directory, layer_pictures(result, report), result.history)
     clock.lap("writing")
     measured = {"baseline": asdict(baseline), "compressed": asdict(evaluate(load(packed), data.test))}
     if recipe.averaging is not None:
@@ -92,8 +95,10 @@ def _compress_and_measure(
         "seed": recipe.seed,
         **measured,
         "accuracy_drop": measured["baseline"]["accuracy"] - measured["compressed"]["accuracy"],
-        **_size(packed),
+        "size": report.to_dict(),
+        "nonzero_rate": report.nonzero_rate,
         "seconds": result.seconds,
+        "resumed": resumed,
         "stage_seconds": clock.seconds,
         "versions": _versions(),
     }
@@ -136,11 +141,6 @@ def _averaged(averaging: AveragingRecipe, result: CompressionResult, data: Data)
         result.model, result.guide, data.test, averaging.samples, temperature=averaging.temperature
     )
     return {**asdict(average), "samples": averaging.samples}
-
-
-def _size(packed: Path) -> dict[str, Any]:
-    report = size_report(packed)
-    return {"size": report.to_dict(), "nonzero_rate": report.nonzero_rate}
 
 
 def _versions() -> dict[str, str]:

@@ -1,0 +1,109 @@
+"""The `sqs` command as its users meet it: output, options, exit codes, Ctrl-C."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import sqs_pyro.runs
+from sqs_pyro.cli import app
+
+
+def _sqs(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def recipe_file(small_recipe, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(small_recipe.as_yaml())
+    return path
+
+
+def test_compress_prints_one_json_document(small_run, recipe_file, tmp_path):
+    baselines = small_run.parent / "baselines"
+    result = _sqs("compress", recipe_file, "--out", tmp_path / "run", "--baselines", baselines, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert "compression" in result.stderr
+
+
+def test_compress_prints_a_table_and_takes_changes(small_run, recipe_file, tmp_path):
+    baselines = small_run.parent / "baselines"
+    out = tmp_path / "run"
+    change = ["--set", "compression.nonzero_rate=0.5", "--set", "name=half", "--seed", "0"]
+    result = _sqs("compress", recipe_file, "--out", out, "--baselines", baselines, *change)
+    assert result.exit_code == 0, result.output
+    assert "half, seed 0" in result.stdout
+    assert "accuracy, %" in result.stdout
+    assert json.loads((out / "metrics.json").read_text())["nonzero_rate"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_finished_run_is_replaced_only_when_asked(small_run, recipe_file, tmp_path):
+    arguments = ["compress", recipe_file, "--out", tmp_path / "run", "--baselines", small_run.parent / "baselines"]
+    assert _sqs(*arguments).exit_code == 0
+    refused = _sqs(*arguments)
+    assert refused.exit_code == 2
+    assert "already holds a finished run" in refused.stderr
+    assert refused.stdout == ""
+    assert _sqs(*arguments, "--overwrite").exit_code == 0
+
+
+def test_evaluate_agrees_with_the_run(small_run):
+    result = _sqs("evaluate", small_run / "packed.safetensors", "--json")
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((small_run / "metrics.json").read_text())
+    assert json.loads(result.stdout)["accuracy"] == metrics["compressed"]["accuracy"]
+    table = _sqs("evaluate", small_run / "packed.safetensors")
+    assert f"{100 * metrics['compressed']['accuracy']:.2f}" in table.stdout
+
+
+def test_evaluate_takes_the_data_of_another_recipe(small_run, recipe_file):
+    result = _sqs("evaluate", small_run / "packed.safetensors", "--data", recipe_file, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["data"]["name"] == "digits"
+
+
+def test_inspect_shows_every_byte(small_run):
+    packed = small_run / "packed.safetensors"
+    inspection = json.loads(_sqs("inspect", packed, "--json").stdout)
+    assert sum(inspection["size"]["parts"].values()) == packed.stat().st_size
+    table = _sqs("inspect", packed).stdout
+    assert f"{packed.stat().st_size:,}" in table
+    assert all(tensor["name"] in table for tensor in inspection["size"]["tensors"])
+
+
+def test_a_bug_keeps_its_traceback(recipe_file, tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(sqs_pyro.runs, "run", broken)
+    result = _sqs("compress", recipe_file, "--out", tmp_path / "run")
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_help_answers_without_loading_the_library():
+    command = "import sys; from sqs_pyro.cli import app\ntry: app(['--help'])\nexcept SystemExit: pass\n"
+    check = "assert not {'pyro', 'matplotlib', 'torchvision', 'sklearn'} & set(sys.modules), 'heavy'"
+    subprocess.run([sys.executable, "-c", command + check], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_ctrl_c_then_the_same_command(recipe_file, tmp_path):
+    arguments = [Path(sys.executable).parent / "sqs", "compress", recipe_file, "--out", tmp_path / "run"]
+    arguments += ["--set", "compression.epochs=40", "--set", "baseline.epochs=1"]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    said = next(line for line in process.stderr if line.startswith("compression"))
+    process.send_signal(signal.SIGINT)
+    said += process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "Interrupted: the same command goes on from the last checkpoint" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+    again = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert "baseline" not in again.stderr  # it is not trained again
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["resumed"]

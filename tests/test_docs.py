@@ -1,0 +1,101 @@
+"""What the documentation says runs, and what it lists is what there is."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pyro
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from sqs_pyro.cli import app
+from sqs_pyro.recipe import parse
+from sqs_pyro.run_recipe import RunRecipe, load_recipe
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_BLOCK = re.compile(r"(?P<slow><!-- test: slow -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
+
+
+def _blocks(page: Path, language: str) -> list[tuple[str, bool]]:
+    """Code blocks of a page, indented as in the page's line numbers, and whether each is marked slow."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        ("\n" * text[: match.start("code")].count("\n") + match["code"], match["slow"] is not None)
+        for match in _BLOCK.finditer(text)
+        if match["language"] == language
+    ]
+
+
+def _run_blocks(page: Path, *, slow: bool, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a page's python blocks in one namespace; slow ones only if asked for."""
+    monkeypatch.chdir(directory)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    namespace: dict[str, object] = {"__name__": "__docs__"}
+    for code, is_slow in _blocks(page, "python"):
+        if slow or not is_slow:
+            exec(compile(code, str(page), "exec"), namespace)
+
+
+def _pages(*, slow: bool) -> list[Path]:
+    return [page for page in PAGES if any(is_slow == slow for _, is_slow in _blocks(page, "python"))]
+
+
+@pytest.mark.parametrize("page", _pages(slow=False), ids=lambda page: page.name)
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    _run_blocks(page, slow=False, directory=tmp_path, monkeypatch=monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", _pages(slow=True), ids=lambda page: page.name)
+def test_slow_python_blocks_run(page, tmp_path, monkeypatch):
+    _run_blocks(page, slow=True, directory=tmp_path, monkeypatch=monkeypatch)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_code_block_is_of_a_language_that_is_tested(page):
+    fences = re.findall(r"^```(\S+)$", page.read_text(encoding="utf-8"), re.M)
+    assert len(fences) == sum(len(_blocks(page, language)) for language in ("python", "yaml", "json", "text"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_yaml_blocks_are_recipes(page):
+    for code, _ in _blocks(page, "yaml"):
+        parse(RunRecipe, yaml.safe_load(code))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+def _commands() -> list[str]:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    return sorted(set(re.findall(r"^    sqs (\w+ [^\n]*?)(?:  .*)?$", text, re.M)))
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_commands_and_their_options_exist(command):
+    name, *words = shlex.split(command, comments=True)
+    shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    for option in (word for word in words if word.startswith("--")):
+        assert option in shown.output
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda recipe: recipe.name)
+def test_recipes_are_valid(recipe):
+    loaded = load_recipe(recipe)
+    assert parse(RunRecipe, yaml.safe_load(loaded.as_yaml())) == loaded
+
+
+def test_the_recipe_page_says_what_the_recipe_classes_say():
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    page = reference.PAGE.read_text(encoding="utf-8")
+    assert reference.page_with_reference(page) == page, "run `python docs/reference.py`"

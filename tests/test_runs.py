@@ -1,0 +1,161 @@
+"""A run from recipe to evaluated file: what is written is what was measured, and it can be repeated."""
+
+import csv
+import json
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from sqs_pyro import load
+from sqs_pyro.data import load_data
+from sqs_pyro.errors import NetworkError, RecipeError
+from sqs_pyro.packed_files import evaluate_file, inspect_file
+from sqs_pyro.recipe import parse
+from sqs_pyro.registry import build_network
+from sqs_pyro.run_network import check_fit, load_weights
+from sqs_pyro.run_recipe import RunRecipe
+from sqs_pyro.runs import run
+
+FILES = {"packed.safetensors", "metrics.json", "recipe.yaml", "history.csv"}
+PICTURES = {"layers.png", "bits.png", "curves.png"}
+
+
+def _changed(recipe, **sections):
+    values = recipe.model_dump(mode="json")
+    for name, section in sections.items():
+        values[name] = {**(values[name] or {}), **section} if isinstance(section, dict) else section
+    return parse(RunRecipe, values)
+
+
+def test_a_run_directory_holds_everything_and_nothing_else(small_run):
+    assert {path.name for path in small_run.iterdir()} == FILES | PICTURES
+    assert {path.name for path in small_run.parent.iterdir()} == {"run", "baselines"}
+
+
+def test_the_recipe_as_used_is_the_recipe(small_run, small_recipe):
+    assert parse(RunRecipe, yaml.safe_load((small_run / "recipe.yaml").read_text())) == small_recipe
+
+
+def test_metrics_are_those_of_the_file_on_disk(small_run, small_recipe):
+    metrics = json.loads((small_run / "metrics.json").read_text())
+    packed = small_run / "packed.safetensors"
+    net = load(packed).eval()
+    logits, labels = zip(*[(net(x), y) for x, y in load_data(small_recipe.data).test], strict=True)
+    logits, labels = torch.cat(logits).detach().double(), torch.cat(labels)
+    chosen = logits.log_softmax(1)[torch.arange(len(labels)), labels]
+    assert metrics["compressed"]["accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
+    assert metrics["compressed"]["nll"] == pytest.approx(-chosen.mean().item(), rel=1e-4)
+    assert metrics["size"]["file_bytes"] == packed.stat().st_size
+    fp32 = sum(value.numel() * 4 for value in net_state(small_recipe) if value.is_floating_point())
+    assert metrics["size"]["fp32_bytes"] == fp32
+    assert metrics["size"]["ratio"] == pytest.approx(fp32 / packed.stat().st_size)
+
+
+def net_state(recipe):
+    return build_network(recipe.network.name, **recipe.network.options).state_dict().values()
+
+
+def test_the_non_zero_rate_is_the_target_to_the_weight(small_run, small_recipe):
+    size = json.loads((small_run / "metrics.json").read_text())["size"]
+    assert size["nonzeros"] == round(small_recipe.compression.nonzero_rate * size["num_weights"])
+
+
+def test_metrics_hold_what_the_documentation_promises(small_run):
+    metrics = json.loads((small_run / "metrics.json").read_text())
+    for name in ("baseline", "compressed", "averaged"):
+        assert {"accuracy", "nll", "ece", "brier"} <= set(metrics[name])
+        assert 0 <= metrics[name]["accuracy"] <= 1
+    assert {"fp32_bytes", "file_bytes", "ratio", "bits_per_weight", "parts"} <= set(metrics["size"])
+    assert {"nonzero_rate", "seconds", "seed", "versions", "stage_seconds", "accuracy_drop"} <= set(metrics)
+
+
+def test_the_history_covers_the_whole_run(small_run):
+    with (small_run / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    steps = [int(row["step"]) for row in rows]
+    assert steps == sorted(steps)
+    assert steps[-1] == int(rows[-1]["total_steps"])
+    assert float(rows[-1]["accuracy"]) > 0
+
+
+def test_the_same_recipe_gives_the_same_file(small_run, small_recipe, tmp_path):
+    run(small_recipe, tmp_path / "run", baselines_dir=small_run.parent / "baselines")
+    again = (tmp_path / "run" / "packed.safetensors").read_bytes()
+    assert again == (small_run / "packed.safetensors").read_bytes()
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(small_run, small_recipe, tmp_path):
+    def interrupt(stage, done, total, text):
+        if stage == "compression" and done > total // 2:
+            raise KeyboardInterrupt
+
+    baselines = small_run.parent / "baselines"
+    with pytest.raises(KeyboardInterrupt):
+        run(small_recipe, tmp_path / "run", baselines_dir=baselines, progress=interrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.partial"]
+    metrics = run(small_recipe, tmp_path / "run", baselines_dir=baselines)
+    assert metrics["resumed"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    resumed = (tmp_path / "run" / "packed.safetensors").read_bytes()
+    assert resumed == (small_run / "packed.safetensors").read_bytes()
+
+
+def test_a_baseline_is_trained_once(small_run, small_recipe, tmp_path):
+    stages = set()
+    recipe = _changed(small_recipe, compression={"nonzero_rate": 0.5}, averaging=None)
+    metrics = run(
+        recipe,
+        tmp_path / "run",
+        baselines_dir=small_run.parent / "baselines",
+        progress=lambda stage, done, total, text: stages.add(stage),
+    )
+    assert "baseline" not in stages
+    assert metrics["baseline"] == json.loads((small_run / "metrics.json").read_text())["baseline"]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_of_ones_own(small_run, small_recipe, tmp_path, suffix):
+    (kept,) = (small_run.parent / "baselines").glob("*.pt")
+    weights = torch.load(kept, weights_only=True)["network"]
+    path = tmp_path / f"weights{suffix}"
+    save_file(weights, path) if suffix == ".safetensors" else torch.save({"state_dict": weights}, path)
+    recipe = _changed(small_recipe, baseline={"checkpoint": str(path)})
+    metrics = run(recipe, tmp_path / "run")
+    assert metrics["baseline"] == json.loads((small_run / "metrics.json").read_text())["baseline"]
+    assert not (tmp_path / "baselines").exists()
+
+
+def test_a_checkpoint_that_does_not_fit(small_recipe, tmp_path):
+    net = build_network("digits_net", width=8)
+    path = tmp_path / "weights.pt"
+    torch.save(build_network("digits_net", width=4).state_dict(), path)
+    with pytest.raises(NetworkError, match=r"was made for another network: 'fc.weight' is \(10, 16\) there and"):
+        load_weights(net, path)
+    path.write_bytes(b"nothing")
+    with pytest.raises(RecipeError, match=r"Checkpoint '.*weights.pt' cannot be read"):
+        load_weights(net, path)
+    torch.save([1, 2], path)
+    with pytest.raises(RecipeError, match="is no state dict"):
+        load_weights(net, path)
+    with pytest.raises(RecipeError, match=r"'baseline.checkpoint' is '.*', which is not there"):
+        load_weights(net, tmp_path / "missing.pt")
+
+
+def test_network_and_data_must_fit(small_recipe):
+    data = load_data(small_recipe.data)
+    with pytest.raises(NetworkError, match=r"outputs of shape \(7,\), but the data has 10 classes"):
+        check_fit(build_network("digits_net", num_classes=7, width=4), data)
+    with pytest.raises(NetworkError, match=r"does not take inputs of shape \(1, 8, 8\)"):
+        check_fit(build_network("resnet20", in_channels=3), data)
+
+
+def test_the_file_alone_can_be_evaluated_and_inspected(small_run):
+    packed = small_run / "packed.safetensors"
+    metrics = json.loads((small_run / "metrics.json").read_text())
+    evaluation = evaluate_file(packed)
+    assert {key: evaluation[key] for key in metrics["compressed"]} == metrics["compressed"]
+    inspection = inspect_file(packed)
+    assert sum(inspection["size"]["parts"].values()) == packed.stat().st_size
+    assert inspection["metadata"]["network"]["name"] == "digits_net"
