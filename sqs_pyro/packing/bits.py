@@ -49,9 +49,7 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     _check_bits(bits)
     size = packed_size(count, bits)
     if packed.numel() != size:
-        raise PackedFileError(
-            f"{count} values of {bits} bits take {size} bytes, but {packed.numel()} are there"
-        )
+        raise PackedFileError(f"{count} values of {bits} bits take {size} bytes, but {packed.numel()} are there")
     _check_padding(packed, size * 8 - count * bits)
     octets = -(-count // 8)
     stream = np.zeros(octets * bits, dtype=np.uint8)

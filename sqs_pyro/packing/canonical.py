@@ -9,6 +9,7 @@ from sqs_pyro.packing.coded import CodedTensor, look_up
 def canonical(coded: CodedTensor) -> CodedTensor:
     """Sort every codebook row, merge equal values and drop values that no weight uses; on the CPU.
 
+    A weight whose codebook value is 0.0 becomes a zero like the others: its mask is cleared.
     ``canonical(coded).dense()`` equals ``coded.dense()`` bit for bit. K becomes the largest number of
     different values used in one group (at least 1); shorter rows are filled with zeros.
     """
@@ -16,6 +17,9 @@ def canonical(coded: CodedTensor) -> CodedTensor:
     codes = coded.codes.cpu().reshape(groups, -1)
     mask = coded.mask.cpu().reshape(groups, -1)
     codebook = coded.codebook.cpu()
+    is_zero = codebook.view(torch.int32) == 0  # not -0.0: its sign would be lost
+    if is_zero.any():
+        mask = mask & ~look_up(is_zero, codes)
     used = _used(codes, mask, coded.num_components)
     values, order = codebook.masked_fill(~used, torch.inf).sort(dim=1, stable=True)
     new_index, fresh = _number_distinct(values)

@@ -17,9 +17,7 @@ from sqs_pyro.packing.coded import CodedTensor
 from sqs_pyro.packing.layouts import Layout, PackedTensor, register_layout
 
 _STEPS = 8  # frequencies are kept to 1/8 of an octave: costs about 0.0005 bit a weight
-_FRACTIONS = np.round(
-    2.0**15 * 2.0 ** (np.arange(_STEPS) / _STEPS)
-)  # whole numbers: the same on every machine
+_FRACTIONS = np.round(2.0**15 * 2.0 ** (np.arange(_STEPS) / _STEPS))  # whole numbers: the same on every machine
 _CHUNK = 1 << 22
 
 
@@ -49,8 +47,9 @@ class EntropyLayout(Layout):
         if np.count_nonzero(counts) == 1:
             return {"table": _empty(), "codes": _empty()}
         table = np.round(_STEPS * np.log2(np.maximum(counts, 1))).astype(np.uint8)
-        words = _encode(symbols, table).astype("<u4")
-        return {"table": torch.from_numpy(table), "codes": torch.from_numpy(words.view(np.uint8))}
+        stream = _encode(symbols, table).astype("<u4").view(np.uint8)
+        used = int(np.flatnonzero(stream)[-1]) + 1  # the last word is not 0, but its high bytes may be
+        return {"table": torch.from_numpy(table), "codes": torch.from_numpy(stream[:used].copy())}
 
     def unpack_codes(self, packed: PackedTensor) -> tuple[Tensor, Tensor]:
         """Decode the symbols and tell zeros from codes."""
@@ -85,10 +84,9 @@ def _encode(symbols: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 def _decode(packed: PackedTensor) -> np.ndarray:
     stream = packed.parts["codes"].cpu().numpy().tobytes()
-    if len(stream) % 4:
-        raise PackedFileError(f"an entropy-coded stream has {len(stream)} bytes, not a multiple of 4")
+    words = np.frombuffer(stream + bytes(-len(stream) % 4), dtype="<u4").astype(np.uint32)
     try:
-        coder = constriction.stream.stack.AnsCoder(np.frombuffer(stream, dtype="<u4").astype(np.uint32))
+        coder = constriction.stream.stack.AnsCoder(words)
     except ValueError as error:
         raise PackedFileError(f"the entropy-coded stream is damaged ({error})") from None
     model = _model(packed.parts["table"].cpu().numpy())

@@ -52,9 +52,7 @@ class PackedTensor:
         _check_fields(self)
         sizes = part_sizes(self)
         if list(self.parts) != list(sizes):
-            raise PackedFileError(
-                f"layout {self.layout!r} has the parts {list(sizes)}, not {list(self.parts)}"
-            )
+            raise PackedFileError(f"layout {self.layout!r} has the parts {list(sizes)}, not {list(self.parts)}")
         for name, size in sizes.items():
             if size is not None and self.parts[name].numel() != size:
                 raise PackedFileError(f"part {name!r} has {self.parts[name].numel()} bytes instead of {size}")
@@ -69,6 +67,13 @@ class PackedTensor:
         """Bytes of all parts."""
         return sum(part.numel() for part in self.parts.values())
 
+    def codebook(self) -> Tensor:
+        """Return the codebook, float32 ``[G, K]``."""
+        dtype = np.dtype(self.codebook_dtype).newbyteorder("<")
+        values = self.parts["codebook"].cpu().numpy().tobytes()
+        rows = np.frombuffer(values, dtype=dtype).astype(np.float32)
+        return torch.from_numpy(rows).view(self.num_groups, self.num_components)
+
     def unpack(self) -> CodedTensor:
         """Return the weights; ``unpack().dense()`` equals the packed tensor's ``dense()`` bit for bit.
 
@@ -79,7 +84,7 @@ class PackedTensor:
         if int(mask.sum()) != self.nonzeros:
             raise PackedFileError(f"{int(mask.sum())} weights are not zero, but {self.nonzeros} should be")
         try:
-            return CodedTensor(codes.view(self.shape), mask.view(self.shape), _read_codebook(self))
+            return CodedTensor(codes.view(self.shape), mask.view(self.shape), self.codebook())
         except NetworkError as error:
             raise PackedFileError(str(error)) from None
 
@@ -179,13 +184,6 @@ def _pack(coded: CodedTensor, layout: Layout) -> PackedTensor:
         codebook_dtype=coded.codebook_dtype,
         parts={"codebook": codebook, **layout.pack_parts(coded, bits)},
     )
-
-
-def _read_codebook(packed: PackedTensor) -> Tensor:
-    dtype = np.dtype(packed.codebook_dtype).newbyteorder("<")
-    values = packed.parts["codebook"].cpu().numpy().tobytes()
-    rows = np.frombuffer(values, dtype=dtype).astype(np.float32)
-    return torch.from_numpy(rows).view(packed.num_groups, packed.num_components)
 
 
 def _check_fields(packed: PackedTensor) -> None:

@@ -1,0 +1,102 @@
+"""Put packed weights into a network: a copy of it, in which they replace the parameters."""
+
+import copy
+import difflib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sqs_pyro.errors import NetworkError
+from sqs_pyro.kernels.modules import packed_type
+from sqs_pyro.kernels.weight import PackedWeight
+from sqs_pyro.packing.layouts import PackedTensor
+from sqs_pyro.packing.module import WEIGHT_PREFIX
+
+
+def assemble(net: nn.Module, tensors: Mapping[str, PackedTensor]) -> nn.Module:
+    """Return a deep copy of ``net`` with packed weights in place of the named parameters.
+
+    Linear, convolution and embedding modules are replaced by packed ones. A parameter of any other module
+    (say ``in_proj_weight`` of an attention) becomes a read-only attribute that gives its decoded value.
+    Modules that shared a parameter go on to share it. The compressed parameters are never copied.
+
+    Raises:
+        NetworkError: for a name that is not a parameter, a shape that is not the parameter's, one parameter
+            given under two names, or one that its module uses in a way that packing would break.
+    """
+    parameters = _parameters(net, tensors)
+    stand_ins = {id(p): nn.Parameter(torch.empty(0), requires_grad=False) for p in parameters.values()}
+    result = copy.deepcopy(net, dict(stand_ins))
+    weights = {
+        id(stand_ins[id(parameter)]): PackedWeight(tensors[name], parameter.dtype)
+        for name, parameter in parameters.items()
+    }
+    replaced: dict[int, nn.Module] = {}
+    for module in list(result.modules()):
+        found = {name: weights[id(p)] for name, p in module._parameters.items() if id(p) in weights}
+        if found:
+            replaced[id(module)] = _packed_module(module, found)
+    for module in list(result.modules()):
+        for name, child in module._modules.items():
+            if id(child) in replaced:
+                module._modules[name] = replaced[id(child)]
+    return replaced.get(id(result), result)
+
+
+def tensor_slots(net: nn.Module) -> dict[int, list[tuple[dict[str, Tensor | None], str]]]:
+    """Return where each parameter and buffer of a network hangs, by ``id``: dictionaries and their keys."""
+    slots: dict[int, list[tuple[dict[str, Tensor | None], str]]] = {}
+    for module in net.modules():
+        for held in (module._parameters, module._buffers):
+            for name, value in held.items():
+                if value is not None:
+                    slots.setdefault(id(value), []).append((held, name))  # type: ignore[arg-type]
+    return slots
+
+
+def _parameters(net: nn.Module, tensors: Mapping[str, PackedTensor]) -> dict[str, nn.Parameter]:
+    known = dict(net.named_parameters(remove_duplicate=False))
+    names: dict[int, str] = {}
+    for name, packed in tensors.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise NetworkError(f"The network has no parameter {name!r}{hint}")
+        if tuple(known[name].shape) != packed.shape:
+            raise NetworkError(
+                f"Parameter {name!r} has shape {list(known[name].shape)} in the network, but "
+                f"{list(packed.shape)} in compressed form."
+            )
+        other = names.setdefault(id(known[name]), name)
+        if other != name:
+            raise NetworkError(f"{other!r} and {name!r} are one shared parameter: give only one of them.")
+    return {name: known[name] for name in tensors}
+
+
+def _packed_module(module: nn.Module, weights: dict[str, PackedWeight]) -> nn.Module:
+    replacement = packed_type(module)
+    if replacement is not None and list(weights) == ["weight"]:
+        packed = replacement(module, weights["weight"])
+        if hasattr(module, "network_spec"):
+            packed.network_spec = module.network_spec
+        return packed.train(module.training)
+    if isinstance(module, nn.RNNBase) or getattr(module, "max_norm", None) is not None:
+        raise NetworkError(
+            f"{type(module).__name__} keeps or rewrites its weights by itself, so {sorted(weights)} cannot be "
+            "packed: exclude them from compression."
+        )
+    for name, weight in weights.items():
+        del module._parameters[name]
+        module.add_module(WEIGHT_PREFIX + name, weight)
+    module.__class__ = _decoding_class(type(module), tuple(weights))
+    return module
+
+
+def _decoding_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    """Return a subclass whose attributes ``names`` decode the packed weights that hold them."""
+
+    def decoded(name: str) -> property:
+        return property(lambda module: module._modules[WEIGHT_PREFIX + name].dense())
+
+    return type(plain.__name__, (plain,), {name: decoded(name) for name in names})

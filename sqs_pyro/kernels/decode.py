@@ -1,0 +1,122 @@
+"""Run-time form of a packed weight, and its decoded copy, made once and kept while the packed one lives.
+
+At run time a weight is three things: ``codes`` (uint8, bit-packed), ``table`` (uint8 ``[G, 4·S]``, the bytes
+of float32 ``[G, S]``, so that casting a network to half precision leaves it alone) and, in the bitmap form,
+``mask`` (uint8, one bit a weight). In the dense form zero is an entry of the table like any other.
+"""
+
+import math
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
+
+from sqs_pyro.packing.bits import unpack_bits
+from sqs_pyro.packing.coded import look_up
+
+
+@dataclass(frozen=True)
+class PackedArgs:
+    """A packed weight as the custom ops take it.
+
+    Attributes:
+        codes: uint8, ``bits`` bits for every weight (dense form) or for every non-zero (bitmap form).
+        table: uint8 ``[G, 4·S]``, float32 bytes; its entries are numbered by the codes.
+        mask: uint8, one bit a weight, or None for the dense form.
+        shape: of the weight.
+        bits: 0..8; 0 where all codes are 0.
+    """
+
+    codes: Tensor
+    table: Tensor
+    mask: Tensor | None
+    shape: tuple[int, ...]
+    bits: int
+
+    def buffers(self) -> list[Tensor]:
+        """Return the tensors."""
+        return [self.codes, self.table] if self.mask is None else [self.codes, self.table, self.mask]
+
+
+class DecodedWeights:
+    """Decoded weights by the ``codes`` tensor they come from.
+
+    An entry goes when its ``codes`` tensor dies (moving a module makes new ones), and is renewed when one of
+    the packed tensors was replaced or written to (``load_state_dict`` writes in place).
+    """
+
+    def __init__(self) -> None:
+        self._entries: WeakIdKeyDictionary = WeakTensorKeyDictionary()
+
+    def get(self, packed: PackedArgs, dtype: torch.dtype) -> Tensor:
+        """Return the weights in ``dtype``, on the device of the codes: shared, so never to be written to."""
+        entry = self._entries.get(packed.codes)
+        if entry is None or not entry.is_of(packed):
+            entry = self._entries[packed.codes] = _Entry(packed)
+        if dtype not in entry.copies:
+            with torch.inference_mode(False), torch.no_grad():  # the copy outlives an inference-mode call
+                entry.copies[dtype] = decode(packed).to(dtype)
+        return entry.copies[dtype]
+
+    def forget(self, codes: Tensor) -> None:
+        """Drop the decoded copies of ``codes``, if there are any."""
+        self._entries.pop(codes, None)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class _Entry:
+    """Copies of one weight by dtype, and what shows that they are stale; keeps no packed tensor alive."""
+
+    def __init__(self, packed: PackedArgs) -> None:
+        self.copies: dict[torch.dtype, Tensor] = {}
+        self._buffers = [weakref.ref(buffer) for buffer in packed.buffers()]
+        self._state = _state(packed)
+
+    def is_of(self, packed: PackedArgs) -> bool:
+        same = all(ref() is buffer for ref, buffer in zip(self._buffers, packed.buffers(), strict=False))
+        return same and self._state == _state(packed)
+
+
+def _state(packed: PackedArgs) -> tuple[object, ...]:
+    """Shape, bits and what was written to the buffers; inference tensors do not count their versions."""
+    versions = [-1 if buffer.is_inference() else buffer._version for buffer in packed.buffers()]
+    return packed.shape, packed.bits, *versions
+
+
+decoded_weights = DecodedWeights()
+
+
+def decode(packed: PackedArgs) -> Tensor:
+    """Decode a weight, float32 ``[*shape]``, on the device of the codes."""
+    symbols, keep = read_symbols(packed)
+    table = read_table(packed)
+    values = look_up(table, symbols.view(table.shape[0], -1)).view(-1)
+    if keep is not None:
+        values = torch.where(keep, values, values.new_zeros(()))
+    return values.view(packed.shape).to(packed.codes.device)
+
+
+def read_symbols(packed: PackedArgs) -> tuple[Tensor, Tensor | None]:
+    """Return every weight's place in the table, uint8 ``[numel]``, and the mask, bool; None in dense form."""
+    numel, codes = math.prod(packed.shape), packed.codes.cpu()
+    if packed.mask is None:
+        return unpack_bits(codes, packed.bits, numel), None
+    keep = unpack_bits(packed.mask.cpu(), 1, numel).bool()
+    symbols = torch.zeros(numel, dtype=torch.uint8)
+    if packed.bits:
+        symbols[keep] = unpack_bits(codes, packed.bits, int(keep.sum()))
+    return symbols, keep
+
+
+def read_table(packed: PackedArgs) -> Tensor:
+    """Return the table's values, float32 ``[G, S]``, on the CPU."""
+    return packed.table.cpu().clone().view(torch.float32)
+
+
+def write_table(values: Tensor) -> Tensor:
+    """Return float32 ``[G, S]`` as uint8 ``[G, 4·S]``."""
+    return values.contiguous().view(torch.uint8)

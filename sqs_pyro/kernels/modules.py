@@ -1,0 +1,199 @@
+"""Modules with a packed weight: drop-in replacements of torch's linear, convolution and embedding modules."""
+
+import itertools
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sqs_pyro.kernels.ops import call
+from sqs_pyro.kernels.weight import PackedWeight
+
+
+class PackedModule(nn.Module):
+    """Base: holds its weight in ``packed_weight`` and everything else as the module that it replaces.
+
+    ``weight`` gives the decoded weight to code that reads it, such as ``nn.MultiheadAttention``.
+    """
+
+    packed_weight: PackedWeight
+
+    @property
+    def weight(self) -> Tensor:
+        """The decoded weight in the network's dtype: one shared copy, not to be written to."""
+        return self.packed_weight.dense()
+
+
+class PackedLinear(PackedModule):
+    """``x @ W.T + bias`` for x ``[..., in_features]`` with a packed W ``[out_features, in_features]``."""
+
+    def __init__(self, linear: nn.Linear, weight: PackedWeight) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.packed_weight = weight
+        self.register_parameter("bias", linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[..., out_features]`` in the dtype of x."""
+        return call("linear", self.packed_weight.args, x, self.bias)
+
+    def extra_repr(self) -> str:
+        """Say what the replaced module would."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class PackedEmbedding(PackedModule):
+    """Rows of a packed table ``[num_embeddings, embedding_dim]``, in the network's dtype."""
+
+    def __init__(self, embedding: nn.Embedding, weight: PackedWeight) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
+        self.padding_idx = embedding.padding_idx
+        self.packed_weight = weight
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Return ``[*indices.shape, embedding_dim]``."""
+        return call("embedding", self.packed_weight.args, indices, self.packed_weight.like.dtype)
+
+    def extra_repr(self) -> str:
+        """Say what the replaced module would."""
+        return f"{self.num_embeddings}, {self.embedding_dim}"
+
+
+class _PackedConv(PackedModule):
+    """Convolution over ``num_dims`` spatial dimensions: x ``[batch, channels, *space]`` or without batch."""
+
+    num_dims: ClassVar[int]
+
+    bias: nn.Parameter | None
+
+    def __init__(self, conv: nn.modules.conv._ConvNd, weight: PackedWeight) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
+        self.groups, self.transposed, self.output_padding = conv.groups, conv.transposed, conv.output_padding
+        self.padding_mode = conv.padding_mode
+        self.padding, self.pad_first = _paddings(conv)
+        self.packed_weight = weight
+        self.register_parameter("bias", conv._parameters["bias"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[batch, out_channels, *space]``, without batch if x had none, in the dtype of x."""
+        return self._convolve(x, self.output_padding)
+
+    def _convolve(self, x: Tensor, output_padding: tuple[int, ...]) -> Tensor:
+        batched = x.dim() == self.num_dims + 2
+        x = x if batched else x.unsqueeze(0)
+        if any(self.pad_first):
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x = F.pad(x, self.pad_first, mode=mode)
+        geometry = (self.stride, self.padding, self.dilation, self.transposed, output_padding, self.groups)
+        y = call("convolution", self.packed_weight.args, x, self.bias, *geometry)
+        return y if batched else y.squeeze(0)
+
+    def extra_repr(self) -> str:
+        """Say what the replaced module would."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, groups={self.groups}, bias={self.bias is not None}"
+        )
+
+
+class PackedConv1d(_PackedConv):
+    """``nn.Conv1d`` with a packed weight."""
+
+    num_dims = 1
+
+
+class PackedConv2d(_PackedConv):
+    """``nn.Conv2d`` with a packed weight."""
+
+    num_dims = 2
+
+
+class PackedConv3d(_PackedConv):
+    """``nn.Conv3d`` with a packed weight."""
+
+    num_dims = 3
+
+
+class _PackedConvTranspose(_PackedConv):
+    """Transposed convolution; ``output_size`` works as in torch."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Return ``[batch, out_channels, *space]``, without batch if x had none, in the dtype of x."""
+        if output_size is None:
+            return self._convolve(x, self.output_padding)
+        padding = nn.modules.conv._ConvTransposeNd._output_padding(
+            self,  # type: ignore[arg-type]
+            x,
+            output_size,
+            list(self.stride),
+            list(self.padding),
+            list(self.kernel_size),
+            self.num_dims,
+            list(self.dilation),
+        )
+        return self._convolve(x, tuple(padding))
+
+
+class PackedConvTranspose1d(_PackedConvTranspose):
+    """``nn.ConvTranspose1d`` with a packed weight."""
+
+    num_dims = 1
+
+
+class PackedConvTranspose2d(_PackedConvTranspose):
+    """``nn.ConvTranspose2d`` with a packed weight."""
+
+    num_dims = 2
+
+
+class PackedConvTranspose3d(_PackedConvTranspose):
+    """``nn.ConvTranspose3d`` with a packed weight."""
+
+    num_dims = 3
+
+
+def _paddings(conv: nn.modules.conv._ConvNd) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the convolution's own padding and what is padded before it, in the order of ``F.pad``."""
+    dims = len(conv.kernel_size)
+    none, nothing = (0,) * dims, (0,) * (2 * dims)
+    if conv.padding == "valid":
+        return none, nothing
+    if conv.padding_mode != "zeros":
+        return none, tuple(conv._reversed_padding_repeated_twice)
+    if conv.padding != "same":
+        return tuple(int(p) for p in conv.padding), nothing
+    totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+    if not any(total % 2 for total in totals):
+        return tuple(total // 2 for total in totals), nothing
+    return none, tuple(itertools.chain(*((t // 2, t - t // 2) for t in reversed(totals))))
+
+
+_PACKED: dict[type[nn.Module], type[PackedModule]] = {
+    nn.Linear: PackedLinear,
+    nn.Embedding: PackedEmbedding,
+    nn.Conv1d: PackedConv1d,
+    nn.Conv2d: PackedConv2d,
+    nn.Conv3d: PackedConv3d,
+    nn.ConvTranspose1d: PackedConvTranspose1d,
+    nn.ConvTranspose2d: PackedConvTranspose2d,
+    nn.ConvTranspose3d: PackedConvTranspose3d,
+}
+
+
+def packed_type(module: nn.Module) -> type[PackedModule] | None:
+    """Return the packed module that can replace ``module``; None for types whose ``forward`` is not torch's."""
+    for plain, packed in _PACKED.items():
+        if isinstance(module, plain) and type(module).forward is plain.forward:
+            renormalises = isinstance(module, nn.Embedding) and module.max_norm is not None
+            return None if renormalises or _has_extras(module) else packed
+    return None
+
+
+def _has_extras(module: nn.Module) -> bool:
+    """Hooks or a parametrisation change what the module computes: it stays, with a decoded parameter."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    return any(hooks) or torch.nn.utils.parametrize.is_parametrized(module)

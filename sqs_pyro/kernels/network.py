@@ -1,0 +1,162 @@
+"""Packed networks: made from a trained network and its coded weights, saved to a file, loaded from one."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sqs_pyro.errors import NetworkError, PackedFileError
+from sqs_pyro.kernels.assemble import assemble, tensor_slots
+from sqs_pyro.packing.coded import CodedTensor
+from sqs_pyro.packing.file import PackedContents, read_packed, write_packed
+from sqs_pyro.packing.layouts import pack_tensor
+from sqs_pyro.packing.leftovers import round_to
+from sqs_pyro.packing.module import METADATA, leftover_state, module_contents, stored_weights
+from sqs_pyro.registry import build_network
+
+LEFTOVER_DTYPES = ("float16", "bfloat16", "float32")
+
+
+def packed_network(
+    net: nn.Module,
+    coded: Mapping[str, CodedTensor],
+    *,
+    layout: str = "auto",
+    leftover_dtype: str = "float16",
+    metadata: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Return a copy of ``net``, in eval mode, that runs on packed weights.
+
+    Args:
+        net: the network; it stays as it is. Its other tensors are taken over.
+        coded: the compressed weights by parameter name; of a shared parameter, one of its names.
+        layout: ``"dense"``, ``"bitmap"``, ``"entropy"``, or ``"auto"`` for the smallest, tensor by tensor.
+        leftover_dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``: other floating tensors are rounded to it
+            at once, so that the packed network and its file agree bit for bit; they keep their own dtype to
+            compute. A tensor with a value too large for it is left as it is.
+        metadata: plain JSON to keep in the file; ``"network"`` is filled in where :mod:`sqs_pyro.registry`
+            has built the network. The result's ``packed_metadata`` can be edited until it is saved.
+
+    Raises:
+        NetworkError: for names or shapes that are not the network's, an unknown layout or dtype, or a module
+            whose weights cannot be packed.
+    """
+    if leftover_dtype not in LEFTOVER_DTYPES:
+        raise NetworkError(
+            f"leftover_dtype is {leftover_dtype!r}, but should be one of {', '.join(LEFTOVER_DTYPES)}."
+        )
+    packed = assemble(net, {name: pack_tensor(value, layout) for name, value in coded.items()})
+    with torch.no_grad():
+        for value in leftover_state(packed).values():
+            value.copy_(round_to(value, leftover_dtype))
+    about: dict[str, Any] = {"network": getattr(net, "network_spec", None), "recipe": {}, "metrics": {}}
+    return _finish(packed, {**about, **(metadata or {})})
+
+
+def save(packed: nn.Module, path: str | Path) -> None:
+    """Write a packed network to a file, which appears complete or not at all.
+
+    Tensors that are not compressed are stored in the smallest floating dtype that holds them exactly.
+
+    Raises:
+        NetworkError: if ``packed`` is not a packed network, or its metadata is not plain JSON.
+        OSError: if the file cannot be written.
+    """
+    write_packed(path, *module_contents(packed))
+
+
+def load(path: str | Path, net: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
+    """Return the packed network of a file, in eval mode; its outputs equal those of the saved one exactly.
+
+    Args:
+        path: the file.
+        net: the network it belongs to, whatever its weights (also on the ``meta`` device; it stays as it is),
+            or what builds it. None: built from the file's metadata through :mod:`sqs_pyro.registry`.
+
+    Raises:
+        PackedFileError: if the file is not intact, or was made for another network.
+        RecipeError: if the registry does not know the file's network.
+    """
+    contents = read_packed(path)
+    plain = _plain_network(contents, net)
+    try:
+        packed = assemble(plain, contents.tensors)
+        _fill(packed, contents.leftovers)
+    except (NetworkError, PackedFileError) as error:
+        raise PackedFileError(
+            f"Packed file {str(path)!r} cannot be used with this {type(plain).__name__}. {error}"
+        ) from None
+    return _finish(packed, contents.metadata)
+
+
+def dense_state(packed: nn.Module) -> dict[str, Tensor]:
+    """Return the way back to a plain checkpoint: a state dict for the original network.
+
+    Compressed weights are decoded to float32, shared tensors stand under each of their names.
+    """
+    weights = stored_weights(packed, every_name=True)
+    inside = {id(buffer) for weight in weights.values() for buffer in weight.buffers()}
+    state = {
+        name: value.detach()
+        for name, value in packed.state_dict(keep_vars=True).items()
+        if id(value) not in inside
+    }
+    return {**state, **{name: weight.coded().dense() for name, weight in weights.items()}}
+
+
+def _finish(packed: nn.Module, metadata: dict[str, Any]) -> nn.Module:
+    setattr(packed, METADATA, metadata)
+    return packed.eval()
+
+
+def _plain_network(contents: PackedContents, net: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
+    if isinstance(net, nn.Module):
+        return net
+    if net is not None:
+        return net()
+    spec = contents.metadata.get("network")
+    if not isinstance(spec, dict) or not isinstance(spec.get("options"), dict) or "name" not in spec:
+        raise PackedFileError(
+            "The packed file does not say how to build its network: give load the network or its constructor."
+        )
+    return build_network(spec["name"], **spec["options"])
+
+
+def _fill(packed: nn.Module, leftovers: Mapping[str, Tensor]) -> None:
+    """Copy the leftovers into the network, which must need exactly them."""
+    targets = packed.state_dict(keep_vars=True)
+    needed = {id(value): name for name, value in leftover_state(packed).items()}
+    slots = tensor_slots(packed)
+    for name, value in leftovers.items():
+        target = targets.get(name)
+        if target is None or needed.pop(id(target), None) is None:
+            raise PackedFileError(f"The network has no tensor {name!r}: the file was made for another network.")
+        if target.shape != value.shape or target.is_floating_point() != value.is_floating_point():
+            raise PackedFileError(
+                f"Tensor {name!r} is {value.dtype} {list(value.shape)} in the file, but {target.dtype} "
+                f"{list(target.shape)} in the network: the file was made for another network."
+            )
+        _write(target, value, slots[id(target)])
+    if needed:
+        raise PackedFileError(
+            f"The file has no tensor {next(iter(needed.values()))!r}: it was made for another network."
+        )
+    stranded = [name for name, value in packed.named_buffers() if value.is_meta]
+    if stranded:
+        raise NetworkError(
+            f"Buffer {stranded[0]!r} is on the meta device and no file holds it: build the network on the CPU."
+        )
+
+
+def _write(target: Tensor, value: Tensor, slots: list[tuple[dict[str, Tensor | None], str]]) -> None:
+    if target.device.type != "meta":
+        with torch.no_grad():
+            target.copy_(value)
+        return
+    made = torch.empty(value.shape, dtype=target.dtype).copy_(value)
+    if isinstance(target, nn.Parameter):
+        made = nn.Parameter(made, requires_grad=target.requires_grad)
+    for held, name in slots:
+        held[name] = made

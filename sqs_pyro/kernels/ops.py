@@ -1,0 +1,145 @@
+"""Custom ops that multiply with packed weights, one of each for a run-time form: ``dense`` and ``bitmap``.
+
+``sqs::linear_dense(x, bias, codes, table, shape, bits)``; the bitmap form has ``mask`` behind ``table``.
+Likewise ``convolution_*``, ``embedding_*``, ``weight_*`` (just the weight) and the gradients
+``linear_grad_*`` and ``convolution_grad_*``. Packed weights are constants: gradients flow to ``x`` and ``bias``.
+
+The implementations here decode once and keep the result (:mod:`sqs_pyro.kernels.decode`): always right, never
+fast. A device's own kernel takes an op over with ``OPS["linear_dense"].register_kernel("cuda")(function)``;
+autograd, ``torch.compile`` and ``torch.export`` see the same node as before.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.library import CustomOpDef, custom_op
+
+from sqs_pyro.kernels.decode import PackedArgs, decoded_weights
+
+OPS: dict[str, CustomOpDef] = {}
+
+_FORMS = {
+    "dense": "Tensor codes, Tensor table, int[] shape, int bits",
+    "bitmap": "Tensor codes, Tensor table, Tensor mask, int[] shape, int bits",
+}
+_CONVOLUTION = "int[] stride, int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups"
+
+
+def call(name: str, packed: PackedArgs, *operands: Any) -> Tensor:
+    """Call the op ``name`` in the form that the weight is packed in.
+
+    Args:
+        name: ``"linear"``, ``"convolution"``, ``"embedding"``, ``"weight"``, ``"linear_grad"`` or
+            ``"convolution_grad"``.
+        packed: the weight.
+        operands: the op's other arguments in order.
+    """
+    form = "dense" if packed.mask is None else "bitmap"
+    op = getattr(torch.ops.sqs, f"{name}_{form}")
+    return op(*operands, *packed.buffers(), list(packed.shape), packed.bits)
+
+
+def _linear(weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+
+def _linear_grad(weight: Tensor, grad: Tensor) -> Tensor:
+    return grad @ weight
+
+
+def _convolution(weight: Tensor, x: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    return torch.ops.aten.convolution(x, weight, None if bias is None else bias.to(x.dtype), *geometry)
+
+
+def _convolution_grad(weight: Tensor, grad: Tensor, size: list[int], *geometry: Any) -> Tensor:
+    x = grad.new_empty(1).expand(size)  # only its shape matters
+    backward = torch.ops.aten.convolution_backward
+    return backward(grad, x, weight, None, *geometry, [True, False, False])[0]
+
+
+def _embedding(weight: Tensor, indices: Tensor, dtype: torch.dtype) -> Tensor:
+    return F.embedding(indices, weight)
+
+
+def _weight(weight: Tensor, like: Tensor) -> Tensor:
+    return weight.clone()  # an op's result may be overwritten by a compiler; the shared copy may not
+
+
+def _define(name: str, operands: str, compute: Callable[..., Tensor]) -> None:
+    """Define the op in both forms; its fake kernel is the same computation with an empty weight."""
+    for form, packed_schema in _FORMS.items():
+        _define_form(f"{name}_{form}", f"({operands}, {packed_schema}) -> Tensor", compute)
+
+
+def _define_form(name: str, schema: str, compute: Callable[..., Tensor]) -> None:
+    def reference(*args: Any) -> Tensor:
+        operands, packed = _split(name, args)
+        return compute(decoded_weights.get(packed, _dtype(operands)), *operands)
+
+    def fake(*args: Any) -> Tensor:
+        operands, packed = _split(name, args)
+        weight = packed.codes.new_empty(packed.shape, dtype=_dtype(operands))
+        return compute(weight, *operands)
+
+    OPS[name] = custom_op(f"sqs::{name}", reference, mutates_args=(), schema=schema)
+    OPS[name].register_fake(fake)
+
+
+def _split(name: str, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], PackedArgs]:
+    """Split an op's arguments into operands and packed weight."""
+    if name.endswith("_bitmap"):
+        *operands, codes, table, mask, shape, bits = args
+    else:
+        *operands, codes, table, shape, bits = args
+        mask = None
+    return tuple(operands), PackedArgs(codes, table, mask, tuple(shape), bits)
+
+
+def _dtype(operands: tuple[Any, ...]) -> torch.dtype:
+    """Return the dtype to compute in: the one asked for, else that of the first operand."""
+    last = operands[-1]
+    return last if isinstance(last, torch.dtype) else operands[0].dtype
+
+
+_define("linear", "Tensor x, Tensor? bias", _linear)
+_define("linear_grad", "Tensor grad", _linear_grad)
+_define("convolution", f"Tensor x, Tensor? bias, {_CONVOLUTION}", _convolution)
+_define("convolution_grad", f"Tensor grad, SymInt[] size, {_CONVOLUTION}", _convolution_grad)
+_define("embedding", "Tensor indices, ScalarType dtype", _embedding)
+_define("weight", "Tensor like", _weight)
+
+
+def _register_gradient(name: str, grad_x: Callable[..., Tensor], channel_dim: int) -> None:
+    """Let gradients flow to ``x`` through ``grad_x(packed, grad, x_size, geometry)``, and to ``bias``."""
+    for form in _FORMS:
+        op_name = f"{name}_{form}"
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor, op_name: str = op_name) -> None:
+            (x, bias, *ctx.geometry), packed = _split(op_name, inputs)
+            ctx.x_size, ctx.bias_dtype = x.shape, None if bias is None else bias.dtype
+            ctx.shape, ctx.bits = packed.shape, packed.bits
+            ctx.save_for_backward(*packed.buffers())
+
+        def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+            codes, table, *mask = ctx.saved_tensors
+            packed = PackedArgs(codes, table, mask[0] if mask else None, ctx.shape, ctx.bits)
+            x = grad_x(packed, grad, ctx.x_size, ctx.geometry) if ctx.needs_input_grad[0] else None
+            bias = None
+            if ctx.needs_input_grad[1]:
+                kept = channel_dim % grad.dim()
+                bias = grad.sum([d for d in range(grad.dim()) if d != kept]) if grad.dim() > 1 else grad
+                bias = bias.to(ctx.bias_dtype)
+            return x, bias, *[None] * (len(ctx.needs_input_grad) - 2)
+
+        OPS[op_name].register_autograd(backward, setup_context=setup_context)
+
+
+_register_gradient("linear", lambda packed, grad, size, geometry: call("linear_grad", packed, grad), -1)
+_register_gradient(
+    "convolution",
+    lambda packed, grad, size, geometry: call("convolution_grad", packed, grad, size, *geometry),
+    1,
+)

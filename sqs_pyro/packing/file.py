@@ -1,0 +1,206 @@
+"""The packed file: one safetensors file with two tensors, ``manifest`` and ``data``. See docs/format.md.
+
+The header is canonical: it follows from version, checksum and the two lengths alone. So the same content
+always gives the same bytes, and a header with any other byte in it is recognised.
+"""
+
+import hashlib
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sqs_pyro.errors import PackedFileError
+from sqs_pyro.packing.layouts import PackedTensor
+from sqs_pyro.packing.leftovers import buffer
+from sqs_pyro.packing.manifest import read_manifest, write_manifest
+
+FORMAT = "sqs-pyro"
+FORMAT_VERSION = 1
+_MAX_HEADER = 4096  # a canonical header is a tenth of it
+
+
+@dataclass(frozen=True, eq=False)
+class PackedContents:
+    """What a packed file holds.
+
+    Attributes:
+        tensors: compressed tensors by parameter name.
+        leftovers: uncompressed tensors by name, as stored (often float16); constants are expanded views.
+        metadata: ``"network"`` (what rebuilds it, or None), ``"recipe"``, ``"metrics"``, as written.
+        format_version: version of the file format.
+        header: the file's header.
+        manifest_bytes: bytes of its compressed manifest.
+        data_bytes: bytes of its data.
+    """
+
+    tensors: dict[str, PackedTensor]
+    leftovers: dict[str, Tensor]
+    metadata: dict[str, Any]
+    format_version: int
+    header: bytes
+    manifest_bytes: int
+    data_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class FileImage:
+    """A packed file in memory: header, manifest and the data's parts, in file order."""
+
+    header: bytes
+    manifest: bytes
+    data: list[Tensor]
+
+
+def file_image(
+    tensors: Mapping[str, PackedTensor], leftovers: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> FileImage:
+    """Return the file that :func:`write_packed` would write. Same input, same bytes."""
+    manifest, data = write_manifest(tensors, leftovers, metadata)
+    digest = hashlib.sha256(manifest)
+    for part in data:
+        digest.update(buffer(part))
+    size = sum(part.numel() for part in data)
+    return FileImage(_header(str(FORMAT_VERSION), digest.hexdigest(), len(manifest), size), manifest, data)
+
+
+def write_packed(
+    path: str | Path,
+    tensors: Mapping[str, PackedTensor],
+    leftovers: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+) -> None:
+    """Write a packed file: beside its place, flushed to the disk, then renamed. A failure leaves nothing.
+
+    Args:
+        path: where to; an older file there is replaced.
+        tensors: compressed tensors by parameter name.
+        leftovers: all other tensors by name, in the dtype to store.
+        metadata: plain JSON: ``"network"``, ``"recipe"``, ``"metrics"``.
+
+    Raises:
+        NetworkError: if something cannot be stored.
+        OSError: if the place cannot be written.
+    """
+    image = file_image(tensors, leftovers, metadata)
+    target = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.writelines([image.header, image.manifest, *map(buffer, image.data)])
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide the file from others
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_packed(path: str | Path) -> PackedContents:
+    """Read a packed file into memory once, and check all of it before anything is used.
+
+    Raises:
+        PackedFileError: one sentence with the path, the tensor where there is one, and the reason: not a
+            packed file, of a newer format, truncated, altered, or contradicting itself.
+        OSError: if there is no such file or it cannot be read.
+    """
+    content = bytearray(Path(path).stat().st_size)
+    with Path(path).open("rb") as stream:
+        size = stream.readinto(content)
+    try:
+        if size != len(content) or size < 8:
+            raise PackedFileError(f"It has only {size} bytes.")
+        return _read(content)
+    except PackedFileError as error:
+        raise PackedFileError(f"Packed file {str(path)!r} cannot be used. {error}") from None
+
+
+def _read(content: bytearray) -> PackedContents:
+    header = _read_header(content)
+    version, digest = _read_metadata(header)
+    manifest_size, data_size = (_length(header, name) for name in ("manifest", "data"))
+    expected = _header(version, digest, manifest_size, data_size)
+    if content[: len(expected)] != expected:
+        raise PackedFileError("Its header has been altered, or rewritten by another program.")
+    total = len(expected) + manifest_size + data_size
+    if len(content) != total:
+        what = "truncated" if len(content) < total else "followed by other bytes"
+        raise PackedFileError(f"It is {what}: {len(content)} bytes instead of {total}.")
+    split = len(expected) + manifest_size
+    manifest = bytes(memoryview(content)[len(expected) : split])
+    data = torch.frombuffer(content, dtype=torch.uint8)[split:]
+    intact = hashlib.sha256(memoryview(content)[len(expected) :]).hexdigest() == digest
+    tensors, leftovers, metadata = read_manifest(manifest, data)  # names the tensor that is damaged
+    if not intact:
+        raise PackedFileError("Its checksum does not fit: manifest, data or the checksum itself was altered.")
+    return PackedContents(tensors, leftovers, metadata, int(version), expected, manifest_size, data_size)
+
+
+def _header(version: str, digest: str, manifest_size: int, data_size: int) -> bytes:
+    """Return the canonical safetensors header: its length in 8 bytes, JSON, spaces up to a multiple of 8."""
+    tensors: dict[str, Any] = {
+        "__metadata__": {"format": FORMAT, "format_version": version, "sha256": digest},
+        "manifest": {"dtype": "U8", "shape": [manifest_size], "data_offsets": [0, manifest_size]},
+        "data": {
+            "dtype": "U8",
+            "shape": [data_size],
+            "data_offsets": [manifest_size, manifest_size + data_size],
+        },
+    }
+    text = json.dumps(tensors, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _read_header(content: bytearray) -> dict[str, Any]:
+    (length,) = struct.unpack_from("<Q", content)
+    if length > min(_MAX_HEADER, len(content) - 8):
+        raise PackedFileError("It is truncated within its header, or not a safetensors file of sqs-pyro.")
+    try:
+        header = json.loads(content[8 : 8 + length])
+    except (ValueError, RecursionError):
+        raise PackedFileError("Its header is not JSON: it is damaged, or not a safetensors file.") from None
+    if not isinstance(header, dict):
+        raise PackedFileError("Its header is not that of a safetensors file.")
+    return header
+
+
+def _read_metadata(header: Mapping[str, Any]) -> tuple[str, str]:
+    metadata = header.get("__metadata__")
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise PackedFileError(f"It is a safetensors file, but not one of format {FORMAT!r}.")
+    version, digest = metadata.get("format_version"), metadata.get("sha256")
+    if not isinstance(version, str) or not (version.isascii() and version.isdigit()):
+        raise PackedFileError(f"Its format version is {version!r}, which is not a number.")
+    if int(version) > FORMAT_VERSION:
+        raise PackedFileError(
+            f"It has format version {version}, this program reads up to {FORMAT_VERSION}: update sqs-pyro."
+        )
+    if version != str(FORMAT_VERSION):
+        raise PackedFileError(f"It has format version {version}, which has never existed.")
+    if not isinstance(digest, str):
+        raise PackedFileError("Its header has no checksum.")
+    return version, digest
+
+
+def _length(header: Mapping[str, Any], name: str) -> int:
+    entry = header.get(name)
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or shape[0] < 0:
+        raise PackedFileError(f"Its header has no valid entry for {name!r}.")
+    return shape[0]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

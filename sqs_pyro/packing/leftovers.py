@@ -1,0 +1,152 @@
+"""Leftovers: the tensors of a network that are not compressed (norms, biases, statistics, a first layer).
+
+A small network has a hundred of them with a few bytes each, so their description is kept short: tensors of
+one module stand together, modules with the same kinds of tensors share one description, and a tensor whose
+elements are all equal is a constant of the manifest, not data.
+"""
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sqs_pyro.errors import NetworkError, PackedFileError
+
+DTYPES: dict[str, torch.dtype] = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64),
+        *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    )
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def round_to(value: Tensor, dtype: str) -> Tensor:
+    """Return ``value`` rounded to what ``dtype`` can hold, in its own dtype.
+
+    Integers and two-byte floats come back as they are; so does a tensor in which a value overflows ``dtype``.
+    """
+    if value.dtype not in (torch.float32, torch.float64):
+        return value
+    rounded = value.to(DTYPES[dtype]).to(value.dtype)
+    return rounded if torch.equal(rounded.isfinite(), value.isfinite()) else value
+
+
+def smallest_exact(value: Tensor) -> Tensor:
+    """Return ``value`` on the CPU in the smallest floating dtype that holds it exactly; integers as they are."""
+    value = value.detach().cpu()
+    if value.dtype not in (torch.float32, torch.float64):
+        return value
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        stored = value.to(dtype)
+        if torch.equal(stored.to(value.dtype).nan_to_num(), value.nan_to_num()):
+            return stored
+    return value
+
+
+def describe(leftovers: Mapping[str, Tensor]) -> tuple[list[dict[str, Any]], list[Tensor]]:
+    """Return the manifest's description of the leftovers and their bytes, in the order of the description."""
+    kinds: dict[str, dict[str, Any]] = {}
+    data: dict[str, list[Tensor]] = {}
+    for module, tensors in _by_module(leftovers).items():
+        fields = [_field(name, value) for name, value in tensors.items()]
+        key = repr(fields)
+        kind = kinds.setdefault(key, {"fields": fields, "modules": [], "shapes": [], "crc32": []})
+        parts = [to_bytes(v) for f, v in zip(fields, tensors.values(), strict=True) if "constant" not in f]
+        kind["modules"].append(module)
+        kind["shapes"].append([list(value.shape) for value in tensors.values()])
+        kind["crc32"].append(checksum(parts))
+        data.setdefault(key, []).extend(parts)
+    return list(kinds.values()), [part for key in kinds for part in data[key]]
+
+
+def restore(kinds: list[dict[str, Any]], data: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and value of every leftover out of ``data``, uint8, which must be used up exactly.
+
+    Raises:
+        PackedFileError: if the description does not fit the data, or a checksum does not.
+    """
+    position = 0
+    for kind in kinds:
+        for module, shapes, crc in zip(kind["modules"], kind["shapes"], kind["crc32"], strict=True):
+            start = position
+            for field, shape in zip(kind["fields"], shapes, strict=True):
+                name = f"{module}.{field['name']}" if module else field["name"]
+                size = field_bytes(field, shape)
+                yield name, _value(name, field, shape, data[position : position + size])
+                position += size
+            if checksum([data[start:position]]) != crc:
+                raise PackedFileError(f"tensors of module {module!r} are damaged: their checksum does not fit")
+    if position != data.numel():
+        raise PackedFileError(f"{data.numel()} bytes of uncompressed tensors are there instead of {position}")
+
+
+def field_bytes(field: Mapping[str, Any], shape: list[int]) -> int:
+    """Return the bytes of one described leftover in the data; constants have none."""
+    return 0 if "constant" in field else math.prod(shape) * DTYPES[field["dtype"]].itemsize
+
+
+def to_bytes(value: Tensor) -> Tensor:
+    """Return the elements as uint8 ``[bytes]``, little-endian, row by row."""
+    flat = value.reshape(-1).contiguous()
+    if flat.stride() != (1,):  # one element of an expanded constant: contiguous, and yet of stride 0
+        flat = torch.empty_like(flat, memory_format=torch.contiguous_format).copy_(flat)
+    return flat.view(torch.uint8)
+
+
+def checksum(parts: list[Tensor]) -> int:
+    """Return the CRC-32 of the parts, one after the other."""
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(buffer(part), crc)
+    return crc
+
+
+def buffer(part: Tensor) -> memoryview:
+    """Return the bytes of a uint8 tensor without a copy."""
+    return part.numpy().data
+
+
+def _by_module(leftovers: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    modules: dict[str, dict[str, Tensor]] = {}
+    for name, value in leftovers.items():
+        if value.dtype not in _NAMES:
+            raise NetworkError(
+                f"Tensor {name!r} is {value.dtype}, which cannot be stored: {', '.join(DTYPES)} can."
+            )
+        module, _, attribute = name.rpartition(".")
+        modules.setdefault(module, {})[attribute] = value.detach().cpu()
+    return modules
+
+
+def _field(name: str, value: Tensor) -> dict[str, Any]:
+    field = {"name": name, "dtype": _NAMES[value.dtype]}
+    if value.numel():
+        first = to_bytes(value.reshape(-1)[:1])
+        if (to_bytes(value).view(-1, len(first)) == first).all():  # bits, so that NaN and -0.0 count as well
+            field["constant"] = bytes(first.tolist()).hex()
+    return field
+
+
+def _value(name: str, field: Mapping[str, Any], shape: list[int], data: Tensor) -> Tensor:
+    dtype = DTYPES[field["dtype"]]
+    if "constant" not in field:
+        raw = data.numpy()
+        if raw.size != field_bytes(field, shape):
+            raise PackedFileError(f"tensor {name!r} is cut off: {raw.size} bytes are left of it")
+        if dtype is torch.bool and raw.size and raw.max() > 1:
+            raise PackedFileError(f"tensor {name!r} holds bytes that are not boolean")
+        return _from_bytes(raw, dtype).view(shape)
+    raw = np.frombuffer(bytes.fromhex(field["constant"]), dtype=np.uint8)
+    if raw.size != dtype.itemsize or (dtype is torch.bool and raw.max() > 1):
+        raise PackedFileError(f"tensor {name!r} has the constant {field['constant']!r}, which is no {dtype}")
+    return _from_bytes(raw, dtype).expand(shape) if shape else _from_bytes(raw, dtype).view(())
+
+
+def _from_bytes(raw: np.ndarray, dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(raw.copy()).view(dtype)  # the copy puts it at an aligned address

@@ -1,0 +1,72 @@
+"""Packed networks as modules, seen from storage: which tensors a file of the module would hold."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from sqs_pyro.errors import NetworkError
+from sqs_pyro.packing.coded import CodedTensor
+from sqs_pyro.packing.layouts import PackedTensor, pack_tensor
+from sqs_pyro.packing.leftovers import smallest_exact
+
+WEIGHT_PREFIX = "packed_"  # parameter `name` of a module is held by its child `packed_name`
+METADATA = "packed_metadata"  # attribute of a packed network's root
+
+
+class StoredWeight(nn.Module, ABC):
+    """A compressed parameter inside a network: child ``packed_<parameter>`` of the parameter's module.
+
+    Attributes:
+        layout: the layout that the parameter is stored in (at run time it may have another).
+    """
+
+    layout: str
+
+    @abstractmethod
+    def coded(self) -> CodedTensor:
+        """Return the weights; packing them gives the same bytes again."""
+
+
+def module_contents(net: nn.Module) -> tuple[dict[str, PackedTensor], dict[str, Tensor], dict[str, Any]]:
+    """Return compressed tensors, leftovers and metadata of a packed network, as a file would hold them.
+
+    A tensor that several modules share stands under its first name only.
+
+    Raises:
+        NetworkError: if the module is not a packed network, or has state that is not a tensor.
+    """
+    metadata = getattr(net, METADATA, None)
+    if metadata is None:
+        raise NetworkError(
+            f"A packed network is needed (the result of packed_network or load), but a {type(net).__name__} "
+            "without packed weights was given: pack it first."
+        )
+    weights = stored_weights(net)
+    tensors = {name: pack_tensor(weight.coded(), weight.layout) for name, weight in weights.items()}
+    leftovers = {name: smallest_exact(value) for name, value in leftover_state(net).items()}
+    return tensors, leftovers, metadata
+
+
+def stored_weights(net: nn.Module, every_name: bool = False) -> dict[str, StoredWeight]:
+    """Return the compressed parameters of a network by parameter name; shared ones once, or by every name."""
+    found = {}
+    for path, module in net.named_modules(remove_duplicate=not every_name):
+        if isinstance(module, StoredWeight):
+            owner, _, child = path.rpartition(".")
+            name = child.removeprefix(WEIGHT_PREFIX)
+            found[f"{owner}.{name}" if owner else name] = module
+    return found
+
+
+def leftover_state(net: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and persistent buffers that are not compressed, by name; shared ones once, none copied."""
+    inside = {id(t) for m in net.modules() if isinstance(m, StoredWeight) for t in m.buffers()}
+    state = {}
+    for name, value in net.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor):
+            raise NetworkError(f"State {name!r} is a {type(value).__name__}: only tensors can be stored.")
+        if id(value) not in inside:
+            inside.add(id(value))
+            state[name] = value
+    return state
