@@ -63,9 +63,7 @@ def sampled_kl(q: Distribution, p: Distribution, num_samples: int = 1) -> Tensor
         value = q.slab.rsample(torch.Size([num_samples]))
         return _with_gate(q.inclusion, p, q.slab.log_prob(value) - p.log_prob(value))
     if not q.has_rsample:
-        raise NotImplementedError(
-            f"No differentiable draws of {type(q).__name__}; register its KL with torch."
-        )
+        raise NotImplementedError(f"No differentiable draws of {type(q).__name__}; register its KL with torch.")
     value = q.rsample(torch.Size([num_samples]))
     return q.log_prob(value) - p.log_prob(value)
 

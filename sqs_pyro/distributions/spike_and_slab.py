@@ -49,9 +49,7 @@ class SpikeAndSlab(TorchDistribution):
     arg_constraints: ClassVar = {"inclusion": constraints.unit_interval}
     has_atom_at_zero = True  # log_prob is with respect to δ₀ + Lebesgue; read by the KL terms
 
-    def __init__(
-        self, inclusion: Tensor | float, slab: Distribution, validate_args: bool | None = None
-    ) -> None:
+    def __init__(self, inclusion: Tensor | float, slab: Distribution, validate_args: bool | None = None) -> None:
         if not isinstance(slab, Distribution) or slab.event_shape:
             given = f"event_shape {tuple(slab.event_shape)}" if isinstance(slab, Distribution) else repr(slab)
             raise ValueError(
@@ -133,7 +131,7 @@ class SpikeAndSlab(TorchDistribution):
         is_zero = value == 0
         inclusion = self.base_inclusion
         # The slab may be infinite at 0: evaluate it inside its support so that no NaN flows back.
-        inside = transform_to(self.base_slab.support)(torch.zeros_like(value))
+        inside = _inside(self.base_slab, value)
         slab = log_or_neg_inf(inclusion) + self.base_slab.log_prob(value.where(~is_zero, inside))
         log_prob = torch.where(is_zero, log_or_neg_inf(1 - inclusion), slab)
         return log_prob.expand(torch.broadcast_shapes(value.shape, self.batch_shape))
@@ -162,6 +160,15 @@ def check_probability(owner: str, name: str, value: Tensor) -> None:
             f"{owner}: {name} must lie in [0, 1], but got values from {value.min().item():g} to "
             f"{value.max().item():g}; give probabilities, for example torch.sigmoid of a logit."
         )
+
+
+def _inside(slab: Distribution, like: Tensor) -> Tensor:
+    """A value inside the slab's support; zero for supports that torch cannot transform."""
+    zeros = torch.zeros_like(like)
+    try:
+        return transform_to(slab.support)(zeros)
+    except NotImplementedError:
+        return zeros
 
 
 def _as_tensor_like(slab: Distribution, value: Tensor | float) -> Tensor:

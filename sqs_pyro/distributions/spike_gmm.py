@@ -106,9 +106,7 @@ class SpikeGMM(TorchDistribution):
         super().__init__(torch.Size(batch_shape), torch.Size(), validate_args=False)
         self._validate_args = Distribution._validate_args if validate_args is None else validate_args
         if estimator not in ESTIMATORS:
-            raise ValueError(
-                f"SpikeGMM: estimator must be one of {', '.join(ESTIMATORS)}, but got {estimator!r}."
-            )
+            raise ValueError(f"SpikeGMM: estimator must be one of {', '.join(ESTIMATORS)}, but got {estimator!r}.")
         if self._validate_args:
             check_probability(type(self).__name__, "gates", gates)
             self._check_components()

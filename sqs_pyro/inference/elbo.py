@@ -70,9 +70,7 @@ class SQSELBO(TraceMeanField_ELBO):
             or fewer than one particle.
     """
 
-    def __init__(
-        self, kl: str = "jensen", kl_weight: float = 1.0, num_particles: int = 1, **options: Any
-    ) -> None:
+    def __init__(self, kl: str = "jensen", kl_weight: float = 1.0, num_particles: int = 1, **options: Any) -> None:
         if kl not in KL_KINDS:
             raise RecipeError(f"SQSELBO: kl must be one of {', '.join(KL_KINDS)}, but got {kl!r}.")
         if not (math.isfinite(kl_weight) and kl_weight >= 0):
@@ -83,9 +81,7 @@ class SQSELBO(TraceMeanField_ELBO):
         self.kl = kl
         self.kl_weight = kl_weight
 
-    def terms(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> ElboTerms:
+    def terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> ElboTerms:
         """The parts of the loss, from which ``.loss`` follows without a second pass.
 
         Raises:
@@ -258,9 +254,7 @@ def _sampled_site_kl(model_site: Site, guide_site: Site) -> Tensor:
     if has_atom(q):
         kl = sampled_kl(q, p).squeeze(0)
         return scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"]).sum()
-    log_p = scale_and_mask(
-        p.log_prob(guide_site["value"]), scale=model_site["scale"], mask=model_site["mask"]
-    )
+    log_p = scale_and_mask(p.log_prob(guide_site["value"]), scale=model_site["scale"], mask=model_site["mask"])
     return _auxiliary_kl(guide_site) - log_p.sum()
 
 

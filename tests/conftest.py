@@ -1,0 +1,48 @@
+import hypothesis
+import pyro
+import pytest
+
+pytest.register_assert_rewrite("kits")  # contract kits live in tests/kits and are imported as `kits.<name>`
+
+# The same cases on every machine: a failure found once can be found again.
+hypothesis.settings.register_profile("sqs", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("sqs")
+
+
+@pytest.fixture(autouse=True)
+def clean_pyro():
+    """Each test starts from an empty parameter store and the same seed, with every validation on."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    pyro.enable_validation(True)
+    yield
+    pyro.clear_param_store()
+
+
+SMALL_RECIPE = {
+    "name": "small",
+    "network": {"name": "digits_net", "options": {"width": 8}},
+    "data": {"name": "digits"},
+    "baseline": {"epochs": 3},
+    "compression": {"epochs": 3, "nonzero_rate": 0.3, "num_components": 4, "batch_norm_batches": 4},
+    "averaging": {"samples": 3},
+}
+
+
+@pytest.fixture(scope="session")
+def small_recipe():
+    """A whole run in seconds: it learns little, but takes every step of a long one."""
+    from sqs_pyro.recipe import parse
+    from sqs_pyro.run_recipe import RunRecipe
+
+    return parse(RunRecipe, SMALL_RECIPE)
+
+
+@pytest.fixture(scope="session")
+def small_run(small_recipe, tmp_path_factory):
+    """Directory of a finished run of `small_recipe`; its baseline is kept in `baselines` beside it."""
+    from sqs_pyro.runs import run
+
+    directory = tmp_path_factory.mktemp("small") / "run"
+    run(small_recipe, directory)
+    return directory

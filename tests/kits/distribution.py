@@ -1,0 +1,154 @@
+"""Contract kits: any law of one weight, and any prior, inherits these tests.
+
+A law supplies ``make() -> distribution`` (float64, ``batch_shape == (3,)``, ``event_shape == ()``) whose
+``log_prob`` is with respect to δ₀ + Lebesgue when ``has_atom_at_zero``, and ``edges()``: panel edges that resolve
+its density. A prior is a law for which ``kl_bound(SpikeGMM, prior)`` is registered (``has_bound``), or left to
+Monte Carlo.
+"""
+
+import numpy as np
+import pytest
+import torch
+from kits.statistics import assert_law, assert_rate, component_edges, critical_z, panels
+
+from sqs_pyro.distributions import SpikeGMM, certified_bracket, kl_bound, monte_carlo_kl
+
+DRAWS = 20_000
+
+
+class WeightLawContract:
+    """Shapes, mass, moments and draws of a law that may have an atom at zero."""
+
+    def make(self):
+        raise NotImplementedError
+
+    def edges(self) -> np.ndarray:
+        """Sorted edges over the support of the continuous part, avoiding panels across a jump of the density."""
+        return np.linspace(-20, 20, 801)
+
+    def atom(self, law) -> np.ndarray:
+        """Mass at zero by the law's own log_prob, ``[3]``."""
+        if not getattr(law, "has_atom_at_zero", False):
+            return np.zeros(3)
+        return law.log_prob(torch.zeros(3, dtype=torch.float64)).exp().detach().numpy()
+
+    def integrate(self, law, function) -> np.ndarray:
+        """``E[function]`` over the continuous part by quadrature, ``[3]``."""
+        x, weights = panels(self.edges())
+        density = law.log_prob(torch.from_numpy(x)[:, None].expand(-1, 3)).exp().detach().numpy()
+        return (weights[:, None] * density * function(x)[:, None]).sum(0)
+
+    def test_shapes(self):
+        law = self.make()
+        assert law.batch_shape == (3,) and law.event_shape == ()
+        for shape in ((), (2,), (4, 2)):
+            draws = law.sample(shape)
+            assert draws.shape == (*shape, 3) and not draws.requires_grad
+            assert law.log_prob(draws).shape == (*shape, 3)
+            if law.has_rsample:
+                assert law.rsample(shape).shape == (*shape, 3)
+        assert law.mean.shape == law.variance.shape == (3,)
+        assert law.support.check(law.sample((5,))).all()
+
+    def test_expand_and_to_event(self):
+        law = self.make()
+        wide = law.expand((4, 2, 3))
+        value = law.sample((4, 2))
+        assert wide.batch_shape == (4, 2, 3) and wide.sample((5,)).shape == (5, 4, 2, 3)
+        assert torch.equal(wide.log_prob(value), law.log_prob(value))
+        assert torch.equal(wide.mean, law.mean.expand(4, 2, 3))
+        assert torch.equal(wide.variance, law.variance.expand(4, 2, 3))
+        joint = wide.to_event(2)
+        assert joint.batch_shape == (4,) and joint.event_shape == (2, 3)
+        torch.testing.assert_close(joint.log_prob(value), law.log_prob(value).sum((1, 2)))
+
+    def test_mask(self):
+        law, mask = self.make(), torch.tensor([True, False, True])
+        value = law.sample()
+        masked = law.mask(mask).log_prob(value)
+        assert torch.equal(masked, law.log_prob(value).where(mask, torch.zeros(3, dtype=torch.float64)))
+
+    def test_total_mass_is_one(self):
+        law = self.make()
+        mass = self.atom(law) + self.integrate(law, np.ones_like)
+        np.testing.assert_allclose(mass, 1.0, atol=1e-7)
+
+    def test_moments(self):
+        law = self.make()
+        mean = self.integrate(law, lambda x: x)
+        second = self.integrate(law, np.square)
+        np.testing.assert_allclose(law.mean.detach().numpy(), mean, atol=1e-7)
+        np.testing.assert_allclose(law.variance.detach().numpy(), second - mean**2, atol=1e-6)
+
+    def test_draws_follow_the_density(self):
+        law = self.make()
+        draws, atom = law.sample((DRAWS,)).numpy(), self.atom(law)
+        x, weights = panels(self.edges())
+        order = np.argsort(x)
+        density = law.log_prob(torch.from_numpy(x)[:, None].expand(-1, 3)).exp().detach().numpy()
+        for i in range(3):
+            zeros = int((draws[:, i] == 0).sum())
+            assert_rate(zeros, DRAWS, atom[i])
+            cumulative = np.cumsum((weights * density[:, i])[order]) / (1 - atom[i])
+            assert_law(
+                draws[draws[:, i] != 0, i],
+                lambda v, c=cumulative: np.interp(v, x[order], np.clip(c, 0, 1)),
+            )
+
+    def test_log_prob_has_finite_gradients_at_zero(self):
+        law = self.make()
+        value = torch.tensor([0.0, 0.5, 0.0], dtype=torch.float64, requires_grad=True)
+        law.log_prob(value).sum().backward()
+        assert value.grad.isfinite().all()
+
+
+class PriorContract(WeightLawContract):
+    """A prior also has a KL from the variational family: bounds that bound and a Monte Carlo that agrees."""
+
+    has_bound = True  # False: no KL bound is known, the ELBO falls back to Monte Carlo
+
+    def guide(self, gates: bool = True) -> SpikeGMM:
+        """A law of the variational family over the same three weights."""
+        generator = torch.Generator().manual_seed(3)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+        gate = normal(3).sigmoid() if gates else torch.ones(3, dtype=torch.float64)
+        return SpikeGMM(gate, normal(4), 0.2 * normal(4).exp(), logits=normal(3, 4), temperature=0.7)
+
+    def true_kl(self, q: SpikeGMM, p) -> np.ndarray:
+        """``KL(q‖p)`` from the two log-densities by quadrature, ``[3]``."""
+        x, weights = panels(component_edges(q.loc.numpy(), q.scale.numpy()))
+        at = torch.from_numpy(x)[:, None].expand(-1, 3)
+        log_q, log_p = q.log_prob(at).numpy(), p.log_prob(at).detach().numpy()
+        continuous = (weights[:, None] * np.exp(log_q) * (log_q - log_p)).sum(0)
+        zero = torch.zeros(3, dtype=torch.float64)
+        log_q0, log_p0 = q.log_prob(zero).numpy(), p.log_prob(zero).detach().numpy()
+        return continuous + np.exp(log_q0) * (log_q0 - log_p0)
+
+    def test_declares_its_atom(self):
+        assert self.make().has_atom_at_zero is True
+
+    def test_bounds_hold(self):
+        q, p = self.guide(), self.make()
+        true = self.true_kl(q, p)
+        if not self.has_bound:
+            with pytest.raises(NotImplementedError):
+                certified_bracket(q, p)
+            return
+        lower, upper = certified_bracket(q, p)
+        assert (lower.detach().numpy() <= true + 1e-7).all() and (true - 1e-7 <= upper.detach().numpy()).all()
+
+    def test_monte_carlo_agrees(self):
+        q, p = self.guide(), self.make()
+        mean, error = monte_carlo_kl(q, p, 4000)
+        off = np.abs(mean.detach().numpy() - self.true_kl(q, p)) / error.detach().numpy()
+        assert off.max() < critical_z(3)
+
+    def test_bounds_sum_over_events(self):
+        q, p = self.guide(), self.make()
+        for kind in ("jensen", "dominant", "lower") if self.has_bound else ():
+            each = kl_bound(q, p, kind)
+            torch.testing.assert_close(kl_bound(q.to_event(1), p.to_event(1), kind), each.sum())
+            torch.testing.assert_close(kl_bound(q.expand((2, 3)), p.expand((2, 3)), kind), each.expand(2, 3))
