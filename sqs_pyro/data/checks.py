@@ -13,9 +13,7 @@ def check_images_and_labels(images: Tensor, labels: Tensor, num_classes: int | N
         DataError: for shapes or types that do not fit, pixels that are not finite, labels out of range.
     """
     if images.ndim != 4 or images.numel() == 0:
-        raise DataError(
-            f"Images must have the shape [N, C, H, W], none of it 0, but have {list(images.shape)}."
-        )
+        raise DataError(f"Images must have the shape [N, C, H, W], none of it 0, but have {list(images.shape)}.")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise DataError(f"Images must be uint8 or floating point, but are {images.dtype}: convert them.")
     if labels.shape != images.shape[:1]:

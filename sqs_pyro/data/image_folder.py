@@ -80,9 +80,7 @@ def _transforms(recipe: DataRecipe) -> tuple[Any, Any]:
 
     to_tensor = [transforms.ToTensor(), transforms.Normalize(_MEAN, _STD)]
     size = recipe.image_size
-    plain = transforms.Compose(
-        [transforms.Resize(round(size * _RESIZE)), transforms.CenterCrop(size), *to_tensor]
-    )
+    plain = transforms.Compose([transforms.Resize(round(size * _RESIZE)), transforms.CenterCrop(size), *to_tensor])
     if not recipe.augment:
         return plain, plain
     augmented = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), *to_tensor]
