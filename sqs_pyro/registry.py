@@ -12,6 +12,8 @@ from sqs_pyro.errors import RecipeError
 
 Constructor = TypeVar("Constructor", bound=Callable[..., nn.Module])
 
+_INITIAL_WEIGHTS = "weights"
+
 _constructors: dict[str, Callable[..., nn.Module]] = {}
 
 
@@ -51,7 +53,8 @@ def build_network(name: str, **options: Any) -> nn.Module:
         options: keyword arguments of the network's constructor.
 
     Returns:
-        The network, with ``network_spec = {"name": name, "options": options}`` set on it.
+        The network, with ``network_spec = {"name": name, "options": options}`` set on it. An option
+        ``weights``, a path to initial weights, is left out: a packed file must not depend on it.
 
     Raises:
         RecipeError: for an unknown name, an unknown or missing option, or one that is not JSON-able.
@@ -61,7 +64,8 @@ def build_network(name: str, **options: Any) -> nn.Module:
     constructor = _constructors[name]
     _check_options(name, constructor, options)
     net = constructor(**options)
-    net.network_spec = {"name": name, "options": dict(options)}  # type: ignore[assignment]
+    stored = {option: value for option, value in options.items() if option != _INITIAL_WEIGHTS}
+    net.network_spec = {"name": name, "options": stored}  # type: ignore[assignment]
     return net
 
 
@@ -72,15 +76,11 @@ def _check_options(name: str, constructor: Callable[..., nn.Module], options: di
     allowed = sorted(p.name for p in named)
     for option, value in options.items():
         if option not in allowed and not takes_any:
-            raise RecipeError(
-                f"Network {name!r} has no option {option!r}: {_allowed('options', option, allowed)}"
-            )
+            raise RecipeError(f"Network {name!r} has no option {option!r}: {_allowed('options', option, allowed)}")
         _check_json(name, option, value)
     missing = [p.name for p in named if p.default is p.empty and p.name not in options]
     if missing:
-        raise RecipeError(
-            f"Network {name!r} needs the option {missing[0]!r}: {_allowed('options', '', allowed)}."
-        )
+        raise RecipeError(f"Network {name!r} needs the option {missing[0]!r}: {_allowed('options', '', allowed)}.")
 
 
 def _check_json(name: str, option: str, value: Any) -> None:

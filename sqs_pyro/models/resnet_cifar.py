@@ -34,9 +34,7 @@ class BasicBlock(nn.Module):
         if self.stride == 1 and self.new_channels == 0:
             return x
         before = self.new_channels // 2
-        return F.pad(
-            x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.new_channels - before)
-        )
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.new_channels - before))
 
 
 class CifarResNet(nn.Module):
