@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from sqs_pyro.errors import DataError, DivergenceError
 from sqs_pyro.inference.checkpoint import check_same, check_same_network, read_checkpoint, write_checkpoint
+from sqs_pyro.inference.evaluate import evaluate
+from sqs_pyro.network_io import device_of, move_to, predictions
 from sqs_pyro.recipe import RecipeSection
 
 _LOSS_CHECK_STEPS = 25  # a look at the loss waits for the device; this often is cheap and early enough
@@ -94,7 +96,7 @@ def train_baseline(
         DivergenceError: the loss or a weight is not finite; the last good checkpoint stays.
         RecipeError: the checkpoint was made with another recipe or other data.
         NetworkError: the checkpoint is unreadable or made for another network.
-        DataError: there are no minibatches to train on.
+        DataError: there are no minibatches to train on, or labels do not fit the network's classes.
     """
     if len(train) == 0:
         raise DataError("There is no minibatch to train on: lower `batch_size` or add examples.")
@@ -117,39 +119,16 @@ def learning_rate(step: float, total: float, warmup: float, highest: float) -> f
     return highest * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
 
 
-@torch.no_grad()
-def evaluate_classifier(net: nn.Module, loader: Loader) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy (0..1) of `net` in evaluation mode and float32."""
-    device = next(net.parameters()).device
-    was_training = net.training
-    net.eval()
-    loss = correct = torch.zeros((), device=device, dtype=torch.float64)
-    count = 0
-    for x, y in loader:
-        logits, y = net(x.to(device)).float(), y.to(device)
-        loss = loss + F.cross_entropy(logits, y, reduction="sum")
-        correct = correct + (logits.argmax(dim=1) == y).sum()
-        count += len(y)
-    net.train(was_training)
-    if not count:
-        raise DataError("There is no example to evaluate on: the loader is empty.")
-    return float(loss) / count, float(correct) / count
-
-
 class _Training:
     """The state of a training run: network, optimiser, data order, records."""
 
-    def __init__(
-        self, net: nn.Module, train: Loader, validation: Loader | None, recipe: BaselineRecipe
-    ) -> None:
+    def __init__(self, net: nn.Module, train: Loader, validation: Loader | None, recipe: BaselineRecipe) -> None:
         self.net, self.train, self.validation, self.recipe = net, train, validation, recipe
-        self.device = next(net.parameters()).device
+        self.device = device_of(net)
         self.optimizer = _optimizer(net, recipe)
         self.history: list[EpochRecord] = []
 
-    def run(
-        self, checkpoint: Path | None, progress: Callable[[EpochRecord], None] | None
-    ) -> list[EpochRecord]:
+    def run(self, checkpoint: Path | None, progress: Callable[[EpochRecord], None] | None) -> list[EpochRecord]:
         if checkpoint is not None and checkpoint.exists():
             self._restore(read_checkpoint(checkpoint), checkpoint)
         for epoch in range(len(self.history), self.recipe.epochs):
@@ -170,32 +149,34 @@ class _Training:
         count = 0
         for i, (x, y) in enumerate(self.train):
             step = epoch * steps + i
-            loss, hits = self._step(x.to(self.device), y.to(self.device), step)
+            loss, hits = self._step(move_to(x, self.device), y, step)
             losses.append(loss)
             correct += hits
             count += len(y)
             if len(losses) % _LOSS_CHECK_STEPS == 0 or i + 1 == steps:
                 self._check_losses(losses, epoch * steps)
         self._check_weights(epoch)
-        held_out = (None, None) if self.validation is None else evaluate_classifier(self.net, self.validation)
+        held_out = None if self.validation is None else evaluate(self.net, self.validation)
         return EpochRecord(
             epoch=epoch + 1,
             loss=float(torch.stack(losses).mean()),
             accuracy=float(correct) / count,
-            validation_loss=held_out[0],
-            validation_accuracy=held_out[1],
+            validation_loss=held_out.nll if held_out else None,
+            validation_accuracy=held_out.accuracy if held_out else None,
             seconds=time.perf_counter() - start,
         )
 
-    def _step(self, x: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def _step(self, x: Any, y: Tensor, step: int) -> tuple[Tensor, Tensor]:
         steps = len(self.train)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(step, steps)
-        if self.recipe.channels_last and x.ndim == 4:
+        if self.recipe.channels_last and isinstance(x, Tensor) and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         bfloat16 = self.recipe.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            logits = self.net(x).float()
+            logits = predictions(self.net, x).float()
+        _check_labels(y, logits.shape[-1], step)  # before they move: no wait for the device
+        y = y.to(self.device)
         loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -255,6 +236,15 @@ class _Training:
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+
+def _check_labels(labels: Tensor, num_classes: int, step: int) -> None:
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest >= num_classes:
+        raise DataError(
+            f"Labels at step {step + 1} run from {lowest} to {highest}, but the network has {num_classes} "
+            f"classes (labels 0 to {num_classes - 1}): use the network and the data that belong together."
+        )
 
 
 def _lay_out(net: nn.Module, memory_format: torch.memory_format) -> None:

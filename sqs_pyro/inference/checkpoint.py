@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError, RecipeError
 
-_KEYS = {"recipe", "data", "network", "optimizer", "history", "loader_epoch", "rng", "cuda_rng"}
+BASELINE_KEYS = frozenset({"recipe", "data", "network", "optimizer", "history", "loader_epoch", "rng", "cuda_rng"})
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -27,8 +27,8 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
         beside.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what :func:`write_checkpoint` wrote, on the CPU.
+def read_checkpoint(path: Path, keys: frozenset[str] = BASELINE_KEYS) -> dict[str, Any]:
+    """Read what :func:`write_checkpoint` wrote, on the CPU; it must hold ``keys``.
 
     Raises:
         NetworkError: the file is damaged, or is no checkpoint.
@@ -37,10 +37,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a different class for each kind of damage
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise NetworkError(
-            f"Checkpoint '{path}' cannot be read ({reason}): delete it to start again."
-        ) from None
-    missing = _KEYS - set(state) if isinstance(state, dict) else _KEYS
+        raise NetworkError(f"Checkpoint '{path}' cannot be read ({reason}): delete it to start again.") from None
+    missing = keys - set(state) if isinstance(state, dict) else keys
     if missing:
         raise NetworkError(
             f"'{path}' is no checkpoint of a training run: it has no {', '.join(sorted(missing))}; give "
