@@ -119,7 +119,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # both libraries raise a different class for each kind of damage
         reason = str(error).splitlines()[0]
         raise RecipeError(f"Checkpoint '{path}' cannot be read ({reason}): give another one.") from None
     for key in ("state_dict", "model", "network"):

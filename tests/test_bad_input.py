@@ -155,7 +155,7 @@ RECIPE = {"epochs": 1, "num_components": 4}
     ("loader", "error", "sentence"),
     [
         (_loader(pixel=float("nan")), DataError, r"holds 1 values of 512 that are NaN or infinite"),
-        (_loader(label=10), DataError, r"labels run from 1 to 10 .* must be 0 to \(number of classes - 1\)"),
+        (_loader(label=10), DataError, r"labels run from 1 to 10 .*: labels are 0 to \(classes - 1\)"),
         (_loader(label=-5), DataError, r"labels run from -5 to 7"),
         (_Loader(), DataError, r"There is no minibatch to train on"),
     ],
@@ -203,7 +203,7 @@ def _newer(content):
     ("damage", "sentence"),
     [
         (_truncated, "truncated"),
-        (_altered, "altered"),
+        (_altered, "damaged: their checksum does not fit"),
         (_newer, "format version 2, this program reads up to 1: update sqs-pyro"),
         (lambda content: content[:5], "has only 5 bytes"),
         (lambda content: b"not a packed file at all", "not a safetensors file"),
@@ -220,15 +220,6 @@ def test_a_packed_file_that_is_damaged(small_run, tmp_path, command, damage, sen
 def test_a_packed_file_made_for_another_network(small_run):
     with pytest.raises(PackedFileError, match=r"another network|fc.weight|features"):
         sqs_pyro.load(small_run / "packed.safetensors", build_network("digits_net", width=4))
-
-
-def test_a_packed_file_on_data_of_another_shape(small_run, small_recipe, tmp_path):
-    root = _fashion_mnist(tmp_path / "data", np.arange(20) % 10)
-    recipe = tmp_path / "other.yaml"
-    values = {"network": {"name": "digits_net"}, "data": {"name": "fashion_mnist", "root": str(root)}}
-    recipe.write_text(json.dumps(values))
-    result = _sqs("evaluate", small_run / "packed.safetensors", "--data", recipe, "--json")
-    assert result.exit_code == 0  # digits_net takes any size: a fit in shape is all that can be asked for
 
 
 def test_a_bad_input_does_not_change_the_network():

@@ -21,6 +21,9 @@ from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.network_io import device_of, move_to, tensors_in
 
 _WARM_UP = 0.02  # share of the steps over which the learning rate rises
+_STATE_KEYS = frozenset(
+    {"recipe", "stage", "step", "kl", "draws", "model", "guide", "optimizers", "history", "rng"}
+)
 _LOOK_EVERY = 10  # steps between two looks at the loss: each look waits for the device
 
 
@@ -257,16 +260,17 @@ class Driver:
                     f"Training minibatch {self.step} holds {bad} values of {tensor.numel()} that are NaN or "
                     "infinite: clean the data."
                 )
-        if not y.is_floating_point() and isinstance(error, (ValueError, IndexError)):
+        diverged = "Expected parameter" in str(error)  # a distribution's own check of the network's output
+        if not y.is_floating_point() and isinstance(error, (ValueError, IndexError)) and not diverged:
             return DataError(
-                f"Training labels run from {int(y.min())} to {int(y.max())} in minibatch {self.step}, which does "
-                f"not fit the network's output: labels must be 0 to (number of classes - 1). ({_first_line(error)})"
+                f"Training labels run from {int(y.min())} to {int(y.max())} in minibatch {self.step}, which "
+                f"does not fit the network's output: labels are 0 to (classes - 1). ({_first_line(error)})"
             )
-        if error is not None:
+        if error is not None and not diverged:
             return error
         return DivergenceError(
-            f"The loss is not finite at step {self.step} of {self.total_steps} (stage '{self.guide.stage}'): lower "
-            f"learning_rate ({self.recipe.learning_rate}) or kl_weight ({self.recipe.kl_weight})."
+            f"The loss is not finite at step {self.step} of {self.total_steps} (stage '{self.guide.stage}'): "
+            f"lower learning_rate ({self.recipe.learning_rate}) or kl_weight ({self.recipe.kl_weight})."
         )
 
     def _state(self) -> dict[str, Any]:
@@ -284,7 +288,7 @@ class Driver:
         }
 
     def _restore(self, path: Path) -> None:
-        state = read_checkpoint(path)
+        state = read_checkpoint(path, _STATE_KEYS)
         if state.get("recipe") != self.recipe.model_dump(mode="json"):
             raise NetworkError(
                 f"Checkpoint '{path}' was made with another compression recipe: delete it to start again, or go "
