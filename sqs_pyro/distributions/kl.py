@@ -27,7 +27,7 @@ from pyro.distributions.util import scale_and_mask, sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence, register_kl
 
-from sqs_pyro.distributions.numerics import log_or_neg_inf, plogp, weighted
+from sqs_pyro.distributions.numerics import BernoulliDivergence, log_or_neg_inf, weighted
 from sqs_pyro.distributions.spike_and_slab import SpikeAndSlab
 from sqs_pyro.distributions.spike_gmm import SpikeGMM
 
@@ -104,14 +104,7 @@ def _most_specific(kind: str, type_q: type, type_p: type) -> Bound | None:
 
 def gate_divergence(gate: Tensor, inclusion: Tensor) -> Tensor:
     """``KL(Bern(λ)‖Bern(λ₀))`` in nats, elementwise; exact, with finite gradients, at λ = 0 and 1 too."""
-    off, excluded = 1 - gate, 1 - inclusion
-    return plogp(gate) + plogp(off) + _cross_entropy(gate, inclusion) + _cross_entropy(off, excluded)
-
-
-def _cross_entropy(probability: Tensor, prior: Tensor) -> Tensor:
-    """``-p log p₀``; 0 where both are 0, inf where only the prior is."""
-    counts = (probability > 0) | (prior > 0)
-    return -probability * log_or_neg_inf(prior).where(counts, 0.0)
+    return BernoulliDivergence.apply(gate, inclusion)
 
 
 def component_divergence(q: SpikeGMM, slab: Distribution) -> Tensor:
