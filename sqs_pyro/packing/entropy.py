@@ -47,9 +47,10 @@ class EntropyLayout(Layout):
         if np.count_nonzero(counts) == 1:
             return {"table": _empty(), "codes": _empty()}
         table = np.round(_STEPS * np.log2(np.maximum(counts, 1))).astype(np.uint8)
-        stream = _encode(symbols, table).astype("<u4").view(np.uint8)
-        used = int(np.flatnonzero(stream)[-1]) + 1  # the last word is not 0, but its high bytes may be
-        return {"table": torch.from_numpy(table), "codes": torch.from_numpy(stream[:used].copy())}
+        stream = _encode(symbols, table).astype("<u4").tobytes()
+        stream = stream.rstrip(b"\0")  # high bytes of the last word; the decoder puts them back
+        codes = torch.from_numpy(np.frombuffer(stream, dtype=np.uint8).copy())
+        return {"table": torch.from_numpy(table), "codes": codes}
 
     def unpack_codes(self, packed: PackedTensor) -> tuple[Tensor, Tensor]:
         """Decode the symbols and tell zeros from codes."""

@@ -149,4 +149,6 @@ def _value(name: str, field: Mapping[str, Any], shape: list[int], data: Tensor) 
 
 
 def _from_bytes(raw: np.ndarray, dtype: torch.dtype) -> Tensor:
+    if not raw.size:
+        return torch.empty(0, dtype=dtype)
     return torch.from_numpy(raw.copy()).view(dtype)  # the copy puts it at an aligned address

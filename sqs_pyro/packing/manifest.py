@@ -12,7 +12,7 @@ from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.packing.layouts import PackedTensor, get_layout
 from sqs_pyro.packing.leftovers import DTYPES, checksum, describe, restore
 
-MAX_MANIFEST_BYTES = 1 << 28  # uncompressed: far above any network, far below what would hurt
+MAX_MANIFEST_BYTES = 1 << 26  # uncompressed: far above any network, far below what would hurt
 MAX_ELEMENTS = 1 << 40  # of one tensor: sizes stay far from overflow
 
 Size = Annotated[int, Field(ge=0, le=MAX_ELEMENTS, strict=True)]

@@ -1,0 +1,148 @@
+"""Contract kit: any packed layout inherits these tests by its name.
+
+What comes out of the bytes must be what went in, bit for bit, for every shape, codebook size, grouping and
+share of zeros; the sizes it states must be those of its bytes; and damaged bytes must never pass as others.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sqs_pyro.errors import NetworkError, PackedFileError
+from sqs_pyro.packing import CodedTensor, PackedTensor, pack_tensor
+
+
+def random_coded(shape, components, groups=1, nonzero_rate=0.5, seed=0, exact_half=True) -> CodedTensor:
+    """A coded tensor with random codes, mask and codebook; the values of a codebook differ, none is 0."""
+    random = torch.Generator().manual_seed(seed)
+    mask = torch.rand(shape, generator=random) < nonzero_rate
+    codes = torch.randint(0, components, shape, dtype=torch.uint8, generator=random) * mask
+    order = torch.rand(groups, 2 * components, generator=random).argsort(dim=1)[:, :components]
+    codebook = (order - components + 0.5) * (1 / 512 if exact_half else 1 / 300)
+    return CodedTensor(codes, mask, codebook)
+
+
+def slow_dense(coded: CodedTensor) -> np.ndarray:
+    """The weights, one after the other, as the definition says it."""
+    codes, mask = coded.codes.reshape(-1).tolist(), coded.mask.reshape(-1).tolist()
+    per_group = len(codes) // coded.num_groups
+    values = [
+        coded.codebook[i // per_group, code].item() if keep else 0.0
+        for i, (code, keep) in enumerate(zip(codes, mask, strict=True))
+    ]
+    return np.array(values, dtype=np.float32).reshape(coded.shape)
+
+
+def assert_same_bits(actual: torch.Tensor, expected: np.ndarray) -> None:
+    assert actual.dtype == torch.float32
+    np.testing.assert_array_equal(actual.numpy().view(np.uint32), expected.view(np.uint32))
+
+
+@st.composite
+def coded_tensors(draw) -> CodedTensor:
+    shape = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=4)))
+    numel = math.prod(shape)
+    groups = draw(st.sampled_from([g for g in range(1, numel + 1) if numel % g == 0]))
+    return random_coded(
+        shape,
+        components=draw(st.one_of(st.integers(1, 17), st.integers(250, 256))),
+        groups=groups,
+        nonzero_rate=draw(st.sampled_from([0.0, 0.05, 0.5, 0.95, 1.0])),
+        seed=draw(st.integers(0, 2**16)),
+        exact_half=draw(st.booleans()),
+    )
+
+
+class LayoutContract:
+    """Inherit and set ``layout`` to the registered name."""
+
+    layout: str
+
+    def pack(self, coded: CodedTensor) -> PackedTensor:
+        return pack_tensor(coded, self.layout)
+
+    def assert_round_trip(self, coded: CodedTensor) -> None:
+        packed = self.pack(coded)
+        again = packed.unpack()
+        assert_same_bits(again.dense(), slow_dense(coded))
+        assert torch.equal(again.mask, coded.mask)
+        assert packed.shape == coded.shape
+        assert packed.nonzeros == coded.nonzeros
+        assert packed.num_components <= coded.num_components
+        assert packed.num_bytes == sum(part.numel() for part in packed.parts.values())
+        assert all(part.dtype == torch.uint8 and part.dim() == 1 for part in packed.parts.values())
+        assert packed.codebook_dtype == again.codebook_dtype
+
+    @settings(suppress_health_check=[HealthCheck.differing_executors])  # each layout runs it for itself
+    @given(coded=coded_tensors())
+    def test_round_trip_is_exact(self, coded):
+        self.assert_round_trip(coded)
+
+    @pytest.mark.parametrize("components", [1, 2, 3, 16, 255])
+    @pytest.mark.parametrize("nonzero_rate", [0.0, 0.3, 1.0])
+    def test_every_code_in_use(self, components, nonzero_rate):
+        self.assert_round_trip(random_coded((64, 99), components, nonzero_rate=nonzero_rate))
+
+    def test_all_256_codes_without_a_zero(self):
+        coded = random_coded((64, 128), 256, nonzero_rate=1.0)
+        assert coded.codes.unique().numel() == 256
+        self.assert_round_trip(coded)
+
+    def test_all_256_codes_and_zero_work_or_say_so(self):
+        coded = random_coded((64, 256), 256, nonzero_rate=0.9)
+        try:
+            self.assert_round_trip(coded)
+        except NetworkError as error:
+            assert "256 codebook values and zero" in str(error)
+
+    def test_packing_is_deterministic_and_idempotent(self):
+        coded = random_coded((24, 35), 7, groups=4)
+        packed = self.pack(coded)
+        for again in (self.pack(coded), self.pack(packed.unpack())):
+            assert {k: v.tolist() for k, v in again.parts.items()} == {
+                k: v.tolist() for k, v in packed.parts.items()
+            }
+
+    def test_unused_codes_are_not_stored(self):
+        coded = random_coded((40, 50), 5)
+        wide = CodedTensor(coded.codes * 20, coded.mask, torch.randn(1, 256).half().float())
+        assert self.pack(wide).num_bytes == self.pack(coded).num_bytes
+        self.assert_round_trip(wide)
+
+    def test_equal_values_are_merged(self):
+        codebook = torch.tensor([[0.5, -1.0, 0.5, -1.0]])
+        coded = CodedTensor(random_coded((30, 30), 4).codes, torch.ones(30, 30, dtype=torch.bool), codebook)
+        assert self.pack(coded).num_components == 2
+        self.assert_round_trip(coded)
+
+    def test_a_codebook_value_of_zero_is_a_zero_weight(self):
+        coded = random_coded((30, 30), 3, nonzero_rate=1.0)
+        coded = CodedTensor(coded.codes, coded.mask, torch.tensor([[0.5, 0.0, -0.0]]))
+        packed = self.pack(coded)
+        assert_same_bits(packed.unpack().dense(), slow_dense(coded))
+        assert packed.nonzeros == int((coded.codes != 1).sum())
+
+    def test_bytes_cut_off_are_noticed(self):
+        packed = self.pack(random_coded((33, 33), 6))
+        for name, part in packed.parts.items():
+            if part.numel():
+                fields = {**vars(packed), "parts": {**packed.parts, name: part[:-1]}}
+                with pytest.raises(PackedFileError):
+                    PackedTensor(**fields).unpack()
+
+    def test_wrong_counts_are_noticed(self):
+        packed = self.pack(random_coded((33, 33), 6))
+        with pytest.raises(PackedFileError):
+            PackedTensor(**{**vars(packed), "nonzeros": packed.nonzeros - 8}).unpack()
+
+    def test_codes_outside_of_the_codebook_are_noticed(self):
+        packed = self.pack(random_coded((33, 33), 6))
+        small = packed.parts["codebook"][:-2]
+        with pytest.raises(PackedFileError):
+            PackedTensor(
+                **{**vars(packed), "num_components": 5, "parts": {**packed.parts, "codebook": small}}
+            ).unpack()

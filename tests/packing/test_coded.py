@@ -1,0 +1,57 @@
+import pytest
+import torch
+from hypothesis import given
+from kits.layout import assert_same_bits, coded_tensors, random_coded, slow_dense
+
+from sqs_pyro.errors import NetworkError
+from sqs_pyro.packing import CodedTensor, canonical
+
+
+@given(coded=coded_tensors())
+def test_dense_is_its_definition(coded):
+    assert_same_bits(coded.dense(), slow_dense(coded))
+
+
+@given(coded=coded_tensors())
+def test_canonical_keeps_every_bit(coded):
+    smallest = canonical(coded)
+    assert_same_bits(smallest.dense(), slow_dense(coded))
+    assert smallest.num_components <= coded.num_components
+    again = canonical(smallest)
+    assert torch.equal(again.codes, smallest.codes)
+    assert torch.equal(again.codebook, smallest.codebook)
+
+
+def test_properties():
+    coded = random_coded((6, 4), 5, groups=3, exact_half=False)
+    assert (coded.shape, coded.num_groups, coded.num_components) == ((6, 4), 3, 5)
+    assert coded.nonzeros == int((coded.dense() != 0).sum())
+    assert coded.codebook_dtype == "float32"
+    assert random_coded((6, 4), 5).codebook_dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    ("codes", "mask", "codebook", "sentence"),
+    [
+        ([[0, 3]], [[True, True]], [[1.0, 2.0]], "Code 3 is outside of the codebook.*K = 2"),
+        ([[0, 1]], [[True, False]], [[1.0, 2.0]], "Codes must be 0 where the mask is False"),
+        ([[0, 1]], [[True]], [[1.0, 2.0]], r"Mask of shape \(1, 1\) does not fit codes of shape \(1, 2\)"),
+        ([[0, 1]], [[True, True]], [[1.0, float("nan")]], "NaN or infinite"),
+        ([[0, 1]], [[True, True]], [[1.0, 2.0]] * 3, "2 weights, which 3 codebooks cannot share"),
+        ([[0, 1]], [[True, True]], [[1.0] * 257], "1 <= K <= 256"),
+        ([[0, 1]], [[True, True]], [1.0, 2.0], r"shape \[G, K\]"),
+        ([[]], [[]], [[1.0]], "0 weights"),
+    ],
+)
+def test_what_cannot_be_is_refused(codes, mask, codebook, sentence):
+    with pytest.raises(NetworkError, match=sentence):
+        CodedTensor(
+            torch.tensor(codes, dtype=torch.uint8),
+            torch.tensor(mask, dtype=torch.bool),
+            torch.tensor(codebook),
+        )
+
+
+def test_wrong_dtype():
+    with pytest.raises(NetworkError, match=r"CodedTensor.codes must be a torch.uint8 tensor, but torch.int64"):
+        CodedTensor(torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.bool), torch.ones(1, 1))

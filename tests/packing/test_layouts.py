@@ -1,0 +1,135 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from kits.layout import LayoutContract, random_coded
+
+from sqs_pyro.errors import NetworkError, PackedFileError
+from sqs_pyro.packing import CodedTensor, PackedTensor, layout_names, pack_tensor
+
+GOLDEN = {
+    "codebook": torch.tensor([0, 188, 0, 60, 0, 64], dtype=torch.uint8),
+    "table": torch.tensor([31, 16, 13, 8], dtype=torch.uint8),
+    "codes": torch.tensor([126, 173, 64, 246, 78, 89, 88, 2], dtype=torch.uint8),
+}
+
+
+class TestDense(LayoutContract):
+    layout = "dense"
+
+
+class TestBitmap(LayoutContract):
+    layout = "bitmap"
+
+
+class TestEntropy(LayoutContract):
+    layout = "entropy"
+
+
+class TestAuto(LayoutContract):
+    layout = "auto"
+
+
+def test_every_layout_keeps_the_contract():
+    tested = {kit.layout for kit in LayoutContract.__subclasses__()}
+    assert set(layout_names()) <= tested
+
+
+@pytest.mark.parametrize(
+    ("layout", "components", "nonzero_rate", "bits"),
+    [
+        ("dense", 3, 0.5, 2),  # zero takes one of the 4 symbols
+        ("dense", 4, 0.5, 3),
+        ("dense", 4, 1.0, 2),
+        ("dense", 1, 1.0, 1),
+        ("dense", 256, 1.0, 8),
+        ("bitmap", 4, 0.5, 2),
+        ("bitmap", 5, 0.5, 3),
+        ("bitmap", 1, 0.5, 0),  # the mask says it all
+    ],
+)
+def test_bits_and_bytes(layout, components, nonzero_rate, bits):
+    coded = random_coded((80, 100), components, nonzero_rate=nonzero_rate)
+    packed = pack_tensor(coded, layout)
+    assert packed.bits == bits
+    stored = coded.nonzeros if layout == "bitmap" else coded.mask.numel()
+    assert packed.parts["codes"].numel() == math.ceil(stored * bits / 8)
+    assert packed.parts["codebook"].numel() == 2 * components
+
+
+def test_dense_cannot_hold_257_symbols_and_auto_finds_another():
+    coded = random_coded((64, 256), 256, nonzero_rate=0.9)
+    with pytest.raises(NetworkError, match="256 codebook values and zero"):
+        pack_tensor(coded, "dense")
+    assert pack_tensor(coded).layout != "dense"
+
+
+@pytest.mark.parametrize("nonzero_rate", [0.02, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("components", [1, 4, 16, 200])
+def test_entropy_coding_reaches_the_entropy(nonzero_rate, components):
+    """Within 0.2 % and the table of the empirical entropy, computed here from the counts."""
+    odds = 1.0 / torch.arange(1, components + 1)
+    codes = torch.multinomial(odds, 200_000, replacement=True).to(torch.uint8)
+    mask = torch.rand(200_000) < nonzero_rate
+    coded = CodedTensor(codes * mask, mask, torch.randn(1, components).half().float())
+    counts = np.unique(coded.dense().numpy(), return_counts=True)[1]
+    entropy_bytes = float(-(counts * np.log2(counts / counts.sum())).sum()) / 8
+    stream = pack_tensor(coded, "entropy").parts["codes"].numel()
+    assert entropy_bytes - 8 <= stream <= 1.002 * entropy_bytes + 8
+
+
+def test_auto_takes_the_smallest():
+    for nonzero_rate in (0.0, 0.1, 0.5, 1.0):
+        coded = random_coded((100, 90), 16, nonzero_rate=nonzero_rate)
+        sizes = {name: pack_tensor(coded, name).num_bytes for name in layout_names()}
+        assert pack_tensor(coded).num_bytes == min(sizes.values())
+
+
+def test_uniform_codes_are_cheapest_in_fixed_bits():
+    assert pack_tensor(random_coded((100, 100), 16, nonzero_rate=1.0)).layout == "dense"
+
+
+def test_all_zero_tensor_costs_next_to_nothing():
+    assert pack_tensor(random_coded((512, 512), 16, nonzero_rate=0.0)).num_bytes == 2
+
+
+def test_entropy_streams_written_before_still_decode():
+    """The coder's arithmetic is part of the format: these bytes must give these codes for ever."""
+    packed = PackedTensor(
+        layout="entropy",
+        shape=(4, 6),
+        bits=0,
+        nonzeros=9,
+        num_groups=1,
+        num_components=3,
+        codebook_dtype="float16",
+        parts=GOLDEN,
+    )
+    expected = [0, 0, 1, 0, -1, 0, 0, 0, 2, 0, 0, 1, 0, 0, 0, -1, -1, 0, 0, 2, 1, 0, 0, -1]
+    assert packed.unpack().dense().reshape(-1).tolist() == expected
+
+
+def test_unknown_layout():
+    with pytest.raises(NetworkError, match="Layout 'densest' is unknown: allowed are auto, "):
+        pack_tensor(random_coded((3, 3), 2), "densest")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"layout": "other"}, "layout 'other' is unknown"),
+        ({"shape": ()}, "not one of a weight tensor"),
+        ({"shape": (0, 4)}, "not one of a weight tensor"),
+        ({"nonzeros": 1000}, "1000 non-zeros are impossible"),
+        ({"num_groups": 7}, "7 codebooks cannot share"),
+        ({"num_components": 0}, "0 components"),
+        ({"codebook_dtype": "int4"}, "neither float16 nor float32"),
+        ({"bits": 5}, "5 bits a code are given where the layout takes 3"),
+        ({"parts": {}}, "has the parts"),
+    ],
+)
+def test_contradicting_fields(change, sentence):
+    packed = pack_tensor(random_coded((8, 8), 6), "bitmap")
+    with pytest.raises(PackedFileError, match=sentence):
+        PackedTensor(**{**vars(packed), **change})
