@@ -74,15 +74,25 @@ def _best_histogram_partition(ordered: Tensor, mass: Tensor, moments: list[Tenso
 
 
 def _bin_ends(ordered: Tensor, mass: Tensor, mass_below: Tensor, bins: int) -> Tensor:
-    """Half of the ends at even quantiles (they follow the mass), half on an even grid (it keeps the tails)."""
-    share = torch.arange(1, bins // 2, dtype=ordered.dtype, device=ordered.device) / (bins // 2)
-    by_mass = torch.searchsorted(mass_below.contiguous(), share * mass_below[:, -1:])
+    """Half of the ends with the cube root of the density, the rest at even quantiles and on an even grid.
+
+    The best quantizer of a density f has codewords of density f^(1/3) (Panter & Dite 1951), which between two
+    values a gap Δ apart is (mass / Δ)^(1/3) Δ. Quantiles alone starve heavy tails, a grid alone the bulk.
+    """
+
+    def shares(count: int) -> Tensor:
+        return torch.arange(1, count, dtype=ordered.dtype, device=ordered.device) / count
+
+    gaps = (ordered.diff(dim=1) ** 2 * (mass[:, 1:] + mass[:, :-1])) ** (1 / 3)
+    codewords_below = torch.nn.functional.pad(gaps, (1, 0)).cumsum(1)
+    by_codewords = torch.searchsorted(codewords_below, shares(bins // 2) * codewords_below[:, -1:])
+    by_mass = torch.searchsorted(mass_below.contiguous(), shares(bins // 4) * mass_below[:, -1:])
     used = mass > 0
     low = ordered.masked_fill(~used, torch.inf).amin(1, keepdim=True).nan_to_num(posinf=0.0)
     high = ordered.masked_fill(~used, -torch.inf).amax(1, keepdim=True).nan_to_num(neginf=0.0)
-    by_value = torch.searchsorted(ordered, low + (high - low) * share)
+    by_value = torch.searchsorted(ordered, low + (high - low) * shares(bins // 4))
     first, last = torch.zeros_like(by_mass[:, :1]), torch.full_like(by_mass[:, :1], ordered.shape[1])
-    return torch.cat([first, by_mass, by_value, last], dim=1).sort(dim=1).values
+    return torch.cat([first, by_codewords, by_mass, by_value, last], dim=1).sort(dim=1).values
 
 
 def _optimal_cuts(below: list[Tensor], k: int) -> Tensor:
