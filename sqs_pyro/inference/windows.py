@@ -71,12 +71,12 @@ class OutlierAware(Windows):
     def edges(self, values: Tensor) -> Tensor:
         """Boundaries of the lower tail's, the bulk's and the upper tail's windows, and the two fences."""
         flat = values.detach().flatten()
-        low, high = fences(flat)
+        low, high = fences(flat)  # a weight on a fence is inside; on an edge, it is in the window below
         below, above = flat[flat < low], flat[flat > high]
         inside = flat[(flat >= low) & (flat <= high)]
         pieces = [
             _equal_mass_edges(below, self.tail_count),
-            low[None] if len(below) and len(inside) else flat.new_empty(0),
+            torch.nextafter(low, low - torch.inf)[None] if len(below) and len(inside) else flat.new_empty(0),
             _equal_mass_edges(inside, self.count),
             high[None] if len(above) and len(inside) else flat.new_empty(0),
             _equal_mass_edges(above, self.tail_count),
