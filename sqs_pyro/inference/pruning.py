@@ -57,9 +57,10 @@ class PruningSchedule:
 
     def rate(self, step: int) -> float:
         """The non-zero rate at a step."""
+        if step >= self.end_step:  # first: rounding may put the end before the start
+            return self.target
         start = self.start * self.total_steps
-        progress = (step - start) / max(self.end_step - start, 1e-9)
-        progress = min(max(progress, 0.0), 1.0)
+        progress = max((step - start) / max(self.end_step - start, 1e-9), 0.0)
         return self.target + (1 - self.target) * (1 - progress) ** 3
 
     def due(self, step: int) -> bool:
