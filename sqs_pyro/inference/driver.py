@@ -93,6 +93,7 @@ class Driver:
         self.optimizers = self._optimizers()
         self.step = 0
         self.kl = 0.0
+        self._latest_kl: Tensor | None = None
         self.history: list[StepRecord] = []
 
     def run(self, checkpoint: Path | None = None) -> list[StepRecord]:
@@ -213,12 +214,14 @@ class Driver:
 
     def _look(self, terms: Any, x: Any, y: Tensor) -> None:
         """Every few steps: check that all is finite and report."""
+        if terms.kl_by_site:
+            self._latest_kl = terms.kl.detach()  # read only when looked at: reading waits for the device
         last_of_epoch = self.step % len(self.train) == 0
         if self.step > 3 and self.step % _LOOK_EVERY and not last_of_epoch:
             return
         nll = float(terms.nll.detach()) / self.num_data
-        if terms.kl_by_site:
-            self.kl = float(terms.kl.detach()) / self.num_data
+        if self._latest_kl is not None:
+            self.kl = float(self._latest_kl) / self.num_data
         if not math.isfinite(nll) or not math.isfinite(self.kl):
             raise self._explained(None, x, y)
         due = last_of_epoch and (self.step // len(self.train)) % self.recipe.evaluate_every == 0
