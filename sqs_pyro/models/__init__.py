@@ -1,4 +1,4 @@
-"""Networks as Pyro models: any ``nn.Module`` by :class:`BayesianNetwork`, and the networks offered here by name."""
+"""Networks as Pyro models: any ``nn.Module`` by :class:`BayesianNetwork`, and those offered here by name."""
 
 from sqs_pyro.models.bayesian import BayesianNetwork, scale_matched_prior
 from sqs_pyro.models.catalogue import digits_net, resnet18, resnet20, resnet32, resnet44, resnet50, resnet56
