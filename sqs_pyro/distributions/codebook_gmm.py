@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from sqs_pyro.distributions.assignment import ExpectedDivergence, HardValue, assignment_logits, map_codes
-from sqs_pyro.distributions.kl import gate_divergence, register_bound
+from sqs_pyro.distributions.kl import gate_divergence, register_bound, spike_gmm_bound
 from sqs_pyro.distributions.spike_and_slab import SpikeAndSlab
 from sqs_pyro.distributions.spike_gmm import SpikeGMM
 
@@ -124,14 +124,14 @@ class CodebookGMM(SpikeGMM):
 
 
 def _same_everywhere(p: SpikeAndSlab) -> bool:
-    return p.base_slab.batch_shape.numel() == 1
+    return p.base_slab.batch_shape.numel() == 1 and len(p.base_slab.batch_shape) <= 2
 
 
 @register_bound("jensen", CodebookGMM, SpikeAndSlab)
 def _jensen_codebook(q: CodebookGMM, p: SpikeAndSlab) -> Tensor:
     """``KL(Bern(λ)‖Bern(λ₀)) + λ Σ_k φ_k κ_k``, its responsibilities never kept."""
     if not _same_everywhere(p):
-        raise NotImplementedError
+        return spike_gmm_bound(q, p, "jensen")  # κ differs from weight to weight: N x K numbers after all
     component = torch.distributions.Normal(q.codebook_loc, q.codebook_scale, validate_args=False)
     divergence = kl_divergence(component, p.base_slab.expand(q.codebook_loc.shape))  # κ, [G, K]
     slab = ExpectedDivergence.apply(
