@@ -103,6 +103,16 @@ def test_slab_that_is_infinite_at_zero_sends_no_nan_back():
     assert law.support.check(tensor(0.0, 1.0, -1.0)).tolist() == [True, True, False]
 
 
+def test_slab_without_zero_in_its_support():
+    loc = tensor(0.2).requires_grad_()
+    law = SpikeAndSlab(tensor(0.25), dist.LogNormal(loc, tensor(1.0)))
+    log_prob = law.log_prob(tensor(0.0, 2.0)[:, None]).squeeze(1)
+    expected = [np.log(0.75), np.log(0.25) + scipy.stats.lognorm.logpdf(2.0, 1.0, scale=np.exp(0.2))]
+    np.testing.assert_allclose(log_prob.detach().numpy(), expected)
+    log_prob.sum().backward()
+    assert loc.grad.item() == pytest.approx(np.log(2.0) - 0.2)
+
+
 def test_rsample_gradients():
     probability, loc, scale = (tensor(v).expand(500).clone().requires_grad_() for v in (0.4, 0.3, 0.5))
     law = SpikeAndSlab(probability, dist.Normal(loc, scale))
