@@ -8,6 +8,7 @@ import scipy.stats
 import torch
 from kits.statistics import component_edges, critical_z, mixture_kl, mixture_logpdf, panels
 from pyro.infer import SVI, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal, AutoNormalMessenger, init_to_value
 from pyro.nn import PyroModule, PyroParam, PyroSample
 
 from sqs_pyro.distributions import SpikeAndSlab, SpikeGMM
@@ -321,6 +322,25 @@ class TestPyroBehaviour:
             "guide.gate_unconstrained",
             "guide.loc_unconstrained",
         }
+
+    def test_guide_messengers_as_in_the_parent(self):
+        def model(x, y):
+            w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
+
+        losses = []
+        for elbo in (TraceMeanField_ELBO(), SQSELBO()):
+            pyro.set_rng_seed(2)
+            losses.append(elbo.loss(model, AutoNormalMessenger(model), X, Y))
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+    def test_gaussian_guide_of_a_spike_and_slab_prior(self):
+        """Pyro's own AutoNormal works with our prior: it pays -log λ₀ a weight for the spike it cannot use."""
+        guide = AutoNormal(weight_model, init_scale=0.2, init_loc_fn=init_to_value(values={"w": torch.ones(3)}))
+        terms = SQSELBO().terms(weight_model, guide, X, Y)
+        gaussian = torch.distributions.kl_divergence(dist.Normal(1.0, 0.2), dist.Normal(0.0, 1.0))
+        assert terms.kl.item() == pytest.approx(3 * (gaussian.item() + np.log(2)), rel=1e-5)
 
     def test_evaluation_of_a_guide_without_gradients(self):
         def guide(x, y):
