@@ -1,0 +1,225 @@
+"""The custom ops against plain torch on the decoded weight, and as torch's own tools see them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kits.layout import random_coded
+from torch import nn
+
+from sqs_pyro.kernels.decode import DecodedWeights, decode, decoded_weights
+from sqs_pyro.kernels.ops import OPS, call
+from sqs_pyro.kernels.weight import PackedWeight
+from sqs_pyro.packing import CodedTensor, pack_tensor
+
+GEOMETRY = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+
+
+def bitmap_coded(shape) -> CodedTensor:
+    """256 codes and zero: the one case that 8 bits cannot hold, so that the run-time form is the bitmap."""
+    numel = torch.Size(shape).numel()
+    mask = (torch.arange(numel) >= numel // 9).view(shape)
+    codes = (torch.arange(numel) * 37 % 256).to(torch.uint8).view(shape) * mask
+    return CodedTensor(codes, mask, (torch.arange(256)[None] - 127.5) / 512)
+
+
+def make(form, shape, groups=1):
+    coded = random_coded(shape, 11, groups=groups) if form == "dense" else bitmap_coded(shape)
+    weight = PackedWeight(pack_tensor(coded))
+    assert (weight.mask is None) == (form == "dense")
+    return weight, coded.dense()
+
+
+FORMS = pytest.mark.parametrize("form", ["dense", "bitmap"])
+
+
+@FORMS
+@pytest.mark.parametrize("layout", ["auto", "dense", "bitmap", "entropy"])
+def test_decoded_weight_is_the_reference_bit_for_bit(form, layout):
+    coded = random_coded((40, 6, 5), 9, groups=8) if form == "dense" else bitmap_coded((64, 32))
+    if layout == "dense" and form == "bitmap":
+        return
+    packed = pack_tensor(coded, layout)
+    weight = PackedWeight(packed)
+    assert torch.equal(decode(weight.args).view(torch.int32), coded.dense().view(torch.int32))
+    again = pack_tensor(weight.coded(), layout)
+    assert {k: v.tolist() for k, v in again.parts.items()} == {k: v.tolist() for k, v in packed.parts.items()}
+
+
+@FORMS
+def test_linear(form):
+    weight, dense = make(form, (24, 300), groups=24 if form == "dense" else 1)
+    x, bias = torch.randn(5, 7, 300), torch.randn(24)
+    torch.testing.assert_close(call("linear", weight.args, x, bias), F.linear(x, dense, bias), rtol=0, atol=0)
+    torch.testing.assert_close(call("linear", weight.args, x[0, 0], None), F.linear(x[0, 0], dense))
+
+
+@FORMS
+def test_embedding(form):
+    weight, dense = make(form, (50, 30))
+    indices = torch.randint(0, 50, (4, 9))
+    assert torch.equal(call("embedding", weight.args, indices, torch.float32), F.embedding(indices, dense))
+
+
+@FORMS
+def test_opcheck(form):
+    """Schema, fake kernel, autograd registration and AOT dispatch, with static and dynamic shapes."""
+    linear, _ = make(form, (8, 80))
+    conv, _ = make(form, (8, 7, 3, 3))
+    x = torch.randn(3, 80, requires_grad=True)
+    image = torch.randn(2, 7, 9, 9, requires_grad=True)
+    bias = torch.randn(8, requires_grad=True)
+    cases = {
+        "linear": (linear, (x, bias)),
+        "linear_grad": (linear, (torch.randn(3, 8),)),
+        "convolution": (conv, (image, bias, *GEOMETRY)),
+        "convolution_grad": (conv, (torch.randn(2, 8, 9, 9), [2, 7, 9, 9], *GEOMETRY)),
+        "embedding": (linear, (torch.tensor([0, 3, 3]), torch.float32)),
+        "weight": (linear, (linear.like,)),
+    }
+    assert {f"{name}_{form}" for name in cases} == {name for name in OPS if name.endswith(form)}
+    for name, (weight, operands) in cases.items():
+        packed = (*weight.args.buffers(), list(weight.shape), weight.bits)
+        torch.library.opcheck(OPS[f"{name}_{form}"], (*operands, *packed))
+
+
+@FORMS
+def test_channels_last_images(form):
+    weight, _ = make(form, (8, 16, 3, 3))
+    image = torch.randn(2, 16, 9, 9).to(memory_format=torch.channels_last).requires_grad_()
+    packed = (*weight.args.buffers(), list(weight.shape), weight.bits)
+    torch.library.opcheck(OPS[f"convolution_{form}"], (image, None, *GEOMETRY, *packed))
+
+
+@FORMS
+def test_gradients_against_finite_differences(form):
+    linear, _ = make(form, (8, 80))
+    conv, _ = make(form, (8, 7, 3, 3))
+    double = {"dtype": torch.float64, "requires_grad": True}
+    x, bias = torch.randn(3, 80, **double), torch.randn(8, **double)
+    assert torch.autograd.gradcheck(lambda x, b: call("linear", linear.args, x, b), (x, bias))
+    assert torch.autograd.gradcheck(lambda x, b: call("linear", linear.args, x, b), (x[0], bias))
+    image = torch.randn(2, 7, 6, 5, **double)
+    for geometry in (GEOMETRY, ([2, 1], [0, 1], [1, 2], False, [0, 0], 1)):
+        assert torch.autograd.gradcheck(
+            lambda x, b, g=geometry: call("convolution", conv.args, x, b, *g), (image, bias)
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_input_dtypes(dtype):
+    weight, dense = make("dense", (24, 300))
+    x, bias = torch.randn(5, 300).to(dtype), torch.randn(24)
+    actual = call("linear", weight.args, x, bias)
+    assert actual.dtype == dtype
+    assert torch.equal(actual, F.linear(x, dense.to(dtype), bias.to(dtype)))
+    image = torch.randn(2, 7, 6, 6).to(dtype)
+    conv, kernel = make("dense", (8, 7, 3, 3))
+    expected = F.conv2d(image, kernel.to(dtype), padding=1)
+    assert torch.equal(call("convolution", conv.args, image, None, *GEOMETRY), expected)
+
+
+def count_decodes(monkeypatch):
+    import sqs_pyro.kernels.decode as module
+
+    calls = []
+    monkeypatch.setattr(module, "decode", lambda packed: calls.append(packed.shape) or decode(packed))
+    return calls
+
+
+def test_a_weight_is_decoded_once(monkeypatch):
+    calls = count_decodes(monkeypatch)
+    weight, _ = make("dense", (24, 300))
+    x = torch.randn(5, 300, requires_grad=True)
+    for _ in range(3):
+        call("linear", weight.args, x, None).sum().backward()
+    with torch.inference_mode():
+        call("linear", weight.args, x, None)
+    weight.dense()
+    assert len(calls) == 1
+
+
+def test_the_decoded_weight_dies_with_its_module():
+    before = len(decoded_weights)
+    weight, _ = make("dense", (24, 300))
+    call("linear", weight.args, torch.randn(2, 300), None)
+    assert len(decoded_weights) == before + 1
+    del weight
+    assert len(decoded_weights) == before
+
+
+def test_decoded_tensor_itself_is_freed():
+    import weakref
+
+    cache = DecodedWeights()
+    weight, _ = make("dense", (24, 300))
+    decoded = weakref.ref(cache.get(weight.args, torch.float32))
+    assert decoded() is not None
+    del weight
+    assert decoded() is None
+
+
+@FORMS
+@pytest.mark.parametrize("inference", [False, True])
+def test_new_weights_are_seen(form, inference):
+    first, _ = make(form, (24, 300))
+    second = PackedWeight(
+        pack_tensor(CodedTensor(first.coded().codes, first.coded().mask, -first.coded().codebook))
+    )
+    x = torch.randn(2, 300)
+    with torch.inference_mode(inference):
+        before = call("linear", first.args, x, None)
+        first.load_state_dict(second.state_dict())
+        after = call("linear", first.args, x, None)
+        torch.testing.assert_close(after, -before)
+        assert torch.equal(first.coded().dense(), second.coded().dense())
+        first.load_state_dict(second.state_dict(), assign=True)
+        torch.testing.assert_close(call("linear", first.args, x, None), -before)
+
+
+def test_an_edited_table_is_seen():
+    weight, dense = make("dense", (24, 300))
+    x = torch.randn(2, 300)
+    call("linear", weight.args, x, None)
+    weight.table.view(torch.float32).mul_(2)
+    torch.testing.assert_close(call("linear", weight.args, x, None), F.linear(x, 2 * dense))
+
+
+def test_a_new_table_object_is_seen():
+    weight, dense = make("dense", (24, 300))
+    x = torch.randn(2, 300)
+    call("linear", weight.args, x, None)
+    weight.table = (weight.table.view(torch.float32) * 2).view(torch.uint8)
+    torch.testing.assert_close(call("linear", weight.args, x, None), F.linear(x, 2 * dense))
+
+
+def test_casting_leaves_the_packed_weight_alone():
+    weight, dense = make("dense", (24, 300))
+    weight.half()
+    assert weight.codes.dtype == weight.table.dtype == torch.uint8
+    assert weight.dense().dtype == torch.float16
+    assert torch.equal(weight.dense(), dense.half())
+    assert torch.equal(weight.coded().dense(), dense)
+
+
+def test_a_kernel_of_its_own_takes_over():
+    """The seam for later kernels: one registered for a device is called instead of the reference."""
+    weight, dense = make("dense", (4, 30))
+    x = torch.randn(2, 30, requires_grad=True)
+
+    def kernel(x, bias, codes, table, shape, bits):
+        return x.new_full((*x.shape[:-1], shape[0]), bits)
+
+    with torch.library._scoped_library("sqs", "IMPL") as library:
+        library.impl("linear_dense", kernel, "CPU")
+        y = call("linear", weight.args, x, None)
+        assert y.unique().tolist() == [weight.bits]
+        y.sum().backward()
+        torch.testing.assert_close(x.grad, dense.sum(0).expand(2, 30))
+    assert torch.equal(call("linear", weight.args, x, None), F.linear(x, dense))
+
+
+def test_a_packed_weight_says_what_it_is():
+    weight, _ = make("dense", (4, 30))
+    assert "[4, 30], layout=" in repr(weight)
+    assert isinstance(weight, nn.Module)
+    assert not list(weight.parameters())
