@@ -338,9 +338,13 @@ class TestPyroBehaviour:
     def test_gaussian_guide_of_a_spike_and_slab_prior(self):
         """Pyro's own AutoNormal works with our prior: it pays -log λ₀ a weight for the spike it cannot use."""
         guide = AutoNormal(weight_model, init_scale=0.2, init_loc_fn=init_to_value(values={"w": torch.ones(3)}))
-        terms = SQSELBO().terms(weight_model, guide, X, Y)
+        guide(X, Y)
+        draws = np.array([SQSELBO().terms(weight_model, guide, X, Y).kl.item() for _ in range(400)])
         gaussian = torch.distributions.kl_divergence(dist.Normal(1.0, 0.2), dist.Normal(0.0, 1.0))
-        assert terms.kl.item() == pytest.approx(3 * (gaussian.item() + np.log(2)), rel=1e-5)
+        exact = 3 * (
+            gaussian.item() + np.log(2)
+        )  # AutoNormal's sites are an auxiliary Normal and a Delta: sampled
+        assert abs(draws.mean() - exact) < critical_z() * draws.std() / 20
 
     def test_evaluation_of_a_guide_without_gradients(self):
         def guide(x, y):
