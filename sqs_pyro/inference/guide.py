@@ -184,7 +184,7 @@ class SpikeGMMGuide(PyroModule):
     ) -> None:
         super().__init__()
         _check_arguments(
-            num_components, temperature, evaluation_temperature, gate_temperature, estimator, refresh_every
+            num_components, temperature, evaluation_temperature, gate_temperature, estimator, refresh_every, stage
         )
         values = _initial_values(model, init)
         self._model = (model,)  # in a tuple: a reference, not a submodule whose parameters would be the guide's
@@ -320,6 +320,7 @@ def _check_arguments(
     gate_temperature: float,
     estimator: str,
     refresh_every: int,
+    stage: str,
 ) -> None:
     if not 1 <= num_components <= 256:
         raise RecipeError(f"num_components is {num_components}, but must be 1 to 256.")
@@ -332,5 +333,7 @@ def _check_arguments(
             raise RecipeError(f"{name} is {value}, but must be positive.")
     if estimator not in ("straight_through", "soft", "concrete"):
         raise RecipeError(f"estimator {estimator!r} is unknown: use 'straight_through', 'soft' or 'concrete'.")
+    if stage not in ("dense", "coded", "frozen"):
+        raise RecipeError(f"stage {stage!r} is unknown: use 'dense', 'coded' or 'frozen'.")
     if refresh_every < 1:
         raise RecipeError(f"refresh_every is {refresh_every}, but must be at least 1 step.")

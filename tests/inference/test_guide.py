@@ -1,0 +1,372 @@
+"""The guide: stages, estimators, groups, pruning, and what hardening ships."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import nn
+
+from sqs_pyro.distributions import SpikeAndSlab
+from sqs_pyro.errors import NetworkError, RecipeError
+from sqs_pyro.inference.elbo import SQSELBO
+from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.pruning import PruningSchedule
+from sqs_pyro.inference.windows import EqualMass, OutlierAware
+from sqs_pyro.models import BayesianNetwork
+
+K = 4
+X, Y = torch.linspace(-1, 1, 48).view(6, 1, 8), torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))
+
+
+@pytest.fixture
+def model() -> BayesianNetwork:
+    return BayesianNetwork(network(), num_data=60)
+
+
+def draw(guide: SpikeGMMGuide) -> dict[str, torch.Tensor]:
+    return {name: value.detach() for name, value in guide(X).items()}
+
+
+def loss_and_gradients(guide: SpikeGMMGuide) -> dict[str, torch.Tensor | None]:
+    guide.zero_grad()
+    SQSELBO().differentiable_loss(guide.model, guide, X, Y).backward()
+    return {name: parameter.grad for name, parameter in guide.named_parameters()}
+
+
+def nearest(values: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """Distance of each value to zero or the nearest codebook value."""
+    levels = torch.cat([codebook.flatten(), torch.zeros(1)])
+    return (values.unsqueeze(-1) - levels).abs().amin(-1)
+
+
+class TestStages:
+    def test_dense_draws_are_the_pretrained_weights(self, model):
+        guide = SpikeGMMGuide(model, K, stage="dense")
+        for name, value in draw(guide).items():
+            assert torch.equal(value, model.site_values()[name])
+
+    def test_dense_stage_trains_latents_and_gates(self, model):
+        gradients = loss_and_gradients(SpikeGMMGuide(model, K, stage="dense"))
+        for name, gradient in gradients.items():
+            trained = "latent" in name or "gate_logit" in name
+            assert (gradient is not None and bool(gradient.abs().sum() > 0)) == trained
+
+    def test_coded_draws_are_codebook_values(self, model):
+        guide = SpikeGMMGuide(model, K)
+        for name, value in draw(guide).items():
+            site = guide.site_guides()[name]
+            assert float(nearest(value, site.loc.detach()).max()) == 0
+            assert len(value.unique()) <= K
+
+    def test_coded_stage_trains_everything(self, model):
+        gradients = loss_and_gradients(SpikeGMMGuide(model, K, temperature=1.0))
+        assert all(gradient.isfinite().all() and gradient.abs().sum() > 0 for gradient in gradients.values())
+
+    def test_start_coding_fits_codebooks_to_the_survivors(self, model):
+        guide = SpikeGMMGuide(model, K, stage="dense")
+        masks = {n: torch.rand(v.shape) < 0.5 for n, v in model.site_values().items()}
+        guide.prune(masks)
+        with torch.no_grad():
+            for site in guide.site_guides().values():
+                site.latent_unconstrained.add_(torch.where(site.mask, 0.3, 1e3))  # pruned ones must not matter
+        guide.start_coding()
+        assert guide.stage == "coded"
+        for site in guide.site_guides().values():
+            survivors = site.latent[site.mask]
+            assert survivors.min() <= site.loc.min() and site.loc.max() <= survivors.max()
+            torch.testing.assert_close(
+                (site.loc * site.mixing_logits.exp()).sum(), survivors.mean(), atol=0.1, rtol=0
+            )
+
+    def test_frozen_codes_and_gates_stay(self, model):
+        guide = SpikeGMMGuide(model, K)
+        guide.freeze_codes()
+        before = {n: site.codes.clone() for n, site in guide.site_guides().items()}
+        gradients = loss_and_gradients(guide)
+        assert all(g is None for n, g in gradients.items() if "latent" in n or "gate_logit" in n)
+        with torch.no_grad():
+            for site in guide.site_guides().values():
+                site.loc_unconstrained.copy_(site.loc.flip(1))  # codes anew would be other ones
+        draw(guide)
+        guide.harden()
+        assert all(torch.equal(site.codes, before[n]) for n, site in guide.site_guides().items())
+
+    def test_codes_are_renewed_every_few_draws(self, model):
+        guide = SpikeGMMGuide(model, K, refresh_every=3)
+        site = guide.site_guides()["0.weight"]
+        changes = []
+        for i in range(7):
+            with torch.no_grad():
+                site.latent_unconstrained.copy_(torch.full_like(site.latent, 10.0 * (-1) ** i))
+            before = site.codes.clone()
+            draw(guide)
+            changes.append(not torch.equal(site.codes, before))
+        assert [i for i, changed in enumerate(changes) if changed and i > 0] == [3, 6]
+
+
+class TestEstimators:
+    @pytest.mark.parametrize("estimator", ["straight_through", "soft", "concrete"])
+    def test_draws_and_gradients(self, model, estimator):
+        guide = SpikeGMMGuide(model, K, temperature=0.5, estimator=estimator)
+        discrete = all(
+            float(nearest(value, guide.site_guides()[name].loc.detach()).max()) == 0
+            for name, value in draw(guide).items()
+        )
+        assert discrete == (estimator == "straight_through")
+        gradients = loss_and_gradients(guide)
+        assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+    def test_soft_draw_is_the_mean(self, model):
+        guide = SpikeGMMGuide(model, K, temperature=2.0, estimator="soft")
+        for name, value in draw(guide).items():
+            torch.testing.assert_close(value, guide.distribution(guide.site_guides()[name]).mean.detach())
+
+    @pytest.mark.parametrize("estimator", ["straight_through", "soft"])
+    def test_cold_and_open_all_are_the_hard_network(self, model, estimator):
+        guide = SpikeGMMGuide(model, K, temperature=1e-5, estimator=estimator, initial_gate=100.0)
+        hard = guide.harden(torch.float32)
+        for name, value in draw(guide).items():
+            torch.testing.assert_close(value, hard[name].dense())
+
+
+class TestEvaluationMode:
+    def test_draws_are_discrete_whatever_the_estimator(self, model):
+        for estimator in ("straight_through", "soft", "concrete"):
+            guide = SpikeGMMGuide(model, K, temperature=1.0, estimator=estimator, initial_gate=0.5).eval()
+            for name, value in draw(guide).items():
+                assert float(nearest(value, guide.site_guides()[name].loc.detach()).max()) == 0
+                assert (value == 0).any()
+
+    def test_gates_and_codes_have_the_posteriors_probabilities(self, model):
+        guide = SpikeGMMGuide(model, K, temperature=0.1, evaluation_temperature=3.0, initial_gate=0.4).eval()
+        site = guide.site_guides()["0.weight"]
+        draws = guide.distribution(site).sample((4000,))
+        gate = torch.sigmoid(torch.tensor(0.4))
+        density = dist.Normal(site.loc[0], site.scale[0]).log_prob(site.latent.unsqueeze(-1))
+        phi = ((density + site.mixing_logits[0].log_softmax(0)) / 3.0).softmax(-1)  # evaluation temperature
+        for k in range(K):
+            rate = (draws == site.loc[0, k]).float().mean(0)
+            torch.testing.assert_close(rate, (gate * phi[..., k]).detach(), atol=0.04, rtol=0)  # > 5 sigma
+
+    def test_evaluation_temperature_spreads_the_draws(self, model):
+        def spread(temperature):
+            guide = SpikeGMMGuide(model, K, temperature=0.05, initial_gate=30.0).eval()
+            guide.evaluation_temperature = temperature
+            return float(torch.stack([draw(guide)["3.weight"] for _ in range(50)]).std(0).mean())
+
+        assert spread(5.0) > spread(1.0) > spread(None)
+
+    def test_drawing_does_not_advance_training(self, model):
+        guide = SpikeGMMGuide(model, K, refresh_every=2).eval()
+        draw(guide)
+        assert guide.draws == 0
+
+
+class TestGroups:
+    @pytest.mark.parametrize(("groups", "counts"), [("layer", [1, 1]), ("channel", [4, 3]), (6, [2, 12])])
+    def test_codebooks_belong_to_groups_in_row_major_order(self, groups, counts):
+        model = BayesianNetwork(network(), num_data=60)
+        guide = SpikeGMMGuide(model, 2, groups=groups)
+        coded = guide.harden(torch.float32)
+        for (name, site), count in zip(guide.site_guides().items(), counts, strict=True):
+            assert site.loc.shape == site.scale.shape == (count, 2)
+            value = model.site_values()[name]
+            for g, row in enumerate(value.reshape(count, -1)):
+                codes = coded[name].codes.reshape(count, -1)[g]
+                for k in codes.unique().tolist():  # K-means: a codeword is the mean of the weights that use it
+                    torch.testing.assert_close(row[codes == k].mean(), site.loc[g, k].detach(), atol=0.06, rtol=0)
+            torch.testing.assert_close(draw(guide)[name], coded[name].dense())
+
+    @pytest.mark.parametrize("groups", [5, 0, -1, "row"])
+    def test_groups_that_do_not_fit(self, model, groups):
+        with pytest.raises(RecipeError, match=r"groups=.* does not fit layer '0.weight' of 12 weights"):
+            SpikeGMMGuide(model, 2, groups=groups)
+
+    def test_fewer_weights_than_components(self, model):
+        with pytest.raises(
+            NetworkError, match=r"'0.weight' has 12 weights a codebook, fewer than num_components=13"
+        ):
+            SpikeGMMGuide(model, 13)
+        with pytest.raises(
+            NetworkError, match=r"'0.weight' has 3 weights a codebook, fewer than num_components=4"
+        ):
+            SpikeGMMGuide(model, 4, groups="channel")
+
+
+class TestWindows:
+    @pytest.mark.parametrize("windows", [EqualMass(6), OutlierAware(6, 2)])
+    def test_weights_of_a_window_share_responsibilities(self, model, windows):
+        guide = SpikeGMMGuide(model, K, windows, temperature=1.0)
+        site = guide.site_guides()["3.weight"]
+        window = torch.bucketize(site.latent.detach(), site.edges)
+        phi = guide.distribution(site).responsibilities.detach()
+        for w in window.unique():
+            rows = phi[window == w]
+            torch.testing.assert_close(rows, rows[:1].expand_as(rows))
+
+    def test_gradient_reaches_latents_through_the_value_alone(self, model):
+        guide = SpikeGMMGuide(model, K, EqualMass(6), temperature=1.0)
+        gradients = loss_and_gradients(guide)
+        assert all(gradient.isfinite().all() for gradient in gradients.values())
+        assert gradients["sites.3/weight.latent_unconstrained"].abs().sum() > 0
+
+    def test_state_round_trip_with_another_number_of_edges(self):
+        net = network()
+        one = SpikeGMMGuide(BayesianNetwork(net), K, EqualMass(6))
+        two = SpikeGMMGuide(BayesianNetwork(net), K, EqualMass(3))
+        two.load_state_dict(one.state_dict())
+        assert torch.equal(two.site_guides()["3.weight"].edges, one.site_guides()["3.weight"].edges)
+
+
+class TestPruningAndHardening:
+    @pytest.mark.parametrize("target", [0.01, 0.123, 0.5, 1.0])
+    @pytest.mark.parametrize("saliency", ["gate", "magnitude"])
+    @pytest.mark.parametrize("scope", ["global", "layer"])
+    def test_nonzero_count_is_the_target_to_the_weight(self, model, target, saliency, scope):
+        guide = SpikeGMMGuide(model, K, stage="dense")
+        guide.prune(PruningSchedule(target, 10, scope=scope).masks(guide.saliencies(saliency), 10))
+        guide.start_coding()
+        guide.freeze_codes()
+        coded = guide.harden()
+        sizes = [tensor.codes.numel() for tensor in coded.values()]
+        expected = sum(round(target * n) for n in sizes) if scope == "layer" else round(target * sum(sizes))
+        assert sum(tensor.nonzeros for tensor in coded.values()) == expected
+        assert guide.nonzero_rate() == expected / sum(sizes)
+
+    def test_masks_follow_the_saliency(self, model):
+        guide = SpikeGMMGuide(model, K)
+        weights = torch.cat([v.abs().flatten() for v in model.site_values().values()])
+        guide.prune(PruningSchedule(0.25, 10).masks(guide.saliencies("magnitude"), 10))
+        kept = torch.cat([site.mask.flatten() for site in guide.site_guides().values()])
+        assert torch.equal(kept, weights >= weights.sort(descending=True).values[int(kept.sum()) - 1])
+
+    def test_saliencies(self, model):
+        guide = SpikeGMMGuide(model, K, gate_temperature=2.0, initial_gate=1.0)
+        gate = float(torch.sigmoid(torch.tensor(0.5)))
+        for name, value in model.site_values().items():
+            torch.testing.assert_close(guide.saliencies("gate")[name], torch.full_like(value, gate))
+            torch.testing.assert_close(guide.saliencies()[name], gate * value.abs())
+        with pytest.raises(RecipeError, match="Saliency 'taylor' is unknown: use 'gate' or 'magnitude'"):
+            guide.saliencies("taylor")
+
+    def test_pruned_weights_are_exactly_zero_everywhere(self, model):
+        guide = SpikeGMMGuide(model, K, initial_gate=3.0)
+        masks = {n: torch.rand(v.shape) < 0.4 for n, v in model.site_values().items()}
+        guide.prune(masks)
+        for mode in (True, False):
+            guide.train(mode)
+            for name, value in draw(guide).items():
+                assert (value[~masks[name]] == 0).all()
+        for name, coded in guide.harden().items():
+            assert torch.equal(coded.mask, masks[name])
+            assert (coded.dense()[~masks[name]] == 0).all() and (coded.codes[~masks[name]] == 0).all()
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
+    def test_hardened_weights_are_the_frozen_draw_rounded(self, model, dtype):
+        guide = SpikeGMMGuide(model, K)
+        guide.prune({n: torch.rand(v.shape) < 0.6 for n, v in model.site_values().items()})
+        guide.freeze_codes()
+        coded = guide.harden(dtype)
+        for name, value in draw(guide).items():
+            assert torch.equal(coded[name].dense(), value.to(dtype).float())
+            assert coded[name].codebook_dtype == (
+                "float16" if dtype == torch.float16 else coded[name].codebook_dtype
+            )
+
+    def test_a_codeword_that_float16_cannot_hold_is_refused(self):
+        net = nn.Sequential(nn.Linear(8, 8))
+        with torch.no_grad():
+            net[0].weight.mul_(1e6)
+        guide = SpikeGMMGuide(BayesianNetwork(net), 2)
+        with pytest.raises(ValueError, match=r"float16|finite"):
+            guide.harden()
+
+    def test_open_gates_count(self, model):
+        guide = SpikeGMMGuide(model, K)
+        with torch.no_grad():
+            guide.site_guides()["0.weight"].gate_logit_unconstrained.copy_(-torch.ones(4, 1, 3))
+        assert guide.nonzero_rate() == pytest.approx(72 / 84)
+        assert guide.harden()["0.weight"].nonzeros == 0
+
+    def test_dense_stage_cannot_be_hardened(self, model):
+        with pytest.raises(NetworkError, match=r"still in its dense stage: call start_coding\(\)"):
+            SpikeGMMGuide(model, K, stage="dense").harden()
+
+    def test_everything_pruned_in_one_layer(self, model):
+        guide = SpikeGMMGuide(model, K, stage="dense")
+        guide.prune({"0.weight": torch.zeros(4, 1, 3, dtype=torch.bool)})
+        guide.start_coding()
+        assert guide.harden()["0.weight"].nonzeros == 0
+        assert all(value.isfinite().all() for value in draw(guide).values())
+
+
+class TestPyro:
+    def test_trace_has_one_joint_event_a_site(self, model):
+        trace = poutine.trace(SpikeGMMGuide(model, K)).get_trace(X)
+        for name, value in model.site_values().items():
+            node = trace.nodes[name]
+            assert node["fn"].event_shape == value.shape and node["fn"].batch_shape == ()
+        trace.compute_log_prob()
+        assert all(trace.nodes[name]["log_prob"].shape == () for name in model.site_values())
+
+    def test_model_is_not_part_of_the_guide(self, model):
+        guide = SpikeGMMGuide(model, K)
+        assert not {id(p) for p in model.parameters()} & {id(p) for p in guide.parameters()}
+        assert guide.model is model
+
+    def test_positive_scale_stays_positive(self, model):
+        guide = SpikeGMMGuide(model, K)
+        with torch.no_grad():
+            for site in guide.site_guides().values():
+                site.scale_unconstrained.sub_(50.0)
+                assert (site.scale > 0).all()
+
+    def test_state_dict_round_trip(self):
+        net = network()
+        one, two = (SpikeGMMGuide(BayesianNetwork(net), K) for _ in range(2))
+        with torch.no_grad():
+            for parameter in one.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        one.prune({n: torch.rand(v.shape) < 0.5 for n, v in one.model.site_values().items()})
+        two.load_state_dict(one.state_dict())
+        a, b = one.harden(), two.harden()
+        assert all(torch.equal(a[n].dense(), b[n].dense()) for n in a)
+
+    def test_any_model_with_init(self):
+        def model(x, y=None):
+            w = pyro.sample("w", SpikeAndSlab(0.5, dist.Normal(0.0, 1.0)).expand((8,)).to_event(1))
+            with pyro.plate("data", len(x)):
+                return pyro.sample("y", dist.Normal(x @ w, 0.1), obs=y)
+
+        start = torch.randn(8)
+        guide = SpikeGMMGuide(model, 3, init={"w": start})
+        x = torch.randn(20, 8)
+        loss = SQSELBO().differentiable_loss(model, guide, x, x @ start)
+        loss.backward()
+        assert all(p.grad is not None for p in guide.parameters())
+        with pytest.raises(NetworkError, match=r"function does not tell its pretrained weights: give init="):
+            SpikeGMMGuide(model, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"num_components": 0}, "num_components is 0, but must be 1 to 256"),
+        ({"num_components": 257}, "num_components is 257"),
+        ({"temperature": 0.0}, "temperature is 0.0, but must be positive"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"evaluation_temperature": 0.0}, "evaluation_temperature is 0.0, but must be positive"),
+        ({"gate_temperature": -2.0}, "gate_temperature is -2.0"),
+        ({"estimator": "reinforce"}, "estimator 'reinforce' is unknown: use 'straight_through', 'soft' or 'conc"),
+        ({"refresh_every": 0}, "refresh_every is 0, but must be at least 1"),
+        ({"stage": "warm"}, "stage 'warm' is unknown: use 'dense', 'coded' or 'frozen'"),
+    ],
+)
+def test_impossible_arguments(model, arguments, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        SpikeGMMGuide(model, **{"num_components": K, **arguments})
