@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sqs_pyro.errors import NetworkError
+from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.kernels.modules import packed_type
 from sqs_pyro.kernels.weight import PackedWeight
 from sqs_pyro.packing.layouts import PackedTensor
@@ -24,12 +24,13 @@ def assemble(net: nn.Module, tensors: Mapping[str, PackedTensor]) -> nn.Module:
     Raises:
         NetworkError: for a name that is not a parameter, a shape that is not the parameter's, one parameter
             given under two names, or one that its module uses in a way that packing would break.
+        PackedFileError: if the bytes of a tensor do not decode to what it says it is.
     """
     parameters = _parameters(net, tensors)
     stand_ins = {id(p): nn.Parameter(torch.empty(0), requires_grad=False) for p in parameters.values()}
     result = copy.deepcopy(net, dict(stand_ins))
     weights = {
-        id(stand_ins[id(parameter)]): PackedWeight(tensors[name], parameter.dtype)
+        id(stand_ins[id(parameter)]): _packed_weight(name, tensors[name], parameter.dtype)
         for name, parameter in parameters.items()
     }
     replaced: dict[int, nn.Module] = {}
@@ -72,6 +73,13 @@ def _parameters(net: nn.Module, tensors: Mapping[str, PackedTensor]) -> dict[str
         if other != name:
             raise NetworkError(f"{other!r} and {name!r} are one shared parameter: give only one of them.")
     return {name: known[name] for name in tensors}
+
+
+def _packed_weight(name: str, packed: PackedTensor, dtype: torch.dtype) -> PackedWeight:
+    try:
+        return PackedWeight(packed, dtype)
+    except PackedFileError as error:
+        raise PackedFileError(f"Tensor {name!r} cannot be unpacked: {error}.") from None
 
 
 def _packed_module(module: nn.Module, weights: dict[str, PackedWeight]) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import nn
 
 from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.kernels import dense_state, load, packed_network, save
-from sqs_pyro.packing import layout_names, size_report
+from sqs_pyro.packing import PackedTensor, layout_names, pack_tensor, size_report, write_packed
 from sqs_pyro.registry import build_network, register_network
 
 
@@ -286,6 +286,17 @@ def test_a_file_for_another_network(tmp_path, other, sentence):
     save(packed, tmp_path / "net")
     with pytest.raises(PackedFileError, match=sentence):
         load(tmp_path / "net", other)
+
+
+def test_codes_outside_of_the_codebook_in_an_intact_file(tmp_path):
+    """Checksums fit, lengths fit: only decoding can tell."""
+    tensor = pack_tensor(random_coded((6, 6), 5), "bitmap")
+    parts = {**tensor.parts, "codes": torch.full_like(tensor.parts["codes"], 0x77)}
+    parts["codes"][-1] &= 2 ** ((3 * tensor.nonzeros - 1) % 8 + 1) - 1
+    leftovers = {"bias": torch.zeros(6)}
+    write_packed(tmp_path / "net", {"weight": PackedTensor(**{**vars(tensor), "parts": parts})}, leftovers, {})
+    with pytest.raises(PackedFileError, match="Tensor 'weight' cannot be unpacked: Code 7 is outside"):
+        load(tmp_path / "net", nn.Linear(6, 6))
 
 
 def test_a_file_that_names_no_network(tmp_path):
