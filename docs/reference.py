@@ -12,6 +12,7 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from sqs_pyro.recipe import RecipeSection
+from sqs_pyro.registry import network_names, network_options
 from sqs_pyro.run_recipe import RunRecipe
 
 PAGE = Path(__file__).parent / "recipes.md"
@@ -29,7 +30,17 @@ def sections(section: type[RecipeSection], path: str = "") -> Iterator[tuple[str
 
 def generated_part() -> str:
     """Return the Markdown between the two marks: a table for each section."""
-    return "\n".join(_table(path, section) for path, section in sections(RunRecipe))
+    tables = [_table(path, section) for path, section in sections(RunRecipe)]
+    return "\n".join([*tables, _networks()])
+
+
+def _networks() -> str:
+    """The values that `network.name` can have, and the options of each."""
+    rows = []
+    for name in network_names():
+        options = ", ".join(f"`{option}` ({default})" for option, default in network_options(name).items())
+        rows.append(f"| `{name}` | {options} |")
+    return "\n".join(["### Networks", "", "| name | options (defaults) |", "|---|---|", *rows, ""])
 
 
 def page_with_reference(page: str) -> str:
@@ -59,9 +70,7 @@ def _meanings(section: type[RecipeSection]) -> dict[str, str]:
     for base in reversed(section.__mro__):
         _, _, attributes = (base.__doc__ or "").partition("Attributes:\n")
         for name, text in re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", attributes, re.MULTILINE):
-            found[name] = (
-                " ".join(text.split()).replace("|", "\\|").replace("None", "`null`").replace("``", "`")
-            )
+            found[name] = " ".join(text.split()).replace("|", "\\|").replace("None", "`null`").replace("``", "`")
     return found
 
 

@@ -74,9 +74,7 @@ def evaluate_command(
     file: FileArgument,
     data: Annotated[
         Path | None,
-        typer.Option(
-            "--data", metavar="RECIPE", help="Recipe whose `data` section to use, not the file's own."
-        ),
+        typer.Option("--data", metavar="RECIPE", help="Recipe whose `data` section to use, not the file's own."),
     ] = None,
     root: Annotated[
         Path | None, typer.Option("--root", metavar="DIR", help="Where the data set is on this machine.")

@@ -45,6 +45,11 @@ def network_names() -> list[str]:
     return sorted(_constructors)
 
 
+def network_options(name: str) -> dict[str, Any]:
+    """Return the options of a registered network and their defaults (``inspect.Parameter.empty``: required)."""
+    return {p.name: p.default for p in inspect.signature(_constructors[name]).parameters.values()}
+
+
 def build_network(name: str, **options: Any) -> nn.Module:
     """Build a registered network.
 

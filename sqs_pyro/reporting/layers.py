@@ -38,9 +38,7 @@ class LayerPicture:
         same_length = {"weights": self.weights, "values": self.values, "nonzero": self.nonzero}
         for name, array in same_length.items():
             if array.shape != (self.num_weights,):
-                raise ValueError(
-                    f"{self.name}: {name} has shape {array.shape}, expected ({self.num_weights},)"
-                )
+                raise ValueError(f"{self.name}: {name} has shape {array.shape}, expected ({self.num_weights},)")
         for name, array in {"scale": self.scale, "mixing": self.mixing}.items():
             if array.shape != self.loc.shape:
                 raise ValueError(f"{self.name}: {name} has shape {array.shape}, expected {self.loc.shape}")

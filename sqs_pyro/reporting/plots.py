@@ -86,9 +86,7 @@ def _layer_page(layers: Sequence[LayerPicture]) -> Figure:
     for row in panels:
         row[0].set_ylabel("weights a bin", fontsize=8, color=INK)
     has_windows = any(layer.window_edges.size for layer in layers)
-    figure.legend(
-        handles=_layer_legend(has_windows), loc="outside upper left", ncols=5, frameon=False, fontsize=8
-    )
+    figure.legend(handles=_layer_legend(has_windows), loc="outside upper left", ncols=5, frameon=False, fontsize=8)
     return figure
 
 

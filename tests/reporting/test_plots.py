@@ -31,18 +31,13 @@ def _layer(name: str = "conv.weight", num_weights: int = 500, seed: int = 0) -> 
     loc = np.array([-1.2, 1.2])
     values = np.where(nonzero, np.sign(weights) * 1.2, 0.0)
     edges = np.quantile(weights, [0, 0.25, 0.75, 1])
-    return LayerPicture(
-        name, weights, values, nonzero, loc, np.array([0.4, 0.4]), np.full(2, 0.5), edges, 2.1
-    )
+    return LayerPicture(name, weights, values, nonzero, loc, np.array([0.4, 0.4]), np.full(2, 0.5), edges, 2.1)
 
 
 def _history(steps: int = 200) -> list[Record]:
-    stages = np.repeat(
-        ["dense", "coded", "frozen"], [steps // 2, steps // 4, steps - steps // 2 - steps // 4]
-    )
+    stages = np.repeat(["dense", "coded", "frozen"], [steps // 2, steps // 4, steps - steps // 2 - steps // 4])
     return [
-        Record(step, str(stage), accuracy=0.9 if step % 50 == 0 else None)
-        for step, stage in enumerate(stages)
+        Record(step, str(stage), accuracy=0.9 if step % 50 == 0 else None) for step, stage in enumerate(stages)
     ]
 
 
