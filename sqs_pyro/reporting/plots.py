@@ -205,6 +205,8 @@ def curves_figure(history: Sequence[Step]) -> Figure:
         values = np.array([_number(value(record)) for record in history])
         _curve(axes, steps, values, colour)
         _tidy(axes)
+        if title.endswith("%"):
+            axes.set_ylim(top=min(axes.get_ylim()[1], 101))
         axes.set_title(title, loc="left", fontsize=9, color=INK, pad=16 if axes in panels[0] else 6)
         for boundary in _stage_starts(history)[1:]:
             axes.axvline(boundary[0], color=GREY, linestyle="--", linewidth=0.8)
