@@ -114,9 +114,22 @@ class Driver:
             if checkpoint is not None:
                 write_checkpoint(checkpoint, self._state())
             raise
+        self._complete_schedule()
+        return self.history
+
+    def _complete_schedule(self) -> None:
+        """With few steps the last masks, the codebooks or the freezing may fall after the last step."""
+        if self.schedule.end_step >= self.total_steps:
+            self._prune(self.schedule.end_step)
+        if self.guide.stage == "dense":
+            self.guide.start_coding()
         if self.guide.stage != "frozen":
             self.guide.freeze_codes()
-        return self.history
+        if hasattr(self.train, "epoch"):  # what follows sees the same minibatches after a resumption, too
+            self.train.epoch = self.recipe.epochs
+
+    def _prune(self, step: int) -> None:
+        self.guide.prune(self.schedule.masks(self.guide.saliencies(self.recipe.pruning.saliency), step))
 
     def _minibatches(self, checkpoint: Path | None) -> Iterator[tuple[Any, Tensor]]:
         per_epoch = len(self.train)
@@ -151,7 +164,7 @@ class Driver:
         except SQSError:
             raise
         except (ValueError, IndexError, RuntimeError) as error:
-            raise self._explained(error, x, y) from error
+            raise self._explained(error, x, y, self.step + 1) from error
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
@@ -164,7 +177,7 @@ class Driver:
             for group in optimizer.param_groups:
                 group["lr"] = group["highest_lr"] * rate
         if self.schedule.due(self.step):
-            self.guide.prune(self.schedule.masks(self.guide.saliencies(self.recipe.pruning.saliency), self.step))
+            self._prune(self.step)
         if self.step == self.coding_step:
             self.guide.start_coding()
         if self.step == self.freeze_step:
@@ -223,7 +236,7 @@ class Driver:
         if self._latest_kl is not None:
             self.kl = float(self._latest_kl) / self.num_data
         if not math.isfinite(nll) or not math.isfinite(self.kl):
-            raise self._explained(None, x, y)
+            raise self._explained(None, x, y, self.step)
         due = last_of_epoch and (self.step // len(self.train)) % self.recipe.evaluate_every == 0
         record = StepRecord(
             step=self.step,
@@ -254,25 +267,26 @@ class Driver:
             net = hard_network(self.model.net, self.guide.harden())
         return evaluate(net, self.validation).accuracy
 
-    def _explained(self, error: Exception | None, x: Any, y: Tensor) -> Exception:
-        """The sentence for a step that failed or whose loss is not finite."""
+    def _explained(self, error: Exception | None, x: Any, y: Tensor, step: int) -> Exception:
+        """The sentence for a step (from 1) that failed or whose loss is not finite."""
         for tensor in tensors_in(x):
             bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
             if bad:
                 return DataError(
-                    f"Training minibatch {self.step} holds {bad} values of {tensor.numel()} that are NaN or "
+                    f"Training minibatch {step} holds {bad} values of {tensor.numel()} that are NaN or "
                     "infinite: clean the data."
                 )
         diverged = "Expected parameter" in str(error)  # a distribution's own check of the network's output
-        if not y.is_floating_point() and isinstance(error, (ValueError, IndexError)) and not diverged:
+        out_of_range = isinstance(error, (ValueError, IndexError)) or "out of bounds" in str(error)
+        if error is not None and out_of_range and not y.is_floating_point() and not diverged:
             return DataError(
-                f"Training labels run from {int(y.min())} to {int(y.max())} in minibatch {self.step}, which "
+                f"Training labels run from {int(y.min())} to {int(y.max())} in minibatch {step}, which "
                 f"does not fit the network's output: labels are 0 to (classes - 1). ({_first_line(error)})"
             )
         if error is not None and not diverged:
             return error
         return DivergenceError(
-            f"The loss is not finite at step {self.step} of {self.total_steps} (stage '{self.guide.stage}'): "
+            f"The loss is not finite at step {step} of {self.total_steps} (stage '{self.guide.stage}'): "
             f"lower learning_rate ({self.recipe.learning_rate}) or kl_weight ({self.recipe.kl_weight})."
         )
 
