@@ -1,10 +1,11 @@
 """Write the tables of docs/recipes.md from the recipe classes: `python docs/reference.py`.
 
-A test fails when the page and the classes say different things.
+With `--check` nothing is written, and the exit code says whether page and classes agree; a test does that.
 """
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -116,4 +117,7 @@ def _default(field: FieldInfo) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page_with_reference(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    if "--check" in sys.argv:
+        sys.exit(page != page_with_reference(page))
+    PAGE.write_text(page_with_reference(page), encoding="utf-8")
