@@ -89,9 +89,13 @@ class BayesianNetwork(PyroModule):
         Returns:
             What was observed or sampled at ``"obs"``.
         """
-        weights = {name: pyro.sample(name, prior) for name, prior in self.priors.items()}
+        net = self._modules["net"]
+        weights = {
+            name: pyro.sample(name, prior).to(net.get_parameter(name).dtype)  # guides work in float32
+            for name, prior in self.priors.items()
+        }
         args, kwargs = call_arguments(inputs)
-        output = functional_call(self._modules["net"], {**weights, **self._point_estimates()}, args, kwargs)
+        output = functional_call(net, {**weights, **self._point_estimates()}, args, kwargs)
         observation = self.likelihood(output)
         batch = observation.batch_shape[0]
         # An explicit subsample gives the factor N/B without drawing N random indices a step.

@@ -112,6 +112,22 @@ class TestTheUsersNetwork:
         x = torch.randn(3, 4)
         assert torch.equal(model.net(x), other.net(x))
 
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+    def test_in_another_precision(self, dtype):
+        """Guides keep float32 whatever the network has."""
+        x, y = torch.randn(6, 4), torch.randint(3, (6,))
+        net = mlp().to(dtype)
+        losses = []
+        for n, inputs in ((copy.deepcopy(net).float(), x.to(dtype).float()), (net, x.to(dtype))):
+            pyro.clear_param_store()
+            model = BayesianNetwork(n, SpikeAndSlab(0.5, dist.Normal(0.0, 1.0)), num_data=6)
+            loss_fn = SQSELBO(kl_weight=0.01)(model, SpikeGMMGuide(model, 4))
+            loss = loss_fn(inputs, y)
+            loss.backward()
+            losses.append(float(loss.detach()))
+            assert all(p.grad.isfinite().all() for p in loss_fn.guide.parameters())
+        assert losses[1] == pytest.approx(losses[0], rel=2e-2 if dtype == torch.bfloat16 else 1e-5)
+
 
 class TestScaling:
     @pytest.mark.parametrize(("num_data", "batch"), [(100, 5), (5, 5), (60_000, 7)])
