@@ -135,7 +135,7 @@ class SiteGuide(PyroModule):
         """The most probable network's weights: gate above ½ or zero, most probable component's mean."""
         mask = self.gates() > 0.5
         codes = self.codes.view(self.shape).masked_fill(~mask, 0)
-        codebook = self.loc.to(codebook_dtype).float()
+        codebook = self.loc.detach().to(codebook_dtype, copy=True).float()
         return CodedTensor(codes.cpu(), mask.cpu(), codebook.cpu())
 
 

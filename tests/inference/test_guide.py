@@ -278,6 +278,19 @@ class TestPruningAndHardening:
                 "float16" if dtype == torch.float16 else coded[name].codebook_dtype
             )
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+    def test_hardened_weights_are_no_views_of_the_guide(self, model, dtype):
+        guide = SpikeGMMGuide(model, K)
+        coded = guide.harden(dtype)
+        before = {name: tensor.dense().clone() for name, tensor in coded.items()}
+        assert not any(tensor.codebook.requires_grad for tensor in coded.values())
+        with torch.no_grad():
+            for site in guide.site_guides().values():
+                site.loc_unconstrained.add_(1.0)
+                site.mask.fill_(False)
+                site.codes.fill_(0)
+        assert all(torch.equal(tensor.dense(), before[name]) for name, tensor in coded.items())
+
     def test_a_codeword_that_float16_cannot_hold_is_refused(self):
         net = nn.Sequential(nn.Linear(8, 8))
         with torch.no_grad():
