@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import update_bn
 
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.kernels import packed_network
-from sqs_pyro.network_io import device_of, move_to
+from sqs_pyro.network_io import call_arguments, device_of, move_to
 from sqs_pyro.packing import CodedTensor
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -33,13 +32,29 @@ def hard_network(net: nn.Module, coded: Mapping[str, CodedTensor]) -> nn.Module:
     return hard
 
 
+@torch.no_grad()
 def reestimate_batch_norm(net: nn.Module, loader: Iterable[Any], num_batches: int) -> None:
     """Replace running statistics by cumulative averages over minibatches of the network as it now is.
 
-    Hardening changes what every layer sees; statistics from training belong to the softer network.
+    Hardening changes what every layer sees; statistics from training belong to the softer network. Everything
+    but the batch norms is in evaluation mode (no dropout), as it will be when the statistics are used.
     """
-    device = device_of(net)
-    update_bn((move_to(batch[0], device) for batch in itertools.islice(loader, num_batches)), net)
+    norms = [m for m in net.modules() if isinstance(m, _BATCH_NORMS) and m.track_running_stats]
+    if not norms:
+        return
+    modes, momenta, device = [m.training for m in net.modules()], [m.momentum for m in norms], device_of(net)
+    net.eval()
+    for norm in norms:
+        norm.train()
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+    for batch in itertools.islice(loader, num_batches):
+        args, kwargs = call_arguments(move_to(batch[0], device))
+        net(*args, **kwargs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    for module, training in zip(net.modules(), modes, strict=True):
+        module.training = training
 
 
 @torch.no_grad()

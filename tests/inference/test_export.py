@@ -77,6 +77,36 @@ def test_reestimation_takes_as_many_minibatches_as_asked():
     torch.testing.assert_close(net[1].running_mean, net[0](x[:2]).mean((0, 1)))
 
 
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(5)
+
+    def forward(self, a, b):
+        return self.norm(a + 2 * b)
+
+
+@pytest.mark.parametrize("wrap", [lambda a, b: (a, b), lambda a, b: {"b": b, "a": a}], ids=["tuple", "mapping"])
+def test_reestimation_of_networks_with_several_inputs(wrap):
+    net, a, b = TwoInputs(), torch.randn(3, 20, 5), torch.randn(3, 20, 5)
+    reestimate_batch_norm(net, [(wrap(a[i], b[i]), None) for i in range(3)], 3)
+    torch.testing.assert_close(net.norm.running_mean, (a + 2 * b).mean((0, 1)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_reestimation_sees_what_evaluation_sees_and_leaves_modes_alone(training):
+    net = nn.Sequential(
+        nn.Dropout(0.5), nn.BatchNorm1d(5, momentum=0.3), nn.BatchNorm1d(5, track_running_stats=False)
+    )
+    net.train(training)
+    net[0].train(not training)
+    x = torch.randn(200, 5) + 1
+    reestimate_batch_norm(net, [(x, None)], 1)
+    torch.testing.assert_close(net[1].running_mean, x.mean(0))  # dropout off
+    assert net.training == net[1].training == training and net[0].training != training
+    assert net[1].momentum == 0.3 and net[1].running_mean.requires_grad is False
+
+
 def test_reestimation_without_batch_norms_is_nothing():
     net = nn.Sequential(nn.Linear(5, 3))
     before = copy.deepcopy(net.state_dict())
