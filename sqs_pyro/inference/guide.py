@@ -99,7 +99,11 @@ class SiteGuide(PyroModule):
     @torch.no_grad()
     def refresh_codes(self) -> None:
         """Give each weight its most probable component."""
-        self.codes.copy_(self.coded_distribution(1.0, 1.0, "straight_through").map_codes())
+        self.codes.copy_(self.most_probable_codes())
+
+    def most_probable_codes(self) -> Tensor:
+        """``argmax_k φ_k`` of each weight, uint8 ``[G, n]``."""
+        return self.coded_distribution(1.0, 1.0, "straight_through").map_codes()
 
     def dense_distribution(self, gate_temperature: float) -> LatentSpikeAndSlab:
         """Warm-up: the slab is a Gaussian around the weight's own latent, as wide as a codebook component."""
@@ -131,10 +135,16 @@ class SiteGuide(PyroModule):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
-    def harden(self, codebook_dtype: torch.dtype) -> CodedTensor:
-        """The most probable network's weights: gate above ½ or zero, most probable component's mean."""
+    def harden(self, codebook_dtype: torch.dtype, keep_codes: bool) -> CodedTensor:
+        """The most probable network's weights: gate above ½ or zero, most probable component's mean.
+
+        Args:
+            codebook_dtype: codewords are rounded to this type.
+            keep_codes: use ``codes`` as they are; else the latents' most probable components.
+        """
         mask = self.gates() > 0.5
-        codes = self.codes.view(self.shape).masked_fill(~mask, 0)
+        codes = self.codes if keep_codes else self.most_probable_codes()
+        codes = codes.view(self.shape).masked_fill(~mask, 0)
         codebook = self.loc.detach().to(codebook_dtype, copy=True).float()
         return CodedTensor(codes.cpu(), mask.cpu(), codebook.cpu())
 
@@ -283,10 +293,8 @@ class SpikeGMMGuide(PyroModule):
         """
         if self.stage == "dense":
             raise NetworkError("The guide is still in its dense stage: call start_coding() before harden().")
-        if self.stage == "coded":
-            for site in self.site_guides().values():
-                site.refresh_codes()
-        return {name: site.harden(codebook_dtype) for name, site in self.site_guides().items()}
+        keep_codes = self.stage == "frozen"
+        return {name: site.harden(codebook_dtype, keep_codes) for name, site in self.site_guides().items()}
 
 
 def _num_groups(name: str, shape: torch.Size, groups: Groups) -> int:

@@ -174,6 +174,15 @@ class TestSchedule:
 
 
 class TestRecords:
+    def test_looking_does_not_change_training(self):
+        """Validation hardens the guide at each epoch; its cached codes must not be renewed by that."""
+        looked = driver({"epochs": 6, "refresh_every": 5}, validation=data(30, 30))
+        assert looked.run()[-1].accuracy is not None
+        alone = driver({"epochs": 6, "refresh_every": 5})
+        alone.run()
+        state = everything(alone)
+        assert all(torch.equal(value, state[name]) for name, value in everything(looked).items())
+
     def test_validation_accuracy_every_so_many_epochs(self):
         d = driver({"evaluate_every": 2}, validation=data(30, 30, shuffle=False))
         measured = {r.step: r.accuracy for r in d.run() if r.accuracy is not None}

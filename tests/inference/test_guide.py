@@ -278,6 +278,18 @@ class TestPruningAndHardening:
                 "float16" if dtype == torch.float16 else coded[name].codebook_dtype
             )
 
+    def test_hardening_follows_the_latents_but_leaves_cached_codes(self, model):
+        guide = SpikeGMMGuide(model, K, refresh_every=100)
+        site = guide.site_guides()["0.weight"]
+        with torch.no_grad():
+            site.latent_unconstrained.copy_(site.latent.flip(0))
+        cached, coded = site.codes.clone(), guide.harden(torch.float32)["0.weight"]
+        levels = site.loc[0]
+        assert not torch.equal(coded.codes.flatten(), cached.flatten())
+        assert torch.equal(coded.codes.long(), guide.distribution(site).responsibilities.argmax(-1))
+        assert float(nearest(coded.dense(), levels).detach().max()) == 0
+        assert torch.equal(site.codes, cached)
+
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
     def test_hardened_weights_are_no_views_of_the_guide(self, model, dtype):
         guide = SpikeGMMGuide(model, K)
