@@ -1,5 +1,6 @@
 """How good a classifier is, and how far its probabilities can be trusted."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,7 @@ def evaluate_averaged(
         num_samples: networks to draw.
         temperature: τ of the draws; by default the guide's ``evaluation_temperature``.
     """
+    device = device_of(model)
     states = model.training, guide.training, guide.evaluation_temperature
     model.eval()
     guide.eval()
@@ -86,9 +88,9 @@ def evaluate_averaged(
             predictive = Predictive(model, posterior_samples=networks, return_sites=("logits",))
             log_probs, labels = [], []
             for x, y in loader:
-                logits = predictive(x)["logits"].reshape(num_samples, len(y), -1).float()
-                log_probs.append(logits.log_softmax(-1).logsumexp(0) - torch.tensor(num_samples).log())
-                labels.append(y)
+                logits = predictive(move_to(x, device))["logits"].reshape(num_samples, len(y), -1).float()
+                log_probs.append(logits.log_softmax(-1).logsumexp(0) - math.log(num_samples))
+                labels.append(y.to(device))
     finally:
         model.train(states[0])
         guide.train(states[1])
@@ -99,7 +101,7 @@ def evaluate_averaged(
 def _summarise(log_probs: list[Tensor], labels: list[Tensor]) -> Evaluation:
     if not labels:
         raise DataError("There is no example to evaluate on: the loader is empty.")
-    log_p, y = torch.cat(log_probs), torch.cat(labels)
+    log_p, y = torch.cat(log_probs), torch.cat(labels).long()
     classes = log_p.shape[-1]
     if int(y.min()) < 0 or int(y.max()) >= classes:
         raise DataError(

@@ -99,6 +99,11 @@ def test_minibatch_sizes_do_not_matter():
     assert (one.nll, one.ece, one.brier) == pytest.approx((many.nll, many.ece, many.brier), rel=1e-5)
 
 
+def test_labels_of_other_integer_types():
+    net, loader = mlp(), batches()
+    assert evaluate(net, [(x, y.to(torch.int32)) for x, y in loader]) == evaluate(net, loader)
+
+
 def test_mapping_inputs():
     class Keywords(nn.Linear):
         def forward(self, *, features):
