@@ -165,6 +165,47 @@ class TestUsersNetworks:
         error = (result.network(x) - target).square().mean()
         assert error < 0.3 * target.square().mean()
 
+    def test_tied_weights_without_anything_left_over(self, tmp_path):
+        def tied():
+            net = nn.Sequential(nn.Linear(6, 6, bias=False), nn.ReLU(), nn.Linear(6, 6, bias=False))
+            net[2].weight = net[0].weight
+            return net
+
+        result = compress(tied(), separable(), {"epochs": 2, "num_components": 4, "nonzero_rate": 0.5})
+        assert list(result.model.site_values()) == ["0.weight"]
+        save(result.network, tmp_path / "net.safetensors")
+        x = torch.randn(7, 6)
+        for net in (result.network, load(tmp_path / "net.safetensors", tied)):
+            torch.testing.assert_close(net(x), result.hard(x), rtol=1e-5, atol=1e-5)
+        assert size_report(result.network).nonzeros == 18
+
+    def test_a_transformer_with_mapping_inputs(self, tmp_path):
+        transformers = pytest.importorskip("transformers")
+        config = transformers.BertConfig(
+            vocab_size=20,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=8,
+            num_labels=2,
+        )
+
+        class Loader(list):
+            dataset = range(40)
+
+        ids = torch.randint(20, (4, 10, 5))
+        batch = [({"input_ids": i, "attention_mask": torch.ones_like(i)}, (i[:, 0] > 9).long()) for i in ids]
+        net = transformers.BertForSequenceClassification(config)
+        result = compress(net, Loader(batch), {"epochs": 2, "num_components": 4, "leftover_dtype": "float32"})
+        save(result.network, tmp_path / "net.safetensors")
+        loaded = load(tmp_path / "net.safetensors", lambda: transformers.BertForSequenceClassification(config))
+        with torch.no_grad():
+            expected = result.hard(**batch[0][0]).logits
+            for packed in (result.network, loaded):
+                torch.testing.assert_close(packed(**batch[0][0]).logits, expected, rtol=1e-5, atol=1e-5)
+        assert evaluate(result.network, batch).num_examples == 40
+
     def test_metadata_is_in_the_file(self, tmp_path):
         from sqs_pyro.packing.file import read_packed
 
