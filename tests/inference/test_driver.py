@@ -176,9 +176,16 @@ class TestSchedule:
 class TestRecords:
     def test_looking_does_not_change_training(self):
         """Validation hardens the guide at each epoch; its cached codes must not be renewed by that."""
-        looked = driver({"epochs": 6, "refresh_every": 5}, validation=data(30, 30))
+        recipe = {
+            "epochs": 6,
+            "refresh_every": 100,
+            "num_components": 16,
+            "nonzero_rate": 1.0,
+            "learning_rate": 0.2,
+        }
+        looked = driver(recipe, validation=data(30, 30))
         assert looked.run()[-1].accuracy is not None
-        alone = driver({"epochs": 6, "refresh_every": 5})
+        alone = driver(recipe)
         alone.run()
         state = everything(alone)
         assert all(torch.equal(value, state[name]) for name, value in everything(looked).items())
