@@ -12,6 +12,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+#: exp(-50) = 2e-22 is nothing beside the largest responsibility, but not denormal, even times a small gradient:
+#: arithmetic on denormal numbers takes ten times as long.
+_NEGLIGIBLE = -50.0
+
+
 def assignment_logits(latent: Tensor, loc: Tensor, scale: Tensor, log_mixing: Tensor) -> Tensor:
     """``log π_k + log N(w; μ_k, σ_k²)`` up to a constant, ``[K, G, n]`` (before the temperature).
 
@@ -26,16 +31,11 @@ def assignment_logits(latent: Tensor, loc: Tensor, scale: Tensor, log_mixing: Te
 @torch.no_grad()
 def map_codes(latent: Tensor, loc: Tensor, scale: Tensor, log_mixing: Tensor) -> Tensor:
     """The most probable component of each weight, ``argmax_k φ_k``, uint8 ``[G, n]``; ties take the first."""
-    precision, bias = scale.reciprocal(), log_mixing - scale.log()
-    best = torch.full_like(latent, -torch.inf)
-    codes = torch.zeros(latent.shape, dtype=torch.uint8, device=latent.device)
-    for k in range(loc.shape[1]):
-        column = slice(k, k + 1)
-        z = (latent - loc[:, column]).mul_(precision[:, column])
-        logit = z.square_().mul_(-0.5).add_(bias[:, column])
-        codes.masked_fill_(logit > best, k)
-        torch.maximum(best, logit, out=best)
-    return codes
+    logits = _scaled_logits(latent, loc, scale, log_mixing, 1.0)
+    from_last = torch.arange(len(logits), 0, -1, dtype=torch.int16, device=latent.device)
+    is_best = (logits == logits.amax(0)).to(torch.int16)
+    highest = is_best.mul_(from_last[:, None, None]).amax(0)  # several times faster than argmax over K
+    return highest.neg_().add_(len(logits)).to(torch.uint8)
 
 
 class HardValue(torch.autograd.Function):
@@ -78,7 +78,7 @@ class ExpectedDivergence(torch.autograd.Function):
         temperature: float,
     ) -> Tensor:
         """Args: latent ``[G, n]``; loc, scale, log_mixing, divergence κ ``[G, K]``. Returns ``[G, n]``."""
-        phi = _softmax_(_fresh_logits(latent, loc, scale, log_mixing), temperature)
+        phi = _soft_assignment(latent, loc, scale, log_mixing, temperature)
         expected = (phi * _over_weights(divergence)).sum(0)
         ctx.save_for_backward(latent, loc, scale, log_mixing, divergence, expected)
         ctx.temperature = temperature
@@ -90,7 +90,7 @@ class ExpectedDivergence(torch.autograd.Function):
         """Gradients by ``∂/∂logit_k = φ_k (κ_k - Σ_j φ_j κ_j) / τ`` and the chain rule through the logits."""
         (grad,) = grads
         latent, loc, scale, log_mixing, divergence, expected = ctx.saved_tensors
-        phi = _softmax_(_fresh_logits(latent, loc, scale, log_mixing), ctx.temperature)
+        phi = _soft_assignment(latent, loc, scale, log_mixing, ctx.temperature)
         phi *= grad
         grad_divergence = phi.sum(-1).T
         grad_logits = phi.mul_((_over_weights(divergence) - expected).div_(ctx.temperature))
@@ -125,14 +125,14 @@ def _flat_index(codes: Tensor, num_components: int) -> Tensor:
     return index.flatten()
 
 
-def _fresh_logits(latent: Tensor, loc: Tensor, scale: Tensor, log_mixing: Tensor) -> Tensor:
-    """:func:`assignment_logits` with one allocation, for use outside autograd."""
-    z = (latent - _over_weights(loc)).mul_(_over_weights(scale.reciprocal()))
-    return z.square_().mul_(-0.5).add_(_over_weights(log_mixing - scale.log()))
+def _scaled_logits(latent: Tensor, loc: Tensor, scale: Tensor, log_mixing: Tensor, temperature: float) -> Tensor:
+    """``assignment_logits / τ`` outside autograd: one allocation, τ and ½ folded into the codebook."""
+    z = (latent - _over_weights(loc)).mul_(_over_weights((scale * (2 * temperature) ** 0.5).reciprocal()))
+    return torch.sub(_over_weights((log_mixing - scale.log()) / temperature), z.square_(), out=z)
 
 
-def _softmax_(logits: Tensor, temperature: float) -> Tensor:
-    """Softmax over components, in place: the caller owns ``logits``."""
-    logits.div_(temperature)
-    logits.sub_(logits.amax(0)).exp_()
-    return logits.div_(logits.sum(0))
+def _soft_assignment(latent: Tensor, loc: Tensor, scale: Tensor, log_mixing: Tensor, temperature: float) -> Tensor:
+    """:func:`responsibilities` outside autograd, in place."""
+    logits = _scaled_logits(latent, loc, scale, log_mixing, temperature)
+    phi = logits.sub_(logits.amax(0)).clamp_min_(_NEGLIGIBLE).exp_()
+    return phi.div_(phi.sum(0))
