@@ -59,7 +59,7 @@ def compress_command(
     with _one_sentence_errors(f"the same command goes on from the last checkpoint of '{out}'"):
         from sqs_pyro.reporting.tables import run_tables
         from sqs_pyro.reporting.terminal import progress_display
-        from sqs_pyro.runs import load_recipe, run
+        from sqs_pyro.runs.pipeline import load_recipe, run
 
         asked = [*(changes or []), *([] if seed is None else [f"seed={seed}"])]
         loaded = load_recipe(recipe, asked)
@@ -83,8 +83,8 @@ def evaluate_command(
 ) -> None:
     """Evaluate a packed file on its test data: accuracy, NLL, calibration error, size."""
     with _one_sentence_errors():
-        from sqs_pyro.packed_files import evaluate_file
         from sqs_pyro.reporting.tables import evaluation_tables
+        from sqs_pyro.runs.packed_files import evaluate_file
 
         evaluation = evaluate_file(file, data_from=data, root=root)
         _show(evaluation, evaluation_tables(evaluation), as_json)
@@ -94,8 +94,8 @@ def evaluate_command(
 def inspect_command(file: FileArgument, as_json: JsonOption = False) -> None:
     """Show what a packed file holds, to the byte, without building the network."""
     with _one_sentence_errors():
-        from sqs_pyro.packed_files import inspect_file
         from sqs_pyro.reporting.tables import inspection_tables
+        from sqs_pyro.runs.packed_files import inspect_file
 
         inspection = inspect_file(file)
         _show(inspection, inspection_tables(inspection), as_json)

@@ -33,7 +33,7 @@ SMALL_RECIPE = {
 def small_recipe():
     """A whole run in seconds: it learns little, but takes every step of a long one."""
     from sqs_pyro.recipe import parse
-    from sqs_pyro.run_recipe import RunRecipe
+    from sqs_pyro.runs.recipe import RunRecipe
 
     return parse(RunRecipe, SMALL_RECIPE)
 
@@ -41,7 +41,7 @@ def small_recipe():
 @pytest.fixture(scope="session")
 def small_run(small_recipe, tmp_path_factory):
     """Directory of a finished run of `small_recipe`; its baseline is kept in `baselines` beside it."""
-    from sqs_pyro.runs import run
+    from sqs_pyro.runs.pipeline import run
 
     directory = tmp_path_factory.mktemp("small") / "run"
     run(small_recipe, directory)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import sqs_pyro.runs
+import sqs_pyro.runs.pipeline
 from sqs_pyro.cli import app
 
 
@@ -81,7 +81,7 @@ def test_a_bug_keeps_its_traceback(recipe_file, tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(sqs_pyro.runs, "run", broken)
+    monkeypatch.setattr(sqs_pyro.runs.pipeline, "run", broken)
     result = _sqs("compress", recipe_file, "--out", tmp_path / "run")
     assert isinstance(result.exception, ZeroDivisionError)
 

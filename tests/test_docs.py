@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from sqs_pyro.cli import app
 from sqs_pyro.recipe import parse
-from sqs_pyro.run_recipe import RunRecipe, load_recipe
+from sqs_pyro.runs.recipe import RunRecipe, load_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-
 #: exp(-50) = 2e-22 is nothing beside the largest responsibility, but not denormal, even times a small gradient:
 #: arithmetic on denormal numbers takes ten times as long.
 _NEGLIGIBLE = -50.0

@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from sqs_pyro import load
 from sqs_pyro.data import load_data
 from sqs_pyro.errors import NetworkError, RecipeError
-from sqs_pyro.packed_files import evaluate_file, inspect_file
 from sqs_pyro.recipe import parse
 from sqs_pyro.registry import build_network
-from sqs_pyro.run_network import check_fit, load_weights
-from sqs_pyro.run_recipe import RunRecipe
-from sqs_pyro.runs import run
+from sqs_pyro.runs.network import check_fit, load_weights
+from sqs_pyro.runs.packed_files import evaluate_file, inspect_file
+from sqs_pyro.runs.pipeline import run
+from sqs_pyro.runs.recipe import RunRecipe
 
 FILES = {"packed.safetensors", "metrics.json", "recipe.yaml", "history.csv"}
 PICTURES = {"layers.png", "bits.png", "curves.png"}

@@ -14,9 +14,9 @@ from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.models.bayesian import BayesianNetwork
 from sqs_pyro.network_io import device_of, predictions
-from sqs_pyro.progress import Progress
 from sqs_pyro.registry import build_network
-from sqs_pyro.run_recipe import RunRecipe
+from sqs_pyro.runs.progress import Progress
+from sqs_pyro.runs.recipe import RunRecipe
 
 
 def untrained_network(recipe: RunRecipe, data: Data) -> nn.Module:

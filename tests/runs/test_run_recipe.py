@@ -5,7 +5,7 @@ import yaml
 
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.recipe import parse
-from sqs_pyro.run_recipe import RunRecipe, load_recipe
+from sqs_pyro.runs.recipe import RunRecipe, load_recipe
 
 SMALL = "network: {name: digits_net}\ndata: {name: digits}\n"
 

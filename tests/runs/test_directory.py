@@ -3,7 +3,7 @@
 import pytest
 
 from sqs_pyro.errors import DataError, OutputError
-from sqs_pyro.run_directory import CHECKPOINT, METRICS, RECIPE, check_output, partial_directory, run_directory
+from sqs_pyro.runs.directory import CHECKPOINT, METRICS, RECIPE, check_output, partial_directory, run_directory
 
 
 def _finish(final, text="recipe: 1\n", *, overwrite=False, metrics="{}"):

@@ -10,8 +10,8 @@ from sqs_pyro.errors import PackedFileError, RecipeError
 from sqs_pyro.inference.evaluate import evaluate
 from sqs_pyro.packing.file import read_packed
 from sqs_pyro.recipe import parse
-from sqs_pyro.run_network import check_fit
-from sqs_pyro.run_recipe import load_recipe
+from sqs_pyro.runs.network import check_fit
+from sqs_pyro.runs.recipe import load_recipe
 
 
 def inspect_file(file: str | Path) -> dict[str, Any]:

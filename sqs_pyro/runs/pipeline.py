@@ -16,12 +16,12 @@ from sqs_pyro import load, save, size_report
 from sqs_pyro.compression import CompressionResult, StepRecord, compress
 from sqs_pyro.data import Data, load_data
 from sqs_pyro.inference.evaluate import evaluate, evaluate_averaged
-from sqs_pyro.pictures import layer_pictures
-from sqs_pyro.progress import Progress, silent
 from sqs_pyro.reporting.plots import write_pictures
-from sqs_pyro.run_directory import CHECKPOINT, METRICS, check_output, run_directory
-from sqs_pyro.run_network import give_weights, untrained_network
-from sqs_pyro.run_recipe import AveragingRecipe, RunRecipe, load_recipe
+from sqs_pyro.runs.directory import CHECKPOINT, METRICS, check_output, run_directory
+from sqs_pyro.runs.network import give_weights, untrained_network
+from sqs_pyro.runs.pictures import layer_pictures
+from sqs_pyro.runs.progress import Progress, silent
+from sqs_pyro.runs.recipe import AveragingRecipe, RunRecipe, load_recipe
 
 __all__ = ["HISTORY", "PACKED", "RunRecipe", "load_recipe", "run"]
 
