@@ -73,8 +73,6 @@ def test_svi_as_printed(case):
         "latent_unconstrained",
         "gate_logit_unconstrained",
         "loc_unconstrained",
-        "scale_unconstrained",
-        "mixing_logits_unconstrained",
     }
     leftovers = {n for n, p in model.named_parameters() if p.requires_grad}
     still = {n for n, value in model.named_parameters() if torch.equal(value, before[1][n])}
@@ -91,7 +89,9 @@ def test_module_form_as_printed(case):
     loss_fn(x, y).backward()
 
     assert isinstance(loss_fn, torch.nn.Module)
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in guide.parameters())
+    learning = [parameter for parameter in guide.parameters() if parameter.requires_grad]
+    assert len(learning) == 3 * len(guide.site_guides())  # latents, gates, means
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in learning)
     leftovers = [p for p in model.parameters() if p.requires_grad]
     assert leftovers and all(p.grad is not None for p in leftovers)
     held = {id(parameter) for parameter in loss_fn.parameters()}
@@ -116,11 +116,11 @@ def test_both_forms_have_the_same_gradients(case):
     net, x, y = case
     model, guide = made(net)
     SQSELBO()(model, guide)(x, y).backward()
-    by_module = {name: p.grad.clone() for name, p in guide.named_parameters()}
+    by_module = {name: p.grad.clone() for name, p in guide.named_parameters() if p.requires_grad}
     guide.zero_grad()
     SQSELBO().loss_and_grads(model, guide, x, y)
-    for name, parameter in guide.named_parameters():
-        torch.testing.assert_close(parameter.grad, by_module[name])
+    for name, gradient in by_module.items():
+        torch.testing.assert_close(guide.get_parameter(name).grad, gradient)
 
 
 def test_predictive_as_printed(case):
@@ -251,6 +251,18 @@ class TestPlainPyroModel:
         torch.testing.assert_close(mean, self.true, atol=0.1, rtol=0)
         draws = pyro.infer.Predictive(self.model, guide=guide.eval(), num_samples=20)(self.x)
         assert draws["y"].shape == (20, 200)
+
+    def test_straight_through_does_not_run_away(self):
+        """The KL alone once drew σ to the prior's width; hard codes followed, and the loss rose a hundredfold.
+
+        Single steps may be far off: a latent at the edge between two codewords goes back and forth.
+        """
+        y = self.x @ self.true + 0.3 * torch.randn(200)
+        start = torch.linalg.lstsq(self.x, y[:, None]).solution[:, 0]
+        guide = SpikeGMMGuide(self.model, num_components=3, init={"w": start}, initial_gate=2.0)
+        svi = pyro.infer.SVI(self.model, guide, pyro.optim.Adam({"lr": 0.02}), loss=SQSELBO())
+        losses = [svi.step(self.x, y) for _ in range(400)]
+        assert torch.tensor(losses[200:]).median() < min(losses) + 30
 
     def test_subsampling_plate_scales(self):
         guide = SpikeGMMGuide(self.model, num_components=3, init={"w": self.true.clone() + 0.01})

@@ -217,8 +217,9 @@ class Driver:
             # Adam's step has the size of its learning rate: give it in units of the layer's weights.
             size = float(site.latent.detach().square().mean().sqrt()) or 1.0
             groups.append({"params": [site.loc_unconstrained], "highest_lr": recipe.codebook_learning_rate * size})
-            shape = [site.scale_unconstrained, site.mixing_logits_unconstrained]
-            groups.append({"params": shape, "highest_lr": recipe.codebook_learning_rate})
+            shape = [p for p in (site.scale_unconstrained, site.mixing_logits_unconstrained) if p.requires_grad]
+            if shape:
+                groups.append({"params": shape, "highest_lr": recipe.codebook_learning_rate})
             if recipe.gate_learning_rate > 0:
                 groups.append({"params": [site.gate_logit_unconstrained], "highest_lr": recipe.gate_learning_rate})
             else:

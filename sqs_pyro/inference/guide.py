@@ -96,6 +96,16 @@ class SiteGuide(PyroModule):
         self.loc, self.scale, self.mixing_logits = codebook.loc, codebook.scale, codebook.mixing.log()
         self.refresh_codes()
 
+    def learn_shape(self, learn: bool) -> None:
+        """Whether σ and π learn by gradient, or stay as K-means found them.
+
+        The straight-through value does not depend on σ and π. Only the KL would move them: σ towards the
+        prior's width and π towards the component with the smallest KL, with nothing to hold against it, and
+        the hard codes would follow.
+        """
+        self.scale_unconstrained.requires_grad_(learn)
+        self.mixing_logits_unconstrained.requires_grad_(learn)
+
     @torch.no_grad()
     def refresh_codes(self) -> None:
         """Give each weight its most probable component."""
@@ -163,8 +173,9 @@ class SpikeGMMGuide(PyroModule):
         temperature: τ of the responsibilities in training; an ordinary attribute, so a schedule can set it.
         evaluation_temperature: τ of codes drawn in evaluation mode; by default ``temperature``.
         gate_temperature: s in ``λ = sigmoid(g / s)``.
-        estimator: ``"straight_through"`` (hard value forward, identity gradient to survivors' latents),
-            ``"soft"`` (the expectation) or ``"concrete"`` (Gumbel-softmax codes and relaxed gates).
+        estimator: ``"straight_through"`` (hard value forward, identity gradient to survivors' latents; σ and π
+            stay as K-means found them), ``"soft"`` (the expectation) or ``"concrete"`` (Gumbel-softmax codes and
+            relaxed gates).
         groups: weights that share a codebook: ``"layer"``, ``"channel"`` (first dimension), or the number of
             consecutive weights of a tile.
         init: pretrained value of each site, by site name; by default ``model.site_values()``.
@@ -196,19 +207,25 @@ class SpikeGMMGuide(PyroModule):
         _check_arguments(
             num_components, temperature, evaluation_temperature, gate_temperature, estimator, refresh_every, stage
         )
+        if windows is not None and not isinstance(windows, Windows):
+            raise RecipeError(
+                f"windows is {windows!r}, but must be a strategy such as PerWeight() or EqualMass(256)."
+            )
         values = _initial_values(model, init)
+        self.stage: Stage
+        self.draws: int
         self._model = (model,)  # in a tuple: a reference, not a submodule whose parameters would be the guide's
-        self.stage: Stage = stage
         self.estimator = estimator
         self.temperature = temperature
         self.evaluation_temperature = evaluation_temperature
         self.gate_temperature = gate_temperature
         self.refresh_every = refresh_every
-        self.draws = 0
         self.sites = PyroModule[nn.ModuleDict]()
         for name, value in values.items():
             site = SiteGuide(name, value, num_components, groups, windows or PerWeight(), initial_gate)
+            site.learn_shape(estimator != "straight_through")
             self.sites[name.replace(".", "/")] = site
+        self.resume(stage, draws=0)
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -238,8 +255,10 @@ class SpikeGMMGuide(PyroModule):
         if not self.training:
             temperature = self.evaluation_temperature or self.temperature
             return site.coded_distribution(temperature, self.gate_temperature, "discrete")
-        codes = site.codes if self.estimator == "straight_through" or self.stage == "frozen" else None
-        return site.coded_distribution(self.temperature, self.gate_temperature, self.estimator, codes)
+        # Frozen codes are the shipped network's: whatever came before, it is trained as it will be.
+        estimator = "straight_through" if self.stage == "frozen" else self.estimator
+        codes = site.codes if estimator == "straight_through" else None
+        return site.coded_distribution(self.temperature, self.gate_temperature, estimator, codes)
 
     def start_coding(self) -> None:
         """End the warm-up: fit codebooks to the weights that survived pruning."""

@@ -95,8 +95,8 @@ class CompressionRecipe(RecipeSection):
             then half a cosine to 0).
         momentum: of that SGD.
         weight_decay: of latents and other weights; norms and biases have none.
-        codebook_learning_rate: of component means, widths and mixing weights (Adam), relative to the layer's
-            root mean square weight.
+        codebook_learning_rate: of component means and, unless the estimator is `straight_through`, widths and
+            mixing weights (Adam), relative to the layer's root mean square weight.
         gate_learning_rate: of gate logits (Adam); 0 leaves gates to pruning.
         initial_gate: g, gate logit at the start.
         precision: of the network's multiplications in training.
