@@ -41,7 +41,7 @@ class CompressionResult:
         guide: its trained variational posterior.
         recipe: what was done.
         history: what training was like.
-        seconds: wall-clock time of the whole call.
+        seconds: wall-clock time of the whole call; after a resumption, of all parts up to their checkpoints.
     """
 
     network: nn.Module
@@ -73,8 +73,10 @@ def compress(
         recipe: a :class:`CompressionRecipe`, or a mapping of its keys; by default the recipe's defaults.
         validation: minibatches on which the hard network is evaluated during training.
         likelihood: see :class:`~sqs_pyro.models.BayesianNetwork`.
-        seed: of everything random in here.
-        checkpoint: file to resume from if it exists, renewed every epoch and on Ctrl-C.
+        seed: of everything random in here: initialisation, draws, dropout. The order of the data comes from the
+            loader's own seed; a loader without one (torch's with ``shuffle=True`` and no generator) follows this.
+        checkpoint: file to resume from if it exists, renewed every epoch and on Ctrl-C, which takes effect after
+            the step at hand.
         progress: called with a :class:`StepRecord` every few steps.
         metadata: written into the packed file, beside the recipe.
 
@@ -111,9 +113,11 @@ def compress(
             refresh_every=recipe.refresh_every,
             stage="dense",
         )
-        history = Driver(model, guide, recipe, train_loader, validation, progress).run(checkpoint)
+        driver = Driver(model, guide, recipe, train_loader, validation, progress)
+        history = driver.run(checkpoint)
         hard, packed = _finish(model, guide, recipe, train_loader, metadata)
-    return CompressionResult(packed, hard, model, guide, recipe, history, time.perf_counter() - start)
+    seconds = driver.earlier_seconds + time.perf_counter() - start
+    return CompressionResult(packed, hard, model, guide, recipe, history, seconds)
 
 
 def _finish(

@@ -155,8 +155,8 @@ RECIPE = {"epochs": 1, "num_components": 4}
     ("loader", "error", "sentence"),
     [
         (_loader(pixel=float("nan")), DataError, r"holds 1 values of 512 that are NaN or infinite"),
-        (_loader(label=10), DataError, r"labels run from 1 to 10 .*: labels are 0 to \(classes - 1\)"),
-        (_loader(label=-5), DataError, r"labels run from -5 to 7"),
+        (_loader(label=10), DataError, r"labels in minibatch 1 run from 1 to 10, .* 10 classes \(labels 0 to 9\)"),
+        (_loader(label=-5), DataError, r"labels in minibatch 1 run from -5 to 7"),
         (_Loader(), DataError, r"There is no minibatch to train on"),
     ],
 )

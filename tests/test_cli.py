@@ -106,4 +106,5 @@ def test_ctrl_c_then_the_same_command(recipe_file, tmp_path):
     assert not (tmp_path / "run").exists()
     again = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert "baseline" not in again.stderr  # it is not trained again
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["resumed"]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["seconds"] == metrics["stage_seconds"]["compression"]

@@ -287,7 +287,7 @@ class TestBadInput:
     def test_labels_out_of_range(self):
         loader = separable()
         loader.dataset.tensors[1][0] = 2
-        with pytest.raises(DataError, match="labels run from 0 to 2 in minibatch 1"):
+        with pytest.raises(DataError, match="labels in minibatch 1 run from 0 to 2"):
             compress(tabular(), loader, {"num_components": 4})
 
     def test_divergence(self):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from sqs_pyro.errors import DataError, DivergenceError
 from sqs_pyro.inference.checkpoint import check_same, check_same_network, read_checkpoint, write_checkpoint
+from sqs_pyro.inference.diagnosis import check_labels
 from sqs_pyro.inference.evaluate import evaluate
 from sqs_pyro.network_io import device_of, move_to, predictions
 from sqs_pyro.recipe import RecipeSection
@@ -175,7 +176,8 @@ class _Training:
         bfloat16 = self.recipe.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16):
             logits = predictions(self.net, x).float()
-        _check_labels(y, logits.shape[-1], step)  # before they move: no wait for the device
+        # Before they move: no wait for the device.
+        check_labels(y, logits.shape[-1], f"Labels at step {step + 1}")
         y = y.to(self.device)
         loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
@@ -236,15 +238,6 @@ class _Training:
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-
-
-def _check_labels(labels: Tensor, num_classes: int, step: int) -> None:
-    lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest >= num_classes:
-        raise DataError(
-            f"Labels at step {step + 1} run from {lowest} to {highest}, but the network has {num_classes} "
-            f"classes (labels 0 to {num_classes - 1}): use the network and the data that belong together."
-        )
 
 
 def _lay_out(net: nn.Module, memory_format: torch.memory_format) -> None:

@@ -1,6 +1,7 @@
 """The training loop of compression: three stages, one step at a time, resumable at any step."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,17 +13,32 @@ from torch import Tensor
 
 from sqs_pyro.errors import DataError, DivergenceError, NetworkError, SQSError
 from sqs_pyro.inference.checkpoint import read_checkpoint, write_checkpoint
+from sqs_pyro.inference.diagnosis import check_inputs, check_labels, num_classes
 from sqs_pyro.inference.elbo import SQSELBO
 from sqs_pyro.inference.evaluate import evaluate
 from sqs_pyro.inference.export import hard_network
 from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.interruption import deferred_interrupt
 from sqs_pyro.inference.pruning import PruningSchedule
 from sqs_pyro.inference.recipe import CompressionRecipe
-from sqs_pyro.network_io import device_of, move_to, tensors_in
+from sqs_pyro.network_io import device_of, move_to
 
 _WARM_UP = 0.02  # share of the steps over which the learning rate rises
 _STATE_KEYS = frozenset(
-    {"recipe", "stage", "step", "kl", "draws", "model", "guide", "optimizers", "history", "rng"}
+    {
+        "recipe",
+        "stage",
+        "step",
+        "kl",
+        "draws",
+        "model",
+        "guide",
+        "optimizers",
+        "history",
+        "rng",
+        "cuda_rng",
+        "seconds",
+    }
 )
 _LOOK_EVERY = 10  # steps between two looks at the loss: each look waits for the device
 
@@ -66,6 +82,9 @@ class Driver:
         train: minibatches ``(x, y)``; ``len(train)`` steps an epoch.
         validation: minibatches on which the hard network is evaluated during training, or None.
         progress: called with a record every few steps, and at each evaluation.
+
+    Attributes:
+        earlier_seconds: what the interrupted parts of a resumed run took, up to their last checkpoints.
     """
 
     def __init__(
@@ -93,11 +112,17 @@ class Driver:
         self.optimizers = self._optimizers()
         self.step = 0
         self.kl = 0.0
+        self.earlier_seconds = 0.0
+        self._start = time.perf_counter()
+        self._between_steps = True
         self._latest_kl: Tensor | None = None
         self.history: list[StepRecord] = []
 
     def run(self, checkpoint: Path | None = None) -> list[StepRecord]:
         """Train to the end; from ``checkpoint`` if that file exists, which is renewed each epoch and on Ctrl-C.
+
+        Ctrl-C takes effect after the step at hand, so that the checkpoint is exact. A second one takes effect at
+        once and leaves the checkpoint of the last epoch.
 
         Raises:
             DivergenceError: loss or weights are not finite.
@@ -109,9 +134,10 @@ class Driver:
         try:
             with pyro.get_param_store().scope():  # the parameters stay in the modules
                 for x, y in self._minibatches(checkpoint):
-                    self._train_step(move_to(x, self.device), y.to(self.device))
+                    with deferred_interrupt():
+                        self._train_step(move_to(x, self.device), y.to(self.device))
         except KeyboardInterrupt:
-            if checkpoint is not None:
+            if checkpoint is not None and self._between_steps:
                 write_checkpoint(checkpoint, self._state())
             raise
         self._complete_schedule()
@@ -149,6 +175,7 @@ class Driver:
                 write_checkpoint(checkpoint, self._state())
 
     def _train_step(self, x: Any, y: Tensor) -> None:
+        self._between_steps = False
         self._follow_schedule()
         self.model.train()
         self.guide.train()
@@ -164,11 +191,15 @@ class Driver:
         except SQSError:
             raise
         except (ValueError, IndexError, RuntimeError) as error:
-            raise self._explained(error, x, y, self.step + 1) from error
+            self._explain(error, x, y)
+            raise
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
-        self._look(terms, x, y)
+        record = self._look(terms, x)
+        self._between_steps = True
+        if record is not None and self.progress is not None:
+            self.progress(record)
 
     def _follow_schedule(self) -> None:
         """Learning rate, temperature, masks and stage of the coming step."""
@@ -226,18 +257,18 @@ class Driver:
                 site.gate_logit_unconstrained.requires_grad_(False)
         return [sgd, torch.optim.Adam(groups, lr=recipe.codebook_learning_rate, fused=True)]
 
-    def _look(self, terms: Any, x: Any, y: Tensor) -> None:
-        """Every few steps: check that all is finite and report."""
+    def _look(self, terms: Any, x: Any) -> StepRecord | None:
+        """Every few steps: check that all is finite and record it."""
         if terms.kl_by_site:
             self._latest_kl = terms.kl.detach()  # read only when looked at: reading waits for the device
         last_of_epoch = self.step % len(self.train) == 0
         if self.step > 3 and self.step % _LOOK_EVERY and not last_of_epoch:
-            return
+            return None
         nll = float(terms.nll.detach()) / self.num_data
-        if self._latest_kl is not None:
-            self.kl = float(self._latest_kl) / self.num_data
+        self._read_kl()
         if not math.isfinite(nll) or not math.isfinite(self.kl):
-            raise self._explained(None, x, y, self.step)
+            check_inputs(x, f"Training minibatch {self.step}")
+            raise self._divergence(self.step)
         due = last_of_epoch and (self.step // len(self.train)) % self.recipe.evaluate_every == 0
         record = StepRecord(
             step=self.step,
@@ -252,8 +283,11 @@ class Driver:
             accuracy=self._validation_accuracy() if due else None,
         )
         self.history.append(record)
-        if self.progress is not None:
-            self.progress(record)
+        return record
+
+    def _read_kl(self) -> None:
+        if self._latest_kl is not None:
+            self.kl = float(self._latest_kl) / self.num_data
 
     def _validation_accuracy(self) -> float | None:
         if self.validation is None:
@@ -268,30 +302,27 @@ class Driver:
             net = hard_network(self.model.net, self.guide.harden())
         return evaluate(net, self.validation).accuracy
 
-    def _explained(self, error: Exception | None, x: Any, y: Tensor, step: int) -> Exception:
-        """The sentence for a step (from 1) that failed or whose loss is not finite."""
-        for tensor in tensors_in(x):
-            bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
-            if bad:
-                return DataError(
-                    f"Training minibatch {step} holds {bad} values of {tensor.numel()} that are NaN or "
-                    "infinite: clean the data."
-                )
-        diverged = "Expected parameter" in str(error)  # a distribution's own check of the network's output
-        out_of_range = isinstance(error, (ValueError, IndexError)) or "out of bounds" in str(error)
-        if error is not None and out_of_range and not y.is_floating_point() and not diverged:
-            return DataError(
-                f"Training labels run from {int(y.min())} to {int(y.max())} in minibatch {step}, which "
-                f"does not fit the network's output: labels are 0 to (classes - 1). ({_first_line(error)})"
-            )
-        if error is not None and not diverged:
-            return error
+    def _explain(self, error: Exception, x: Any, y: Tensor) -> None:
+        """Raise the sentence for a step that failed, if the data or a divergence explain it."""
+        step = self.step + 1
+        try:
+            check_inputs(x, f"Training minibatch {step}")
+            classes = None if y.is_floating_point() else num_classes(self.model, x)
+            if classes is not None:
+                check_labels(y, classes, f"Training labels in minibatch {step}")
+        except DataError as explained:
+            raise explained from error
+        if "Expected parameter" in str(error):  # a distribution's own check of the network's output
+            raise self._divergence(step) from error
+
+    def _divergence(self, step: int) -> DivergenceError:
         return DivergenceError(
             f"The loss is not finite at step {step} of {self.total_steps} (stage '{self.guide.stage}'): "
             f"lower learning_rate ({self.recipe.learning_rate}) or kl_weight ({self.recipe.kl_weight})."
         )
 
     def _state(self) -> dict[str, Any]:
+        self._read_kl()
         return {
             "recipe": self.recipe.model_dump(mode="json"),
             "stage": self.guide.stage,
@@ -303,6 +334,8 @@ class Driver:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "history": [asdict(record) for record in self.history],
             "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "seconds": self.earlier_seconds + time.perf_counter() - self._start,
         }
 
     def _restore(self, path: Path) -> None:
@@ -320,9 +353,11 @@ class Driver:
         self.guide.resume(state["stage"], state["draws"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.step, self.kl = state["step"], state["kl"]
+        self.step, self.kl, self.earlier_seconds = state["step"], state["kl"], state["seconds"]
         self.history = [StepRecord(**record) for record in state["history"]]
         torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
 
 
 def _first_line(error: Exception) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqs_pyro.errors import DataError
+from sqs_pyro.inference.diagnosis import check_labels
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.network_io import device_of, move_to, predictions
 
@@ -103,11 +104,7 @@ def _summarise(log_probs: list[Tensor], labels: list[Tensor]) -> Evaluation:
         raise DataError("There is no example to evaluate on: the loader is empty.")
     log_p, y = torch.cat(log_probs), torch.cat(labels).long()
     classes = log_p.shape[-1]
-    if int(y.min()) < 0 or int(y.max()) >= classes:
-        raise DataError(
-            f"Labels run from {int(y.min())} to {int(y.max())}, but the network has {classes} classes "
-            f"(labels 0 to {classes - 1}): use the network and the data that belong together."
-        )
+    check_labels(y, classes)
     p = log_p.exp()
     return Evaluation(
         accuracy=float((log_p.argmax(-1) == y).double().mean()),

@@ -76,7 +76,6 @@ def _compress_and_measure(
     recipe: RunRecipe, net: nn.Module, data: Data, directory: Path, progress: Progress
 ) -> dict[str, Any]:
     baseline = evaluate(net, data.test)
-    resumed = (directory / CHECKPOINT).exists()
     clock = _Clock()
     result = _compress(recipe, net, data, directory, progress)
     clock.lap("compression")
@@ -98,8 +97,7 @@ def _compress_and_measure(
         "size": report.to_dict(),
         "nonzero_rate": report.nonzero_rate,
         "seconds": result.seconds,
-        "resumed": resumed,
-        "stage_seconds": clock.seconds,
+        "stage_seconds": {**clock.seconds, "compression": result.seconds},
         "versions": _versions(),
     }
 

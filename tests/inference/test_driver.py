@@ -2,6 +2,8 @@
 
 import copy
 import math
+import signal
+import threading
 
 import pyro
 import pytest
@@ -12,6 +14,7 @@ from sqs_pyro.data import ArrayLoader
 from sqs_pyro.errors import DataError, DivergenceError, NetworkError, RecipeError, SQSError
 from sqs_pyro.inference.driver import Driver
 from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.interruption import deferred_interrupt
 from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.models import BayesianNetwork
 
@@ -226,6 +229,59 @@ class Interrupt:
             raise KeyboardInterrupt
 
 
+def struck(net: nn.Module, step: int, times: int = 1) -> nn.Module:
+    """The same network, in whose forward pass Ctrl-C is pressed at one training step."""
+    calls = 0
+
+    def press(module, inputs, output):
+        nonlocal calls
+        calls += module.training
+        if module.training and calls == step:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+
+    net[0].register_forward_hook(press)
+    return net
+
+
+class TestDeferredInterrupt:
+    def test_it_takes_effect_at_the_end(self):
+        finished = False
+        with pytest.raises(KeyboardInterrupt), deferred_interrupt():
+            signal.raise_signal(signal.SIGINT)
+            finished = True
+        assert finished
+
+    def test_the_handler_that_was_there_decides(self):
+        seen = []
+        before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+        try:
+            with deferred_interrupt():
+                signal.raise_signal(signal.SIGINT)
+                assert not seen
+            assert seen == [signal.SIGINT]
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def test_an_error_in_the_body_comes_first(self):
+        with pytest.raises(ZeroDivisionError), deferred_interrupt():
+            signal.raise_signal(signal.SIGINT)
+            raise ZeroDivisionError
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def test_other_threads_do_nothing(self):
+        ran = []
+
+        def work():
+            with deferred_interrupt():
+                ran.append(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert ran == [True]
+
+
 @pytest.fixture(scope="module")
 def whole():
     """State and history of a run that nothing interrupted."""
@@ -252,6 +308,56 @@ class TestResumption:
         for name, value in state.items():
             assert torch.equal(value, expected[name]), name
         assert history == whole[1]
+
+    @pytest.mark.parametrize("step", [1, 5, 13, 22])
+    def test_ctrl_c_in_the_middle_of_a_step(self, whole, step, tmp_path):
+        checkpoint, validation = tmp_path / "checkpoint.pt", data(30, 30, shuffle=False)
+        interrupted = driver(validation=validation, net=struck(network(), step))
+        with pytest.raises(KeyboardInterrupt):
+            interrupted.run(checkpoint)
+        assert interrupted.step == step
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        resumed = driver(validation=validation)
+        history = resumed.run(checkpoint)
+        assert all(torch.equal(value, whole[0][name]) for name, value in everything(resumed).items())
+        assert history == whole[1]
+
+    def test_a_second_ctrl_c_leaves_the_last_epochs_checkpoint(self, whole, tmp_path):
+        checkpoint, validation = tmp_path / "checkpoint.pt", data(30, 30, shuffle=False)
+        interrupted = driver(validation=validation, net=struck(network(), 9, times=2))
+        with pytest.raises(KeyboardInterrupt):
+            interrupted.run(checkpoint)
+        assert interrupted.step == 8  # the ninth was not finished
+        assert torch.load(checkpoint, weights_only=True)["step"] == 6
+        resumed = driver(validation=validation)
+        resumed.run(checkpoint)
+        assert all(torch.equal(value, whole[0][name]) for name, value in everything(resumed).items())
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    def test_on_a_gpu_dropout_goes_on_where_it_was(self, tmp_path):
+        def losses(d, *arguments):
+            return [record.loss for record in d.run(*arguments)]
+
+        expected = losses(driver(net=network().cuda()))
+        with pytest.raises(KeyboardInterrupt):
+            driver(net=network().cuda(), progress=Interrupt(10)).run(tmp_path / "c.pt")
+        torch.cuda.manual_seed(5)
+        assert losses(driver(net=network().cuda()), tmp_path / "c.pt") == pytest.approx(expected, rel=1e-3)
+
+    def test_seconds_count_every_part(self, tmp_path):
+        first = driver(progress=Interrupt(10))
+        with pytest.raises(KeyboardInterrupt):
+            first.run(tmp_path / "c.pt")
+        state = torch.load(tmp_path / "c.pt", weights_only=True)
+        assert state["seconds"] > 0
+        torch.save({**state, "seconds": 1000.0}, tmp_path / "c.pt")
+        second = driver(progress=Interrupt(18))
+        with pytest.raises(KeyboardInterrupt):
+            second.run(tmp_path / "c.pt")
+        assert 1000 < torch.load(tmp_path / "c.pt", weights_only=True)["seconds"] < 1100
+        third = driver()
+        third.run(tmp_path / "c.pt")
+        assert 1000 < third.earlier_seconds < 1100
 
     def test_twice_interrupted(self, whole, tmp_path):
         checkpoint, validation = tmp_path / "checkpoint.pt", data(30, 30, shuffle=False)
@@ -332,9 +438,7 @@ class TestBadInput:
         y[1] = y[1].clone()
         y[1][4] = label
         pyro.enable_validation(validation)  # python -O switches it off
-        with pytest.raises(
-            DataError, match=rf"labels run {range_} in minibatch .*does not fit the network's output"
-        ):
+        with pytest.raises(DataError, match=rf"labels in minibatch \d run {range_}, but .* has 3 classes"):
             driver(loader=self.batches(x, y)).run()
 
     def test_a_loader_that_is_shorter_than_it_says(self):
@@ -359,6 +463,31 @@ class TestBadInput:
 
         with pytest.raises(KeyError, match="my own mistake"):
             driver(net=nn.Sequential(nn.Flatten(), Broken(36, 3))).run()
+
+    @pytest.mark.parametrize("kind", [ValueError, IndexError, RuntimeError])
+    @pytest.mark.parametrize("label", [2, 7])
+    def test_nor_is_one_that_could_be_mistaken_for_bad_labels(self, kind, label):
+        mine = kind("my own index is out of bounds")
+
+        class Broken(nn.Linear):
+            def forward(self, x):
+                raise mine
+
+        x, y = self.good()
+        loader = self.batches(x, [torch.full_like(labels, label) for labels in y])
+        with pytest.raises(kind) as raised:
+            driver(loader=loader, net=nn.Sequential(nn.Flatten(), Broken(36, 3))).run()
+        assert mine in (raised.value, raised.value.__cause__)  # Pyro adds shapes to some
+        assert type(raised.value) is kind and str(raised.value).startswith(str(mine))
+
+    def test_integers_that_are_no_labels_are_not_called_so(self):
+        def shapes_that_do_not_fit(output):
+            return torch.distributions.Poisson(output.exp()).expand((7, 7))
+
+        d = driver()
+        d.model.likelihood = shapes_that_do_not_fit
+        with pytest.raises(RuntimeError, match="expand"):
+            d.run()
 
     @pytest.mark.parametrize(
         ("recipe", "sentence"),

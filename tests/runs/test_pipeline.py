@@ -95,8 +95,9 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(small_run, small_recipe, t
     with pytest.raises(KeyboardInterrupt):
         run(small_recipe, tmp_path / "run", baselines_dir=baselines, progress=interrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["run.partial"]
+    saved = torch.load(tmp_path / "run.partial" / "checkpoint.pt", weights_only=True)
     metrics = run(small_recipe, tmp_path / "run", baselines_dir=baselines)
-    assert metrics["resumed"]
+    assert metrics["seconds"] == metrics["stage_seconds"]["compression"] > saved["seconds"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     resumed = (tmp_path / "run" / "packed.safetensors").read_bytes()
     assert resumed == (small_run / "packed.safetensors").read_bytes()
