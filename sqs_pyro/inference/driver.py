@@ -19,6 +19,7 @@ from sqs_pyro.inference.evaluate import evaluate
 from sqs_pyro.inference.export import hard_network
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.interruption import deferred_interrupt
+from sqs_pyro.inference.optimizers import optimizers
 from sqs_pyro.inference.pruning import PruningSchedule
 from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.network_io import device_of, move_to
@@ -109,7 +110,7 @@ class Driver:
         # Fine-tuning cannot start before zeros are final, nor stop before the last mask.
         self.coding_step = max(round(recipe.coding_start * self.total_steps), 1)
         self.freeze_step = max(round(recipe.freeze_start * self.total_steps), self.coding_step + 1)
-        self.optimizers = self._optimizers()
+        self.optimizers = optimizers(model, guide, recipe)
         self.step = 0
         self.kl = 0.0
         self.earlier_seconds = 0.0
@@ -156,6 +157,12 @@ class Driver:
 
     def _prune(self, step: int) -> None:
         self.guide.prune(self.schedule.masks(self.guide.saliencies(self.recipe.pruning.saliency), step))
+        self._hold_gates(step)
+
+    def _hold_gates(self, step: int) -> None:
+        """Once the masks are final, they alone say which weights are zero: gates that learn cannot close."""
+        if self.recipe.gate_learning_rate > 0 and step >= self.schedule.end_step and self.guide.stage != "frozen":
+            self.guide.hold_gates_open()
 
     def _minibatches(self, checkpoint: Path | None) -> Iterator[tuple[Any, Tensor]]:
         per_epoch = len(self.train)
@@ -195,6 +202,7 @@ class Driver:
             raise
         for optimizer in self.optimizers:
             optimizer.step()
+        self._hold_gates(self.step)
         self.step += 1
         record = self._look(terms, x)
         self._between_steps = True
@@ -227,35 +235,6 @@ class Driver:
         first, last = self.recipe.temperature, self.recipe.final_temperature
         progress = (step - self.coding_step) / max(1, self.freeze_step - self.coding_step)
         return first * (last / first) ** min(max(progress, 0.0), 1.0)
-
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
-        recipe, sites = self.recipe, self.guide.site_guides().values()
-        leftovers = [p for p in self.model.parameters() if p.requires_grad]
-        decayed = [site.latent_unconstrained for site in sites] + [p for p in leftovers if p.dim() > 1]
-        plain = [p for p in leftovers if p.dim() <= 1]
-        sgd = torch.optim.SGD(
-            [
-                {"params": decayed, "weight_decay": recipe.weight_decay, "highest_lr": recipe.learning_rate},
-                {"params": plain, "weight_decay": 0.0, "highest_lr": recipe.learning_rate},
-            ],
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            nesterov=recipe.momentum > 0,
-            fused=True,
-        )
-        groups: list[dict[str, Any]] = []
-        for site in sites:
-            # Adam's step has the size of its learning rate: give it in units of the layer's weights.
-            size = float(site.latent.detach().square().mean().sqrt()) or 1.0
-            groups.append({"params": [site.loc_unconstrained], "highest_lr": recipe.codebook_learning_rate * size})
-            shape = [p for p in (site.scale_unconstrained, site.mixing_logits_unconstrained) if p.requires_grad]
-            if shape:
-                groups.append({"params": shape, "highest_lr": recipe.codebook_learning_rate})
-            if recipe.gate_learning_rate > 0:
-                groups.append({"params": [site.gate_logit_unconstrained], "highest_lr": recipe.gate_learning_rate})
-            else:
-                site.gate_logit_unconstrained.requires_grad_(False)
-        return [sgd, torch.optim.Adam(groups, lr=recipe.codebook_learning_rate, fused=True)]
 
     def _look(self, terms: Any, x: Any) -> StepRecord | None:
         """Every few steps: check that all is finite and record it."""

@@ -21,6 +21,8 @@ Stage = Literal["dense", "coded", "frozen"]
 Estimator = Literal["straight_through", "soft", "concrete"]
 Groups = Literal["layer", "channel"] | int
 
+_LEAST_OPEN_LOGIT = 1e-3  # of the gate: λ = 0.50025
+
 
 class SiteGuide(PyroModule):
     """The variational parameters of one site and the distribution they make.
@@ -297,6 +299,12 @@ class SpikeGMMGuide(PyroModule):
         guides = self.site_guides()
         for name, mask in masks.items():
             guides[name].mask.copy_(mask)
+
+    @torch.no_grad()
+    def hold_gates_open(self) -> None:
+        """Raise closed gates to just above ½; those of pruned weights stay exactly 0."""
+        for site in self.site_guides().values():
+            site.gate_logit_unconstrained.clamp_(min=_LEAST_OPEN_LOGIT * self.gate_temperature)
 
     def nonzero_rate(self) -> float:
         """Share of weights whose gate is open (above ½)."""

@@ -97,7 +97,8 @@ class CompressionRecipe(RecipeSection):
         weight_decay: of latents and other weights; norms and biases have none.
         codebook_learning_rate: of component means and, unless the estimator is `straight_through`, widths and
             mixing weights (Adam), relative to the layer's root mean square weight.
-        gate_learning_rate: of gate logits (Adam); 0 leaves gates to pruning.
+        gate_learning_rate: of gate logits (Adam); 0 leaves gates to pruning. Once the target rate is reached,
+            gates of kept weights stay above ½, so that the count is exact.
         initial_gate: g, gate logit at the start.
         precision: of the network's multiplications in training.
         batch_norm_batches: minibatches from which batch-norm statistics are estimated anew at the end.

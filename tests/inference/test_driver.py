@@ -100,6 +100,23 @@ class TestSchedule:
         expected = round(rate * sum(sizes)) if scope == "global" else sum(round(rate * n) for n in sizes)
         assert nonzeros(d.guide) == expected
 
+    @pytest.mark.parametrize("scope", ["global", "layer"])
+    @pytest.mark.parametrize("pruning", [{}, {"start": 0.7, "end": 0.8}, {"start": 0.0, "end": 1.0}])
+    @pytest.mark.parametrize("saliency", ["gate", "magnitude"])
+    def test_count_is_exact_when_gates_close_by_themselves(self, scope, pruning, saliency):
+        closing = {
+            "kl_weight": 1.0,
+            "gate_learning_rate": 1.0,
+            "freeze_start": 1.0 if pruning.get("end") == 1.0 else 0.8,
+            "pruning": {"every": 2, "scope": scope, "saliency": saliency, **pruning},
+        }
+        rates = []
+        d = driver(closing, progress=lambda record: rates.append(record.nonzero_rate))
+        d.run()
+        assert nonzeros(d.guide) == (round(0.3 * 126) if scope == "global" else round(0.3 * 54) + round(0.3 * 72))
+        if pruning:
+            assert min(rates) < 0.3  # they did close, before the masks were final
+
     @pytest.mark.parametrize(
         "recipe",
         [

@@ -1,0 +1,44 @@
+"""Which parameter learns how fast in compression."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.recipe import CompressionRecipe
+
+
+def optimizers(model: nn.Module, guide: SpikeGMMGuide, recipe: CompressionRecipe) -> list[torch.optim.Optimizer]:
+    """SGD for latents and for the parameters of ``model`` that learn, Adam for codebooks and gates.
+
+    Every group has a key ``highest_lr``, to which a schedule's factor applies. Parameters that do not require
+    a gradient are left out; gates do not from here on, if the recipe gives them no learning rate.
+    """
+    sites = guide.site_guides().values()
+    leftovers = [p for p in model.parameters() if p.requires_grad]
+    decayed = [site.latent_unconstrained for site in sites] + [p for p in leftovers if p.dim() > 1]
+    plain = [p for p in leftovers if p.dim() <= 1]
+    sgd = torch.optim.SGD(
+        [
+            {"params": decayed, "weight_decay": recipe.weight_decay, "highest_lr": recipe.learning_rate},
+            {"params": plain, "weight_decay": 0.0, "highest_lr": recipe.learning_rate},
+        ],
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+        fused=True,
+    )
+    groups: list[dict[str, Any]] = []
+    for site in sites:
+        # Adam's step has the size of its learning rate: give it in units of the layer's weights.
+        size = float(site.latent.detach().square().mean().sqrt()) or 1.0
+        groups.append({"params": [site.loc_unconstrained], "highest_lr": recipe.codebook_learning_rate * size})
+        shape = [p for p in (site.scale_unconstrained, site.mixing_logits_unconstrained) if p.requires_grad]
+        if shape:
+            groups.append({"params": shape, "highest_lr": recipe.codebook_learning_rate})
+        if recipe.gate_learning_rate > 0:
+            groups.append({"params": [site.gate_logit_unconstrained], "highest_lr": recipe.gate_learning_rate})
+        else:
+            site.gate_logit_unconstrained.requires_grad_(False)
+    return [sgd, torch.optim.Adam(groups, lr=recipe.codebook_learning_rate, fused=True)]
