@@ -91,7 +91,12 @@ def test_weights_that_are_not_finite(refused, tmp_path, small_recipe):
     weights["fc.weight"][0, 0] = float("nan")
     path = tmp_path.parent / f"{tmp_path.name}-nan.pt"
     torch.save(weights, path)
-    assert "holds values of 'fc.weight' that are not finite" in refused(f"baseline.checkpoint={path}")
+    assert "hold values of 'fc.weight' that are not finite" in refused(f"baseline.checkpoint={path}")
+
+
+def test_weights_that_are_not_there(refused, tmp_path):
+    missing = tmp_path / "nothing.pt"
+    assert f"The file of weights '{missing}' does not exist" in refused(f"baseline.checkpoint={missing}")
 
 
 def test_training_that_diverges(refused, tmp_path):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError, RecipeError
+from sqs_pyro.weights import state_difference
 
 BASELINE_KEYS = frozenset({"recipe", "data", "network", "optimizer", "history", "loader_epoch", "rng", "cuda_rng"})
 
@@ -67,12 +68,8 @@ def check_same_network(saved: Mapping[str, Tensor], net: nn.Module, path: Path) 
     Raises:
         NetworkError: naming the first tensor that differs.
     """
-    shapes = {name: list(tensor.shape) for name, tensor in net.state_dict().items()}
-    saved_shapes = {name: list(tensor.shape) for name, tensor in saved.items()}
-    for name in [*shapes, *saved_shapes]:
-        there, here = saved_shapes.get(name, "absent"), shapes.get(name, "absent")
-        if there != here:
-            raise NetworkError(
-                f"Checkpoint '{path}' was made for another network: '{name}' is {there} there and {here} "
-                f"here; give another checkpoint path."
-            )
+    difference = state_difference(saved, net)
+    if difference is not None:
+        raise NetworkError(
+            f"Checkpoint '{path}' was made for another network: {difference}; give another checkpoint path."
+        )

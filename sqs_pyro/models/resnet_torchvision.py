@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sqs_pyro.errors import NetworkError, RecipeError
+from sqs_pyro.errors import RecipeError
 from sqs_pyro.registry import register_network
+from sqs_pyro.weights import load_weights
 
 Stem = Literal["imagenet", "cifar"]
 
@@ -65,43 +65,3 @@ def _first_convolution(in_channels: int, size: int, stride: int) -> nn.Conv2d:
     convolution = nn.Conv2d(in_channels, 64, size, stride, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return convolution
-
-
-def load_weights(net: nn.Module, path: Path) -> None:
-    """Load a state dict (torch's or safetensors' format) that fits `net` exactly. Nothing in it is executed.
-
-    Raises:
-        NetworkError: the file is missing, unreadable, or of another network.
-    """
-    state = _read_state(path)
-    wanted = net.state_dict()
-    for name in [*wanted, *state]:
-        if name not in wanted or name not in state or state[name].shape != wanted[name].shape:
-            have, need = _shape(state.get(name)), _shape(wanted.get(name))
-            raise NetworkError(
-                f"The weights in '{path}' are another network's: '{name}' is {have} there and {need} here; "
-                f"give the weights of this network or change its options."
-            )
-    net.load_state_dict(state)
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise NetworkError(f"The file of weights '{path}' does not exist: correct the path.")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each library and each kind of damage raises a class of its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise NetworkError(f"The weights in '{path}' cannot be read ({reason}): fetch them again.") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise NetworkError(f"'{path}' holds no state dict (names to tensors): save `net.state_dict()`.")
-    return state
-
-
-def _shape(tensor: Tensor | None) -> str:
-    return "absent" if tensor is None else str(list(tensor.shape))

@@ -4,11 +4,10 @@ import copy
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from sqs_pyro.data import Data
-from sqs_pyro.errors import NetworkError, RecipeError
+from sqs_pyro.errors import NetworkError
 from sqs_pyro.inference.baseline import BaselineRecipe, EpochRecord, train_baseline
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.recipe import CompressionRecipe
@@ -17,6 +16,7 @@ from sqs_pyro.network_io import device_of, predictions
 from sqs_pyro.registry import build_network
 from sqs_pyro.runs.progress import Progress
 from sqs_pyro.runs.recipe import RunRecipe
+from sqs_pyro.weights import load_weights
 
 
 def untrained_network(recipe: RunRecipe, data: Data) -> nn.Module:
@@ -85,47 +85,3 @@ def give_weights(
     if not kept.exists():
         check_compressible(net, recipe.compression)  # compression checks this too, but after hours of training
     return train_baseline(net, data.train, data.validation, section, checkpoint=kept, progress=progress)
-
-
-def load_weights(net: nn.Module, path: Path) -> None:
-    """Read a state dict into a network, in place.
-
-    Raises:
-        RecipeError: the file is missing or cannot be read.
-        NetworkError: it was made for another network, or holds weights that are not finite.
-    """
-    if not path.is_file():
-        raise RecipeError(f"Recipe key 'baseline.checkpoint' is '{path}', which is not there: correct the path.")
-    weights = _read_weights(path)
-    expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    for name in sorted({*expected, *found}):
-        if expected.get(name) != found.get(name):
-            raise NetworkError(
-                f"Checkpoint '{path}' was made for another network: '{name}' is {found.get(name, 'absent')} "
-                f"there and {expected.get(name, 'absent')} here; correct the network's options or the path."
-            )
-    net.load_state_dict(weights)
-    for name, tensor in weights.items():
-        if not torch.isfinite(tensor).all():
-            raise NetworkError(
-                f"Checkpoint '{path}' holds values of '{name}' that are not finite: give another one."
-            )
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both libraries raise a different class for each kind of damage
-        reason = str(error).splitlines()[0]
-        raise RecipeError(f"Checkpoint '{path}' cannot be read ({reason}): give another one.") from None
-    for key in ("state_dict", "model", "network"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
-        raise RecipeError(
-            f"Checkpoint '{path}' is no state dict, a mapping of names to tensors: give another one."
-        )
-    return content

@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 
 from sqs_pyro import load
 from sqs_pyro.data import load_data
-from sqs_pyro.errors import NetworkError, RecipeError
+from sqs_pyro.errors import NetworkError
 from sqs_pyro.recipe import parse
 from sqs_pyro.registry import build_network
-from sqs_pyro.runs.network import check_fit, load_weights
+from sqs_pyro.runs.network import check_fit
 from sqs_pyro.runs.packed_files import evaluate_file, inspect_file
 from sqs_pyro.runs.pipeline import run
 from sqs_pyro.runs.recipe import RunRecipe
@@ -126,22 +126,6 @@ def test_weights_of_ones_own(small_run, small_recipe, tmp_path, suffix):
     metrics = run(recipe, tmp_path / "run")
     assert metrics["baseline"] == json.loads((small_run / "metrics.json").read_text())["baseline"]
     assert not (tmp_path / "baselines").exists()
-
-
-def test_a_checkpoint_that_does_not_fit(small_recipe, tmp_path):
-    net = build_network("digits_net", width=8)
-    path = tmp_path / "weights.pt"
-    torch.save(build_network("digits_net", width=4).state_dict(), path)
-    with pytest.raises(NetworkError, match=r"was made for another network: 'fc.weight' is \(10, 16\) there and"):
-        load_weights(net, path)
-    path.write_bytes(b"nothing")
-    with pytest.raises(RecipeError, match=r"Checkpoint '.*weights.pt' cannot be read"):
-        load_weights(net, path)
-    torch.save([1, 2], path)
-    with pytest.raises(RecipeError, match="is no state dict"):
-        load_weights(net, path)
-    with pytest.raises(RecipeError, match=r"'baseline.checkpoint' is '.*', which is not there"):
-        load_weights(net, tmp_path / "missing.pt")
 
 
 def test_network_and_data_must_fit(small_recipe):

@@ -1,0 +1,64 @@
+"""State dicts from files that others wrote, into networks they must fit exactly."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sqs_pyro.errors import NetworkError
+
+
+def load_weights(net: nn.Module, path: Path) -> None:
+    """Read a state dict into a network, in place. Nothing in the file is executed.
+
+    Args:
+        net: the network.
+        path: ``.safetensors``, or what ``torch.save`` wrote: a mapping of names to tensors, or one that holds
+            it at ``"state_dict"``, ``"model"`` or ``"network"``.
+
+    Raises:
+        NetworkError: the file is missing, unreadable or of another network, or holds weights that are not finite.
+    """
+    if not path.is_file():
+        raise NetworkError(f"The file of weights '{path}' does not exist: correct the path.")
+    state = _read_state(path)
+    difference = state_difference(state, net)
+    if difference is not None:
+        raise NetworkError(
+            f"The weights in '{path}' are another network's: {difference}; give the weights of this network or "
+            "change its options."
+        )
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise NetworkError(
+                f"The weights in '{path}' hold values of '{name}' that are not finite: give others."
+            )
+    net.load_state_dict(state)
+
+
+def state_difference(state: Mapping[str, Tensor], net: nn.Module) -> str | None:
+    """The first name whose tensor is absent or of another shape in a state dict or in ``net``, as a clause."""
+    here = {name: list(tensor.shape) for name, tensor in net.state_dict().items()}
+    there = {name: list(tensor.shape) for name, tensor in state.items()}
+    for name in [*here, *there]:
+        if there.get(name) != here.get(name):
+            return f"'{name}' is {there.get(name, 'absent')} there and {here.get(name, 'absent')} here"
+    return None
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each library and each kind of damage raises a class of its own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise NetworkError(f"The weights in '{path}' cannot be read ({reason}): fetch them again.") from None
+    for key in ("state_dict", "model", "network"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise NetworkError(f"'{path}' holds no state dict (names to tensors): save `net.state_dict()`.")
+    return content
