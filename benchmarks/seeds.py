@@ -13,6 +13,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from sqs_pyro.reporting.terminal import progress_display
 from sqs_pyro.runs import load_recipe, run
 
 FIGURES = {
@@ -44,7 +45,9 @@ def metrics_of(recipe: Path, seed: int, directory: Path) -> dict[str, Any]:
     finished = out / "metrics.json"
     if finished.exists():
         return json.loads(finished.read_text())
-    return run(load_recipe(recipe, [f"seed={seed}"]), out, baselines_dir=directory / "baselines")
+    with progress_display() as progress:
+        changed = load_recipe(recipe, [f"seed={seed}"])
+        return run(changed, out, baselines_dir=directory / "baselines", progress=progress)
 
 
 def main() -> None:
