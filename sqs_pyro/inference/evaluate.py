@@ -59,6 +59,25 @@ def evaluate(net: nn.Module, loader: Iterable[Any]) -> Evaluation:
 
 
 @torch.no_grad()
+def largest_difference(first: nn.Module, second: nn.Module, loader: Iterable[Any]) -> float:
+    """Largest absolute difference between two networks' predictions, over all examples of a loader.
+
+    Both run in evaluation mode on the device of ``first``.
+    """
+    device = device_of(first)
+    modes = first.training, second.training
+    first.eval(), second.eval()
+    try:
+        differences = [
+            (predictions(first, move_to(x, device)) - predictions(second, move_to(x, device))).abs().max()
+            for x, _ in loader
+        ]
+    finally:
+        first.train(modes[0]), second.train(modes[1])
+    return float(torch.stack(differences).max())
+
+
+@torch.no_grad()
 def evaluate_averaged(
     model: nn.Module,
     guide: SpikeGMMGuide,

@@ -15,7 +15,7 @@ from torch import nn
 from sqs_pyro import load, save, size_report
 from sqs_pyro.compression import CompressionResult, StepRecord, compress
 from sqs_pyro.data import Data, load_data
-from sqs_pyro.inference.evaluate import evaluate, evaluate_averaged
+from sqs_pyro.inference.evaluate import evaluate, evaluate_averaged, largest_difference
 from sqs_pyro.reporting.plots import write_pictures
 from sqs_pyro.runs.directory import CHECKPOINT, METRICS, check_output, run_directory
 from sqs_pyro.runs.network import give_weights, untrained_network
@@ -85,7 +85,8 @@ def _compress_and_measure(
     report = size_report(packed)
     write_pictures(directory, layer_pictures(result, report), result.history)
     clock.lap("writing")
-    measured = {"baseline": asdict(baseline), "compressed": asdict(evaluate(load(packed), data.test))}
+    loaded = load(packed)
+    measured = {"baseline": asdict(baseline), "compressed": asdict(evaluate(loaded, data.test))}
     if recipe.averaging is not None:
         measured["averaged"] = _averaged(recipe.averaging, result, data)
     clock.lap("evaluation")
@@ -94,6 +95,7 @@ def _compress_and_measure(
         "seed": recipe.seed,
         **measured,
         "accuracy_drop": measured["baseline"]["accuracy"] - measured["compressed"]["accuracy"],
+        "max_logit_difference": largest_difference(result.hard, loaded, data.test),
         "size": report.to_dict(),
         "nonzero_rate": report.nonzero_rate,
         "seconds": result.seconds,

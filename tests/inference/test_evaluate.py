@@ -1,5 +1,7 @@
 """Evaluation against scikit-learn, torchmetrics and a calibration error written anew in numpy."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,12 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
 from sqs_pyro.errors import DataError
-from sqs_pyro.inference.evaluate import evaluate, evaluate_averaged, expected_calibration_error
+from sqs_pyro.inference.evaluate import (
+    evaluate,
+    evaluate_averaged,
+    expected_calibration_error,
+    largest_difference,
+)
 from sqs_pyro.inference.export import hard_network
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
@@ -102,6 +109,16 @@ def test_minibatch_sizes_do_not_matter():
 def test_labels_of_other_integer_types():
     net, loader = mlp(), batches()
     assert evaluate(net, [(x, y.to(torch.int32)) for x, y in loader]) == evaluate(net, loader)
+
+
+def test_largest_difference_between_two_networks():
+    net = mlp()
+    shifted = copy.deepcopy(net)
+    with torch.no_grad():
+        shifted[4].bias[2] -= 0.75  # one logit of every example
+    assert largest_difference(net, net, batches()) == 0
+    assert largest_difference(net, shifted, batches()) == pytest.approx(0.75, rel=1e-5)
+    assert net.training and shifted.training
 
 
 def test_mapping_inputs():

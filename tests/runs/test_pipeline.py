@@ -69,6 +69,7 @@ def test_metrics_hold_what_the_documentation_promises(small_run):
         assert 0 <= metrics[name]["accuracy"] <= 1
     assert {"fp32_bytes", "file_bytes", "ratio", "bits_per_weight", "parts"} <= set(metrics["size"])
     assert {"nonzero_rate", "seconds", "seed", "versions", "stage_seconds", "accuracy_drop"} <= set(metrics)
+    assert metrics["max_logit_difference"] <= 1e-5  # the file's network is the one that was trained
 
 
 def test_the_history_covers_the_whole_run(small_run):
