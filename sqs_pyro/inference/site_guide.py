@@ -1,0 +1,167 @@
+"""The variational parameters of one compressed tensor."""
+
+from typing import Any, Literal
+
+import torch
+from pyro.distributions import constraints
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
+
+from sqs_pyro.distributions import CodebookGMM, LatentSpikeAndSlab
+from sqs_pyro.errors import NetworkError, RecipeError
+from sqs_pyro.inference.kmeans import kmeans_1d
+from sqs_pyro.inference.windows import Windows
+from sqs_pyro.packing import CodedTensor
+
+#: Weights that share a codebook: a layer's, an out-channel's, or so many consecutive ones.
+Groups = Literal["layer", "channel"] | int
+
+
+class SiteGuide(PyroModule):
+    """The variational parameters of one site and the distribution they make.
+
+    Attributes:
+        latent: latent weights w, the site's shape.
+        gate_logit: g, the site's shape; ``λ = sigmoid(g / gate_temperature)`` where ``mask``, else 0.
+        loc, scale, mixing_logits: the codebook of each group, ``[G, K]``; ``π = softmax(mixing_logits)``.
+        mask: weights that pruning has left, bool, the site's shape.
+        codes: hard codes, uint8 ``[G, n]``; renewed by :meth:`refresh_codes`.
+        anchor: what responsibilities are computed from: ``latent`` or its window's mean.
+    """
+
+    mask: Tensor
+    codes: Tensor
+    edges: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        weight: Tensor,
+        num_components: int,
+        groups: Groups,
+        windows: Windows,
+        initial_gate: float,
+    ) -> None:
+        super().__init__()
+        self.site_name = name
+        self.shape = weight.shape
+        self.num_groups = _num_groups(name, weight.shape, groups)
+        self.num_components = num_components
+        self.windows = windows
+        per_group = weight.numel() // self.num_groups
+        if per_group < num_components:
+            raise NetworkError(
+                f"Layer '{name}' has {per_group} weights a codebook, fewer than num_components={num_components}: "
+                "use fewer components, larger groups, or exclude the layer."
+            )
+        initial = weight.detach().clone().float()
+        self.latent = PyroParam(initial, constraints.real)
+        self.gate_logit = PyroParam(torch.full_like(initial, initial_gate), constraints.real)
+        self.register_buffer("mask", torch.ones_like(initial, dtype=torch.bool))
+        self.register_buffer(
+            "codes", torch.zeros(self.num_groups, per_group, dtype=torch.uint8, device=weight.device)
+        )
+        self.register_buffer("edges", initial.new_empty(0))
+        codebook = initial.new_zeros(self.num_groups, num_components)
+        self.loc = PyroParam(codebook, constraints.real)
+        self.scale = PyroParam(codebook + 1.0, constraints.positive)
+        self.mixing_logits = PyroParam(codebook.clone(), constraints.real)
+        self.fit_codebook()
+
+    def gates(self, gate_temperature: float = 1.0) -> Tensor:
+        """λ, the site's shape: posterior inclusion probabilities, exactly 0 for pruned weights."""
+        return torch.sigmoid(self.gate_logit / gate_temperature) * self.mask
+
+    def grouped(self, value: Tensor) -> Tensor:
+        """A tensor of the site's shape as ``[G, n]``."""
+        return value.reshape(self.num_groups, -1)
+
+    def anchor(self) -> Tensor:
+        """The latents as their windows represent them, the site's shape."""
+        return self.windows.represent(self.latent, self.edges)
+
+    @torch.no_grad()
+    def fit_codebook(self) -> None:
+        """K-means of the surviving latents, window edges and codes anew."""
+        survivors = self.latent[self.mask]
+        self.edges = self.windows.edges(survivors if survivors.numel() else self.latent)
+        codebook = kmeans_1d(
+            self.grouped(self.anchor()), self.num_components, self.grouped(self.mask).to(self.latent.dtype)
+        )
+        self.loc, self.scale, self.mixing_logits = codebook.loc, codebook.scale, codebook.mixing.log()
+        self.refresh_codes()
+
+    def learn_shape(self, learn: bool) -> None:
+        """Whether σ and π learn by gradient, or stay as K-means found them.
+
+        The straight-through value does not depend on σ and π. Only the KL would move them: σ towards the
+        prior's width and π towards the component with the smallest KL, with nothing to hold against it, and
+        the hard codes would follow.
+        """
+        self.scale_unconstrained.requires_grad_(learn)
+        self.mixing_logits_unconstrained.requires_grad_(learn)
+
+    @torch.no_grad()
+    def refresh_codes(self) -> None:
+        """Give each weight its most probable component."""
+        self.codes.copy_(self.most_probable_codes())
+
+    def most_probable_codes(self) -> Tensor:
+        """``argmax_k φ_k`` of each weight, uint8 ``[G, n]``."""
+        return self.coded_distribution(1.0, 1.0, "straight_through").map_codes()
+
+    def dense_distribution(self, gate_temperature: float) -> LatentSpikeAndSlab:
+        """Warm-up: the slab is a Gaussian around the weight's own latent, as wide as a codebook component."""
+        scale = self.scale.mean(1, keepdim=True).detach().expand(self.codes.shape).reshape(self.shape)
+        return LatentSpikeAndSlab(self.gates(gate_temperature), self.latent, scale, validate_args=False)
+
+    def coded_distribution(
+        self, temperature: float, gate_temperature: float, estimator: str, codes: Tensor | None = None
+    ) -> CodebookGMM:
+        """Spike-and-GMM over the site's weights."""
+        return CodebookGMM(
+            self.gates(gate_temperature),
+            self.latent,
+            self.loc,
+            self.scale,
+            self.mixing_logits.log_softmax(-1),
+            anchor=self.anchor(),
+            codes=codes,
+            temperature=temperature,
+            estimator=estimator,
+            validate_args=False,
+        )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Window edges differ in number from fit to fit: take the number that was saved."""
+        saved = state_dict.get(prefix + "edges")
+        if saved is not None:
+            self.edges = self.edges.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @torch.no_grad()
+    def harden(self, codebook_dtype: torch.dtype, keep_codes: bool) -> CodedTensor:
+        """The most probable network's weights: gate above ½ or zero, most probable component's mean.
+
+        Args:
+            codebook_dtype: codewords are rounded to this type.
+            keep_codes: use ``codes`` as they are; else the latents' most probable components.
+        """
+        mask = self.gates() > 0.5
+        codes = self.codes if keep_codes else self.most_probable_codes()
+        codes = codes.view(self.shape).masked_fill(~mask, 0)
+        codebook = self.loc.detach().to(codebook_dtype, copy=True).float()
+        return CodedTensor(codes.cpu(), mask.cpu(), codebook.cpu())
+
+
+def _num_groups(name: str, shape: torch.Size, groups: Groups) -> int:
+    if groups == "layer":
+        return 1
+    if groups == "channel":
+        return shape[0]
+    if not isinstance(groups, int) or groups < 1 or shape.numel() % groups:
+        raise RecipeError(
+            f"groups={groups!r} does not fit layer '{name}' of {shape.numel()} weights: use 'layer', 'channel', "
+            "or a tile size that divides the number of weights."
+        )
+    return shape.numel() // groups
