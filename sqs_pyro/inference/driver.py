@@ -107,7 +107,7 @@ class Driver:
         self.schedule = PruningSchedule(
             recipe.nonzero_rate, self.total_steps, pruning.start, pruning.end, pruning.every, pruning.scope
         )
-        # Fine-tuning cannot start before zeros are final, nor stop before the last mask.
+        # At least one step is dense and one is coded, however few there are.
         self.coding_step = max(round(recipe.coding_start * self.total_steps), 1)
         self.freeze_step = max(round(recipe.freeze_start * self.total_steps), self.coding_step + 1)
         self.optimizers = optimizers(model, guide, recipe)
