@@ -90,6 +90,11 @@ def compress(
     start = time.perf_counter()
     if not isinstance(recipe, CompressionRecipe):
         recipe = parse(CompressionRecipe, recipe or {}, "compression")
+    if not hasattr(train_loader, "__len__") or not hasattr(train_loader, "dataset"):
+        raise DataError(
+            f"The training data is a {type(train_loader).__name__}, but must say how much there is: give a torch "
+            "DataLoader, or any iterable of (x, y) with len(loader) minibatches and len(loader.dataset) examples."
+        )
     if len(train_loader) == 0 or len(train_loader.dataset) == 0:
         raise DataError("There is no minibatch to train on: the training data is empty.")
     with torch.random.fork_rng():
