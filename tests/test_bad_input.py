@@ -163,7 +163,11 @@ RECIPE = {"epochs": 1, "num_components": 4}
         (_loader(label=10), DataError, r"labels in minibatch 1 run from 1 to 10, .* 10 classes \(labels 0 to 9\)"),
         (_loader(label=-5), DataError, r"labels in minibatch 1 run from -5 to 7"),
         (_Loader(), DataError, r"There is no minibatch to train on"),
-        ([(torch.rand(8, 1, 8, 8), torch.arange(8))], DataError, r"The training data is a list, but must say how much"),
+        (
+            [(torch.rand(8, 1, 8, 8), torch.arange(8))],
+            DataError,
+            r"The training data is a list, but must say how much",
+        ),
         (iter([]), DataError, r"The training data is a list_iterator, but must say how much there is"),
     ],
 )
