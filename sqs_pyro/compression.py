@@ -19,7 +19,6 @@ from sqs_pyro.inference.export import (
     hard_network,
     reestimate_batch_norm,
     round_leftovers,
-    with_network_spec,
 )
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.recipe import CompressionRecipe, PriorRecipe
@@ -138,16 +137,14 @@ def _finish(
     if recipe.batch_norm_batches:
         reestimate_batch_norm(hard, train_loader, recipe.batch_norm_batches)
     fold_batch_norm(hard)
-    round_leftovers(hard, coded, getattr(torch, recipe.leftover_dtype))
+    round_leftovers(hard, coded, recipe.leftover_dtype)
     hard.eval()
     packed = packed_network(
         hard,
         coded,
         layout=recipe.layout,
         leftover_dtype=recipe.leftover_dtype,
-        metadata=with_network_spec(
-            {"recipe": recipe.model_dump(mode="json", exclude_defaults=True), **(metadata or {})}, model.net
-        ),
+        metadata={"recipe": recipe.model_dump(mode="json", exclude_defaults=True), **(metadata or {})},
     )
     return hard, packed
 

@@ -13,6 +13,7 @@ from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.network_io import call_arguments, device_of, move_to
 from sqs_pyro.packing import CodedTensor
+from sqs_pyro.packing.leftovers import round_to
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -76,13 +77,12 @@ def fold_batch_norm(net: nn.Module) -> None:
 
 
 @torch.no_grad()
-def round_leftovers(net: nn.Module, coded: Mapping[str, CodedTensor], dtype: torch.dtype) -> None:
-    """Round every float that is not compressed to ``dtype`` and back, in place, where its range allows it."""
+def round_leftovers(net: nn.Module, coded: Mapping[str, CodedTensor], dtype: str) -> None:
+    """Round, in place, every stored tensor that is not compressed as :func:`packed_network` will round it."""
+    stored = net.state_dict().keys()
     for name, tensor in itertools.chain(net.named_parameters(), net.named_buffers()):
-        if name not in coded and tensor.is_floating_point():
-            rounded = tensor.to(dtype).to(tensor.dtype)
-            if torch.isfinite(rounded).all():
-                tensor.copy_(rounded)
+        if name in stored and name not in coded:
+            tensor.copy_(round_to(tensor, dtype))
 
 
 def pack(
@@ -96,7 +96,7 @@ def pack(
     """The packed network of a compression result or of a trained guide.
 
     Args:
-        source: a :class:`~sqs_pyro.inference.compress.CompressionResult`, whose packed network is returned, or
+        source: a :class:`~sqs_pyro.compression.CompressionResult`, whose packed network is returned, or
             a :class:`SpikeGMMGuide` made for a ``BayesianNetwork``: its most probable network is packed.
         layout: ``"auto"``, or a layout's name.
         leftover_dtype: of what is not compressed.
@@ -124,10 +124,5 @@ def pack(
         coded,
         layout=layout,
         leftover_dtype=leftover_dtype,
-        metadata=with_network_spec(metadata, net),
+        metadata=metadata,
     )
-
-
-def with_network_spec(metadata: Mapping[str, Any] | None, net: nn.Module) -> dict[str, Any]:
-    """Metadata that also says how to construct ``net``, if it came from the registry."""
-    return {"network": getattr(net, "network_spec", None), **(metadata or {})}

@@ -1,7 +1,7 @@
 """Every registered network as a Pyro model in one call."""
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from sqs_pyro.models import digits, resnet_cifar, resnet_torchvision
 from sqs_pyro.models.bayesian import BayesianNetwork, Prior
@@ -9,23 +9,7 @@ from sqs_pyro.models.likelihoods import Likelihood
 from sqs_pyro.registry import build_network
 
 
-class Constructor(Protocol):
-    """Builds a registered network and makes it a :class:`BayesianNetwork`."""
-
-    def __call__(
-        self,
-        *,
-        prior: Prior | None = None,
-        num_data: int | None = None,
-        likelihood: str | Likelihood = "categorical",
-        include: Sequence[str] | None = None,
-        exclude: Sequence[str] = (),
-        **options: Any,
-    ) -> BayesianNetwork:
-        """``options`` go to the network's constructor, the rest to :class:`BayesianNetwork`."""
-
-
-def _bayesian(name: str) -> Constructor:
+def _bayesian(name: str) -> Callable[..., BayesianNetwork]:
     def constructor(
         *,
         prior: Prior | None = None,

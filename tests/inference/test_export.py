@@ -13,7 +13,6 @@ from sqs_pyro.inference.export import (
     hard_network,
     reestimate_batch_norm,
     round_leftovers,
-    with_network_spec,
 )
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
@@ -148,7 +147,7 @@ def test_rounded_leftovers():
     with torch.no_grad():
         hard[1].bias[0] = 1e9  # beyond float16: the tensor stays as it is
     before = copy.deepcopy(hard.state_dict())
-    round_leftovers(hard, coded, torch.float16)
+    round_leftovers(hard, coded, "float16")
     for name, value in hard.state_dict().items():
         if name in coded or name == "1.bias" or not value.is_floating_point():
             assert torch.equal(value, before[name])
@@ -174,8 +173,10 @@ class TestPack:
         guide = SpikeGMMGuide(BayesianNetwork(net, num_data=10), 4)
         packed = pack(guide, metadata={"note": "mine"})
         assert packed(torch.randn(2, 1, 8, 8)).shape == (2, 10)
-        assert with_network_spec({"note": 1}, net) == {"network": net.network_spec, "note": 1}
-        assert with_network_spec(None, nn.Linear(1, 1)) == {"network": None}
+        named = pack(SpikeGMMGuide(BayesianNetwork(net), 4), metadata={"note": 1}).packed_metadata
+        assert (named["network"], named["note"]) == (net.network_spec, 1)
+        nameless = pack(SpikeGMMGuide(BayesianNetwork(nn.Linear(4, 4)), 4)).packed_metadata
+        assert nameless["network"] is None
 
     def test_rebuilt_from_the_file_alone(self, tmp_path):
         guide = SpikeGMMGuide(BayesianNetwork(build_network("digits_net", width=4), num_data=10), 4)
