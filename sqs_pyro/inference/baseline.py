@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from sqs_pyro.errors import DataError, DivergenceError
 from sqs_pyro.inference.checkpoint import check_same, check_same_network, read_checkpoint, write_checkpoint
-from sqs_pyro.inference.diagnosis import check_labels
 from sqs_pyro.inference.evaluate import evaluate
+from sqs_pyro.inference.input_checks import check_labels
 from sqs_pyro.network_io import device_of, move_to, predictions
 from sqs_pyro.recipe import RecipeSection
 

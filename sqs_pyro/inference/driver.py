@@ -13,11 +13,11 @@ from torch import Tensor
 
 from sqs_pyro.errors import DataError, DivergenceError, NetworkError, SQSError
 from sqs_pyro.inference.checkpoint import read_checkpoint, write_checkpoint
-from sqs_pyro.inference.diagnosis import check_inputs, check_labels, num_classes
 from sqs_pyro.inference.elbo import SQSELBO
 from sqs_pyro.inference.evaluate import evaluate
 from sqs_pyro.inference.export import hard_network
 from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.input_checks import check_inputs, check_labels, num_classes
 from sqs_pyro.inference.interruption import deferred_interrupt
 from sqs_pyro.inference.optimizers import optimizers
 from sqs_pyro.inference.pruning import PruningSchedule

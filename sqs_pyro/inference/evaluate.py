@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqs_pyro.errors import DataError
-from sqs_pyro.inference.diagnosis import check_labels
 from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.input_checks import check_labels
 from sqs_pyro.network_io import device_of, move_to, predictions
 
 _CALIBRATION_BINS = 15
