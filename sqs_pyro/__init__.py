@@ -8,6 +8,7 @@ from sqs_pyro import _torchvision as _torchvision  # before anything that may im
 from sqs_pyro.compression import CompressionResult, compress
 from sqs_pyro.distributions import SpikeAndSlab, SpikeGMM
 from sqs_pyro.inference.elbo import SQSELBO
+from sqs_pyro.inference.elbo_report import elbo_report
 from sqs_pyro.inference.export import pack
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.pruning import PruningSchedule
@@ -24,6 +25,7 @@ __all__ = [
     "SpikeGMM",
     "SpikeGMMGuide",
     "compress",
+    "elbo_report",
     "load",
     "pack",
     "save",

@@ -1,7 +1,8 @@
 """The variational family of one weight: a point mass at zero mixed with Gaussians around codebook values."""
 
+import copy
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -170,6 +171,14 @@ class SpikeGMM(TorchDistribution):
             return self._responsibilities
         return (self.logits / (self.temperature if temperature is None else temperature)).softmax(-1)
 
+    def at_temperature(self, temperature: float | Tensor) -> Self:
+        """The law with ``φ = softmax(logits / temperature)``; parameters are shared, ``sample`` draws exactly."""
+        new = copy.copy(self)
+        if self._responsibilities is not None:
+            new._logits, new._responsibilities = self.logits, None
+        new.temperature, new.estimator = temperature, "straight_through"
+        return new
+
     @property
     def codes(self) -> Tensor:
         """The most probable component, int64 ``[*batch_shape]``."""
@@ -232,9 +241,14 @@ class SpikeGMM(TorchDistribution):
         if self.estimator == "discrete":
             return self.discrete_sample(None, sample_shape)
         with torch.no_grad():
-            included, codes = self._draw_gates(sample_shape), self._draw_codes(None, sample_shape)
+            return torch.where(self._draw_gates(sample_shape), self.slab_sample(sample_shape), 0.0)
+
+    def slab_sample(self, sample_shape: Any = ONE_DRAW) -> Tensor:
+        """Draws of ``Σₖ φₖ N(μₖ, σₖ²)``, ``[*sample_shape, *batch_shape]``, without gradient."""
+        with torch.no_grad():
+            codes = self._draw_codes(None, sample_shape)
             loc, scale = self._select(self.loc, codes), self._select(self.scale, codes)
-            return torch.where(included, loc + scale * torch.randn_like(loc), 0.0)
+            return loc + scale * torch.randn_like(loc)
 
     def discrete_sample(self, temperature: float | None = None, sample_shape: Any = ONE_DRAW) -> Tensor:
         """A discrete network, ``[*sample_shape, *batch_shape]``: exactly 0 or a codebook value, no gradient.

@@ -160,7 +160,7 @@ class SQSELBO(TraceMeanField_ELBO):
         return loss.item(), loss
 
     def _kl_by_site(self, model_trace: Trace, guide_trace: Trace, kind: str) -> dict[str, Tensor]:
-        latent = {name: site for name, site in _samples(model_trace) if not site["is_observed"]}
+        latent = {name: site for name, site in sample_sites(model_trace) if not site["is_observed"]}
         by_site = {}
         for name, model_site in latent.items():
             guide_site = guide_trace.nodes.get(name)
@@ -170,7 +170,7 @@ class SQSELBO(TraceMeanField_ELBO):
                     "or give the model an observed value for it."
                 )
             by_site[name] = _site_kl(model_site, guide_site, kind)
-        for name, guide_site in _samples(guide_trace):
+        for name, guide_site in sample_sites(guide_trace):
             if name not in model_trace.nodes:
                 by_site[name] = _auxiliary_kl(guide_site)
         return by_site
@@ -179,22 +179,24 @@ class SQSELBO(TraceMeanField_ELBO):
         self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
     ) -> tuple[Trace, Trace]:
         """Traces with the log-densities of observed sites only; Pyro's checks when validation is on."""
-        model_trace, guide_trace = _run(model, guide, args, kwargs)
+        model_trace, guide_trace = run_paired(model, guide, args, kwargs)
         if is_validation_enabled():
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
         guide_trace = prune_subsample_sites(guide_trace)
         model_trace = prune_subsample_sites(model_trace)
         model_trace.compute_log_prob(site_filter=lambda name, site: site["is_observed"])
         if is_validation_enabled():
-            for _, site in (*_samples(model_trace), *_samples(guide_trace)):
+            for _, site in (*sample_sites(model_trace), *sample_sites(guide_trace)):
                 check_site_shape(_with_log_prob_shape(site), self.max_plate_nesting)
             check_if_enumerated(guide_trace)
             _check_mean_field_requirement(model_trace, guide_trace)
         return model_trace, guide_trace
 
 
-def _run(model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-    """One run of the guide and the model against it (``get_importance_trace`` without its log-densities)."""
+def run_paired(
+    model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
+) -> tuple[Trace, Trace]:
+    """Traces of the model and of the guide that it replays, without any log-density."""
     unwrapped = unwrap(guide)
     if isinstance(unwrapped, Messenger):  # Pyro's GuideMessenger runs both at once
         guide(*args, **kwargs)
@@ -204,7 +206,8 @@ def _run(model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs
     return trace(replayed, graph_type="flat").get_trace(*args, **kwargs), guide_trace
 
 
-def _samples(from_trace: Trace) -> list[tuple[str, Site]]:
+def sample_sites(from_trace: Trace) -> list[tuple[str, Site]]:
+    """Names and sites of all that was sampled or observed."""
     return [(name, site) for name, site in from_trace.nodes.items() if site["type"] == "sample"]
 
 
@@ -218,7 +221,7 @@ def _with_log_prob_shape(site: Site) -> Site:
 
 
 def _negative_log_likelihood(model_trace: Trace) -> Tensor:
-    observed = [site["log_prob_sum"] for _, site in _samples(model_trace) if site["is_observed"]]
+    observed = [site["log_prob_sum"] for _, site in sample_sites(model_trace) if site["is_observed"]]
     return -sum(observed[1:], observed[0]) if observed else torch.zeros(())
 
 

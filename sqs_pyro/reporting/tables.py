@@ -49,6 +49,53 @@ def inspection_tables(inspection: Document) -> list[RenderableType]:
     return [_title(str(inspection["file"])), table, _size_table(inspection)]
 
 
+def bounds_tables(report: Document) -> list[RenderableType]:
+    """The KL's bracket, estimate and dominant value, by temperature and then by site, in nats a weight."""
+    by_temperature = _table("τ", *_KL_COLUMNS, "ELBO from", "to", "± sampling")
+    for at in report["temperatures"]:
+        elbo = (
+            _number(at["elbo_low"], ",.0f"),
+            _number(at["elbo_high"], ",.0f"),
+            _number(at["nll_error"], ",.0f"),
+        )
+        by_temperature.add_row(_temperature(at), *_kl_cells(at["total"]), *elbo)
+    first = report["temperatures"][0]
+    by_site = _table("site", "weights", *_KL_COLUMNS)
+    for site in (*first["sites"], first["total"]):
+        by_site.add_row(escape(site["name"]), f"{site['num_weights']:,}", *_kl_cells(site))
+    legend = f"KL in nats a weight, {report['num_samples']} draws of each; ↓ the dominant value is below the KL"
+    return [_title(legend), by_temperature, _title(f"Sites at τ = {_temperature(first)}"), by_site]
+
+
+_KL_COLUMNS = ("gates", "lower", "KL ± error", "Jensen", "dominant", "width", "bits")
+
+
+def _kl_cells(kl: Document) -> list[str]:
+    weights = max(kl["num_weights"], 1)
+
+    def each(key: str, form: str = ".4f") -> str:
+        return _number(None if kl[key] is None else kl[key] / weights, form)
+
+    estimate = f"{each('monte_carlo')} ± {each('monte_carlo_error', '.1g')}"
+    below = "↓" if dominant_is_below(kl) else ""
+    cells = [each("gate_kl"), each("lower"), estimate, each("jensen"), below + each("dominant"), each("width")]
+    return [*cells, _number(kl["bits_per_weight"], ".3f")]
+
+
+def dominant_is_below(kl: Document) -> bool:
+    """Whether the dominant value is below the KL by more than 3 standard errors: there it is no bound."""
+    dominant, estimate = kl["dominant"], kl["monte_carlo"]
+    return None not in (dominant, estimate) and dominant < estimate - 3 * kl["monte_carlo_error"]
+
+
+def _temperature(at: Document) -> str:
+    return _number(at["temperature"], ".4g")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
+
+
 def _tensor_row(tensor: Document) -> list[str]:
     weights = max(math.prod(tensor["shape"]), 1)
     return [

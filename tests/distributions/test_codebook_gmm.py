@@ -73,6 +73,15 @@ class TestAgainstTheExplicitLaw:
                 lazy.responsibilities_at(temperature), full.responsibilities_at(temperature)
             )
 
+    def test_laws_at_other_temperatures(self, pair):
+        lazy, full = pair
+        for temperature in (0.05, 30.0):
+            hot, other = lazy.at_temperature(temperature), full.at_temperature(temperature)
+            for name in ("responsibilities", "assignment_entropy", "mean", "variance", "gates"):
+                torch.testing.assert_close(getattr(hot, name), getattr(other, name))
+            torch.testing.assert_close(kl_bound(hot, prior()), kl_bound(other, prior()))
+        torch.testing.assert_close(lazy.responsibilities, full.responsibilities)  # which itself is as it was
+
     def test_log_prob(self, pair):
         lazy, full = pair
         value = lazy.sample((20,))

@@ -36,6 +36,15 @@ class TestFromLogits(TestSpikeGMM):
         return law(responsibilities=None, logits=0.3 * PHI.log(), temperature=0.3)
 
 
+class TestAtTemperature(TestSpikeGMM):
+    """The same law reached from another temperature, by given responsibilities, and from an inexact estimator."""
+
+    def make(self):
+        hot = law(responsibilities=law(temperature=1.0).responsibilities_at(2.5), temperature=2.5)
+        hot.estimator = "discrete"
+        return hot.at_temperature(1.0)
+
+
 class TestCodebookPerWeight(WeightLawContract):
     """Every weight its own loc and scale."""
 

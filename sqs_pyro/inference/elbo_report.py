@@ -1,0 +1,228 @@
+"""How far each bound on the KL is from the KL: site by site, for the whole ELBO, over temperatures."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent
+
+from sqs_pyro.distributions import SpikeGMM
+from sqs_pyro.distributions.monte_carlo import has_atom
+from sqs_pyro.errors import RecipeError
+from sqs_pyro.inference.elbo import Site, run_paired, sample_sites
+from sqs_pyro.inference.kl_bounds import KLBounds, kl_bounds
+
+
+@dataclass(frozen=True)
+class ElboBounds:
+    """The ELBO (β = 1) at one temperature.
+
+    Attributes:
+        temperature: τ; None where each of the guide's laws keeps its own.
+        sites: the KL of each latent site.
+        nll: ``-E_q log p(data | weights)``, weights drawn from q itself, with Pyro's scales.
+        nll_error: its standard error over those draws (what a minibatch leaves out is not in it).
+    """
+
+    temperature: float | None
+    sites: tuple[KLBounds, ...]
+    nll: float
+    nll_error: float
+
+    @property
+    def total(self) -> KLBounds:
+        """All sites together; where a site has no bound its estimate stands in, see ``uncertified``."""
+        return KLBounds(
+            name="all sites",
+            num_weights=sum(site.num_weights for site in self.sites),
+            gate_kl=sum(site.gate_kl or 0.0 for site in self.sites),
+            lower=sum(_or_estimate(site.lower, site) for site in self.sites),
+            jensen=sum(_or_estimate(site.jensen, site) for site in self.sites),
+            dominant=sum(_or_estimate(site.dominant, site) for site in self.sites),
+            monte_carlo=sum(site.monte_carlo for site in self.sites),
+            monte_carlo_error=math.hypot(*(site.monte_carlo_error for site in self.sites)),
+            code_entropy=sum(site.code_entropy for site in self.sites),
+        )
+
+    @property
+    def uncertified(self) -> tuple[str, ...]:
+        """Sites for which no bound is known: the bracket holds but for the error of their estimates."""
+        return tuple(site.name for site in self.sites if site.lower is None or site.jensen is None)
+
+    @property
+    def elbo(self) -> tuple[float, float]:
+        """``(low, high)``: the ELBO with Jensen's bound and with the lower end; the exact one is between."""
+        total = self.total
+        return -(self.nll + _or_estimate(total.jensen, total)), -(self.nll + _or_estimate(total.lower, total))
+
+
+@dataclass(frozen=True)
+class ElboReport:
+    """What :func:`elbo_report` found.
+
+    Attributes:
+        at: the bounds at each temperature asked for.
+        num_samples: Monte Carlo draws of each weight.
+        num_particles: networks drawn for the likelihood.
+    """
+
+    at: tuple[ElboBounds, ...]
+    num_samples: int
+    num_particles: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: nats, with totals, widths and bits added; None for what is unknown or infinite."""
+        return {
+            "num_samples": self.num_samples,
+            "num_particles": self.num_particles,
+            "temperatures": [_elbo_dict(bounds) for bounds in self.at],
+        }
+
+    def table(self) -> Any:
+        """A rich renderable: a row a temperature, then a row a site at the first temperature."""
+        from rich.console import Group
+
+        from sqs_pyro.reporting.tables import bounds_tables
+
+        return Group(*bounds_tables(self.to_dict()))
+
+
+@torch.no_grad()
+def elbo_report(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    temperatures: Sequence[float] | None = None,
+    num_samples: int = 16,
+    num_particles: int = 8,
+    **kwargs: Any,
+) -> ElboReport:
+    """Certified bracket, dominant value and Monte Carlo estimate of the KL of every site, and the ELBO's bracket.
+
+    Model and guide run in evaluation mode and are left as they were, the parameter store too. A prior that
+    depends on other latent sites is taken at one draw of those. The largest tensors are a few of the size of
+    one site's responsibilities, ``[weights, K]``.
+
+    Args:
+        model: a Pyro model.
+        guide: its guide; sites of any law, temperatures matter for :class:`SpikeGMM`.
+        *args: of model and guide: the data, whole or a minibatch.
+        temperatures: τ of the responsibilities; by default the guide's present ``temperature``.
+        num_samples: Monte Carlo draws of each weight.
+        num_particles: networks drawn from q for the likelihood.
+        **kwargs: of model and guide.
+
+    Raises:
+        RecipeError: fewer than 2 draws, which give no standard error, or a temperature that is not positive.
+        ValueError: when a latent site of the model is missing from the guide.
+        NotImplementedError: when a site's KL can be neither bounded nor estimated.
+    """
+    for name, count in (("num_samples", num_samples), ("num_particles", num_particles)):
+        if count < 2:
+            raise RecipeError(f"elbo_report: {name} is {count}, but must be at least 2 to give a standard error.")
+    wanted: Sequence[float | None] = temperatures or [getattr(guide, "temperature", None)]
+    for temperature in wanted:
+        if temperature is not None and not temperature > 0:
+            raise RecipeError(f"elbo_report: a temperature is {temperature!r}, but must be positive.")
+    store = pyro.get_param_store()
+    with _evaluation_mode(model, guide), store.scope(store.get_state()):
+        latent = _latent_sites(model, guide, args, kwargs)
+        values = {name: q["value"] for name, (q, _) in latent.items()}
+        at = []
+        for temperature in wanted:
+            laws = {name: _at_temperature(q["fn"], temperature) for name, (q, _) in latent.items()}
+            sites = tuple(
+                kl_bounds(name, laws[name], p["fn"], num_samples, q["scale"], q["mask"])
+                for name, (q, p) in latent.items()
+            )
+            nll = _negative_log_likelihoods(model, laws, values, num_particles, args, kwargs)
+            error = nll.std().item() / math.sqrt(num_particles)
+            at.append(ElboBounds(temperature, sites, nll.mean().item(), error))
+    return ElboReport(tuple(at), num_samples, num_particles)
+
+
+@contextmanager
+def _evaluation_mode(*callables: Any) -> Iterator[None]:
+    """Neither batch-norm statistics nor the guide's cached codes change in evaluation mode."""
+    modules = [m for c in callables if isinstance(c, nn.Module) for m in c.modules()]
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+
+
+def _latent_sites(
+    model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
+) -> dict[str, tuple[Site, Site]]:
+    """Each latent site of the model: the guide's site and the model's."""
+    model_trace, guide_trace = (prune_subsample_sites(t) for t in run_paired(model, guide, args, kwargs))
+    latent = {name: site for name, site in sample_sites(model_trace) if not site["is_observed"]}
+    missing = [name for name in latent if name not in guide_trace]
+    if missing:
+        raise ValueError(f"elbo_report: the model samples '{missing[0]}' but the guide does not; add it there.")
+    return {name: (guide_trace.nodes[name], site) for name, site in latent.items()}
+
+
+def _at_temperature(q: Distribution, temperature: float | None) -> Distribution:
+    if isinstance(q, Independent):
+        return type(q)(_at_temperature(q.base_dist, temperature), q.reinterpreted_batch_ndims)
+    if not isinstance(q, SpikeGMM):
+        return q
+    return q.at_temperature(q.temperature if temperature is None else temperature)
+
+
+def _negative_log_likelihoods(
+    model: Callable[..., Any],
+    laws: dict[str, Distribution],
+    values: dict[str, Tensor],
+    num_particles: int,
+    args: Any,
+    kwargs: Any,
+) -> Tensor:
+    """``-log p(data | weights)`` at draws of the laws with an atom, other sites as given, ``[num_particles]``."""
+    results = []
+    for _ in range(num_particles):
+        drawn = {name: law.sample() if has_atom(law) else values[name] for name, law in laws.items()}
+        replayed = prune_subsample_sites(poutine.trace(poutine.condition(model, drawn)).get_trace(*args, **kwargs))
+        observed = [name for name, site in sample_sites(replayed) if site["is_observed"] and name not in drawn]
+        replayed.compute_log_prob(site_filter=lambda name, site, names=frozenset(observed): name in names)
+        results.append(-sum(float(replayed.nodes[name]["log_prob_sum"]) for name in observed))
+    return torch.tensor(results, dtype=torch.float64)
+
+
+def _or_estimate(bound: float | None, site: KLBounds) -> float:
+    return site.monte_carlo if bound is None else bound
+
+
+def _elbo_dict(bounds: ElboBounds) -> dict[str, Any]:
+    low, high = bounds.elbo
+    return {
+        "temperature": bounds.temperature,
+        "nll": _finite(bounds.nll),
+        "nll_error": _finite(bounds.nll_error),
+        "elbo_low": _finite(low),
+        "elbo_high": _finite(high),
+        "uncertified": list(bounds.uncertified),
+        "total": _kl_dict(bounds.total),
+        "sites": [_kl_dict(site) for site in bounds.sites],
+    }
+
+
+def _kl_dict(kl: KLBounds) -> dict[str, Any]:
+    values = {**asdict(kl), "width": kl.width, "bits_per_weight": kl.bits_per_weight}
+    return {key: _finite(value) if isinstance(value, float) else value for key, value in values.items()}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
