@@ -9,9 +9,8 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sqs_pyro.distributions import SpikeAndSlab
 from sqs_pyro.errors import DataError
 from sqs_pyro.inference.driver import Driver, StepRecord
 from sqs_pyro.inference.export import (
@@ -23,7 +22,8 @@ from sqs_pyro.inference.export import (
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.recipe import CompressionRecipe, PriorRecipe
 from sqs_pyro.kernels import packed_network
-from sqs_pyro.models.bayesian import BayesianNetwork, scale_matched_prior
+from sqs_pyro.models import LearnedPrior, scale_matched_prior
+from sqs_pyro.models.bayesian import BayesianNetwork, Prior
 from sqs_pyro.recipe import parse
 
 __all__ = ["CompressionResult", "StepRecord", "compress"]
@@ -149,14 +149,13 @@ def _finish(
     return hard, packed
 
 
-def _prior(recipe: PriorRecipe) -> Callable[[str, Tensor], dist.TorchDistribution]:
-    matched = scale_matched_prior(recipe.inclusion)
-    if recipe.slab_scale is None:
-        return matched
-    scale = recipe.slab_scale
-
-    def prior(name: str, weight: Tensor) -> dist.TorchDistribution:
-        zero = weight.new_zeros(())
-        return SpikeAndSlab(zero + recipe.inclusion, dist.Normal(zero, zero + scale))
-
-    return prior
+def _prior(recipe: PriorRecipe) -> Prior:
+    """The prior that a recipe names."""
+    if recipe.kind == "learned":
+        return LearnedPrior(recipe.inclusion, recipe.scope)
+    return scale_matched_prior(
+        recipe.inclusion,
+        recipe.kind,
+        slab_scale=recipe.slab_scale,
+        degrees_of_freedom=recipe.degrees_of_freedom,
+    )

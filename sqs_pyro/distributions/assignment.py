@@ -64,7 +64,11 @@ class HardValue(torch.autograd.Function):
 
 
 class ExpectedDivergence(torch.autograd.Function):
-    """Jensen's bound ``Σ_k φ_k κ_k`` of each weight's slab, with responsibilities recomputed in backward."""
+    """``Σ_k φ_k κ_k`` of each weight, less ``H(φ)`` if asked for; responsibilities are recomputed in backward.
+
+    With κ of the components it is Jensen's bound on the slab's KL; with ``κ_k = -log π_k``, less the entropy,
+    it is ``KL(φ‖π)``.
+    """
 
     @staticmethod
     def forward(
@@ -75,31 +79,51 @@ class ExpectedDivergence(torch.autograd.Function):
         log_mixing: Tensor,
         divergence: Tensor,
         temperature: float,
+        less_entropy: bool = False,
     ) -> Tensor:
         """Args: latent ``[G, n]``; loc, scale, log_mixing, divergence κ ``[G, K]``. Returns ``[G, n]``."""
         phi = _soft_assignment(latent, loc, scale, log_mixing, temperature)
-        expected = (phi * _over_weights(divergence)).sum(0)
+        expected = (phi * _with_log(phi, _over_weights(divergence), less_entropy)).sum(0)
         ctx.save_for_backward(latent, loc, scale, log_mixing, divergence, expected)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.less_entropy = temperature, less_entropy
         return expected
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients by ``∂/∂logit_k = φ_k (κ_k - Σ_j φ_j κ_j) / τ`` and the chain rule through the logits."""
+        """Gradients by ``∂/∂logit_k = φ_k (κ_k - Σ_j φ_j κ_j) / τ`` and the chain rule through the logits.
+
+        Less the entropy, ``κ_k + log φ_k`` takes the place of ``κ_k``: the logarithm's own derivative sums to 0.
+        """
         (grad,) = grads
         latent, loc, scale, log_mixing, divergence, expected = ctx.saved_tensors
         phi = _soft_assignment(latent, loc, scale, log_mixing, ctx.temperature)
+        excess = (_with_log(phi, _over_weights(divergence), ctx.less_entropy) - expected).div_(ctx.temperature)
         phi *= grad
         grad_divergence = phi.sum(-1).T
-        grad_logits = phi.mul_((_over_weights(divergence) - expected).div_(ctx.temperature))
+        grad_logits = phi.mul_(excess)
         grad_log_mixing = grad_logits.sum(-1).T
         z = (latent - _over_weights(loc)).mul_(_over_weights(scale.reciprocal()))
         first = grad_logits.mul_(z)  # ∂logit/∂w = -z/σ, ∂logit/∂μ = z/σ
         grad_loc = first.sum(-1).T / scale
         grad_latent = -(first * _over_weights(scale.reciprocal())).sum(0)
         grad_scale = (first.mul_(z).sum(-1).T - grad_log_mixing) / scale  # ∂logit/∂σ = (z² - 1)/σ
-        return grad_latent, grad_loc, grad_scale, grad_log_mixing, grad_divergence, None
+        return grad_latent, grad_loc, grad_scale, grad_log_mixing, grad_divergence, None, None
+
+
+def per_weight(codebook: Tensor, shape: torch.Size) -> Tensor:
+    """A codebook ``[G, K]`` of weights ``[*shape]`` so that it broadcasts to ``[*shape, K]``; copies for tiles."""
+    if len(codebook) == 1:
+        return codebook[0]
+    if len(codebook) == shape[0]:
+        return codebook.view(shape[0], *[1] * (len(shape) - 1), -1)
+    per_group = shape.numel() // len(codebook)
+    return codebook[:, None, :].expand(-1, per_group, -1).reshape(*shape, -1)
+
+
+def _with_log(phi: Tensor, divergence: Tensor, less_entropy: bool) -> Tensor:
+    """``κ_k``, or ``κ_k + log φ_k``; φ is nowhere so small that its logarithm is not finite."""
+    return phi.log().add_(divergence) if less_entropy else divergence
 
 
 def _over_weights(codebook: Tensor) -> Tensor:

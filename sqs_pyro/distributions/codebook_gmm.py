@@ -6,9 +6,15 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from sqs_pyro.distributions.assignment import ExpectedDivergence, HardValue, assignment_logits, map_codes
+from sqs_pyro.distributions.assignment import (
+    ExpectedDivergence,
+    HardValue,
+    assignment_logits,
+    map_codes,
+    per_weight,
+)
 from sqs_pyro.distributions.kl import gate_divergence, register_bound, spike_gmm_bound
-from sqs_pyro.distributions.spike_and_slab import SpikeAndSlab
+from sqs_pyro.distributions.spike_and_slab import SpikeAndSlab, straight_through_gate
 from sqs_pyro.distributions.spike_gmm import SpikeGMM
 
 
@@ -55,12 +61,12 @@ class CodebookGMM(SpikeGMM):
     @property
     def loc(self) -> Tensor:
         """μ, broadcastable to ``[*shape, K]``."""
-        return self._per_weight(self.codebook_loc)
+        return per_weight(self.codebook_loc, self.batch_shape)
 
     @property
     def scale(self) -> Tensor:
         """σ, broadcastable to ``[*shape, K]``."""
-        return self._per_weight(self.codebook_scale)
+        return per_weight(self.codebook_scale, self.batch_shape)
 
     @property
     def num_groups(self) -> int:
@@ -92,16 +98,7 @@ class CodebookGMM(SpikeGMM):
         """The same law with ``batch_shape`` enlarged, as an explicit :class:`SpikeGMM` (its logits are N x K)."""
         if torch.Size(batch_shape) == self.batch_shape:
             return self
-        explicit = SpikeGMM(
-            self.gates,
-            self.loc,
-            self.scale,
-            logits=self.logits,
-            temperature=self.temperature,
-            estimator=self.estimator,
-            validate_args=False,
-        )
-        return explicit.expand(batch_shape, _instance)
+        return self.explicit().expand(batch_shape, _instance)
 
     def _current_codes(self) -> Tensor:
         return self.map_codes() if self._hard_codes is None else self._hard_codes
@@ -111,16 +108,6 @@ class CodebookGMM(SpikeGMM):
             self.grouped(self.latent), self.grouped(self.gates), self.codebook_loc, self._current_codes()
         )
         return value.view(self.batch_shape).expand(shape)
-
-    def _per_weight(self, codebook: Tensor) -> Tensor:
-        """A codebook ``[G, K]`` so that it broadcasts to ``[*shape, K]``; a copy only for tiles."""
-        shape = self.batch_shape
-        if self.num_groups == 1:
-            return codebook[0]
-        if self.num_groups == shape[0]:
-            return codebook.view(shape[0], *[1] * (len(shape) - 1), -1)
-        per_group = shape.numel() // self.num_groups
-        return codebook[:, None, :].expand(-1, per_group, -1).reshape(*shape, -1)
 
 
 def _same_everywhere(p: SpikeAndSlab) -> bool:
@@ -140,11 +127,12 @@ def _jensen_codebook(q: CodebookGMM, p: SpikeAndSlab) -> Tensor:
     return gate_divergence(q.gates, p.base_inclusion) + q.gates * slab.view(q.batch_shape)
 
 
-class LatentSpikeAndSlab(SpikeAndSlab):
+class LatentSpikeAndSlab(SpikeGMM):
     """Warm-up family, before there is a codebook: ``(1-λ) δ_0 + λ N(w, s²)`` around each latent weight.
 
-    ``rsample`` is the hard, noise-free network of the present latents with straight-through gradients
-    (:meth:`SpikeAndSlab.mode_straight_through`); ``sample`` draws from the density.
+    ``rsample`` is the hard, noise-free network of the present latents with straight-through gradients: 1 to the
+    latent where the gate is open, the latent to the gate, so that closed gates still learn whether to open.
+    ``sample`` draws from the density.
 
     Args:
         gates: λ, ``[*shape]``.
@@ -153,9 +141,19 @@ class LatentSpikeAndSlab(SpikeAndSlab):
     """
 
     def __init__(self, gates: Tensor, latent: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
-        slab = torch.distributions.Normal(latent, scale, validate_args=False)
-        super().__init__(gates, slab, validate_args)
+        self.latent, self.latent_scale = latent, scale.expand(latent.shape)
+        one_component = torch.ones_like(latent[..., None])
+        super().__init__(
+            gates,
+            latent.unsqueeze(-1),
+            self.latent_scale.unsqueeze(-1),
+            responsibilities=one_component,
+            validate_args=validate_args,
+        )
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        """The latents of open gates, exact zeros elsewhere."""
-        return self.mode_straight_through().expand(torch.Size(sample_shape) + self.batch_shape)
+    def expand(self, batch_shape: Any, _instance: Any = None) -> SpikeGMM:
+        """The same law with ``batch_shape`` enlarged, as a :class:`SpikeGMM` of one component."""
+        return self if torch.Size(batch_shape) == self.batch_shape else self.explicit().expand(batch_shape)
+
+    def _rsample_straight_through(self, shape: torch.Size) -> Tensor:
+        return (straight_through_gate(self.gates > 0.5, self.gates) * self.latent).expand(shape)

@@ -27,6 +27,7 @@ from pyro.distributions.util import scale_and_mask, sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence, register_kl
 
+import sqs_pyro.distributions.student_t_kl  # noqa: F401  registers KL(Normal‖StudentT)
 from sqs_pyro.distributions.numerics import BernoulliDivergence, log_or_neg_inf, weighted
 from sqs_pyro.distributions.spike_and_slab import SpikeAndSlab
 from sqs_pyro.distributions.spike_gmm import SpikeGMM

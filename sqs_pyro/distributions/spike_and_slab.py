@@ -115,15 +115,6 @@ class SpikeAndSlab(TorchDistribution):
         """``slab.mean`` where λ₀ > 1/2, else 0: the value under the most probable gate."""
         return (self.base_inclusion > 0.5) * self.slab.mean
 
-    def mode_straight_through(self) -> Tensor:
-        """:attr:`mode` with training gradients: 1 to the slab's mean where the gate is open, mean to λ.
-
-        Used by the warm-up stage, where this class is the variational law of a weight that has no codebook
-        yet: the forward pass is the hard, noise-free network; closed gates still learn whether to open.
-        """
-        gate = straight_through_gate(self.base_inclusion > 0.5, self.base_inclusion)
-        return gate * self.slab.mean
-
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density (δ₀ + Lebesgue), ``[*sample_shape, *batch_shape]``; gradients finite at λ₀ = 0, 1."""
         if self._validate_args:

@@ -222,6 +222,18 @@ class SpikeGMM(TorchDistribution):
         new._validate_args = self._validate_args
         return new
 
+    def explicit(self) -> "SpikeGMM":
+        """The same law with all parameters written out (logits are N x K), whatever a subclass computes."""
+        return SpikeGMM(
+            self.gates,
+            self.loc,
+            self.scale,
+            logits=self.logits,
+            temperature=self.temperature,
+            estimator=self.estimator,
+            validate_args=False,
+        )
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density (δ₀ + Lebesgue), ``[*sample_shape, *batch_shape]``; gradients finite at λ = 0, 1."""
         if self._validate_args:

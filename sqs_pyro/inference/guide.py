@@ -89,6 +89,8 @@ class SpikeGMMGuide(PyroModule):
             site.learn_shape(estimator != "straight_through")
             self.sites[name.replace(".", "/")] = site
         self.resume(stage, draws=0)
+        if hasattr(model, "bind_codebooks"):
+            model.bind_codebooks(self.codebook)
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -122,6 +124,10 @@ class SpikeGMMGuide(PyroModule):
         estimator = "straight_through" if self.stage == "frozen" else self.estimator
         codes = site.codes if estimator == "straight_through" else None
         return site.coded_distribution(self.temperature, self.gate_temperature, estimator, codes)
+
+    def codebook(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """μ, σ and ``log π`` of a site, each ``[G, K]``: what a learned prior shares."""
+        return self.site_guides()[name].codebook()
 
     def start_coding(self) -> None:
         """End the warm-up: fit codebooks to the weights that survived pruning."""

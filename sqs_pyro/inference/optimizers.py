@@ -10,13 +10,15 @@ from sqs_pyro.inference.recipe import CompressionRecipe
 
 
 def optimizers(model: nn.Module, guide: SpikeGMMGuide, recipe: CompressionRecipe) -> list[torch.optim.Optimizer]:
-    """SGD for latents and for the parameters of ``model`` that learn, Adam for codebooks and gates.
+    """SGD for latents and for the parameters of ``model`` that learn, Adam for codebooks, gates and the prior's.
 
     Every group has a key ``highest_lr``, to which a schedule's factor applies. Parameters that do not require
     a gradient are left out; gates do not from here on, if the recipe gives them no learning rate.
     """
     sites = guide.site_guides().values()
-    leftovers = [p for p in model.parameters() if p.requires_grad]
+    learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    leftovers = [p for name, p in learning if not name.startswith("prior.")]
+    prior = [p for name, p in learning if name.startswith("prior.")]
     decayed = [site.latent_unconstrained for site in sites] + [p for p in leftovers if p.dim() > 1]
     plain = [p for p in leftovers if p.dim() <= 1]
     sgd = torch.optim.SGD(
@@ -29,7 +31,9 @@ def optimizers(model: nn.Module, guide: SpikeGMMGuide, recipe: CompressionRecipe
         nesterov=recipe.momentum > 0,
         fused=True,
     )
-    groups: list[dict[str, Any]] = []
+    groups: list[dict[str, Any]] = (
+        [{"params": prior, "highest_lr": recipe.codebook_learning_rate}] if prior else []
+    )
     for site in sites:
         # Adam's step has the size of its learning rate: give it in units of the layer's weights.
         size = float(site.latent.detach().square().mean().sqrt()) or 1.0

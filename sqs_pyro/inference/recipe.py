@@ -30,15 +30,23 @@ class WindowsRecipe(RecipeSection):
 
 
 class PriorRecipe(RecipeSection):
-    """Spike-and-slab prior of every weight.
+    """Prior of every weight.
 
     Attributes:
-        inclusion: λ₀, prior probability that a weight is not zero.
-        slab_scale: σ₀ of the Normal slab; None takes the root mean square of the layer's pretrained weights.
+        kind: a spike at zero with a `normal`, `laplace` or `student_t` slab, or `learned`: a spike and the
+            components of the guide, under which the KL is the code length of gates and codes.
+        inclusion: λ₀, prior probability that a weight is not zero; `learned` starts from it.
+        slab_scale: scale parameter of the slab; None takes the one whose root mean square is that of the layer's
+            pretrained weights.
+        degrees_of_freedom: ν of a `student_t` slab.
+        scope: whether `learned` has one inclusion a `layer` or a `global` one.
     """
 
+    kind: Literal["normal", "laplace", "student_t", "learned"] = "normal"
     inclusion: float = Field(default=0.5, gt=0, lt=1)
     slab_scale: float | None = Field(default=None, gt=0)
+    degrees_of_freedom: float = Field(default=4.0, gt=2)
+    scope: Literal["layer", "global"] = "layer"
 
 
 class PruningRecipe(RecipeSection):

@@ -80,6 +80,10 @@ class SiteGuide(PyroModule):
         """The latents as their windows represent them, the site's shape."""
         return self.windows.represent(self.latent, self.edges)
 
+    def codebook(self) -> tuple[Tensor, Tensor, Tensor]:
+        """μ, σ and ``log π``, each ``[G, K]``."""
+        return self.loc, self.scale, self.mixing_logits.log_softmax(-1)
+
     @torch.no_grad()
     def fit_codebook(self) -> None:
         """K-means of the surviving latents, window edges and codes anew."""
@@ -122,9 +126,7 @@ class SiteGuide(PyroModule):
         return CodebookGMM(
             self.gates(gate_temperature),
             self.latent,
-            self.loc,
-            self.scale,
-            self.mixing_logits.log_softmax(-1),
+            *self.codebook(),
             anchor=self.anchor(),
             codes=codes,
             temperature=temperature,

@@ -1,12 +1,15 @@
 """Networks as Pyro models: any ``nn.Module`` by :class:`BayesianNetwork`, and those offered here by name."""
 
-from sqs_pyro.models.bayesian import BayesianNetwork, scale_matched_prior
+from sqs_pyro.models.bayesian import BayesianNetwork
 from sqs_pyro.models.catalogue import digits_net, resnet18, resnet20, resnet32, resnet44, resnet50, resnet56
 from sqs_pyro.models.likelihoods import Gaussian
+from sqs_pyro.models.priors import LearnedPrior, NetworkPrior, scale_matched_prior
 
 __all__ = [
     "BayesianNetwork",
     "Gaussian",
+    "LearnedPrior",
+    "NetworkPrior",
     "digits_net",
     "resnet18",
     "resnet20",

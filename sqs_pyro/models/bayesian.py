@@ -1,6 +1,6 @@
 """Any ``nn.Module`` as a Pyro model whose weights are random."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import pyro
@@ -10,24 +10,15 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sqs_pyro.distributions import SpikeAndSlab
+from sqs_pyro.distributions import SpikeAndMixture, SpikeAndSlab
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.models import likelihoods
+from sqs_pyro.models.priors import Codebooks, FixedPrior, NetworkPrior, SitePrior, scale_matched_prior
 from sqs_pyro.models.sites import select_sites
 from sqs_pyro.network_io import call_arguments, output_tensor, tensors_in
 
-#: One distribution for every weight, or a function of a site's name and pretrained value.
-Prior: TypeAlias = dist.TorchDistribution | Callable[[str, Tensor], dist.TorchDistribution]
-
-
-def scale_matched_prior(inclusion: float = 0.5) -> Callable[[str, Tensor], dist.TorchDistribution]:
-    """The default prior: spike-and-slab, its Normal slab as wide as the layer's pretrained weights (rms)."""
-
-    def prior(name: str, weight: Tensor) -> dist.TorchDistribution:
-        rms = weight.detach().float().square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-        return SpikeAndSlab(torch.full_like(rms, inclusion), dist.Normal(torch.zeros_like(rms), rms))
-
-    return prior
+#: One distribution for every weight, a function of a site's name and pretrained value, or a strategy.
+Prior: TypeAlias = dist.TorchDistribution | SitePrior | NetworkPrior
 
 
 class BayesianNetwork(PyroModule):
@@ -43,8 +34,8 @@ class BayesianNetwork(PyroModule):
 
     Args:
         net: the network, with its pretrained weights.
-        prior: a scalar distribution used for every weight, or a callable ``(name, weight) -> distribution``;
-            by default :func:`scale_matched_prior`.
+        prior: a scalar distribution used for every weight, a callable ``(name, weight) -> distribution``, or a
+            :class:`~sqs_pyro.models.priors.NetworkPrior`; by default :func:`scale_matched_prior`.
         likelihood: ``"categorical"``, ``"gaussian"``, or a callable from the network's output to a
             distribution with batch shape ``[B]``.
         num_data: N, the number of training examples; by default the size of the minibatch at hand.
@@ -70,14 +61,29 @@ class BayesianNetwork(PyroModule):
         self.net = net
         self.num_data = num_data
         self.likelihood = likelihoods.resolve(likelihood)
-        self.priors = _site_priors(prior or scale_matched_prior(), sites)
+        self._names = tuple(sites)
+        self.prior = _network_prior(prior or scale_matched_prior())
+        self.prior.start(sites)
         for weight in sites.values():
             weight.requires_grad_(False)
 
     def site_values(self) -> dict[str, Tensor]:
         """The pretrained value of every site, by name, in the order in which the model samples them."""
         parameters = dict(self.net.named_parameters())
-        return {name: parameters[name].detach() for name in self.priors}
+        return {name: parameters[name].detach() for name in self._names}
+
+    @property
+    def priors(self) -> dict[str, dist.TorchDistribution]:
+        """The prior of every site by name, as it is now; what is random in it stands at its mean."""
+        return self.prior.site_priors({name: law.mean for name, law in self.hyper_priors().items()})
+
+    def hyper_priors(self) -> dict[str, dist.TorchDistribution]:
+        """Laws of sample sites other than weights, by name: a guide must sample them first, in this order."""
+        return self.prior.hyper_priors()
+
+    def bind_codebooks(self, codebooks: Codebooks) -> None:
+        """Let a prior that shares components with a guide find them: ``name -> (loc, scale, log_mixing)``."""
+        self.prior.bind_codebooks(codebooks)
 
     def forward(self, inputs: Any, y: Tensor | None = None) -> Tensor:
         """Sample a network, run it on ``inputs`` and observe ``y``.
@@ -92,7 +98,7 @@ class BayesianNetwork(PyroModule):
         net = self._modules["net"]
         weights = {
             name: pyro.sample(name, prior).to(net.get_parameter(name).dtype)  # guides work in float32
-            for name, prior in self.priors.items()
+            for name, prior in self.prior().items()
         }
         args, kwargs = call_arguments(inputs)
         output = functional_call(net, {**weights, **self._point_estimates()}, args, kwargs)
@@ -111,16 +117,11 @@ class BayesianNetwork(PyroModule):
         parameters = self._modules["net"].named_parameters()  # past PyroModule, which warns of frozen ones
         return {name: pyro.param(f"net.{name}", value) for name, value in parameters if value.requires_grad}
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BayesianNetwork":
-        """Move the priors' tensors together with the network's (``.to``, ``.cuda``)."""
-        self.priors = {name: _apply_to_distribution(prior, fn) for name, prior in self.priors.items()}
-        return super()._apply(fn, recurse)
-
     def __repr__(self) -> str:
-        values = self.site_values()
+        values, priors = self.site_values(), self.priors
         width = max(len(name) for name in values)
         lines = [
-            f"  {name:<{width}}  {tuple(value.shape)!s:<18}  {_describe(self.priors[name])}"
+            f"  {name:<{width}}  {tuple(value.shape)!s:<18}  {_describe(priors[name])}"
             for name, value in values.items()
         ]
         weights = sum(value.numel() for value in values.values())
@@ -131,35 +132,16 @@ class BayesianNetwork(PyroModule):
         )
 
 
-def _site_priors(prior: Prior, sites: Mapping[str, Tensor]) -> dict[str, dist.TorchDistribution]:
-    priors = {}
-    for name, weight in sites.items():
-        site_prior = prior if isinstance(prior, dist.Distribution) else prior(name, weight)
-        if site_prior.event_shape:
-            raise NetworkError(
-                f"The prior of '{name}' has event shape {tuple(site_prior.event_shape)}, but must be a "
-                "distribution over single weights (event shape ()), batch shape () or the weight's."
-            )
-        priors[name] = site_prior.expand(weight.shape).to_event(weight.dim())
-    return priors
-
-
-def _apply_to_distribution(d: dist.TorchDistribution, fn: Callable[[Tensor], Tensor]) -> dist.TorchDistribution:
-    """A shallow copy of ``d`` with ``fn`` applied to every tensor inside, nested distributions included."""
-    moved = d.__class__.__new__(d.__class__)
-    for key, value in d.__dict__.items():
-        if isinstance(value, Tensor):
-            value = fn(value)
-        elif isinstance(value, torch.distributions.Distribution):
-            value = _apply_to_distribution(value, fn)
-        moved.__dict__[key] = value
-    return moved
+def _network_prior(prior: Prior) -> NetworkPrior:
+    return prior if isinstance(prior, NetworkPrior) else FixedPrior(prior)
 
 
 def _describe(prior: dist.TorchDistribution) -> str:
     base = getattr(prior, "base_dist", prior)
     if isinstance(base, SpikeAndSlab):
         return f"SpikeAndSlab({_scalar(base.inclusion)}, {_describe(base.slab)})"
+    if isinstance(base, SpikeAndMixture):
+        return f"SpikeAndMixture({_scalar(base.inclusion)}, {base.num_components} components)"
     arguments = ", ".join(_scalar(getattr(base, name)) for name in base.arg_constraints if hasattr(base, name))
     return f"{type(base).__name__}({arguments})"
 

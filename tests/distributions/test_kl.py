@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 import torch
 from hypothesis import given, settings
-from kits.statistics import bernoulli_kl, critical_z, mixture_kl
+from kits.statistics import bernoulli_kl, critical_z, mixture_kl, panels
 from torch.distributions import kl_divergence
 
 from sqs_pyro.distributions import (
@@ -206,6 +206,33 @@ def test_slab_per_weight_matches_each_weight_alone():
         alone = SpikeGMM(gates[i, j], loc[i, 0], scale, logits=logits[i, j])
         prior = SpikeAndSlab(0.3, dist.Normal(slab_loc[j], slab_scale[i, 0]))
         torch.testing.assert_close(kl_bound(alone, prior), together[i, j])
+
+
+class TestNormalAgainstStudentT:
+    """KL by a quadrature in another variable than the one it is compared with."""
+
+    @pytest.mark.parametrize("degrees_of_freedom", [0.5, 1.0, 4.0, 30.0])
+    def test_against_quadrature(self, degrees_of_freedom):
+        loc, scale = (x.ravel() for x in np.meshgrid([0.0, 0.3, -5.0, 40.0], [1e-3, 0.1, 1.0, 10.0, 300.0]))
+        slab = dist.StudentT(torch.tensor(degrees_of_freedom, dtype=F64), torch.tensor(0.2, dtype=F64), 0.7)
+        got = kl_divergence(dist.Normal(torch.from_numpy(loc), torch.from_numpy(scale)), slab).numpy()
+        for mu, sigma, value in zip(loc, scale, got, strict=True):
+            law = scipy.stats.norm(mu, sigma)
+            reach = np.geomspace(1e-4, 12 * sigma + 12, 400)  # around the mean and around the slab's peak
+            edges = np.unique(np.concatenate([mu - reach, [mu, 0.2], mu + reach, 0.2 - reach, 0.2 + reach]))
+            x, weights = panels(edges[np.abs(edges - mu) <= 12 * sigma])
+            log_ratio = law.logpdf(x) - scipy.stats.t.logpdf(x, degrees_of_freedom, 0.2, 0.7)
+            expected = (weights * law.pdf(x) * log_ratio).sum()
+            assert value == pytest.approx(expected, rel=1e-7, abs=1e-6)
+
+    def test_gradients(self):
+        loc, scale = torch.randn(20, dtype=F64), torch.randn(20, dtype=F64)
+        inputs = [x.requires_grad_() for x in (loc, scale.exp(), torch.tensor([0.5, 4.0], dtype=F64)[:, None])]
+
+        def divergence(loc, scale, slab_scale):
+            return kl_divergence(dist.Normal(loc, scale), dist.StudentT(3.0, 0.1, slab_scale))
+
+        assert torch.autograd.gradcheck(divergence, inputs)
 
 
 class TestDispatch:

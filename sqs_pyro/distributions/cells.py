@@ -1,0 +1,67 @@
+"""A lower bound on the KL between Gaussian mixtures: what is left of it when the line is cut into cells.
+
+By the data-processing inequality ``KL(Q‖P) <= KL(q‖p)`` for the masses Q, P that two laws give to the cells of
+any partition: what only knows the cell can tell them apart no better. With a codebook's components in cells of
+their own little is lost, and every finer partition loses less.
+"""
+
+import torch
+from torch import Tensor
+
+_OFFSETS = (-2.0, -1.2, -0.4, 0.4, 1.2, 2.0)  # edges inside a component, in its standard deviations
+_MOST_NUMBERS = 1 << 22  # of weights times cells that are held at once
+
+
+def cell_divergence(
+    weights_q: Tensor, loc_q: Tensor, scale_q: Tensor, log_weights_p: Tensor, loc_p: Tensor, scale_p: Tensor
+) -> Tensor:
+    """``Σ_c Q_c log(Q_c / P_c) <= KL(Σ_k w_k N_k‖Σ_j v_j N'_j)``, ``[G, n]``, never negative.
+
+    Args:
+        weights_q: w of each weight's law, ``[G, n, K]``, summing to 1 over K.
+        loc_q, scale_q: its components, ``[G, K]``.
+        log_weights_p: log v, ``[G, J]``.
+        loc_p, scale_p: the other law's components, ``[G, J]``.
+    """
+    num_groups, num_numbers = len(loc_q), len(_OFFSETS) * (loc_q.shape[1] + loc_p.shape[1]) ** 2
+    if num_groups > 1 and num_groups * num_numbers > _MOST_NUMBERS:  # as many groups as weights, maybe
+        everything = (weights_q, loc_q, scale_q, log_weights_p, loc_p, scale_p)
+        parts = [x.split(max(1, _MOST_NUMBERS // num_numbers)) for x in everything]
+        return torch.cat([cell_divergence(*part) for part in zip(*parts, strict=True)])
+    edges = _edges(loc_q.detach(), scale_q.detach(), loc_p.detach(), scale_p.detach())
+    mass_q = _log_masses(loc_q, scale_q, edges).exp()  # [G, K, C]
+    log_p = (log_weights_p.unsqueeze(-1) + _log_masses(loc_p, scale_p, edges)).logsumexp(1)  # [G, C]
+    at_once = max(1, _MOST_NUMBERS // log_p.numel())
+    return torch.cat([_divergence(part @ mass_q, log_p) for part in weights_q.split(at_once, dim=1)], dim=1)
+
+
+def _divergence(mass_q: Tensor, log_p: Tensor) -> Tensor:
+    """``[G, n, C], [G, C] -> [G, n]``."""
+    has_mass = (mass_q > 0) & (log_p > -torch.inf).unsqueeze(1)
+    log_ratio = mass_q.where(has_mass, 1.0).log() - log_p.where(log_p > -torch.inf, 0.0).unsqueeze(1)
+    return (mass_q * log_ratio).where(has_mass, 0.0).sum(-1).clamp(min=0)
+
+
+def _edges(loc_q: Tensor, scale_q: Tensor, loc_p: Tensor, scale_p: Tensor) -> Tensor:
+    """Ascending inner edges of the cells, ``[G, C - 1]``: around each component, and midway between codewords."""
+    ordered = loc_p.sort(-1).values
+    edges = [(ordered[:, 1:] + ordered[:, :-1]) / 2, _around(loc_q, scale_q)]
+    if not torch.equal(loc_q, loc_p):
+        edges.append(_around(loc_p, scale_p))
+    return torch.cat(edges, dim=-1).sort(-1).values
+
+
+def _around(loc: Tensor, scale: Tensor) -> Tensor:
+    return (loc.unsqueeze(-1) + scale.unsqueeze(-1) * loc.new_tensor(_OFFSETS)).flatten(1)
+
+
+def _log_masses(loc: Tensor, scale: Tensor, edges: Tensor) -> Tensor:
+    """``log P(N(μ_k, σ_k²) in cell c)``, ``[G, K, C]``; finite far out in the tails, -inf only in empty cells."""
+    z = (edges.unsqueeze(1) - loc.unsqueeze(-1)) / scale.unsqueeze(-1)
+    low = torch.nn.functional.pad(z, (1, 0), value=-torch.inf)
+    high = torch.nn.functional.pad(z, (0, 1), value=torch.inf)
+    low, high = torch.where(low > 0, -high, low), torch.where(low > 0, -low, high)  # Φ is precise in its left tail
+    log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
+    is_wide = log_low < log_high
+    fraction = torch.where(is_wide, log_low - log_high, -1.0).exp()
+    return torch.where(is_wide, log_high + torch.log1p(-fraction), -torch.inf)

@@ -1,0 +1,129 @@
+r"""KL from the variational family to the learned prior, a mixture too.
+
+For ``p = (1-ρ) δ₀ + ρ Σⱼ πⱼ N'ⱼ`` (:class:`SpikeAndMixture`) and ``q = (1-λ) δ₀ + λ Σₖ φₖ Nₖ``:
+
+* *Shared components* (``Nₖ = N'ₖ``). The joint laws of gate, code and value agree in their last factor, so by the
+  chain rule ``KL(Bern(λ)‖Bern(ρ)) + λ KL(φ‖π)`` is the KL of the joint laws, which is never below that of the
+  values alone. For one-hot φ it is ``-log p(gate, code)``: the length of an ideal code of the weight.
+* *Others.* ``κₖ = -log Σⱼ πⱼ exp(-KL(Nₖ‖N'ⱼ)) >= KL(Nₖ‖Σⱼ πⱼ N'ⱼ)`` by the log-sum inequality (a variational
+  bound of Hershey & Olsen 2007), and ``Σₖ φₖ κₖ`` by Jensen's.
+
+The lower end is :func:`~sqs_pyro.distributions.cells.cell_divergence`. Proofs: docs/method.md.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.distributions import register_kl
+from torch.utils.checkpoint import checkpoint
+
+from sqs_pyro.distributions.assignment import ExpectedDivergence
+from sqs_pyro.distributions.cells import cell_divergence
+from sqs_pyro.distributions.codebook_gmm import CodebookGMM, LatentSpikeAndSlab
+from sqs_pyro.distributions.kl import gate_divergence, kl_bound, register_bound
+from sqs_pyro.distributions.numerics import log_or_log_tiny, weighted
+from sqs_pyro.distributions.spike_and_mixture import SpikeAndMixture
+from sqs_pyro.distributions.spike_gmm import SpikeGMM
+
+
+def shares_components(q: SpikeGMM, p: SpikeAndMixture) -> bool:
+    """Whether the laws have the same components, code by code."""
+    if isinstance(q, CodebookGMM) and p.base_shape == q.batch_shape:
+        pairs = ((q.codebook_loc, p.codebook_loc), (q.codebook_scale, p.codebook_scale))
+    else:
+        pairs = ((q.loc, p.loc), (q.scale, p.scale))
+    return all(a is b or (a.shape == b.shape and torch.equal(a, b)) for a, b in pairs)
+
+
+def log_sum_divergence(loc: Tensor, scale: Tensor, loc_p: Tensor, scale_p: Tensor, log_mixing_p: Tensor) -> Tensor:
+    """``-log Σⱼ πⱼ exp(-KL(N(μ, σ²)‖N'ⱼ))``, never below ``KL(N(μ, σ²)‖Σⱼ πⱼ N'ⱼ)``.
+
+    Args:
+        loc, scale: of the Gaussians, ``[*batch]``.
+        loc_p, scale_p, log_mixing_p: of the mixtures, broadcastable to ``[*batch, J]``.
+    """
+    loc, scale = loc.unsqueeze(-1), scale.unsqueeze(-1)
+    pairwise = (scale_p / scale).log() + (scale**2 + (loc - loc_p) ** 2) / (2 * scale_p**2) - 0.5
+    return -(log_mixing_p - pairwise).logsumexp(-1)
+
+
+@register_bound("jensen", CodebookGMM, SpikeAndMixture)
+def _jensen_codebook(q: CodebookGMM, p: SpikeAndMixture) -> Tensor:
+    """Nothing of size N x K is kept."""
+    if p.base_shape != q.batch_shape or q.num_groups != p.num_groups:
+        return _jensen(q, p)
+    shared = shares_components(q, p)
+    divergence = -p.log_mixing if shared else _codebook_divergence(q, p)  # κ, [G, K]
+    slab = ExpectedDivergence.apply(
+        q.grouped(q.anchor), q.codebook_loc, q.codebook_scale, q.log_mixing, divergence, q.temperature, shared
+    )
+    return gate_divergence(q.gates, p.base_inclusion) + q.gates * slab.view(q.batch_shape)
+
+
+def _codebook_divergence(q: CodebookGMM, p: SpikeAndMixture) -> Tensor:
+    mixture = (p.codebook_loc, p.codebook_scale, p.log_mixing)
+    return log_sum_divergence(q.codebook_loc, q.codebook_scale, *(x.unsqueeze(1) for x in mixture))
+
+
+@register_bound("jensen", LatentSpikeAndSlab, SpikeAndMixture)
+@register_bound("dominant", LatentSpikeAndSlab, SpikeAndMixture)
+def _jensen_latent(q: LatentSpikeAndSlab, p: SpikeAndMixture) -> Tensor:
+    """Warm-up: one Gaussian a weight against K; their N x K pairs are computed again in backward."""
+    arguments = (q.latent, q.latent_scale, p.loc, p.scale, p.logits)
+    slab = cast(Tensor, checkpoint(log_sum_divergence, *arguments, use_reentrant=False))
+    return gate_divergence(q.gates, p.base_inclusion) + weighted(q.gates, slab)
+
+
+@register_bound("jensen", SpikeGMM, SpikeAndMixture)
+def _jensen(q: SpikeGMM, p: SpikeAndMixture) -> Tensor:
+    phi = q.responsibilities
+    component = component_bound(q, p)
+    if shares_components(q, p):
+        component = component + log_or_log_tiny(phi)
+    return gate_divergence(q.gates, p.base_inclusion) + weighted(q.gates, weighted(phi, component).sum(-1))
+
+
+@register_bound("dominant", SpikeGMM, SpikeAndMixture)
+def _dominant(q: SpikeGMM, p: SpikeAndMixture) -> Tensor:
+    table = component_bound(q, p).expand(*q.batch_shape, q.num_components)
+    slab = table.gather(-1, q.codes.unsqueeze(-1)).squeeze(-1)
+    return gate_divergence(q.gates, p.base_inclusion) + weighted(q.gates, slab)
+
+
+def component_bound(q: SpikeGMM, p: SpikeAndMixture) -> Tensor:
+    """κ: ``-log πₖ`` where components are shared, else the log-sum bound; broadcastable to ``[*batch, K]``."""
+    if shares_components(q, p):
+        return -p.logits
+    return log_sum_divergence(q.loc, q.scale, *(x.unsqueeze(-2) for x in (p.loc, p.scale, p.logits)))
+
+
+@register_bound("lower", SpikeGMM, SpikeAndMixture)
+def _lower(q: SpikeGMM, p: SpikeAndMixture) -> Tensor:
+    slab = cell_divergence(*_grouped(q, p)).view(q.batch_shape)
+    return gate_divergence(q.gates, p.base_inclusion) + weighted(q.gates, slab)
+
+
+def _grouped(q: SpikeGMM, p: SpikeAndMixture) -> tuple[Tensor, ...]:
+    """φ as ``[G, n, K]`` and the two laws' components as ``[G, ...]``; G = N where no codebook is shared."""
+    phi = q.responsibilities.expand(*q.batch_shape, q.num_components)
+    one_codebook = q.loc.dim() == q.scale.dim() == p.loc.dim() == p.scale.dim() == 1
+    if isinstance(q, CodebookGMM) and p.base_shape == q.batch_shape and q.num_groups == p.num_groups:
+        of_q, groups = (q.codebook_loc, q.codebook_scale), q.num_groups
+        of_p = (p.log_mixing, p.codebook_loc, p.codebook_scale)
+    else:
+        groups = 1 if one_codebook else q.batch_shape.numel()
+        shape = torch.Size() if one_codebook else q.batch_shape
+
+        def rows(codebook: Tensor, count: int) -> Tensor:
+            return codebook.expand(*shape, count).reshape(groups, count)
+
+        of_q = tuple(rows(x, q.num_components) for x in (q.loc, q.scale))  # type: ignore[assignment]
+        of_p = tuple(rows(x, p.num_components) for x in (p.logits, p.loc, p.scale))  # type: ignore[assignment]
+    return phi.reshape(groups, -1, q.num_components), *of_q, *of_p
+
+
+@register_kl(SpikeGMM, SpikeAndMixture)
+def _kl_spike_and_mixture(q: SpikeGMM, p: SpikeAndMixture) -> Tensor:
+    """What ``torch.distributions.kl_divergence`` answers: the Jensen bound."""
+    return kl_bound(q, p, "jensen")

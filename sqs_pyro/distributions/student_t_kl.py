@@ -1,0 +1,65 @@
+r"""``KL(Normal‖StudentT)``, which torch does not know, by a quadrature that converges at every width.
+
+With ``x ~ N(a, b)`` in units of ``s √ν``, the expectation that has no closed form is, by Frullani's integral
+``log(1 + x²) = ∫₀^∞ (1 - exp(-t x²)) exp(-t) dt / t``,
+
+    E log(1 + x²) = ∫ [1 - (1 + 2bt)^{-1/2} exp(-a² t / (1 + 2bt))] exp(-t) dy,      t = exp(y).
+
+In y the integrand is analytic and bounded for ``|Im y| < π/2``, so the trapezoidal rule with step h errs by
+``O(exp(-π²/h))``, whatever a and b; Gauss-Hermite nodes would fail for components wider than the slab.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.distributions import Normal, StudentT, register_kl
+
+_STEP = 0.5  # exp(-π²/h) = 3e-9
+_LOWEST, _HIGHEST = -24.0, 3.5  # exp(-exp(3.5)) = 4e-15
+
+
+class ExpectedLogOnePlusSquare(torch.autograd.Function):
+    """``E log(1 + x²)`` for ``x ~ N(a, b)``, elementwise; absolute error below 1e-8 for ``a² + b < 1e6``.
+
+    One pass over the nodes gives value and derivatives; nothing of size nodes x N is kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loc: Tensor, variance: Tensor) -> Tensor:
+        """Args: a, b > 0, of the same shape."""
+        square = loc.square()
+        value, to_loc, to_variance = (torch.zeros_like(square) for _ in range(3))
+        for i in range(round((_HIGHEST - _LOWEST) / _STEP) + 1):
+            t = math.exp(_LOWEST + i * _STEP)
+            weight = _STEP * math.exp(-t)
+            width = 2 * t * variance + 1
+            log_kept = -0.5 * width.log() - t * square / width  # log E exp(-t x²)
+            kept = log_kept.exp() * weight
+            value -= torch.expm1(log_kept) * weight
+            to_loc += kept * (2 * t) * loc / width
+            to_variance += kept * t / width * (1 - 2 * t * square / width)
+        ctx.save_for_backward(to_loc, to_variance)
+        return value + (square + variance) * (
+            math.exp(_LOWEST) / math.expm1(_STEP) * _STEP
+        )  # the rest, to the left
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of a and b."""
+        (grad,) = grads
+        to_loc, to_variance = ctx.saved_tensors
+        return grad * to_loc, grad * to_variance
+
+
+@register_kl(Normal, StudentT)
+def _kl_normal_student_t(q: Normal, p: StudentT) -> Tensor:
+    """``-½ log(2πe σ²) + log(s √(νπ) Γ(ν/2) / Γ((ν+1)/2)) + ½ (ν+1) E log(1 + x²)``."""
+    width = p.scale * p.df.sqrt()
+    loc, scale = torch.broadcast_tensors((q.loc - p.loc) / width, q.scale / width)
+    log_normaliser = 0.5 * math.log(math.pi) + torch.lgamma(p.df / 2) - torch.lgamma((p.df + 1) / 2)
+    entropy = 0.5 * math.log(2 * math.pi * math.e) + scale.log()
+    return log_normaliser - entropy + (p.df + 1) / 2 * ExpectedLogOnePlusSquare.apply(loc, scale.square())
