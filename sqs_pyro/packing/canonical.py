@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sqs_pyro.packing.coded import CodedTensor, look_up
+from sqs_pyro.packing.coded import CodedTensor, count_codes, look_up
 
 
 def canonical(coded: CodedTensor) -> CodedTensor:
@@ -20,7 +20,8 @@ def canonical(coded: CodedTensor) -> CodedTensor:
     is_zero = codebook.view(torch.int32) == 0  # not -0.0: its sign would be lost
     if is_zero.any():
         mask = mask & ~look_up(is_zero, codes)
-    used = _used(codes, mask, coded.num_components)
+        codes = codes * mask
+    used = count_codes(codes, mask, coded.num_components) > 0
     values, order = codebook.masked_fill(~used, torch.inf).sort(dim=1, stable=True)
     new_index, fresh = _number_distinct(values)
     rename = torch.empty_like(new_index).scatter_(1, order, new_index)  # [G, K]: old code -> new code
@@ -28,19 +29,8 @@ def canonical(coded: CodedTensor) -> CodedTensor:
     rows = torch.zeros(groups, components)
     keep = fresh.nonzero()
     rows[keep[:, 0], new_index[keep[:, 0], keep[:, 1]]] = values[fresh]
-    renamed = look_up(rename.to(torch.uint8), codes).masked_fill(~mask, 0)
+    renamed = look_up(rename.to(torch.uint8), codes).mul_(mask)
     return CodedTensor(renamed.view(coded.shape), mask.reshape(coded.shape), rows)
-
-
-def _used(codes: Tensor, mask: Tensor, components: int) -> Tensor:
-    """Return bool [G, K]: does a non-zero weight of the group use the code."""
-    used = torch.zeros(codes.shape[0], components, dtype=torch.bool)
-    if codes.shape[0] == 1:  # the usual case: count instead of making an index for every weight
-        used[0] = torch.bincount(codes[mask].int(), minlength=components).bool()
-    else:
-        group, place = mask.nonzero(as_tuple=True)
-        used[group, codes[group, place].long()] = True
-    return used
 
 
 def _number_distinct(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,15 +10,19 @@ from typing import Any
 import constriction
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sqs_pyro.errors import PackedFileError
-from sqs_pyro.packing.coded import CodedTensor
+from sqs_pyro.packing.coded import CodedTensor, count_codes
 from sqs_pyro.packing.layouts import Layout, PackedTensor, register_layout
 
 _STEPS = 8  # frequencies are kept to 1/8 of an octave: costs about 0.0005 bit a weight
 _FRACTIONS = np.round(2.0**15 * 2.0 ** (np.arange(_STEPS) / _STEPS))  # whole numbers: the same on every machine
-_CHUNK = 1 << 22
+_CHUNK = 1 << 18  # weights at once: int32 symbols of a whole layer would not fit into the cache
+
+Bytes = NDArray[np.uint8]
+Bits = NDArray[np.bool_]
 
 
 @register_layout
@@ -38,31 +42,24 @@ class EntropyLayout(Layout):
 
     def pack_parts(self, coded: CodedTensor, bits: int) -> dict[str, Tensor]:
         """Count, quantise the counts, encode under what the decoder will see."""
-        mask = coded.mask.reshape(-1)
-        has_zeros = not bool(mask.all())
-        symbols = coded.codes.reshape(-1).numpy().astype(np.uint16)
-        symbols += has_zeros
-        symbols *= mask.numpy()
-        counts = np.bincount(symbols, minlength=coded.num_components + has_zeros)
-        if np.count_nonzero(counts) == 1:
+        codes, mask = coded.codes.reshape(1, -1), coded.mask.reshape(1, -1)
+        counts = count_codes(codes, mask, coded.num_components)[0]
+        zeros = mask.numel() - coded.nonzeros
+        if zeros:
+            counts = torch.cat([torch.tensor([zeros]), counts])
+        if torch.count_nonzero(counts) == 1:
             return {"table": _empty(), "codes": _empty()}
-        table = np.round(_STEPS * np.log2(np.maximum(counts, 1))).astype(np.uint8)
-        stream = _encode(symbols, table).astype("<u4").tobytes()
-        stream = stream.rstrip(b"\0")  # high bytes of the last word; the decoder puts them back
-        codes = torch.from_numpy(np.frombuffer(stream, dtype=np.uint8).copy())
-        return {"table": torch.from_numpy(table), "codes": codes}
+        table = np.round(_STEPS * np.log2(counts.clamp_min(1).numpy())).astype(np.uint8)
+        stream = _encode(codes[0].numpy(), mask[0].numpy() if zeros else None, table)
+        return {"table": torch.from_numpy(table), "codes": torch.from_numpy(stream)}
 
     def unpack_codes(self, packed: PackedTensor) -> tuple[Tensor, Tensor]:
         """Decode the symbols and tell zeros from codes."""
-        numel = packed.numel
         if _num_symbols(packed) == 1:
-            mask = torch.full((numel,), packed.nonzeros > 0)
-            return torch.zeros(numel, dtype=torch.uint8), mask
-        symbols = _decode(packed)
-        has_zeros = packed.nonzeros < numel
-        nonzero = symbols != 0 if has_zeros else np.ones(numel, dtype=bool)
-        symbols -= has_zeros & nonzero
-        return torch.from_numpy(symbols.astype(np.uint8)), torch.from_numpy(nonzero)
+            numel = packed.numel
+            return torch.zeros(numel, dtype=torch.uint8), torch.full((numel,), packed.nonzeros > 0)
+        codes, mask = _decode(packed)
+        return torch.from_numpy(codes), torch.from_numpy(mask)
 
 
 def _num_symbols(packed: PackedTensor) -> int:
@@ -71,19 +68,27 @@ def _num_symbols(packed: PackedTensor) -> int:
     return packed.num_components + has_zeros if packed.nonzeros else 1
 
 
-def _model(table: np.ndarray) -> Any:
+def _model(table: Bytes) -> Any:
     frequencies = _FRACTIONS[table % _STEPS] * 2.0 ** (table // _STEPS)
     return constriction.stream.model.Categorical(frequencies.astype(np.float32), perfect=False)
 
 
-def _encode(symbols: np.ndarray, table: np.ndarray) -> np.ndarray:
+def _encode(codes: Bytes, mask: Bits | None, table: Bytes) -> Bytes:
+    """The stream of codes [n], which are symbols where ``mask`` [n] is None: no weight is zero."""
     coder, model = constriction.stream.stack.AnsCoder(), _model(table)
-    for start in reversed(range(0, len(symbols), _CHUNK)):  # a stack: what is encoded last decodes first
-        coder.encode_reverse(symbols[start : start + _CHUNK].astype(np.int32), model)
-    return coder.get_compressed()
+    for start in reversed(range(0, len(codes), _CHUNK)):  # a stack: what is encoded last decodes first
+        part = slice(start, start + _CHUNK)
+        symbols = codes[part].astype(np.int32)
+        if mask is not None:
+            symbols += mask[part]  # a zero has code 0
+        coder.encode_reverse(symbols, model)
+    stream = coder.get_compressed().astype("<u4").tobytes()
+    stream = stream.rstrip(b"\0")  # high bytes of the last word; the decoder puts them back
+    return np.frombuffer(stream, dtype=np.uint8).copy()
 
 
-def _decode(packed: PackedTensor) -> np.ndarray:
+def _decode(packed: PackedTensor) -> tuple[Bytes, Bits]:
+    """Codes and mask [n] of a stream."""
     stream = packed.parts["codes"].cpu().numpy().tobytes()
     words = np.frombuffer(stream + bytes(-len(stream) % 4), dtype="<u4").astype(np.uint32)
     try:
@@ -91,13 +96,18 @@ def _decode(packed: PackedTensor) -> np.ndarray:
     except ValueError as error:
         raise PackedFileError(f"the entropy-coded stream is damaged ({error})") from None
     model = _model(packed.parts["table"].cpu().numpy())
-    symbols = np.empty(packed.numel, dtype=np.uint16)
+    codes, mask = np.empty(packed.numel, dtype=np.uint8), np.ones(packed.numel, dtype=np.bool_)
+    has_zeros = packed.nonzeros < packed.numel
     for start in range(0, packed.numel, _CHUNK):
-        part = symbols[start : start + _CHUNK]
-        part[:] = coder.decode(model, len(part))
+        part = slice(start, start + _CHUNK)
+        symbols = coder.decode(model, len(codes[part]))
+        codes[part] = symbols  # modulo 256
+        if has_zeros:
+            np.not_equal(symbols, 0, out=mask[part])
+            codes[part] -= mask[part]  # symbol 256, of 257, is code 255
     if not coder.is_empty():
         raise PackedFileError("the entropy-coded stream goes on behind the last weight")
-    return symbols
+    return codes, mask
 
 
 def _empty() -> Tensor:

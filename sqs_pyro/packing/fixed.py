@@ -64,6 +64,6 @@ class BitmapLayout(Layout):
         """Read the mask, then put the codes where it is set."""
         mask = unpack_bits(packed.parts["mask"], 1, packed.numel).bool()
         codes = torch.zeros(packed.numel, dtype=torch.uint8)
-        if packed.bits and int(mask.sum()) == packed.nonzeros:  # a wrong count is reported by the caller
+        if packed.bits and int(torch.count_nonzero(mask)) == packed.nonzeros:  # the caller reports it if not
             codes[mask] = unpack_bits(packed.parts["codes"], packed.bits, packed.nonzeros)
         return codes, mask

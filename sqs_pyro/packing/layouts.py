@@ -81,8 +81,9 @@ class PackedTensor:
             PackedFileError: if the bytes do not decode to the stated shape, count and codes.
         """
         codes, mask = get_layout(self.layout).unpack_codes(self)
-        if int(mask.sum()) != self.nonzeros:
-            raise PackedFileError(f"{int(mask.sum())} weights are not zero, but {self.nonzeros} should be")
+        nonzeros = int(torch.count_nonzero(mask))
+        if nonzeros != self.nonzeros:
+            raise PackedFileError(f"{nonzeros} weights are not zero, but {self.nonzeros} should be")
         try:
             return CodedTensor(codes.view(self.shape), mask.view(self.shape), self.codebook())
         except NetworkError as error:

@@ -5,6 +5,8 @@ from kits.layout import assert_same_bits, coded_tensors, random_coded, slow_dens
 
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.packing import CodedTensor, canonical
+from sqs_pyro.packing import coded as coded_module
+from sqs_pyro.packing.coded import count_codes
 
 
 @given(coded=coded_tensors())
@@ -20,6 +22,19 @@ def test_canonical_keeps_every_bit(coded):
     again = canonical(smallest)
     assert torch.equal(again.codes, smallest.codes)
     assert torch.equal(again.codebook, smallest.codebook)
+
+
+@pytest.mark.parametrize("chunk", [1 << 16, 7])
+@pytest.mark.parametrize(("shape", "groups"), [((6, 8), 1), ((6, 8), 3), ((40, 2), 40)])
+def test_codes_are_counted_and_looked_up_one_by_one(shape, groups, chunk, monkeypatch):
+    monkeypatch.setattr(coded_module, "_CHUNK", chunk)
+    coded = random_coded(shape, 5, groups=groups, nonzero_rate=0.6)
+    codes, mask = coded.codes.view(groups, -1), coded.mask.view(groups, -1)
+    counts = torch.zeros(groups, 5, dtype=torch.long)
+    for group, place in mask.nonzero().tolist():
+        counts[group, int(codes[group, place])] += 1
+    assert torch.equal(count_codes(codes, mask, 5), counts)
+    assert_same_bits(coded.dense(), slow_dense(coded))
 
 
 def test_properties():

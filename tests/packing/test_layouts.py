@@ -6,7 +6,7 @@ import torch
 from kits.layout import LayoutContract, random_coded
 
 from sqs_pyro.errors import NetworkError, PackedFileError
-from sqs_pyro.packing import CodedTensor, PackedTensor, layout_names, pack_tensor
+from sqs_pyro.packing import CodedTensor, PackedTensor, entropy, layout_names, pack_tensor
 
 GOLDEN = {
     "codebook": torch.tensor([0, 188, 0, 60, 0, 64], dtype=torch.uint8),
@@ -108,6 +108,18 @@ def test_entropy_streams_written_before_still_decode():
     )
     expected = [0, 0, 1, 0, -1, 0, 0, 0, 2, 0, 0, 1, 0, 0, 0, -1, -1, 0, 0, 2, 1, 0, 0, -1]
     assert packed.unpack().dense().reshape(-1).tolist() == expected
+    again = pack_tensor(packed.unpack(), "entropy").parts
+    assert {name: part.tolist() for name, part in again.items()} == {k: v.tolist() for k, v in GOLDEN.items()}
+
+
+@pytest.mark.parametrize("components", [3, 255, 256])
+def test_entropy_streams_do_not_depend_on_the_pieces_they_are_made_in(components, monkeypatch):
+    coded = random_coded((70, 100), components, groups=7, nonzero_rate=0.7)
+    whole = pack_tensor(coded, "entropy")
+    monkeypatch.setattr(entropy, "_CHUNK", 999)
+    pieces = pack_tensor(coded, "entropy")
+    assert torch.equal(pieces.parts["codes"], whole.parts["codes"])
+    assert torch.equal(whole.unpack().dense(), coded.dense())
 
 
 def test_unknown_layout():
