@@ -1,12 +1,13 @@
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from kits.layout import assert_same_bits, coded_tensors, random_coded, slow_dense
 
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.packing import CodedTensor, canonical
 from sqs_pyro.packing import coded as coded_module
-from sqs_pyro.packing.coded import count_codes
+from sqs_pyro.packing.coded import count_codes, look_up
 
 
 @given(coded=coded_tensors())
@@ -22,6 +23,23 @@ def test_canonical_keeps_every_bit(coded):
     again = canonical(smallest)
     assert torch.equal(again.codes, smallest.codes)
     assert torch.equal(again.codebook, smallest.codebook)
+
+
+@given(coded=coded_tensors(), seed=st.integers(0, 99))
+def test_order_of_codewords_within_groups_gives_the_least_entropy_of_the_shared_table(coded, seed):
+    """Against random orders of each group's codewords."""
+
+    def shared_entropy(codes: torch.Tensor, mask: torch.Tensor) -> float:
+        counts = torch.bincount(codes[mask].int()).double()
+        return float(-(counts * (counts / counts.sum()).log2()).nansum())
+
+    smallest = canonical(coded)
+    groups, size = smallest.num_groups, smallest.num_components
+    random = torch.Generator().manual_seed(seed)
+    shuffle = torch.rand(groups, size, generator=random).argsort(dim=1).to(torch.uint8)
+    shuffled = look_up(shuffle, smallest.codes.view(groups, -1)).view(coded.shape)
+    best = shared_entropy(smallest.codes, smallest.mask)
+    assert best <= shared_entropy(shuffled, smallest.mask) + 1e-9
 
 
 @pytest.mark.parametrize("chunk", [1 << 16, 7])
