@@ -101,6 +101,20 @@ def inspect_command(file: FileArgument, as_json: JsonOption = False) -> None:
         _show(inspection, inspection_tables(inspection), as_json)
 
 
+@app.command("report")
+def report_command(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A finished run's directory.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a finished run measured: accuracy, sizes of all tensors, bounds on the KL."""
+    with _one_sentence_errors():
+        from sqs_pyro.reporting.tables import report_tables
+        from sqs_pyro.runs.directory import read_run
+
+        measured = read_run(directory)
+        _show(measured, report_tables(measured), as_json)
+
+
 @contextmanager
 def _one_sentence_errors(resume: str = "") -> Iterator[None]:
     """Errors of the input become one sentence on stderr; bugs pass with their traceback."""

@@ -77,6 +77,21 @@ def test_inspect_shows_every_byte(small_run):
     assert all(tensor["name"] in table for tensor in inspection["size"]["tensors"])
 
 
+def test_report_shows_a_finished_run(small_run, tmp_path):
+    measured = {name: json.loads((small_run / f"{name}.json").read_text()) for name in ("metrics", "bounds")}
+    assert json.loads(_sqs("report", small_run, "--json").stdout) == measured
+    table = _sqs("report", small_run).stdout
+    total = measured["bounds"]["temperatures"][0]["total"]
+    assert f"{100 * measured['metrics']['compressed']['accuracy']:.2f}" in table
+    assert f"{measured['metrics']['size']['file_bytes']:,}" in table
+    assert f"{total['jensen'] / total['num_weights']:.4f}" in table
+    refused = _sqs("report", tmp_path)
+    assert refused.exit_code == 2
+    assert "is no finished run (it holds no metrics.json)" in refused.stderr
+    (tmp_path / "metrics.json").write_text("{")
+    assert "metrics.json' is no JSON" in _sqs("report", tmp_path).stderr
+
+
 def test_a_bug_keeps_its_traceback(recipe_file, tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise ZeroDivisionError("a bug")

@@ -149,17 +149,26 @@ def elbo_report(
 
 
 @contextmanager
-def _evaluation_mode(*callables: Any) -> Iterator[None]:
-    """Neither batch-norm statistics nor the guide's cached codes change in evaluation mode."""
-    modules = [m for c in callables if isinstance(c, nn.Module) for m in c.modules()]
+def _evaluation_mode(model: Any, guide: Any) -> Iterator[None]:
+    """Evaluation mode, in which neither batch-norm statistics nor the guide's cached codes change.
+
+    The guide keeps its temperatures of training, because they are what the ELBO is about.
+    """
+    modules = [m for c in (model, guide) if isinstance(c, nn.Module) for m in c.modules()]
     modes = [module.training for module in modules]
+    own = ("evaluation_temperature", "evaluation_gate_temperature")
+    temperatures = {name: getattr(guide, name) for name in own if hasattr(guide, name)}
     try:
         for module in modules:
             module.training = False
+        for name in temperatures:
+            setattr(guide, name, None)
         yield
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
+        for name, temperature in temperatures.items():
+            setattr(guide, name, temperature)
 
 
 def _latent_sites(

@@ -1,8 +1,4 @@
-"""Pictures of a compressed network: its layers, its bits, and how training went.
-
-Figures are built without pyplot, so that drawing neither opens a window nor changes matplotlib's global
-state. Colours are Okabe and Ito's, which colour-blind readers can tell apart.
-"""
+"""Pictures of a compressed network: its layers, its bits, and how training went."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,16 +7,16 @@ from typing import Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from sqs_pyro.reporting.layers import Floats, LayerPicture
+from sqs_pyro.reporting.style import BLUE, GREEN, GREY, INK, LIGHT, ORANGE, VERMILION
+from sqs_pyro.reporting.style import new_figure as _figure
+from sqs_pyro.reporting.style import tidy as _tidy
 
-BLUE, ORANGE, VERMILION, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
-GREY, LIGHT, INK = "#8A8A8A", "#CFCFCF", "#303030"
 LAYERS_A_PAGE = 20
 _BINS = 72
 _erf = np.vectorize(math.erf, otypes=[float])
@@ -280,20 +276,3 @@ def _percent(value: float | None) -> float | None:
 def _short(name: str, limit: int) -> str:
     """The end of a dotted name is what tells layers apart, so the front is what is cut."""
     return name if len(name) <= limit else "…" + name[-limit + 1 :]
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.tick_params(labelsize=7.5, colors=INK, length=2.5, which="both")
-    axes.tick_params(which="minor", length=0)
-    axes.margins(x=0.01)
-    if axes.get_yscale() == "linear":
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

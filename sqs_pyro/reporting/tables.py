@@ -39,6 +39,16 @@ def evaluation_tables(evaluation: Document) -> list[RenderableType]:
 def inspection_tables(inspection: Document) -> list[RenderableType]:
     """What a packed file holds: a row a tensor and a row for everything else; they add up to the file."""
     size = inspection["size"]
+    return [_title(str(inspection["file"])), _tensor_table(size), _size_table(inspection)]
+
+
+def report_tables(run: Document) -> list[RenderableType]:
+    """All that a finished run measured: networks, tensors, and the bounds on the KL."""
+    tables = [*run_tables(run["metrics"]), _tensor_table(run["metrics"]["size"])]
+    return tables + (bounds_tables(run["bounds"]) if "bounds" in run else [])
+
+
+def _tensor_table(size: Document) -> Table:
     table = _table("tensor", "shape", "layout", "bits", "non-zeros", "%", "bytes", "bits a weight")
     for tensor in size["tensors"]:
         table.add_row(*_tensor_row(tensor))
@@ -46,7 +56,7 @@ def inspection_tables(inspection: Document) -> list[RenderableType]:
     for part in ("uncompressed", "manifest", "header", "padding"):
         table.add_row(part, "", "", "", "", "", f"{size['parts'][part]:,}", "")
     table.add_row("[bold]file", "", "", "", "", "", f"[bold]{size['file_bytes']:,}", "")
-    return [_title(str(inspection["file"])), table, _size_table(inspection)]
+    return table
 
 
 def bounds_tables(report: Document) -> list[RenderableType]:

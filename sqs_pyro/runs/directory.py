@@ -6,15 +6,41 @@ that fails because of its input leaves nothing.
 """
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sqs_pyro.errors import OutputError, SQSError
 
-RECIPE, METRICS, CHECKPOINT = "recipe.yaml", "metrics.json", "checkpoint.pt"
+RECIPE, METRICS, BOUNDS, CHECKPOINT = "recipe.yaml", "metrics.json", "bounds.json", "checkpoint.pt"
+
+
+def read_run(directory: Path) -> dict[str, Any]:
+    """What a finished run measured.
+
+    Returns:
+        ``metrics`` and, where the run has them, ``bounds``.
+
+    Raises:
+        OutputError: the directory is no finished run, or a file in it is no JSON.
+    """
+    if not (directory / METRICS).is_file():
+        raise OutputError(
+            f"'{directory}' is no finished run (it holds no {METRICS}): give one that `sqs compress` wrote."
+        )
+    kept = {"metrics": directory / METRICS, "bounds": directory / BOUNDS}
+    return {name: _read_json(path) for name, path in kept.items() if path.is_file()}
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise OutputError(f"'{path}' is no JSON: the run directory was altered; run it again.") from None
 
 
 def partial_directory(final: Path) -> Path:

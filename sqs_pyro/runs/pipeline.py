@@ -16,8 +16,10 @@ from sqs_pyro import load, save, size_report
 from sqs_pyro.compression import CompressionResult, StepRecord, compress
 from sqs_pyro.data import Data, load_data
 from sqs_pyro.inference.evaluate import evaluate, evaluate_averaged, largest_difference
+from sqs_pyro.reporting.bounds_plot import write_bounds_picture
 from sqs_pyro.reporting.plots import write_pictures
-from sqs_pyro.runs.directory import CHECKPOINT, METRICS, check_output, run_directory
+from sqs_pyro.runs.bounds import run_bounds
+from sqs_pyro.runs.directory import BOUNDS, CHECKPOINT, METRICS, check_output, run_directory
 from sqs_pyro.runs.network import give_weights, untrained_network
 from sqs_pyro.runs.pictures import layer_pictures
 from sqs_pyro.runs.progress import Progress, silent
@@ -39,8 +41,8 @@ def run(
     """Train or find the baseline, compress it, write the packed file, and evaluate that file from disk.
 
     Everything that can be checked is checked before anything is trained. The finished directory holds
-    ``packed.safetensors``, ``metrics.json``, ``recipe.yaml`` with all defaults filled in, ``history.csv`` and
-    the pictures. An interrupted run is taken up where it was by the same call.
+    ``packed.safetensors``, ``metrics.json``, ``bounds.json``, ``recipe.yaml`` with all defaults filled in,
+    ``history.csv`` and the pictures. An interrupted run is taken up where it was by the same call.
 
     Args:
         recipe: what to do.
@@ -90,6 +92,10 @@ def _compress_and_measure(
     if recipe.averaging is not None:
         measured["averaged"] = _averaged(recipe.averaging, result, data)
     clock.lap("evaluation")
+    bounds = run_bounds(result, data.train, recipe.seed)
+    _write_json(directory / BOUNDS, bounds)
+    write_bounds_picture(directory / "bounds.png", bounds)
+    clock.lap("bounds")
     return {
         "name": recipe.name,
         "seed": recipe.seed,

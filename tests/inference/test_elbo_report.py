@@ -255,6 +255,13 @@ class TestNetwork:
         guide.temperature = 3.0
         assert asked.jensen == elbo_report(model, guide, self.X, self.Y).at[0].total.jensen
 
+    def test_what_averaging_draws_from_is_no_part_of_it(self, model, guide):
+        plain = elbo_report(model, guide, self.X, self.Y).at[0].total
+        guide.evaluation_temperature = guide.evaluation_gate_temperature = 30.0
+        guide.eval()
+        assert elbo_report(model, guide, self.X, self.Y).at[0].total.jensen == plain.jensen
+        assert guide.evaluation_temperature == guide.evaluation_gate_temperature == 30.0
+
     def test_nothing_changes(self, model, guide):
         model.train(), guide.train()
         model.net[1].eval()  # one module in another mode than the rest

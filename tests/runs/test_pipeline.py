@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 
 import pytest
 import torch
@@ -18,8 +19,8 @@ from sqs_pyro.runs.packed_files import evaluate_file, inspect_file
 from sqs_pyro.runs.pipeline import run
 from sqs_pyro.runs.recipe import RunRecipe
 
-FILES = {"packed.safetensors", "metrics.json", "recipe.yaml", "history.csv"}
-PICTURES = {"layers.png", "bits.png", "curves.png"}
+FILES = {"packed.safetensors", "metrics.json", "bounds.json", "recipe.yaml", "history.csv"}
+PICTURES = {"layers.png", "bits.png", "curves.png", "bounds.png"}
 
 
 def _changed(recipe, **sections):
@@ -70,6 +71,25 @@ def test_metrics_hold_what_the_documentation_promises(small_run):
     assert {"fp32_bytes", "file_bytes", "ratio", "bits_per_weight", "parts"} <= set(metrics["size"])
     assert {"nonzero_rate", "seconds", "seed", "versions", "stage_seconds", "accuracy_drop"} <= set(metrics)
     assert metrics["max_logit_difference"] <= 1e-5  # the file's network is the one that was trained
+
+
+def test_bounds_are_of_the_trained_posterior(small_run, small_recipe):
+    bounds = json.loads((small_run / "bounds.json").read_text())
+    size = json.loads((small_run / "metrics.json").read_text())["size"]
+    temperatures = [at["temperature"] for at in bounds["temperatures"]]
+    assert temperatures[0] == pytest.approx(small_recipe.compression.final_temperature)
+    assert len(temperatures) >= 3 and temperatures == sorted(temperatures)
+    for at in bounds["temperatures"]:
+        total = at["total"]
+        assert total["num_weights"] == size["num_weights"]
+        slack = 5 * total["monte_carlo_error"]
+        assert total["lower"] - slack <= total["monte_carlo"] <= total["jensen"] + slack
+        assert at["elbo_high"] - at["elbo_low"] == pytest.approx(total["width"])
+    assert bounds["num_samples"] == 16  # a network this small need not save
+    closed = 1 - size["nonzeros"] / size["num_weights"]
+    prior = small_recipe.compression.prior.inclusion
+    pruned = -closed * math.log(1 - prior) * size["num_weights"]
+    assert bounds["temperatures"][0]["total"]["gate_kl"] > pruned > 0
 
 
 def test_the_history_covers_the_whole_run(small_run):
