@@ -11,7 +11,7 @@ from sqs_pyro.network_io import device_of, move_to
 
 _FACTORS = tuple(20 ** (i / 3) for i in range(4))  # of the final temperature; 20 is where the default τ starts
 _EXAMPLES, _PARTICLES = 256, 4
-_MOST_SAMPLES, _BUDGET = 16, 10**8  # log-densities of one component, a temperature
+_MOST_SAMPLES, _BUDGET = 4, 2 * 10**7  # log-densities of one component, a temperature
 
 
 def run_bounds(result: CompressionResult, train: Any, seed: int) -> dict[str, Any]:
