@@ -101,7 +101,7 @@ def _types(annotation: Any) -> list[str]:
     if getattr(annotation, "__origin__", None) is dict:
         return ["mapping"]
     if getattr(annotation, "__origin__", None) is tuple:
-        return ["list of texts"]
+        return [f"list of {_types(get_args(annotation)[0])[0]}s"]
     return [name for argument in arguments for name in _types(argument)]
 
 

@@ -79,6 +79,10 @@ def evaluate_command(
     root: Annotated[
         Path | None, typer.Option("--root", metavar="DIR", help="Where the data set is on this machine.")
     ] = None,
+    shift: Annotated[
+        str | None,
+        typer.Option("--shift", metavar="SHIFT", help="Shift the images: rotation:30, noise:0.5 or uniform."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a packed file on its test data: accuracy, NLL, calibration error, size."""
@@ -86,7 +90,7 @@ def evaluate_command(
         from sqs_pyro.reporting.tables import evaluation_tables
         from sqs_pyro.runs.packed_files import evaluate_file
 
-        evaluation = evaluate_file(file, data_from=data, root=root)
+        evaluation = evaluate_file(file, data_from=data, root=root, shift=shift)
         _show(evaluation, evaluation_tables(evaluation), as_json)
 
 

@@ -68,6 +68,16 @@ def test_evaluate_takes_the_data_of_another_recipe(small_run, recipe_file):
     assert json.loads(result.stdout)["data"]["name"] == "digits"
 
 
+def test_evaluate_on_shifted_images(small_run):
+    packed = small_run / "packed.safetensors"
+    plain, noisy = (
+        json.loads(_sqs("evaluate", packed, "--json", *shift).stdout) for shift in ([], ["--shift", "noise:3"])
+    )
+    assert noisy["accuracy"] < plain["accuracy"] and noisy["shift"] == "noise:3" and plain["shift"] is None
+    refused = _sqs("evaluate", packed, "--shift", "blur:1")
+    assert refused.exit_code == 2 and "Shift 'blur:1' is unknown" in refused.stderr
+
+
 def test_inspect_shows_every_byte(small_run):
     packed = small_run / "packed.safetensors"
     inspection = json.loads(_sqs("inspect", packed, "--json").stdout)

@@ -268,9 +268,16 @@ class SpikeGMM(TorchDistribution):
         The gate is Bernoulli(λ), the code Categorical(φ) at the *evaluation* ``temperature`` (``None``: τ).
         Near-one-hot training responsibilities make averaging inert; a higher temperature spreads the codes.
         """
+        included, codes = self.sample_symbols(temperature, sample_shape)
         with torch.no_grad():
-            included, codes = self._draw_gates(sample_shape), self._draw_codes(temperature, sample_shape)
             return torch.where(included, self._select(self.loc, codes), 0.0)
+
+    def sample_symbols(
+        self, temperature: float | None = None, sample_shape: Any = ONE_DRAW
+    ) -> tuple[Tensor, Tensor]:
+        """Drawn gates (bool) and codes (int64) of :meth:`discrete_sample`, ``[*sample_shape, *batch_shape]``."""
+        with torch.no_grad():
+            return self._draw_gates(sample_shape), self._draw_codes(temperature, sample_shape)
 
     def rsample(self, sample_shape: Any = ONE_DRAW) -> Tensor:
         """A differentiable value by ``estimator``, ``[*sample_shape, *batch_shape]`` (class docstring)."""

@@ -1,18 +1,14 @@
 """How good a classifier is, and how far its probabilities can be trusted."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
-from pyro.infer import Predictive
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqs_pyro.errors import DataError
-from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.input_checks import check_labels
 from sqs_pyro.network_io import device_of, move_to, predictions
 
@@ -28,6 +24,7 @@ class Evaluation:
         nll: mean negative log-likelihood of the labels, nats.
         ece: expected calibration error of the top class, 15 equal bins, 0..1.
         brier: mean squared distance between probabilities and the one-hot label, 0..2.
+        entropy: mean entropy of the predicted classes, nats: how unsure the classifier is.
         num_examples: examples evaluated.
     """
 
@@ -35,15 +32,25 @@ class Evaluation:
     nll: float
     ece: float
     brier: float
+    entropy: float
     num_examples: int
 
 
-@torch.no_grad()
 def evaluate(net: nn.Module, loader: Iterable[Any]) -> Evaluation:
     """Evaluate ``net`` (any module from a minibatch to logits ``[B, C]``) in evaluation mode.
 
     Raises:
         DataError: the loader is empty, or labels do not fit the network's classes.
+    """
+    return summarise(*predict(net, loader))
+
+
+@torch.no_grad()
+def predict(net: nn.Module, loader: Iterable[Any]) -> tuple[Tensor, Tensor]:
+    """Log-probabilities ``[n, C]`` and labels ``[n]`` of all examples, ``net`` in evaluation mode.
+
+    Raises:
+        DataError: the loader is empty.
     """
     device = device_of(net)
     was_training = net.training
@@ -55,7 +62,9 @@ def evaluate(net: nn.Module, loader: Iterable[Any]) -> Evaluation:
             labels.append(y.to(device))
     finally:
         net.train(was_training)
-    return _summarise(log_probs, labels)
+    if not labels:
+        raise DataError("There is no example to evaluate on: the loader is empty.")
+    return torch.cat(log_probs), torch.cat(labels).long()
 
 
 @torch.no_grad()
@@ -77,51 +86,16 @@ def largest_difference(first: nn.Module, second: nn.Module, loader: Iterable[Any
     return float(torch.stack(differences).max())
 
 
-@torch.no_grad()
-def evaluate_averaged(
-    model: nn.Module,
-    guide: SpikeGMMGuide,
-    loader: Iterable[Any],
-    num_samples: int = 20,
-    temperature: float | None = None,
-) -> Evaluation:
-    """Evaluate the Bayesian average over networks drawn from the guide.
-
-    The same ``num_samples`` discrete networks (gates and codes drawn once) answer every minibatch; their
-    probabilities are averaged.
+def summarise(log_p: Tensor, y: Tensor) -> Evaluation:
+    """Sum up predictions.
 
     Args:
-        model: the Bayesian network; its ``"logits"`` site is averaged.
-        guide: its guide.
-        loader: minibatches.
-        num_samples: networks to draw.
-        temperature: τ of the draws; by default the guide's ``evaluation_temperature``.
+        log_p: log-probabilities ``[n, C]``.
+        y: labels ``[n]``.
+
+    Raises:
+        DataError: labels do not fit the number of classes.
     """
-    device = device_of(model)
-    states = model.training, guide.training, guide.evaluation_temperature
-    model.eval()
-    guide.eval()
-    guide.evaluation_temperature = temperature or guide.evaluation_temperature
-    try:
-        with pyro.get_param_store().scope():  # the parameters stay in the modules
-            networks = Predictive(guide, num_samples=num_samples, return_sites=None)()
-            predictive = Predictive(model, posterior_samples=networks, return_sites=("logits",))
-            log_probs, labels = [], []
-            for x, y in loader:
-                logits = predictive(move_to(x, device))["logits"].reshape(num_samples, len(y), -1).float()
-                log_probs.append(logits.log_softmax(-1).logsumexp(0) - math.log(num_samples))
-                labels.append(y.to(device))
-    finally:
-        model.train(states[0])
-        guide.train(states[1])
-        guide.evaluation_temperature = states[2]
-    return _summarise(log_probs, labels)
-
-
-def _summarise(log_probs: list[Tensor], labels: list[Tensor]) -> Evaluation:
-    if not labels:
-        raise DataError("There is no example to evaluate on: the loader is empty.")
-    log_p, y = torch.cat(log_probs), torch.cat(labels).long()
     classes = log_p.shape[-1]
     check_labels(y, classes)
     p = log_p.exp()
@@ -130,6 +104,7 @@ def _summarise(log_probs: list[Tensor], labels: list[Tensor]) -> Evaluation:
         nll=float(F.nll_loss(log_p.double(), y)),
         ece=expected_calibration_error(p, y),
         brier=float((p - F.one_hot(y, classes)).square().sum(-1).mean()),
+        entropy=float(torch.special.entr(p).sum(-1).mean()),
         num_examples=len(y),
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.inference.guide import SpikeGMMGuide
@@ -25,12 +25,17 @@ def hard_network(net: nn.Module, coded: Mapping[str, CodedTensor]) -> nn.Module:
         net: the network; its other parameters and buffers are copied as they are.
         coded: hardened weights by parameter name.
     """
-    hard = copy.deepcopy(net)
-    parameters = dict(hard.named_parameters())
+    return network_with(net, {name: tensor.dense() for name, tensor in coded.items()})
+
+
+def network_with(net: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of ``net`` with other values in the named parameters."""
+    changed = copy.deepcopy(net)
+    parameters = dict(changed.named_parameters())
     with torch.no_grad():
-        for name, tensor in coded.items():
-            parameters[name].copy_(tensor.dense())
-    return hard
+        for name, value in weights.items():
+            parameters[name].copy_(value)
+    return changed
 
 
 @torch.no_grad()
@@ -56,6 +61,16 @@ def reestimate_batch_norm(net: nn.Module, loader: Iterable[Any], num_batches: in
         norm.momentum = momentum
     for module, training in zip(net.modules(), modes, strict=True):
         module.training = training
+
+
+def batch_norm_statistics(net: nn.Module) -> dict[str, Tensor]:
+    """The running means and variances of a network, by the names of their buffers."""
+    norms = {name: m for name, m in net.named_modules() if isinstance(m, _BATCH_NORMS) and m.track_running_stats}
+    return {
+        f"{name}.{buffer}" if name else buffer: getattr(norm, buffer)
+        for name, norm in norms.items()
+        for buffer in ("running_mean", "running_var")
+    }
 
 
 @torch.no_grad()

@@ -27,14 +27,17 @@ class SpikeGMMGuide(PyroModule):
 
     Codebooks are initialised by 1-D K-means of the pretrained weights. In training mode a draw is made by
     ``estimator``; in evaluation mode (``guide.eval()``) it is a discrete network (gates and codes drawn, slab
-    noise left out), at ``evaluation_temperature``: what Bayesian averaging averages.
+    noise left out), at :meth:`evaluation_temperatures`: what Bayesian averaging averages.
 
     Args:
         model: a :class:`~sqs_pyro.models.BayesianNetwork`, or any Pyro model together with ``init``.
         num_components: K, 1 to 256.
         windows: how weights share responsibilities.
         temperature: τ of the responsibilities in training; an ordinary attribute, so a schedule can set it.
-        evaluation_temperature: τ of codes drawn in evaluation mode; by default ``temperature``.
+        evaluation_temperature: what the logits of codes *and* gates are divided by in evaluation mode: 1 draws
+            from the posterior as its logits say, towards 0 draws become the hard network. By default codes are
+            drawn at ``temperature`` and gates at ``gate_temperature``, as in training.
+        evaluation_gate_temperature: of the gates alone, in place of ``evaluation_temperature``.
         gate_temperature: s in ``λ = sigmoid(g / s)``.
         estimator: ``"straight_through"`` (hard value forward, identity gradient to survivors' latents; σ and π
             stay as K-means found them), ``"soft"`` (the expectation) or ``"concrete"`` (Gumbel-softmax codes and
@@ -58,6 +61,7 @@ class SpikeGMMGuide(PyroModule):
         temperature: float = 0.1,
         *,
         evaluation_temperature: float | None = None,
+        evaluation_gate_temperature: float | None = None,
         gate_temperature: float = 1.0,
         estimator: Estimator = "straight_through",
         groups: Groups = "layer",
@@ -67,8 +71,12 @@ class SpikeGMMGuide(PyroModule):
         stage: Stage = "coded",
     ) -> None:
         super().__init__()
-        _check_arguments(
-            num_components, temperature, evaluation_temperature, gate_temperature, estimator, refresh_every, stage
+        _check_arguments(num_components, estimator, refresh_every, stage)
+        check_temperatures(
+            temperature=temperature,
+            evaluation_temperature=evaluation_temperature,
+            evaluation_gate_temperature=evaluation_gate_temperature,
+            gate_temperature=gate_temperature,
         )
         if windows is not None and not isinstance(windows, Windows):
             raise RecipeError(
@@ -81,6 +89,7 @@ class SpikeGMMGuide(PyroModule):
         self.estimator = estimator
         self.temperature = temperature
         self.evaluation_temperature = evaluation_temperature
+        self.evaluation_gate_temperature = evaluation_gate_temperature
         self.gate_temperature = gate_temperature
         self.refresh_every = refresh_every
         self.sites = PyroModule[nn.ModuleDict]()
@@ -118,8 +127,7 @@ class SpikeGMMGuide(PyroModule):
         if self.stage == "dense":
             return site.dense_distribution(self.gate_temperature)
         if not self.training:
-            temperature = self.evaluation_temperature or self.temperature
-            return site.coded_distribution(temperature, self.gate_temperature, "discrete")
+            return site.coded_distribution(*self.evaluation_temperatures(), "discrete")
         # Frozen codes are the shipped network's: whatever came before, it is trained as it will be.
         estimator = "straight_through" if self.stage == "frozen" else self.estimator
         codes = site.codes if estimator == "straight_through" else None
@@ -128,6 +136,23 @@ class SpikeGMMGuide(PyroModule):
     def codebook(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """μ, σ and ``log π`` of a site, each ``[G, K]``: what a learned prior shares."""
         return self.site_guides()[name].codebook()
+
+    def evaluation_temperatures(
+        self, temperature: float | None = None, gate_temperature: float | None = None
+    ) -> tuple[float, float]:
+        """What logits of codes and of gates are divided by in evaluation mode.
+
+        Args:
+            temperature: in place of ``evaluation_temperature``, for codes and, times s, for gates.
+            gate_temperature: in place of ``evaluation_gate_temperature``, for gates alone.
+
+        Raises:
+            RecipeError: one that is not above 0.
+        """
+        check_temperatures(temperature=temperature, gate_temperature=gate_temperature)
+        temperature = temperature or self.evaluation_temperature
+        gate_temperature = gate_temperature or self.evaluation_gate_temperature
+        return temperature or self.temperature, gate_temperature or self.gate_temperature * (temperature or 1.0)
 
     def start_coding(self) -> None:
         """End the warm-up: fit codebooks to the weights that survived pruning."""
@@ -185,10 +210,42 @@ class SpikeGMMGuide(PyroModule):
         Args:
             codebook_dtype: codewords are rounded to this type, so that the file holds them exactly.
         """
-        if self.stage == "dense":
-            raise NetworkError("The guide is still in its dense stage: call start_coding() before harden().")
+        self._check_coded("harden")
         keep_codes = self.stage == "frozen"
         return {name: site.harden(codebook_dtype, keep_codes) for name, site in self.site_guides().items()}
+
+    def draw(
+        self,
+        temperature: float | None = None,
+        gate_temperature: float | None = None,
+        codebook_dtype: torch.dtype = torch.float16,
+    ) -> dict[str, CodedTensor]:
+        """A discrete network out of the posterior: as a call in evaluation mode, but codes and gates, not values.
+
+        Args:
+            temperature, gate_temperature: see :meth:`evaluation_temperatures`.
+            codebook_dtype: codewords are rounded to this type.
+        """
+        self._check_coded("draw")
+        temperatures = self.evaluation_temperatures(temperature, gate_temperature)
+        return {name: site.draw(codebook_dtype, *temperatures) for name, site in self.site_guides().items()}
+
+    @torch.no_grad()
+    def mean(self, temperature: float | None = None, gate_temperature: float | None = None) -> dict[str, Tensor]:
+        """Every site's posterior mean ``E θ = λ Σ_k φ_k μ_k``, the site's shape: a network that is not discrete.
+
+        Args:
+            temperature, gate_temperature: see :meth:`evaluation_temperatures`.
+        """
+        self._check_coded("mean")
+        temperatures = self.evaluation_temperatures(temperature, gate_temperature)
+        return {
+            name: site.coded_distribution(*temperatures, "soft").mean for name, site in self.site_guides().items()
+        }
+
+    def _check_coded(self, asked: str) -> None:
+        if self.stage == "dense":
+            raise NetworkError(f"The guide is still in its dense stage: call start_coding() before {asked}().")
 
 
 def _initial_values(model: Callable[..., Any], init: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
@@ -202,24 +259,20 @@ def _initial_values(model: Callable[..., Any], init: Mapping[str, Tensor] | None
     )
 
 
-def _check_arguments(
-    num_components: int,
-    temperature: float,
-    evaluation_temperature: float | None,
-    gate_temperature: float,
-    estimator: str,
-    refresh_every: int,
-    stage: str,
-) -> None:
+def check_temperatures(**temperatures: float | None) -> None:
+    """Check that each temperature that is given is above 0.
+
+    Raises:
+        RecipeError: it names the one that is not.
+    """
+    for name, value in temperatures.items():
+        if value is not None and not value > 0:
+            raise RecipeError(f"{name} is {value}, but must be positive.")
+
+
+def _check_arguments(num_components: int, estimator: str, refresh_every: int, stage: str) -> None:
     if not 1 <= num_components <= 256:
         raise RecipeError(f"num_components is {num_components}, but must be 1 to 256.")
-    for name, value in (
-        ("temperature", temperature),
-        ("evaluation_temperature", 1.0 if evaluation_temperature is None else evaluation_temperature),
-        ("gate_temperature", gate_temperature),
-    ):
-        if not value > 0:
-            raise RecipeError(f"{name} is {value}, but must be positive.")
     if estimator not in ("straight_through", "soft", "concrete"):
         raise RecipeError(f"estimator {estimator!r} is unknown: use 'straight_through', 'soft' or 'concrete'.")
     if stage not in ("dense", "coded", "frozen"):

@@ -149,11 +149,18 @@ class SiteGuide(PyroModule):
             codebook_dtype: codewords are rounded to this type.
             keep_codes: use ``codes`` as they are; else the latents' most probable components.
         """
-        mask = self.gates() > 0.5
         codes = self.codes if keep_codes else self.most_probable_codes()
-        codes = codes.view(self.shape).masked_fill(~mask, 0)
+        return self._coded(self.gates() > 0.5, codes.view(self.shape), codebook_dtype)
+
+    @torch.no_grad()
+    def draw(self, codebook_dtype: torch.dtype, temperature: float, gate_temperature: float) -> CodedTensor:
+        """A discrete network's weights: gates and codes drawn, where :meth:`harden` takes the most probable."""
+        mask, codes = self.coded_distribution(temperature, gate_temperature, "discrete").sample_symbols()
+        return self._coded(mask, codes.to(torch.uint8), codebook_dtype)
+
+    def _coded(self, mask: Tensor, codes: Tensor, codebook_dtype: torch.dtype) -> CodedTensor:
         codebook = self.loc.detach().to(codebook_dtype, copy=True).float()
-        return CodedTensor(codes.cpu(), mask.cpu(), codebook.cpu())
+        return CodedTensor(codes.masked_fill(~mask, 0).cpu(), mask.cpu(), codebook.cpu())
 
 
 def _num_groups(name: str, shape: torch.Size, groups: Groups) -> int:

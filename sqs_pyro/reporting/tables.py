@@ -18,21 +18,26 @@ def run_tables(metrics: Document) -> list[RenderableType]:
     title = f"{metrics['name'] or 'run'}, seed {metrics['seed']}"
     networks = [("fp32", metrics["baseline"]), ("packed file", metrics["compressed"])]
     if "averaged" in metrics:
+        networks.append(("posterior mean", metrics["posterior_mean"]))
         networks.append((f"average of {metrics['averaged']['samples']}", metrics["averaged"]))
     table = _table("", *(name for name, _ in networks))
     table.add_row("accuracy, %", *(f"{100 * network['accuracy']:.2f}" for _, network in networks))
     table.add_row("NLL, nats", *(f"{network['nll']:.4f}" for _, network in networks))
     table.add_row("ECE, %", *(f"{100 * network['ece']:.2f}" for _, network in networks))
+    table.add_row("Brier score", *(f"{network['brier']:.4f}" for _, network in networks))
     return [_title(title), table, _size_table(metrics, metrics["seconds"])]
 
 
 def evaluation_tables(evaluation: Document) -> list[RenderableType]:
     """The evaluation of a packed file."""
-    title = f"{evaluation['file']} on {evaluation['num_examples']:,} test examples"
+    shift = f", shifted by {evaluation['shift']}" if evaluation.get("shift") else ""
+    title = f"{evaluation['file']} on {evaluation['num_examples']:,} test examples{shift}"
     table = _table("", "packed file")
     table.add_row("accuracy, %", f"{100 * evaluation['accuracy']:.2f}")
     table.add_row("NLL, nats", f"{evaluation['nll']:.4f}")
     table.add_row("ECE, %", f"{100 * evaluation['ece']:.2f}")
+    table.add_row("Brier score", f"{evaluation['brier']:.4f}")
+    table.add_row("mean entropy, nats", f"{evaluation['entropy']:.4f}")
     return [_title(title), table, _size_table(evaluation)]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sqs_pyro import load, size_report
-from sqs_pyro.data import DataRecipe, load_data
+from sqs_pyro.data import DataRecipe, ShiftedLoader, load_data, parse_shift
 from sqs_pyro.errors import PackedFileError, RecipeError
 from sqs_pyro.inference.evaluate import evaluate
 from sqs_pyro.packing.file import read_packed
@@ -34,7 +34,11 @@ def inspect_file(file: str | Path) -> dict[str, Any]:
 
 
 def evaluate_file(
-    file: str | Path, *, data_from: str | Path | None = None, root: str | Path | None = None
+    file: str | Path,
+    *,
+    data_from: str | Path | None = None,
+    root: str | Path | None = None,
+    shift: str | None = None,
 ) -> dict[str, Any]:
     """Rebuild the network that a packed file names, and evaluate it on the test part of its data.
 
@@ -42,25 +46,30 @@ def evaluate_file(
         file: packed file.
         data_from: recipe whose ``data`` section to use instead of the one in the file.
         root: directory of the data set on this machine, instead of the recipe's.
+        shift: what is done to the images first, see :func:`~sqs_pyro.data.shifts.parse_shift`.
 
     Returns:
-        ``file``, ``accuracy``, ``nll``, ``ece``, ``brier``, ``num_examples``, ``data``, ``size``.
+        ``file``, ``accuracy``, ``nll``, ``ece``, ``brier``, ``entropy``, ``num_examples``, ``data``, ``shift``,
+        ``size``.
 
     Raises:
         PackedFileError: the file is missing, not intact, or names no network.
         RecipeError: neither the file nor ``data_from`` says which data.
-        DataError: the data is missing.
+        DataError: the data is missing, or the shift is unknown.
         NetworkError: the data does not fit the network.
     """
     path = _existing(file)
     recipe = _data_recipe(path, data_from, root)
+    move = None if shift is None else parse_shift(shift)
     net = load(path)
     data = load_data(recipe)
     check_fit(net, data)
+    test = data.test if move is None else ShiftedLoader(data.test, move)
     return {
         "file": str(path),
-        **asdict(evaluate(net, data.test)),
+        **asdict(evaluate(net, test)),
         "data": recipe.model_dump(mode="json"),
+        "shift": shift,
         "size": size_report(path).to_dict(),
     }
 

@@ -15,15 +15,16 @@ from torch import nn
 from sqs_pyro import load, save, size_report
 from sqs_pyro.compression import CompressionResult, StepRecord, compress
 from sqs_pyro.data import Data, load_data
-from sqs_pyro.inference.evaluate import evaluate, evaluate_averaged, largest_difference
+from sqs_pyro.inference.evaluate import evaluate, largest_difference
 from sqs_pyro.reporting.bounds_plot import write_bounds_picture
 from sqs_pyro.reporting.plots import write_pictures
+from sqs_pyro.runs.averaging import run_averaging
 from sqs_pyro.runs.bounds import run_bounds
 from sqs_pyro.runs.directory import BOUNDS, CHECKPOINT, METRICS, check_output, run_directory
 from sqs_pyro.runs.network import give_weights, untrained_network
 from sqs_pyro.runs.pictures import layer_pictures
 from sqs_pyro.runs.progress import Progress, silent
-from sqs_pyro.runs.recipe import AveragingRecipe, RunRecipe, load_recipe
+from sqs_pyro.runs.recipe import RunRecipe, load_recipe
 
 __all__ = ["HISTORY", "PACKED", "RunRecipe", "load_recipe", "run"]
 
@@ -90,7 +91,7 @@ def _compress_and_measure(
     loaded = load(packed)
     measured = {"baseline": asdict(baseline), "compressed": asdict(evaluate(loaded, data.test))}
     if recipe.averaging is not None:
-        measured["averaged"] = _averaged(recipe.averaging, result, data)
+        measured |= run_averaging(recipe.averaging, result, data, recipe.seed)
     clock.lap("evaluation")
     bounds = run_bounds(result, data.train, recipe.seed)
     _write_json(directory / BOUNDS, bounds)
@@ -140,13 +141,6 @@ def _compress(
         progress=tell,
         metadata={"recipe": recipe.model_dump(mode="json")},
     )
-
-
-def _averaged(averaging: AveragingRecipe, result: CompressionResult, data: Data) -> dict[str, Any]:
-    average = evaluate_averaged(
-        result.model, result.guide, data.test, averaging.samples, temperature=averaging.temperature
-    )
-    return {**asdict(average), "samples": averaging.samples}
 
 
 def _versions() -> dict[str, str]:

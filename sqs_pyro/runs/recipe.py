@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, model_validator
@@ -41,16 +41,21 @@ class RunBaselineRecipe(BaselineRecipe):
 
 
 class AveragingRecipe(RecipeSection):
-    """Bayesian averaging: the predictions of several networks drawn from the posterior, averaged.
+    """Bayesian averaging: the predictions of several networks drawn from the posterior, averaged, and the
+    network of the posterior's mean weights.
 
     Attributes:
         samples: networks drawn.
-        temperature: of the responsibilities that codes are drawn from; None keeps the one of training, at
-            which draws hardly differ.
+        temperature: what the logits of gates and codes are divided by: 1 draws from the posterior as its logits
+            say, towards 0 draws become the packed network. None takes the best of `candidates`.
+        candidates: temperatures to choose from, by the average's NLL on the validation data.
+        gate_temperature: the same for gates alone; None lets them follow `temperature`.
     """
 
     samples: int = Field(default=20, ge=1)
     temperature: float | None = Field(default=None, gt=0)
+    candidates: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(0.1, 0.2, 0.5, 1.0, 2.0), min_length=1)
+    gate_temperature: float | None = Field(default=None, gt=0)
 
 
 class RunRecipe(RecipeSection):

@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,13 +12,8 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
 from sqs_pyro.errors import DataError
-from sqs_pyro.inference.evaluate import (
-    evaluate,
-    evaluate_averaged,
-    expected_calibration_error,
-    largest_difference,
-)
-from sqs_pyro.inference.export import hard_network
+from sqs_pyro.inference.averaging import evaluate_averaged
+from sqs_pyro.inference.evaluate import evaluate, expected_calibration_error, largest_difference
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
 
@@ -58,6 +54,7 @@ def test_against_scikit_learn(classes):
     assert found.accuracy == pytest.approx(accuracy_score(y, p.argmax(1)))
     assert found.nll == pytest.approx(log_loss(y, p / p.sum(1, keepdims=True), labels=range(classes)), rel=1e-5)
     assert found.brier == pytest.approx(((p - one_hot) ** 2).sum(1).mean(), rel=1e-5)
+    assert found.entropy == pytest.approx(scipy.stats.entropy(p, axis=1).mean(), rel=1e-5)
     assert found.ece == pytest.approx(calibration_error(p, y.numpy()), abs=1e-6)
 
 
@@ -152,60 +149,3 @@ class TestErrors:
             DataError, match=rf"Labels run {range_}, but the network has 4 classes \(labels 0 to 3\)"
         ):
             self.run(evaluation, loader)
-
-
-class TestAveraged:
-    def made(self, **options):
-        model = BayesianNetwork(mlp(), num_data=10)
-        return model, SpikeGMMGuide(model, 4, **options)
-
-    @pytest.mark.parametrize("samples", [1, 3])
-    def test_cold_draws_with_open_gates_are_the_hard_network(self, samples):
-        model, guide = self.made(initial_gate=100.0)
-        guide.freeze_codes()
-        loader = batches()
-        averaged = evaluate_averaged(model, guide, loader, num_samples=samples, temperature=1e-6)
-        hard = evaluate(hard_network(model.net, guide.harden(torch.float32)), loader)
-        assert averaged.accuracy == hard.accuracy
-        assert averaged.num_examples == hard.num_examples
-        for name in ("nll", "ece", "brier"):
-            assert getattr(averaged, name) == pytest.approx(getattr(hard, name), abs=1e-5)
-
-    def test_average_of_probabilities(self, monkeypatch):
-        """Against the same drawn networks, run and averaged by hand."""
-        model, guide = self.made(temperature=1.0, initial_gate=1.0)
-        loader, net, drawn, draw = batches(), mlp().eval(), [], guide.forward
-
-        def recorded(*args):
-            drawn.append({name: value.detach() for name, value in draw(*args).items()})
-            return drawn[-1]
-
-        monkeypatch.setattr(guide, "forward", recorded)
-        found = evaluate_averaged(model, guide, loader, num_samples=4)
-        x, y = (torch.cat(part) for part in zip(*loader, strict=True))
-        p = 0.0
-        for weights in drawn[-4:]:  # Pyro runs the guide once before, to see its shapes
-            net.load_state_dict({**model.net.state_dict(), **weights})
-            p = p + net(x).softmax(1).double().detach() / 4
-        assert found.nll == pytest.approx(float(-p[range(len(y)), y].log().mean()), rel=1e-4)
-        assert found.accuracy == pytest.approx(accuracy_score(y, p.argmax(1)))
-
-    def test_leaves_modes_temperature_and_parameter_store(self):
-        import pyro
-
-        model, guide = self.made()
-        model.train()
-        guide.train()
-        evaluate_averaged(model, guide, batches(), num_samples=2, temperature=3.0)
-        assert model.training and guide.training and guide.evaluation_temperature is None
-        assert list(pyro.get_param_store()) == []
-
-    def test_same_networks_for_every_minibatch(self):
-        model, guide = self.made(temperature=2.0, initial_gate=0.5)
-        x, y = batches(60, size=60)[0]
-        loaders = [[(x, y)], list(zip(x.split(7), y.split(7), strict=True))]
-        results = []
-        for loader in loaders:
-            torch.manual_seed(1)
-            results.append(evaluate_averaged(model, guide, loader, num_samples=3))
-        assert results[0].nll == pytest.approx(results[1].nll, rel=1e-5)

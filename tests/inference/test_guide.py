@@ -151,7 +151,7 @@ class TestEvaluationMode:
         guide = SpikeGMMGuide(model, K, temperature=0.1, evaluation_temperature=3.0, initial_gate=0.4).eval()
         site = guide.site_guides()["0.weight"]
         draws = guide.distribution(site).sample((4000,))
-        gate = torch.sigmoid(torch.tensor(0.4))
+        gate = torch.sigmoid(torch.tensor(0.4 / 3.0))  # one temperature for gates and codes
         density = dist.Normal(site.loc[0], site.scale[0]).log_prob(site.latent.unsqueeze(-1))
         phi = ((density + site.mixing_logits[0].log_softmax(0)) / 3.0).softmax(-1)  # evaluation temperature
         for k in range(K):
@@ -165,6 +165,39 @@ class TestEvaluationMode:
             return float(torch.stack([draw(guide)["3.weight"] for _ in range(50)]).std(0).mean())
 
         assert spread(5.0) > spread(1.0) > spread(None)
+
+    def test_a_drawn_network_is_distributed_as_pyros_draws(self, model):
+        guide = SpikeGMMGuide(model, K, evaluation_temperature=2.0, initial_gate=0.4).eval()
+        guide.prune({"0.weight": torch.rand(guide.site_guides()["0.weight"].shape) < 0.5})
+        coded = torch.stack([guide.draw(codebook_dtype=torch.float32)["0.weight"].dense() for _ in range(4000)])
+        values = torch.stack([draw(guide)["0.weight"].detach() for _ in range(4000)])
+        for value in (0.0, *guide.site_guides()["0.weight"].loc[0].tolist()):
+            rates = [(draws == value).float().mean(0) for draws in (coded, values)]
+            torch.testing.assert_close(*rates, atol=0.056, rtol=0)  # > 5 sigma
+        assert not coded[:, ~guide.site_guides()["0.weight"].mask].any()
+
+    def test_gates_can_have_a_temperature_of_their_own(self, model):
+        guide = SpikeGMMGuide(model, K, temperature=0.1, gate_temperature=2.0)
+        assert guide.evaluation_temperatures() == (0.1, 2.0)  # as in training
+        assert guide.evaluation_temperatures(3.0) == (3.0, 6.0)
+        assert guide.evaluation_temperatures(gate_temperature=0.5) == (0.1, 0.5)
+        guide.evaluation_temperature, guide.evaluation_gate_temperature = 1.5, 0.25
+        assert guide.evaluation_temperatures() == (1.5, 0.25)
+        with pytest.raises(RecipeError, match="gate_temperature is -1, but must be positive"):
+            guide.evaluation_temperatures(1.0, -1)
+
+    def test_cold_draws_and_the_cold_mean_are_the_hard_network(self, model):
+        guide = SpikeGMMGuide(model, K, initial_gate=0.7)
+        hard = {name: tensor.dense() for name, tensor in guide.harden(torch.float32).items()}
+        cold = {name: tensor.dense() for name, tensor in guide.draw(1e-4, codebook_dtype=torch.float32).items()}
+        for name, mean in guide.mean(1e-4).items():
+            assert torch.equal(cold[name], hard[name])
+            torch.testing.assert_close(mean, hard[name])
+
+    def test_the_mean_is_that_of_many_draws(self, model):
+        guide = SpikeGMMGuide(model, 3, initial_gate=0.5, groups="channel")
+        draws = [guide.draw(1.5, 3.0, torch.float32)["0.weight"].dense() for _ in range(4000)]
+        torch.testing.assert_close(torch.stack(draws).mean(0), guide.mean(1.5, 3.0)["0.weight"], atol=0.05, rtol=0)
 
     def test_drawing_does_not_advance_training(self, model):
         guide = SpikeGMMGuide(model, K, refresh_every=2).eval()
@@ -324,8 +357,12 @@ class TestPruningAndHardening:
         assert guide.harden()["0.weight"].nonzeros == 0
 
     def test_dense_stage_cannot_be_hardened(self, model):
-        with pytest.raises(NetworkError, match=r"still in its dense stage: call start_coding\(\)"):
-            SpikeGMMGuide(model, K, stage="dense").harden()
+        guide = SpikeGMMGuide(model, K, stage="dense")
+        for asked in (guide.harden, guide.draw, guide.mean):
+            with pytest.raises(
+                NetworkError, match=rf"dense stage: call start_coding\(\) before {asked.__name__}\(\)"
+            ):
+                asked()
 
     def test_everything_pruned_in_one_layer(self, model):
         guide = SpikeGMMGuide(model, K, stage="dense")

@@ -11,7 +11,8 @@ SIZE = {
     "bits_per_weight": 1.5,
     "nonzero_rate": 0.25,
 }
-MEASURED = {"accuracy": 0.9833, "nll": 0.0612, "ece": 0.0102, "num_examples": 360}
+MEASURED = {"accuracy": 0.9833, "nll": 0.0612, "ece": 0.0102, "brier": 0.0251, "entropy": 0.071}
+MEASURED["num_examples"] = 360
 
 
 def _text(shown):
@@ -32,22 +33,29 @@ def test_run_tables_put_fp32_and_packed_side_by_side():
         "seed": 3,
         "baseline": {**MEASURED, "accuracy": 0.99},
         "compressed": MEASURED,
-        "averaged": {**MEASURED, "samples": 20},
+        "posterior_mean": {**MEASURED, "nll": 0.05},
+        "averaged": {**MEASURED, "samples": 20, "temperature": 1.0},
         "size": SIZE,
         "seconds": 61.25,
     }
     text = _text(tables.run_tables(metrics))
     assert "digits [demo], seed 3" in text
     rows = _rows(tables.run_tables(metrics))
-    assert ["accuracy,", "%", "99.00", "98.33", "98.33"] in rows
-    assert ["ECE,", "%", "1.02", "1.02", "1.02"] in rows
+    assert ["accuracy,", "%", "99.00", "98.33", "98.33", "98.33"] in rows
+    assert ["ECE,", "%", "1.02", "1.02", "1.02", "1.02"] in rows
+    assert ["NLL,", "nats", "0.0612", "0.0612", "0.0500", "0.0612"] in rows
+    assert ["Brier", "score", "0.0251", "0.0251", "0.0251", "0.0251"] in rows
     assert ["ratio", "of", "the", "whole", "file", "21.04"] in rows
     assert ["compression,", "seconds", "61.2"] in rows
 
 
 def test_evaluation_names_the_file_and_the_number_of_examples():
-    evaluation = {**MEASURED, "file": "runs/a[1]/packed.safetensors", "size": SIZE}
-    assert "runs/a[1]/packed.safetensors on 360 test examples" in _text(tables.evaluation_tables(evaluation))
+    evaluation = {**MEASURED, "file": "runs/a[1]/packed.safetensors", "size": SIZE, "shift": None}
+    title = "runs/a[1]/packed.safetensors on 360 test examples"
+    assert title in _text(tables.evaluation_tables(evaluation))
+    assert ["mean", "entropy,", "nats", "0.0710"] in _rows(tables.evaluation_tables(evaluation))
+    shifted = {**evaluation, "shift": "rotation:30"}
+    assert f"{title}, shifted by rotation:30" in _text(tables.evaluation_tables(shifted))
 
 
 def test_inspection_rows_add_up_to_the_file():

@@ -63,11 +63,12 @@ def test_the_non_zero_rate_is_the_target_to_the_weight(small_run, small_recipe):
     assert size["nonzeros"] == round(small_recipe.compression.nonzero_rate * size["num_weights"])
 
 
-def test_metrics_hold_what_the_documentation_promises(small_run):
+def test_metrics_hold_what_the_documentation_promises(small_run, small_recipe):
     metrics = json.loads((small_run / "metrics.json").read_text())
-    for name in ("baseline", "compressed", "averaged"):
-        assert {"accuracy", "nll", "ece", "brier"} <= set(metrics[name])
+    for name in ("baseline", "compressed", "posterior_mean", "averaged"):
+        assert {"accuracy", "nll", "ece", "brier", "entropy"} <= set(metrics[name])
         assert 0 <= metrics[name]["accuracy"] <= 1
+    assert metrics["averaged"]["temperature"] in small_recipe.averaging.candidates
     assert {"fp32_bytes", "file_bytes", "ratio", "bits_per_weight", "parts"} <= set(metrics["size"])
     assert {"nonzero_rate", "seconds", "seed", "versions", "stage_seconds", "accuracy_drop"} <= set(metrics)
     assert metrics["max_logit_difference"] <= 1e-5  # the file's network is the one that was trained
