@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,6 +28,19 @@ app = typer.Typer(
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+StudyArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML study, see docs/compare.md.")]
+StudyOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory of the study.")]
+BaselinesOption = Annotated[
+    Path | None,
+    typer.Option("--baselines", metavar="DIR", help="Where trained networks are kept [in DIR of --out]."),
+]
+SeedsOption = Annotated[str | None, typer.Option("--seeds", metavar="0,1,2", help="Instead of the study's seeds.")]
+JobsOption = Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="Runs at a time, each a process.")]
+AgainOption = Annotated[bool, typer.Option("--overwrite", help="Run cells again whose recipe has changed.")]
+ChangesOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. base.compression.epochs=2."),
+]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A packed file.")]
 
 
@@ -117,6 +130,73 @@ def report_command(
 
         measured = read_run(directory)
         _show(measured, report_tables(measured), as_json)
+
+
+@app.command("compare")
+def compare_command(
+    recipe: StudyArgument,
+    out: StudyOption,
+    seeds: SeedsOption = None,
+    jobs: JobsOption = 1,
+    baselines: BaselinesOption = None,
+    overwrite: AgainOption = False,
+    changes: ChangesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run variants of a recipe with several seeds: one table and one picture of them side by side.
+
+    Interrupted with Ctrl-C, the same command goes on where it stopped.
+    """
+    _study("compare", recipe, out, seeds, jobs, baselines, overwrite, changes, as_json)
+
+
+@app.command("sweep")
+def sweep_command(
+    recipe: StudyArgument,
+    out: StudyOption,
+    seeds: SeedsOption = None,
+    jobs: JobsOption = 1,
+    baselines: BaselinesOption = None,
+    overwrite: AgainOption = False,
+    changes: ChangesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a recipe over grids of values: curves of accuracy over the size of the file.
+
+    Interrupted with Ctrl-C, the same command goes on where it stopped.
+    """
+    _study("sweep", recipe, out, seeds, jobs, baselines, overwrite, changes, as_json)
+
+
+def _study(
+    kind: Literal["compare", "sweep"],
+    recipe: Path,
+    out: Path,
+    seeds: str | None,
+    jobs: int,
+    baselines: Path | None,
+    overwrite: bool,
+    changes: list[str] | None,
+    as_json: bool,
+) -> None:
+    with _one_sentence_errors(f"the same command goes on; '{out}' keeps what is finished"):
+        from sqs_pyro.reporting.study_tables import comparison_tables, sweep_tables
+        from sqs_pyro.reporting.terminal import progress_display
+        from sqs_pyro.runs.study import run_study, write_summary
+        from sqs_pyro.runs.study_recipe import load_study
+
+        study = load_study(recipe, [*(changes or []), *([] if seeds is None else [f"seeds=[{seeds}]"])])
+        with progress_display() as progress:
+            results = run_study(
+                study, out, jobs=jobs, baselines_dir=baselines, overwrite=overwrite, progress=progress
+            )
+        summary = write_summary(kind, study, results, out)
+        _show(summary, (sweep_tables if kind == "sweep" else comparison_tables)(summary), as_json)
+        typer.echo(f"Wrote {out / kind}.json, .csv, .png", err=True)
+    failed = [result for result in results if result.error is not None]
+    if failed:
+        typer.echo(f"error: {len(failed)} of {len(results)} runs failed, see above.", err=True)
+        raise typer.Exit(BAD_INPUT)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 import sqs_pyro.runs.pipeline
@@ -51,6 +52,42 @@ def test_a_finished_run_is_replaced_only_when_asked(small_run, recipe_file, tmp_
     assert "already holds a finished run" in refused.stderr
     assert refused.stdout == ""
     assert _sqs(*arguments, "--overwrite").exit_code == 0
+
+
+@pytest.fixture
+def study_file(small_recipe, tmp_path):
+    base = yaml.safe_load(small_recipe.as_yaml())
+    base["compression"]["epochs"] = 1
+    variants = {"mild": {}, "impossible": {"set": {"compression.num_components": 200}}}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({"name": "tiny", "base": base, "variants": variants}))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["compare", "sweep"])
+def test_a_study_reports_what_failed_and_keeps_the_rest(small_run, study_file, tmp_path, kind):
+    arguments = [kind, study_file, "--out", tmp_path / "study", "--baselines", small_run.parent / "baselines"]
+    result = _sqs(*arguments)
+    assert result.exit_code == 2
+    assert "fewer than num_components=200" in result.stdout
+    assert result.stderr.splitlines()[-1] == "error: 1 of 2 runs failed, see above."
+    assert (tmp_path / "study" / f"{kind}.png").exists()
+    repaired = _sqs(*arguments, "--set", "variants.impossible.set={}", "--json")
+    assert repaired.exit_code == 0, repaired.output
+    summary = json.loads(repaired.stdout)
+    assert summary == json.loads((tmp_path / "study" / f"{kind}.json").read_text())
+    first, second = summary["points"]
+    assert first["by_seed"]["accuracy"] == second["by_seed"]["accuracy"]  # the same recipe under two labels
+
+
+def test_a_study_that_is_wrong_leaves_nothing(study_file, tmp_path):
+    result = _sqs("compare", study_file, "--out", tmp_path / "study", "--set", "variants.mild.sets={}")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: Recipe key 'variants.mild.sets' is unknown")
+    result = _sqs("sweep", study_file, "--out", tmp_path / "study", "--seeds", "0,0")
+    assert result.exit_code == 2
+    assert result.stderr == "error: Recipe key 'seeds' has the value 0 twice: keep one.\n"
+    assert not (tmp_path / "study").exists()
 
 
 def test_evaluate_agrees_with_the_run(small_run):
@@ -115,6 +152,27 @@ def test_help_answers_without_loading_the_library():
     command = "import sys; from sqs_pyro.cli import app\ntry: app(['--help'])\nexcept SystemExit: pass\n"
     check = "assert not {'matplotlib', 'torchvision', 'sklearn', 'transformers'} & set(sys.modules), 'heavy'"
     subprocess.run([sys.executable, "-c", command + check], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_in_a_study_then_the_same_command(study_file, tmp_path, jobs):
+    out = tmp_path / "study"
+    arguments = [Path(sys.executable).parent / "sqs", "compare", study_file, "--out", out, "--jobs", str(jobs)]
+    arguments += ["--set", "variants.impossible.set={}", "--set", "base.compression.epochs=40", "--json"]
+    arguments += ["--set", "base.baseline.epochs=1"]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    next(line for line in process.stderr if "compression" in line)
+    process.send_signal(signal.SIGINT)
+    stdout, said = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (130, "")
+    assert "Interrupted: the same command goes on" in said
+    assert "Traceback" not in said
+    checkpoints = list(out.glob("runs/*.partial/checkpoint.pt"))
+    assert checkpoints
+    again = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert all(len(point["seeds"]) == 1 for point in json.loads(again.stdout)["points"])
+    assert not list(out.glob("runs/*.partial"))
 
 
 @pytest.mark.slow

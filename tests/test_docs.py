@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from sqs_pyro.cli import app
 from sqs_pyro.recipe import parse
 from sqs_pyro.runs.recipe import RunRecipe, load_recipe
+from sqs_pyro.runs.study_recipe import STUDY_KEYS, StudyRecipe, cells
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -66,7 +67,11 @@ def test_every_code_block_is_of_a_language_that_is_tested(page):
 def test_yaml_blocks_are_recipes(page):
     for code, _ in _blocks(page, "yaml"):
         rest = {"network": {"name": "digits_net"}, "data": {"name": "digits"}}  # a block may show one section
-        parse(RunRecipe, {**rest, **yaml.safe_load(code)})
+        values = yaml.safe_load(code)
+        if _is_study(values):
+            cells(parse(StudyRecipe, {"name": "shown", **values, "base": {**rest, **values.get("base", {})}}))
+        else:
+            parse(RunRecipe, {**rest, **values})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -89,7 +94,17 @@ def test_commands_and_their_options_exist(command):
         assert option in shown.output
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda recipe: recipe.name)
+def _is_study(values: dict[str, object]) -> bool:
+    return bool(STUDY_KEYS & set(values))
+
+
+def _recipes_of_runs() -> list[Path]:
+    """Studies have a test beside the code that reads them."""
+    recipes = sorted((ROOT / "recipes").glob("*.yaml"))
+    return [recipe for recipe in recipes if not _is_study(yaml.safe_load(recipe.read_text(encoding="utf-8")))]
+
+
+@pytest.mark.parametrize("recipe", _recipes_of_runs(), ids=lambda recipe: recipe.name)
 def test_recipes_are_valid(recipe):
     loaded = load_recipe(recipe)
     assert parse(RunRecipe, yaml.safe_load(loaded.as_yaml())) == loaded

@@ -43,6 +43,8 @@ def _on_terminal(bars: Progress) -> Tell:
     def tell(stage: str, done: int, total: int, text: str) -> None:
         if stage not in tasks:
             tasks[stage] = bars.add_task(stage, total=total, text=text)
+        elif done < bars.tasks[tasks[stage]].completed:  # the same stage of another run
+            bars.reset(tasks[stage])
         bars.update(tasks[stage], completed=done, total=total, text=text)
 
     return tell

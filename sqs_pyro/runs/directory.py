@@ -70,13 +70,22 @@ def check_output(final: Path, recipe_text: str, *, overwrite: bool) -> None:
         )
 
 
-def _check_final(final: Path, *, overwrite: bool) -> None:
-    parent = next(path for path in [final, *final.parents] if path.exists())
+def check_writable(directory: Path) -> None:
+    """Check that a directory is there, or can be made, and takes files.
+
+    Raises:
+        OutputError: a file is in the way, or it is not writable.
+    """
+    parent = next(path for path in [directory, *directory.parents] if path.exists())
     if not parent.is_dir():
-        raise OutputError(f"Output directory '{final}' cannot be made, because '{parent}' is a file.")
+        raise OutputError(f"Output directory '{directory}' cannot be made, because '{parent}' is a file.")
     if not os.access(parent, os.W_OK):
-        raise OutputError(f"Output directory '{final}' cannot be made, because '{parent}' is not writable.")
-    if parent != final or not any(final.iterdir()):
+        raise OutputError(f"Output directory '{directory}' cannot be made, because '{parent}' is not writable.")
+
+
+def _check_final(final: Path, *, overwrite: bool) -> None:
+    check_writable(final)
+    if not final.exists() or not any(final.iterdir()):
         return
     if not (final / METRICS).exists():
         raise OutputError(
@@ -107,7 +116,7 @@ def run_directory(final: Path, recipe_text: str, *, overwrite: bool) -> Iterator
     check_output(final, recipe_text, overwrite=overwrite)
     partial = partial_directory(final)
     partial.mkdir(parents=True, exist_ok=True)
-    with _locked(partial):
+    with locked(partial):
         if not _same_recipe(partial, recipe_text):
             _empty(partial)
             (partial / RECIPE).write_text(recipe_text, encoding="utf-8")
@@ -125,7 +134,12 @@ def run_directory(final: Path, recipe_text: str, *, overwrite: bool) -> Iterator
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
+    """Keep other processes from working in a directory.
+
+    Raises:
+        OutputError: another process works in it.
+    """
     handle = os.open(directory, os.O_RDONLY)
     try:
         try:
@@ -137,6 +151,15 @@ def _locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)  # releases the lock
+
+
+@contextmanager
+def in_turn(lock: Path) -> Iterator[None]:
+    """Wait until no other process is in a body of the same lock file, which is made and stays."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # closing releases it
+        yield
 
 
 def _empty(directory: Path) -> None:

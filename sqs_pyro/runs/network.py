@@ -14,6 +14,7 @@ from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.models.bayesian import BayesianNetwork
 from sqs_pyro.network_io import device_of, predictions
 from sqs_pyro.registry import build_network
+from sqs_pyro.runs.directory import in_turn
 from sqs_pyro.runs.progress import Progress
 from sqs_pyro.runs.recipe import RunRecipe
 from sqs_pyro.weights import load_weights
@@ -84,4 +85,5 @@ def give_weights(
     kept = baselines / f"{recipe.baseline_key}.pt"
     if not kept.exists():
         check_compressible(net, recipe.compression)  # compression checks this too, but after hours of training
-    return train_baseline(net, data.train, data.validation, section, checkpoint=kept, progress=progress)
+    with in_turn(kept.with_suffix(".lock")):  # runs side by side share one baseline: the first trains it
+        return train_baseline(net, data.train, data.validation, section, checkpoint=kept, progress=progress)

@@ -89,7 +89,11 @@ def _compress_and_measure(
     write_pictures(directory, layer_pictures(result, report), result.history)
     clock.lap("writing")
     loaded = load(packed)
-    measured = {"baseline": asdict(baseline), "compressed": asdict(evaluate(loaded, data.test))}
+    measured = {
+        "baseline": asdict(baseline),
+        "compressed": asdict(evaluate(loaded, data.test)),
+        "validation": asdict(evaluate(loaded, data.validation)),  # of the file too: choices are made by it
+    }
     if recipe.averaging is not None:
         measured |= run_averaging(recipe.averaging, result, data, recipe.seed)
     clock.lap("evaluation")

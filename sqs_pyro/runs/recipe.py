@@ -111,10 +111,7 @@ def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> RunRecipe:
     Raises:
         RecipeError: the file is missing or is no YAML, or a key or value in it is wrong.
     """
-    values = _read_yaml(Path(path))
-    for change in changes:
-        values = _changed(values, change)
-    return parse(RunRecipe, values)
+    return parse(RunRecipe, changed(read_yaml(Path(path)), changes))
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -131,7 +128,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
+    """What a YAML file says; an empty one says ``{}``.
+
+    Raises:
+        RecipeError: the file is missing or is no YAML, or a key in it is given twice.
+    """
     if not path.is_file():
         raise RecipeError(f"Recipe '{path}' is not there: give the path of a YAML file.")
     try:
@@ -141,20 +143,30 @@ def _read_yaml(path: Path) -> Any:
         raise RecipeError(f"Recipe '{path}' is no valid YAML ({reason}): correct it there.") from None
 
 
-def _changed(values: Any, change: str) -> Any:
-    """``values`` with one dotted key set, e.g. ``data.root=/data``; mappings on the way are made."""
+def changed(values: Any, changes: Sequence[str]) -> Any:
+    """``values`` with dotted keys set, e.g. ``data.root=/data``; mappings on the way are made.
+
+    Raises:
+        RecipeError: a change is not KEY=VALUE with a value in YAML notation.
+    """
+    for change in changes:
+        key, value = _key_and_value(change)
+        values = with_value(values, key, value)
+    return values
+
+
+def _key_and_value(change: str) -> tuple[str, Any]:
     key, equals, text = change.partition("=")
     if not equals or not all(key.split(".")):
         raise RecipeError(f"Change {change!r} should be KEY=VALUE, as in compression.nonzero_rate=0.2.")
     try:
-        value = yaml.safe_load(text)
+        return key, yaml.safe_load(text)
     except yaml.YAMLError:
         raise RecipeError(f"Change {change!r} has a value that is no valid YAML: put it in quotes.") from None
-    return _with_value(values, key.split("."), value)
 
 
-def _with_value(values: Any, path: Sequence[str], value: Any) -> Any:
-    if not path:
-        return value
+def with_value(values: Any, key: str, value: Any) -> dict[str, Any]:
+    """A copy of ``values`` with another value at a dotted key; what is no mapping on the way becomes one."""
+    first, _, rest = key.partition(".")
     inner = dict(values) if isinstance(values, Mapping) else {}
-    return {**inner, path[0]: _with_value(inner.get(path[0]), path[1:], value)}
+    return {**inner, first: with_value(inner.get(first), rest, value) if rest else value}

@@ -1,0 +1,117 @@
+"""What a study measured: means and standard deviations over seeds, and which points are on the Pareto front."""
+
+import csv
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Document = Mapping[str, Any]
+
+SCHEMA = 1  # of the document that `summarise` makes; raised when a key changes its meaning
+SAME_SIZE = 1.005
+
+FIGURES = {
+    "accuracy": "compressed.accuracy",
+    "accuracy_drop": "accuracy_drop",
+    "nll": "compressed.nll",
+    "ece": "compressed.ece",
+    "brier": "compressed.brier",
+    "validation_accuracy": "validation.accuracy",
+    "validation_nll": "validation.nll",
+    "averaged_accuracy": "averaged.accuracy",
+    "averaged_nll": "averaged.nll",
+    "averaged_ece": "averaged.ece",
+    "averaged_brier": "averaged.brier",
+    "baseline_accuracy": "baseline.accuracy",
+    "baseline_nll": "baseline.nll",
+    "bits_per_weight": "size.bits_per_weight",
+    "file_bytes": "size.file_bytes",
+    "fp32_bytes": "size.fp32_bytes",
+    "ratio": "size.ratio",
+    "nonzero_rate": "nonzero_rate",
+    "seconds": "seconds",
+}
+"""Names of a study's figures, and where ``metrics.json`` has them."""
+
+
+def summarise(name: str, results: Sequence[Document]) -> dict[str, Any]:
+    """Sum up the results of a study.
+
+    Args:
+        name: of the study.
+        results: one for each run: ``variant``, ``point`` (a label), ``values`` (dotted keys), ``seed``,
+            ``metrics`` (or None) and ``error`` (a sentence, or None).
+
+    Returns:
+        ``schema``, ``name``, ``versions``, and ``points``: for each variant and point of its grid ``seeds``,
+        ``errors`` (seed to sentence), ``by_seed`` (figure to list), ``mean``, ``sd`` (of a sample; None for one
+        seed), and ``front``: whether no other point has a smaller file and a better accuracy, or a better NLL.
+    """
+    points: dict[tuple[str, str], list[Document]] = {}
+    for result in results:
+        points.setdefault((result["variant"], result["point"]), []).append(result)
+    summed_up = [_point(of_point) for of_point in points.values()]
+    finished = [point for point in summed_up if point["mean"]]
+    for figure, best in (("accuracy", max), ("nll", min)):
+        pairs = [(point["mean"]["file_bytes"], point["mean"][figure]) for point in finished]
+        for point, is_on_front in zip(finished, on_front(pairs, larger_is_better=best is max), strict=True):
+            point["front"][figure] = is_on_front
+    versions = next((result["metrics"]["versions"] for result in results if result["metrics"]), None)
+    return {"schema": SCHEMA, "name": name, "versions": versions, "points": summed_up}
+
+
+def on_front(pairs: Sequence[tuple[float, float]], *, larger_is_better: bool) -> list[bool]:
+    """Which (size, quality) pairs no other one dominates.
+
+    Another one dominates if it is better and no larger, or smaller and no worse; sizes within
+    :data:`SAME_SIZE` count as equal when the quality differs, so that a few bytes do not excuse a worse network.
+    """
+    sign = -1 if larger_is_better else 1
+    costs = [(size, sign * quality) for size, quality in pairs]
+    return [not any((a <= SAME_SIZE * c and b < d) or (a < c and b <= d) for a, b in costs) for c, d in costs]
+
+
+def _point(results: Sequence[Document]) -> dict[str, Any]:
+    finished = [result for result in results if result["metrics"] is not None]
+    by_seed: dict[str, list[float]] = {}
+    for figure, key in FIGURES.items():
+        values = [_figure(result["metrics"], key) for result in finished]
+        if values and None not in values:
+            by_seed[figure] = values  # type: ignore[assignment]
+    return {
+        "variant": results[0]["variant"],
+        "point": results[0]["point"],
+        "values": dict(results[0]["values"]),
+        "seeds": [result["seed"] for result in finished],
+        "errors": {str(result["seed"]): result["error"] for result in results if result["error"] is not None},
+        "mean": {figure: statistics.fmean(values) for figure, values in by_seed.items()},
+        "sd": {
+            figure: statistics.stdev(values) if len(values) > 1 else None for figure, values in by_seed.items()
+        },
+        "by_seed": by_seed,
+        "front": {"accuracy": False, "nll": False},
+    }
+
+
+def _figure(metrics: Document, key: str) -> float | None:
+    value: Any = metrics
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return None if value is None else float(value)
+
+
+def write_csv(path: Path, summary: Document) -> None:
+    """Write a row for each run that finished: variant, point, the grid's values, seed, all figures."""
+    points = summary["points"]
+    keys = list(dict.fromkeys(key for point in points for key in point["values"]))
+    figures = [figure for figure in FIGURES if any(figure in point["by_seed"] for point in points)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["variant", "point", *keys, "seed", *figures])
+        writer.writeheader()
+        for point in points:
+            for i, seed in enumerate(point["seeds"]):
+                row = {figure: values[i] for figure, values in point["by_seed"].items()}
+                writer.writerow(
+                    {"variant": point["variant"], "point": point["point"], **point["values"], "seed": seed, **row}
+                )

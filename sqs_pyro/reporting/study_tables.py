@@ -1,0 +1,130 @@
+"""Tables of a study: a row a point, mean±standard deviation over seeds; what failed stands below."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+Document = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of a table.
+
+    Attributes:
+        title: with its unit.
+        figure: name in the summary.
+        form: how a value is written.
+        scale: the value is multiplied by it, 100 for percent.
+        offset: and added to this.
+        with_sd: whether the standard deviation over seeds is written too.
+    """
+
+    title: str
+    figure: str
+    form: str
+    scale: float = 1.0
+    offset: float = 0.0
+    with_sd: bool = False
+
+    def value(self, figure: float) -> float:
+        """A figure in the column's unit."""
+        return self.offset + self.scale * figure
+
+    def text(self, point: Document) -> str:
+        """The cell of a point."""
+        mean, sd = point["mean"].get(self.figure), point["sd"].get(self.figure)
+        if mean is None:
+            return "-"
+        shown = self.form.format(self.value(mean))
+        if not self.with_sd or sd is None:
+            return shown
+        return f"{shown}±{self.form.format(abs(self.scale) * sd)}".replace("±0.", "±.")
+
+
+ACCURACY = Column("accuracy, %", "accuracy", "{:.2f}", 100, with_sd=True)
+DROP = Column("below fp32", "accuracy_drop", "{:.2f}", 100, with_sd=True)
+NLL = Column("NLL, nats", "nll", "{:.4f}", with_sd=True)
+ECE = Column("ECE, %", "ece", "{:.2f}", 100, with_sd=True)
+BRIER = Column("Brier", "brier", "{:.4f}")
+VALIDATION = Column("validation, %", "validation_accuracy", "{:.2f}", 100, with_sd=True)
+SIZE = (
+    Column("bits", "bits_per_weight", "{:.2f}"),
+    Column("bytes", "file_bytes", "{:,.0f}"),
+    Column("ratio", "ratio", "{:.1f}"),
+    Column("zeros, %", "nonzero_rate", "{:.1f}", -100, 100),
+    Column("s", "seconds", "{:.0f}"),
+)
+AVERAGED = (
+    Column("accuracy, %", "averaged_accuracy", "{:.2f}", 100, with_sd=True),
+    Column("NLL, nats", "averaged_nll", "{:.4f}", with_sd=True),
+    Column("ECE, %", "averaged_ece", "{:.2f}", 100, with_sd=True),
+    Column("Brier", "averaged_brier", "{:.4f}"),
+)
+
+
+def comparison_tables(summary: Document) -> list[RenderableType]:
+    """Variants side by side: how good, how well calibrated, how large."""
+    return _tables(summary, (ACCURACY, DROP, NLL, ECE, BRIER, *SIZE))
+
+
+def sweep_tables(summary: Document) -> list[RenderableType]:
+    """The points of all curves; a star marks those that no other beats in both size and accuracy."""
+    return _tables(summary, (ACCURACY, DROP, VALIDATION, NLL, *SIZE), mark_front=True)
+
+
+def point_name(point: Document) -> str:
+    """A variant, and the point of its grid if it has one."""
+    return f"{point['variant']}: {point['point']}" if point["point"] else str(point["variant"])
+
+
+def _tables(summary: Document, columns: Sequence[Column], *, mark_front: bool = False) -> list[RenderableType]:
+    points = summary["points"]
+    parts: list[RenderableType] = [
+        Text(_heading(summary), style="bold"),
+        _table(points, columns, mark_front=mark_front),
+    ]
+    if mark_front:
+        parts.append(Text("* on the Pareto front of accuracy and size\n", style="dim"))
+    if any("averaged_nll" in point["mean"] for point in points):
+        parts += [Text("Average over networks drawn from the posterior", style="bold"), _table(points, AVERAGED)]
+    failed = [(point, *failure) for point in points for failure in point["errors"].items()]
+    parts += [Text(f"{point_name(point)}, seed {seed}: {error}", style="red") for point, seed, error in failed]
+    return parts
+
+
+def _table(points: Sequence[Document], columns: Sequence[Column], *, mark_front: bool = False) -> RenderableType:
+    """Points of a grid stand below their variant's name."""
+    table = Table(box=box.SIMPLE, header_style="", padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        table.add_column(column.title, justify="right", overflow="fold")
+    for variant, of_variant in groupby(points, key=lambda point: str(point["variant"])):
+        for i, point in enumerate(of_variant):
+            if point["point"] and i == 0:
+                table.add_row(escape(variant))
+            star = " *" if mark_front and point["front"]["accuracy"] else ""
+            name = f"  {point['point']}" if point["point"] else variant
+            table.add_row(escape(name) + star, *(column.text(point) for column in columns))
+    return table
+
+
+def _heading(summary: Document) -> str:
+    counts = sorted({len(point["seeds"]) for point in summary["points"]})
+    seeds = " or ".join(str(count) for count in counts)
+    fp32 = [point["mean"]["baseline_accuracy"] for point in summary["points"] if point["mean"]]
+    if not fp32:
+        return f"{summary['name']}: every run failed"
+    spread = "" if math.isclose(min(fp32), max(fp32)) else f" to {100 * max(fp32):.2f}"
+    return (
+        f"{summary['name']}: mean±standard deviation of {seeds} seed{'' if counts == [1] else 's'}; fp32 accuracy "
+        f"{100 * min(fp32):.2f}{spread} %"
+    )
