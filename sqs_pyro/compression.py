@@ -22,7 +22,13 @@ from sqs_pyro.inference.export import (
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.recipe import CompressionRecipe, PriorRecipe
 from sqs_pyro.kernels import packed_network
-from sqs_pyro.models import LearnedPrior, scale_matched_prior
+from sqs_pyro.models import (
+    HierarchicalInclusion,
+    LearnedPrior,
+    gaussian_spike_prior,
+    normal_prior,
+    scale_matched_prior,
+)
 from sqs_pyro.models.bayesian import BayesianNetwork, Prior
 from sqs_pyro.recipe import parse
 
@@ -153,6 +159,14 @@ def _prior(recipe: PriorRecipe) -> Prior:
     """The prior that a recipe names."""
     if recipe.kind == "learned":
         return LearnedPrior(recipe.inclusion, recipe.scope)
+    if recipe.kind == "hierarchical":
+        return HierarchicalInclusion(
+            recipe.concentration1, recipe.concentration0, recipe.scope, slab_scale=recipe.slab_scale
+        )
+    if recipe.kind == "plain_normal":
+        return normal_prior(recipe.slab_scale)
+    if recipe.kind == "gaussian_spike":
+        return gaussian_spike_prior(recipe.inclusion, spike_scale=recipe.spike_scale, slab_scale=recipe.slab_scale)
     return scale_matched_prior(
         recipe.inclusion,
         recipe.kind,

@@ -4,12 +4,13 @@ from sqs_pyro.distributions.codebook_gmm import CodebookGMM, LatentSpikeAndSlab
 from sqs_pyro.distributions.kl import certified_bracket, gate_divergence, kl_bound, register_bound
 from sqs_pyro.distributions.mixture_kl import log_sum_divergence, shares_components
 from sqs_pyro.distributions.monte_carlo import monte_carlo_kl, sampled_kl
-from sqs_pyro.distributions.spike_and_mixture import SpikeAndMixture
+from sqs_pyro.distributions.spike_and_mixture import GaussianSpikeAndSlab, SpikeAndMixture
 from sqs_pyro.distributions.spike_and_slab import SpikeAndSlab
 from sqs_pyro.distributions.spike_gmm import SpikeGMM
 
 __all__ = [
     "CodebookGMM",
+    "GaussianSpikeAndSlab",
     "LatentSpikeAndSlab",
     "SpikeAndMixture",
     "SpikeAndSlab",

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Distribution, Normal, kl_divergence
 
 from sqs_pyro.distributions.assignment import (
     ExpectedDivergence,
@@ -13,7 +13,8 @@ from sqs_pyro.distributions.assignment import (
     map_codes,
     per_weight,
 )
-from sqs_pyro.distributions.kl import gate_divergence, register_bound, spike_gmm_bound
+from sqs_pyro.distributions.kl import density_bound, gate_divergence, register_bound, spike_gmm_bound
+from sqs_pyro.distributions.parameters import as_scalar
 from sqs_pyro.distributions.spike_and_slab import SpikeAndSlab, straight_through_gate
 from sqs_pyro.distributions.spike_gmm import SpikeGMM
 
@@ -35,6 +36,7 @@ class CodebookGMM(SpikeGMM):
         codes: hard codes for the straight-through value, uint8 ``[G, N / G]``; by default the most probable.
         temperature: τ.
         estimator: see :class:`SpikeGMM`; ``"straight_through"`` here has the identity gradient.
+        spike_scale: see :class:`SpikeGMM`.
     """
 
     def __init__(
@@ -49,8 +51,10 @@ class CodebookGMM(SpikeGMM):
         codes: Tensor | None = None,
         temperature: float = 1.0,
         estimator: str = "straight_through",
+        spike_scale: Tensor | float | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        self.spike_scale = as_scalar(spike_scale, gates)
         self.latent = latent
         self.anchor = latent if anchor is None else anchor
         self.codebook_loc, self.codebook_scale, self.log_mixing = loc, scale, log_mixing
@@ -110,21 +114,38 @@ class CodebookGMM(SpikeGMM):
         return value.view(self.batch_shape).expand(shape)
 
 
-def _same_everywhere(p: SpikeAndSlab) -> bool:
-    return p.base_slab.batch_shape.numel() == 1 and len(p.base_slab.batch_shape) <= 2
-
-
 @register_bound("jensen", CodebookGMM, SpikeAndSlab)
 def _jensen_codebook(q: CodebookGMM, p: SpikeAndSlab) -> Tensor:
     """``KL(Bern(λ)‖Bern(λ₀)) + λ Σ_k φ_k κ_k``, its responsibilities never kept."""
-    if not _same_everywhere(p):
+    slab = p.base_slab
+    if slab.batch_shape.numel() != 1 or len(slab.batch_shape) > 2:
         return spike_gmm_bound(q, p, "jensen")  # κ differs from weight to weight: N x K numbers after all
-    component = torch.distributions.Normal(q.codebook_loc, q.codebook_scale, validate_args=False)
-    divergence = kl_divergence(component, p.base_slab.expand(q.codebook_loc.shape))  # κ, [G, K]
-    slab = ExpectedDivergence.apply(
+    return gate_divergence(q.gates, p.base_inclusion) + q.gates * _expected_divergence(q, slab)
+
+
+@register_bound("jensen", CodebookGMM, Normal)
+def _jensen_codebook_normal(q: CodebookGMM, p: Normal) -> Tensor:
+    """``(1-λ) κ₀ + λ Σ_k φ_k κ_k`` against a density, κ₀ being the spike's."""
+    if q.spike_scale is None or not (_is_one_number(p.loc) and _is_one_number(p.scale)):
+        return density_bound(q, p, "jensen")
+    at = (0,) * p.loc.dim()
+    one = Normal(p.loc[at], p.scale[at], validate_args=False)
+    spike = Normal(torch.zeros_like(q.spike_scale), q.spike_scale, validate_args=False)
+    return (1 - q.gates) * kl_divergence(spike, one) + q.gates * _expected_divergence(q, one)
+
+
+def _expected_divergence(q: CodebookGMM, slab: Distribution) -> Tensor:
+    """``Σ_k φ_k κ_k`` against a slab that is the same for all weights, ``[*batch_shape]``."""
+    component = Normal(q.codebook_loc, q.codebook_scale, validate_args=False)
+    divergence = kl_divergence(component, slab.expand(q.codebook_loc.shape))  # κ, [G, K]
+    expected = ExpectedDivergence.apply(
         q.grouped(q.anchor), q.codebook_loc, q.codebook_scale, q.log_mixing, divergence, q.temperature
     )
-    return gate_divergence(q.gates, p.base_inclusion) + q.gates * slab.view(q.batch_shape)
+    return expected.view(q.batch_shape)
+
+
+def _is_one_number(expanded: Tensor) -> bool:
+    return all(size == 1 or stride == 0 for size, stride in zip(expanded.shape, expanded.stride(), strict=True))
 
 
 class LatentSpikeAndSlab(SpikeGMM):
@@ -138,9 +159,18 @@ class LatentSpikeAndSlab(SpikeGMM):
         gates: λ, ``[*shape]``.
         latent: w, ``[*shape]``.
         scale: s, broadcastable to ``[*shape]``.
+        spike_scale: see :class:`SpikeGMM`.
     """
 
-    def __init__(self, gates: Tensor, latent: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
+    def __init__(
+        self,
+        gates: Tensor,
+        latent: Tensor,
+        scale: Tensor,
+        *,
+        spike_scale: Tensor | float | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
         self.latent, self.latent_scale = latent, scale.expand(latent.shape)
         one_component = torch.ones_like(latent[..., None])
         super().__init__(
@@ -148,6 +178,7 @@ class LatentSpikeAndSlab(SpikeGMM):
             latent.unsqueeze(-1),
             self.latent_scale.unsqueeze(-1),
             responsibilities=one_component,
+            spike_scale=spike_scale,
             validate_args=validate_args,
         )
 

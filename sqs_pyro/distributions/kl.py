@@ -74,6 +74,8 @@ def kl_bound(q: Distribution, p: Distribution, kind: str = "jensen") -> Tensor:
     if isinstance(q, MaskedDistribution) and isinstance(p, MaskedDistribution):
         inner = kl_bound(q.base_dist, p.base_dist, kind)
         return scale_and_mask(scale_and_mask(inner, mask=q._mask), mask=p._mask)
+    if isinstance(q, SpikeGMM) and not q.has_atom_at_zero and getattr(p, "has_atom_at_zero", False):
+        q = q.as_mixture()  # a density never uses the prior's atom: its gate is open
     function = _most_specific(kind, type(q), type(p))
     return kl_divergence(q, p) if function is None else function(q, p)
 
@@ -152,7 +154,9 @@ def spike_gmm_bound(q: SpikeGMM, p: SpikeAndSlab, kind: str = "jensen") -> Tenso
 
 
 def density_bound(q: SpikeGMM, p: Distribution, kind: str = "jensen") -> Tensor:
-    """Against a density, which gives the spike no mass: infinite unless the gate is exactly 1."""
+    """Against a density, which gives a point mass no mass: infinite then, unless the gate is exactly 1."""
+    if not q.has_atom_at_zero:
+        return mixture_divergence(q.as_mixture(), p, kind).expand(q.batch_shape)
     return torch.where(q.gates == 1, mixture_divergence(q, p, kind), torch.inf)
 
 

@@ -8,7 +8,8 @@ For ``p = (1-ρ) δ₀ + ρ Σⱼ πⱼ N'ⱼ`` (:class:`SpikeAndMixture`) and `
 * *Others.* ``κₖ = -log Σⱼ πⱼ exp(-KL(Nₖ‖N'ⱼ)) >= KL(Nₖ‖Σⱼ πⱼ N'ⱼ)`` by the log-sum inequality (a variational
   bound of Hershey & Olsen 2007), and ``Σₖ φₖ κₖ`` by Jensen's.
 
-The lower end is :func:`~sqs_pyro.distributions.cells.cell_divergence`. Proofs: docs/method.md.
+With Gaussian spikes the chain rule has the term ``(1-λ) KL(N(0, s²)‖N(0, s'²))`` as well. The lower end is
+:func:`~sqs_pyro.distributions.cells.cell_divergence`. Proofs: docs/method.md.
 """
 
 from typing import cast
@@ -51,14 +52,19 @@ def log_sum_divergence(loc: Tensor, scale: Tensor, loc_p: Tensor, scale_p: Tenso
 @register_bound("jensen", CodebookGMM, SpikeAndMixture)
 def _jensen_codebook(q: CodebookGMM, p: SpikeAndMixture) -> Tensor:
     """Nothing of size N x K is kept."""
-    if p.base_shape != q.batch_shape or q.num_groups != p.num_groups:
+    if not _same_groups(q, p):
         return _jensen(q, p)
     shared = shares_components(q, p)
     divergence = -p.log_mixing if shared else _codebook_divergence(q, p)  # κ, [G, K]
     slab = ExpectedDivergence.apply(
         q.grouped(q.anchor), q.codebook_loc, q.codebook_scale, q.log_mixing, divergence, q.temperature, shared
     )
-    return gate_divergence(q.gates, p.base_inclusion) + q.gates * slab.view(q.batch_shape)
+    return _with_gate(q, p, slab.view(q.batch_shape))
+
+
+def _same_groups(q: CodebookGMM, p: SpikeAndMixture) -> bool:
+    """Whether a group of q has one mixture of p: then all is said by ``[G, K]`` and ``[G, J]`` (or ``[1, J]``)."""
+    return p.num_groups == 1 or (p.base_shape == q.batch_shape and q.num_groups == p.num_groups)
 
 
 def _codebook_divergence(q: CodebookGMM, p: SpikeAndMixture) -> Tensor:
@@ -72,7 +78,7 @@ def _jensen_latent(q: LatentSpikeAndSlab, p: SpikeAndMixture) -> Tensor:
     """Warm-up: one Gaussian a weight against K; their N x K pairs are computed again in backward."""
     arguments = (q.latent, q.latent_scale, p.loc, p.scale, p.logits)
     slab = cast(Tensor, checkpoint(log_sum_divergence, *arguments, use_reentrant=False))
-    return gate_divergence(q.gates, p.base_inclusion) + weighted(q.gates, slab)
+    return _with_gate(q, p, slab)
 
 
 @register_bound("jensen", SpikeGMM, SpikeAndMixture)
@@ -81,14 +87,14 @@ def _jensen(q: SpikeGMM, p: SpikeAndMixture) -> Tensor:
     component = component_bound(q, p)
     if shares_components(q, p):
         component = component + log_or_log_tiny(phi)
-    return gate_divergence(q.gates, p.base_inclusion) + weighted(q.gates, weighted(phi, component).sum(-1))
+    return _with_gate(q, p, weighted(phi, component).sum(-1))
 
 
 @register_bound("dominant", SpikeGMM, SpikeAndMixture)
 def _dominant(q: SpikeGMM, p: SpikeAndMixture) -> Tensor:
     table = component_bound(q, p).expand(*q.batch_shape, q.num_components)
     slab = table.gather(-1, q.codes.unsqueeze(-1)).squeeze(-1)
-    return gate_divergence(q.gates, p.base_inclusion) + weighted(q.gates, slab)
+    return _with_gate(q, p, slab)
 
 
 def component_bound(q: SpikeGMM, p: SpikeAndMixture) -> Tensor:
@@ -100,17 +106,39 @@ def component_bound(q: SpikeGMM, p: SpikeAndMixture) -> Tensor:
 
 @register_bound("lower", SpikeGMM, SpikeAndMixture)
 def _lower(q: SpikeGMM, p: SpikeAndMixture) -> Tensor:
-    slab = cell_divergence(*_grouped(q, p)).view(q.batch_shape)
-    return gate_divergence(q.gates, p.base_inclusion) + weighted(q.gates, slab)
+    if p.has_atom_at_zero:
+        return _with_gate(q, p, _cells(q, p))
+    if q.has_atom_at_zero:
+        return torch.where(q.gates == 1, _cells(q, p.as_mixture()), torch.inf)
+    return _cells(q.as_mixture(), p.as_mixture())
 
 
-def _grouped(q: SpikeGMM, p: SpikeAndMixture) -> tuple[Tensor, ...]:
+def _with_gate(q: SpikeGMM, p: SpikeAndMixture, slab: Tensor) -> Tensor:
+    """The chain rule over the gate: ``KL(Bern(λ)‖Bern(ρ)) + (1-λ) KL(spike‖spike) + λ KL(slab‖slab)``."""
+    kl = gate_divergence(q.gates, p.base_inclusion) + weighted(q.gates, slab)
+    if p.spike_scale is None:
+        return kl
+    if q.spike_scale is None:  # a point mass has no density
+        return torch.where(q.gates == 1, kl, torch.inf)
+    ratio = q.spike_scale / p.spike_scale
+    return kl + (1 - q.gates) * (ratio**2 / 2 - ratio.log() - 0.5)
+
+
+def _cells(q: SpikeGMM, p: SpikeGMM) -> Tensor:
+    """A lower bound on the slabs' KL, ``[*batch_shape]``."""
+    return cell_divergence(*_grouped(q, p)).view(q.batch_shape)
+
+
+def _grouped(q: SpikeGMM, p: SpikeGMM) -> tuple[Tensor, ...]:
     """φ as ``[G, n, K]`` and the two laws' components as ``[G, ...]``; G = N where no codebook is shared."""
     phi = q.responsibilities.expand(*q.batch_shape, q.num_components)
-    one_codebook = q.loc.dim() == q.scale.dim() == p.loc.dim() == p.scale.dim() == 1
-    if isinstance(q, CodebookGMM) and p.base_shape == q.batch_shape and q.num_groups == p.num_groups:
-        of_q, groups = (q.codebook_loc, q.codebook_scale), q.num_groups
-        of_p = (p.log_mixing, p.codebook_loc, p.codebook_scale)
+    one_codebook = q.loc.dim() == q.scale.dim() == p.loc.dim() == p.scale.dim() == p.logits.dim() == 1
+    if isinstance(q, CodebookGMM) and isinstance(p, SpikeAndMixture) and _same_groups(q, p):
+        groups = q.num_groups
+        of_q: tuple[Tensor, ...] = (q.codebook_loc, q.codebook_scale)
+        of_p: tuple[Tensor, ...] = tuple(
+            x.expand(groups, -1) for x in (p.log_mixing, p.codebook_loc, p.codebook_scale)
+        )
     else:
         groups = 1 if one_codebook else q.batch_shape.numel()
         shape = torch.Size() if one_codebook else q.batch_shape
@@ -118,8 +146,8 @@ def _grouped(q: SpikeGMM, p: SpikeAndMixture) -> tuple[Tensor, ...]:
         def rows(codebook: Tensor, count: int) -> Tensor:
             return codebook.expand(*shape, count).reshape(groups, count)
 
-        of_q = tuple(rows(x, q.num_components) for x in (q.loc, q.scale))  # type: ignore[assignment]
-        of_p = tuple(rows(x, p.num_components) for x in (p.logits, p.loc, p.scale))  # type: ignore[assignment]
+        of_q = tuple(rows(x, q.num_components) for x in (q.loc, q.scale))
+        of_p = tuple(rows(x, p.num_components) for x in (p.logits, p.loc, p.scale))
     return phi.reshape(groups, -1, q.num_components), *of_q, *of_p
 
 

@@ -62,6 +62,8 @@ def sampled_kl(q: Distribution, p: Distribution, num_samples: int = 1, *, strati
             f"{type(p).__name__} with event_shape {tuple(p.event_shape)}: the prior must be independent over "
             "the weights of a site (use .to_event on a prior of scalars), or a bound registered for the pair."
         )
+    if isinstance(q, SpikeGMM) and not q.has_atom_at_zero:
+        q = q.as_mixture()
     if isinstance(q, SpikeGMM):
         sampled = _sampled_mixture if stratified else _drawn_mixture
         return _with_gate(q.gates, p, sampled(q, p, num_samples))
@@ -79,6 +81,17 @@ def has_atom(distribution: Any) -> bool:
     while hasattr(distribution, "base_dist") and not hasattr(distribution, "has_atom_at_zero"):
         distribution = distribution.base_dist
     return bool(getattr(distribution, "has_atom_at_zero", False))
+
+
+def draws_exactly(distribution: Any) -> bool:
+    """Whether ``rsample`` draws from the law itself (looks through ``to_event`` and ``mask``).
+
+    Laws with a spike make network values instead, from which no KL can be estimated: see :func:`sampled_kl`.
+    """
+    base = distribution
+    while hasattr(base, "base_dist") and not isinstance(base, SpikeGMM):
+        base = base.base_dist
+    return not (isinstance(base, SpikeGMM) or has_atom(base))
 
 
 def _sampled_mixture(q: SpikeGMM, p: Distribution, num_samples: int) -> Tensor:

@@ -1,11 +1,13 @@
-"""The learned prior: a spike and a mixture of Gaussians, the same components that the guide has."""
+"""Priors that are a spike and a mixture of Gaussians: the learned one, and DGMS's with a Gaussian spike."""
 
-from typing import Any
+import copy
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from sqs_pyro.distributions.assignment import per_weight
+from sqs_pyro.distributions.parameters import as_scalar
 from sqs_pyro.distributions.spike_gmm import SpikeGMM
 
 
@@ -23,6 +25,7 @@ class SpikeAndMixture(SpikeGMM):
         inclusion: ρ in [0, 1], broadcastable to ``shape``.
         loc, scale, log_mixing: the components, each ``[G, K]``; ``log_mixing`` normalised over K.
         shape: of the weights; N must be a multiple of G.
+        spike_scale: see :class:`SpikeGMM`; ``None`` is a point mass.
         validate_args: check parameters and values; ``None`` takes torch's default.
 
     Raises:
@@ -39,8 +42,10 @@ class SpikeAndMixture(SpikeGMM):
         log_mixing: Tensor,
         shape: Any = torch.Size([1]),
         *,
+        spike_scale: Tensor | float | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        self.spike_scale = as_scalar(spike_scale, inclusion)
         shape = torch.Size(shape)
         if loc.dim() != 2 or not loc.shape == scale.shape == log_mixing.shape or shape.numel() % len(loc):
             raise ValueError(
@@ -79,28 +84,45 @@ class SpikeAndMixture(SpikeGMM):
         """``log πₖ``, broadcastable to ``[*batch_shape, K]``."""
         return per_weight(self.log_mixing, self.base_shape)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "SpikeAndMixture":
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
         """The same law with ``batch_shape`` enlarged; with one group, dimensions of size 1 may grow too."""
-        new = self._get_checked_instance(SpikeAndMixture, _instance)
         batch_shape = torch.Size(batch_shape)
         self.loc.expand(*batch_shape, self.num_components)  # torch's own error for a shape that cannot be reached
-        new.base_inclusion = self.base_inclusion
-        new.codebook_loc, new.codebook_scale, new.log_mixing = (
-            self.codebook_loc,
-            self.codebook_scale,
-            self.log_mixing,
-        )
+        self._gates.expand(batch_shape)
+        new = copy.copy(self)
         new.base_shape = batch_shape if self.num_groups == 1 else self.base_shape
-        new._responsibilities = new._logits = None
-        new._setup(
-            self._gates,
-            self.codebook_loc,
-            self.codebook_scale,
-            self.num_components,
-            batch_shape,
-            1.0,
-            "straight_through",
-            False,
-        )
-        new._validate_args = self._validate_args
+        new._batch_shape = batch_shape
         return new
+
+
+class GaussianSpikeAndSlab(SpikeAndMixture):
+    r"""``p(θ) = (1 - λ₀) N(θ; 0, s²) + λ₀ N(θ; 0, σ₀²)``: weights are near zero, but none is exactly.
+
+    The zero component of DGMS (Dong et al. 2022, *Finding the Task-Optimal Low-Bit Sub-Distribution in Deep Neural
+    Networks*) as a prior. A density; the guide's spike is then a Gaussian as well (``spike_scale``).
+
+    Shapes: ``batch_shape = inclusion.shape``, ``event_shape = ()``.
+
+    Args:
+        inclusion: λ₀ in [0, 1].
+        spike_scale: s > 0, a number.
+        slab_scale: σ₀ > 0, a number.
+        validate_args: check parameters and values; ``None`` takes torch's default.
+
+    Raises:
+        ValueError: when a parameter is outside its domain.
+    """
+
+    def __init__(
+        self,
+        inclusion: Tensor,
+        spike_scale: Tensor | float,
+        slab_scale: Tensor | float,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        scale = torch.as_tensor(slab_scale, dtype=inclusion.dtype, device=inclusion.device).reshape(1, 1)
+        zero = torch.zeros_like(scale)
+        super().__init__(
+            inclusion, zero, scale, zero, inclusion.shape, spike_scale=spike_scale, validate_args=validate_args
+        )

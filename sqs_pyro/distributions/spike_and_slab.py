@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints, transform_to
 
 from sqs_pyro.distributions.numerics import log_or_neg_inf
+from sqs_pyro.distributions.parameters import check_probability
 
 ONE_DRAW = torch.Size()
 
@@ -142,15 +143,6 @@ class SpikeAndSlab(TorchDistribution):
 def straight_through_gate(included: Tensor, probability: Tensor) -> Tensor:
     """``included`` as exact zeros and ones, with gradient 1 to ``probability``."""
     return included.to(probability.dtype) + (probability - probability.detach())
-
-
-def check_probability(owner: str, name: str, value: Tensor) -> None:
-    """Raise a ValueError that names the range found unless every element lies in [0, 1] (NaN does not)."""
-    if not bool(((value >= 0) & (value <= 1)).all()):
-        raise ValueError(
-            f"{owner}: {name} must lie in [0, 1], but got values from {value.min().item():g} to "
-            f"{value.max().item():g}; give probabilities, for example torch.sigmoid of a logit."
-        )
 
 
 def _inside(slab: Distribution, like: Tensor) -> Tensor:

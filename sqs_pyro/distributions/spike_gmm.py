@@ -10,7 +10,13 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from sqs_pyro.distributions.numerics import log_or_neg_inf, plogp
-from sqs_pyro.distributions.spike_and_slab import ONE_DRAW, check_probability
+from sqs_pyro.distributions.parameters import (
+    as_scalar,
+    check_components,
+    check_probability,
+    check_responsibilities,
+)
+from sqs_pyro.distributions.spike_and_slab import ONE_DRAW
 
 ESTIMATORS = ("straight_through", "soft", "concrete", "discrete")
 
@@ -37,6 +43,10 @@ class SpikeGMM(TorchDistribution):
                        (:meth:`discrete_sample` at τ)             is this too (for Bayesian averaging)
     ================== ========================================== ===========================================
 
+    With ``spike_scale`` the spike is N(0, s²) instead of a point mass and q is an ordinary density
+    (``has_atom_at_zero`` is False), which is what a prior without an atom can be compared with. Values a network
+    is trained and averaged with still take an exact zero for a closed gate, as they take μ for a component.
+
     Subclasses may compute ``logits`` (or ``responsibilities_at``) lazily: override it, call :meth:`_setup`
     instead of ``__init__``, and override :meth:`expand`; the rest, KL terms included, uses public properties.
 
@@ -48,6 +58,7 @@ class SpikeGMM(TorchDistribution):
         logits: unnormalised log responsibilities at temperature 1 (``-inf`` excludes a component).
         temperature: τ > 0.
         estimator: how ``rsample`` makes a differentiable value, see above.
+        spike_scale: s > 0, a number; ``None`` is a point mass.
         validate_args: check parameters and values; ``None`` takes torch's default.
 
     Raises:
@@ -62,7 +73,6 @@ class SpikeGMM(TorchDistribution):
         "scale": constraints.independent(constraints.positive, 1),
     }
     support = constraints.real
-    has_atom_at_zero = True  # log_prob is with respect to δ₀ + Lebesgue; read by the KL terms
 
     def __init__(
         self,
@@ -74,8 +84,10 @@ class SpikeGMM(TorchDistribution):
         logits: Tensor | None = None,
         temperature: float | Tensor = 1.0,
         estimator: str = "straight_through",
+        spike_scale: Tensor | float | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        self.spike_scale = as_scalar(spike_scale, gates)
         if (responsibilities is None) == (logits is None):
             count = "both" if logits is not None else "neither"
             raise ValueError(
@@ -87,7 +99,7 @@ class SpikeGMM(TorchDistribution):
         batch_shape = torch.broadcast_shapes(gates.shape, mixing.shape[:-1], loc.shape[:-1], scale.shape[:-1])
         self._setup(gates, loc, scale, mixing.shape[-1], batch_shape, temperature, estimator, validate_args)
         if self._validate_args and responsibilities is not None:
-            _check_responsibilities(responsibilities)
+            check_responsibilities(responsibilities)
 
     def _setup(
         self,
@@ -110,27 +122,12 @@ class SpikeGMM(TorchDistribution):
             raise ValueError(f"SpikeGMM: estimator must be one of {', '.join(ESTIMATORS)}, but got {estimator!r}.")
         if self._validate_args:
             check_probability(type(self).__name__, "gates", gates)
-            self._check_components()
+            check_components(self)
 
-    def _check_components(self) -> None:
-        if not float(self.temperature) > 0:
-            raise ValueError(
-                f"SpikeGMM: temperature must be positive, but got {float(self.temperature):g}; "
-                "for hard codes use a small value such as 1e-3, not 0."
-            )
-        if not bool((self.scale > 0).all()):
-            raise ValueError(
-                f"SpikeGMM: scale must be positive, but its smallest value is {self.scale.min().item():g}; "
-                "parameterise it as exp or softplus of a free parameter, with a floor."
-            )
-        if not bool(self.loc.isfinite().all()):
-            raise ValueError("SpikeGMM: loc must be finite, but got NaN or infinity; check the codebook.")
-        for name, value in (("loc", self.loc), ("scale", self.scale)):
-            if value.dim() == 0 or value.shape[-1] not in (1, self.num_components):
-                raise ValueError(
-                    f"SpikeGMM: the last dimension of {name} must be the number of components, "
-                    f"{self.num_components} (or 1), but got shape {tuple(value.shape)}."
-                )
+    @property
+    def has_atom_at_zero(self) -> bool:
+        """Whether ``log_prob`` is with respect to δ₀ + Lebesgue; read by the KL terms."""
+        return self.spike_scale is None
 
     @property
     def gates(self) -> Tensor:
@@ -206,17 +203,18 @@ class SpikeGMM(TorchDistribution):
 
     @property
     def variance(self) -> Tensor:
-        """``λ Σₖ φₖ (σₖ² + (μₖ - m)²) + λ (1 - λ) m²`` with ``m = Σₖ φₖ μₖ``; never negative."""
+        """``λ Σₖ φₖ (σₖ² + (μₖ - m)²) + λ (1 - λ) m² + (1 - λ) s²`` with ``m = Σₖ φₖ μₖ``; never negative."""
         gates, centre = self.gates, self.slab_mean
         spread = self.scale.square() + (self.loc - centre.unsqueeze(-1)).square()
-        return gates * ((self.responsibilities * spread).sum(-1) + (1 - gates) * centre.square())
+        slab = gates * ((self.responsibilities * spread).sum(-1) + (1 - gates) * centre.square())
+        return slab if self.spike_scale is None else slab + (1 - gates) * self.spike_scale**2
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "SpikeGMM":
         """The same law with ``batch_shape`` enlarged; parameters stay views of what was given."""
         new = self._get_checked_instance(SpikeGMM, _instance)
         new._responsibilities, new._logits = self._responsibilities, self._logits
         new._gates, new._loc, new._scale = self.gates.expand(batch_shape), self.loc, self.scale
-        new.temperature, new.estimator = self.temperature, self.estimator
+        new.temperature, new.estimator, new.spike_scale = self.temperature, self.estimator, self.spike_scale
         new.num_components = self.num_components
         super(SpikeGMM, new).__init__(torch.Size(batch_shape), torch.Size(), validate_args=False)
         new._validate_args = self._validate_args
@@ -231,13 +229,36 @@ class SpikeGMM(TorchDistribution):
             logits=self.logits,
             temperature=self.temperature,
             estimator=self.estimator,
+            spike_scale=self.spike_scale,
             validate_args=False,
         )
+
+    def as_mixture(self) -> "SpikeGMM":
+        """The same density as K + 1 components, the spike being the first, behind a gate that is open.
+
+        Raises:
+            ValueError: the spike is a point mass.
+        """
+        if self.spike_scale is None:
+            raise ValueError(f"{type(self).__name__}.as_mixture: a point mass is no component; give spike_scale.")
+        gates, scale = self._gates.unsqueeze(-1), self.scale
+        inside = gates * self.responsibilities
+        spike = self.spike_scale.expand(*scale.shape[:-1], 1)
+        mixture = SpikeGMM(
+            torch.ones_like(self._gates),
+            torch.nn.functional.pad(self.loc.expand(*self.loc.shape[:-1], self.num_components), (1, 0)),
+            torch.cat([spike, scale.expand(*scale.shape[:-1], self.num_components)], -1),
+            responsibilities=torch.cat([(1 - gates).expand(*inside.shape[:-1], 1), inside], -1),
+            validate_args=False,
+        )
+        return mixture.expand(self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density (δ₀ + Lebesgue), ``[*sample_shape, *batch_shape]``; gradients finite at λ = 0, 1."""
         if self._validate_args:
             self._validate_sample(value)
+        if self.spike_scale is not None:
+            return self.as_mixture().slab_log_prob(value)
         slab = log_or_neg_inf(self._gates) + self.slab_log_prob(value)
         log_prob = torch.where(value == 0, log_or_neg_inf(1 - self._gates), slab)
         return log_prob.expand(torch.broadcast_shapes(value.shape, self.batch_shape))
@@ -253,7 +274,9 @@ class SpikeGMM(TorchDistribution):
         if self.estimator == "discrete":
             return self.discrete_sample(None, sample_shape)
         with torch.no_grad():
-            return torch.where(self._draw_gates(sample_shape), self.slab_sample(sample_shape), 0.0)
+            slab = self.slab_sample(sample_shape)
+            spike = 0.0 if self.spike_scale is None else self.spike_scale * torch.randn_like(slab)
+            return torch.where(self._draw_gates(sample_shape), slab, spike)
 
     def slab_sample(self, sample_shape: Any = ONE_DRAW) -> Tensor:
         """Draws of ``Σₖ φₖ N(μₖ, σₖ²)``, ``[*sample_shape, *batch_shape]``, without gradient."""
@@ -324,14 +347,3 @@ class SpikeGMM(TorchDistribution):
             return per_component.expand(self.num_components)[codes]
         table = per_component.expand(*codes.shape, self.num_components)
         return table.gather(-1, codes.unsqueeze(-1)).squeeze(-1)
-
-
-def _check_responsibilities(responsibilities: Tensor) -> None:
-    check_probability("SpikeGMM", "responsibilities", responsibilities)
-    sums = responsibilities.detach().sum(-1)
-    worst = (sums - 1).abs().max().item()
-    if worst > 1e-4:
-        raise ValueError(
-            f"SpikeGMM: responsibilities must sum to 1 over the last dimension, but a sum is off by "
-            f"{worst:g}; normalise them or pass logits instead."
-        )

@@ -17,7 +17,7 @@ from pyro.util import check_if_enumerated, check_model_guide_match, check_site_s
 from torch import Tensor
 
 from sqs_pyro.distributions import kl_bound, sampled_kl
-from sqs_pyro.distributions.monte_carlo import has_atom
+from sqs_pyro.distributions.monte_carlo import draws_exactly
 from sqs_pyro.errors import RecipeError
 
 KL_KINDS = ("jensen", "dominant", "monte_carlo")
@@ -238,7 +238,7 @@ def _site_kl(model_site: Site, guide_site: Site, kind: str) -> Tensor:
             "reparametrised draws; all distributions in the guide must be fully reparameterized."
         )
     try:
-        if kind == "monte_carlo" and has_atom(q):
+        if kind == "monte_carlo" and not draws_exactly(q):
             kl = sampled_kl(q, p).squeeze(0)
         else:
             kl = kl_bound(q, p, "jensen" if kind == "monte_carlo" else kind)
@@ -252,9 +252,9 @@ def _site_kl(model_site: Site, guide_site: Site, kind: str) -> Tensor:
 
 
 def _sampled_site_kl(model_site: Site, guide_site: Site) -> Tensor:
-    """Where no KL is registered: unbiased draws for laws with an atom, else the site's own value."""
+    """Where no KL is registered: unbiased draws for laws with a spike, else the site's own value."""
     q, p = guide_site["fn"], model_site["fn"]
-    if has_atom(q):
+    if not draws_exactly(q):
         kl = sampled_kl(q, p).squeeze(0)
         return scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"]).sum()
     log_p = scale_and_mask(p.log_prob(guide_site["value"]), scale=model_site["scale"], mask=model_site["mask"])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from sqs_pyro.distributions import SpikeGMM
-from sqs_pyro.distributions.monte_carlo import has_atom
+from sqs_pyro.distributions.monte_carlo import draws_exactly
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.inference.elbo import Site, run_paired, sample_sites
 from sqs_pyro.inference.kl_bounds import KLBounds, kl_bounds
@@ -202,7 +202,7 @@ def _negative_log_likelihoods(
     """``-log p(data | weights)`` at draws of the laws with an atom, other sites as given, ``[num_particles]``."""
     results = []
     for _ in range(num_particles):
-        drawn = {name: law.sample() if has_atom(law) else values[name] for name, law in laws.items()}
+        drawn = {name: values[name] if draws_exactly(law) else law.sample() for name, law in laws.items()}
         replayed = prune_subsample_sites(poutine.trace(poutine.condition(model, drawn)).get_trace(*args, **kwargs))
         observed = [name for name, site in sample_sites(replayed) if site["is_observed"] and name not in drawn]
         replayed.compute_log_prob(site_filter=lambda name, site, names=frozenset(observed): name in names)

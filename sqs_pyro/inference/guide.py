@@ -9,7 +9,9 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from sqs_pyro.distributions import CodebookGMM, LatentSpikeAndSlab
+from sqs_pyro.distributions.monte_carlo import has_atom
 from sqs_pyro.errors import NetworkError, RecipeError
+from sqs_pyro.inference.inclusion_guide import InclusionGuide
 from sqs_pyro.inference.site_guide import Groups, SiteGuide
 from sqs_pyro.inference.windows import PerWeight, Windows
 from sqs_pyro.packing import CodedTensor
@@ -47,6 +49,9 @@ class SpikeGMMGuide(PyroModule):
         init: pretrained value of each site, by site name; by default ``model.site_values()``.
         initial_gate: g at the start.
         refresh_every: draws between two renewals of cached hard codes in training.
+        spike_scale: standard deviation of a Gaussian spike in place of the point mass at zero, for priors without
+            an atom. By default such a site of a ``BayesianNetwork`` takes the width of its prior's spike or, if
+            that has none, of its own components; a plain Pyro model with such priors must give it.
 
     Raises:
         RecipeError: an impossible value.
@@ -68,6 +73,7 @@ class SpikeGMMGuide(PyroModule):
         init: Mapping[str, Tensor] | None = None,
         initial_gate: float = 5.0,
         refresh_every: int = 1,
+        spike_scale: float | None = None,
         stage: Stage = "coded",
     ) -> None:
         super().__init__()
@@ -83,6 +89,9 @@ class SpikeGMMGuide(PyroModule):
                 f"windows is {windows!r}, but must be a strategy such as PerWeight() or EqualMass(256)."
             )
         values = _initial_values(model, init)
+        if spike_scale is not None and not spike_scale > 0:
+            raise RecipeError(f"spike_scale is {spike_scale}, but must be positive; None is a point mass.")
+        priors = getattr(model, "priors", {})
         self.stage: Stage
         self.draws: int
         self._model = (model,)  # in a tuple: a reference, not a submodule whose parameters would be the guide's
@@ -95,8 +104,15 @@ class SpikeGMMGuide(PyroModule):
         self.sites = PyroModule[nn.ModuleDict]()
         for name, value in values.items():
             site = SiteGuide(name, value, num_components, groups, windows or PerWeight(), initial_gate)
+            prior = getattr(priors.get(name), "base_dist", None)
+            if spike_scale is not None or (prior is not None and not has_atom(prior)):
+                site.spread_spike(getattr(prior, "spike_scale", None) if spike_scale is None else spike_scale)
             site.learn_shape(estimator != "straight_through")
             self.sites[name.replace(".", "/")] = site
+        self.inclusions = PyroModule[nn.ModuleDict]()
+        for name, hyper in model.hyper_priors().items() if hasattr(model, "hyper_priors") else ():
+            self.inclusions[name.replace(".", "/")] = InclusionGuide(name, hyper.law, hyper.sites)
+        self.fit_inclusions()
         self.resume(stage, draws=0)
         if hasattr(model, "bind_codebooks"):
             model.bind_codebooks(self.codebook)
@@ -111,12 +127,14 @@ class SpikeGMMGuide(PyroModule):
         return {site.site_name: site for site in self.sites.values()}
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Draw every site's weights; the arguments are the model's and are not used."""
+        """Draw every site's weights, after the model's hyper-sites; the arguments are the model's and not used."""
         if self.training and self.stage == "coded" and self.estimator == "straight_through":
             if self.draws % self.refresh_every == 0:
                 for site in self.site_guides().values():
                     site.refresh_codes()
             self.draws += 1
+        for inclusion in self.inclusions.values():
+            pyro.sample(inclusion.site_name, inclusion.distribution())
         return {
             name: pyro.sample(name, self.distribution(site).to_event(len(site.shape)))
             for name, site in self.site_guides().items()
@@ -153,6 +171,12 @@ class SpikeGMMGuide(PyroModule):
         temperature = temperature or self.evaluation_temperature
         gate_temperature = gate_temperature or self.evaluation_gate_temperature
         return temperature or self.temperature, gate_temperature or self.gate_temperature * (temperature or 1.0)
+
+    def fit_inclusions(self) -> None:
+        """Set the posteriors of random inclusion probabilities to their optimum for the present gates."""
+        sites = self.site_guides()
+        for inclusion in self.inclusions.values():
+            inclusion.fit(sites[name].gates(self.gate_temperature) for name in inclusion.weight_sites)
 
     def start_coding(self) -> None:
         """End the warm-up: fit codebooks to the weights that survived pruning."""

@@ -11,7 +11,7 @@ from torch.distributions import Distribution, Independent
 
 from sqs_pyro.distributions import SpikeGMM, gate_divergence, kl_bound, sampled_kl
 from sqs_pyro.distributions.kl import strip_independent
-from sqs_pyro.distributions.monte_carlo import has_atom
+from sqs_pyro.distributions.monte_carlo import draws_exactly, has_atom
 from sqs_pyro.distributions.numerics import weighted
 
 _CHUNK = 2**24  # floats of one [samples, weights, K] tensor: 64 MB; a single sample may need more
@@ -126,7 +126,7 @@ def _estimate(q: Distribution, p: Distribution, num_samples: int) -> tuple[Tenso
 
 def _draws(q: Distribution, p: Distribution, num_samples: int) -> Tensor:
     """Independent unbiased estimates, ``[num_samples, *batch_shape]``."""
-    if has_atom(q) or q.has_rsample:
+    if q.has_rsample or not draws_exactly(q):
         return sampled_kl(q, p, num_samples, stratified=False)
     value = q.sample(torch.Size([num_samples]))
     return q.log_prob(value) - p.log_prob(value)

@@ -18,7 +18,7 @@ def optimizers(model: nn.Module, guide: SpikeGMMGuide, recipe: CompressionRecipe
     sites = guide.site_guides().values()
     learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     leftovers = [p for name, p in learning if not name.startswith("prior.")]
-    prior = [p for name, p in learning if name.startswith("prior.")]
+    prior = [p for name, p in learning if name.startswith("prior.")] + list(guide.inclusions.parameters())
     decayed = [site.latent_unconstrained for site in sites] + [p for p in leftovers if p.dim() > 1]
     plain = [p for p in leftovers if p.dim() <= 1]
     sgd = torch.optim.SGD(

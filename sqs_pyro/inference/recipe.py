@@ -30,22 +30,32 @@ class WindowsRecipe(RecipeSection):
 
 
 class PriorRecipe(RecipeSection):
-    """Prior of every weight.
+    """Prior of every weight (docs/priors.md).
 
     Attributes:
-        kind: a spike at zero with a `normal`, `laplace` or `student_t` slab, or `learned`: a spike and the
-            components of the guide, under which the KL is the code length of gates and codes.
+        kind: a spike at zero with a `normal`, `laplace` or `student_t` slab; `plain_normal`, without a spike;
+            `gaussian_spike`, a narrow Gaussian in place of the point mass; `hierarchical`, a Normal slab and a
+            Beta prior on the inclusion; or `learned`, a spike and the guide's own components, under which the KL
+            is the code length of gates and codes.
         inclusion: λ₀, prior probability that a weight is not zero; `learned` starts from it.
         slab_scale: scale parameter of the slab; None takes the one whose root mean square is that of the layer's
             pretrained weights.
         degrees_of_freedom: ν of a `student_t` slab.
-        scope: whether `learned` has one inclusion a `layer` or a `global` one.
+        spike_scale: standard deviation of a `gaussian_spike`; None takes a twentieth of the slab's.
+        concentration1: a of the Beta prior of `hierarchical`, the non-zeros it counts as seen.
+        concentration0: b of the Beta prior of `hierarchical`, the zeros it counts as seen.
+        scope: whether `hierarchical` and `learned` have one inclusion a `layer` or a `global` one.
     """
 
-    kind: Literal["normal", "laplace", "student_t", "learned"] = "normal"
+    kind: Literal[
+        "normal", "laplace", "student_t", "plain_normal", "gaussian_spike", "hierarchical", "learned"
+    ] = "normal"
     inclusion: float = Field(default=0.5, gt=0, lt=1)
     slab_scale: float | None = Field(default=None, gt=0)
     degrees_of_freedom: float = Field(default=4.0, gt=2)
+    spike_scale: float | None = Field(default=None, gt=0)
+    concentration1: float = Field(default=1.0, gt=0)
+    concentration0: float = Field(default=1.0, gt=0)
     scope: Literal["layer", "global"] = "layer"
 
 

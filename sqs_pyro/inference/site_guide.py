@@ -25,6 +25,7 @@ class SiteGuide(PyroModule):
         gate_logit: g, the site's shape; ``λ = sigmoid(g / gate_temperature)`` where ``mask``, else 0.
         loc, scale, mixing_logits: the codebook of each group, ``[G, K]``; ``π = softmax(mixing_logits)``.
         mask: weights that pruning has left, bool, the site's shape.
+        spike_scale: s of a Gaussian spike, a scalar; ``None`` is a point mass at zero.
         codes: hard codes, uint8 ``[G, n]``; renewed by :meth:`refresh_codes`.
         anchor: what responsibilities are computed from: ``latent`` or its window's mean.
     """
@@ -32,6 +33,7 @@ class SiteGuide(PyroModule):
     mask: Tensor
     codes: Tensor
     edges: Tensor
+    spike_scale: Tensor | None
 
     def __init__(
         self,
@@ -66,7 +68,13 @@ class SiteGuide(PyroModule):
         self.loc = PyroParam(codebook, constraints.real)
         self.scale = PyroParam(codebook + 1.0, constraints.positive)
         self.mixing_logits = PyroParam(codebook.clone(), constraints.real)
+        self.register_buffer("spike_scale", None)
         self.fit_codebook()
+
+    def spread_spike(self, scale: Tensor | float | None) -> None:
+        """Make the spike Gaussian, of the codebook's own width unless a ``scale`` is given."""
+        own = self.scale.detach().mean()
+        self.spike_scale = own if scale is None else torch.as_tensor(scale).to(own, copy=True)
 
     def gates(self, gate_temperature: float = 1.0) -> Tensor:
         """λ, the site's shape: posterior inclusion probabilities, exactly 0 for pruned weights."""
@@ -117,7 +125,9 @@ class SiteGuide(PyroModule):
     def dense_distribution(self, gate_temperature: float) -> LatentSpikeAndSlab:
         """Warm-up: the slab is a Gaussian around the weight's own latent, as wide as a codebook component."""
         scale = self.scale.mean(1, keepdim=True).detach().expand(self.codes.shape).reshape(self.shape)
-        return LatentSpikeAndSlab(self.gates(gate_temperature), self.latent, scale, validate_args=False)
+        return LatentSpikeAndSlab(
+            self.gates(gate_temperature), self.latent, scale, spike_scale=self.spike_scale, validate_args=False
+        )
 
     def coded_distribution(
         self, temperature: float, gate_temperature: float, estimator: str, codes: Tensor | None = None
@@ -131,6 +141,7 @@ class SiteGuide(PyroModule):
             codes=codes,
             temperature=temperature,
             estimator=estimator,
+            spike_scale=self.spike_scale,
             validate_args=False,
         )
 

@@ -3,14 +3,24 @@
 from sqs_pyro.models.bayesian import BayesianNetwork
 from sqs_pyro.models.catalogue import digits_net, resnet18, resnet20, resnet32, resnet44, resnet50, resnet56
 from sqs_pyro.models.likelihoods import Gaussian
-from sqs_pyro.models.priors import LearnedPrior, NetworkPrior, scale_matched_prior
+from sqs_pyro.models.priors import (
+    HierarchicalInclusion,
+    LearnedPrior,
+    NetworkPrior,
+    gaussian_spike_prior,
+    normal_prior,
+    scale_matched_prior,
+)
 
 __all__ = [
     "BayesianNetwork",
     "Gaussian",
+    "HierarchicalInclusion",
     "LearnedPrior",
     "NetworkPrior",
     "digits_net",
+    "gaussian_spike_prior",
+    "normal_prior",
     "resnet18",
     "resnet20",
     "resnet32",

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from sqs_pyro.distributions import SpikeAndMixture, SpikeAndSlab
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.models import likelihoods
-from sqs_pyro.models.priors import Codebooks, FixedPrior, NetworkPrior, SitePrior, scale_matched_prior
+from sqs_pyro.models.priors import Codebooks, FixedPrior, HyperPrior, NetworkPrior, SitePrior, scale_matched_prior
 from sqs_pyro.models.sites import select_sites
 from sqs_pyro.network_io import call_arguments, output_tensor, tensors_in
 
@@ -64,6 +64,7 @@ class BayesianNetwork(PyroModule):
         self._names = tuple(sites)
         self.prior = _network_prior(prior or scale_matched_prior())
         self.prior.start(sites)
+        self.prior.belongs_to_a_network = True
         for weight in sites.values():
             weight.requires_grad_(False)
 
@@ -75,10 +76,10 @@ class BayesianNetwork(PyroModule):
     @property
     def priors(self) -> dict[str, dist.TorchDistribution]:
         """The prior of every site by name, as it is now; what is random in it stands at its mean."""
-        return self.prior.site_priors({name: law.mean for name, law in self.hyper_priors().items()})
+        return self.prior.site_priors({name: own.law.mean for name, own in self.hyper_priors().items()})
 
-    def hyper_priors(self) -> dict[str, dist.TorchDistribution]:
-        """Laws of sample sites other than weights, by name: a guide must sample them first, in this order."""
+    def hyper_priors(self) -> dict[str, HyperPrior]:
+        """Sample sites of the prior itself, by name: guides sample them before the weights, in this order."""
         return self.prior.hyper_priors()
 
     def bind_codebooks(self, codebooks: Codebooks) -> None:
@@ -133,7 +134,11 @@ class BayesianNetwork(PyroModule):
 
 
 def _network_prior(prior: Prior) -> NetworkPrior:
-    return prior if isinstance(prior, NetworkPrior) else FixedPrior(prior)
+    if not isinstance(prior, NetworkPrior):
+        return FixedPrior(prior)
+    if prior.belongs_to_a_network:
+        raise NetworkError(f"This {type(prior).__name__} already belongs to a network: make another one.")
+    return prior
 
 
 def _describe(prior: dist.TorchDistribution) -> str:

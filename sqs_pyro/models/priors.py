@@ -5,6 +5,7 @@ A prior is one distribution for every weight, a function ``(name, weight) -> dis
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import pyro
@@ -14,7 +15,7 @@ from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
-from sqs_pyro.distributions import SpikeAndMixture, SpikeAndSlab
+from sqs_pyro.distributions import GaussianSpikeAndSlab, SpikeAndMixture, SpikeAndSlab
 from sqs_pyro.errors import NetworkError
 
 SitePrior: TypeAlias = Callable[[str, Tensor], dist.TorchDistribution]
@@ -24,6 +25,7 @@ Scope = Literal["layer", "global"]
 Codebooks: TypeAlias = Callable[[str], tuple[Tensor, Tensor, Tensor]]
 
 _QUANTILE_COMPONENTS = 16
+_SPIKE_OF_SLAB = 0.05
 
 
 def scale_matched_prior(
@@ -56,6 +58,39 @@ def scale_matched_prior(
     return prior
 
 
+def normal_prior(slab_scale: float | None = None) -> SitePrior:
+    """A Normal without a spike, the paper's ablation: weights are small, but nothing says that they are zero.
+
+    Args:
+        slab_scale: its standard deviation, instead of the root mean square of the layer's pretrained weights.
+    """
+
+    def prior(name: str, weight: Tensor) -> dist.TorchDistribution:
+        return _slab("normal", _rms(weight), slab_scale, 4.0)
+
+    return prior
+
+
+def gaussian_spike_prior(
+    inclusion: float = 0.5, *, spike_scale: float | None = None, slab_scale: float | None = None
+) -> SitePrior:
+    """Two Gaussians around zero, a narrow one in place of the point mass (as DGMS has it).
+
+    Args:
+        inclusion: λ₀, prior probability of the wide one.
+        spike_scale: standard deviation of the narrow one, instead of a twentieth of the wide one's.
+        slab_scale: standard deviation of the wide one, instead of the root mean square of the layer's pretrained
+            weights.
+    """
+
+    def prior(name: str, weight: Tensor) -> dist.TorchDistribution:
+        slab = _rms(weight) if slab_scale is None else slab_scale
+        spike = slab * _SPIKE_OF_SLAB if spike_scale is None else spike_scale
+        return GaussianSpikeAndSlab(torch.full_like(_rms(weight), inclusion), spike, slab)
+
+    return prior
+
+
 def _slab(kind: Slab, rms: Tensor, scale: float | None, degrees_of_freedom: float) -> dist.TorchDistribution:
     """A slab of mean 0 with a given scale parameter, or with a given root mean square."""
     given = None if scale is None else torch.full_like(rms, scale)
@@ -72,6 +107,19 @@ def _rms(weight: Tensor) -> Tensor:
     return weight.detach().float().square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
 
 
+@dataclass(frozen=True)
+class HyperPrior:
+    """A random quantity of a prior.
+
+    Attributes:
+        law: its distribution.
+        sites: names of the sites whose prior depends on it.
+    """
+
+    law: dist.TorchDistribution
+    sites: tuple[str, ...]
+
+
 class NetworkPrior(PyroModule):
     """A prior over all sites of a network, which may have parameters and random quantities of its own.
 
@@ -79,12 +127,14 @@ class NetworkPrior(PyroModule):
     laws are; ``hyper_priors`` names what is random in them, which the guide must sample, too.
     """
 
+    belongs_to_a_network = False
+
     def start(self, sites: Mapping[str, Tensor]) -> None:
         """Get to know the sites: their pretrained weights by name. Called once, by the network's model."""
         raise NotImplementedError
 
-    def hyper_priors(self) -> dict[str, dist.TorchDistribution]:
-        """Laws of the prior's own sample sites by name, in the order in which they are sampled."""
+    def hyper_priors(self) -> dict[str, HyperPrior]:
+        """The prior's own sample sites by name, in the order in which they are sampled."""
         return {}
 
     def site_priors(self, hyper: Mapping[str, Tensor]) -> dict[str, dist.TorchDistribution]:
@@ -96,7 +146,7 @@ class NetworkPrior(PyroModule):
 
     def forward(self) -> dict[str, dist.TorchDistribution]:
         """Sample the prior's own sites and return the law of every site by name."""
-        return self.site_priors({name: pyro.sample(name, law) for name, law in self.hyper_priors().items()})
+        return self.site_priors({name: pyro.sample(name, own.law) for name, own in self.hyper_priors().items()})
 
 
 class FixedPrior(NetworkPrior):
@@ -112,7 +162,8 @@ class FixedPrior(NetworkPrior):
         Raises:
             NetworkError: a law that is not one of single weights.
         """
-        self._laws = {}
+        self._laws: dict[str, dist.TorchDistribution] = {}
+        self._shapes: dict[str, torch.Size] = {}
         for name, weight in sites.items():
             law = self.prior if isinstance(self.prior, dist.Distribution) else self.prior(name, weight)
             if law.event_shape:
@@ -120,16 +171,82 @@ class FixedPrior(NetworkPrior):
                     f"The prior of '{name}' has event shape {tuple(law.event_shape)}, but must be a "
                     "distribution over single weights (event shape ()), batch shape () or the weight's."
                 )
-            self._laws[name] = law.expand(weight.shape).to_event(weight.dim())
+            self._laws[name], self._shapes[name] = law, weight.shape
 
     def site_priors(self, hyper: Mapping[str, Tensor]) -> dict[str, dist.TorchDistribution]:
-        """The laws that were given."""
-        return self._laws
+        """The laws that were given, of as many weights as a site has."""
+        return {name: of_shape(law, self._shapes[name]) for name, law in self._laws.items()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FixedPrior":
         """Move the laws' tensors together with the network's (``.to``, ``.cuda``)."""
         self._laws = {name: _apply_to_distribution(law, fn) for name, law in self._laws.items()}
         return super()._apply(fn, recurse)
+
+
+class HierarchicalInclusion(FixedPrior):
+    """Spike-and-slab whose inclusion probability is random: ``λ₀ ~ Beta(a, b)``, a sample site of the model.
+
+    The site is called ``"<parameter name>.inclusion"``, or ``"inclusion"`` if there is one for all layers; the
+    guide learns a Beta posterior for it, so that the share of zeros follows from the data.
+
+    Args:
+        concentration1, concentration0: a, b > 0; the prior mean of λ₀ is a / (a + b), and a + b counts as so many
+            weights seen before.
+        scope: ``"layer"`` or ``"global"``.
+        slab, slab_scale, degrees_of_freedom: see :func:`scale_matched_prior`.
+
+    Raises:
+        NetworkError: an impossible argument.
+    """
+
+    concentrations: Tensor
+
+    def __init__(
+        self,
+        concentration1: float = 1.0,
+        concentration0: float = 1.0,
+        scope: Scope = "layer",
+        slab: Slab = "normal",
+        *,
+        slab_scale: float | None = None,
+        degrees_of_freedom: float = 4.0,
+    ) -> None:
+        super().__init__(
+            scale_matched_prior(0.5, slab, slab_scale=slab_scale, degrees_of_freedom=degrees_of_freedom)
+        )
+        if not (concentration1 > 0 and concentration0 > 0):
+            raise NetworkError(
+                f"The Beta prior has concentrations {concentration1} and {concentration0}, but both must be "
+                "positive."
+            )
+        check_scope(scope)
+        self.scope = scope
+        self.register_buffer("concentrations", torch.tensor([concentration1, concentration0]), persistent=False)
+
+    def start(self, sites: Mapping[str, Tensor]) -> None:
+        """Make the slab of each site."""
+        super().start(sites)
+        self.concentrations = self.concentrations.to(next(iter(sites.values())).device)
+
+    def hyper_priors(self) -> dict[str, HyperPrior]:
+        """One Beta for each site, or one for all."""
+        law = dist.Beta(*self.concentrations)
+        if self.scope == "global":
+            return {"inclusion": HyperPrior(law, tuple(self._laws))}
+        return {self._hyper_site(name): HyperPrior(law, (name,)) for name in self._laws}
+
+    def site_priors(self, hyper: Mapping[str, Tensor]) -> dict[str, dist.TorchDistribution]:
+        """Spike-and-slab with the inclusions given; their batch shapes come before the weights' shape."""
+        laws = {}
+        for name, law in self._laws.items():
+            inclusion, shape = hyper[self._hyper_site(name)], self._shapes[name]
+            aligned = inclusion.reshape(*inclusion.shape, *[1] * len(shape))
+            joint = SpikeAndSlab(aligned, law.base_slab, validate_args=False).expand(inclusion.shape + shape)
+            laws[name] = joint.to_event(len(shape))
+        return laws
+
+    def _hyper_site(self, name: str) -> str:
+        return "inclusion" if self.scope == "global" else f"{name}.inclusion"
 
 
 class LearnedPrior(NetworkPrior):
@@ -212,6 +329,11 @@ class LearnedPrior(NetworkPrior):
             return self._codebooks[0](name)
         loc, scale, log_mixing = self.get_buffer(f"quantiles_{index}")
         return loc, scale, log_mixing
+
+
+def of_shape(law: dist.TorchDistribution, shape: torch.Size) -> dist.TorchDistribution:
+    """The law of independent weights of a shape, each with the ``law``."""
+    return law.expand(shape).to_event(len(shape))
 
 
 def check_scope(scope: str) -> None:

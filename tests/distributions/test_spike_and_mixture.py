@@ -14,6 +14,7 @@ from torch.distributions import kl_divergence
 
 from sqs_pyro.distributions import (
     CodebookGMM,
+    GaussianSpikeAndSlab,
     LatentSpikeAndSlab,
     SpikeAndMixture,
     SpikeGMM,
@@ -58,6 +59,8 @@ def true_kl(q: SpikeGMM, p: SpikeAndMixture) -> np.ndarray:
 
 
 class TestOneCodebook(PriorContract):
+    exact_for_one_component = False
+
     def make(self):
         return SpikeAndMixture(torch.tensor([0.1, 0.5, 0.9], dtype=F64), *codebook(), (3,))
 
@@ -73,6 +76,27 @@ class TestCodebookAWeight(TestOneCodebook):
     def edges(self):
         loc, scale, _ = (x.numpy().ravel() for x in codebook(3))
         return component_edges(loc, scale)
+
+
+class TestGaussianSpike(PriorContract):
+    has_atom = False
+    exact_for_one_component = False  # which of the two Gaussians a value is from cannot be read off it
+
+    def make(self):
+        return GaussianSpikeAndSlab(torch.tensor([0.1, 0.5, 0.9], dtype=F64), 0.1, 1.3)
+
+    def edges(self):
+        return component_edges(np.zeros(2), np.array([0.1, 1.3]))
+
+
+class TestPlainNormal(PriorContract):
+    """torch's own density as a prior, without a spike of any kind."""
+
+    has_atom = False
+    exact_for_one_component = False  # with the spike there are two
+
+    def make(self):
+        return dist.Normal(torch.tensor([0.0, 0.3, -0.2], dtype=F64), torch.tensor([1.0, 0.5, 2.0], dtype=F64))
 
 
 def test_density_of_groups_in_row_major_order():

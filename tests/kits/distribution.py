@@ -6,12 +6,17 @@ its density. A prior is a law for which ``kl_bound(SpikeGMM, prior)`` is registe
 Monte Carlo.
 """
 
+import pickle
+
 import numpy as np
+import pyro
 import pytest
 import torch
 from kits.statistics import assert_law, assert_rate, component_edges, critical_z, panels
 
+from sqs_pyro import SQSELBO, BayesianNetwork, SpikeGMMGuide
 from sqs_pyro.distributions import SpikeGMM, certified_bracket, kl_bound, monte_carlo_kl
+from sqs_pyro.distributions.monte_carlo import has_atom
 
 DRAWS = 20_000
 
@@ -82,18 +87,18 @@ class WeightLawContract:
 
     def test_draws_follow_the_density(self):
         law = self.make()
-        draws, atom = law.sample((DRAWS,)).numpy(), self.atom(law)
-        x, weights = panels(self.edges())
-        order = np.argsort(x)
+        draws, atom, edges = law.sample((DRAWS,)).numpy(), self.atom(law), np.unique(self.edges())
+        edges = np.interp(
+            np.arange(4 * len(edges) - 3) / 4, np.arange(len(edges)), edges
+        )  # for a linear CDF between
+        x, weights = panels(edges)
         density = law.log_prob(torch.from_numpy(x)[:, None].expand(-1, 3)).exp().detach().numpy()
+        masses = (weights[:, None] * density).reshape(len(edges) - 1, -1, 3).sum(1)  # of each panel
         for i in range(3):
             zeros = int((draws[:, i] == 0).sum())
             assert_rate(zeros, DRAWS, atom[i])
-            cumulative = np.cumsum((weights * density[:, i])[order]) / (1 - atom[i])
-            assert_law(
-                draws[draws[:, i] != 0, i],
-                lambda v, c=cumulative: np.interp(v, x[order], np.clip(c, 0, 1)),
-            )
+            cumulative = np.append(0.0, masses[:, i].cumsum()) / (1 - atom[i])
+            assert_law(draws[draws[:, i] != 0, i], lambda v, c=cumulative: np.interp(v, edges, c.clip(0, 1)))
 
     def test_log_prob_has_finite_gradients_at_zero(self):
         law = self.make()
@@ -103,32 +108,41 @@ class WeightLawContract:
 
 
 class PriorContract(WeightLawContract):
-    """A prior also has a KL from the variational family: bounds that bound and a Monte Carlo that agrees."""
+    """A prior also has a KL from the variational family, and a life in a network, in Predictive and in SVI."""
 
     has_bound = True  # False: no KL bound is known, the ELBO falls back to Monte Carlo
+    has_atom = True  # False: a density, against which the guide's spike is a Gaussian
+    exact_for_one_component = True  # the KL of a single Gaussian is a formula, not a bound
+    spike_scale = 0.15  # of the guide's spike, against a density
 
-    def guide(self, gates: bool = True) -> SpikeGMM:
+    def guide(self, components: int = 4) -> SpikeGMM:
         """A law of the variational family over the same three weights."""
         generator = torch.Generator().manual_seed(3)
 
         def normal(*shape: int) -> torch.Tensor:
             return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
-        gate = normal(3).sigmoid() if gates else torch.ones(3, dtype=torch.float64)
-        return SpikeGMM(gate, normal(4), 0.2 * normal(4).exp(), logits=normal(3, 4), temperature=0.7)
+        spike = None if self.has_atom else self.spike_scale
+        gates, loc, scale = normal(3).sigmoid(), normal(components), 0.2 * normal(components).exp()
+        return SpikeGMM(gates, loc, scale, logits=normal(3, components), temperature=0.7, spike_scale=spike)
 
     def true_kl(self, q: SpikeGMM, p) -> np.ndarray:
-        """``KL(q‖p)`` from the two log-densities by quadrature, ``[3]``."""
-        x, weights = panels(component_edges(q.loc.numpy(), q.scale.numpy()))
+        """``KL(q‖p)`` from the two log-densities by quadrature, ``[3]``; kinks are among ``edges``."""
+        resolve = component_edges(np.append(q.loc.numpy(), 0.0), np.append(q.scale.numpy(), self.spike_scale))
+        own = self.edges()
+        inside = own[(own > resolve[0]) & (own < resolve[-1])]
+        x, weights = panels(np.unique(np.concatenate([resolve, inside])))
         at = torch.from_numpy(x)[:, None].expand(-1, 3)
         log_q, log_p = q.log_prob(at).numpy(), p.log_prob(at).detach().numpy()
         continuous = (weights[:, None] * np.exp(log_q) * (log_q - log_p)).sum(0)
+        if not self.has_atom:
+            return continuous
         zero = torch.zeros(3, dtype=torch.float64)
         log_q0, log_p0 = q.log_prob(zero).numpy(), p.log_prob(zero).detach().numpy()
         return continuous + np.exp(log_q0) * (log_q0 - log_p0)
 
     def test_declares_its_atom(self):
-        assert self.make().has_atom_at_zero is True
+        assert has_atom(self.make()) is self.has_atom
 
     def test_bounds_hold(self):
         q, p = self.guide(), self.make()
@@ -139,6 +153,15 @@ class PriorContract(WeightLawContract):
             return
         lower, upper = certified_bracket(q, p)
         assert (lower.detach().numpy() <= true + 1e-7).all() and (true - 1e-7 <= upper.detach().numpy()).all()
+
+    def test_kl_of_one_component_is_the_integral(self):
+        q, p = self.guide(components=1), self.make()
+        if not self.has_bound:
+            return
+        true, upper = self.true_kl(q, p), kl_bound(q, p).detach().numpy()
+        if self.exact_for_one_component:
+            np.testing.assert_allclose(upper, true, rtol=1e-4)
+        assert (kl_bound(q, p, "lower").detach().numpy() <= true * (1 + 1e-7)).all()
 
     def test_monte_carlo_agrees(self):
         q, p = self.guide(), self.make()
@@ -152,3 +175,43 @@ class PriorContract(WeightLawContract):
             each = kl_bound(q, p, kind)
             torch.testing.assert_close(kl_bound(q.to_event(1), p.to_event(1), kind), each.sum())
             torch.testing.assert_close(kl_bound(q.expand((2, 3)), p.expand((2, 3)), kind), each.expand(2, 3))
+
+    def test_survives_pickling(self):
+        law = self.make()
+        value = law.sample((4,))
+        assert torch.equal(pickle.loads(pickle.dumps(law)).log_prob(value), law.log_prob(value))
+
+    def network(self) -> BayesianNetwork:
+        """A linear layer of 4 x 3 weights, each column with one of the three laws."""
+        torch.manual_seed(0)
+        net = torch.nn.Linear(3, 4, bias=False, dtype=torch.float64)
+        return BayesianNetwork(net, prior=self.make(), num_data=20)
+
+    def test_moves_with_its_network(self):
+        model, value = self.network(), self.make().sample((4,))
+        expected = self.make().log_prob(value).sum()
+        got = model.to(torch.float32).priors["weight"].log_prob(value.float())
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
+
+    def test_prior_predictive(self):
+        draws = pyro.infer.Predictive(self.network(), {}, num_samples=300)(torch.randn(5, 3, dtype=torch.float64))
+        assert draws["obs"].shape == (300, 5)
+        weights, atom = draws["weight"].reshape(-1, 3), self.atom(self.make())
+        for i in range(3):
+            assert_rate(int((weights[:, i] == 0).sum()), len(weights), atom[i])
+
+    @pytest.mark.parametrize("estimator", ["straight_through", "soft"])
+    def test_svi_is_the_same(self, estimator):
+        model = self.network()
+        guide = SpikeGMMGuide(model, num_components=3, temperature=0.5, estimator=estimator, initial_gate=1.0)
+        before = {name: p.detach().clone() for name, p in guide.named_parameters()}
+        svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss=SQSELBO())
+        x, y = torch.randn(20, 3, dtype=torch.float64), torch.arange(20) % 4
+        assert np.isfinite([svi.step(x, y) for _ in range(3)]).all()
+        learning = {name: p for name, p in guide.named_parameters() if p.requires_grad}
+        assert {"latent_unconstrained", "gate_logit_unconstrained", "loc_unconstrained"} <= {
+            name.rsplit(".", 1)[1] for name in learning
+        }
+        for name, parameter in learning.items():
+            assert parameter.isfinite().all() and not torch.equal(parameter, before[name]), name

@@ -3,16 +3,27 @@
 import copy
 from typing import get_args
 
+import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
+import scipy.stats
 import torch
+from kits.statistics import assert_law, bernoulli_kl
 from torch import nn
 
 from sqs_pyro import SQSELBO, BayesianNetwork, SpikeGMMGuide, compress, size_report
 from sqs_pyro.distributions import SpikeAndMixture, kl_bound
-from sqs_pyro.errors import NetworkError
+from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.inference.recipe import CompressionRecipe, PriorRecipe
-from sqs_pyro.models import LearnedPrior, scale_matched_prior
+from sqs_pyro.models import (
+    HierarchicalInclusion,
+    LearnedPrior,
+    gaussian_spike_prior,
+    normal_prior,
+    scale_matched_prior,
+)
+from sqs_pyro.models.priors import HyperPrior
 
 KINDS = get_args(PriorRecipe.model_fields["kind"].annotation)
 
@@ -152,3 +163,159 @@ def test_compression_resumes_with_every_kind(kind, tmp_path):
     parts = compress(mlp(), batches(), recipe, checkpoint=tmp_path / "parts")
     state = whole.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in parts.model.state_dict().items())
+
+
+class TestHierarchicalInclusion:
+    def made(self, scope="layer", net=None):
+        model = BayesianNetwork(net or mlp(), prior=HierarchicalInclusion(2.0, 6.0, scope), num_data=60)
+        return model, SpikeGMMGuide(model, num_components=4)
+
+    def test_inclusion_is_a_sample_site(self):
+        x, y = next(iter(batches()))
+        for scope, names in (("layer", ["0.weight.inclusion", "2.weight.inclusion"]), ("global", ["inclusion"])):
+            model, guide = self.made(scope)
+            for program in (model, guide):
+                trace = pyro.poutine.trace(program).get_trace(x, y)
+                latent = [n for n, s in trace.nodes.items() if s["type"] == "sample" and s["fn"].has_rsample]
+                assert [n for n in latent if n.endswith("inclusion")] == names
+            assert all(isinstance(own.law, dist.Beta) for own in model.hyper_priors().values())
+
+    def test_prior_predictive_has_the_beta_binomials_zeros(self):
+        """Weights of a layer share their λ₀: the number of zeros varies more than a binomial's."""
+        model, _ = self.made()
+        draws = pyro.infer.Predictive(model, {}, num_samples=200)(torch.randn(3, 6))
+        kept = (draws["0.weight"] != 0).float().mean((-1, -2)).flatten()
+        inclusion = draws["0.weight.inclusion"].flatten()
+        assert_law(inclusion.numpy(), scipy.stats.beta(2, 6).cdf)
+        expected = (inclusion * (1 - inclusion) / 96).mean().sqrt()
+        assert float((kept - inclusion).square().mean().sqrt() / expected) == pytest.approx(1, abs=0.35)
+
+    def test_fit_is_the_optimum_of_the_elbo(self):
+        """Coordinate ascent: no other Beta posterior has a smaller expected KL, checked by its integral."""
+        _, guide = self.made("global", net=nn.Sequential(nn.Linear(4, 2)))
+        (site,) = guide.site_guides().values()
+        site.gate_logit = torch.randn(2, 4)
+        guide.fit_inclusions()
+        (inclusion,) = guide.inclusions.values()
+        gates = torch.sigmoid(site.gate_logit).detach().double().flatten().numpy()
+        a, b = inclusion.concentration1.item(), inclusion.concentration0.item()
+        assert (a, b) == pytest.approx((2 + gates.sum(), 6 + (1 - gates).sum()), rel=1e-5)
+
+        def expected_kl(a: float, b: float) -> float:
+            q, at = scipy.stats.beta(a, b), np.linspace(1e-6, 1 - 1e-6, 20001)
+            weights = bernoulli_kl(gates[:, None], at).sum(0)
+            return np.trapezoid(q.pdf(at) * (q.logpdf(at) - scipy.stats.beta(2, 6).logpdf(at) + weights), at)
+
+        best = expected_kl(a, b)
+        for factor in (0.9, 1.1):
+            assert expected_kl(a * factor, b) > best < expected_kl(a, b * factor)
+
+    def test_posterior_follows_the_gates_by_gradient(self):
+        model, guide = self.made()
+        x, y = next(iter(batches()))
+        for site in guide.site_guides().values():
+            site.gate_logit = torch.full(site.shape, -1.0)  # the posterior stands at the gates of before
+        inclusions = guide.inclusions.values()
+        before = [i.distribution().mean.item() for i in inclusions]
+        optimizer = torch.optim.Adam(guide.inclusions.parameters(), lr=0.1)
+        for _ in range(60):
+            optimizer.zero_grad()
+            SQSELBO().terms(model, guide, x, y).kl.backward()
+            optimizer.step()
+        after = [i.distribution().mean.item() for i in inclusions]
+        guide.fit_inclusions()
+        optimum = [i.distribution().mean.item() for i in inclusions]
+        np.testing.assert_allclose(after, optimum, atol=0.05)
+        assert min(np.subtract(before, optimum)) > 0.3
+
+    def test_draws_of_the_posterior(self):
+        model, guide = self.made()
+        samples = pyro.infer.Predictive(model, guide=guide.eval(), num_samples=20)(torch.randn(5, 6))
+        assert samples["obs"].shape == (20, 5)
+
+    def test_particles_may_be_vectorized(self):
+        model, _ = self.made(net=nn.Sequential(nn.Linear(6, 2)))
+        laws = model.prior.site_priors({"0.weight.inclusion": torch.rand(7, 1)})
+        assert laws["0.weight"].batch_shape == (7, 1) and laws["0.weight"].event_shape == (2, 6)
+
+    def test_sentences(self):
+        with pytest.raises(NetworkError, match=r"has concentrations 0\.0 and 1\.0, but both must be positive"):
+            HierarchicalInclusion(0.0)
+
+        class Other(HierarchicalInclusion):
+            def hyper_priors(self):
+                return {"inclusion": HyperPrior(dist.Uniform(0.0, 1.0), ("0.weight",))}
+
+        with pytest.raises(NetworkError, match="site 'inclusion' has a Uniform prior, but this guide knows"):
+            SpikeGMMGuide(BayesianNetwork(mlp(), prior=Other(scope="global")), num_components=4)
+
+
+class TestDensities:
+    """Priors without an atom: the guide's spike becomes a Gaussian by itself."""
+
+    def test_spike_of_the_guide(self):
+        narrow = BayesianNetwork(mlp(), prior=gaussian_spike_prior(spike_scale=0.01))
+        for site in SpikeGMMGuide(narrow, num_components=4).site_guides().values():
+            assert site.spike_scale.item() == pytest.approx(0.01)
+        plain = BayesianNetwork(mlp(), prior=normal_prior())
+        for site in SpikeGMMGuide(plain, num_components=4).site_guides().values():
+            torch.testing.assert_close(site.spike_scale, site.scale.mean())
+        for site in SpikeGMMGuide(plain, num_components=4, spike_scale=0.3).site_guides().values():
+            assert site.spike_scale.item() == pytest.approx(0.3)
+        with_atom = BayesianNetwork(mlp())
+        assert all(
+            s.spike_scale is None for s in SpikeGMMGuide(with_atom, num_components=4).site_guides().values()
+        )
+        with pytest.raises(RecipeError, match="spike_scale is 0, but must be positive"):
+            SpikeGMMGuide(plain, num_components=4, spike_scale=0)
+
+    def test_spike_is_part_of_the_state(self):
+        model = BayesianNetwork(mlp(), prior=normal_prior())
+        guide, other = SpikeGMMGuide(model, 4, spike_scale=0.3), SpikeGMMGuide(model, 4)
+        other.load_state_dict(guide.state_dict())
+        assert all(site.spike_scale.item() == pytest.approx(0.3) for site in other.site_guides().values())
+
+    @pytest.mark.parametrize("stage", ["dense", "coded"])
+    def test_networks_keep_exact_zeros(self, stage):
+        guide = SpikeGMMGuide(BayesianNetwork(mlp(), prior=normal_prior()), num_components=4, stage=stage)
+        masks = {name: torch.rand(site.shape) < 0.5 for name, site in guide.site_guides().items()}
+        guide.prune(masks)
+        values = guide()
+        assert all(torch.equal(values[name] == 0, ~mask) for name, mask in masks.items())
+
+    def test_scales_of_the_two_gaussians(self):
+        weight = torch.randn(50, 40)
+        law = gaussian_spike_prior(0.3)("w", weight)
+        rms = weight.square().mean().sqrt()
+        torch.testing.assert_close(law.variance, 0.3 * rms**2 + 0.7 * (rms / 20) ** 2)
+
+    def test_a_plain_pyro_model_gives_the_spikes_width(self):
+        x = torch.randn(50, 4)
+        y = x @ torch.tensor([1.0, -1.0, 0.0, 0.0])
+
+        def model(x, y=None):
+            w = pyro.sample("w", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            with pyro.plate("data", 50):
+                pyro.sample("y", dist.Normal(x @ w, 0.3), obs=y)
+
+        guide = SpikeGMMGuide(model, 2, init={"w": torch.tensor([0.9, -0.9, 0.1, -0.1])}, spike_scale=0.1)
+        svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), loss=SQSELBO())
+        assert np.isfinite([svi.step(x, y) for _ in range(10)]).all()
+
+
+@pytest.mark.parametrize("kind", ["monte_carlo", "dominant"])
+@pytest.mark.parametrize("prior", [normal_prior(), gaussian_spike_prior(), LearnedPrior, HierarchicalInclusion])
+def test_other_kinds_of_kl(prior, kind):
+    x, y = next(iter(batches()))
+    prior = prior() if isinstance(prior, type) else prior
+    model = BayesianNetwork(mlp(), prior=prior, num_data=60)
+    guide = SpikeGMMGuide(model, num_components=4, temperature=0.5)
+    kl = [float(SQSELBO(k).terms(model, guide, x, y).kl.detach()) for k in ("jensen", kind)]
+    assert np.isfinite(kl).all() and kl[0] > 0
+
+
+def test_one_prior_for_two_networks_is_refused():
+    prior = LearnedPrior()
+    BayesianNetwork(mlp(), prior=prior)
+    with pytest.raises(NetworkError, match="LearnedPrior already belongs to a network: make another"):
+        BayesianNetwork(mlp(), prior=prior)
