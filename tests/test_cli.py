@@ -159,7 +159,7 @@ def test_help_answers_without_loading_the_library():
 def test_ctrl_c_in_a_study_then_the_same_command(study_file, tmp_path, jobs):
     out = tmp_path / "study"
     arguments = [Path(sys.executable).parent / "sqs", "compare", study_file, "--out", out, "--jobs", str(jobs)]
-    arguments += ["--set", "variants.impossible.set={}", "--set", "base.compression.epochs=40", "--json"]
+    arguments += ["--set", "variants.impossible.set={}", "--set", "base.compression.epochs=8", "--json"]
     arguments += ["--set", "base.baseline.epochs=1"]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     next(line for line in process.stderr if "compression" in line)
