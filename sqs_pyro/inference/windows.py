@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sqs_pyro.errors import RecipeError
+from sqs_pyro.inference.kmeans import kmeans_1d
 
 
 class Windows(ABC):
@@ -20,6 +21,10 @@ class Windows(ABC):
     @abstractmethod
     def edges(self, values: Tensor) -> Tensor:
         """Interior window boundaries in ascending order, ``[number of windows - 1]``, for values ``[n]``."""
+
+    def bulk(self, values: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The range of values ``[n]`` outside of which weights have windows of their own, if there is one."""
+        return None
 
     def represent(self, values: Tensor, edges: Tensor) -> Tensor:
         """Each value replaced by the mean of its window, same shape; a constant for gradients."""
@@ -59,7 +64,12 @@ class EqualMass(Windows):
 
 @dataclass(frozen=True)
 class OutlierAware(Windows):
-    """Equal-mass windows inside ``[Q1 - 1.5 IQR, Q3 + 1.5 IQR]``, and windows of their own for each tail."""
+    """Equal-mass windows inside ``[Q1 - 1.5 IQR, Q3 + 1.5 IQR]``, and windows of their own for each tail.
+
+    A tail's windows are those of least squared error (K-means). Of equal mass, the last of them would average
+    what is a little outside with what is far out, and lose the largest weights as windows without tails do:
+    of the tails of a Student-t layer (3 degrees of freedom, K = 16) an error of 12 % of their energy instead of 4 %.
+    """
 
     count: int = 256
     tail_count: int = 8
@@ -68,6 +78,10 @@ class OutlierAware(Windows):
         _check_count("OutlierAware count", self.count)
         _check_count("OutlierAware tail_count", self.tail_count)
 
+    def bulk(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Tukey's fences."""
+        return fences(values)
+
     def edges(self, values: Tensor) -> Tensor:
         """Boundaries of the lower tail's, the bulk's and the upper tail's windows, and the two fences."""
         flat = values.detach().flatten()
@@ -75,11 +89,11 @@ class OutlierAware(Windows):
         below, above = flat[flat < low], flat[flat > high]
         inside = flat[(flat >= low) & (flat <= high)]
         pieces = [
-            _equal_mass_edges(below, self.tail_count),
+            _least_squares_edges(below, self.tail_count),
             torch.nextafter(low, low - torch.inf)[None] if len(below) and len(inside) else flat.new_empty(0),
             _equal_mass_edges(inside, self.count),
             high[None] if len(above) and len(inside) else flat.new_empty(0),
-            _equal_mass_edges(above, self.tail_count),
+            _least_squares_edges(above, self.tail_count),
         ]
         return torch.cat(pieces).unique()
 
@@ -107,6 +121,16 @@ def _equal_mass_edges(values: Tensor, count: int) -> Tensor:
     cuts = cuts[cuts > 0]
     edges = ((ordered[cuts - 1] + ordered[cuts]) / 2).unique()
     return edges[(edges > ordered[0]) & (edges < ordered[-1])]
+
+
+def _least_squares_edges(values: Tensor, count: int) -> Tensor:
+    flat = values.detach().flatten()
+    count = min(count, len(flat))
+    if count < 2:
+        return flat.new_empty(0)
+    means = kmeans_1d(flat[None], count).loc[0]
+    edges = ((means[1:] + means[:-1]) / 2).unique()
+    return edges[(edges >= flat.min()) & (edges < flat.max())]
 
 
 def _check_count(name: str, value: int) -> None:

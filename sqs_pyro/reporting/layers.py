@@ -22,6 +22,7 @@ class LayerPicture:
         mixing: [K], component weights π of the first group; they sum to one over the non-zero weights.
         window_edges: [B-1], boundaries of the B windows that share responsibilities; empty without windows.
         bits: stored bits a weight, everything that belongs to the layer counted.
+        bulk: [2], the range outside of which outliers have windows of their own; None without such windows.
     """
 
     name: str
@@ -33,6 +34,7 @@ class LayerPicture:
     mixing: Floats
     window_edges: Floats
     bits: float
+    bulk: Floats | None = None
 
     def __post_init__(self) -> None:
         same_length = {"weights": self.weights, "values": self.values, "nonzero": self.nonzero}

@@ -22,6 +22,7 @@ def layer_pictures(result: CompressionResult, report: SizeReport) -> list[LayerP
     bits = {row.name: 8 * row.bytes / row.numel for row in report.tensors}
     pictures = []
     for name, site in result.guide.site_guides().items():
+        bulk = site.windows.bulk(site.latent[site.mask] if site.mask.any() else site.latent)
         pictures.append(
             LayerPicture(
                 name=name,
@@ -33,6 +34,7 @@ def layer_pictures(result: CompressionResult, report: SizeReport) -> list[LayerP
                 mixing=_array(site.mixing_logits[0].softmax(-1)),
                 window_edges=_array(site.edges),
                 bits=bits[name],
+                bulk=None if bulk is None else _array(torch.stack(bulk)),
             )
         )
     return pictures

@@ -1,5 +1,8 @@
 """Window strategies: the inherited contract, and what is particular to each."""
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +10,8 @@ from hypothesis import strategies as st
 from kits.windows import WindowsContract
 
 from sqs_pyro.errors import RecipeError
-from sqs_pyro.inference.windows import EqualMass, OutlierAware, PerWeight, fences
+from sqs_pyro.inference.kmeans import kmeans_1d
+from sqs_pyro.inference.windows import EqualMass, OutlierAware, PerWeight, Windows, fences
 
 
 class TestPerWeight(WindowsContract):
@@ -65,12 +69,37 @@ class TestOutlierAware(WindowsContract):
         shared = set(window[outlier].tolist()) & set(window[~outlier].tolist())
         assert not shared
 
-    def test_tails_are_split_by_mass(self):
+    def test_evenly_filled_tails_are_split_evenly(self):
         bulk, upper, lower = torch.rand(10_000), torch.linspace(20, 40, 80), torch.linspace(-90, -50, 40)
         edges = OutlierAware(16, tail_count=4).edges(torch.cat([bulk, upper, lower]))
         windows = [torch.bucketize(part, edges).unique(return_counts=True) for part in (lower, bulk, upper)]
         assert torch.cat([window for window, _ in windows]).tolist() == list(range(4 + 16 + 4))
         assert [count.unique().tolist() for _, count in windows] == [[10], [625], [20]]
+
+    def test_tails_are_split_with_the_least_squared_error(self):
+        """Against every way of cutting a tail of 14 weights into 3 windows."""
+        tail = (10 * torch.rand(14).add(0.05).pow(-1.5)).sort().values + 10
+        values = torch.cat([torch.rand(1000), tail])
+        windows = OutlierAware(16, tail_count=3)
+        error = (windows.represent(values, windows.edges(values)) - values)[-14:].double().square().sum()
+        pieces = [(tail[:i], tail[i:j], tail[j:]) for i, j in itertools.combinations(range(1, 14), 2)]
+        least = min(sum((p.double() - p.double().mean()).square().sum() for p in cut) for cut in pieces)
+        torch.testing.assert_close(error, least, rtol=1e-4, atol=0)
+
+    def test_heavy_tails_lose_no_more_than_twice_what_they_lose_weight_by_weight(self):
+        """Equal mass in the tails would lose four times as much, windows without tails as well."""
+        values = torch.from_numpy(np.random.default_rng(0).standard_t(3, 50_000)).float()
+        outlier = self.outliers(values)
+
+        def lost(windows: Windows) -> float:
+            anchor = windows.represent(values, windows.edges(values))
+            loc = kmeans_1d(anchor[None], 16).loc[0]
+            nearest = loc[(anchor[:, None] - loc).abs().argmin(1)]
+            return float((nearest - values)[outlier].square().sum())
+
+        each = lost(PerWeight())
+        assert lost(OutlierAware(256, 8)) < 2 * each
+        assert lost(EqualMass(256)) > 3 * each
 
     def test_keeps_the_tail_where_equal_mass_windows_drown_it(self):
         values = torch.cat([torch.rand(10_000), torch.tensor([30.0])])
