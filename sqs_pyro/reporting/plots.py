@@ -82,11 +82,12 @@ def _layer_page(layers: Sequence[LayerPicture]) -> Figure:
     for row in panels:
         row[0].set_ylabel("weights a bin", fontsize=8, color=INK)
     has_windows = any(layer.window_edges.size for layer in layers)
-    figure.legend(handles=_layer_legend(has_windows), loc="outside upper left", ncols=5, frameon=False, fontsize=8)
+    handles = _layer_legend(has_windows, any(layer.bulk is not None for layer in layers))
+    figure.legend(handles=handles, loc="outside upper left", ncols=5, frameon=False, fontsize=8)
     return figure
 
 
-def _layer_legend(has_windows: bool) -> list[Patch | Line2D]:
+def _layer_legend(has_windows: bool, has_outliers: bool) -> list[Patch | Line2D]:
     handles: list[Patch | Line2D] = [
         Patch(facecolor=LIGHT, label="pruned to zero"),
         Patch(facecolor=BLUE, alpha=0.55, label="kept"),
@@ -95,6 +96,8 @@ def _layer_legend(has_windows: bool) -> list[Patch | Line2D]:
     ]
     if has_windows:
         handles.append(Line2D([], [], color=GREY, linestyle=":", label="window edges"))
+    if has_outliers:
+        handles.append(Patch(facecolor=VERMILION, alpha=0.08, label="windows of outliers"))
     return handles
 
 
@@ -104,6 +107,10 @@ def _draw_layer(axes: Axes, layer: LayerPicture) -> None:
     kept = np.histogram(layer.weights[layer.nonzero], bins=edges)[0]
     axes.stairs(pruned, edges, fill=True, color=LIGHT)
     axes.stairs(kept, edges, fill=True, color=BLUE, alpha=0.55)
+    if layer.bulk is not None:
+        for start, end in ((edges[0], layer.bulk[0]), (layer.bulk[1], edges[-1])):
+            if start < end:
+                axes.axvspan(start, end, color=VERMILION, alpha=0.08, linewidth=0)
     for edge in layer.window_edges[(layer.window_edges > edges[0]) & (layer.window_edges < edges[-1])]:
         axes.axvline(edge, color=GREY, linestyle=":", linewidth=0.7)
     grid = np.linspace(edges[0], edges[-1], 600)

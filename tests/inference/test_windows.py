@@ -86,6 +86,13 @@ class TestOutlierAware(WindowsContract):
         least = min(sum((p.double() - p.double().mean()).square().sum() for p in cut) for cut in pieces)
         torch.testing.assert_close(error, least, rtol=1e-4, atol=0)
 
+    def test_no_window_reaches_across_the_gap_that_pruning_leaves(self):
+        values = torch.randn(2000)
+        values = values[values.abs() > 0.7]
+        windows = OutlierAware(9, 2)
+        means = windows.represent(values, windows.edges(values))
+        assert torch.equal(means.sign(), values.sign()) and float(means.abs().min()) > 0.7
+
     def test_heavy_tails_lose_no_more_than_twice_what_they_lose_weight_by_weight(self):
         """Equal mass in the tails would lose four times as much, windows without tails as well."""
         values = torch.from_numpy(np.random.default_rng(0).standard_t(3, 50_000)).float()

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import matplotlib
 import matplotlib.image
@@ -55,6 +55,16 @@ def test_component_curve_is_the_expected_count_of_a_bin(scale):
     centres = (edges[1:] + edges[:-1]) / 2
     mass = plots._bin_mass(centres, edges[1] - edges[0], 0.3, scale)
     np.testing.assert_allclose(mass, np.diff(scipy.stats.norm(0.3, scale).cdf(edges)), atol=1e-12)
+
+
+def test_ranges_of_outliers_are_marked():
+    layer = _layer()
+    low = float(np.quantile(layer.weights, 0.02))
+    marked = replace(layer, bulk=np.array([low, layer.weights.max() + 1]))  # no outliers above
+    plain, shaded = plots.layer_figures([layer, marked])[0].axes
+    assert len(shaded.patches) == len(plain.patches) + 1
+    assert shaded.patches[-1].get_x() + shaded.patches[-1].get_width() == pytest.approx(low)
+    assert [text.get_text() for text in shaded.figure.legends[0].get_texts()][-1] == "windows of outliers"
 
 
 def test_many_layers_go_on_several_pages(tmp_path):

