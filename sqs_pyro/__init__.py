@@ -9,7 +9,7 @@ from sqs_pyro.compression import CompressionResult, compress
 from sqs_pyro.distributions import SpikeAndSlab, SpikeGMM
 from sqs_pyro.inference.elbo import SQSELBO
 from sqs_pyro.inference.elbo_report import elbo_report
-from sqs_pyro.inference.export import pack
+from sqs_pyro.inference.export import pack, pack_ensemble
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.pruning import PruningSchedule
 from sqs_pyro.kernels import load, save
@@ -28,6 +28,7 @@ __all__ = [
     "elbo_report",
     "load",
     "pack",
+    "pack_ensemble",
     "save",
     "size_report",
 ]

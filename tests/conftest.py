@@ -25,7 +25,7 @@ SMALL_RECIPE = {
     "data": {"name": "digits"},
     "baseline": {"epochs": 3},
     "compression": {"epochs": 3, "nonzero_rate": 0.3, "num_components": 4, "batch_norm_batches": 4},
-    "averaging": {"samples": 3},
+    "averaging": {"samples": 3, "pack": True},
 }
 
 

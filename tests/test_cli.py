@@ -105,6 +105,20 @@ def test_evaluate_takes_the_data_of_another_recipe(small_run, recipe_file):
     assert json.loads(result.stdout)["data"]["name"] == "digits"
 
 
+def test_evaluate_and_inspect_a_file_of_draws(small_run):
+    """It is found, rebuilt and evaluated like any other packed file, and gives the run's figures."""
+    ensemble = small_run / "ensemble.safetensors"
+    averaged = json.loads((small_run / "metrics.json").read_text())["averaged"]
+    found = json.loads(_sqs("evaluate", ensemble, "--json").stdout)
+    assert {name: found[name] for name in ("accuracy", "nll", "ece", "brier", "entropy")} == {
+        name: averaged[name] for name in ("accuracy", "nll", "ece", "brier", "entropy")
+    }
+    inspection = json.loads(_sqs("inspect", ensemble, "--json").stdout)
+    assert (inspection["size"]["draws"], inspection["format_version"]) == (averaged["samples"], 2)
+    assert sum(inspection["size"]["parts"].values()) == ensemble.stat().st_size == averaged["file_bytes"]
+    assert "draws in it" in _sqs("inspect", ensemble).stdout
+
+
 def test_evaluate_on_shifted_images(small_run):
     packed = small_run / "packed.safetensors"
     plain, noisy = (

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.inference.guide import SpikeGMMGuide
-from sqs_pyro.kernels import packed_network
+from sqs_pyro.kernels import PackedEnsemble, packed_ensemble, packed_network
 from sqs_pyro.network_io import call_arguments, device_of, move_to
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.packing.leftovers import round_to
+from sqs_pyro.packing.module import METADATA
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -127,12 +128,7 @@ def pack(
         raise NetworkError(
             f"pack was given a {type(source).__name__}, but packs a SpikeGMMGuide or a CompressionResult."
         )
-    net = getattr(source.model, "net", None)
-    if not isinstance(net, nn.Module):
-        raise NetworkError(
-            f"The guide's model is a {type(source.model).__name__} without a network 'net' to pack: use "
-            "guide.harden() and packed_network(net, coded) with a network of your own."
-        )
+    net = _network_of(source)
     coded = source.harden(getattr(torch, codebook_dtype))
     return packed_network(
         hard_network(net, coded).eval(),
@@ -141,3 +137,53 @@ def pack(
         leftover_dtype=leftover_dtype,
         metadata=metadata,
     )
+
+
+def pack_ensemble(
+    source: Any,
+    num_samples: int = 20,
+    *,
+    temperature: float | None = None,
+    gate_temperature: float | None = None,
+    layout: str = "auto",
+    leftover_dtype: str = "float16",
+    codebook_dtype: str = "float16",
+    metadata: Mapping[str, Any] | None = None,
+) -> PackedEnsemble:
+    """Draw networks from a posterior and pack them as one, whose forward gives their averaged log-probabilities.
+
+    Codebooks and everything that is not compressed are shared; :func:`~sqs_pyro.save` writes one file.
+
+    Args:
+        source: a :class:`~sqs_pyro.compression.CompressionResult`, whose shipped norms and biases are used, or a
+            :class:`SpikeGMMGuide` made for a ``BayesianNetwork``.
+        num_samples: S, networks to draw.
+        temperature, gate_temperature: see :meth:`SpikeGMMGuide.evaluation_temperatures`.
+        layout: ``"auto"``, which tries ``"conditional"`` too, or a layout's name.
+        leftover_dtype, codebook_dtype: as for :func:`pack`.
+        metadata: written into the file, over that of a result's packed network.
+
+    Raises:
+        NetworkError: the source is neither, or its guide is still in its dense stage.
+    """
+    guide = getattr(source, "guide", source)
+    if not isinstance(guide, SpikeGMMGuide):
+        raise NetworkError(
+            f"pack_ensemble was given a {type(source).__name__}, but draws from a SpikeGMMGuide or a "
+            "CompressionResult."
+        )
+    net, about = (_network_of(guide), {}) if guide is source else (source.hard, getattr(source.network, METADATA))
+    dtype = getattr(torch, codebook_dtype)
+    draws = [guide.draw(temperature, gate_temperature, dtype) for _ in range(num_samples)]
+    about = {**about, **(metadata or {})}
+    return packed_ensemble(net, draws, layout=layout, leftover_dtype=leftover_dtype, metadata=about)
+
+
+def _network_of(guide: SpikeGMMGuide) -> nn.Module:
+    net = getattr(guide.model, "net", None)
+    if not isinstance(net, nn.Module):
+        raise NetworkError(
+            f"The guide's model is a {type(guide.model).__name__} without a network 'net' to pack: use "
+            "guide.harden() and packed_network(net, coded) with a network of your own."
+        )
+    return net

@@ -1,5 +1,6 @@
 """How a compressed weight multiplies: custom ops, modules around them, packed networks and their files."""
 
+from sqs_pyro.kernels.ensemble import PackedEnsemble
 from sqs_pyro.kernels.modules import (
     PackedConv1d,
     PackedConv2d,
@@ -10,7 +11,7 @@ from sqs_pyro.kernels.modules import (
     PackedEmbedding,
     PackedLinear,
 )
-from sqs_pyro.kernels.network import dense_state, load, packed_network, save
+from sqs_pyro.kernels.network import dense_state, load, packed_ensemble, packed_network, save
 from sqs_pyro.kernels.weight import PackedWeight
 
 __all__ = [
@@ -21,10 +22,12 @@ __all__ = [
     "PackedConvTranspose2d",
     "PackedConvTranspose3d",
     "PackedEmbedding",
+    "PackedEnsemble",
     "PackedLinear",
     "PackedWeight",
     "dense_state",
     "load",
+    "packed_ensemble",
     "packed_network",
     "save",
 ]

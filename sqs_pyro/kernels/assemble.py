@@ -2,7 +2,7 @@
 
 import copy
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,11 @@ def assemble(net: nn.Module, tensors: Mapping[str, PackedTensor]) -> nn.Module:
             given under two names, or one that its module uses in a way that packing would break.
         PackedFileError: if the bytes of a tensor do not decode to what it says it is.
     """
-    parameters = _parameters(net, tensors)
+    parameters = parameters_to_pack(net, tensors)
     stand_ins = {id(p): nn.Parameter(torch.empty(0), requires_grad=False) for p in parameters.values()}
     result = copy.deepcopy(net, dict(stand_ins))
     weights = {
-        id(stand_ins[id(parameter)]): _packed_weight(name, tensors[name], parameter.dtype)
+        id(stand_ins[id(parameter)]): packed_weight(name, tensors[name], parameter.dtype)
         for name, parameter in parameters.items()
     }
     replaced: dict[int, nn.Module] = {}
@@ -56,7 +56,10 @@ def tensor_slots(net: nn.Module) -> dict[int, list[tuple[dict[str, Tensor | None
     return slots
 
 
-def _parameters(net: nn.Module, tensors: Mapping[str, PackedTensor]) -> dict[str, nn.Parameter]:
+def parameters_to_pack(
+    net: nn.Module, tensors: Mapping[str, PackedTensor], draws: tuple[int, ...] = ()
+) -> dict[str, nn.Parameter]:
+    """Return the parameters that packed tensors stand for; the tensors' shapes have ``draws`` behind theirs."""
     known = dict(net.named_parameters(remove_duplicate=False))
     names: dict[int, str] = {}
     for name, packed in tensors.items():
@@ -64,10 +67,11 @@ def _parameters(net: nn.Module, tensors: Mapping[str, PackedTensor]) -> dict[str
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else "."
             raise NetworkError(f"The network has no parameter {name!r}{hint}")
-        if tuple(known[name].shape) != packed.shape:
+        if (*known[name].shape, *draws) != packed.shape:
+            of_draws = f", which should be its {draws[0]} draws" if draws else ""
             raise NetworkError(
                 f"Parameter {name!r} has shape {list(known[name].shape)} in the network, but "
-                f"{list(packed.shape)} in compressed form."
+                f"{list(packed.shape)} in compressed form{of_draws}."
             )
         other = names.setdefault(id(known[name]), name)
         if other != name:
@@ -75,7 +79,8 @@ def _parameters(net: nn.Module, tensors: Mapping[str, PackedTensor]) -> dict[str
     return {name: known[name] for name in tensors}
 
 
-def _packed_weight(name: str, packed: PackedTensor, dtype: torch.dtype) -> PackedWeight:
+def packed_weight(name: str, packed: PackedTensor, dtype: torch.dtype) -> PackedWeight:
+    """Return the run-time form of a tensor; what is wrong with it is told with its name."""
     try:
         return PackedWeight(packed, dtype)
     except PackedFileError as error:
@@ -89,16 +94,25 @@ def _packed_module(module: nn.Module, weights: dict[str, PackedWeight]) -> nn.Mo
         if hasattr(module, "network_spec"):
             packed.network_spec = module.network_spec
         return packed.train(module.training)
-    if isinstance(module, nn.RNNBase) or getattr(module, "max_norm", None) is not None:
-        raise NetworkError(
-            f"{type(module).__name__} keeps or rewrites its weights by itself, so {sorted(weights)} cannot be "
-            "packed: exclude them from compression."
-        )
+    check_reads_weights(module, weights)
     for name, weight in weights.items():
         del module._parameters[name]
         module.add_module(WEIGHT_PREFIX + name, weight)
     module.__class__ = _decoding_class(type(module), tuple(weights))
     return module
+
+
+def check_reads_weights(module: nn.Module, names: Iterable[str]) -> None:
+    """Check that a module reads its weights at each call.
+
+    Raises:
+        NetworkError: it keeps or rewrites them.
+    """
+    if isinstance(module, nn.RNNBase) or getattr(module, "max_norm", None) is not None:
+        raise NetworkError(
+            f"{type(module).__name__} keeps or rewrites its weights by itself, so {sorted(names)} cannot be "
+            "packed: exclude them from compression."
+        )
 
 
 def _decoding_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:

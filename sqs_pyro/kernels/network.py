@@ -1,6 +1,6 @@
 """Packed networks: made from a trained network and its coded weights, saved to a file, loaded from one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.kernels.assemble import assemble, tensor_slots
-from sqs_pyro.packing.coded import CodedTensor
+from sqs_pyro.kernels.ensemble import PackedEnsemble
+from sqs_pyro.packing.coded import CodedTensor, stack_draws
 from sqs_pyro.packing.file import PackedContents, read_packed, write_packed
-from sqs_pyro.packing.layouts import pack_tensor
+from sqs_pyro.packing.layouts import PackedTensor, pack_tensor
 from sqs_pyro.packing.leftovers import round_to
-from sqs_pyro.packing.module import METADATA, leftover_state, module_contents, stored_weights
+from sqs_pyro.packing.module import METADATA, StoredEnsemble, leftover_state, module_contents, stored_weights
 from sqs_pyro.registry import build_network
 
 LEFTOVER_DTYPES = ("float16", "bfloat16", "float32")
@@ -43,16 +44,43 @@ def packed_network(
         NetworkError: for names or shapes that are not the network's, an unknown layout or dtype, or a module
             whose weights cannot be packed.
     """
-    if leftover_dtype not in LEFTOVER_DTYPES:
-        raise NetworkError(
-            f"leftover_dtype is {leftover_dtype!r}, but should be one of {', '.join(LEFTOVER_DTYPES)}."
-        )
+    _check_dtype(leftover_dtype)
     packed = assemble(net, {name: pack_tensor(value, layout) for name, value in coded.items()})
-    with torch.no_grad():
-        for value in leftover_state(packed).values():
-            value.copy_(round_to(value, leftover_dtype))
-    about: dict[str, Any] = {"network": getattr(net, "network_spec", None), "recipe": {}, "metrics": {}}
-    return _finish(packed, {**about, **(metadata or {})})
+    _round_leftovers(packed, leftover_dtype)
+    return _finish(packed, _about(net, metadata))
+
+
+def packed_ensemble(
+    net: nn.Module,
+    draws: Sequence[Mapping[str, CodedTensor]],
+    *,
+    layout: str = "auto",
+    leftover_dtype: str = "float16",
+    metadata: Mapping[str, Any] | None = None,
+) -> PackedEnsemble:
+    """Return the average of packed draws of ``net``, in eval mode: codebooks and all other tensors are shared.
+
+    Args:
+        net: the network; it stays as it is.
+        draws: of each network, the compressed weights by parameter name.
+        layout: a layout's name; ``"auto"`` tries ``"conditional"``, too.
+        leftover_dtype, metadata: see :func:`packed_network`.
+
+    Raises:
+        NetworkError: as :func:`packed_network`; or there is no draw, or draws differ in names or codebooks.
+    """
+    _check_dtype(leftover_dtype)
+    if not draws or any(set(draw) != set(draws[0]) for draw in draws):
+        raise NetworkError(f"The {len(draws)} draws to pack must be at least one, and all of the same parameters.")
+    stacked = {name: stack_draws([draw[name] for draw in draws]) for name in draws[0]}
+    tensors = {
+        name: _smallest(value) if layout == "auto" else pack_tensor(value, layout)
+        for name, value in stacked.items()
+    }
+    packed = PackedEnsemble(net, tensors, len(draws))
+    _round_leftovers(packed.network, leftover_dtype)
+    setattr(packed, METADATA, _about(net, metadata))
+    return packed
 
 
 def save(packed: nn.Module, path: str | Path) -> None:
@@ -82,8 +110,13 @@ def load(path: str | Path, net: nn.Module | Callable[[], nn.Module] | None = Non
     contents = read_packed(path)
     plain = _plain_network(contents, net)
     try:
-        packed = assemble(plain, contents.tensors)
-        _fill(packed, contents.leftovers)
+        packed: nn.Module
+        if contents.draws is None:
+            packed = root = assemble(plain, contents.tensors)
+        else:
+            packed = PackedEnsemble(plain, contents.tensors, contents.draws)
+            root = packed.network
+        _fill(root, contents.leftovers)
     except (NetworkError, PackedFileError) as error:
         raise PackedFileError(
             f"Packed file {str(path)!r} cannot be used with this {type(plain).__name__}. {error}"
@@ -95,7 +128,12 @@ def dense_state(packed: nn.Module) -> dict[str, Tensor]:
     """Return the way back to a plain checkpoint: a state dict for the original network.
 
     Compressed weights are decoded to float32, shared tensors stand under each of their names.
+
+    Raises:
+        NetworkError: an ensemble is given.
     """
+    if isinstance(packed, StoredEnsemble):
+        raise NetworkError(f"An ensemble of {packed.num_draws} draws is no single checkpoint: give one network.")
     weights = stored_weights(packed, every_name=True)
     inside = {id(buffer) for weight in weights.values() for buffer in weight.buffers()}
     state = {
@@ -104,6 +142,27 @@ def dense_state(packed: nn.Module) -> dict[str, Tensor]:
         if id(value) not in inside
     }
     return {**state, **{name: weight.coded().dense() for name, weight in weights.items()}}
+
+
+def _check_dtype(leftover_dtype: str) -> None:
+    if leftover_dtype not in LEFTOVER_DTYPES:
+        raise NetworkError(
+            f"leftover_dtype is {leftover_dtype!r}, but should be one of {', '.join(LEFTOVER_DTYPES)}."
+        )
+
+
+@torch.no_grad()
+def _round_leftovers(packed: nn.Module, dtype: str) -> None:
+    for value in leftover_state(packed).values():
+        value.copy_(round_to(value, dtype))
+
+
+def _about(net: nn.Module, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"network": getattr(net, "network_spec", None), "recipe": {}, "metrics": {}, **(metadata or {})}
+
+
+def _smallest(draws: CodedTensor) -> PackedTensor:
+    return min((pack_tensor(draws, layout) for layout in ("auto", "conditional")), key=lambda p: p.num_bytes)
 
 
 def _finish(packed: nn.Module, metadata: dict[str, Any]) -> nn.Module:

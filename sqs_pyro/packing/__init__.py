@@ -1,6 +1,7 @@
 """What a compressed weight is: codes, masks, codebooks, file format, honest size."""
 
-from sqs_pyro.packing import entropy as entropy  # layouts register themselves
+from sqs_pyro.packing import conditional as conditional  # layouts register themselves
+from sqs_pyro.packing import entropy as entropy
 from sqs_pyro.packing import fixed as fixed
 from sqs_pyro.packing.bits import pack_bits, unpack_bits
 from sqs_pyro.packing.canonical import canonical

@@ -1,7 +1,7 @@
 """What a hardened weight *is*: codes, mask and codebook, free of layout, file and device kernels."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +68,24 @@ class CodedTensor:
         """Return the weights, float32 ``[*shape]``: the reference every packed form must equal exactly."""
         values = look_up(self.codebook, self.codes.reshape(self.num_groups, -1)).view(self.shape)
         return torch.where(self.mask, values, values.new_zeros(()))
+
+
+def stack_draws(draws: Sequence[CodedTensor]) -> CodedTensor:
+    """Draws of one tensor as one tensor ``[*shape, S]``: same groups, same codebook.
+
+    Raises:
+        NetworkError: there is none, or they differ in shape or codebook.
+    """
+    if not draws:
+        raise NetworkError("There is no draw to stack: give at least one.")
+    first = draws[0]
+    for draw in draws:
+        if draw.shape != first.shape or not torch.equal(draw.codebook, first.codebook):
+            raise NetworkError(
+                "Draws that are stored together must have one shape and one codebook: draw them anew."
+            )
+    codes, mask = (torch.stack([getattr(draw, name) for draw in draws], dim=-1) for name in ("codes", "mask"))
+    return CodedTensor(codes, mask, first.codebook)
 
 
 def look_up(table: Tensor, codes: Tensor) -> Tensor:

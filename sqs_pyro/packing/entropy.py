@@ -68,9 +68,33 @@ def _num_symbols(packed: PackedTensor) -> int:
     return packed.num_components + has_zeros if packed.nonzeros else 1
 
 
+def frequencies(table: Bytes) -> NDArray[np.float64]:
+    """What the bytes of a table stand for, up to a common factor."""
+    return _FRACTIONS[table % _STEPS] * 2.0 ** (table // _STEPS)
+
+
+def stream_bytes(coder: Any) -> Bytes:
+    """The coded stream: little-endian words without the zeros at its end, which :func:`open_stream` puts back."""
+    stream = coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+    return np.frombuffer(stream, dtype=np.uint8).copy()
+
+
+def open_stream(stream: Tensor) -> Any:
+    """The decoder of a stream, uint8 ``[bytes]``.
+
+    Raises:
+        PackedFileError: no coder has written it.
+    """
+    content = stream.cpu().numpy().tobytes()
+    words = np.frombuffer(content + bytes(-len(content) % 4), dtype="<u4").astype(np.uint32)
+    try:
+        return constriction.stream.stack.AnsCoder(words)
+    except ValueError as error:
+        raise PackedFileError(f"the entropy-coded stream is damaged ({error})") from None
+
+
 def _model(table: Bytes) -> Any:
-    frequencies = _FRACTIONS[table % _STEPS] * 2.0 ** (table // _STEPS)
-    return constriction.stream.model.Categorical(frequencies.astype(np.float32), perfect=False)
+    return constriction.stream.model.Categorical(frequencies(table).astype(np.float32), perfect=False)
 
 
 def _encode(codes: Bytes, mask: Bits | None, table: Bytes) -> Bytes:
@@ -82,19 +106,12 @@ def _encode(codes: Bytes, mask: Bits | None, table: Bytes) -> Bytes:
         if mask is not None:
             symbols += mask[part]  # a zero has code 0
         coder.encode_reverse(symbols, model)
-    stream = coder.get_compressed().astype("<u4").tobytes()
-    stream = stream.rstrip(b"\0")  # high bytes of the last word; the decoder puts them back
-    return np.frombuffer(stream, dtype=np.uint8).copy()
+    return stream_bytes(coder)
 
 
 def _decode(packed: PackedTensor) -> tuple[Bytes, Bits]:
     """Codes and mask [n] of a stream."""
-    stream = packed.parts["codes"].cpu().numpy().tobytes()
-    words = np.frombuffer(stream + bytes(-len(stream) % 4), dtype="<u4").astype(np.uint32)
-    try:
-        coder = constriction.stream.stack.AnsCoder(words)
-    except ValueError as error:
-        raise PackedFileError(f"the entropy-coded stream is damaged ({error})") from None
+    coder = open_stream(packed.parts["codes"])
     model = _model(packed.parts["table"].cpu().numpy())
     codes, mask = np.empty(packed.numel, dtype=np.uint8), np.ones(packed.numel, dtype=np.bool_)
     has_zeros = packed.nonzeros < packed.numel

@@ -23,7 +23,8 @@ from sqs_pyro.packing.leftovers import buffer
 from sqs_pyro.packing.manifest import read_manifest, write_manifest
 
 FORMAT = "sqs-pyro"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the newest: files of draws; a file of one network stays version 1, as older programs read it
+_SINGLE, _DRAWS = "1", "2"
 _MAX_HEADER = 4096  # a canonical header is a tenth of it
 
 
@@ -39,6 +40,7 @@ class PackedContents:
         header: the file's header.
         manifest_bytes: bytes of its compressed manifest.
         data_bytes: bytes of its data.
+        draws: S, if the tensors hold draws of a posterior in their last dimension; None: one network.
     """
 
     tensors: dict[str, PackedTensor]
@@ -48,6 +50,7 @@ class PackedContents:
     header: bytes
     manifest_bytes: int
     data_bytes: int
+    draws: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,15 +63,19 @@ class FileImage:
 
 
 def file_image(
-    tensors: Mapping[str, PackedTensor], leftovers: Mapping[str, Tensor], metadata: Mapping[str, Any]
+    tensors: Mapping[str, PackedTensor],
+    leftovers: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    draws: int | None = None,
 ) -> FileImage:
     """Return the file that :func:`write_packed` would write. Same input, same bytes."""
-    manifest, data = write_manifest(tensors, leftovers, metadata)
+    manifest, data = write_manifest(tensors, leftovers, metadata, draws)
     digest = hashlib.sha256(manifest)
     for part in data:
         digest.update(buffer(part))
     size = sum(part.numel() for part in data)
-    return FileImage(_header(str(FORMAT_VERSION), digest.hexdigest(), len(manifest), size), manifest, data)
+    version = _SINGLE if draws is None else _DRAWS
+    return FileImage(_header(version, digest.hexdigest(), len(manifest), size), manifest, data)
 
 
 def write_packed(
@@ -76,6 +83,7 @@ def write_packed(
     tensors: Mapping[str, PackedTensor],
     leftovers: Mapping[str, Tensor],
     metadata: Mapping[str, Any],
+    draws: int | None = None,
 ) -> None:
     """Write a packed file: beside its place, flushed to the disk, then renamed. A failure leaves nothing.
 
@@ -84,12 +92,13 @@ def write_packed(
         tensors: compressed tensors by parameter name.
         leftovers: all other tensors by name, in the dtype to store.
         metadata: plain JSON: ``"network"``, ``"recipe"``, ``"metrics"``.
+        draws: how many draws of a posterior each tensor holds in its last dimension; None: one network.
 
     Raises:
         NetworkError: if something cannot be stored.
         OSError: if the place cannot be written.
     """
-    image = file_image(tensors, leftovers, metadata)
+    image = file_image(tensors, leftovers, metadata, draws)
     target = Path(path)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     temporary = Path(name)
@@ -139,10 +148,14 @@ def _read(content: bytearray) -> PackedContents:
     manifest = bytes(memoryview(content)[len(expected) : split])
     data = torch.frombuffer(content, dtype=torch.uint8)[split:]
     intact = hashlib.sha256(memoryview(content)[len(expected) :]).hexdigest() == digest
-    tensors, leftovers, metadata = read_manifest(manifest, data)  # names the tensor that is damaged
+    tensors, leftovers, metadata, draws = read_manifest(manifest, data)  # names the tensor that is damaged
     if not intact:
         raise PackedFileError("Its checksum does not fit: manifest, data or the checksum itself was altered.")
-    return PackedContents(tensors, leftovers, metadata, int(version), expected, manifest_size, data_size)
+    if version != (_SINGLE if draws is None else _DRAWS):
+        raise PackedFileError(
+            f"Its format version is {version}, which does not fit its number of draws ({draws})."
+        )
+    return PackedContents(tensors, leftovers, metadata, int(version), expected, manifest_size, data_size, draws)
 
 
 def _header(version: str, digest: str, manifest_size: int, data_size: int) -> bytes:
@@ -185,7 +198,7 @@ def _read_metadata(header: Mapping[str, Any]) -> tuple[str, str]:
         raise PackedFileError(
             f"It has format version {version}, this program reads up to {FORMAT_VERSION}: update sqs-pyro."
         )
-    if version != str(FORMAT_VERSION):
+    if version not in (_SINGLE, _DRAWS):
         raise PackedFileError(f"It has format version {version}, which has never existed.")
     if not isinstance(digest, str):
         raise PackedFileError("Its header has no checksum.")

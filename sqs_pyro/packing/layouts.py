@@ -94,6 +94,8 @@ class Layout(ABC):
     """One way to write codes and mask as bytes; the codebook is written the same way by all."""
 
     name: ClassVar[str]
+    #: Whether ``"auto"`` tries it: not where it only pays for tensors of a certain meaning.
+    automatic: ClassVar[bool] = True
 
     @abstractmethod
     def bits(self, num_components: int, has_zeros: bool) -> int:
@@ -116,7 +118,7 @@ _layouts: dict[str, Layout] = {}
 
 
 def register_layout(layout: type[Layout]) -> type[Layout]:
-    """Class decorator: make a layout known under its ``name``, and a candidate for ``"auto"``."""
+    """Class decorator: make a layout known under its ``name``; a candidate for ``"auto"`` if ``automatic``."""
     _layouts[layout.name] = layout()
     return layout
 
@@ -156,7 +158,8 @@ def pack_tensor(coded: CodedTensor, layout: str = "auto") -> PackedTensor:
     if layout != "auto":
         return _pack(smallest, _layouts[layout])
     has_zeros = smallest.nonzeros < smallest.mask.numel()
-    fitting = [c for c in _layouts.values() if c.bits(smallest.num_components, has_zeros) <= MAX_BITS]
+    candidates = [layout for layout in _layouts.values() if layout.automatic]
+    fitting = [c for c in candidates if c.bits(smallest.num_components, has_zeros) <= MAX_BITS]
     return min((_pack(smallest, candidate) for candidate in fitting), key=lambda packed: packed.num_bytes)
 
 

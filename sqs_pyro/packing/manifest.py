@@ -55,12 +55,18 @@ class _Manifest(_Strict):
     tensors: _Tensors
     leftovers: list[_Kind]
     metadata: dict[str, Any]
+    draws: Annotated[int, Field(ge=1, le=MAX_ELEMENTS, strict=True)] | None = None
 
 
 def write_manifest(
-    tensors: Mapping[str, PackedTensor], leftovers: Mapping[str, Tensor], metadata: Mapping[str, Any]
+    tensors: Mapping[str, PackedTensor],
+    leftovers: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    draws: int | None = None,
 ) -> tuple[bytes, list[Tensor]]:
     """Return the compressed manifest and the data's parts, uint8, in file order.
+
+    With ``draws``, every tensor holds that many draws in its last dimension.
 
     Raises:
         NetworkError: for a name given twice, a leftover of a dtype that cannot be stored, or metadata that
@@ -70,7 +76,9 @@ def write_manifest(
     if twice:
         raise NetworkError(f"Tensor {twice[0]!r} is given both compressed and uncompressed.")
     kinds, data = describe(leftovers)
-    manifest = {"tensors": _columns(tensors), "leftovers": kinds, "metadata": dict(metadata)}
+    manifest: dict[str, Any] = {"tensors": _columns(tensors), "leftovers": kinds, "metadata": dict(metadata)}
+    if draws is not None:
+        manifest["draws"] = draws
     try:
         text = json.dumps(manifest, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError) as error:
@@ -81,8 +89,8 @@ def write_manifest(
 
 def read_manifest(
     manifest: bytes, data: Tensor
-) -> tuple[dict[str, PackedTensor], dict[str, Tensor], dict[str, Any]]:
-    """Return compressed tensors, leftovers and metadata out of the manifest and the data, uint8 ``[bytes]``.
+) -> tuple[dict[str, PackedTensor], dict[str, Tensor], dict[str, Any], int | None]:
+    """Return compressed tensors, leftovers, metadata and number of draws, out of manifest and data (uint8).
 
     The tensors' parts are views of ``data``.
 
@@ -96,6 +104,11 @@ def read_manifest(
     for name, packed in _packed_tensors(content.tensors, data):
         if name in tensors:
             raise PackedFileError(f"Tensor {name!r} is described twice.")
+        if content.draws is not None and packed.shape[-1] != content.draws:
+            raise PackedFileError(
+                f"Tensor {name!r} of shape {list(packed.shape)} does not hold the file's {content.draws} draws in "
+                "its last dimension."
+            )
         tensors[name] = packed
         position += packed.num_bytes
     kinds = [kind.model_dump(exclude_none=True) for kind in content.leftovers]
@@ -106,7 +119,7 @@ def read_manifest(
             leftovers[name] = value
     except PackedFileError as error:
         raise PackedFileError(f"Uncompressed tensors cannot be read: {error}.") from None
-    return tensors, leftovers, content.metadata
+    return tensors, leftovers, content.metadata, content.draws
 
 
 def _columns(tensors: Mapping[str, PackedTensor]) -> dict[str, list[Any]]:

@@ -28,8 +28,22 @@ class StoredWeight(nn.Module, ABC):
         """Return the weights; packing them gives the same bytes again."""
 
 
-def module_contents(net: nn.Module) -> tuple[dict[str, PackedTensor], dict[str, Tensor], dict[str, Any]]:
-    """Return compressed tensors, leftovers and metadata of a packed network, as a file would hold them.
+class StoredEnsemble(nn.Module):
+    """Draws of a network that are averaged.
+
+    Attributes:
+        network: holds the draws, as compressed parameters ``[*shape, S]``, and what they share.
+        num_draws: S.
+    """
+
+    network: nn.Module
+    num_draws: int
+
+
+def module_contents(
+    net: nn.Module,
+) -> tuple[dict[str, PackedTensor], dict[str, Tensor], dict[str, Any], int | None]:
+    """Return compressed tensors, leftovers, metadata and draws of a packed network, as a file would hold them.
 
     A tensor that several modules share stands under its first name only.
 
@@ -42,10 +56,12 @@ def module_contents(net: nn.Module) -> tuple[dict[str, PackedTensor], dict[str, 
             f"A packed network is needed (the result of packed_network or load), but a {type(net).__name__} "
             "without packed weights was given: pack it first."
         )
+    draws = net.num_draws if isinstance(net, StoredEnsemble) else None
+    net = net.network if isinstance(net, StoredEnsemble) else net
     weights = stored_weights(net)
     tensors = {name: pack_tensor(weight.coded(), weight.layout) for name, weight in weights.items()}
     leftovers = {name: smallest_exact(value) for name, value in leftover_state(net).items()}
-    return tensors, leftovers, metadata
+    return tensors, leftovers, metadata, draws
 
 
 def stored_weights(net: nn.Module, every_name: bool = False) -> dict[str, StoredWeight]:

@@ -48,10 +48,11 @@ class SizeReport:
         fp32_bytes: the whole network at 4 bytes for each element of its parameters and persistent floating
             buffers, tied ones once; integer buffers are not counted.
         num_weights: number of compressed weights, zeros included.
-        nonzeros: how many of them are not zero.
+        nonzeros: how many of them are not zero, over all draws.
         paper_ratio: ``32 / (log2 K * nonzero rate)`` over the compressed weights alone, as the paper counts:
-            it leaves out mask, codebooks and every other tensor. None where K = 1 or all are zero.
-        tensors: one row for each compressed tensor.
+            it leaves out mask, codebooks and every other tensor. None where K = 1, all are zero, or of draws.
+        tensors: one row for each compressed tensor, of all draws.
+        draws: S in a file of S draws of one network, whose fp32 bytes and weights are counted once; else 1.
     """
 
     codes: int
@@ -67,6 +68,7 @@ class SizeReport:
     nonzeros: int
     paper_ratio: float | None
     tensors: tuple[TensorSize, ...]
+    draws: int = 1
 
     @property
     def parts(self) -> dict[str, int]:
@@ -86,14 +88,14 @@ class SizeReport:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of codes, masks, codebooks and tables for each compressed weight; 0 where there are none."""
+        """Bits of codes, masks, codebooks and tables for each compressed weight (all draws); 0 without one."""
         compressed = self.codes + self.masks + self.codebooks + self.tables
         return 8 * compressed / self.num_weights if self.num_weights else 0.0
 
     @property
     def nonzero_rate(self) -> float:
         """Share of the compressed weights that are not zero; 1 where there are none."""
-        return self.nonzeros / self.num_weights if self.num_weights else 1.0
+        return self.nonzeros / (self.num_weights * self.draws) if self.num_weights else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON, derived figures included."""
@@ -106,6 +108,7 @@ class SizeReport:
             "nonzero_rate": self.nonzero_rate,
             "num_weights": self.num_weights,
             "nonzeros": self.nonzeros,
+            "draws": self.draws,
             "paper_ratio": self.paper_ratio,
             "paper_ratio_leaves_out": ["masks", "codebooks", "tables", "uncompressed", "manifest", "header"],
             "parts": self.parts,
@@ -126,22 +129,23 @@ def size_report(packed: nn.Module | str | Path) -> SizeReport:
     if isinstance(packed, str | Path):
         contents = read_packed(packed)
         lengths = (contents.header, contents.manifest_bytes, contents.data_bytes)
-        return _report(contents.tensors, contents.leftovers, *lengths)
-    tensors, leftovers, metadata = module_contents(packed)
-    image = file_image(tensors, leftovers, metadata)
+        return _report(contents.tensors, contents.leftovers, contents.draws or 1, *lengths)
+    tensors, leftovers, metadata, draws = module_contents(packed)
+    image = file_image(tensors, leftovers, metadata, draws)
     data_bytes = sum(part.numel() for part in image.data)
-    return _report(tensors, leftovers, image.header, len(image.manifest), data_bytes)
+    return _report(tensors, leftovers, draws or 1, image.header, len(image.manifest), data_bytes)
 
 
 def _report(
     tensors: Mapping[str, PackedTensor],
     leftovers: Mapping[str, Tensor],
+    draws: int,
     header: bytes,
     manifest_bytes: int,
     data_bytes: int,
 ) -> SizeReport:
     rows = tuple(_row(name, packed) for name, packed in tensors.items())
-    weights = sum(row.numel for row in rows)
+    weights = sum(row.numel for row in rows) // draws
     floats = sum(value.numel() for value in leftovers.values() if value.is_floating_point())
     padding = len(header) - len(header.rstrip(b" "))
     return SizeReport(
@@ -153,8 +157,9 @@ def _report(
         fp32_bytes=4 * (weights + floats),
         num_weights=weights,
         nonzeros=sum(row.nonzeros for row in rows),
-        paper_ratio=_paper_ratio(rows),
+        paper_ratio=_paper_ratio(rows) if draws == 1 else None,
         tensors=rows,
+        draws=draws,
     )
 
 

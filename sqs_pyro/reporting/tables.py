@@ -130,6 +130,8 @@ def _size_table(document: Document, seconds: float | None = None) -> Table:
     table = _table("size", "")
     table.add_row("fp32 network, bytes", f"{size['fp32_bytes']:,}")
     table.add_row("packed file, bytes", f"{size['file_bytes']:,}")
+    if size.get("draws", 1) > 1:
+        table.add_row("draws in it", str(size["draws"]))
     table.add_row("ratio of the whole file", f"{size['ratio']:.2f}")
     table.add_row("bits a compressed weight", f"{size['bits_per_weight']:.2f}")
     table.add_row("non-zero weights, %", f"{100 * size['nonzero_rate']:.2f}")

@@ -95,7 +95,7 @@ def _compress_and_measure(
         "validation": asdict(evaluate(loaded, data.validation)),  # of the file too: choices are made by it
     }
     if recipe.averaging is not None:
-        measured |= run_averaging(recipe.averaging, result, data, recipe.seed)
+        measured |= run_averaging(recipe.averaging, result, data, recipe.seed, directory)
     clock.lap("evaluation")
     bounds = run_bounds(result, data.train, recipe.seed)
     _write_json(directory / BOUNDS, bounds)

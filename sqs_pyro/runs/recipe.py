@@ -50,12 +50,14 @@ class AveragingRecipe(RecipeSection):
             say, towards 0 draws become the packed network. None takes the best of `candidates`.
         candidates: temperatures to choose from, by the average's NLL on the validation data.
         gate_temperature: the same for gates alone; None lets them follow `temperature`.
+        pack: write the drawn networks to `ensemble.safetensors`, one packed file, and evaluate that file.
     """
 
     samples: int = Field(default=20, ge=1)
     temperature: float | None = Field(default=None, gt=0)
     candidates: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(0.1, 0.2, 0.5, 1.0, 2.0), min_length=1)
     gate_temperature: float | None = Field(default=None, gt=0)
+    pack: bool = False
 
 
 class RunRecipe(RecipeSection):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from sqs_pyro import load, pack, save
+from sqs_pyro import load, pack, pack_ensemble, save, size_report
 from sqs_pyro.errors import NetworkError
+from sqs_pyro.inference.averaging import averaged_network
 from sqs_pyro.inference.export import (
     fold_batch_norm,
     hard_network,
@@ -197,3 +198,31 @@ class TestPack:
         model = BayesianNetwork(nn.Sequential(nn.Linear(4, 4)))
         with pytest.raises(NetworkError, match="still in its dense stage"):
             pack(SpikeGMMGuide(model, 2, stage="dense"))
+
+
+class TestEnsemble:
+    def made(self):
+        model = BayesianNetwork(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), num_data=10)
+        return model, SpikeGMMGuide(model, 4, initial_gate=0.5)
+
+    def test_packs_the_draws_of_the_guide(self):
+        model, guide = self.made()
+        torch.manual_seed(3)
+        packed = pack_ensemble(guide, 5, temperature=2.0, leftover_dtype="float32")
+        torch.manual_seed(3)
+        average = averaged_network(model.net, guide, 5, temperature=2.0)
+        x = torch.randn(20, 6)
+        torch.testing.assert_close(
+            packed(x), average(x), atol=1e-3, rtol=0
+        )  # codebooks are float16 in one of them
+        assert packed.num_draws == 5
+
+    def test_gates_can_have_a_temperature_of_their_own(self):
+        _, guide = self.made()
+        warm, cold = (pack_ensemble(guide, 9, temperature=1e-3, gate_temperature=s) for s in (1.0, 1e-3))
+        assert size_report(cold).nonzero_rate == 1.0  # gates are 0.62
+        assert size_report(warm).nonzero_rate < 0.8
+
+    def test_what_has_no_posterior(self):
+        with pytest.raises(NetworkError, match="pack_ensemble was given a Linear, but draws from a SpikeGMMGuide"):
+            pack_ensemble(nn.Linear(2, 2))

@@ -154,9 +154,9 @@ def test_damage_is_reported_with_the_tensor(packed_file, tensors, leftovers):
 
 
 def test_newer_version(packed_file):
-    content = packed_file.read_bytes().replace(b'"format_version":"1"', b'"format_version":"2"')
+    content = packed_file.read_bytes().replace(b'"format_version":"1"', b'"format_version":"3"')
     packed_file.write_bytes(content)
-    with pytest.raises(PackedFileError, match="format version 2, this program reads up to 1: update sqs-pyro"):
+    with pytest.raises(PackedFileError, match="format version 3, this program reads up to 2: update sqs-pyro"):
         read_packed(packed_file)
 
 
@@ -186,7 +186,56 @@ def test_a_foreign_safetensors_file(tmp_path):
         read_packed(tmp_path / "other")
 
 
-def forge(path: Path, tensors, leftovers, change) -> None:
+@pytest.fixture
+def drawn(tensors):
+    """Tensors that hold three draws, in each of the layouts."""
+    return {
+        f"{layout}.weight": pack_tensor(random_coded((6, 5, 3), 4, groups=2), layout)
+        for layout in ("bitmap", "dense", "entropy", "conditional")
+    }
+
+
+def test_draws_are_a_file_of_version_2(drawn, leftovers, tmp_path):
+    write_packed(tmp_path / "draws", drawn, leftovers, METADATA, draws=3)
+    contents = read_packed(tmp_path / "draws")
+    assert (contents.draws, contents.format_version) == (3, 2)
+    for name, packed in drawn.items():
+        assert parts(contents.tensors[name]) == parts(packed)
+    write_packed(tmp_path / "single", drawn, leftovers, METADATA)
+    assert (read_packed(tmp_path / "single").draws, read_packed(tmp_path / "single").format_version) == (None, 1)
+
+
+def test_one_altered_byte_of_draws_anywhere(drawn, tmp_path):
+    path = tmp_path / "draws"
+    write_packed(path, drawn, {}, METADATA, draws=3)
+    content = path.read_bytes()
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << (position * 3) % 8
+        path.write_bytes(damaged)
+        with pytest.raises(PackedFileError):
+            read_packed(path)
+
+
+@pytest.mark.parametrize(
+    ("version", "draws", "sentence"),
+    [
+        ("2", None, r"format version is 2, which does not fit its number of draws \(None\)"),
+        ("1", 3, r"format version is 1, which does not fit its number of draws \(3\)"),
+        ("2", 4, r"Tensor 'bitmap.weight' of shape \[6, 5, 3\] does not hold the file's 4 draws"),
+        ("2", 0, "manifest is wrong at 'draws'"),
+        ("2", "3", "manifest is wrong at 'draws'"),
+        ("0", None, "format version 0, which has never existed"),
+    ],
+)
+def test_draws_that_contradict_the_file(drawn, tmp_path, version, draws, sentence):
+    change = (lambda manifest: None) if draws is None else put("draws", draws)
+    forge(tmp_path / "forged", drawn, {}, change, version)
+    with pytest.raises(PackedFileError, match=sentence):
+        read_packed(tmp_path / "forged")
+
+
+def forge(path: Path, tensors, leftovers, change, version="1") -> None:
     """Write a file whose manifest is changed and whose checksums fit: what only validation can refuse."""
     import hashlib
 
@@ -196,7 +245,7 @@ def forge(path: Path, tensors, leftovers, change) -> None:
     text = changed if isinstance(changed, bytes) else zlib.compress(json.dumps(manifest).encode())
     data = b"".join(part.numpy().tobytes() for part in image.data)
     digest = hashlib.sha256(text + data).hexdigest()
-    path.write_bytes(_header("1", digest, len(text), len(data)) + text + data)
+    path.write_bytes(_header(version, digest, len(text), len(data)) + text + data)
 
 
 def put(*keys):

@@ -27,6 +27,10 @@ class TestEntropy(LayoutContract):
     layout = "entropy"
 
 
+class TestConditional(LayoutContract):
+    layout = "conditional"
+
+
 class TestAuto(LayoutContract):
     layout = "auto"
 
@@ -145,3 +149,59 @@ def test_contradicting_fields(change, sentence):
     packed = pack_tensor(random_coded((8, 8), 6), "bitmap")
     with pytest.raises(PackedFileError, match=sentence):
         PackedTensor(**{**vars(packed), **change})
+
+
+def flipped(first: CodedTensor, rate: float, draws: int) -> CodedTensor:
+    """Draws that differ from the first in a share of the weights, which take another symbol at random."""
+    random = torch.Generator().manual_seed(1)
+    kinds = first.num_components + 1
+    symbols = ((first.codes.long() + 1) * first.mask).unsqueeze(-1).repeat(*[1] * first.codes.dim(), draws)
+    others = torch.randint(0, kinds, symbols.shape, generator=random)
+    flips = torch.rand(symbols.shape, generator=random) < rate
+    flips[..., 0] = False
+    symbols = torch.where(flips, others, symbols)
+    return CodedTensor((symbols - 1).clamp_min(0).to(torch.uint8), symbols != 0, first.codebook)
+
+
+def conditional_entropy_bytes(draws: CodedTensor) -> float:
+    """Of the first draw's symbols, and of the others' given it: what no coder of this form can go below."""
+    symbols = ((draws.codes.long() + 1) * draws.mask).reshape(-1, draws.shape[-1]).numpy()
+
+    def bits(values):
+        counts = np.bincount(values.ravel())
+        return -(counts[counts > 0] * np.log2(counts[counts > 0] / counts.sum())).sum()
+
+    first = symbols[:, 0]
+    return (bits(first) + sum(bits(symbols[first == kind, 1:]) for kind in np.unique(first))) / 8
+
+
+@pytest.mark.parametrize(("components", "rate"), [(4, 0.02), (16, 0.1), (3, 0.5)])
+def test_draws_are_coded_near_their_conditional_entropy(components, rate):
+    draws = flipped(random_coded((100, 300), components, nonzero_rate=0.2), rate, 6)
+    packed = pack_tensor(draws, "conditional")
+    assert torch.equal(packed.unpack().dense(), draws.dense())
+    assert packed.parts["table"].numel() == (components + 1) * (components + 2)
+    least = conditional_entropy_bytes(draws)
+    assert least <= packed.parts["codes"].numel() <= 1.01 * least + 8
+    if rate < 0.5:
+        assert packed.num_bytes < 0.6 * pack_tensor(draws, "entropy").num_bytes
+
+
+def test_equal_draws_cost_next_to_nothing():
+    one, many = (flipped(random_coded((100, 300), 4), 0.0, draws) for draws in (1, 20))
+    small, large = (pack_tensor(draws, "conditional") for draws in (one, many))
+    assert large.num_bytes == small.num_bytes + 25  # a table a symbol, and no codes
+
+
+def test_auto_does_not_try_layouts_for_draws():
+    draws = flipped(random_coded((100, 300), 4), 0.01, 20)
+    assert pack_tensor(draws).layout != "conditional"
+
+
+def test_a_context_without_frequencies_is_noticed():
+    packed = pack_tensor(flipped(random_coded((50, 60), 3), 0.3, 4), "conditional")
+    table = packed.parts["table"].clone()
+    table[4:8] = 0  # what follows a first symbol of 0
+    broken = PackedTensor(**{**vars(packed), "parts": {**packed.parts, "table": table}})
+    with pytest.raises(PackedFileError, match="table of frequencies is empty"):
+        broken.unpack()

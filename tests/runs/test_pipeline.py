@@ -19,7 +19,7 @@ from sqs_pyro.runs.packed_files import evaluate_file, inspect_file
 from sqs_pyro.runs.pipeline import run
 from sqs_pyro.runs.recipe import RunRecipe
 
-FILES = {"packed.safetensors", "metrics.json", "bounds.json", "recipe.yaml", "history.csv"}
+FILES = {"packed.safetensors", "ensemble.safetensors", "metrics.json", "bounds.json", "recipe.yaml", "history.csv"}
 PICTURES = {"layers.png", "bits.png", "curves.png", "bounds.png"}
 
 
@@ -69,6 +69,7 @@ def test_metrics_hold_what_the_documentation_promises(small_run, small_recipe):
         assert {"accuracy", "nll", "ece", "brier", "entropy"} <= set(metrics[name])
         assert 0 <= metrics[name]["accuracy"] <= 1
     assert metrics["averaged"]["temperature"] in small_recipe.averaging.candidates
+    assert metrics["averaged"]["file_bytes"] == (small_run / "ensemble.safetensors").stat().st_size
     assert {"fp32_bytes", "file_bytes", "ratio", "bits_per_weight", "parts"} <= set(metrics["size"])
     assert {"nonzero_rate", "seconds", "seed", "versions", "stage_seconds", "accuracy_drop"} <= set(metrics)
     assert metrics["max_logit_difference"] <= 1e-5  # the file's network is the one that was trained

@@ -1,0 +1,66 @@
+"""``PackedEnsemble``: draws of one network that run on packed weights, and answer with their average."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sqs_pyro.kernels.assemble import check_reads_weights, packed_weight, parameters_to_pack
+from sqs_pyro.kernels.weight import PackedWeight
+from sqs_pyro.network_io import average_log_probabilities
+from sqs_pyro.packing.layouts import PackedTensor
+from sqs_pyro.packing.module import WEIGHT_PREFIX, StoredEnsemble, stored_weights
+
+
+class PackedEnsemble(StoredEnsemble):
+    """Log-probabilities ``log 1/S Σ_s softmax(f(x; θ_s))``, ``[B, C]``, of S packed draws of one network.
+
+    A compressed parameter has all of its draws in one packed tensor ``[*shape, S]`` with one codebook; all other
+    tensors are shared.
+
+    Args:
+        net: the network; it stays as it is. Its other tensors are taken over.
+        tensors: the draws by parameter name.
+        num_draws: S.
+        draws_at_once: networks that run together, by ``torch.vmap``; 1 runs one after the other, which is faster
+            on CPUs.
+
+    Raises:
+        NetworkError: for a name that is not a parameter, or a shape that is not the parameter's with S behind.
+        PackedFileError: if the bytes of a tensor do not decode to what it says it is.
+    """
+
+    def __init__(
+        self, net: nn.Module, tensors: Mapping[str, PackedTensor], num_draws: int, draws_at_once: int = 1
+    ) -> None:
+        super().__init__()
+        parameters = parameters_to_pack(net, tensors, (num_draws,))
+        stand_ins = {id(p): nn.Parameter(torch.empty(0), requires_grad=False) for p in parameters.values()}
+        self.network = copy.deepcopy(net, dict(stand_ins))
+        self.num_draws, self.draws_at_once = num_draws, draws_at_once
+        weights = {
+            id(stand_ins[id(parameter)]): packed_weight(name, tensors[name], parameter.dtype)
+            for name, parameter in parameters.items()
+        }
+        for module in list(self.network.modules()):
+            found = {name: id(p) for name, p in module._parameters.items() if id(p) in weights}
+            if found:
+                check_reads_weights(module, found)
+            for name, key in found.items():
+                del module._parameters[name]
+                module.register_buffer(name, torch.empty(0), persistent=False)  # functional_call needs a place
+                module.add_module(WEIGHT_PREFIX + name, weights[key])
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The arguments are the network's."""
+        weights = stored_weights(self.network, every_name=True)  # moving a network separates its shared buffers
+        dense = {w: w.dense().movedim(-1, 0).contiguous() for w in weights.values() if isinstance(w, PackedWeight)}
+        draws = {name: dense[weight] for name, weight in weights.items()}  # type: ignore[index]
+        return average_log_probabilities(self.network, draws, args, kwargs, self.draws_at_once)
+
+    def train(self, mode: bool = True) -> "PackedEnsemble":
+        """The networks always run in evaluation mode."""
+        return super().train(False)
