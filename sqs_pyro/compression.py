@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from sqs_pyro.errors import DataError
+from sqs_pyro.errors import DataError, RecipeError
 from sqs_pyro.inference.driver import Driver, StepRecord
 from sqs_pyro.inference.export import (
     fold_batch_norm,
@@ -30,6 +30,7 @@ from sqs_pyro.models import (
     scale_matched_prior,
 )
 from sqs_pyro.models.bayesian import BayesianNetwork, Prior
+from sqs_pyro.packing import CodedTensor, size_report
 from sqs_pyro.recipe import parse
 
 __all__ = ["CompressionResult", "StepRecord", "compress"]
@@ -123,7 +124,8 @@ def compress(
             refresh_every=recipe.refresh_every,
             stage="dense",
         )
-        driver = Driver(model, guide, recipe, train_loader, validation, progress)
+        bits = None if recipe.target_ratio is None else _bits_for_symbols(model, guide, recipe, metadata)
+        driver = Driver(model, guide, recipe, train_loader, validation, progress, bits)
         history = driver.run(checkpoint)
         hard, packed = _finish(model, guide, recipe, train_loader, metadata)
     seconds = driver.earlier_seconds + time.perf_counter() - start
@@ -142,6 +144,15 @@ def _finish(
     hard = hard_network(model.net, coded)
     if recipe.batch_norm_batches:
         reestimate_batch_norm(hard, train_loader, recipe.batch_norm_batches)
+    return _pack(hard, coded, recipe, metadata)
+
+
+def _pack(
+    hard: nn.Module,
+    coded: Mapping[str, CodedTensor],
+    recipe: CompressionRecipe,
+    metadata: Mapping[str, Any] | None,
+) -> tuple[nn.Module, nn.Module]:
     fold_batch_norm(hard)
     round_leftovers(hard, coded, recipe.leftover_dtype)
     hard.eval()
@@ -153,6 +164,32 @@ def _finish(
         metadata={"recipe": recipe.model_dump(mode="json", exclude_defaults=True), **(metadata or {})},
     )
     return hard, packed
+
+
+def _bits_for_symbols(
+    model: BayesianNetwork, guide: SpikeGMMGuide, recipe: CompressionRecipe, metadata: Mapping[str, Any] | None
+) -> float:
+    """What symbols, tables and codebooks may take if the whole file is to have the target size.
+
+    Raises:
+        RecipeError: the target is smaller than what is not compressed.
+    """
+    coded = {
+        name: site.harden(getattr(torch, recipe.codebook_dtype), keep_codes=False)
+        for name, site in guide.site_guides().items()
+    }
+    _, packed = _pack(hard_network(model.net, coded), coded, recipe, metadata)
+    size = size_report(packed)
+    rest = size.total - size.codes - size.masks - size.codebooks - size.tables
+    assert recipe.target_ratio is not None
+    target = size.fp32_bytes / recipe.target_ratio
+    if target <= rest:
+        raise RecipeError(
+            f"target_ratio={recipe.target_ratio:g} asks for a file of {target:,.0f} bytes, but {rest:,} go to what "
+            "is not compressed (norms, biases, excluded layers, names): ask for a ratio well below "
+            f"{size.fp32_bytes / rest:.0f}, or compress more layers."
+        )
+    return 8 * (target - rest)
 
 
 def _prior(recipe: PriorRecipe) -> Prior:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sqs_pyro.errors import DataError, DivergenceError, NetworkError, SQSError
+from sqs_pyro.inference.allocation import allocation
 from sqs_pyro.inference.checkpoint import read_checkpoint, write_checkpoint
 from sqs_pyro.inference.elbo import SQSELBO
 from sqs_pyro.inference.evaluate import evaluate
@@ -20,7 +21,6 @@ from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.input_checks import check_inputs, check_labels, num_classes
 from sqs_pyro.inference.interruption import deferred_interrupt
 from sqs_pyro.inference.optimizers import optimizers
-from sqs_pyro.inference.pruning import PruningSchedule
 from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.network_io import device_of, move_to
 
@@ -35,6 +35,7 @@ _STATE_KEYS = frozenset(
         "model",
         "guide",
         "optimizers",
+        "allocation",
         "history",
         "rng",
         "cuda_rng",
@@ -55,6 +56,7 @@ class StepRecord:
         loss: ``nll + β kl``, nats an example.
         nll: negative log-likelihood, nats an example.
         kl: KL term of all weights divided by the number of examples, without β, when last evaluated.
+        kl_weight: β: the recipe's, or what a target size has come to.
         nonzero_rate: share of open gates.
         temperature: τ.
         learning_rate: of latents.
@@ -67,6 +69,7 @@ class StepRecord:
     loss: float
     nll: float
     kl: float
+    kl_weight: float
     nonzero_rate: float
     temperature: float
     learning_rate: float
@@ -83,6 +86,7 @@ class Driver:
         train: minibatches ``(x, y)``; ``len(train)`` steps an epoch.
         validation: minibatches on which the hard network is evaluated during training, or None.
         progress: called with a record every few steps, and at each evaluation.
+        bits: what symbols, tables and codebooks may take in the file; None follows the recipe's rate or β.
 
     Attributes:
         earlier_seconds: what the interrupted parts of a resumed run took, up to their last checkpoints.
@@ -96,6 +100,7 @@ class Driver:
         train: Any,
         validation: Any | None = None,
         progress: Callable[[StepRecord], None] | None = None,
+        bits: float | None = None,
     ) -> None:
         self.model, self.guide, self.recipe = model, guide, recipe
         self.train, self.validation, self.progress = train, validation, progress
@@ -103,10 +108,7 @@ class Driver:
         self.num_data = int(model.num_data or len(train.dataset))
         self.total_steps = recipe.epochs * len(train)
         self.elbo = SQSELBO(kl=recipe.kl)
-        pruning = recipe.pruning
-        self.schedule = PruningSchedule(
-            recipe.nonzero_rate, self.total_steps, pruning.start, pruning.end, pruning.every, pruning.scope
-        )
+        self.allocation = allocation(model, guide, recipe, self.total_steps, self.num_data, bits)
         # At least one step is dense and one is coded, however few there are.
         self.coding_step = max(round(recipe.coding_start * self.total_steps), 1)
         self.freeze_step = max(round(recipe.freeze_start * self.total_steps), self.coding_step + 1)
@@ -146,23 +148,19 @@ class Driver:
 
     def _complete_schedule(self) -> None:
         """With few steps the last masks, the codebooks or the freezing may fall after the last step."""
-        if self.schedule.end_step >= self.total_steps:
-            self._prune(self.schedule.end_step)
         if self.guide.stage == "dense":
-            self.guide.start_coding()
+            self._start_coding()
         if self.guide.stage != "frozen":
-            self.guide.freeze_codes()
+            self._freeze_codes()
         if hasattr(self.train, "epoch"):  # what follows sees the same minibatches after a resumption, too
             self.train.epoch = self.recipe.epochs
 
-    def _prune(self, step: int) -> None:
-        self.guide.prune(self.schedule.masks(self.guide.saliencies(self.recipe.pruning.saliency), step))
-        self._hold_gates(step)
+    def _start_coding(self) -> None:
+        self.guide.start_coding(fit_codebooks=not self.allocation.makes_codebooks)
 
-    def _hold_gates(self, step: int) -> None:
-        """Once the masks are final, they alone say which weights are zero: gates that learn cannot close."""
-        if self.recipe.gate_learning_rate > 0 and step >= self.schedule.end_step and self.guide.stage != "frozen":
-            self.guide.hold_gates_open()
+    def _freeze_codes(self) -> None:
+        self.allocation.finish()
+        self.guide.freeze_codes()
 
     def _minibatches(self, checkpoint: Path | None) -> Iterator[tuple[Any, Tensor]]:
         per_epoch = len(self.train)
@@ -187,7 +185,12 @@ class Driver:
         self.model.train()
         self.guide.train()
         recipe = self.recipe
-        with_kl = recipe.kl_weight > 0 and self.step % recipe.kl_every == 0 and self.guide.stage != "frozen"
+        with_kl = (
+            recipe.kl_weight > 0
+            and self.step % recipe.kl_every == 0
+            and self.guide.stage != "frozen"
+            and not self.allocation.optimises_kl
+        )
         self.elbo.kl_weight = recipe.kl_weight * recipe.kl_every if with_kl else 0.0
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -200,9 +203,10 @@ class Driver:
         except (ValueError, IndexError, RuntimeError) as error:
             self._explain(error, x, y)
             raise
+        self.allocation.after_backward(self.step, len(y))
         for optimizer in self.optimizers:
             optimizer.step()
-        self._hold_gates(self.step)
+        self.allocation.after_step(self.step)
         self.step += 1
         record = self._look(terms, x)
         self._between_steps = True
@@ -215,12 +219,12 @@ class Driver:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["highest_lr"] * rate
-        if self.schedule.due(self.step):
-            self._prune(self.step)
+        if self.guide.stage != "frozen":
+            self.allocation.before_step(self.step)
         if self.step == self.coding_step:
-            self.guide.start_coding()
+            self._start_coding()
         if self.step == self.freeze_step:
-            self.guide.freeze_codes()
+            self._freeze_codes()
         self.guide.temperature = self.temperature(self.step)
 
     def learning_rate(self, step: int) -> float:
@@ -248,14 +252,16 @@ class Driver:
         if not math.isfinite(nll) or not math.isfinite(self.kl):
             check_inputs(x, f"Training minibatch {self.step}")
             raise self._divergence(self.step)
+        kl_weight = self.allocation.beta or self.recipe.kl_weight
         due = last_of_epoch and (self.step // len(self.train)) % self.recipe.evaluate_every == 0
         record = StepRecord(
             step=self.step,
             total_steps=self.total_steps,
             stage=self.guide.stage,
-            loss=nll + self.recipe.kl_weight * self.kl,
+            loss=nll + kl_weight * self.kl,
             nll=nll,
             kl=self.kl,
+            kl_weight=kl_weight,
             nonzero_rate=self.guide.nonzero_rate(),
             temperature=self.guide.temperature,
             learning_rate=self.optimizers[0].param_groups[0]["lr"],
@@ -265,7 +271,9 @@ class Driver:
         return record
 
     def _read_kl(self) -> None:
-        if self._latest_kl is not None:
+        if self.allocation.kl() is not None:
+            self.kl = self.allocation.kl() / self.num_data
+        elif self._latest_kl is not None:
             self.kl = float(self._latest_kl) / self.num_data
 
     def _validation_accuracy(self) -> float | None:
@@ -311,6 +319,7 @@ class Driver:
             "model": self.model.state_dict(),
             "guide": self.guide.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "allocation": self.allocation.state_dict(),
             "history": [asdict(record) for record in self.history],
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -332,6 +341,7 @@ class Driver:
         self.guide.resume(state["stage"], state["draws"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+        self.allocation.load_state_dict(state["allocation"])
         self.step, self.kl, self.earlier_seconds = state["step"], state["kl"], state["seconds"]
         self.history = [StepRecord(**record) for record in state["history"]]
         torch.set_rng_state(state["rng"])

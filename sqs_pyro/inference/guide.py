@@ -178,10 +178,11 @@ class SpikeGMMGuide(PyroModule):
         for inclusion in self.inclusions.values():
             inclusion.fit(sites[name].gates(self.gate_temperature) for name in inclusion.weight_sites)
 
-    def start_coding(self) -> None:
-        """End the warm-up: fit codebooks to the weights that survived pruning."""
+    def start_coding(self, fit_codebooks: bool = True) -> None:
+        """End the warm-up: fit codebooks to the weights that survived pruning, or keep those there are."""
         for site in self.site_guides().values():
-            site.fit_codebook()
+            if fit_codebooks:
+                site.fit_codebook()
         self.stage = "coded"
 
     def freeze_codes(self) -> None:

@@ -1,0 +1,272 @@
+r"""Which weights are zero, and which codeword the others take, by coordinate ascent on the learned prior's ELBO.
+
+Under the learned prior ``p(z = 0) = 1 - ρ``, ``p(z = k) = ρ π_k``, whose components are the guide's own, the KL of
+a one-hot posterior is the code length ``-Σ log p(z_i)``. With the likelihood's quadratic expansion about the
+latents, ``-log p(D | θ) = const + Σ h_l (θ_i - w_i)² / 2`` (Laplace; h_l is the Fisher information of a weight of
+layer l), the ELBO's optimum over the posterior of one weight has the closed form
+
+    q(z_i) ∝ p(z_i) exp(-h_l (w_i - c_z)² / 2β),    c_0 = 0,
+
+the E-step; the ``ρ`` and ``π`` that maximise it are the shares of the symbols, the M-step, and a codeword's best
+value is the mean of the latents that use it. The most probable symbols minimise ``h_l (w - c_z)² / 2 + β rate_z``
+with ``rate = -log p(z)``: entropy-constrained scalar quantization (Chou, Lookabaugh & Gray 1989). Every symbol
+rules over an interval of w, so that after one sort a β costs a few binary searches to try.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sqs_pyro.inference.guide import SpikeGMMGuide
+
+_PSEUDO_COUNT = 0.5  # Jeffreys: a symbol that no weight has at present stays possible
+_FIRST_BETA = 1e-3  # where the first bisection starts looking
+
+
+@dataclass(frozen=True)
+class SymbolLaws:
+    """The learned prior's law of the symbols (zero, code 1, .. code K) of S sites.
+
+    Attributes:
+        inclusion: ρ, ``[S]``.
+        log_mixing: log π, ``[S, K]``.
+    """
+
+    inclusion: Tensor
+    log_mixing: Tensor
+
+    @property
+    def rates(self) -> Tensor:
+        """``-log p(z)``, nats, ``[S, 1 + K]``."""
+        of_zero, of_inclusion = -torch.log1p(-self.inclusion), -self.inclusion.log()
+        return torch.cat([of_zero[:, None], of_inclusion[:, None] - self.log_mixing], 1)
+
+
+def fit_laws(counts: Tensor, pool_inclusion: bool = False) -> SymbolLaws:
+    """M-step: ρ and π are the shares of symbols that occur ``counts [S, 1 + K]`` times.
+
+    Args:
+        counts: of the symbols, zero first.
+        pool_inclusion: one ρ for all sites.
+    """
+    counts = counts.double() + _PSEUDO_COUNT
+    kept, total = counts[:, 1:].sum(1), counts.sum(1)
+    inclusion = (kept.sum() / total.sum()).expand(len(counts)) if pool_inclusion else kept / total
+    return SymbolLaws(inclusion, (counts[:, 1:] / kept[:, None]).log())
+
+
+def intervals(loc: Tensor, rates: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """Where ``(w - c_z)² / 2 + step rate_z`` is least for symbol z: from, to; each ``[R, 1 + K]``, zero first.
+
+    The costs of symbols j and k with ``c_j < c_k`` are equal at
+    ``(c_j + c_k)/2 + step (rate_k - rate_j)/(c_k - c_j)``: a symbol rules between the last such point to its left
+    and the first to its right, or nowhere.
+
+    Args:
+        loc: codewords, ``[R, K]``.
+        rates: nats, ``[R, 1 + K]``.
+        step: ``β / h``, squared units of a weight, ``[R]``.
+    """
+    values, order = pad(loc.double(), (1, 0)).sort(stable=True, dim=1)
+    rates = rates.double().gather(1, order)
+    gap = values[:, None, :] - values[:, :, None]  # [R, j, k]: c_k - c_j, not negative for j < k
+    dearer = rates[:, None, :] - rates[:, :, None]
+    meeting = 0.5 * (values[:, None, :] + values[:, :, None]) + step[:, None, None] * dearer / gap
+    meeting = meeting.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)  # equal codewords
+    ordered = torch.ones_like(meeting, dtype=torch.bool).triu(1)
+    start = meeting.masked_fill(~ordered, -torch.inf).amax(1)
+    end = meeting.masked_fill(~ordered, torch.inf).amin(2)
+    back = order.argsort(1)
+    return start.gather(1, back), torch.maximum(start, end).gather(1, back)
+
+
+def posterior(latent: Tensor, loc: Tensor, rates: Tensor, step: float) -> tuple[Tensor, Tensor]:
+    """The best codeword of each weight, int64 ``[G, n]``, and its log-odds against zero, ``[G, n]``.
+
+    Args:
+        latent: w, ``[G, n]``.
+        loc: codewords, ``[G, K]``.
+        rates: nats, ``[1 + K]``.
+        step: ``β / h``.
+    """
+    rates = rates.to(latent.dtype)
+    cost = (latent - loc.T[:, :, None]).square_().mul_(0.5).add_(step * rates[1:, None, None])  # [K, G, n]
+    best, codes = cost.min(0)
+    return codes, (0.5 * latent.square() + step * rates[0] - best) / step
+
+
+def coded_bits(counts: Tensor, codebooks: Tensor | float = 1, codeword_bits: int = 16) -> Tensor:
+    """What symbols that occur ``counts [S, 1 + K]`` times take in a file, ``[S]``.
+
+    Their stream under the site's own frequencies, a byte a symbol for these, and the codewords that are used.
+
+    Args:
+        counts: of the symbols of each site, zero first.
+        codebooks: groups of each site, ``[S]``.
+        codeword_bits: what a codeword takes.
+    """
+    counts = counts.double()
+    stream = torch.special.entr(counts).sum(1) - torch.special.entr(counts.sum(1))  # n H, nats
+    used = (counts[:, 1:] > 0).sum(1)
+    return stream / math.log(2) + 8 * (used + 1) + codeword_bits * used * codebooks
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a fit came to.
+
+    Attributes:
+        beta: β on the ELBO's KL.
+        bits: what symbols, tables and codebooks are going to take in the file.
+        kl: ``-Σ log p(z_i)``, nats.
+    """
+
+    beta: float
+    bits: float
+    kl: float
+
+
+class RateDistortion:
+    """E- and M-steps of the learned prior over all sites of a guide.
+
+    :meth:`fit` writes the guide's variational parameters: gate logits become the posterior log-odds of not being
+    zero, σ becomes ``√(β/h)`` and π the prior's, so that the guide's own responsibilities
+    ``softmax(log π_k + log N(w; μ_k, σ²))`` are the E-step's.
+
+    Args:
+        guide: whose sites are fitted.
+        pool_inclusion: one ρ for all sites: a symbol that is rare in a sparse layer then costs no more than
+            elsewhere, which keeps layers from starving.
+        inclusion: ρ at the start.
+        codeword_bits: what a codeword takes in the file.
+
+    Attributes:
+        laws: the prior's.
+        beta: of the last fit.
+    """
+
+    def __init__(
+        self,
+        guide: SpikeGMMGuide,
+        pool_inclusion: bool = False,
+        inclusion: float = 0.5,
+        codeword_bits: int = 16,
+    ) -> None:
+        self.sites = guide.site_guides()
+        self.pool_inclusion, self.codeword_bits = pool_inclusion, codeword_bits
+        mixing = [site.mixing_logits.detach().double().softmax(-1).mean(0) for site in self.sites.values()]
+        self.laws = SymbolLaws(mixing[0].new_full((len(mixing),), inclusion), torch.stack(mixing).log())
+        self.beta = 0.0
+        self._groups = torch.tensor([site.num_groups for site in self.sites.values()])
+
+    @torch.no_grad()
+    def fit(
+        self,
+        precision: Mapping[str, float],
+        *,
+        bits: float | None = None,
+        beta: float = 1.0,
+        rounds: int = 3,
+        move_codewords: bool = True,
+    ) -> Fit:
+        """Alternate E- and M-steps, at β or, where ``bits`` is given, at the β whose symbols take so many.
+
+        Args:
+            precision: h of each site.
+            bits: what symbols, tables and codebooks of all sites may take.
+            beta: β.
+            rounds: pairs of E- and M-steps.
+            move_codewords: whether codewords become the means of their latents, too.
+        """
+        h = torch.tensor([precision[name] for name in self.sites], dtype=torch.float64)
+        latents = _SortedLatents([site.grouped(site.latent) for site in self.sites.values()])
+        loc = torch.cat([site.loc.detach() for site in self.sites.values()])  # [R, K]: all groups of all sites
+        for _ in range(rounds):
+            if bits is not None:
+                taken = partial(self._bits_taken, latents, loc, h)
+                beta = _solve(taken, bits, self.beta)
+            self.beta = beta
+            totals, counts, means = latents.symbols(loc, self.laws, beta / h)
+            self.laws = fit_laws(totals, self.pool_inclusion)
+            if move_codewords:
+                loc = torch.where(counts[:, 1:] > 0, means[:, 1:].to(loc.dtype), loc)
+        self._write(loc, beta / h)
+        return Fit(beta, self._bits(totals), float((totals * self.laws.rates).sum()))
+
+    @torch.no_grad()
+    def bits_at(self, beta: float, precision: Mapping[str, float]) -> float:
+        """Bits after one E-step at β; nothing is changed."""
+        h = torch.tensor([precision[name] for name in self.sites], dtype=torch.float64)
+        latents = _SortedLatents([site.grouped(site.latent) for site in self.sites.values()])
+        loc = torch.cat([site.loc.detach() for site in self.sites.values()])
+        return self._bits_taken(latents, loc, h, beta)
+
+    def _bits_taken(self, latents: "_SortedLatents", loc: Tensor, h: Tensor, beta: float) -> float:
+        return self._bits(latents.symbols(loc, self.laws, beta / h)[0])
+
+    def _bits(self, totals: Tensor) -> float:
+        return float(coded_bits(totals, self._groups, self.codeword_bits).sum())
+
+    def _write(self, loc: Tensor, step: Tensor) -> None:
+        """Make the posterior the guide's."""
+        rows = loc.split(self._groups.tolist())
+        for i, site in enumerate(self.sites.values()):
+            codes, log_odds = posterior(site.grouped(site.latent), rows[i], self.laws.rates[i], float(step[i]))
+            site.loc = rows[i].clone()
+            site.scale = torch.full_like(site.loc, math.sqrt(step[i]))
+            site.mixing_logits = self.laws.log_mixing[i].to(site.loc).expand(site.loc.shape).clone()
+            site.gate_logit = log_odds.view(site.shape)
+            site.codes.copy_(codes)
+
+
+class _SortedLatents:
+    """Latents of all sites, sorted once: counts and sums of any interval by binary search.
+
+    Args:
+        latents: w of each site, ``[G, n]``.
+    """
+
+    def __init__(self, latents: list[Tensor]) -> None:
+        self.values = [latent.detach().double().sort(1).values for latent in latents]
+        self.sums = [pad(values.cumsum(1), (1, 0)) for values in self.values]
+        groups = torch.tensor([len(values) for values in self.values])
+        self.site_of_row = torch.arange(len(latents)).repeat_interleave(groups)
+
+    def symbols(self, loc: Tensor, laws: SymbolLaws, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The most probable symbols: counts in each site ``[S, 1 + K]``; counts and means in each row ``[R, 1 + K]``.
+
+        Args:
+            loc: codewords, ``[R, K]``.
+            laws: of the sites.
+            step: ``β / h`` of each site, ``[S]``.
+        """
+        edges = intervals(loc, laws.rates[self.site_of_row], step[self.site_of_row])
+        parts = [edge.split([len(values) for values in self.values]) for edge in edges]
+        counts, sums = [], []
+        for values, total, start, end in zip(self.values, self.sums, *parts, strict=True):
+            first, behind = (torch.searchsorted(values, edge.contiguous()) for edge in (start, end))
+            counts.append(behind - first)
+            sums.append(total.gather(1, behind) - total.gather(1, first))
+        of_rows = torch.cat(counts)
+        of_sites = of_rows.new_zeros(len(self.values), of_rows.shape[1]).index_add(0, self.site_of_row, of_rows)
+        return of_sites, of_rows, torch.cat(sums) / of_rows.clamp(min=1)
+
+
+def _solve(falling: Callable[[float], float], target: float, guess: float) -> float:
+    """β at which a function that falls with β has come down to a target; bisection on log β."""
+    low = high = math.log(guess or _FIRST_BETA)
+    stride = 0.02
+    while high < 60 and falling(math.exp(high)) > target:
+        low, high, stride = high, high + stride, 2 * stride
+    stride = 0.02
+    while low > -60 and falling(math.exp(low)) < target:
+        high, low, stride = low, low - stride, 2 * stride
+    while high - low > 1e-3:
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if falling(math.exp(middle)) > target else (low, middle)
+    return math.exp(high)
