@@ -1,7 +1,5 @@
 """E- and M-steps of the learned prior, against brute force, the packer and the ELBO's own KL."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -167,16 +165,14 @@ class TestFit:
         assert total == pytest.approx(found.kl, rel=1e-4)
 
     def test_pooling_keeps_a_sparse_layer_alive(self):
-        """A layer of small weights: under its own ρ its non-zeros are dearer than under the network's."""
+        """A layer of small weights: under its own ρ a weight that is not zero is dearer than under the network's."""
         kept = {}
         for pooled in (False, True):
             _, guide = guided()
             small = guide.site_guides()["4.weight"]
             with torch.no_grad():
-                small.latent *= 0.35
+                small.latent *= 0.5
                 small.fit_codebook()
-            fitting = RateDistortion(guide, pool_inclusion=pooled)
-            fitting.fit(even(guide), bits=0.25 * fitting.bits_at(0.0, even(guide)), rounds=8)
+            RateDistortion(guide, pool_inclusion=pooled).fit(even(guide), beta=0.05, rounds=10)
             kept[pooled] = int((small.gates() > 0.5).sum())
-        assert kept[True] >= kept[False]
-        assert math.isfinite(fitting.beta)
+        assert kept[True] > kept[False]
