@@ -178,7 +178,7 @@ class LearnedAllocation(Allocation):
     ) -> None:
         self.guide, self.prior, self.recipe = guide, prior, recipe
         self.num_data, self.bits = num_data, bits
-        self.fitting = RateDistortion(guide, pool_inclusion=recipe.prior.scope == "global")
+        self.fitting = RateDistortion(guide, recipe.prior.scope == "global", recipe.prior.inclusion)
         pruning = recipe.pruning
         # Its rate, from 1 to almost 0, is the share of the bits to be saved that are not saved yet.
         self.schedule = PruningSchedule(1e-9, total_steps, pruning.start, pruning.end, pruning.every)

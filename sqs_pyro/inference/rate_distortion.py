@@ -142,6 +142,7 @@ class RateDistortion:
         guide: whose sites are fitted.
         pool_inclusion: one ρ for all sites: a symbol that is rare in a sparse layer then costs no more than
             elsewhere, which keeps layers from starving.
+        inclusion: ρ at the start. It keeps a codeword near zero from taking zero's place.
         codeword_bits: what a codeword takes in the file.
 
     Attributes:
@@ -153,12 +154,13 @@ class RateDistortion:
         self,
         guide: SpikeGMMGuide,
         pool_inclusion: bool = False,
+        inclusion: float = 0.5,
         codeword_bits: int = 16,
     ) -> None:
         self.sites = guide.site_guides()
         self.pool_inclusion, self.codeword_bits = pool_inclusion, codeword_bits
         mixing = [site.mixing_logits.detach().double().softmax(-1).mean(0) for site in self.sites.values()]
-        self.laws = SymbolLaws(mixing[0].new_full((len(mixing),), 0.5), torch.stack(mixing).log())
+        self.laws = SymbolLaws(mixing[0].new_full((len(mixing),), inclusion), torch.stack(mixing).log())
         self.beta = 0.0
         self._groups = torch.tensor([site.num_groups for site in self.sites.values()])
 
@@ -184,17 +186,20 @@ class RateDistortion:
         h = torch.tensor([precision[name] for name in self.sites], dtype=torch.float64)
         latents = _SortedLatents([site.grouped(site.latent) for site in self.sites.values()])
         loc = torch.cat([site.loc.detach() for site in self.sites.values()])  # [R, K]: all groups of all sites
+
+        def beta_now() -> float:
+            return beta if bits is None else _solve(partial(self._bits_taken, latents, loc, h), bits, self.beta)
+
+        self.beta = self.beta or beta_now()
         totals, counts, means = latents.symbols(loc, self.laws, self.beta / h)
         for _ in range(rounds):
             self.laws = fit_laws(totals, self.pool_inclusion)
             if move_codewords:
                 loc = torch.where(counts[:, 1:] > 0, means[:, 1:].to(loc.dtype), loc)
-            if bits is not None:
-                beta = _solve(partial(self._bits_taken, latents, loc, h), bits, self.beta)
-            self.beta = beta
-            totals, counts, means = latents.symbols(loc, self.laws, beta / h)
-        self._write(loc, beta / h)
-        return Fit(beta, self._bits(totals), float((totals * self.laws.rates).sum()))
+            self.beta = beta_now()
+            totals, counts, means = latents.symbols(loc, self.laws, self.beta / h)
+        self._write(loc, self.beta / h)
+        return Fit(self.beta, self._bits(totals), float((totals * self.laws.rates).sum()))
 
     @torch.no_grad()
     def bits_at(self, beta: float, precision: Mapping[str, float]) -> float:

@@ -128,6 +128,7 @@ class TestFit:
         _, guide = guided()
         fitting, precision, beta = RateDistortion(guide), even(guide), 0.05
 
+        @torch.no_grad()
         def free_energy() -> float:
             total = 0.0
             for i, site in enumerate(guide.site_guides().values()):
