@@ -185,8 +185,8 @@ def _bits_for_symbols(
     target = size.fp32_bytes / recipe.target_ratio
     if target <= rest:
         raise RecipeError(
-            f"target_ratio={recipe.target_ratio:g} asks for a file of {target:,.0f} bytes, but {rest:,} go to what "
-            "is not compressed (norms, biases, excluded layers, names): ask for a ratio well below "
+            f"target_ratio={recipe.target_ratio:g} asks for a file of {target:,.0f} bytes, but {rest:,} go to "
+            "what is not compressed (norms, biases, excluded layers, names): ask for a ratio well below "
             f"{size.fp32_bytes / rest:.0f}, or compress more layers."
         )
     return 8 * (target - rest)

@@ -241,7 +241,7 @@ class _SortedLatents:
         self.site_of_row = torch.arange(len(latents)).repeat_interleave(groups)
 
     def symbols(self, loc: Tensor, laws: SymbolLaws, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The most probable symbols: counts in each site ``[S, 1 + K]``; counts and means in each row ``[R, 1 + K]``.
+        """The best symbols: counts in each site ``[S, 1 + K]``; counts and means in each row ``[R, 1 + K]``.
 
         Args:
             loc: codewords, ``[R, K]``.

@@ -1,5 +1,7 @@
 """E- and M-steps of the learned prior, against brute force, the packer and the ELBO's own KL."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,14 @@ from torch.nn.functional import pad
 
 from sqs_pyro.distributions import kl_bound
 from sqs_pyro.inference.guide import SpikeGMMGuide
-from sqs_pyro.inference.rate_distortion import RateDistortion, SymbolLaws, coded_bits, fit_laws, intervals, posterior
+from sqs_pyro.inference.rate_distortion import (
+    RateDistortion,
+    SymbolLaws,
+    coded_bits,
+    fit_laws,
+    intervals,
+    posterior,
+)
 from sqs_pyro.models import BayesianNetwork, LearnedPrior
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.packing.layouts import pack_tensor
@@ -142,7 +151,7 @@ class TestFit:
         for _ in range(6):
             fitting.fit(precision, beta=beta, rounds=1)
             energies.append(free_energy())
-        assert all(later <= earlier * (1 + 1e-4) for earlier, later in zip(energies, energies[1:], strict=False))
+        assert all(later <= earlier * (1 + 1e-4) for earlier, later in itertools.pairwise(energies))
         assert energies[-1] < 0.98 * energies[0]
 
     def test_the_guide_holds_the_e_step(self):
@@ -151,6 +160,7 @@ class TestFit:
         for site in guide.site_guides().values():
             assert torch.equal(site.codes, site.most_probable_codes())
 
+    @torch.no_grad()
     def test_its_kl_is_the_elbos(self):
         """At one-hot posteriors the KL of the learned prior is the code length."""
         model, guide = guided()
@@ -166,13 +176,13 @@ class TestFit:
         assert total == pytest.approx(found.kl, rel=1e-4)
 
     def test_pooling_keeps_a_sparse_layer_alive(self):
-        """A layer of small weights: under its own ρ a weight that is not zero is dearer than under the network's."""
+        """A layer of small weights: under its own ρ a non-zero is dearer than under the network's."""
         kept = {}
         for pooled in (False, True):
             _, guide = guided()
             small = guide.site_guides()["4.weight"]
             with torch.no_grad():
-                small.latent *= 0.5
+                small.latent *= 0.3
                 small.fit_codebook()
             RateDistortion(guide, pool_inclusion=pooled).fit(even(guide), beta=0.05, rounds=10)
             kept[pooled] = int((small.gates() > 0.5).sum())
