@@ -103,9 +103,10 @@ class CompressionRecipe(RecipeSection):
             weights.
         windows: how weights share responsibilities.
         prior: of every weight.
-        pruning: when and which weights become zero.
+        pruning: when and which weights become zero; of the `learned` prior only when.
         kl: which KL term the ELBO has: `jensen` (a bound), `dominant` (the paper's), `monte_carlo`.
-        kl_weight: β on the KL; below 1 it is a cold posterior.
+        kl_weight: β on the KL; below 1 it is a cold posterior. With the `learned` prior it decides the size of
+            the file, unless `target_ratio` does.
         kl_every: steps between two evaluations of the KL, whose weight is raised to match; the expected
             objective stays the same.
         temperature: τ of the responsibilities when coding starts.
@@ -163,6 +164,26 @@ class CompressionRecipe(RecipeSection):
     leftover_dtype: Literal["float16", "float32"] = "float16"
     codebook_dtype: Literal["float16", "float32"] = "float16"
     evaluate_every: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _target_is_of_an_entropy_coded_file(self) -> "CompressionRecipe":
+        if self.target_ratio is not None and self.layout not in ("auto", "entropy"):
+            raise ValueError(
+                f"layout 'auto' or 'entropy' beside target_ratio, not {self.layout!r}: the size is predicted for "
+                "entropy-coded weights"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _learned_prior_decides_alone(self) -> "CompressionRecipe":
+        if self.prior.kind == "learned" and self.gate_learning_rate > 0:
+            raise ValueError(
+                f"a gate_learning_rate of 0 with the learned prior, not {self.gate_learning_rate}: it sets the gates "
+                "in closed form"
+            )
+        if self.prior.kind == "learned" and self.target_ratio is None and self.kl_weight == 0:
+            raise ValueError("a target_ratio or a positive kl_weight with the learned prior: one decides the size")
+        return self
 
     @model_validator(mode="after")
     def _stages_in_order(self) -> "CompressionRecipe":

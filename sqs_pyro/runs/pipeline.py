@@ -109,6 +109,7 @@ def _compress_and_measure(
         "max_logit_difference": largest_difference(result.hard, loaded, data.test),
         "size": report.to_dict(),
         "nonzero_rate": report.nonzero_rate,
+        "beta": result.history[-1].kl_weight,
         "seconds": result.seconds,
         "stage_seconds": {**clock.seconds, "compression": result.seconds},
         "versions": _versions(),
