@@ -25,6 +25,7 @@ from torch.nn.functional import pad
 from sqs_pyro.inference.guide import SpikeGMMGuide
 
 _PSEUDO_COUNT = 0.5  # Jeffreys: a symbol that no weight has at present stays possible
+_CODER_BITS = 40  # what the coder's last words cost a site
 _FIRST_BETA = 1e-3  # where the first bisection starts looking
 
 
@@ -113,7 +114,7 @@ def coded_bits(counts: Tensor, codebooks: Tensor | float = 1, codeword_bits: int
     counts = counts.double()
     stream = torch.special.entr(counts).sum(1) - torch.special.entr(counts.sum(1))  # n H, nats
     used = (counts[:, 1:] > 0).sum(1)
-    return stream / math.log(2) + 8 * (used + 1) + codeword_bits * used * codebooks
+    return stream / math.log(2) + _CODER_BITS + 8 * (used + 1) + codeword_bits * used * codebooks
 
 
 @dataclass(frozen=True)

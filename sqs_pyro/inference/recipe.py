@@ -93,8 +93,8 @@ class CompressionRecipe(RecipeSection):
             `target_ratio` is given or the prior is `learned`.
         target_ratio: fp32 size of the whole network over the size of the whole file to reach; the non-zero rate,
             or with the `learned` prior β, is then found. Needs layout `entropy` or `auto`.
-        curvature: with the `learned` prior, h of the likelihood's expansion: the mean squared gradient of each
-            `layer`, or one for the whole `network`.
+        curvature: with the `learned` prior, h of the likelihood's expansion: one mean squared gradient for the whole
+            `network`, or that of each `layer`.
         num_components: K, values in a codebook besides zero.
         include: regular expressions of parameter names to compress; None takes the weights of Linear and
             convolution layers.
@@ -135,7 +135,7 @@ class CompressionRecipe(RecipeSection):
     epochs: int = Field(default=6, ge=1)
     nonzero_rate: float = Field(default=0.25, gt=0, le=1)
     target_ratio: float | None = Field(default=None, gt=1)
-    curvature: Literal["layer", "network"] = "layer"
+    curvature: Literal["layer", "network"] = "network"
     num_components: int = Field(default=16, ge=1, le=256)
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
