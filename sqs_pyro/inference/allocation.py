@@ -146,8 +146,8 @@ def allocation(
     num_data: int,
     bits: float | None,
 ) -> Allocation:
-    """The allocation that a recipe's prior and target ask for."""
-    if recipe.prior.kind == "learned":
+    """The allocation that a recipe asks for."""
+    if recipe.allocation == "rate_distortion":
         return LearnedAllocation(guide, model.prior, recipe, total_steps, num_data, bits)
     return ScheduledPruning(guide, recipe, total_steps, bits)
 

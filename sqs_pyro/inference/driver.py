@@ -271,8 +271,9 @@ class Driver:
         return record
 
     def _read_kl(self) -> None:
-        if self.allocation.kl() is not None:
-            self.kl = self.allocation.kl() / self.num_data
+        known = self.allocation.kl()
+        if known is not None:
+            self.kl = known / self.num_data
         elif self._latest_kl is not None:
             self.kl = float(self._latest_kl) / self.num_data
 

@@ -89,11 +89,13 @@ class CompressionRecipe(RecipeSection):
 
     Attributes:
         epochs: passes over the training data.
-        nonzero_rate: target share of weights that are not zero; reached to the weight. Without effect where
-            `target_ratio` is given or the prior is `learned`.
+        nonzero_rate: target share of weights that are not zero; reached to the weight. Without effect beside
+            `target_ratio` or `rate_distortion`.
+        allocation: what decides which weights are zero: a `schedule` of pruning, or `rate_distortion`: the
+            `learned` prior, by E- and M-steps in closed form, at β or at a target size.
         target_ratio: fp32 size of the whole network over the size of the whole file to reach; the non-zero rate,
-            or with the `learned` prior β, is then found. Needs layout `entropy` or `auto`.
-        curvature: with the `learned` prior, h of the likelihood's expansion: one mean squared gradient for the whole
+            or with `rate_distortion` β, is then found. Needs layout `entropy` or `auto`.
+        curvature: for `rate_distortion`, h of the likelihood's expansion: one mean squared gradient for the whole
             `network`, or that of each `layer`.
         num_components: K, values in a codebook besides zero.
         include: regular expressions of parameter names to compress; None takes the weights of Linear and
@@ -103,9 +105,9 @@ class CompressionRecipe(RecipeSection):
             weights.
         windows: how weights share responsibilities.
         prior: of every weight.
-        pruning: when and which weights become zero; of the `learned` prior only when.
+        pruning: when and which weights become zero; of `rate_distortion` only when.
         kl: which KL term the ELBO has: `jensen` (a bound), `dominant` (the paper's), `monte_carlo`.
-        kl_weight: β on the KL; below 1 it is a cold posterior. With the `learned` prior it decides the size of
+        kl_weight: β on the KL; below 1 it is a cold posterior. With `rate_distortion` it decides the size of
             the file, unless `target_ratio` does.
         kl_every: steps between two evaluations of the KL, whose weight is raised to match; the expected
             objective stays the same.
@@ -134,6 +136,7 @@ class CompressionRecipe(RecipeSection):
 
     epochs: int = Field(default=6, ge=1)
     nonzero_rate: float = Field(default=0.25, gt=0, le=1)
+    allocation: Literal["schedule", "rate_distortion"] = "schedule"
     target_ratio: float | None = Field(default=None, gt=1)
     curvature: Literal["layer", "network"] = "network"
     num_components: int = Field(default=16, ge=1, le=256)
@@ -175,14 +178,20 @@ class CompressionRecipe(RecipeSection):
         return self
 
     @model_validator(mode="after")
-    def _learned_prior_decides_alone(self) -> "CompressionRecipe":
-        if self.prior.kind == "learned" and self.gate_learning_rate > 0:
+    def _rate_distortion_decides_alone(self) -> "CompressionRecipe":
+        if self.allocation != "rate_distortion":
+            return self
+        if self.prior.kind != "learned":
+            raise ValueError(f"prior.kind 'learned' beside allocation 'rate_distortion', not {self.prior.kind!r}")
+        if self.gate_learning_rate > 0:
             raise ValueError(
-                f"a gate_learning_rate of 0 with the learned prior, not {self.gate_learning_rate}: it sets the gates "
-                "in closed form"
+                f"a gate_learning_rate of 0 beside allocation 'rate_distortion', not {self.gate_learning_rate}: "
+                "the gates are set in closed form"
             )
-        if self.prior.kind == "learned" and self.target_ratio is None and self.kl_weight == 0:
-            raise ValueError("a target_ratio or a positive kl_weight with the learned prior: one decides the size")
+        if self.target_ratio is None and self.kl_weight == 0:
+            raise ValueError(
+                "a target_ratio or a positive kl_weight beside allocation 'rate_distortion': one decides the size"
+            )
         return self
 
     @model_validator(mode="after")
