@@ -30,6 +30,7 @@ FIGURES = {
     "fp32_bytes": "size.fp32_bytes",
     "ratio": "size.ratio",
     "nonzero_rate": "nonzero_rate",
+    "beta": "beta",
     "seconds": "seconds",
 }
 """Names of a study's figures, and where ``metrics.json`` has them."""

@@ -12,6 +12,7 @@ def metrics(accuracy=0.9, nll=0.2, file_bytes=1000, **more):
         "accuracy_drop": 0.95 - accuracy,
         "size": {"file_bytes": file_bytes, "fp32_bytes": FP32, "ratio": FP32 / file_bytes, "bits_per_weight": 1.5},
         "nonzero_rate": 0.25,
+        "beta": 0.01,
         "seconds": 3.0,
         "versions": {"torch": "2"},
         **more,
