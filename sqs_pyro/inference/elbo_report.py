@@ -46,6 +46,7 @@ class ElboBounds:
             lower=sum(_or_estimate(site.lower, site) for site in self.sites),
             jensen=sum(_or_estimate(site.jensen, site) for site in self.sites),
             dominant=sum(_or_estimate(site.dominant, site) for site in self.sites),
+            dominant_below=sum(site.dominant_below for site in self.sites),
             monte_carlo=sum(site.monte_carlo for site in self.sites),
             monte_carlo_error=math.hypot(*(site.monte_carlo_error for site in self.sites)),
             code_entropy=sum(site.code_entropy for site in self.sites),

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from sqs_pyro.distributions import SpikeGMM, gate_divergence, kl_bound, sampled_kl
-from sqs_pyro.distributions.kl import strip_independent
+from sqs_pyro.distributions.kl import BOUNDS, strip_independent
 from sqs_pyro.distributions.monte_carlo import draws_exactly, has_atom
 from sqs_pyro.distributions.numerics import weighted
 
@@ -28,6 +28,7 @@ class KLBounds:
         lower: never above the KL; None where no bound is known, for which ``monte_carlo`` then stands.
         jensen: never below the KL; None likewise.
         dominant: Eq. 8 of the paper, no bound; None likewise.
+        dominant_below: weights whose dominant value is below their lower end, hence certainly below their KL.
         monte_carlo: unbiased estimate.
         monte_carlo_error: its standard error.
         code_entropy: ``Σ λ H(φ)``.
@@ -39,6 +40,7 @@ class KLBounds:
     lower: float | None
     jensen: float | None
     dominant: float | None
+    dominant_below: int
     monte_carlo: float
     monte_carlo_error: float
     code_entropy: float
@@ -82,25 +84,34 @@ def kl_bounds(
     def total(per_weight: Tensor) -> float:
         return weighted(factor.to(per_weight.device), per_weight).double().sum().item()
 
-    def bound(kind: str) -> float | None:
-        try:
-            return total(kl_bound(q, p, kind))
-        except NotImplementedError:
-            return None
-
+    bounds = {kind: _bound(q, p, kind) for kind in BOUNDS}
     mean, variance = _estimate(q, p, num_samples)
     spikes = has_atom(q) and has_atom(p)
     return KLBounds(
         name=name,
         num_weights=num_weights,
         gate_kl=total(_gate_kl(q, p, like=mean)) if spikes else None,
-        lower=bound("lower"),
-        jensen=bound("jensen"),
-        dominant=bound("dominant"),
+        **{kind: None if bound is None else total(bound) for kind, bound in bounds.items()},
+        dominant_below=_certainly_below(bounds["dominant"], bounds["lower"]),
         monte_carlo=total(mean),
         monte_carlo_error=math.sqrt(total(weighted(factor.to(mean.device), variance))),
         code_entropy=total(weighted(q.gates, q.assignment_entropy)) if isinstance(q, SpikeGMM) else 0.0,
     )
+
+
+def _bound(q: Distribution, p: Distribution, kind: str) -> Tensor | None:
+    """Each weight's bound, ``[*batch_shape]``, where it is known."""
+    try:
+        return kl_bound(q, p, kind)
+    except NotImplementedError:
+        return None
+
+
+def _certainly_below(dominant: Tensor | None, lower: Tensor | None) -> int:
+    """How many weights' dominant values are below their lower end by more than rounding."""
+    if dominant is None or lower is None:
+        return 0
+    return int((dominant < lower - 1e-5 * (1 + lower.abs())).sum())
 
 
 def _gate_kl(q: Distribution, p: Distribution, like: Tensor) -> Tensor:

@@ -78,11 +78,14 @@ def bounds_tables(report: Document) -> list[RenderableType]:
     by_site = _table("site", "weights", *_KL_COLUMNS)
     for site in (*first["sites"], first["total"]):
         by_site.add_row(escape(site["name"]), f"{site['num_weights']:,}", *_kl_cells(site))
-    legend = f"KL in nats a weight, {report['num_samples']} draws of each; ↓ the dominant value is below the KL"
+    legend = (
+        f"KL in nats a weight, {report['num_samples']} draws of each. ↓: the dominant value is below the KL; "
+        "violated: weights whose dominant value is certainly below their KL"
+    )
     return [_title(legend), by_temperature, _title(f"Sites at τ = {_temperature(first)}"), by_site]
 
 
-_KL_COLUMNS = ("gates", "lower", "KL ± error", "Jensen", "dominant", "width", "bits")
+_KL_COLUMNS = ("gates", "lower", "KL ± error", "Jensen", "dominant", "violated, %", "width", "bits")
 
 
 def _kl_cells(kl: Document) -> list[str]:
@@ -93,8 +96,9 @@ def _kl_cells(kl: Document) -> list[str]:
 
     estimate = f"{each('monte_carlo')} ± {each('monte_carlo_error', '.1g')}"
     below = "↓" if dominant_is_below(kl) else ""
-    cells = [each("gate_kl"), each("lower"), estimate, each("jensen"), below + each("dominant"), each("width")]
-    return [*cells, _number(kl["bits_per_weight"], ".3f")]
+    violated = f"{100 * kl['dominant_below'] / weights:.2f}"
+    cells = [each("gate_kl"), each("lower"), estimate, each("jensen"), below + each("dominant"), violated]
+    return [*cells, each("width"), _number(kl["bits_per_weight"], ".3f")]
 
 
 def dominant_is_below(kl: Document) -> bool:

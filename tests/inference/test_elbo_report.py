@@ -117,6 +117,8 @@ class TestAgainstQuadrature:
         assert site.gate_kl == pytest.approx(gate_kl)
         assert site.jensen == pytest.approx(gate_kl + (gates * (phi @ kappa)).sum())
         assert site.dominant == pytest.approx(gate_kl + (gates * kappa[phi.argmax(1)]).sum())
+        lower = gates * ((phi @ kappa) - scipy.stats.entropy(phi, axis=1))
+        assert site.dominant_below == (gates * kappa[phi.argmax(1)] < lower - 1e-9).sum()
         entropy = (gates * scipy.stats.entropy(phi, axis=1)).sum()
         assert site.code_entropy == pytest.approx(entropy)
         assert site.width == pytest.approx(entropy)
@@ -163,6 +165,14 @@ class TestAgainstQuadrature:
         )
         for name in ("lower", "jensen", "dominant", "gate_kl", "code_entropy"):
             assert getattr(tripled, name) == pytest.approx(3 * getattr(plain, name))
+
+
+def test_weights_whose_dominant_value_is_certainly_too_small_are_counted():
+    """The two rows of the table in docs/method.md: only the first is below."""
+    phi, loc = torch.tensor([[0.6, 0.4], [0.4, 0.6]], dtype=F64), torch.tensor([0.0, 3.0], dtype=F64)
+    q = SpikeGMM(torch.ones(2, dtype=F64), loc, torch.ones(2, dtype=F64), responsibilities=phi)
+    p = SpikeAndSlab(1.0, dist.Normal(torch.zeros((), dtype=F64), 1.0)).expand([2])
+    assert kl_bounds.kl_bounds("w", q, p, num_samples=2).dominant_below == 1
 
 
 class TestOtherPriors:
