@@ -7,6 +7,7 @@ zero and which value of a small codebook the others take; the result is a packed
 from sqs_pyro import _torchvision as _torchvision  # before anything that may import torchvision
 from sqs_pyro.compression import CompressionResult, compress
 from sqs_pyro.distributions import SpikeAndSlab, SpikeGMM
+from sqs_pyro.inference.diagnostics import diagnose
 from sqs_pyro.inference.elbo import SQSELBO
 from sqs_pyro.inference.elbo_report import elbo_report
 from sqs_pyro.inference.export import pack, pack_ensemble
@@ -25,6 +26,7 @@ __all__ = [
     "SpikeGMM",
     "SpikeGMMGuide",
     "compress",
+    "diagnose",
     "elbo_report",
     "load",
     "pack",

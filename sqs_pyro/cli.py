@@ -79,6 +79,8 @@ def compress_command(
         with progress_display() as progress:
             metrics = run(loaded, out, overwrite=overwrite, baselines_dir=baselines, progress=progress)
         _show(metrics, run_tables(metrics), as_json)
+        for finding in metrics["findings"]:
+            typer.echo(f"finding: {finding['sentence']}", err=True)
         typer.echo(f"Wrote {out}", err=True)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sqs_pyro.errors import DataError, RecipeError
+from sqs_pyro.inference.diagnostics import Finding
 from sqs_pyro.inference.driver import Driver, StepRecord
 from sqs_pyro.inference.export import (
     fold_batch_norm,
@@ -33,7 +34,7 @@ from sqs_pyro.models.bayesian import BayesianNetwork, Prior
 from sqs_pyro.packing import CodedTensor, size_report
 from sqs_pyro.recipe import parse
 
-__all__ = ["CompressionResult", "StepRecord", "compress"]
+__all__ = ["CompressionResult", "Finding", "StepRecord", "compress"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class CompressionResult:
         guide: its trained variational posterior.
         recipe: what was done.
         history: what training was like.
+        findings: what is wrong with the posterior at the end, if anything.
         seconds: wall-clock time of the whole call; after a resumption, of all parts up to their checkpoints.
     """
 
@@ -56,6 +58,7 @@ class CompressionResult:
     guide: SpikeGMMGuide
     recipe: CompressionRecipe
     history: list[StepRecord] = field(repr=False)
+    findings: list[Finding]
     seconds: float
 
 
@@ -129,7 +132,7 @@ def compress(
         history = driver.run(checkpoint)
         hard, packed = _finish(model, guide, recipe, train_loader, metadata)
     seconds = driver.earlier_seconds + time.perf_counter() - start
-    return CompressionResult(packed, hard, model, guide, recipe, history, seconds)
+    return CompressionResult(packed, hard, model, guide, recipe, history, driver.findings, seconds)
 
 
 def _finish(

@@ -44,6 +44,19 @@ def test_compress_prints_a_table_and_takes_changes(small_run, recipe_file, tmp_p
     assert json.loads((out / "metrics.json").read_text())["nonzero_rate"] == pytest.approx(0.5, abs=1e-3)
 
 
+def test_findings_go_to_stderr_once_and_into_the_report(small_run, recipe_file, tmp_path):
+    out = tmp_path / "run"
+    change = ["--set", "compression.nonzero_rate=0.002", "--set", "averaging=null"]
+    result = _sqs("compress", recipe_file, "--out", out, "--baselines", small_run.parent / "baselines", *change)
+    sentences = [finding["sentence"] for finding in json.loads((out / "metrics.json").read_text())["findings"]]
+    assert sentences
+    for sentence in sentences:
+        assert result.stderr.count(sentence) == 1
+        assert sentence not in result.stdout
+    shown = " ".join(_sqs("report", out).stdout.split())
+    assert all(f"finding: {' '.join(sentence.split())}" in shown for sentence in sentences)
+
+
 def test_a_finished_run_is_replaced_only_when_asked(small_run, recipe_file, tmp_path):
     arguments = ["compress", recipe_file, "--out", tmp_path / "run", "--baselines", small_run.parent / "baselines"]
     assert _sqs(*arguments).exit_code == 0

@@ -14,6 +14,7 @@ from torch import Tensor
 from sqs_pyro.errors import DataError, DivergenceError, NetworkError, SQSError
 from sqs_pyro.inference.allocation import allocation
 from sqs_pyro.inference.checkpoint import read_checkpoint, write_checkpoint
+from sqs_pyro.inference.diagnostics import Finding, diagnose
 from sqs_pyro.inference.elbo import SQSELBO
 from sqs_pyro.inference.evaluate import evaluate
 from sqs_pyro.inference.export import hard_network
@@ -89,6 +90,7 @@ class Driver:
         bits: what symbols, tables and codebooks may take in the file; None follows the recipe's rate or β.
 
     Attributes:
+        findings: what was wrong with the posterior when it was last looked over, at the end of an epoch or stage.
         earlier_seconds: what the interrupted parts of a resumed run took, up to their last checkpoints.
     """
 
@@ -120,6 +122,7 @@ class Driver:
         self._between_steps = True
         self._latest_kl: Tensor | None = None
         self.history: list[StepRecord] = []
+        self.findings: list[Finding] = []
 
     def run(self, checkpoint: Path | None = None) -> list[StepRecord]:
         """Train to the end; from ``checkpoint`` if that file exists, which is renewed each epoch and on Ctrl-C.
@@ -152,13 +155,16 @@ class Driver:
             self._start_coding()
         if self.guide.stage != "frozen":
             self._freeze_codes()
+        self._diagnose()
         if hasattr(self.train, "epoch"):  # what follows sees the same minibatches after a resumption, too
             self.train.epoch = self.recipe.epochs
 
     def _start_coding(self) -> None:
+        self._diagnose()
         self.guide.start_coding(fit_codebooks=not self.allocation.makes_codebooks)
 
     def _freeze_codes(self) -> None:
+        self._diagnose()
         self.allocation.finish()
         self.guide.freeze_codes()
 
@@ -249,6 +255,8 @@ class Driver:
             return None
         nll = float(terms.nll.detach()) / self.num_data
         self._read_kl()
+        if last_of_epoch:
+            self._diagnose()
         if not math.isfinite(nll) or not math.isfinite(self.kl):
             check_inputs(x, f"Training minibatch {self.step}")
             raise self._divergence(self.step)
@@ -269,6 +277,9 @@ class Driver:
         )
         self.history.append(record)
         return record
+
+    def _diagnose(self) -> None:
+        self.findings = diagnose(self.model, self.guide, averaging=False)
 
     def _read_kl(self) -> None:
         known = self.allocation.kl()
@@ -307,6 +318,7 @@ class Driver:
         return DivergenceError(
             f"The loss is not finite at step {step} of {self.total_steps} (stage '{self.guide.stage}'): "
             f"lower learning_rate ({self.recipe.learning_rate}) or kl_weight ({self.recipe.kl_weight})."
+            + "".join(f" Before that: {finding.sentence}" for finding in self.findings[:1])
         )
 
     def _state(self) -> dict[str, Any]:

@@ -49,7 +49,9 @@ def inspection_tables(inspection: Document) -> list[RenderableType]:
 
 def report_tables(run: Document) -> list[RenderableType]:
     """All that a finished run measured: networks, tensors, and the bounds on the KL."""
-    tables = [*run_tables(run["metrics"]), _tensor_table(run["metrics"]["size"])]
+    metrics = run["metrics"]
+    findings: list[RenderableType] = [Text(f"finding: {each['sentence']}") for each in metrics.get("findings", ())]
+    tables = [*run_tables(metrics), *findings, _tensor_table(metrics["size"])]
     return tables + (bounds_tables(run["bounds"]) if "bounds" in run else [])
 
 

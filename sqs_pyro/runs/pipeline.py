@@ -15,6 +15,7 @@ from torch import nn
 from sqs_pyro import load, save, size_report
 from sqs_pyro.compression import CompressionResult, StepRecord, compress
 from sqs_pyro.data import Data, load_data
+from sqs_pyro.inference.diagnostics import inert_averaging
 from sqs_pyro.inference.evaluate import evaluate, largest_difference
 from sqs_pyro.reporting.bounds_plot import write_bounds_picture
 from sqs_pyro.reporting.plots import write_pictures
@@ -89,6 +90,7 @@ def _compress_and_measure(
     write_pictures(directory, layer_pictures(result, report), result.history)
     clock.lap("writing")
     loaded = load(packed)
+    findings = list(result.findings)
     measured = {
         "baseline": asdict(baseline),
         "compressed": asdict(evaluate(loaded, data.test)),
@@ -96,6 +98,8 @@ def _compress_and_measure(
     }
     if recipe.averaging is not None:
         measured |= run_averaging(recipe.averaging, result, data, recipe.seed, directory)
+        at = measured["averaged"]["temperature"], recipe.averaging.gate_temperature
+        findings += inert_averaging(result.guide, *at)
     clock.lap("evaluation")
     bounds = run_bounds(result, data.train, recipe.seed)
     _write_json(directory / BOUNDS, bounds)
@@ -110,6 +114,7 @@ def _compress_and_measure(
         "size": report.to_dict(),
         "nonzero_rate": report.nonzero_rate,
         "beta": result.history[-1].kl_weight,
+        "findings": [asdict(finding) for finding in findings],
         "seconds": result.seconds,
         "stage_seconds": {**clock.seconds, "compression": result.seconds},
         "versions": _versions(),

@@ -94,6 +94,15 @@ def test_bounds_are_of_the_trained_posterior(small_run, small_recipe):
     assert bounds["temperatures"][0]["total"]["gate_kl"] > pruned > 0
 
 
+def test_findings_are_kept_and_told_once(small_run, small_recipe, tmp_path):
+    assert json.loads((small_run / "metrics.json").read_text())["findings"] == []
+    recipe = _changed(small_recipe, compression={"nonzero_rate": 0.002}, averaging={"temperature": 1e-4})
+    metrics = run(recipe, tmp_path / "run", baselines_dir=small_run.parent / "baselines")
+    kinds = [finding["kind"] for finding in metrics["findings"]]
+    assert "starving_layer" in kinds and kinds[-1] == "inert_averaging"
+    assert all(finding["measured"] < finding["threshold"] for finding in metrics["findings"])
+
+
 def test_the_history_covers_the_whole_run(small_run):
     with (small_run / "history.csv").open() as file:
         rows = list(csv.DictReader(file))

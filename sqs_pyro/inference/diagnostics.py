@@ -1,0 +1,171 @@
+"""What can go wrong with a posterior, found by looking at it: each finding names its site and the repair.
+
+Nothing here trains, draws or changes anything. (What is wrong with *data* is told in ``input_checks``.)
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sqs_pyro.distributions.monte_carlo import has_atom
+from sqs_pyro.inference.disagreement import expected_disagreement, temperature_for_disagreement
+from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.site_guide import SiteGuide
+
+#: A finding is a measured value below its threshold.
+THRESHOLDS = {
+    "gates_closed": 0.01,  # share of the site's gates, those of pruned weights left out, that are open
+    "gates_open": 1e-3,  # distance of the site's smallest gate to 1
+    "starving_layer": 1.0,  # non-zero weights an output
+    "narrow_component": 2e-3,  # σ in units of the root mean square weight; K-means stops at 1e-3
+    "merged_components": 1.0,  # distance of neighbouring means in widths; K-means on its own leaves 2 to 3
+    "unused_components": 0.5,  # share of the components that stand for a weight
+    "vanishing_component": 0.5,  # |μ| in units of the root mean square of the weights it stands for
+    "inert_averaging": 0.02,  # share of the weights at which a draw differs from the most probable network
+}
+_SHARE_OF_ZEROS = 0.25  # from which on a codeword that is nearly zero is a waste
+_SENTENCES = {
+    "gates_closed": "Posterior collapse in '{site}': only {measured:.2%} of the gates that pruning left are open, "
+    "because the KL pulls them to the spike; lower kl_weight or raise the prior's inclusion.",
+    "gates_open": "Posterior collapse in '{site}': every gate is within {measured:.1g} of 1, where its gradient "
+    "vanishes, so that the posterior says nothing of zeros; lower initial_gate or the prior's inclusion, or let a "
+    "pruning schedule decide.",
+    "starving_layer": "Layer '{site}' starves: it has {measured:.2g} non-zero weights for each output; raise "
+    "nonzero_rate, prune by layer instead of globally, or exclude the layer.",
+    "narrow_component": "A component of '{site}' is only {measured:.1g} of the layer's weights wide, and "
+    "gradients of the KL grow as 1/(σ² τ); raise the temperature, or use fewer components than there are distinct "
+    "weights.",
+    "merged_components": "Two components of '{site}' are {measured:.2g} widths apart and have become one; use "
+    "fewer components, or lower kl_weight or the codebook's learning rate.",
+    "unused_components": "Only {measured:.0%} of the components of '{site}' stand for a weight; use fewer "
+    "components, or finer windows (per_weight).",
+    "vanishing_component": "A codebook value of '{site}' is {measured:.2g} of the size of the weights it stands "
+    "for, a second zero beside the exact one; lower kl_weight or the codebook's learning rate, or use more "
+    "components.",
+    "inert_averaging": "Drawn networks differ from the most probable one in {measured:.2%} of the weights only, "
+    "so that averaging them does nothing; {repair}.",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with a posterior.
+
+    Attributes:
+        kind: what, a key of :data:`THRESHOLDS`.
+        site: where; None for the whole network.
+        measured: the value found.
+        threshold: what it should not be below.
+        sentence: what was found, and the repair.
+    """
+
+    kind: str
+    site: str | None
+    measured: float
+    threshold: float
+    sentence: str
+
+
+@torch.no_grad()
+def diagnose(model: Any, guide: SpikeGMMGuide, *, averaging: bool = True) -> list[Finding]:
+    """Look a posterior over: gates, layers, codebooks, draws.
+
+    Call it now and then in a training loop, or after it; it costs about as much as a step.
+
+    Args:
+        model: the Bayesian network; its ``priors`` say whether gates can close at all.
+        guide: its guide.
+        averaging: whether draws are to be averaged, so that they should differ.
+
+    Returns:
+        Nothing if all is well.
+    """
+    priors = getattr(model, "priors", {})
+    findings: list[Finding] = []
+    for name, site in guide.site_guides().items():
+        has_spike = name not in priors or has_atom(priors[name])
+        measured = _gate_measures(site, site.gates(guide.gate_temperature), has_spike)
+        if guide.stage != "dense":
+            measured |= _codebook_measures(site, guide)
+        findings += [_finding(kind, name, value) for kind, value in measured.items() if value < THRESHOLDS[kind]]
+    return findings + (inert_averaging(guide) if averaging and guide.stage != "dense" else [])
+
+
+def inert_averaging(
+    guide: SpikeGMMGuide,
+    temperature: float | None = None,
+    gate_temperature: float | None = None,
+    disagreement: float = 0.1,
+) -> list[Finding]:
+    """A finding if drawn networks hardly differ, so that averaging them does nothing.
+
+    Args:
+        guide: it has codebooks.
+        temperature, gate_temperature: see :meth:`SpikeGMMGuide.evaluation_temperatures`.
+        disagreement: share of different weights for which the finding names a temperature.
+    """
+    measured = expected_disagreement(guide, temperature, gate_temperature)
+    if measured >= THRESHOLDS["inert_averaging"]:
+        return []
+    remedy = temperature_for_disagreement(guide, disagreement, gate_temperature)
+    repair = "no evaluation temperature changes that, because gates and codes leave too little to draw"
+    if remedy is not None:
+        repair = f"an evaluation temperature of {remedy:.2g} makes {disagreement:.0%} differ"
+    return [_finding("inert_averaging", None, measured, repair=repair)]
+
+
+def _finding(kind: str, site: str | None, measured: float, **words: str) -> Finding:
+    sentence = _SENTENCES[kind].format(site=site, measured=measured, **words)
+    return Finding(kind, site, measured, THRESHOLDS[kind], sentence)
+
+
+def _gate_measures(site: SiteGuide, gates: Tensor, has_spike: bool) -> dict[str, float]:
+    free = gates[site.mask]
+    num_open = int((free > 0.5).sum())
+    measured = {"gates_closed": num_open / len(free)} if len(free) else {}
+    if not len(free) or measured["gates_closed"] >= THRESHOLDS["gates_closed"]:  # one finding is enough
+        measured["starving_layer"] = num_open / site.shape[0]
+    if has_spike and len(free) == gates.numel():
+        measured["gates_open"] = float(1 - free.min())
+    return measured
+
+
+def _codebook_measures(site: SiteGuide, guide: SpikeGMMGuide) -> dict[str, float]:
+    """Of the means that surviving weights use."""
+    kept = site.grouped(site.gates(guide.gate_temperature) > 0.5)  # [G, n]
+    loc, scale, latent = site.loc, site.scale, site.grouped(site.latent)
+    if not bool(latent.isfinite().all()):
+        return {}  # training has failed, which is told elsewhere
+    codes = (site.codes if guide.stage == "frozen" else site.most_probable_codes()).long()
+
+    def sum_by_code(values: Tensor) -> Tensor:
+        return torch.zeros_like(loc).scatter_add_(1, codes, values * kept)  # [G, K]
+
+    count, square = sum_by_code(torch.ones_like(latent)), sum_by_code(latent.square())
+    used = count > 0
+    large = kept.sum(1) >= site.num_components  # a group of fewer weights cannot use all
+    spread = (square.sum(1, keepdim=True) / count.sum(1, keepdim=True)).sqrt()
+    measured = {
+        "narrow_component": _smallest((scale / spread)[used]),
+        "merged_components": _closest(loc, scale, used),
+        "unused_components": _smallest(used[large].float().mean(1)),
+    }
+    if float(kept.float().mean()) <= 1 - _SHARE_OF_ZEROS:
+        measured["vanishing_component"] = _smallest((loc.abs() / (square / count).sqrt())[used])
+    return measured
+
+
+def _smallest(values: Tensor) -> float:
+    """Infinite where there is nothing to measure."""
+    return min(values.tolist(), default=math.inf)
+
+
+def _closest(loc: Tensor, scale: Tensor, used: Tensor) -> float:
+    """Smallest distance of neighbouring used means of a group, in units of their mean width."""
+    order = loc.where(used, torch.inf).argsort(1)  # unused ones come last
+    ordered, width = loc.where(used, torch.inf).gather(1, order), scale.gather(1, order)
+    distance = ordered.diff(dim=1) / ((width[:, 1:] + width[:, :-1]) / 2)  # inf or NaN where one is unused
+    return _smallest(distance[distance.isfinite()])
