@@ -95,7 +95,8 @@ def test_bounds_are_of_the_trained_posterior(small_run, small_recipe):
 
 
 def test_findings_are_kept_and_told_once(small_run, small_recipe, tmp_path):
-    assert json.loads((small_run / "metrics.json").read_text())["findings"] == []
+    healthy = json.loads((small_run / "metrics.json").read_text())["findings"]
+    assert {finding["kind"] for finding in healthy} <= {"inert_averaging"}  # at the temperature that it chose
     recipe = _changed(small_recipe, compression={"nonzero_rate": 0.002}, averaging={"temperature": 1e-4})
     metrics = run(recipe, tmp_path / "run", baselines_dir=small_run.parent / "baselines")
     kinds = [finding["kind"] for finding in metrics["findings"]]
