@@ -2,7 +2,7 @@
 
 Compresses a recipe's network as `sqs compress` does (the baseline is trained once and kept, the compression's last
 checkpoint too, so that a second call only reports) and writes ``bounds.json`` beside this file and
-``docs/images/bounds.png``.
+``docs/pictures/bounds.png``.
 
     python benchmarks/bounds.py recipes/fashion_mnist_resnet20.yaml [--temperatures 0.05 1] [--dir runs/benchmarks]
 """
@@ -22,7 +22,7 @@ from sqs_pyro.runs import load_recipe
 from sqs_pyro.runs.network import give_weights, untrained_network
 
 EXAMPLES, SAMPLES, PARTICLES = 1024, 16, 8
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "bounds.png"
+PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "bounds.png"
 
 
 def main() -> None:

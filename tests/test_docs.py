@@ -1,5 +1,6 @@
 """What the documentation says runs, and what it lists is what there is."""
 
+import ast
 import re
 import shlex
 import subprocess
@@ -78,6 +79,30 @@ def test_yaml_blocks_are_recipes(page):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
         assert "://" in target or (page.parent / target).exists(), target
+
+
+def _names(module: Path) -> set[str]:
+    """Functions, classes and ``Class.method`` of a file, and the file's own name."""
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    named = (ast.FunctionDef, ast.ClassDef)
+    top = [node for node in tree.body if isinstance(node, named)]
+    inner = [(c.name, node.name) for c in top for node in getattr(c, "body", ()) if isinstance(node, named)]
+    return {module.stem, *(node.name for node in top), *(f"{outer}.{name}" for outer, name in inner)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_that_is_linked_by_name_is_there(page):
+    """``[`name`](file.py)``: a function, class, method or test of that file, arguments left out."""
+    for label, target in re.findall(r"\[`([\w.]+)[^`]*`\]\(([^)#\s]+\.py)\)", page.read_text(encoding="utf-8")):
+        assert label.removeprefix("sqs_pyro.") in _names(page.parent / target), f"{label} in {target}"
+
+
+def test_every_row_of_formulas_has_a_function_and_a_test():
+    section = (ROOT / "docs" / "method.md").read_text(encoding="utf-8").split("## Formulas, functions, tests")[1]
+    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 15
+    for _, functions, tests in rows:
+        assert "](../sqs_pyro/" in functions and "](../tests/" in tests
 
 
 def _commands() -> list[str]:

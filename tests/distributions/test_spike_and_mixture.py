@@ -195,6 +195,19 @@ def test_the_bracket_closes_for_separate_components():
     torch.testing.assert_close(lower, upper, atol=1e-6, rtol=0)
 
 
+def test_bits_back():
+    """Expected length of the symbols under the prior's code, less the entropy of q, symbol by symbol."""
+    q = guide_law(GROUPS["channel"])
+    p = shared_prior(q)
+    gates, phi = q.gates.numpy()[..., None], q.responsibilities.numpy()
+    of_q = np.concatenate([1 - gates, gates * phi], -1)
+    pi = np.broadcast_to(p.logits.exp().numpy(), phi.shape)
+    of_p = np.concatenate([np.full_like(gates, 0.7), 0.3 * pi], -1)
+    length = -(of_q * np.log2(of_p)).sum(-1)
+    back = -(of_q * np.log2(of_q)).sum(-1)
+    np.testing.assert_allclose(kl_bound(q, p).numpy() / np.log(2), length - back, rtol=1e-9)
+
+
 def test_log_sum_bound_against_quadrature():
     loc, scale, log_mixing = codebook(1, 4, seed=3)
     at, widths = torch.linspace(-3, 3, 25, dtype=F64), torch.logspace(-2, 0.5, 25, dtype=F64)
