@@ -255,11 +255,11 @@ class Driver:
             return None
         nll = float(terms.nll.detach()) / self.num_data
         self._read_kl()
-        if last_of_epoch:
-            self._diagnose()
         if not math.isfinite(nll) or not math.isfinite(self.kl):
             check_inputs(x, f"Training minibatch {self.step}")
             raise self._divergence(self.step)
+        if last_of_epoch:
+            self._diagnose()
         kl_weight = self.allocation.beta or self.recipe.kl_weight
         due = last_of_epoch and (self.step // len(self.train)) % self.recipe.evaluate_every == 0
         record = StepRecord(
