@@ -1,6 +1,7 @@
 """What the documentation says runs, and what it lists is what there is."""
 
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -103,6 +104,21 @@ def test_every_row_of_formulas_has_a_function_and_a_test():
     assert len(rows) > 15
     for _, functions, tests in rows:
         assert "](../sqs_pyro/" in functions and "](../tests/" in tests
+
+
+def test_bounds_on_the_method_page_are_those_measured():
+    """Every row of its table, from the JSON that `benchmarks/bounds.py` wrote."""
+    page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    report = json.loads((ROOT / "benchmarks" / "bounds.json").read_text())
+    assert f"recipes/{report['recipe']} --set {report['changes'][0]}" in page
+    for at in report["temperatures"]:
+        total, weights = at["total"], at["total"]["num_weights"]
+        keys = ("lower", "monte_carlo", "jensen", "dominant")
+        lower, kl, jensen, dominant = (f"{total[key] / weights:.4f}" for key in keys)
+        error, width = total["monte_carlo_error"] / weights, 100 * total["width"] / total["monte_carlo"]
+        cells = [f"{at['temperature']:g}", lower, f"{kl} ± {error:.4f}", jensen, dominant, f"{width:.1f} %"]
+        assert f"| {' | '.join(cells)} | {total['dominant_below']} |" in page
+        assert all(site["dominant"] > site["monte_carlo"] - 5 * site["monte_carlo_error"] for site in at["sites"])
 
 
 def _commands() -> list[str]:
