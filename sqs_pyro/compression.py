@@ -181,7 +181,12 @@ def _bits_for_symbols(
         name: site.harden(getattr(torch, recipe.codebook_dtype), keep_codes=False)
         for name, site in guide.site_guides().items()
     }
-    _, packed = _pack(hard_network(model.net, coded), coded, recipe, metadata)
+    hard = hard_network(model.net, coded)
+    with torch.no_grad():  # a bias that is still constant takes no space; after training it will
+        for name, parameter in hard.named_parameters():
+            if name not in coded and model.net.get_parameter(name).requires_grad:
+                parameter.add_(torch.linspace(0, 1, parameter.numel()).view_as(parameter))
+    _, packed = _pack(hard, coded, recipe, metadata)
     size = size_report(packed)
     rest = size.total - size.codes - size.masks - size.codebooks - size.tables
     assert recipe.target_ratio is not None
