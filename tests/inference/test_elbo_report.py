@@ -16,6 +16,13 @@ from torch import nn
 from sqs_pyro import SQSELBO, BayesianNetwork, SpikeAndSlab, SpikeGMM, SpikeGMMGuide, elbo_report
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.inference import kl_bounds
+from sqs_pyro.models import (
+    HierarchicalInclusion,
+    LearnedPrior,
+    gaussian_spike_prior,
+    normal_prior,
+    scale_matched_prior,
+)
 
 F64 = torch.float64
 TAUS = (0.1, 1.0, 4.0)
@@ -230,6 +237,31 @@ class TestOtherPriors:
             elbo_report(problem.model, problem.guide, temperatures=[1.0, 0])
         with pytest.raises(ValueError, match="samples 'w' but the guide does not"):
             elbo_report(problem.model, lambda: None)
+
+
+PRIORS = {
+    "normal": lambda: scale_matched_prior(0.3),
+    "laplace": lambda: scale_matched_prior(0.3, slab="laplace"),
+    "student_t": lambda: scale_matched_prior(0.3, slab="student_t"),
+    "plain_normal": normal_prior,
+    "gaussian_spike": lambda: gaussian_spike_prior(0.3),
+    "hierarchical": lambda: HierarchicalInclusion(1.0, 1.0, scope="layer"),
+    "learned": lambda: LearnedPrior(0.3, scope="global"),
+}
+
+
+@pytest.mark.parametrize("kind", PRIORS)
+def test_every_prior_has_a_certified_bracket(kind):
+    net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
+    model = BayesianNetwork(net, prior=PRIORS[kind](), num_data=60)
+    guide = SpikeGMMGuide(model, 4)
+    x = torch.randn(60, 6)
+    report = elbo_report(model, guide, x, (x[:, 0] > 0).long(), temperatures=(0.1, 2.0), num_particles=2)
+    for at in report.at:
+        total, slack = at.total, critical_z(2 * len(PRIORS)) * at.total.monte_carlo_error
+        assert at.uncertified == ()
+        assert total.lower - slack <= total.monte_carlo <= total.jensen + slack
+    json.dumps(report.to_dict(), allow_nan=False)
 
 
 class TestNetwork:
