@@ -111,6 +111,39 @@ class ExpectedDivergence(torch.autograd.Function):
         return grad_latent, grad_loc, grad_scale, grad_log_mixing, grad_divergence, None, None
 
 
+class LogSumDivergence(torch.autograd.Function):
+    """``-log Σ_k π_k exp(-KL(N(w, s²)‖N(μ_k, σ_k²)))`` of each weight, its K terms recomputed in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, latent: Tensor, width: Tensor, loc: Tensor, scale: Tensor, log_mixing: Tensor) -> Tensor:
+        """Args: latent w, width s ``[G, n]``; loc, scale, log_mixing ``[G, K]``. Returns ``[G, n]``."""
+        ctx.save_for_backward(latent, width, loc, scale, log_mixing)
+        return -width.log() - 0.5 - _blurred_logits(latent, width, loc, scale, log_mixing).logsumexp(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients by ``∂/∂logit_k = -φ_k`` with φ the softmax of the logits."""
+        (grad,) = grads
+        latent, width, loc, scale, log_mixing = ctx.saved_tensors
+        logits = _blurred_logits(latent, width, loc, scale, log_mixing)
+        weight = logits.softmax(0).mul_(-grad)
+        grad_log_mixing = weight.sum(-1).T
+        precise = weight.mul_(_over_weights(scale**-2))
+        distance = latent - _over_weights(loc)
+        grad_latent = -(precise * distance).sum(0)
+        grad_width = -grad / width - width * precise.sum(0)
+        grad_loc = (precise * distance).sum(-1).T
+        grad_scale = (precise * distance.square_().add_(width**2)).sum(-1).T / scale - grad_log_mixing / scale
+        return grad_latent, grad_width, grad_loc, grad_scale, grad_log_mixing
+
+
+def _blurred_logits(latent: Tensor, width: Tensor, loc: Tensor, scale: Tensor, log_mixing: Tensor) -> Tensor:
+    """``log π_k - log σ_k - (s² + (w - μ_k)²) / (2 σ_k²)``, ``[K, G, n]``."""
+    squares = (latent - _over_weights(loc)).square_().add_(width**2).mul_(_over_weights(-0.5 * scale**-2))
+    return squares.add_(_over_weights(log_mixing - scale.log()))
+
+
 def per_weight(codebook: Tensor, shape: torch.Size) -> Tensor:
     """A codebook ``[G, K]`` of weights ``[*shape]`` so that it broadcasts to ``[*shape, K]``; copies for tiles."""
     if len(codebook) == 1:

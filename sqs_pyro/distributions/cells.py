@@ -35,6 +35,22 @@ def cell_divergence(
     return torch.cat([_divergence(part @ mass_q, log_p) for part in weights_q.split(at_once, dim=1)], dim=1)
 
 
+def gaussian_cell_divergence(
+    loc: Tensor, scale: Tensor, log_weights_p: Tensor, loc_p: Tensor, scale_p: Tensor
+) -> Tensor:
+    """As :func:`cell_divergence`, for one Gaussian a weight; the cells are the other law's, ``[G, n]``.
+
+    Args:
+        loc, scale: of each weight's Gaussian, ``[G, n]``.
+        log_weights_p, loc_p, scale_p: the mixture, ``[G, J]``.
+    """
+    edges = _edges(loc_p, scale_p, loc_p, scale_p)
+    log_p = (log_weights_p.unsqueeze(-1) + _log_masses(loc_p, scale_p, edges)).logsumexp(1)  # [G, C]
+    at_once = max(1, _MOST_NUMBERS // log_p.numel())
+    parts = zip(loc.split(at_once, dim=1), scale.split(at_once, dim=1), strict=True)
+    return torch.cat([_divergence(_log_masses(*part, edges).exp(), log_p) for part in parts], dim=1)
+
+
 def _divergence(mass_q: Tensor, log_p: Tensor) -> Tensor:
     """``[G, n, C], [G, C] -> [G, n]``."""
     has_mass = (mass_q > 0) & (log_p > -torch.inf).unsqueeze(1)

@@ -14,6 +14,7 @@ from sqs_pyro.distributions.assignment import (
     per_weight,
 )
 from sqs_pyro.distributions.kl import density_bound, gate_divergence, register_bound, spike_gmm_bound
+from sqs_pyro.distributions.numerics import weighted
 from sqs_pyro.distributions.parameters import as_scalar
 from sqs_pyro.distributions.spike_and_slab import SpikeAndSlab, straight_through_gate
 from sqs_pyro.distributions.spike_gmm import SpikeGMM
@@ -188,3 +189,10 @@ class LatentSpikeAndSlab(SpikeGMM):
 
     def _rsample_straight_through(self, shape: torch.Size) -> Tensor:
         return (straight_through_gate(self.gates > 0.5, self.gates) * self.latent).expand(shape)
+
+
+@register_bound("jensen", LatentSpikeAndSlab, SpikeAndSlab)
+def _jensen_latent(q: LatentSpikeAndSlab, p: SpikeAndSlab) -> Tensor:
+    """Exact; without the passes over a mixture of one component."""
+    slab = kl_divergence(Normal(q.latent, q.latent_scale, validate_args=False), p.base_slab)
+    return gate_divergence(q.gates, p.base_inclusion) + weighted(q.gates, slab)

@@ -12,15 +12,12 @@ With Gaussian spikes the chain rule has the term ``(1-λ) KL(N(0, s²)‖N(0, s'
 :func:`~sqs_pyro.distributions.cells.cell_divergence`. Proofs: docs/method.md.
 """
 
-from typing import cast
-
 import torch
 from torch import Tensor
 from torch.distributions import register_kl
-from torch.utils.checkpoint import checkpoint
 
-from sqs_pyro.distributions.assignment import ExpectedDivergence
-from sqs_pyro.distributions.cells import cell_divergence
+from sqs_pyro.distributions.assignment import ExpectedDivergence, LogSumDivergence
+from sqs_pyro.distributions.cells import cell_divergence, gaussian_cell_divergence
 from sqs_pyro.distributions.codebook_gmm import CodebookGMM, LatentSpikeAndSlab
 from sqs_pyro.distributions.kl import gate_divergence, kl_bound, register_bound
 from sqs_pyro.distributions.numerics import log_or_log_tiny, weighted
@@ -46,6 +43,8 @@ def log_sum_divergence(loc: Tensor, scale: Tensor, loc_p: Tensor, scale_p: Tenso
     """
     loc, scale = loc.unsqueeze(-1), scale.unsqueeze(-1)
     pairwise = (scale_p / scale).log() + (scale**2 + (loc - loc_p) ** 2) / (2 * scale_p**2) - 0.5
+    if pairwise.shape[-1] == 1:  # exact, and much faster than a sum of one
+        return (pairwise - log_mixing_p).squeeze(-1)
     return -(log_mixing_p - pairwise).logsumexp(-1)
 
 
@@ -75,10 +74,26 @@ def _codebook_divergence(q: CodebookGMM, p: SpikeAndMixture) -> Tensor:
 @register_bound("jensen", LatentSpikeAndSlab, SpikeAndMixture)
 @register_bound("dominant", LatentSpikeAndSlab, SpikeAndMixture)
 def _jensen_latent(q: LatentSpikeAndSlab, p: SpikeAndMixture) -> Tensor:
-    """Warm-up: one Gaussian a weight against K; their N x K pairs are computed again in backward."""
-    arguments = (q.latent, q.latent_scale, p.loc, p.scale, p.logits)
-    slab = cast(Tensor, checkpoint(log_sum_divergence, *arguments, use_reentrant=False))
-    return _with_gate(q, p, slab)
+    """Warm-up: one Gaussian a weight against K; nothing of size N x K is kept."""
+    if p.base_shape != q.batch_shape:
+        return _jensen(q, p)
+    slab = LogSumDivergence.apply(*_latent_groups(q, p), p.codebook_loc, p.codebook_scale, p.log_mixing)
+    return _with_gate(q, p, slab.view(q.batch_shape))
+
+
+@register_bound("lower", LatentSpikeAndSlab, SpikeAndMixture)
+@torch.no_grad()
+def _lower_latent(q: LatentSpikeAndSlab, p: SpikeAndMixture) -> Tensor:
+    """Warm-up: the cells are those of the prior's components."""
+    if p.base_shape != q.batch_shape or not p.has_atom_at_zero:
+        return _lower(q, p)
+    slab = gaussian_cell_divergence(*_latent_groups(q, p), p.log_mixing, p.codebook_loc, p.codebook_scale)
+    return _with_gate(q, p, slab.view(q.batch_shape))
+
+
+def _latent_groups(q: LatentSpikeAndSlab, p: SpikeAndMixture) -> tuple[Tensor, Tensor]:
+    """Means and widths of the weights' Gaussians, ``[G, n]``."""
+    return q.latent.reshape(p.num_groups, -1), q.latent_scale.reshape(p.num_groups, -1)
 
 
 @register_bound("jensen", SpikeGMM, SpikeAndMixture)
@@ -105,7 +120,9 @@ def component_bound(q: SpikeGMM, p: SpikeAndMixture) -> Tensor:
 
 
 @register_bound("lower", SpikeGMM, SpikeAndMixture)
+@torch.no_grad()
 def _lower(q: SpikeGMM, p: SpikeAndMixture) -> Tensor:
+    """A figure to report, without a gradient: nothing is kept of the many cells."""
     if p.has_atom_at_zero:
         return _with_gate(q, p, _cells(q, p))
     if q.has_atom_at_zero:
