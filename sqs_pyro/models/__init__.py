@@ -2,11 +2,11 @@
 
 from sqs_pyro.models.bayesian import BayesianNetwork
 from sqs_pyro.models.catalogue import digits_net, resnet18, resnet20, resnet32, resnet44, resnet50, resnet56
+from sqs_pyro.models.learned_prior import LearnedPrior
 from sqs_pyro.models.likelihoods import Gaussian
+from sqs_pyro.models.network_prior import NetworkPrior
 from sqs_pyro.models.priors import (
     HierarchicalInclusion,
-    LearnedPrior,
-    NetworkPrior,
     gaussian_spike_prior,
     normal_prior,
     scale_matched_prior,

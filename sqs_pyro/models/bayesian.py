@@ -13,7 +13,8 @@ from torch.func import functional_call
 from sqs_pyro.distributions import SpikeAndMixture, SpikeAndSlab
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.models import likelihoods
-from sqs_pyro.models.priors import Codebooks, FixedPrior, HyperPrior, NetworkPrior, SitePrior, scale_matched_prior
+from sqs_pyro.models.network_prior import Codebooks, FixedPrior, HyperPrior, NetworkPrior, SitePrior
+from sqs_pyro.models.priors import scale_matched_prior
 from sqs_pyro.models.sites import select_sites
 from sqs_pyro.network_io import call_arguments, output_tensor, tensors_in
 
@@ -35,7 +36,7 @@ class BayesianNetwork(PyroModule):
     Args:
         net: the network, with its pretrained weights.
         prior: a scalar distribution used for every weight, a callable ``(name, weight) -> distribution``, or a
-            :class:`~sqs_pyro.models.priors.NetworkPrior`; by default :func:`scale_matched_prior`.
+            :class:`~sqs_pyro.models.NetworkPrior`; by default :func:`scale_matched_prior`.
         likelihood: ``"categorical"``, ``"gaussian"``, or a callable from the network's output to a
             distribution with batch shape ``[B]``.
         num_data: N, the number of training examples; by default the size of the minibatch at hand.

@@ -23,7 +23,7 @@ from sqs_pyro.models import (
     normal_prior,
     scale_matched_prior,
 )
-from sqs_pyro.models.priors import HyperPrior
+from sqs_pyro.models.network_prior import HyperPrior
 
 KINDS = get_args(PriorRecipe.model_fields["kind"].annotation)
 

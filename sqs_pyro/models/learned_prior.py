@@ -1,0 +1,109 @@
+"""The learned prior of a network: a spike and the components of its guide."""
+
+from collections.abc import Mapping
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.nn import PyroParam
+from torch import Tensor
+
+from sqs_pyro.distributions import SpikeAndMixture
+from sqs_pyro.errors import NetworkError
+from sqs_pyro.models.network_prior import Codebooks, NetworkPrior, Scope, check_scope
+from sqs_pyro.models.priors import root_mean_square
+
+_QUANTILE_COMPONENTS = 16
+
+
+class LearnedPrior(NetworkPrior):
+    """The empirical prior ``(1-ρ) δ₀ + ρ Σₖ πₖ N(μₖ, σₖ²)`` whose components are the guide's.
+
+    Under it the discrete part of the KL is the expected code length of gates and codes. ρ is a parameter of the
+    model, learned by the ELBO's gradient or set by :meth:`set_inclusion`; μ, σ and π belong to the guide made
+    last for the model. Before there is one, the components are equal-mass quantile bins of the pretrained
+    weights.
+
+    Args:
+        inclusion: ρ at the start, in (0, 1).
+        scope: ``"layer"`` learns a ρ for each site, ``"global"`` one for all.
+
+    Raises:
+        NetworkError: an impossible argument.
+    """
+
+    def __init__(self, inclusion: float = 0.5, scope: Scope = "layer") -> None:
+        super().__init__()
+        if not 0 < inclusion < 1:
+            raise NetworkError(f"inclusion is {inclusion}, but must be above 0 and below 1.")
+        check_scope(scope)
+        self.scope, self._initial = scope, inclusion
+        self._codebooks: tuple[Codebooks, ...] = ()  # in a tuple: a reference, not a submodule
+
+    def start(self, sites: Mapping[str, Tensor]) -> None:
+        """One ρ a site or one for all; quantile components of each site."""
+        self._shapes = {name: weight.shape for name, weight in sites.items()}
+        like = next(iter(sites.values()))
+        count = 1 if self.scope == "global" else len(sites)
+        start = torch.full((count,), self._initial, device=like.device)
+        self.inclusion = PyroParam(start, constraints.unit_interval)
+        for index, weight in enumerate(sites.values()):
+            self.register_buffer(f"quantiles_{index}", _quantile_components(weight), persistent=False)
+
+    def bind_codebooks(self, codebooks: Codebooks) -> None:
+        """Share these components from here on."""
+        self._codebooks = (codebooks,)
+
+    def inclusions(self) -> dict[str, Tensor]:
+        """ρ of each site, scalars."""
+        inclusion = self.inclusion.expand(len(self._shapes))
+        return dict(zip(self._shapes, inclusion, strict=True))
+
+    @torch.no_grad()
+    def set_inclusion(self, inclusion: Mapping[str, float]) -> None:
+        """Set ρ of every site; for a prior with one ρ for all, their mean over weights.
+
+        The ELBO's optimum is the mean of the site's gates λ.
+
+        Raises:
+            NetworkError: a site is missing, or a value is not in [0, 1].
+        """
+        missing = [name for name in self._shapes if name not in inclusion]
+        wrong = [name for name, value in inclusion.items() if not 0 <= value <= 1]
+        if missing or wrong:
+            raise NetworkError(
+                f"set_inclusion was given no probability for {', '.join(missing + wrong)}: give a number in "
+                "[0, 1] for every site of the model."
+            )
+        values = torch.tensor([float(inclusion[name]) for name in self._shapes])
+        if self.scope == "global":
+            sizes = torch.tensor([shape.numel() for shape in self._shapes.values()])
+            values = (values * sizes).sum(0, keepdim=True) / sizes.sum()
+        self.inclusion = values.to(self.inclusion)
+
+    def site_priors(self, hyper: Mapping[str, Tensor]) -> dict[str, dist.TorchDistribution]:
+        """The laws with ρ and the components as they are now."""
+        inclusions = self.inclusions()
+        return {
+            name: SpikeAndMixture(
+                inclusions[name], *self._components(index, name), shape, validate_args=False
+            ).to_event(len(shape))
+            for index, (name, shape) in enumerate(self._shapes.items())
+        }
+
+    def _components(self, index: int, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        if self._codebooks:
+            return self._codebooks[0](name)
+        loc, scale, log_mixing = self.get_buffer(f"quantiles_{index}")
+        return loc, scale, log_mixing
+
+
+def _quantile_components(weight: Tensor) -> Tensor:
+    """loc, scale and log_mixing of equal-mass bins of a tensor's values, ``[3, 1, K]``."""
+    ordered = weight.detach().float().flatten().sort().values
+    bins = ordered.tensor_split(min(_QUANTILE_COMPONENTS, len(ordered)))
+    loc = torch.stack([values.mean() for values in bins])
+    scale = torch.stack([values.std(correction=0) for values in bins])
+    floor = 1e-3 * root_mean_square(weight)  # bins of equal values, or of one
+    mixing = torch.tensor([len(values) / len(ordered) for values in bins], device=weight.device)
+    return torch.stack([loc, scale.clamp_min(floor), mixing.log()]).unsqueeze(1)
