@@ -55,7 +55,7 @@ class AveragingRecipe(RecipeSection):
 
     samples: int = Field(default=20, ge=1)
     temperature: float | None = Field(default=None, gt=0)
-    candidates: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(0.1, 0.2, 0.5, 1.0, 2.0), min_length=1)
+    candidates: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(0.1, 0.2, 0.35, 0.5, 1.0), min_length=1)
     gate_temperature: float | None = Field(default=None, gt=0)
     pack: bool = False
 
