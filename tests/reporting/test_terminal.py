@@ -41,3 +41,16 @@ def test_a_terminal_gets_a_bar_that_ends_full(capsys):
     assert "100%" in shown
     assert "loss 100" in shown
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_stage_that_begins_again_starts_its_bar_anew(monkeypatch):
+    bars = []
+    make = terminal._bars
+    monkeypatch.setattr(terminal, "_bars", lambda console: bars.append(make(console)) or bars[0])
+    with terminal.progress_display(_Terminal()) as tell:
+        tell("compression", 90, 100, "first run")
+        started = bars[0].tasks[0].start_time
+        tell("compression", 10, 100, "second run")
+        (task,) = bars[0].tasks
+        assert (task.completed, task.fields["text"]) == (10, "second run")
+        assert task.start_time > started
