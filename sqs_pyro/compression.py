@@ -185,7 +185,8 @@ def _bits_for_symbols(
     with torch.no_grad():  # a bias that is still constant takes no space; after training it will
         for name, parameter in hard.named_parameters():
             if name not in coded and model.net.get_parameter(name).requires_grad:
-                parameter.add_(torch.linspace(0, 1, parameter.numel()).view_as(parameter))
+                spread = torch.linspace(0, 1, parameter.numel(), device=parameter.device)
+                parameter.add_(spread.view_as(parameter))
     _, packed = _pack(hard, coded, recipe, metadata)
     size = size_report(packed)
     rest = size.total - size.codes - size.masks - size.codebooks - size.tables

@@ -261,9 +261,11 @@ class LearnedAllocation(Allocation):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.fitting.laws = SymbolLaws(state["inclusion"], state["log_mixing"])
+        device = self.fitting.laws.inclusion.device
+        self.fitting.laws = SymbolLaws(state["inclusion"].to(device), state["log_mixing"].to(device))
         self.fitting.beta = state["beta"]
-        self._curvature, self._first_bits, self._kl = dict(state["curvature"]), state["first_bits"], state["kl"]
+        self._curvature = {name: value.to(device) for name, value in state["curvature"].items()}
+        self._first_bits, self._kl = state["first_bits"], state["kl"]
 
 
 def _kmeans_counts(survivors: Tensor, weights: int, num_components: int) -> Tensor:

@@ -163,7 +163,8 @@ class RateDistortion:
         mixing = [site.mixing_logits.detach().double().softmax(-1).mean(0) for site in self.sites.values()]
         self.laws = SymbolLaws(mixing[0].new_full((len(mixing),), inclusion), torch.stack(mixing).log())
         self.beta = 0.0
-        self._groups = torch.tensor([site.num_groups for site in self.sites.values()])
+        groups = [site.num_groups for site in self.sites.values()]
+        self._groups = torch.tensor(groups, device=self.laws.inclusion.device)
 
     @torch.no_grad()
     def fit(
@@ -184,9 +185,7 @@ class RateDistortion:
             rounds: pairs of M- and E-steps.
             move_codewords: whether codewords become the means of their latents, too.
         """
-        h = torch.tensor([precision[name] for name in self.sites], dtype=torch.float64)
-        latents = _SortedLatents([site.grouped(site.latent) for site in self.sites.values()])
-        loc = torch.cat([site.loc.detach() for site in self.sites.values()])  # [R, K]: all groups of all sites
+        latents, loc, h = self._inputs(precision)
 
         def beta_now() -> float:
             return beta if bits is None else _solve(partial(self._bits_taken, latents, loc, h), bits, self.beta)
@@ -205,10 +204,14 @@ class RateDistortion:
     @torch.no_grad()
     def bits_at(self, beta: float, precision: Mapping[str, float]) -> float:
         """Bits after one E-step at β; nothing is changed."""
-        h = torch.tensor([precision[name] for name in self.sites], dtype=torch.float64)
+        latents, loc, h = self._inputs(precision)
+        return self._bits_taken(latents, loc, h, beta)
+
+    def _inputs(self, precision: Mapping[str, float]) -> tuple["_SortedLatents", Tensor, Tensor]:
+        """Latents; codewords of all groups of all sites ``[R, K]``; h of the sites ``[S]``."""
         latents = _SortedLatents([site.grouped(site.latent) for site in self.sites.values()])
         loc = torch.cat([site.loc.detach() for site in self.sites.values()])
-        return self._bits_taken(latents, loc, h, beta)
+        return latents, loc, self.laws.inclusion.new_tensor([precision[name] for name in self.sites])
 
     def _bits_taken(self, latents: "_SortedLatents", loc: Tensor, h: Tensor, beta: float) -> float:
         return self._bits(latents.symbols(loc, self.laws, beta / h)[0])
@@ -238,8 +241,8 @@ class _SortedLatents:
     def __init__(self, latents: list[Tensor]) -> None:
         self.values = [latent.detach().double().sort(1).values for latent in latents]
         self.sums = [pad(values.cumsum(1), (1, 0)) for values in self.values]
-        groups = torch.tensor([len(values) for values in self.values])
-        self.site_of_row = torch.arange(len(latents)).repeat_interleave(groups)
+        groups = torch.tensor([len(values) for values in self.values], device=latents[0].device)
+        self.site_of_row = torch.arange(len(latents), device=groups.device).repeat_interleave(groups)
 
     def symbols(self, loc: Tensor, laws: SymbolLaws, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best symbols: counts in each site ``[S, 1 + K]``; counts and means in each row ``[R, 1 + K]``.
