@@ -206,7 +206,7 @@ def _altered(content):
 
 
 def _newer(content):
-    return content.replace(b'"format_version":"1"', b'"format_version":"2"')
+    return content.replace(b'"format_version":"1"', b'"format_version":"9"')
 
 
 @pytest.mark.parametrize("command", ["evaluate", "inspect"])
@@ -215,7 +215,7 @@ def _newer(content):
     [
         (_truncated, "truncated"),
         (_altered, "damaged: their checksum does not fit"),
-        (_newer, "format version 2, this program reads up to 1: update sqs-pyro"),
+        (_newer, "format version 9, this program reads up to 2: update sqs-pyro"),
         (lambda content: content[:5], "has only 5 bytes"),
         (lambda content: b"not a packed file at all", "not a safetensors file"),
     ],

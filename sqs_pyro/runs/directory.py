@@ -155,11 +155,26 @@ def locked(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def in_turn(lock: Path) -> Iterator[None]:
-    """Wait until no other process is in a body of the same lock file, which is made and stays."""
+    """Wait until no other process is in a body of the same lock file, which is gone when the last has left."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # closing releases it
+    while True:
+        handle = os.open(lock, os.O_CREAT | os.O_RDWR)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if _is_still(lock, handle):  # else its holder has removed it while this process waited: there is a new one
+            break
+        os.close(handle)
+    try:
         yield
+    finally:
+        lock.unlink()
+        os.close(handle)  # releases the lock
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def _empty(directory: Path) -> None:

@@ -1,9 +1,20 @@
 """A run directory appears whole or not at all."""
 
+import threading
+import time
+
 import pytest
 
 from sqs_pyro.errors import DataError, OutputError
-from sqs_pyro.runs.directory import CHECKPOINT, METRICS, RECIPE, check_output, partial_directory, run_directory
+from sqs_pyro.runs.directory import (
+    CHECKPOINT,
+    METRICS,
+    RECIPE,
+    check_output,
+    in_turn,
+    partial_directory,
+    run_directory,
+)
 
 
 def _finish(final, text="recipe: 1\n", *, overwrite=False, metrics="{}"):
@@ -95,3 +106,31 @@ def test_two_processes_cannot_work_on_one_run(tmp_path):
     ):
         pass
     assert final.exists()
+
+
+def test_bodies_of_one_lock_run_in_turn_and_leave_nothing(tmp_path):
+    lock, inside, most = tmp_path / "baselines" / "net.lock", [], []
+
+    def body():
+        for _ in range(20):
+            with in_turn(lock):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.0005)
+                inside.pop()
+
+    threads = [threading.Thread(target=body) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 120
+    assert list(lock.parent.iterdir()) == []
+
+
+def test_a_lock_is_given_back_after_an_error(tmp_path):
+    with pytest.raises(RuntimeError), in_turn(tmp_path / "lock"):
+        raise RuntimeError
+    with in_turn(tmp_path / "lock"):
+        assert (tmp_path / "lock").exists()
+    assert not (tmp_path / "lock").exists()
