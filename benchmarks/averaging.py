@@ -23,7 +23,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from sqs_pyro import BayesianNetwork, CompressionResult, SpikeGMMGuide, compress, pack_ensemble, size_report
+from sqs_pyro import BayesianNetwork, SpikeGMMGuide, compress, pack_ensemble, size_report
 from sqs_pyro.data import Data, DataRecipe, ShiftedLoader, load_data, parse_shift
 from sqs_pyro.data.shifts import Resized
 from sqs_pyro.inference.averaging import AveragedNetwork, averaged_network, mean_network
@@ -50,6 +50,16 @@ class Limits:
     final_samples: int
 
 
+@dataclass(frozen=True)
+class Posterior:
+    """What of a compression is measured; names as in its result."""
+
+    network: nn.Module
+    hard: nn.Module
+    model: BayesianNetwork
+    guide: SpikeGMMGuide
+
+
 def first(loader: Iterable[Any], examples: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The first examples of a loader."""
     for x, y in loader:
@@ -59,7 +69,7 @@ def first(loader: Iterable[Any], examples: int) -> Iterator[tuple[Tensor, Tensor
             return
 
 
-def compressed(recipe: RunRecipe, directory: Path, baselines: Path) -> tuple[CompressionResult, Data]:
+def compressed(recipe: RunRecipe, directory: Path, baselines: Path) -> tuple[Posterior, Data]:
     """The recipe's compression: out of its checkpoint, or made anew."""
     data = load_data(recipe.data, recipe.baseline.seed)
     net = untrained_network(recipe, data)
@@ -70,23 +80,24 @@ def compressed(recipe: RunRecipe, directory: Path, baselines: Path) -> tuple[Com
     result = compress(
         net, data.train, recipe.compression, seed=recipe.seed, checkpoint=checkpoint, metadata=metadata
     )
-    return result, data
+    return Posterior(result.network, result.hard, result.model, result.guide), data
 
 
-def restored(recipe: RunRecipe, path: Path) -> tuple[CompressionResult, Data]:
+def restored(recipe: RunRecipe, path: Path) -> tuple[Posterior, Data]:
     """The result of a compression whose state dicts somebody has kept."""
     data = load_data(recipe.data, recipe.seed)
     net, section = untrained_network(recipe, data), recipe.compression
     state = torch.load(path, map_location="cpu", weights_only=True)
     model = BayesianNetwork(copy.deepcopy(net), include=section.include, exclude=section.exclude)
     guide = SpikeGMMGuide(model, section.num_components, section.windows.build(), groups=section.groups)
-    model.load_state_dict(state["model"])
+    of_network = {name[4:]: value for name, value in state["model"].items() if name.startswith("net.")}
+    model.net.load_state_dict(of_network)  # the prior's parameters are not needed for draws
     guide.load_state_dict(state["guide"])
     guide.resume("frozen", draws=0)
     net.load_state_dict(state["hard"])
     metadata = {"recipe": recipe.model_dump(mode="json")}
     packed = packed_network(net.eval(), guide.harden(), metadata=metadata)
-    return CompressionResult(packed, net, model, guide, section, [], 0.0), data
+    return Posterior(packed, net, model, guide), data
 
 
 def figures(log_p: Tensor, y: Tensor) -> dict[str, float]:
@@ -97,7 +108,7 @@ def temperatures_of(mode: str, temperature: float) -> dict[str, float | None]:
     return {"temperature": temperature, "gate_temperature": HARD_GATES if mode == "codes" else None}
 
 
-def sweep(result: CompressionResult, data: Data, limits: Limits) -> list[dict[str, Any]]:
+def sweep(result: Posterior, data: Data, limits: Limits) -> list[dict[str, Any]]:
     """Average and mean at every temperature, on validation and test data."""
     rows = []
     for mode, temperature in itertools.product(("gates and codes", "codes"), TEMPERATURES):
@@ -147,30 +158,37 @@ def entropy(log_p: Tensor) -> Tensor:
     return torch.special.entr(log_p.exp()).sum(-1)
 
 
-def under_shift(predictor: nn.Module, scale: float, data: Data, limits: Limits) -> dict[str, Any]:
+def shifted_predictions(predictor: nn.Module, data: Data, limits: Limits) -> dict[str, tuple[Tensor, Tensor]]:
+    """Log-probabilities and labels on test data, shifted test data, and inputs of none of the classes."""
+    loaders = {
+        shift: list(first(ShiftedLoader(data.test, parse_shift(shift)), limits.examples)) for shift in SHIFTS
+    }
+    loaders |= {"test": list(first(data.test, limits.examples))} | outside(data, limits)
+    return {name: predict(predictor, loader) for name, loader in loaders.items()}
+
+
+def scaled(log_p: Tensor, temperature: float) -> Tensor:
+    return (log_p / temperature).log_softmax(-1)
+
+
+def under_shift(predicted: dict[str, tuple[Tensor, Tensor]], temperature: float) -> dict[str, Any]:
     """Figures on shifted inputs, and how well entropy tells other inputs from the test data (AUROC)."""
-
-    def scaled(loader: Iterable[Any]) -> tuple[Tensor, Tensor]:
-        log_p, y = predict(predictor, loader)
-        return (log_p / scale).log_softmax(-1), y
-
-    found: dict[str, Any] = {}
-    for shift in SHIFTS:
-        loader = list(first(ShiftedLoader(data.test, parse_shift(shift)), limits.examples))
-        found[shift] = figures(*scaled(loader))
-    inside = entropy(scaled(list(first(data.test, limits.examples)))[0])
-    for name, loader in outside(data, limits).items():
-        other = entropy(scaled(loader)[0])
+    found: dict[str, Any] = {
+        shift: figures(scaled(predicted[shift][0], temperature), predicted[shift][1]) for shift in SHIFTS
+    }
+    inside = entropy(scaled(predicted["test"][0], temperature))
+    for name in predicted.keys() - {"test", *SHIFTS}:
+        other = entropy(scaled(predicted[name][0], temperature))
         is_other = torch.cat([torch.zeros_like(inside), torch.ones_like(other)])
         found[f"auroc {name}"] = float(roc_auc_score(is_other, torch.cat([inside, other])))
     return found
 
 
-def file_sizes(result: CompressionResult, temperatures: dict[str, float | None]) -> list[dict[str, int]]:
+def file_sizes(result: Posterior, temperatures: dict[str, float | None]) -> list[dict[str, int]]:
     """Bytes of one file of S draws, beside S files and the greedy network's."""
     rows = []
     for samples in (5, 20):
-        torch.manual_seed(result.recipe.num_components)
+        torch.manual_seed(samples)
         ensemble = pack_ensemble(result, samples, **temperatures)  # type: ignore[arg-type]
         draws = [result.guide.draw(**temperatures) for _ in range(2)]  # type: ignore[arg-type]
         one = statistics.fmean(
@@ -188,7 +206,7 @@ def file_sizes(result: CompressionResult, temperatures: dict[str, float | None])
     return rows
 
 
-def measure(result: CompressionResult, data: Data, limits: Limits) -> dict[str, Any]:
+def measure(result: Posterior, data: Data, limits: Limits) -> dict[str, Any]:
     """Everything of one seed."""
     validation, test = list(first(data.validation, limits.examples)), data.test
     rows = sweep(result, data, limits)
@@ -206,13 +224,14 @@ def measure(result: CompressionResult, data: Data, limits: Limits) -> dict[str, 
     }
     found: dict[str, Any] = {}
     for name, predictor in predictors.items():
-        scale = fit_temperature(*predict(predictor, validation))
-        log_p, y = predict(predictor, test)
-        found[name] = figures(log_p, y) | {"shifted": under_shift(predictor, 1.0, data, limits)}
-        scaled = figures((log_p / scale).log_softmax(-1), y)
-        shifted = under_shift(predictor, scale, data, limits)
-        found[f"{name}, scaled"] = scaled | {"scale": scale, "shifted": shifted}
-        print(f"  {name}: NLL {found[name]['nll']:.4f}, scaled {scaled['nll']:.4f}", flush=True)
+        (log_p, y), shifted = predict(predictor, test), shifted_predictions(predictor, data, limits)
+        fitted = fit_temperature(*predict(predictor, validation))
+        for label, scale in ((name, 1.0), (f"{name}, scaled", fitted)):
+            found[label] = figures(scaled(log_p, scale), y) | {
+                "scale": scale,
+                "shifted": under_shift(shifted, scale),
+            }
+            print(f"  {label}: NLL {found[label]['nll']:.4f}", flush=True)
     own_statistics = averaged_network(
         result.model.net,
         result.guide,
