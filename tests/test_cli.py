@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -186,17 +187,17 @@ def test_help_answers_without_loading_the_library():
 def test_ctrl_c_in_a_study_then_the_same_command(study_file, tmp_path, jobs):
     out = tmp_path / "study"
     arguments = [Path(sys.executable).parent / "sqs", "compare", study_file, "--out", out, "--jobs", str(jobs)]
-    arguments += ["--set", "variants.impossible.set={}", "--set", "base.compression.epochs=8", "--json"]
+    arguments += ["--set", "variants.impossible.set={}", "--set", "base.compression.epochs=20", "--json"]
     arguments += ["--set", "base.baseline.epochs=1"]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    next(line for line in process.stderr if "compression" in line)
+    while not list(out.glob("runs/*.partial/checkpoint.pt")) and process.poll() is None:
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     stdout, said = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (130, "")
     assert "Interrupted: the same command goes on" in said
     assert "Traceback" not in said
-    checkpoints = list(out.glob("runs/*.partial/checkpoint.pt"))
-    assert checkpoints
+    assert list(out.glob("runs/*.partial/checkpoint.pt"))
     again = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert all(len(point["seeds"]) == 1 for point in json.loads(again.stdout)["points"])
     assert not list(out.glob("runs/*.partial"))
