@@ -77,7 +77,8 @@ sys.exit(130)
 def test_an_interruption_reaches_each_once_and_is_waited_for(tmp_path, how):
     paths = [tmp_path / name for name in ("a", "b")]
     commands = {path.name: _command(COUNTS_INTERRUPTIONS.format(path=str(path))) for path in paths}
-    commands = {"short": _command(""), **commands, "waiting": _command("open('never', 'w')")}
+    waiting = tmp_path / "waiting"  # has no place among two
+    commands = {"short": _command(""), **commands, "waiting": _command(f"open({str(waiting)!r}, 'w')")}
     ready = []
     work = run_commands(commands, 3 if how == "closed" else 2, ready.append)
     assert next(work) == ("short", None)
@@ -95,3 +96,4 @@ def test_an_interruption_reaches_each_once_and_is_waited_for(tmp_path, how):
         finally:
             signal.signal(signal.SIGALRM, previous)
     assert [path.read_text() for path in paths] == ["1", "1"]
+    assert how == "closed" or not waiting.exists()
