@@ -17,11 +17,11 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from entropy_coder import processor_seconds
 from packaged_weights import language_model_tensor
 from torch import Tensor, nn
 
@@ -34,15 +34,6 @@ from sqs_pyro.packing.coded import count_codes
 LAYER = "blk.29.ffn_down.weight"
 BITS_PER_WEIGHT = (3.0, 2.0, 1.0)
 COMPONENTS = 16
-
-
-def processor_seconds(function: Callable[[], Any], repeats: int = 5) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        function()
-        times.append(time.process_time() - start)
-    return min(times)
 
 
 def compared(coded: CodedTensor, kl_bits: float) -> dict[str, Any]:
