@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+_GOES_ON = "Interrupted with Ctrl-C, the same command goes on where it stopped."
 StudyArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML study, see docs/compare.md.")]
 StudyOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory of the study.")]
 BaselinesOption = Annotated[
@@ -134,8 +135,10 @@ def report_command(
         _show(measured, report_tables(measured), as_json)
 
 
-@app.command("compare")
-def compare_command(
+@app.command("compare", help=f"Run variants of a recipe: one table and one picture side by side. {_GOES_ON}")
+@app.command("sweep", help=f"Run a recipe over grids of values: accuracy over the size of the file. {_GOES_ON}")
+def study_command(
+    context: typer.Context,
     recipe: StudyArgument,
     out: StudyOption,
     seeds: SeedsOption = None,
@@ -145,42 +148,8 @@ def compare_command(
     changes: ChangesOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run variants of a recipe with several seeds: one table and one picture of them side by side.
-
-    Interrupted with Ctrl-C, the same command goes on where it stopped.
-    """
-    _study("compare", recipe, out, seeds, jobs, baselines, overwrite, changes, as_json)
-
-
-@app.command("sweep")
-def sweep_command(
-    recipe: StudyArgument,
-    out: StudyOption,
-    seeds: SeedsOption = None,
-    jobs: JobsOption = 1,
-    baselines: BaselinesOption = None,
-    overwrite: AgainOption = False,
-    changes: ChangesOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Run a recipe over grids of values: curves of accuracy over the size of the file.
-
-    Interrupted with Ctrl-C, the same command goes on where it stopped.
-    """
-    _study("sweep", recipe, out, seeds, jobs, baselines, overwrite, changes, as_json)
-
-
-def _study(
-    kind: Literal["compare", "sweep"],
-    recipe: Path,
-    out: Path,
-    seeds: str | None,
-    jobs: int,
-    baselines: Path | None,
-    overwrite: bool,
-    changes: list[str] | None,
-    as_json: bool,
-) -> None:
+    """Run a study; the two commands differ in how they show it."""
+    kind: Literal["compare", "sweep"] = "sweep" if context.command.name == "sweep" else "compare"
     with _one_sentence_errors(f"the same command goes on; '{out}' keeps what is finished"):
         from sqs_pyro.reporting.study_tables import comparison_tables, sweep_tables
         from sqs_pyro.reporting.terminal import progress_display
