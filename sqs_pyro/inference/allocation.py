@@ -38,7 +38,7 @@ class Allocation(ABC):
     def after_backward(self, step: int, batch_size: int) -> None:  # noqa: B027
         """Look at the gradients of a step."""
 
-    def after_step(self, step: int) -> None:  # noqa: B027
+    def after_step(self) -> None:  # noqa: B027
         """Correct what the optimiser has done."""
 
     @property
@@ -100,9 +100,9 @@ class ScheduledPruning(Allocation):
             self._resize()
         self._prune(self.schedule.end_step)
         self._done = True
-        self.after_step(self.schedule.end_step)
+        self.after_step()
 
-    def after_step(self, step: int) -> None:
+    def after_step(self) -> None:
         """Once the masks are final, they alone say which weights are zero: gates that learn cannot close."""
         if self._done and self.recipe.gate_learning_rate > 0 and self.guide.stage != "frozen":
             self.guide.hold_gates_open()

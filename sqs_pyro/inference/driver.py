@@ -212,7 +212,7 @@ class Driver:
         self.allocation.after_backward(self.step, len(y))
         for optimizer in self.optimizers:
             optimizer.step()
-        self.allocation.after_step(self.step)
+        self.allocation.after_step()
         self.step += 1
         record = self._look(terms, x)
         self._between_steps = True
