@@ -11,11 +11,12 @@ the pretrained weight, or what explains the original layer's outputs best from o
 (:meth:`LayerLikelihood.given_inputs`).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sqs_pyro.errors import NetworkError
 
@@ -92,31 +93,23 @@ def _cholesky(matrix: Tensor) -> Tensor:
     return factor
 
 
-class InputMoments:
-    """Collects ``Σ x xᵀ`` of a linear layer's inputs while the network runs; a context manager.
+def input_moments(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """``Σ x x'ᵀ`` and ``Σ x' x'ᵀ``, float32 ``[M, M]`` each, of a layer's inputs before and after compression.
 
     Args:
-        layer: whose inputs are observed: the first argument of its ``forward``, ``[..., M]``.
+        pairs: x and x', ``[..., M]``, of the same examples; x' may be x itself.
 
-    Attributes:
-        total: ``Σ x xᵀ``, float32 ``[M, M]``; before the first call, zeros.
-        count: number of inputs x.
+    Raises:
+        NetworkError: there is no pair.
     """
-
-    def __init__(self, layer: nn.Linear) -> None:
-        self.layer, self.count = layer, 0
-        self.total = torch.zeros(layer.in_features, layer.in_features, device=layer.weight.device)
-
-    def __enter__(self) -> "InputMoments":
-        self._hook = self.layer.register_forward_pre_hook(self._observe)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._hook.remove()
-
-    @torch.no_grad()
-    def _observe(self, layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        with torch.autocast(arguments[0].device.type, enabled=False):  # bfloat16 sums are not positive definite
-            x = arguments[0].detach().reshape(-1, self.total.shape[0]).float()
-            self.total.addmm_(x.T, x)
-        self.count += len(x)
+    cross = curvature = None
+    for before, after in pairs:
+        with torch.autocast(after.device.type, enabled=False):  # sums in bfloat16 are not positive definite
+            x, seen = (value.reshape(-1, value.shape[-1]).float() for value in (before, after))
+            square = seen.T @ seen
+            product = square if before is after else x.T @ seen
+        curvature = square if curvature is None else curvature.add_(square)
+        cross = product.clone() if cross is None else cross.add_(product)
+    if cross is None or curvature is None:
+        raise NetworkError("The curvature of a layer needs at least one minibatch of its inputs.")
+    return cross, curvature

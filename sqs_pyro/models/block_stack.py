@@ -110,3 +110,29 @@ def run_block(block: nn.Module, hidden: Tensor, arguments: BlockArguments) -> Te
     args, kwargs = arguments
     output = block(hidden, *args, **kwargs)
     return output if isinstance(output, Tensor) else output[0]
+
+
+class _LayerReached(Exception):
+    """The input that was wanted is known: the rest of the block need not run."""
+
+
+def input_of(layer: nn.Module, block: nn.Module, hidden: Tensor, arguments: BlockArguments) -> Tensor:
+    """What a layer inside a block is called with, ``[..., M]``; the block runs up to there.
+
+    Raises:
+        NetworkError: the block does not call the layer.
+    """
+    seen: list[Tensor] = []
+
+    def stop(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0])
+        raise _LayerReached
+
+    hook = layer.register_forward_pre_hook(stop)
+    try:
+        run_block(block, hidden, arguments)
+    except _LayerReached:
+        return seen[0]
+    finally:
+        hook.remove()
+    raise NetworkError(f"This {type(block).__name__} does not call its {type(layer).__name__} {layer}.")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sqs_pyro.errors import NetworkError
-from sqs_pyro.inference.laplace import InputMoments, LayerLikelihood
+from sqs_pyro.inference.laplace import LayerLikelihood, input_moments
 
 
 def likelihood(rows=5, inputs=7, tokens=40, seed=0):
@@ -82,38 +82,36 @@ class TestOtherInputs:
 
 class TestInputMoments:
     def test_sums_over_tokens_and_minibatches(self):
-        layer = nn.Linear(4, 3)
-        first, second = torch.randn(2, 5, 4), torch.randn(1, 5, 4)
-        with InputMoments(layer) as moments:
-            layer(first)
-            layer(second)
-        layer(first)  # no longer observed
-        x = torch.cat([first, second]).reshape(-1, 4)
-        torch.testing.assert_close(moments.total, x.T @ x)
-        assert moments.count == 15
+        before, after = torch.randn(3, 5, 4), torch.randn(3, 5, 4)
+        cross, curvature = input_moments([(before[:2], after[:2]), (before[2:], after[2:])])
+        x, seen = before.reshape(-1, 4), after.reshape(-1, 4)
+        torch.testing.assert_close(cross, x.T @ seen)
+        torch.testing.assert_close(curvature, seen.T @ seen)
 
-    def test_stays_in_float32_under_autocast(self):
-        layer = nn.Linear(64, 3)
+    def test_of_one_input(self):
+        x = torch.randn(10, 4)
+        cross, curvature = input_moments([(x, x), (x, x)])
+        torch.testing.assert_close(cross, 2 * x.T @ x)
+        assert torch.equal(cross, curvature) and cross is not curvature
+
+    def test_stay_in_float32_under_autocast(self):
         x = torch.randn(100, 64)
-        with InputMoments(layer) as moments, torch.autocast("cpu", torch.bfloat16):
-            layer(x)
-        torch.testing.assert_close(moments.total, x.T @ x)
+        with torch.autocast("cpu", torch.bfloat16):
+            _, curvature = input_moments([(x.bfloat16(), x.bfloat16())])
+        torch.testing.assert_close(curvature, x.bfloat16().float().T @ x.bfloat16().float())
 
-    def test_hook_goes_when_the_network_fails(self):
-        layer = nn.Linear(4, 3)
-        with pytest.raises(RuntimeError), InputMoments(layer):
-            layer(torch.randn(2, 5))
-        assert not layer._forward_pre_hooks
+    def test_of_nothing(self):
+        with pytest.raises(NetworkError, match="at least one minibatch"):
+            input_moments([])
 
     def test_fisher_of_a_gaussian_output_is_the_curvature(self):
         """With unit noise on the outputs the Hessian of -log p in one row is Σ x xᵀ, whatever the row."""
         layer, x = nn.Linear(4, 3, bias=False), torch.randn(20, 4)
-        with InputMoments(layer) as moments:
-            y = layer(x).detach()
+        y = layer(x).detach()
 
         def loss(weight):
             return 0.5 * (x @ weight.T - y).square().sum()
 
         hessian = torch.autograd.functional.hessian(loss, layer.weight.detach())
         for row in range(3):
-            torch.testing.assert_close(hessian[row, :, row, :], moments.total)
+            torch.testing.assert_close(hessian[row, :, row, :], input_moments([(x, x)])[1])

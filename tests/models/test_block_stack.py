@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sqs_pyro.errors import NetworkError
-from sqs_pyro.models.block_stack import BlockStack, run_block
+from sqs_pyro.models.block_stack import BlockStack, input_of, run_block
 
 transformers = pytest.importorskip("transformers")
 
@@ -85,6 +85,23 @@ def test_blocks_need_no_weights():
     entrance = BlockStack(net, blocks).entrance({"input_ids": torch.tensor([[1, 2]])})
     assert torch.equal(entrance.hidden, expected)
     assert len(entrance.arguments) == 3
+
+
+@torch.no_grad()
+def test_input_of_a_layer():
+    net, path, _ = llama()
+    stack = BlockStack(net.eval(), net.get_submodule(path))
+    entrance = stack.entrance({"input_ids": torch.randint(0, 64, (2, 9))})
+    block = stack.blocks[0]
+    seen = []
+    hook = block.mlp.down_proj.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    run_block(block, entrance.hidden, entrance.arguments[0])
+    hook.remove()
+    found = input_of(block.mlp.down_proj, block, entrance.hidden, entrance.arguments[0])
+    assert torch.equal(found, seen[0])
+    assert not block.mlp.down_proj._forward_pre_hooks
+    with pytest.raises(NetworkError, match="does not call its Linear"):
+        input_of(nn.Linear(2, 2), block, entrance.hidden, entrance.arguments[0])
 
 
 class TestSaysWhatIsWrong:
