@@ -47,6 +47,8 @@ class SpikeGMMGuide(PyroModule):
         groups: weights that share a codebook: ``"layer"``, ``"channel"`` (first dimension), or the number of
             consecutive weights of a tile.
         init: pretrained value of each site, by site name; by default ``model.site_values()``.
+        coded: codes, mask and codebook that a site starts from instead of K-means, by site name; they also say its
+            ``num_components`` and ``groups``.
         initial_gate: g at the start.
         refresh_every: draws between two renewals of cached hard codes in training.
         spike_scale: standard deviation of a Gaussian spike in place of the point mass at zero, for priors without
@@ -71,6 +73,7 @@ class SpikeGMMGuide(PyroModule):
         estimator: Estimator = "straight_through",
         groups: Groups = "layer",
         init: Mapping[str, Tensor] | None = None,
+        coded: Mapping[str, CodedTensor] | None = None,
         initial_gate: float = 5.0,
         refresh_every: int = 1,
         spike_scale: float | None = None,
@@ -91,6 +94,11 @@ class SpikeGMMGuide(PyroModule):
         values = _initial_values(model, init)
         if spike_scale is not None and not spike_scale > 0:
             raise RecipeError(f"spike_scale is {spike_scale}, but must be positive; None is a point mass.")
+        unknown = sorted(set(coded or ()) - set(values))
+        if unknown:
+            raise NetworkError(
+                f"There is no site '{unknown[0]}' to start as coded: sites are {', '.join(values)}."
+            )
         priors = getattr(model, "priors", {})
         self.stage: Stage
         self.draws: int
@@ -103,7 +111,8 @@ class SpikeGMMGuide(PyroModule):
         self.refresh_every = refresh_every
         self.sites = PyroModule[nn.ModuleDict]()
         for name, value in values.items():
-            site = SiteGuide(name, value, num_components, groups, windows or PerWeight(), initial_gate)
+            start = (coded or {}).get(name)
+            site = SiteGuide(name, value, num_components, groups, windows or PerWeight(), initial_gate, start)
             prior = getattr(priors.get(name), "base_dist", None)
             if spike_scale is not None or (prior is not None and not has_atom(prior)):
                 site.spread_spike(getattr(prior, "spike_scale", None) if spike_scale is None else spike_scale)

@@ -12,6 +12,7 @@ from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.inference.kmeans import kmeans_1d
 from sqs_pyro.inference.windows import Windows
 from sqs_pyro.packing import CodedTensor
+from sqs_pyro.packing.coded import count_codes
 
 #: Weights that share a codebook: a layer's, an out-channel's, or so many consecutive ones.
 Groups = Literal["layer", "channel"] | int
@@ -43,12 +44,13 @@ class SiteGuide(PyroModule):
         groups: Groups,
         windows: Windows,
         initial_gate: float,
+        coded: CodedTensor | None = None,
     ) -> None:
         super().__init__()
         self.site_name = name
         self.shape = weight.shape
-        self.num_groups = _num_groups(name, weight.shape, groups)
-        self.num_components = num_components
+        self.num_groups = _num_groups(name, weight.shape, groups) if coded is None else coded.num_groups
+        self.num_components = num_components = num_components if coded is None else coded.num_components
         self.windows = windows
         per_group = weight.numel() // self.num_groups
         if per_group < num_components:
@@ -69,7 +71,10 @@ class SiteGuide(PyroModule):
         self.scale = PyroParam(codebook + 1.0, constraints.positive)
         self.mixing_logits = PyroParam(codebook.clone(), constraints.real)
         self.register_buffer("spike_scale", None)
-        self.fit_codebook()
+        if coded is None:
+            self.fit_codebook()
+        else:
+            self._adopt(coded)
 
     def spread_spike(self, scale: Tensor | float | None) -> None:
         """Make the spike Gaussian, of the codebook's own width unless a ``scale`` is given."""
@@ -102,6 +107,25 @@ class SiteGuide(PyroModule):
         )
         self.loc, self.scale, self.mixing_logits = codebook.loc, codebook.scale, codebook.mixing.log()
         self.refresh_codes()
+
+    @torch.no_grad()
+    def _adopt(self, coded: CodedTensor) -> None:
+        """Take codes, mask and codebook as they are; σ and π are those of the weights that use each codeword."""
+        if coded.shape != tuple(self.shape):
+            raise NetworkError(
+                f"The coded weight of '{self.site_name}' has shape {list(coded.shape)}, the layer "
+                f"{list(self.shape)}: give each site its own."
+            )
+        codes, mask = (self.grouped(value.to(self.latent.device)) for value in (coded.codes, coded.mask))
+        self.codes.copy_(codes)
+        self.mask.copy_(mask.view(self.shape))
+        self.loc = coded.codebook.to(self.latent)
+        counts = count_codes(codes, mask, self.num_components)
+        self.mixing_logits = ((counts + 0.5) / (counts + 0.5).sum(1, keepdim=True)).log().to(self.latent)
+        residual = (self.latent - coded.dense().to(self.latent)) * self.mask
+        width = (self.grouped(residual).square().sum(1) / counts.sum(1).clamp(min=1)).sqrt()
+        floor = 1e-3 * self.latent.square().mean().sqrt().clamp(min=1e-12)
+        self.scale = width.maximum(floor)[:, None].expand(self.loc.shape).clone()
 
     def learn_shape(self, learn: bool) -> None:
         """Whether σ and π learn by gradient, or stay as K-means found them.

@@ -14,6 +14,7 @@ from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.pruning import PruningSchedule
 from sqs_pyro.inference.windows import EqualMass, OutlierAware
 from sqs_pyro.models import BayesianNetwork
+from sqs_pyro.packing import CodedTensor
 
 K = 4
 X, Y = torch.linspace(-1, 1, 48).view(6, 1, 8), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -234,6 +235,51 @@ class TestGroups:
             NetworkError, match=r"'0.weight' has 3 weights a codebook, fewer than num_components=4"
         ):
             SpikeGMMGuide(model, 4, groups="channel")
+
+
+class TestCodedStart:
+    """A guide that starts from codes which were found otherwise."""
+
+    def coded(self, model, groups=1):
+        coded = {}
+        for name, weight in model.site_values().items():
+            mask = torch.rand(weight.shape) < 0.6
+            codes = torch.randint(0, 3, weight.shape, dtype=torch.uint8).masked_fill(~mask, 0)
+            coded[name] = CodedTensor(codes, mask, torch.randn(groups, 3))
+        return coded
+
+    def test_hardens_to_what_it_started_from(self, model):
+        coded = self.coded(model)
+        guide = SpikeGMMGuide(model, 16, coded=coded, stage="frozen")
+        for name, hard in guide.harden(torch.float32).items():
+            assert torch.equal(hard.dense(), coded[name].dense())
+        value = draw(guide)
+        assert all(torch.equal(value[name].detach(), coded[name].dense()) for name in coded)
+
+    def test_shares_and_widths_are_those_of_the_weights(self, model):
+        coded = self.coded(model)
+        guide = SpikeGMMGuide(model, coded=coded)
+        for name, site in guide.site_guides().items():
+            weight, start = model.site_values()[name], coded[name]
+            assert site.num_components == 3
+            counts = torch.bincount(start.codes[start.mask].long(), minlength=3) + 0.5
+            torch.testing.assert_close(site.mixing_logits.detach().exp()[0], counts / counts.sum())
+            error = (weight - start.dense())[start.mask].square().mean().sqrt()
+            torch.testing.assert_close(site.scale.detach(), error.expand(1, 3))
+
+    def test_other_sites_keep_k_means(self, model):
+        name, other = list(model.site_values())
+        guide = SpikeGMMGuide(model, 4, coded={name: self.coded(model)[name]})
+        assert guide.site_guides()[other].num_components == 4
+        assert guide.site_guides()[name].num_components == 3
+
+    def test_says_what_does_not_fit(self, model):
+        coded = self.coded(model)
+        first, second = coded
+        with pytest.raises(NetworkError, match="no site 'nowhere'"):
+            SpikeGMMGuide(model, coded={"nowhere": coded[first]})
+        with pytest.raises(NetworkError, match=f"The coded weight of '{second}' has shape"):
+            SpikeGMMGuide(model, 3, coded={second: coded[first]})
 
 
 class TestWindows:
