@@ -63,6 +63,12 @@ class LayerLikelihood:
         mean = torch.cholesky_solve((self.mean.double() @ cross.double()).T, factor).T
         return replace(self, mean=mean.to(self.mean), curvature=curvature)
 
+    @property
+    def mean_precision(self) -> float:
+        """Mean over weights of ``g_i / v_j``: the precision of each given those that are coded before it."""
+        _, upper = self.conditioning
+        return float(self.importance.mean() * upper.diagonal().pow(-2).mean())
+
     @cached_property
     def conditioning(self) -> tuple[Tensor, Tensor]:
         """How the Gaussian is conditioned on one input's weights after the other.

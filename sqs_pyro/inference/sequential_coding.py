@@ -191,16 +191,17 @@ def grid(likelihood: LayerLikelihood, beta: float, max_components: int = MAX_COM
     Returns:
         codewords ``[K]``, ascending, and their rates in nats, ``[1 + K]``, zero first.
     """
-    _, upper = likelihood.conditioning
-    precision = float(likelihood.importance.mean() * upper.diagonal().pow(-2).mean())
     weight = likelihood.mean
     reach = float(weight.abs().max())
-    step = max(math.sqrt(12 * beta / precision), reach / _FINEST)
-    half = math.ceil(reach / step)
+    step = max(math.sqrt(12 * beta / likelihood.mean_precision), reach / _FINEST)
+    step = min(step, reach) or 1.0  # at least the largest weight is no zero, unless all are
+    half = max(math.ceil(reach / step), 1)
     places = (weight / step).round_().long().reshape(-1) + half
     counts = torch.bincount(places, minlength=2 * half + 1).double()
     used = counts > 0
     used[half] = False  # zero is no codeword
+    if not used.any():
+        used[-1] = True  # of a layer of zeros: a codeword that is never chosen
     values = step * torch.arange(-half, half + 1, dtype=torch.float64, device=weight.device)
     values, others = _merged(values[used], counts[used], max_components)
     return values.to(weight), fit_laws(torch.cat([counts[half, None], others])[None]).rates[0]

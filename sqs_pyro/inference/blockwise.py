@@ -1,0 +1,366 @@
+"""Compression block after block, each from what the compressed blocks before it hand on.
+
+For each block in turn, and in it for each group of layers that share their input, in the order of their calls:
+
+1. The inputs x of the original network and x' of the network compressed so far give the curvature ``Σ x' x'ᵀ`` of
+   the layers' likelihood and its mean (:mod:`~sqs_pyro.inference.laplace`).
+2. E- and M-steps choose symbols and codewords at β (:mod:`~sqs_pyro.inference.sequential_coding`).
+
+Then codebooks, norms and biases of the block settle by SVI (:mod:`~sqs_pyro.inference.block_training`), and the
+finished block is kept: an interrupted run goes on behind it and ends in the same network.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sqs_pyro.errors import NetworkError, OutputError
+from sqs_pyro.inference.bit_budget import BitBudget, LayerRate
+from sqs_pyro.inference.block_training import relative_error, settle
+from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
+from sqs_pyro.inference.checkpoint import read_checkpoint, write_checkpoint
+from sqs_pyro.inference.importance import output_importance
+from sqs_pyro.inference.interruption import deferred_interrupt
+from sqs_pyro.inference.laplace import LayerLikelihood, input_moments
+from sqs_pyro.inference.sequential_coding import fit
+from sqs_pyro.kernels import packed_network
+from sqs_pyro.models.block_stack import BlockArguments, BlockStack, input_of, run_block
+from sqs_pyro.models.likelihoods import Likelihood, categorical
+from sqs_pyro.packing import CodedTensor
+from sqs_pyro.packing.leftovers import round_to
+
+#: Linear layers of a block by name, in groups that share their input, in the order of their calls.
+LayerGroups = Callable[[nn.Module], Sequence[Mapping[str, nn.Linear]]]
+#: Hidden states and the blocks' other arguments, a minibatch each.
+States = list[tuple[Tensor, list[BlockArguments]]]
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """What became of a block.
+
+    Attributes:
+        block: its number, from 0.
+        bits: bits a weight of its compressed layers, as forecast for the file.
+        error: mean over tokens of the squared error of its output, relative to the output; what the blocks before
+            it lost included.
+        layers: of each layer, by name: ``bits``, ``beta``, and ``error``, the relative error of its outputs.
+        seconds: it took.
+    """
+
+    block: int
+    bits: float
+    error: float
+    layers: dict[str, dict[str, float]]
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class BlockwiseResult:
+    """What blockwise compression leaves.
+
+    Attributes:
+        network: the packed network.
+        records: of each block.
+        seconds: of the whole, without what earlier, interrupted calls took.
+    """
+
+    network: nn.Module
+    records: list[BlockRecord]
+    seconds: float
+
+
+def compress_blocks(
+    net: nn.Module,
+    blocks: Sequence[nn.Module],
+    layer_groups: LayerGroups,
+    minibatches: Iterable[Any],
+    recipe: BlockwiseRecipe,
+    *,
+    likelihood: Likelihood = categorical,
+    directory: Path | None = None,
+    progress: Callable[[BlockRecord], None] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> BlockwiseResult:
+    """Compress the linear layers of a network's blocks from calibration data.
+
+    Args:
+        net: the network; it stays as it is.
+        blocks: its blocks, see :class:`~sqs_pyro.models.block_stack.BlockStack`.
+        layer_groups: the layers to compress in a block.
+        minibatches: inputs of the network; no labels.
+        recipe: what to do.
+        likelihood: of the network's output, for ``allocation: importance``.
+        directory: where finished blocks are kept, to go on from.
+        progress: told of each finished block.
+        metadata: written into the packed file.
+
+    Returns:
+        The packed network and a record of each block.
+
+    Raises:
+        NetworkError, DataError, OutputError: one sentence; what was finished before stays in ``directory``.
+    """
+    start = time.perf_counter()
+    run = _Run(net, BlockStack(net, blocks), layer_groups, list(minibatches), recipe, likelihood, directory)
+    with torch.no_grad():
+        records = run.compress(progress)
+    packed = packed_network(
+        run.finished_network(),
+        run.coded,
+        layout=recipe.layout,
+        leftover_dtype=recipe.leftover_dtype,
+        metadata=metadata,
+    )
+    return BlockwiseResult(packed, records, time.perf_counter() - start)
+
+
+class _Run:
+    """The state of one call: what is coded, and the hidden states of the original and the compressed network."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        stack: BlockStack,
+        layer_groups: LayerGroups,
+        minibatches: list[Any],
+        recipe: BlockwiseRecipe,
+        likelihood: Likelihood,
+        directory: Path | None,
+    ) -> None:
+        self.net, self.stack, self.layer_groups = net, stack, layer_groups
+        self.minibatches, self.recipe, self.likelihood = minibatches, recipe, likelihood
+        self.store = _Store(directory, recipe)
+        paths = {id(module): path for path, module in net.named_modules()}
+        self.paths = [paths[id(block)] for block in stack.blocks]
+        self.coded: dict[str, CodedTensor] = {}
+        self.leftovers: dict[str, Tensor] = {}
+        entrances = [stack.entrance(inputs) for inputs in minibatches]
+        self.states: States = [(entrance.hidden, entrance.arguments) for entrance in entrances]
+
+    def compress(self, progress: Callable[[BlockRecord], None] | None) -> list[BlockRecord]:
+        importance, budget = self._plan()
+        original, compressed = self.states, list(self.states)
+        records = []
+        for i, block in enumerate(self.stack.blocks):
+            targets = _advance(block, original, i)
+            kept = self.store.read(i)
+            with deferred_interrupt() if kept is None else nullcontext():
+                if kept is None:
+                    kept = self._compress_block(i, original, compressed, targets, importance, budget)
+                    self.store.write(i, kept)
+            self._note(i, kept, budget)
+            student = self._student(i, kept)
+            outputs = _advance(student, compressed, i)
+            original = [(target, arguments) for target, (_, arguments) in zip(targets, original, strict=True)]
+            compressed = [(output, arguments) for output, (_, arguments) in zip(outputs, original, strict=True)]
+            records.append(kept.record)
+            if progress is not None:
+                progress(kept.record)
+        return records
+
+    def _plan(self) -> tuple[dict[str, Tensor], BitBudget | None]:
+        """How much the outputs of every layer matter, and the budget of bits; neither for an even allocation."""
+        if self.recipe.allocation == "even":
+            return {}, None
+        layers = {
+            f"{path}.{name}": layer
+            for path, block in zip(self.paths, self.stack.blocks, strict=True)
+            for group in self.layer_groups(block)
+            for name, layer in group.items()
+        }
+        some = self.minibatches[: -(-self.recipe.importance_sequences // self.recipe.batch_size)]
+        importance = output_importance(self.net, layers, some, self.likelihood, self.recipe.seed)
+        rates, states = {}, self.states
+        for i, block in enumerate(self.stack.blocks):
+            for group in self.layer_groups(block):
+                first = next(iter(group.values()))
+                seen = (input_of(first, block, hidden, arguments[i]) for hidden, arguments in states)
+                _, curvature = input_moments((x, x) for x in seen)
+                for name, layer in group.items():
+                    full = f"{self.paths[i]}.{name}"
+                    own = self._likelihood(layer.weight, curvature, importance[full])
+                    rates[full] = LayerRate.of(layer.weight, own.mean_precision)
+            states = [
+                (output, arguments)
+                for output, (_, arguments) in zip(_advance(block, states, i), states, strict=True)
+            ]
+        return importance, BitBudget(rates, self.recipe.bits)
+
+    def _compress_block(
+        self,
+        i: int,
+        original: States,
+        compressed: States,
+        targets: list[Tensor],
+        importance: Mapping[str, Tensor],
+        budget: BitBudget | None,
+    ) -> "_FinishedBlock":
+        start = time.perf_counter()
+        teacher, student = self.stack.blocks[i], copy.deepcopy(self.stack.blocks[i])
+        coded: dict[str, CodedTensor] = {}
+        layers: dict[str, dict[str, float]] = {}
+        beta = budget.beta() if budget is not None else None
+        for before, group in zip(self.layer_groups(teacher), self.layer_groups(student), strict=True):
+            likelihoods = self._likelihoods(i, teacher, student, before, group, original, compressed, importance)
+            for name, layer in group.items():
+                own = likelihoods[name]
+                coding = fit(
+                    own,
+                    bits=self.recipe.bits if beta is None else None,
+                    beta=beta,
+                    max_components=self.recipe.num_components,
+                    rounds=self.recipe.rounds,
+                )
+                hard = coded[f"{name}.weight"] = coding.coded()
+                error = own.relative_error(hard.dense().to(own.mean))
+                layers[name] = {"bits": coding.bits_per_weight, "beta": coding.beta, "error": error}
+                layer.weight.copy_(hard.dense())
+        if self.recipe.settle_steps:
+            inputs = [(hidden, arguments[i]) for hidden, arguments in compressed]
+            coded = settle(student, coded, inputs, targets, self.recipe, self.recipe.seed + i)
+        leftovers = {
+            name: round_to(value.detach(), self.recipe.leftover_dtype)
+            for name, value in student.named_parameters()
+            if name not in coded
+        }
+        finished = _FinishedBlock(coded, leftovers, BlockRecord(i, 0.0, 0.0, layers, 0.0))
+        outputs = _advance(self._student(i, finished), compressed, i)
+        sizes = {name: layers[name.removesuffix(".weight")]["bits"] for name in coded}
+        weights = {name: coded[name].mask.numel() for name in coded}
+        bits = sum(sizes[name] * weights[name] for name in coded) / sum(weights.values())
+        error = relative_error(torch.cat(outputs), torch.cat(targets))
+        record = BlockRecord(i, bits, error, layers, time.perf_counter() - start)
+        return _FinishedBlock(coded, leftovers, record)
+
+    def _likelihoods(
+        self,
+        i: int,
+        teacher: nn.Module,
+        student: nn.Module,
+        before: Mapping[str, nn.Linear],
+        group: Mapping[str, nn.Linear],
+        original: States,
+        compressed: States,
+        importance: Mapping[str, Tensor],
+    ) -> dict[str, LayerLikelihood]:
+        first, now = next(iter(before.values())), next(iter(group.values()))
+
+        def pairs() -> Iterable[tuple[Tensor, Tensor]]:
+            for (hidden, arguments), (seen, _) in zip(original, compressed, strict=True):
+                x = input_of(now, student, seen, arguments[i])
+                yield (input_of(first, teacher, hidden, arguments[i]) if self.recipe.adapt_inputs else x), x
+
+        cross, curvature = input_moments(pairs())
+        found = {}
+        for name, layer in group.items():
+            g = importance.get(f"{self.paths[i]}.{name}", torch.ones(layer.out_features))
+            own = self._likelihood(layer.weight, curvature, g)
+            if self.recipe.adapt_inputs:
+                ridge = own.curvature - curvature  # pulls towards the weight itself
+                own = own.given_inputs(cross + ridge, own.curvature)
+            found[name] = own
+        return found
+
+    def _likelihood(self, weight: Tensor, curvature: Tensor, importance: Tensor) -> LayerLikelihood:
+        own = LayerLikelihood(weight.detach().float(), curvature, importance.to(curvature))
+        return own.damped(self.recipe.damping)
+
+    def _note(self, i: int, kept: "_FinishedBlock", budget: BitBudget | None) -> None:
+        path = self.paths[i]
+        self.coded |= {f"{path}.{name}": value for name, value in kept.coded.items()}
+        self.leftovers |= {f"{path}.{name}": value for name, value in kept.leftovers.items()}
+        if budget is not None:
+            for name, layer in kept.record.layers.items():
+                budget.spend(f"{path}.{name}", layer["bits"], layer["beta"])
+
+    def _student(self, i: int, kept: "_FinishedBlock") -> nn.Module:
+        """The finished block as it is shipped, dense."""
+        student = copy.deepcopy(self.stack.blocks[i])
+        dense = {name: value.dense() for name, value in kept.coded.items()}
+        for name, value in {**dense, **kept.leftovers}.items():
+            student.get_parameter(name).copy_(value)
+        return student
+
+    def finished_network(self) -> nn.Module:
+        """The network with what has settled in it: norms and biases."""
+        net = copy.deepcopy(self.net)
+        with torch.no_grad():
+            for name, value in self.leftovers.items():
+                net.get_parameter(name).copy_(value)
+        return net
+
+
+@dataclass(frozen=True, eq=False)
+class _FinishedBlock:
+    """Names are those of the block's own parameters."""
+
+    coded: dict[str, CodedTensor]
+    leftovers: dict[str, Tensor]
+    record: BlockRecord
+
+
+class _Store:
+    """Finished blocks on disk, one file each, written whole or not at all."""
+
+    def __init__(self, directory: Path | None, recipe: BlockwiseRecipe) -> None:
+        self.directory, self.recipe = directory, recipe.model_dump(mode="json")
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+
+    def read(self, i: int) -> _FinishedBlock | None:
+        """A finished block, or None.
+
+        Raises:
+            OutputError: it was made with another recipe.
+        """
+        path = self._path(i)
+        if path is None or not path.exists():
+            return None
+        state = read_checkpoint(path, frozenset({"recipe", "coded", "leftovers", "record"}))
+        if state["recipe"] != self.recipe:
+            raise OutputError(
+                f"'{path}' was made with another recipe: go back to it, or give another directory to start again."
+            )
+        coded = {name: CodedTensor(**parts) for name, parts in state["coded"].items()}
+        return _FinishedBlock(coded, state["leftovers"], BlockRecord(**state["record"]))
+
+    def write(self, i: int, block: _FinishedBlock) -> None:
+        path = self._path(i)
+        if path is None:
+            return
+        coded = {
+            name: {"codes": value.codes, "mask": value.mask, "codebook": value.codebook}
+            for name, value in block.coded.items()
+        }
+        record = asdict(block.record)
+        write_checkpoint(
+            path, {"recipe": self.recipe, "coded": coded, "leftovers": block.leftovers, "record": record}
+        )
+
+    def _path(self, i: int) -> Path | None:
+        return None if self.directory is None else self.directory / f"block-{i:03d}.pt"
+
+
+def _advance(block: nn.Module, states: States, i: int) -> list[Tensor]:
+    """Hidden states behind a block."""
+    return [run_block(block, hidden, arguments[i]) for hidden, arguments in states]
+
+
+def every_linear(block: nn.Module) -> list[dict[str, nn.Linear]]:
+    """Each linear layer of a block as a group of its own, in the order of the block's modules.
+
+    Raises:
+        NetworkError: there is none.
+    """
+    found = [{name: layer} for name, layer in block.named_modules() if isinstance(layer, nn.Linear)]
+    if not found:
+        raise NetworkError(f"{type(block).__name__} has no linear layer to compress.")
+    return found
