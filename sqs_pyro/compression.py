@@ -2,7 +2,8 @@
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from sqs_pyro.models import (
     scale_matched_prior,
 )
 from sqs_pyro.models.bayesian import BayesianNetwork, Prior
+from sqs_pyro.models.distillation import DistillationLikelihood, DistilledLoader
+from sqs_pyro.models.likelihoods import categorical
 from sqs_pyro.packing import CodedTensor, size_report
 from sqs_pyro.recipe import parse
 
@@ -128,11 +131,35 @@ def compress(
             stage="dense",
         )
         bits = None if recipe.target_ratio is None else _bits_for_symbols(model, guide, recipe, metadata)
-        driver = Driver(model, guide, recipe, train_loader, validation, progress, bits)
-        history = driver.run(checkpoint)
+        with _distilled(model, net, recipe, train_loader) as observed:
+            driver = Driver(model, guide, recipe, observed, validation, progress, bits)
+            history = driver.run(checkpoint)
         hard, packed = _finish(model, guide, recipe, train_loader, metadata)
     seconds = driver.earlier_seconds + time.perf_counter() - start
     return CompressionResult(packed, hard, model, guide, recipe, history, driver.findings, seconds)
+
+
+@contextmanager
+def _distilled(
+    model: BayesianNetwork, net: nn.Module, recipe: CompressionRecipe, train_loader: Any
+) -> Iterator[Any]:
+    """Minibatches to train on; while they observe the fp32 network's opinion, the model's likelihood does, too.
+
+    Raises:
+        RecipeError: the likelihood is not that of a classifier.
+    """
+    section, own = recipe.distillation, model.likelihood
+    if section is None:
+        yield train_loader
+        return
+    if own is not categorical:
+        raise RecipeError("Recipe key 'compression.distillation' needs the likelihood 'categorical': remove it.")
+    dtype = torch.bfloat16 if recipe.precision == "bfloat16" else None
+    model.likelihood = DistillationLikelihood(section.weight, section.temperature)
+    try:
+        yield DistilledLoader(train_loader, copy.deepcopy(net).eval(), section.temperature, dtype)
+    finally:
+        model.likelihood = own
 
 
 def _finish(

@@ -13,6 +13,7 @@ from sqs_pyro.errors import DataError, DivergenceError, NetworkError, RecipeErro
 from sqs_pyro.inference.baseline import BaselineRecipe, train_baseline
 from sqs_pyro.inference.evaluate import evaluate
 from sqs_pyro.inference.recipe import CompressionRecipe
+from sqs_pyro.models.likelihoods import categorical
 from sqs_pyro.registry import build_network
 
 RECIPE = {"epochs": 6, "nonzero_rate": 0.25, "num_components": 8}
@@ -205,6 +206,19 @@ class TestUsersNetworks:
             for packed in (result.network, loaded):
                 torch.testing.assert_close(packed(**batch[0][0]).logits, expected, rtol=1e-5, atol=1e-5)
         assert evaluate(result.network, batch).num_examples == 40
+
+    def test_distillation_observes_the_network_itself(self, digits, trained, tmp_path):
+        recipe = {**RECIPE, "epochs": 3, "distillation": {"weight": 1.0, "temperature": 2.0}}
+        result = compress(trained, digits.train, recipe, checkpoint=tmp_path / "state.pt")
+        x = images(digits.test)
+        with torch.no_grad():
+            agreement = (result.network(x).argmax(-1) == trained(x).argmax(-1)).float().mean()
+        assert agreement > 0.9  # no label had any weight
+        assert result.model.likelihood is categorical  # again: labels, not opinions, are observed
+
+    def test_distillation_is_for_classifiers(self, digits, trained):
+        with pytest.raises(RecipeError, match="needs the likelihood 'categorical'"):
+            compress(trained, digits.train, {**RECIPE, "distillation": {}}, likelihood="gaussian")
 
     def test_metadata_is_in_the_file(self, tmp_path):
         from sqs_pyro.packing.file import read_packed

@@ -83,6 +83,18 @@ class PruningRecipe(RecipeSection):
         return self
 
 
+class DistillationRecipe(RecipeSection):
+    """The fp32 network's opinion as a second observation of every example, of classifiers.
+
+    Attributes:
+        weight: w of the opinion; 1 - w remains for the label.
+        temperature: T at which both networks' probabilities are compared.
+    """
+
+    weight: float = Field(default=0.5, gt=0, le=1)
+    temperature: float = Field(default=2.0, gt=0)
+
+
 class CompressionRecipe(RecipeSection):
     """Compression in three stages: dense latents while pruning, then codes that follow the latents, then
     frozen codes while codebooks, norms and biases settle.
@@ -106,6 +118,7 @@ class CompressionRecipe(RecipeSection):
         windows: how weights share responsibilities.
         prior: of every weight.
         pruning: when and which weights become zero; of `rate_distortion` only when.
+        distillation: whether, and how, the likelihood observes the fp32 network's opinion, too; None does not.
         kl: which KL term the ELBO has: `jensen` (a bound), `dominant` (the paper's), `monte_carlo`.
         kl_weight: β on the KL; below 1 it is a cold posterior. With `rate_distortion` it decides the size of
             the file, unless `target_ratio` does.
@@ -146,6 +159,7 @@ class CompressionRecipe(RecipeSection):
     windows: WindowsRecipe = Field(default_factory=WindowsRecipe)
     prior: PriorRecipe = Field(default_factory=PriorRecipe)
     pruning: PruningRecipe = Field(default_factory=PruningRecipe)
+    distillation: DistillationRecipe | None = None
     kl: Literal["jensen", "dominant", "monte_carlo"] = "jensen"
     kl_weight: float = Field(default=0.01, ge=0)
     kl_every: int = Field(default=4, ge=1)

@@ -1,0 +1,136 @@
+r"""Distillation as a likelihood: besides its label, an example is observed through the original network's opinion.
+
+With logits z, label y, and the teacher's probabilities ``p_T = softmax(z* / T)``,
+
+    log p(y, p_T | z) = (1 - w) log softmax(z)_y + w T² Σ_c p_Tc log softmax(z / T)_c,
+
+the loss of Hinton, Vinyals & Dean (2015): two observations whose powers w and 1 - w share one example's weight.
+"""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.distributions import constraints as pyro_constraints
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.nn.functional import one_hot
+
+from sqs_pyro.errors import DataError
+from sqs_pyro.network_io import device_of, move_to, output_tensor, predictions
+
+
+class DistilledCategorical(TorchDistribution):
+    """Law of a label and of what a teacher thinks, ``batch_shape [B]``, ``event_shape [2, C]``.
+
+    A value has the label, one-hot, in its first row, and the teacher's probabilities at the temperature in its
+    second. A sample draws both from this network's own opinion.
+
+    Args:
+        logits: z, ``[B, C]``.
+        weight: w, from 0 to 1.
+        temperature: T.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"logits": constraints.real_vector}
+    support = pyro_constraints.independent(constraints.simplex, 1)
+
+    def __init__(
+        self, logits: Tensor, weight: float, temperature: float, validate_args: bool | None = None
+    ) -> None:
+        self.logits, self.weight, self.temperature = logits, weight, temperature
+        shape = torch.Size([2, logits.shape[-1]])
+        super().__init__(logits.shape[:-1], shape, validate_args=validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """``[*sample, B]``."""
+        if self._validate_args:
+            self._validate_sample(value)
+        own = self.logits.log_softmax(-1)
+        soft = (self.logits / self.temperature).log_softmax(-1)
+        of_label = (value[..., 0, :] * own).sum(-1)
+        of_teacher = (value[..., 1, :] * soft).sum(-1)
+        return (1 - self.weight) * of_label + self.weight * self.temperature**2 * of_teacher
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """``[*sample, B, 2, C]``."""
+        with torch.no_grad():
+            rows = torch.stack([self.logits, self.logits / self.temperature], -2)
+            drawn = torch.distributions.Categorical(logits=rows).sample(torch.Size(sample_shape))
+            return one_hot(drawn, self.logits.shape[-1]).to(self.logits.dtype)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "DistilledCategorical":
+        """The same law with a larger batch."""
+        logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
+        return DistilledCategorical(logits, self.weight, self.temperature, validate_args=self._validate_args)
+
+
+class DistillationLikelihood:
+    """From a network's output to :class:`DistilledCategorical`, a likelihood of ``BayesianNetwork``.
+
+    Args:
+        weight: w, from 0 to 1.
+        temperature: T.
+    """
+
+    def __init__(self, weight: float, temperature: float) -> None:
+        self.weight, self.temperature = weight, temperature
+
+    def __call__(self, output: Any) -> DistilledCategorical:
+        """The observation's law, batch shape ``[B]``; logits ``[B, C]``."""
+        return DistilledCategorical(output_tensor(output).float(), self.weight, self.temperature)
+
+
+class DistilledLoader:
+    """Minibatches of a loader with the teacher's opinion beside each label.
+
+    Args:
+        loader: of ``(x, y)``, labels ``[B]``.
+        teacher: the network whose opinion is asked, in evaluation mode.
+        temperature: T.
+        dtype: the teacher multiplies in, under autocast; None leaves it alone.
+
+    Yields:
+        ``(x, value)``, values ``[B, 2, C]`` of :class:`DistilledCategorical`.
+
+    Raises:
+        DataError: a label is none of the teacher's classes.
+    """
+
+    def __init__(
+        self, loader: Any, teacher: nn.Module, temperature: float, dtype: torch.dtype | None = None
+    ) -> None:
+        self.loader, self.teacher, self.temperature, self.dtype = loader, teacher, temperature, dtype
+        self.dataset = loader.dataset
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    @property
+    def epoch(self) -> int:
+        """The inner loader's, on which the order of its minibatches depends."""
+        return int(getattr(self.loader, "epoch", 0))
+
+    @epoch.setter
+    def epoch(self, value: int) -> None:
+        if hasattr(self.loader, "epoch"):
+            self.loader.epoch = value
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        device = device_of(self.teacher)
+        for batch in self.loader:
+            x, y = move_to(batch[0], device), batch[1].to(device)
+            with torch.no_grad(), torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
+                logits = predictions(self.teacher, x).float()
+            _check_labels(y, logits.shape[-1])
+            opinion = (logits / self.temperature).softmax(-1)
+            yield x, torch.stack([one_hot(y, logits.shape[-1]).float(), opinion], -2)
+
+
+def _check_labels(y: Tensor, classes: int) -> None:
+    if y.is_floating_point() or int(y.min()) < 0 or int(y.max()) >= classes:
+        raise DataError(
+            f"Distillation needs labels from 0 to {classes - 1}, the teacher's classes, but {y.dtype} from "
+            f"{float(y.min()):g} to {float(y.max()):g} were given: use a network and data that belong together."
+        )
