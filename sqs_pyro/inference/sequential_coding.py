@@ -31,6 +31,7 @@ from sqs_pyro.packing.coded import MAX_COMPONENTS
 
 _PANEL = 64  # inputs whose effect on all later ones is applied by one matrix product
 _FINEST = 2000  # points of the first grid on either side of zero
+_PRECISION = 1e-8  # of the codewords' normal equations, as a share of the squared residual at the start
 _TOLERANCE = 0.01  # bits a weight by which a size that was asked for may be missed
 
 
@@ -149,8 +150,9 @@ def improve(
 def best_codewords(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor) -> Tensor:
     """M-step: the codewords ``[K]`` that maximise the likelihood given the symbols; unused ones stay.
 
-    The normal equations ``A c = b`` with ``A_kl = Σ_i g_i 1[z_i = k]ᵀ H 1[z_i = l]`` and
-    ``b_k = Σ_i g_i 1[z_i = k]ᵀ H w̄_i``.
+    They solve the normal equations ``A c = b`` with ``A_kl = Σ_i g_i 1[z_i = k]ᵀ H 1[z_i = l]`` and
+    ``b_k = Σ_i g_i 1[z_i = k]ᵀ H w̄_i``: here by conjugate gradients from the present codewords, each step of which
+    takes one product of the size of the weight with H instead of the K that A itself would take.
 
     Args:
         likelihood: of the layer.
@@ -161,20 +163,29 @@ def best_codewords(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tens
     flat, g = symbols.reshape(-1).long(), likelihood.importance[:, None]
 
     def by_symbol(value: Tensor) -> Tensor:
-        return torch.bincount(flat, weights=(g * value).reshape(-1).double(), minlength=size)
+        return torch.bincount(flat, weights=(g * value).reshape(-1).double(), minlength=size)[1:]
 
-    used = [k for k in range(1, size) if (symbols == k).any()]
-    if not used:
-        return codewords
-    rows = [by_symbol((symbols == k).to(likelihood.curvature) @ likelihood.curvature)[used] for k in used]
-    matrix, target = torch.stack(rows), by_symbol(likelihood.mean @ likelihood.curvature)[used]
-    # A codeword that H hardly sees stays where it is.
-    ridge = 1e-6 * matrix.diagonal().mean() * torch.eye(len(used), dtype=matrix.dtype, device=matrix.device)
-    places = torch.tensor(used, device=codewords.device) - 1
-    before = codewords[places].double()
-    found = codewords.clone()
-    found[places] = torch.linalg.solve(matrix + ridge, target + ridge @ before).to(codewords)
-    return found
+    def normal(c: Tensor) -> Tensor:
+        """A c."""
+        return by_symbol(_with_zero(c).to(likelihood.mean)[symbols.long()] @ likelihood.curvature)
+
+    # A's part on the diagonal of H: all of it where inputs are uncorrelated, 0 for codewords that are not used.
+    scale = by_symbol(likelihood.curvature.diagonal().expand(symbols.shape))
+    inverse = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
+    found = codewords.double()
+    residual = (by_symbol(likelihood.mean @ likelihood.curvature) - normal(found)) * (inverse > 0)
+    direction = inverse * residual
+    power = first_power = float(residual @ direction)
+    for _ in range(size):
+        if power <= _PRECISION * first_power:
+            break
+        image = normal(direction)
+        length = power / float(direction @ image)
+        found = found + length * direction
+        residual = residual - length * image
+        before, power = power, float(residual @ (inverse * residual))
+        direction = inverse * residual + power / before * direction
+    return found.to(codewords)
 
 
 def grid(likelihood: LayerLikelihood, beta: float, max_components: int = MAX_COMPONENTS) -> tuple[Tensor, Tensor]:
