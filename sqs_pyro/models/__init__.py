@@ -1,5 +1,6 @@
 """Networks as Pyro models: any ``nn.Module`` by :class:`BayesianNetwork`, and those offered here by name."""
 
+from sqs_pyro.models.architectures import Architecture, architecture_of, include_patterns, register_architecture
 from sqs_pyro.models.bayesian import BayesianNetwork
 from sqs_pyro.models.catalogue import digits_net, resnet18, resnet20, resnet32, resnet44, resnet50, resnet56
 from sqs_pyro.models.learned_prior import LearnedPrior
@@ -13,14 +14,18 @@ from sqs_pyro.models.priors import (
 )
 
 __all__ = [
+    "Architecture",
     "BayesianNetwork",
     "Gaussian",
     "HierarchicalInclusion",
     "LearnedPrior",
     "NetworkPrior",
+    "architecture_of",
     "digits_net",
     "gaussian_spike_prior",
+    "include_patterns",
     "normal_prior",
+    "register_architecture",
     "resnet18",
     "resnet20",
     "resnet32",

@@ -1,0 +1,40 @@
+"""What a language model says about the tokens that it takes, and what tokens must satisfy."""
+
+import torch
+from torch import Tensor, nn
+
+from sqs_pyro.errors import DataError
+
+
+def longest_input(net: nn.Module) -> int | None:
+    """Tokens that a network takes at once: ``config.max_position_embeddings``, None if there is none."""
+    return _number(net, "max_position_embeddings")
+
+
+def vocabulary_size(net: nn.Module) -> int | None:
+    """Tokens that a network knows: ``config.vocab_size``, None if there is none."""
+    return _number(net, "vocab_size")
+
+
+def _number(net: nn.Module, name: str) -> int | None:
+    value = getattr(getattr(net, "config", None), name, None)
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def check_tokens(tokens: Tensor, vocab_size: int | None) -> None:
+    """Check that tokens, at least one, are integers from 0 to ``vocab_size - 1``; None is no upper limit.
+
+    Raises:
+        DataError: naming the range that was found.
+    """
+    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+        raise DataError(
+            f"Tokens must be integers, but are {tokens.dtype}: give the ids that the tokenizer returns."
+        )
+    lowest, highest = int(tokens.min()), int(tokens.max())
+    if lowest < 0 or (vocab_size is not None and highest >= vocab_size):
+        known = "0 or more" if vocab_size is None else f"0 to {vocab_size - 1}"
+        raise DataError(
+            f"Tokens run from {lowest} to {highest}, but the network knows {known}: use the tokenizer that "
+            "belongs to the network."
+        )
