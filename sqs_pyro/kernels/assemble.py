@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError, PackedFileError
-from sqs_pyro.kernels.modules import packed_type
+from sqs_pyro.kernels.decode import decode
+from sqs_pyro.kernels.modules import PackedModule, packed_type
 from sqs_pyro.kernels.weight import PackedWeight
 from sqs_pyro.packing.layouts import PackedTensor
-from sqs_pyro.packing.module import WEIGHT_PREFIX
+from sqs_pyro.packing.module import WEIGHT_PREFIX, StoredWeight
 
 
 def assemble(net: nn.Module, tensors: Mapping[str, PackedTensor]) -> nn.Module:
@@ -33,16 +34,57 @@ def assemble(net: nn.Module, tensors: Mapping[str, PackedTensor]) -> nn.Module:
         id(stand_ins[id(parameter)]): packed_weight(name, tensors[name], parameter.dtype)
         for name, parameter in parameters.items()
     }
-    replaced: dict[int, nn.Module] = {}
-    for module in list(result.modules()):
-        found = {name: weights[id(p)] for name, p in module._parameters.items() if id(p) in weights}
-        if found:
-            replaced[id(module)] = _packed_module(module, found)
-    for module in list(result.modules()):
+    found = {
+        id(module): {name: weights[id(p)] for name, p in module._parameters.items() if id(p) in weights}
+        for module in result.modules()
+    }
+    return put_weights(result, found)
+
+
+def put_weights(net: nn.Module, weights: Mapping[int, Mapping[str, StoredWeight]]) -> nn.Module:
+    """Put weights in place of parameters, in place; returns ``net``, or what replaces it if it is one layer.
+
+    Args:
+        net: the network, as :func:`assemble` describes it.
+        weights: by ``id`` of the module and name of its parameter; a weight may stand in several modules.
+
+    Raises:
+        NetworkError: a module uses its parameter in a way that packing would break.
+    """
+    modules = [module for module in net.modules() if weights.get(id(module))]
+    return _swap(net, {id(module): _packed_module(module, weights[id(module)]) for module in modules})
+
+
+def unpack_weights(net: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """Make a packed network a plain, trainable one, in place: the inverse of :func:`assemble`, tensor by tensor.
+
+    Modules that shared a weight share a parameter. Returns ``net``, or what replaces it if it is one layer.
+
+    Args:
+        net: a packed network.
+        dtype: of the decoded parameters; None: the network's own.
+    """
+    parameters: dict[int, nn.Parameter] = {}
+    plain: dict[int, nn.Module] = {}
+    for module in list(net.modules()):
+        held = {name: child for name, child in module._modules.items() if isinstance(child, PackedWeight)}
+        for weight in held.values():
+            if id(weight) not in parameters:
+                value = decode(weight.args).to(dtype or weight.like.dtype)
+                parameters[id(weight)] = nn.Parameter(value)
+        if held:
+            found = {name.removeprefix(WEIGHT_PREFIX): parameters[id(weight)] for name, weight in held.items()}
+            plain[id(module)] = _plain_module(module, found)
+    return _swap(net, plain)
+
+
+def _swap(net: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:
+    """Put other modules in place of those with the given ``id``."""
+    for module in list(net.modules()):
         for name, child in module._modules.items():
             if id(child) in replaced:
                 module._modules[name] = replaced[id(child)]
-    return replaced.get(id(result), result)
+    return replaced.get(id(net), net)
 
 
 def tensor_slots(net: nn.Module) -> dict[int, list[tuple[dict[str, Tensor | None], str]]]:
@@ -87,7 +129,7 @@ def packed_weight(name: str, packed: PackedTensor, dtype: torch.dtype) -> Packed
         raise PackedFileError(f"Tensor {name!r} cannot be unpacked: {error}.") from None
 
 
-def _packed_module(module: nn.Module, weights: dict[str, PackedWeight]) -> nn.Module:
+def _packed_module(module: nn.Module, weights: Mapping[str, StoredWeight]) -> nn.Module:
     replacement = packed_type(module)
     if replacement is not None and list(weights) == ["weight"]:
         packed = replacement(module, weights["weight"])
@@ -99,6 +141,16 @@ def _packed_module(module: nn.Module, weights: dict[str, PackedWeight]) -> nn.Mo
         del module._parameters[name]
         module.add_module(WEIGHT_PREFIX + name, weight)
     module.__class__ = _decoding_class(type(module), tuple(weights))
+    return module
+
+
+def _plain_module(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> nn.Module:
+    if isinstance(module, PackedModule):
+        return module.plain(parameters["weight"])
+    module.__class__ = type(module).__base__  # type: ignore[assignment]  # that of before _decoding_class
+    for name, parameter in parameters.items():
+        del module._modules[WEIGHT_PREFIX + name]
+        module.register_parameter(name, parameter)
     return module
 
 

@@ -1,5 +1,6 @@
 """Modules with a packed weight: drop-in replacements of torch's linear, convolution and embedding modules."""
 
+import copy
 import itertools
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from sqs_pyro.kernels.ops import call
 from sqs_pyro.kernels.weight import PackedWeight
+from sqs_pyro.packing.module import StoredWeight
 
 
 class PackedModule(nn.Module):
@@ -19,6 +21,17 @@ class PackedModule(nn.Module):
 
     packed_weight: PackedWeight
 
+    def __init__(self, replaced: nn.Module, weight: StoredWeight) -> None:
+        super().__init__()
+        self._replaced = (replaced,)  # in a tuple: no child, so that it is in no state dict and is never moved
+        self.add_module("packed_weight", weight)
+
+    def plain(self, weight: nn.Parameter) -> nn.Module:
+        """Return a module of the kind that this one replaces, with ``weight`` and everything else as here."""
+        module = copy.copy(self._replaced[0])
+        module._parameters = {"weight": weight, **self._parameters}
+        return module.train(self.training)
+
     @property
     def weight(self) -> Tensor:
         """The decoded weight in the network's dtype: one shared copy, not to be written to."""
@@ -28,10 +41,9 @@ class PackedModule(nn.Module):
 class PackedLinear(PackedModule):
     """``x @ W.T + bias`` for x ``[..., in_features]`` with a packed W ``[out_features, in_features]``."""
 
-    def __init__(self, linear: nn.Linear, weight: PackedWeight) -> None:
-        super().__init__()
+    def __init__(self, linear: nn.Linear, weight: StoredWeight) -> None:
+        super().__init__(linear, weight)
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.packed_weight = weight
         self.register_parameter("bias", linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,11 +58,10 @@ class PackedLinear(PackedModule):
 class PackedEmbedding(PackedModule):
     """Rows of a packed table ``[num_embeddings, embedding_dim]``, in the network's dtype."""
 
-    def __init__(self, embedding: nn.Embedding, weight: PackedWeight) -> None:
-        super().__init__()
+    def __init__(self, embedding: nn.Embedding, weight: StoredWeight) -> None:
+        super().__init__(embedding, weight)
         self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
         self.padding_idx = embedding.padding_idx
-        self.packed_weight = weight
 
     def forward(self, indices: Tensor) -> Tensor:
         """Return ``[*indices.shape, embedding_dim]``."""
@@ -68,14 +79,13 @@ class _PackedConv(PackedModule):
 
     bias: nn.Parameter | None
 
-    def __init__(self, conv: nn.modules.conv._ConvNd, weight: PackedWeight) -> None:
-        super().__init__()
+    def __init__(self, conv: nn.modules.conv._ConvNd, weight: StoredWeight) -> None:
+        super().__init__(conv, weight)
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
         self.groups, self.transposed, self.output_padding = conv.groups, conv.transposed, conv.output_padding
         self.padding_mode = conv.padding_mode
         self.padding, self.pad_first = _paddings(conv)
-        self.packed_weight = weight
         self.register_parameter("bias", conv._parameters["bias"])
 
     def forward(self, x: Tensor) -> Tensor:

@@ -165,8 +165,22 @@ def _smallest(draws: CodedTensor) -> PackedTensor:
     return min((pack_tensor(draws, layout) for layout in ("auto", "conditional")), key=lambda p: p.num_bytes)
 
 
+def after_packing(function: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
+    """Decorator: call ``function`` with every packed network that is made or loaded from now on.
+
+    For other libraries' networks, which may need to know that they are packed (how to save themselves, say).
+    """
+    _after_packing.append(function)
+    return function
+
+
+_after_packing: list[Callable[[nn.Module], None]] = []
+
+
 def _finish(packed: nn.Module, metadata: dict[str, Any]) -> nn.Module:
     setattr(packed, METADATA, metadata)
+    for function in _after_packing:
+        function(packed)
     return packed.eval()
 
 

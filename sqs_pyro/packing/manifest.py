@@ -23,7 +23,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _Tensors(_Strict):
+class TensorColumns(_Strict):
     """Compressed tensors, a column each: columns compress better than a record a tensor."""
 
     name: list[str]
@@ -52,7 +52,7 @@ class _Kind(_Strict):
 
 
 class _Manifest(_Strict):
-    tensors: _Tensors
+    tensors: TensorColumns
     leftovers: list[_Kind]
     metadata: dict[str, Any]
     draws: Annotated[int, Field(ge=1, le=MAX_ELEMENTS, strict=True)] | None = None
@@ -76,7 +76,7 @@ def write_manifest(
     if twice:
         raise NetworkError(f"Tensor {twice[0]!r} is given both compressed and uncompressed.")
     kinds, data = describe(leftovers)
-    manifest: dict[str, Any] = {"tensors": _columns(tensors), "leftovers": kinds, "metadata": dict(metadata)}
+    manifest: dict[str, Any] = {"tensors": tensor_columns(tensors), "leftovers": kinds, "metadata": dict(metadata)}
     if draws is not None:
         manifest["draws"] = draws
     try:
@@ -122,7 +122,8 @@ def read_manifest(
     return tensors, leftovers, content.metadata, content.draws
 
 
-def _columns(tensors: Mapping[str, PackedTensor]) -> dict[str, list[Any]]:
+def tensor_columns(tensors: Mapping[str, PackedTensor]) -> dict[str, list[Any]]:
+    """Return the description of compressed tensors, as :class:`TensorColumns` takes it."""
     packed = list(tensors.values())
     return {
         "name": list(tensors),
@@ -154,7 +155,7 @@ def _parse(manifest: bytes) -> _Manifest:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise PackedFileError(f"The manifest is wrong at {place!r}: {first['msg']}.") from None
-    _check_columns("tensors", content.tensors, [*_Tensors.model_fields])
+    _check_columns("tensors", content.tensors, [*TensorColumns.model_fields])
     for kind in content.leftovers:
         _check_columns("leftovers", kind, ["modules", "shapes", "crc32"])
         if any(len(shapes) != len(kind.fields) for shapes in kind.shapes):
@@ -168,7 +169,7 @@ def _check_columns(what: str, record: BaseModel, columns: list[str]) -> None:
         raise PackedFileError(f"The manifest is wrong: columns of {what} differ in length: {lengths}.")
 
 
-def _packed_tensors(columns: _Tensors, data: Tensor) -> Iterator[tuple[str, PackedTensor]]:
+def _packed_tensors(columns: TensorColumns, data: Tensor) -> Iterator[tuple[str, PackedTensor]]:
     position = 0
     for row, name in enumerate(columns.name):
         parts = {}
@@ -180,12 +181,17 @@ def _packed_tensors(columns: _Tensors, data: Tensor) -> Iterator[tuple[str, Pack
                 raise PackedFileError("the data ends before it")
             if checksum(list(parts.values())) != columns.crc32[row]:
                 raise PackedFileError("its bytes are damaged: their checksum does not fit")
-            yield name, _packed_tensor(columns, row, parts)
+            yield name, packed_tensor(columns, row, parts)
         except PackedFileError as error:
             raise PackedFileError(f"Tensor {name!r} cannot be read: {error}.") from None
 
 
-def _packed_tensor(columns: _Tensors, row: int, parts: dict[str, Tensor]) -> PackedTensor:
+def packed_tensor(columns: TensorColumns, row: int, parts: dict[str, Tensor]) -> PackedTensor:
+    """Return the tensor that a row describes, with its parts, uint8 ``[bytes]`` by name.
+
+    Raises:
+        PackedFileError: description and parts contradict each other, or the layout is unknown.
+    """
     get_layout(columns.layout[row])
     return PackedTensor(
         layout=columns.layout[row],

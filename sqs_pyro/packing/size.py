@@ -13,7 +13,7 @@ from sqs_pyro.packing.layouts import PackedTensor
 from sqs_pyro.packing.module import module_contents
 
 # What a part of a layout is, in the report; an unknown layout's other parts count as codes.
-_KINDS = {"codes": "codes", "mask": "masks", "codebook": "codebooks", "table": "tables"}
+KINDS = {"codes": "codes", "mask": "masks", "codebook": "codebooks", "table": "tables"}
 
 
 @dataclass(frozen=True)
@@ -164,10 +164,10 @@ def _report(
 
 
 def _compressed_bytes(tensors: Mapping[str, PackedTensor]) -> dict[str, int]:
-    kinds = dict.fromkeys(_KINDS.values(), 0)
+    kinds = dict.fromkeys(KINDS.values(), 0)
     for packed in tensors.values():
         for name, part in packed.parts.items():
-            kinds[_KINDS.get(name, "codes")] += part.numel()
+            kinds[KINDS.get(name, "codes")] += part.numel()
     return kinds
 
 

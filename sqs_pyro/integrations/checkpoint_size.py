@@ -1,0 +1,126 @@
+"""Honest size of a Hugging Face checkpoint: every byte that loading it needs, by what it is for."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from sqs_pyro.errors import PackedFileError
+from sqs_pyro.integrations.records import StoredTensor, read_record
+from sqs_pyro.packing.size import KINDS
+
+# Bits of one element, by safetensors' names.
+_FLOATS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
+_OTHERS = {"BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "I32": 32, "I64": 64, "C64": 64}
+
+
+@dataclass(frozen=True)
+class CheckpointSize:
+    """Bytes of a checkpoint.
+
+    Attributes:
+        parts: bytes by what they are for; their sum is :attr:`total`. ``codes``, ``masks``, ``codebooks`` and
+            ``tables`` of the compressed tensors, ``uncompressed`` of all others, ``headers`` of the safetensors
+            files, ``configs``: the other files that loading reads.
+        besides: bytes of the directory's remaining files (tokenizer, README.md) by name, which no size counts.
+        fp32_bytes: the whole network at 4 bytes for each weight and each element of its other floating tensors.
+        num_weights: number of compressed weights, zeros included.
+        nonzeros: how many of them are not zero.
+    """
+
+    parts: dict[str, int]
+    besides: dict[str, int]
+    fp32_bytes: int
+    num_weights: int
+    nonzeros: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of the safetensors files and of what else loading reads."""
+        return sum(self.parts.values())
+
+    @property
+    def ratio(self) -> float:
+        """fp32 bytes of the whole network over :attr:`total`."""
+        return self.fp32_bytes / self.total
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of codes, masks, codebooks and tables for each compressed weight; 0 without one."""
+        compressed = sum(self.parts[kind] for kind in KINDS.values())
+        return 8 * compressed / self.num_weights if self.num_weights else 0.0
+
+
+def checkpoint_size(directory: "str | PathLike[str]") -> CheckpointSize:
+    """Count the bytes of a packed Hugging Face checkpoint, as they are on the disk.
+
+    Raises:
+        PackedFileError: the directory holds no packed checkpoint, or a damaged one.
+        OSError: a file cannot be read.
+    """
+    directory = Path(directory)
+    tensors = _records(directory)
+    files = {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.is_file()}
+    weights = {name: size for name, size in files.items() if name.endswith(".safetensors")}
+    configs = [name for name in files if name in ("config.json", "generation_config.json") or ".index." in name]
+    packed = dict.fromkeys(KINDS.values(), 0)
+    for tensor in tensors.values():
+        for part, value in tensor.structure.parts.items():
+            packed[KINDS.get(part, "codes")] += value.numel()
+    stored = [entry for name in weights for entry in _entries(directory / name)]
+    data = sum(bits * count // 8 for _, bits, count in stored)
+    num_weights = sum(tensor.structure.numel for tensor in tensors.values())
+    floats = sum(count for is_float, _, count in stored if is_float)
+    return CheckpointSize(
+        parts={
+            **packed,
+            "uncompressed": data - sum(packed.values()),
+            "headers": sum(weights.values()) - data,
+            "configs": sum(files[name] for name in configs),
+        },
+        besides={name: size for name, size in files.items() if name not in (*weights, *configs)},
+        fp32_bytes=4 * (num_weights + floats),
+        num_weights=num_weights,
+        nonzeros=sum(tensor.structure.nonzeros for tensor in tensors.values()),
+    )
+
+
+def packed_config(config: Mapping[str, Any], where: object) -> dict[str, Any]:
+    """Return the ``quantization_config`` out of a checkpoint's config.json.
+
+    Raises:
+        PackedFileError: it is not that of a packed checkpoint.
+    """
+    found = config.get("quantization_config")
+    if not isinstance(found, dict) or found.get("quant_method") != "sqs":
+        raise PackedFileError(
+            f"'{where}' is no packed checkpoint (its config.json has no quantization_config of quant_method "
+            "'sqs'): load it with transformers, or write it with sqs_pyro.integrations.save_pretrained."
+        )
+    return found
+
+
+def _records(directory: Path) -> dict[str, StoredTensor]:
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except ValueError:
+        raise PackedFileError(f"'{directory / 'config.json'}' is no JSON: fetch it again.") from None
+    records = packed_config(config, directory).get("tensors", {})
+    return {name: read_record(name, record) for name, record in records.items()}
+
+
+def _entries(file: Path) -> Iterator[tuple[bool, int, int]]:
+    """Yield of each tensor of a file whether it is floating, its bits an element and its number of elements."""
+    try:
+        with safe_open(file, framework="pt") as content:
+            for name in content.keys():  # noqa: SIM118
+                entry = content.get_slice(name)
+                dtype = entry.get_dtype()
+                yield dtype in _FLOATS, {**_FLOATS, **_OTHERS}[dtype], math.prod(entry.get_shape())
+    except SafetensorError as error:
+        raise PackedFileError(f"Checkpoint file '{file}' is truncated or damaged ({error}).") from None

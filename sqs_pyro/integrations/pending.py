@@ -1,0 +1,120 @@
+"""Packed weights of a network that is still being loaded: first only their places, then bytes, then weights.
+
+A network on the meta device gets a :class:`PendingWeight` for every compressed parameter (:func:`reserve`), some
+other program fills their ``stored`` buffers, and :func:`complete` decodes them to their run-time form, tensor by
+tensor. So no weight is ever there as floating-point numbers, and memory stays near the packed size.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sqs_pyro.errors import NetworkError, PackedFileError
+from sqs_pyro.integrations.records import StoredTensor
+from sqs_pyro.kernels.assemble import packed_weight, parameters_to_pack, put_weights
+from sqs_pyro.kernels.weight import PackedWeight
+from sqs_pyro.packing.coded import CodedTensor
+from sqs_pyro.packing.module import StoredWeight
+
+#: What follows a parameter's path in a checkpoint: child ``packed_weight`` of its module, buffer ``stored``.
+STORED = "stored"
+
+
+class PendingWeight(StoredWeight):
+    """Place of a packed weight.
+
+    Args:
+        name: of the parameter, for errors.
+        tensor: what the bytes are of.
+        dtype: of the parameter.
+        twin: the weight that this one shares its bytes with; it then has no buffer of its own.
+    """
+
+    stored: Tensor | None
+
+    def __init__(
+        self, name: str, tensor: StoredTensor, dtype: torch.dtype, twin: "PendingWeight | None" = None
+    ) -> None:
+        super().__init__()
+        self.name, self.tensor, self.dtype, self.layout = name, tensor, dtype, tensor.structure.layout
+        self._twin = (twin,)  # in a tuple, so that its buffer has one name only
+        self._made: tuple[PackedWeight, ...] = ()
+        size = tensor.num_bytes
+        self.register_buffer(STORED, None if twin else torch.empty(size, dtype=torch.uint8, device="meta"))
+
+    def dense(self) -> Tensor:
+        """Return a tensor ``[*shape]`` without values: loaders may look at a module's weight in between."""
+        return torch.empty(self.tensor.structure.shape, dtype=self.dtype, device="meta")
+
+    def coded(self) -> CodedTensor:
+        """Return the weights; raises PackedFileError if the bytes are not theirs."""
+        return self.complete().coded()
+
+    def complete(self) -> PackedWeight:
+        """Return the weight in its run-time form, on the device of the bytes, which are given up.
+
+        Raises:
+            NetworkError: the bytes have been moved to a disk.
+            PackedFileError: they are not those that were written.
+        """
+        (twin,) = self._twin
+        if twin is not None:
+            return twin.complete()
+        if not self._made:
+            self._made = (self._decode(),)
+            self.stored = None
+        return self._made[0]
+
+    def _decode(self) -> PackedWeight:
+        assert self.stored is not None
+        if self.stored.is_meta:
+            raise NetworkError(
+                f"Packed weight {self.name!r} was not loaded, or offloaded to CPU or disk: packed networks cannot "
+                'be offloaded, choose a device_map that keeps all of it on GPUs or on "cpu".'
+            )
+        try:
+            packed = self.tensor.with_bytes(self.stored.cpu())
+        except PackedFileError as error:
+            raise PackedFileError(
+                f"Tensor {self.name!r} cannot be read: {error}; fetch the checkpoint again, or save it anew."
+            ) from None
+        return packed_weight(self.name, packed, self.dtype).to(self.stored.device)
+
+
+def reserve(net: nn.Module, tensors: Mapping[str, StoredTensor], shared: Mapping[str, str]) -> None:
+    """Put places for packed weights into a network, in place; its compressed parameters are given up.
+
+    Args:
+        net: the network, on the meta device.
+        tensors: by parameter name.
+        shared: further names of parameters, and those in ``tensors`` whose weights they share.
+
+    Raises:
+        NetworkError: for a name that is not a parameter, a shape that is not the parameter's, or a module whose
+            weights cannot be packed.
+    """
+    parameters = parameters_to_pack(net, {name: tensor.structure for name, tensor in tensors.items()})
+    pending = {name: PendingWeight(name, tensors[name], parameter.dtype) for name, parameter in parameters.items()}
+    found: dict[int, dict[str, StoredWeight]] = {}
+    for name, weight in pending.items():
+        owner, _, attribute = name.rpartition(".")
+        found.setdefault(id(net.get_submodule(owner)), {})[attribute] = weight
+    for name, first in shared.items():
+        parameters_to_pack(net, {name: tensors[first].structure})  # that it is there, and of this shape
+        owner, _, attribute = name.rpartition(".")
+        twin = PendingWeight(name, tensors[first], pending[first].dtype, pending[first])
+        found.setdefault(id(net.get_submodule(owner)), {}).setdefault(attribute, twin)
+    put_weights(net, found)
+
+
+def complete(net: nn.Module) -> None:
+    """Decode all pending weights of a network to their run-time form, in place, one after the other.
+
+    Raises:
+        NetworkError, PackedFileError: see :meth:`PendingWeight.complete`.
+    """
+    for module in list(net.modules()):
+        for child, weight in module._modules.items():
+            if isinstance(weight, PendingWeight):
+                module._modules[child] = weight.complete()

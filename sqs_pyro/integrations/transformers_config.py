@@ -1,0 +1,97 @@
+"""``SQSConfig``: what the config.json of a packed checkpoint says about its tensors."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from sqs_pyro.errors import PackedFileError
+from sqs_pyro.integrations.pending import STORED
+from sqs_pyro.integrations.records import StoredTensor, read_record
+from sqs_pyro.packing.module import WEIGHT_PREFIX
+
+METHOD = "sqs"
+CHECKPOINT_VERSION = 1
+
+
+class SQSConfig(QuantizationConfigMixin):
+    """The ``quantization_config`` of a packed checkpoint: plain JSON, written by saving, never by hand.
+
+    Args:
+        tensors: a record for each compressed tensor by parameter name: ``shape``, ``layout``, ``bits``,
+            ``nonzeros``, ``groups``, ``components``, ``codebook``, ``crc32`` as in docs/format.md, and the names
+            (``parts``) and bytes (``lengths``) of its parts.
+        shared: further names of compressed parameters, and the names under which ``tensors`` has them.
+        leftovers: CRC-32 of every other tensor of the checkpoint, by name.
+        metadata: ``"network"``, ``"recipe"``, ``"metrics"``, as in a packed file.
+        dequantize: whether loading gives a plain dense network.
+        format_version: of the checkpoint.
+        quant_method: ``"sqs"``.
+        others: what there is not; transformers hands over whatever stands in config.json.
+
+    Raises:
+        PackedFileError: for a newer version, an unknown key, or a value of the wrong type.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Mapping[str, Any]] | None = None,
+        shared: Mapping[str, str] | None = None,
+        leftovers: Mapping[str, int] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        dequantize: bool = False,
+        format_version: int = CHECKPOINT_VERSION,
+        quant_method: str = METHOD,
+        **others: Any,
+    ) -> None:
+        _check_version(format_version)
+        if quant_method != METHOD:
+            raise PackedFileError(f"The quantization method is {quant_method!r}, but {METHOD!r} is needed.")
+        if others:
+            raise PackedFileError(
+                f"The quantization config has the unknown key {next(iter(others))!r}: fetch config.json again, or "
+                "update sqs-pyro."
+            )
+        self.quant_method, self.format_version, self.dequantize = METHOD, format_version, bool(dequantize)
+        self.tensors = _mapping("tensors", tensors)
+        self.shared = _mapping("shared", shared)
+        self.leftovers = _mapping("leftovers", leftovers)
+        self.metadata = _mapping("metadata", metadata)
+        for name, first in self.shared.items():
+            if first not in self.tensors:
+                raise PackedFileError(f"Tensor {name!r} shares the bytes of {first!r}, which is not described.")
+
+    def stored_tensors(self) -> dict[str, StoredTensor]:
+        """Return the descriptions of the compressed tensors by parameter name, checked.
+
+        Raises:
+            PackedFileError: naming the tensor and the reason.
+        """
+        return {name: read_record(name, record) for name, record in self.tensors.items()}
+
+
+def stored_name(parameter: str) -> str:
+    """Return the name that the bytes of a compressed parameter have in a checkpoint."""
+    owner, _, attribute = parameter.rpartition(".")
+    return f"{owner}{'.' if owner else ''}{WEIGHT_PREFIX}{attribute}.{STORED}"
+
+
+def _check_version(version: int) -> None:
+    if type(version) is not int or version < 1:
+        raise PackedFileError(f"The checkpoint's format version is {version!r}, which is not a number above 0.")
+    if version > CHECKPOINT_VERSION:
+        raise PackedFileError(
+            f"The checkpoint has format version {version}, this program reads up to {CHECKPOINT_VERSION}: update "
+            "sqs-pyro."
+        )
+
+
+def _mapping(key: str, value: Mapping[str, Any] | None) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise PackedFileError(
+            f"The quantization config's {key!r} is a {type(value).__name__}, but should be an object: fetch "
+            "config.json again."
+        )
+    return dict(value)

@@ -1,0 +1,177 @@
+"""``SQSQuantizer``: how transformers loads, saves and unpacks a packed network.
+
+Importing this module registers it; :mod:`sqs_pyro.integrations` does that when transformers is imported.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+
+from sqs_pyro.errors import NetworkError, PackedFileError
+from sqs_pyro.integrations import pending
+from sqs_pyro.integrations.checkpoint_files import check_files
+from sqs_pyro.integrations.records import record_of, stored_bytes
+from sqs_pyro.integrations.transformers_config import METHOD, SQSConfig, stored_name
+from sqs_pyro.kernels.assemble import unpack_weights
+from sqs_pyro.kernels.network import after_packing
+from sqs_pyro.packing.leftovers import checksum, to_bytes
+from sqs_pyro.packing.module import METADATA, module_contents, stored_weights
+
+# Not by decorating the class: transformers_config must not import the module whose import runs this one.
+register_quantization_config(METHOD)(SQSConfig)
+
+
+@register_quantizer(METHOD)
+class SQSQuantizer(HfQuantizer):
+    """Loads packed modules instead of dense ones, and saves the stored form of their weights.
+
+    Raises:
+        NetworkError: if a dense checkpoint is to be compressed while it is loaded.
+    """
+
+    requires_calibration = True
+    is_trainable = False
+    is_compileable = True
+
+    quantization_config: SQSConfig
+
+    def __init__(self, quantization_config: SQSConfig, **kwargs: Any) -> None:
+        if not kwargs.get("pre_quantized", True):
+            raise NetworkError(
+                "SQS does not compress a network while it is loaded: load it as it is, and call sqs_pyro.compress."
+            )
+        super().__init__(quantization_config, **kwargs)
+
+    def is_serializable(self) -> bool:
+        """Packed networks can be saved."""
+        return True
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse a ``device_map`` that offloads.
+
+        Raises:
+            NetworkError: it names the disk, or both CPU and GPU.
+        """
+        device_map = kwargs.get("device_map")
+        places = {str(place) for place in device_map.values()} if isinstance(device_map, Mapping) else set()
+        if "disk" in places or ("cpu" in places and len(places) > 1):
+            raise NetworkError(
+                f"device_map sends a packed network to {', '.join(sorted(places))}, but it cannot be offloaded: "
+                'choose GPUs only, or "cpu" for all of it.'
+            )
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        """Check config and files, then replace modules on the meta device."""
+        config = self.quantization_config
+        tensors = config.stored_tensors()
+        if kwargs.get("checkpoint_files"):
+            sizes = {stored_name(name): tensor.num_bytes for name, tensor in tensors.items()}
+            check_files(kwargs["checkpoint_files"], sizes, config.leftovers)
+        local = _local_names(model, [*tensors, *config.shared])
+        shared = {
+            local[name]: local[first] for name, first in config.shared.items() if {name, first} <= local.keys()
+        }
+        try:
+            pending.reserve(model, {local[name]: tensors[name] for name in tensors if name in local}, shared)
+        except NetworkError as error:
+            raise PackedFileError(f"The checkpoint was made for another {type(model).__name__}. {error}") from None
+        _untie(model, local.values())
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        """Decode what was loaded to its run-time form, tensor by tensor."""
+        pending.complete(model)
+        if self.quantization_config.dequantize:
+            return _tie_again(unpack_weights(model))
+        setattr(model, METADATA, self.quantization_config.metadata)
+        model._weight_conversions = []
+        return model
+
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Return the stored form of all tensors, and describe it in the model's config.
+
+        Raises:
+            NetworkError: the model is no packed network any more.
+        """
+        tensors, leftovers, metadata, _ = module_contents(model)
+        for name in model._keys_to_ignore_on_save or ():
+            leftovers.pop(name, None)
+        names = {id(weight): name for name, weight in stored_weights(model).items()}
+        every = {name: names[id(weight)] for name, weight in stored_weights(model, every_name=True).items()}
+        self.quantization_config = model.config.quantization_config = SQSConfig(
+            tensors={name: record_of(name, packed) for name, packed in tensors.items()},
+            shared={name: first for name, first in every.items() if name != first},
+            leftovers={name: checksum([to_bytes(value)]) for name, value in leftovers.items()},
+            metadata=metadata,
+        )
+        stored = {stored_name(name): stored_bytes(packed) for name, packed in tensors.items()}
+        return {**stored, **leftovers}, {}
+
+    def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
+        """Make ``model`` a plain dense network, in place."""
+        wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        unpack_weights(model, wanted)
+        if wanted is not None:
+            for parameter in model.parameters():  # not buffers: rotary frequencies would lose their precision
+                if parameter.is_floating_point():
+                    parameter.data = parameter.data.to(wanted)
+        _tie_again(model)
+        if hasattr(model, METADATA):
+            delattr(model, METADATA)
+        return model
+
+
+@after_packing
+def attach(packed: nn.Module) -> None:
+    """Let a packed network of transformers know its quantizer, so that its own ``save_pretrained`` is right."""
+    from transformers.modeling_utils import PreTrainedModel  # not at the top: it is what imports this module
+
+    if isinstance(packed, PreTrainedModel):
+        packed.hf_quantizer = SQSQuantizer(SQSConfig())
+        # Names stay the network's own: those of an original checkpoint would have to be translated twice.
+        packed._weight_conversions = []
+        _untie(packed, stored_weights(packed, every_name=True))
+
+
+def _local_names(model: Any, names: Iterable[str]) -> dict[str, str]:
+    """Return the tensors' names in ``model``, which may be the base of the saved network, or have it as its base.
+
+    Those of a head that ``model`` does not have are left out.
+    """
+    prefix = f"{model.base_model_prefix}."
+    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    is_same = type(model).__name__ in (model.config.architectures or ())
+    local = {}
+    for name in names:
+        candidates = (name, name.removeprefix(prefix), prefix + name)
+        found = next((candidate for candidate in candidates if candidate in known), None)
+        if found is not None:
+            local[name] = found
+        elif is_same or name.startswith(prefix):
+            local[name] = name  # should be there: that it is not will be reported with its name
+    return local
+
+
+def _untie(model: Any, packed: Iterable[str]) -> None:
+    """Take packed parameters out of what transformers ties: they share one weight by themselves."""
+    names = set(packed)
+    for path, module in model.named_modules():
+        for attribute in ("all_tied_weights_keys", "_tied_weights_keys"):
+            tied = getattr(module, attribute, None)
+            if isinstance(tied, dict):
+                start = f"{path}." if path else ""
+                kept = {k: v for k, v in tied.items() if not names & {start + k, start + v}}
+                if len(kept) < len(tied):
+                    setattr(module, attribute, kept)
+
+
+def _tie_again(model: Any) -> Any:
+    """Give a dense network back what :func:`_untie` has taken; its parameters are shared already."""
+    for module in model.modules():
+        module.__dict__.pop("_tied_weights_keys", None)
+        if hasattr(module, "get_expanded_tied_weights_keys"):
+            module.all_tied_weights_keys = module.get_expanded_tied_weights_keys(all_submodels=True)
+    return model
