@@ -27,7 +27,7 @@ from sqs_pyro import load, save, size_report
 from sqs_pyro.data.generation import generate_calibration
 from sqs_pyro.data.text import TextRecipe, load_text
 from sqs_pyro.data.tokens import token_sequences
-from sqs_pyro.inference.blockwise import BlockRecord
+from sqs_pyro.inference.block_store import BlockRecord
 from sqs_pyro.inference.perplexity import perplexity
 from sqs_pyro.models.architectures import architecture_of, blocks, linear_layers
 from sqs_pyro.transformer_compression import compress_transformer

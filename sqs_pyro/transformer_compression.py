@@ -9,7 +9,8 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from sqs_pyro.errors import DataError
-from sqs_pyro.inference.blockwise import BlockRecord, BlockwiseResult, compress_blocks
+from sqs_pyro.inference.block_store import BlockRecord
+from sqs_pyro.inference.blockwise import BlockwiseResult, compress_blocks
 from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
 from sqs_pyro.language_models import check_tokens, longest_input, vocabulary_size
 from sqs_pyro.models.architectures import architecture_of, blocks, layer_groups

@@ -14,18 +14,18 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sqs_pyro.errors import NetworkError, OutputError
+from sqs_pyro.errors import NetworkError
 from sqs_pyro.inference.bit_budget import BitBudget, LayerRate
+from sqs_pyro.inference.block_store import BlockRecord, BlockStore, FinishedBlock, Plan
 from sqs_pyro.inference.block_training import relative_error, settle
 from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
-from sqs_pyro.inference.checkpoint import read_checkpoint, write_checkpoint
 from sqs_pyro.inference.importance import output_importance
 from sqs_pyro.inference.interruption import deferred_interrupt
 from sqs_pyro.inference.laplace import LayerLikelihood, input_moments
@@ -40,26 +40,6 @@ from sqs_pyro.packing.leftovers import round_to
 LayerGroups = Callable[[nn.Module], Sequence[Mapping[str, nn.Linear]]]
 #: Hidden states and the blocks' other arguments, a minibatch each.
 States = list[tuple[Tensor, list[BlockArguments]]]
-
-
-@dataclass(frozen=True)
-class BlockRecord:
-    """What became of a block.
-
-    Attributes:
-        block: its number, from 0.
-        bits: bits a weight of its compressed layers, as forecast for the file.
-        error: mean over tokens of the squared error of its output, relative to the output; what the blocks before
-            it lost included.
-        layers: of each layer, by name: ``bits``, ``beta``, and ``error``, the relative error of its outputs.
-        seconds: it took.
-    """
-
-    block: int
-    bits: float
-    error: float
-    layers: dict[str, dict[str, float]]
-    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +117,7 @@ class _Run:
     ) -> None:
         self.net, self.stack, self.layer_groups = net, stack, layer_groups
         self.minibatches, self.recipe, self.likelihood = minibatches, recipe, likelihood
-        self.store = _Store(directory, recipe)
+        self.store = BlockStore(directory, recipe)
         paths = {id(module): path for path, module in net.named_modules()}
         self.paths = [paths[id(block)] for block in stack.blocks]
         self.coded: dict[str, CodedTensor] = {}
@@ -176,9 +156,18 @@ class _Run:
             for group in self.layer_groups(block)
             for name, layer in group.items()
         }
-        some = self.minibatches[: -(-self.recipe.importance_sequences // self.recipe.batch_size)]
-        importance = output_importance(self.net, layers, some, self.likelihood, self.recipe.seed)
-        rates, states = {}, self.states
+        plan = self.store.read_plan()
+        if plan is None:
+            some = self.minibatches[: -(-self.recipe.importance_sequences // self.recipe.batch_size)]
+            importance = output_importance(self.net, layers, some, self.likelihood, self.recipe.seed)
+            plan = Plan(importance, self._precisions(importance))
+            self.store.write_plan(plan)
+        rates = {name: LayerRate.of(layer.weight, plan.precisions[name]) for name, layer in layers.items()}
+        return plan.importance, BitBudget(rates, self.recipe.bits)
+
+    def _precisions(self, importance: Mapping[str, Tensor]) -> dict[str, float]:
+        """Mean precision of every layer's weights, with the original network's inputs."""
+        found, states = {}, self.states
         for i, block in enumerate(self.stack.blocks):
             for group in self.layer_groups(block):
                 first = next(iter(group.values()))
@@ -186,13 +175,10 @@ class _Run:
                 _, curvature = input_moments((x, x) for x in seen)
                 for name, layer in group.items():
                     full = f"{self.paths[i]}.{name}"
-                    own = self._likelihood(layer.weight, curvature, importance[full])
-                    rates[full] = LayerRate.of(layer.weight, own.mean_precision)
-            states = [
-                (output, arguments)
-                for output, (_, arguments) in zip(_advance(block, states, i), states, strict=True)
-            ]
-        return importance, BitBudget(rates, self.recipe.bits)
+                    found[full] = self._likelihood(layer.weight, curvature, importance[full]).mean_precision
+            outputs = _advance(block, states, i)
+            states = [(output, arguments) for output, (_, arguments) in zip(outputs, states, strict=True)]
+        return found
 
     def _compress_block(
         self,
@@ -202,7 +188,7 @@ class _Run:
         targets: list[Tensor],
         importance: Mapping[str, Tensor],
         budget: BitBudget | None,
-    ) -> "_FinishedBlock":
+    ) -> FinishedBlock:
         start = time.perf_counter()
         teacher, student = self.stack.blocks[i], copy.deepcopy(self.stack.blocks[i])
         coded: dict[str, CodedTensor] = {}
@@ -231,14 +217,14 @@ class _Run:
             for name, value in student.named_parameters()
             if name not in coded
         }
-        finished = _FinishedBlock(coded, leftovers, BlockRecord(i, 0.0, 0.0, layers, 0.0))
+        finished = FinishedBlock(coded, leftovers, BlockRecord(i, 0.0, 0.0, layers, 0.0))
         outputs = _advance(self._student(i, finished), compressed, i)
         sizes = {name: layers[name.removesuffix(".weight")]["bits"] for name in coded}
         weights = {name: coded[name].mask.numel() for name in coded}
         bits = sum(sizes[name] * weights[name] for name in coded) / sum(weights.values())
         error = relative_error(torch.cat(outputs), torch.cat(targets))
         record = BlockRecord(i, bits, error, layers, time.perf_counter() - start)
-        return _FinishedBlock(coded, leftovers, record)
+        return FinishedBlock(coded, leftovers, record)
 
     def _likelihoods(
         self,
@@ -273,7 +259,7 @@ class _Run:
         own = LayerLikelihood(weight.detach().float(), curvature, importance.to(curvature))
         return own.damped(self.recipe.damping)
 
-    def _note(self, i: int, kept: "_FinishedBlock", budget: BitBudget | None) -> None:
+    def _note(self, i: int, kept: FinishedBlock, budget: BitBudget | None) -> None:
         path = self.paths[i]
         self.coded |= {f"{path}.{name}": value for name, value in kept.coded.items()}
         self.leftovers |= {f"{path}.{name}": value for name, value in kept.leftovers.items()}
@@ -281,7 +267,7 @@ class _Run:
             for name, layer in kept.record.layers.items():
                 budget.spend(f"{path}.{name}", layer["bits"], layer["beta"])
 
-    def _student(self, i: int, kept: "_FinishedBlock") -> nn.Module:
+    def _student(self, i: int, kept: FinishedBlock) -> nn.Module:
         """The finished block as it is shipped, dense."""
         student = copy.deepcopy(self.stack.blocks[i])
         dense = {name: value.dense() for name, value in kept.coded.items()}
@@ -296,57 +282,6 @@ class _Run:
             for name, value in self.leftovers.items():
                 net.get_parameter(name).copy_(value)
         return net
-
-
-@dataclass(frozen=True, eq=False)
-class _FinishedBlock:
-    """Names are those of the block's own parameters."""
-
-    coded: dict[str, CodedTensor]
-    leftovers: dict[str, Tensor]
-    record: BlockRecord
-
-
-class _Store:
-    """Finished blocks on disk, one file each, written whole or not at all."""
-
-    def __init__(self, directory: Path | None, recipe: BlockwiseRecipe) -> None:
-        self.directory, self.recipe = directory, recipe.model_dump(mode="json")
-        if directory is not None:
-            directory.mkdir(parents=True, exist_ok=True)
-
-    def read(self, i: int) -> _FinishedBlock | None:
-        """A finished block, or None.
-
-        Raises:
-            OutputError: it was made with another recipe.
-        """
-        path = self._path(i)
-        if path is None or not path.exists():
-            return None
-        state = read_checkpoint(path, frozenset({"recipe", "coded", "leftovers", "record"}))
-        if state["recipe"] != self.recipe:
-            raise OutputError(
-                f"'{path}' was made with another recipe: go back to it, or give another directory to start again."
-            )
-        coded = {name: CodedTensor(**parts) for name, parts in state["coded"].items()}
-        return _FinishedBlock(coded, state["leftovers"], BlockRecord(**state["record"]))
-
-    def write(self, i: int, block: _FinishedBlock) -> None:
-        path = self._path(i)
-        if path is None:
-            return
-        coded = {
-            name: {"codes": value.codes, "mask": value.mask, "codebook": value.codebook}
-            for name, value in block.coded.items()
-        }
-        record = asdict(block.record)
-        write_checkpoint(
-            path, {"recipe": self.recipe, "coded": coded, "leftovers": block.leftovers, "record": record}
-        )
-
-    def _path(self, i: int) -> Path | None:
-        return None if self.directory is None else self.directory / f"block-{i:03d}.pt"
 
 
 def _advance(block: nn.Module, states: States, i: int) -> list[Tensor]:

@@ -183,7 +183,8 @@ class TestInterruption:
 
         with pytest.raises(Stopped):
             compressed(net, tmp_path / "blocks", stop)
-        assert sorted(p.name for p in (tmp_path / "blocks").iterdir()) == ["block-000.pt", "block-001.pt"]
+        kept = ["block-000.pt", "block-001.pt", "plan.pt"]
+        assert sorted(path.name for path in (tmp_path / "blocks").iterdir()) == kept
         resumed = compressed(net, tmp_path / "blocks")
         for name, value in dense_state(result.network).items():
             assert torch.equal(dense_state(resumed.network)[name], value), name
@@ -194,8 +195,13 @@ class TestInterruption:
 
     def test_blocks_of_another_recipe_are_left_alone(self, net, tmp_path):
         compressed(net, tmp_path, bits=2.0)
-        with pytest.raises(OutputError, match=r"block-000\.pt' was made with another recipe"):
+        with pytest.raises(OutputError, match=r"plan\.pt' was made with another recipe"):
             compressed(net, tmp_path, bits=3.0)
+
+    def test_also_with_an_even_allocation(self, net, tmp_path):
+        compressed(net, tmp_path, allocation="even")
+        with pytest.raises(OutputError, match=r"block-000\.pt' was made with another recipe"):
+            compressed(net, tmp_path, allocation="even", bits=2.0)
 
     def test_a_damaged_block_is_named(self, net, tmp_path):
         compressed(net, tmp_path)
