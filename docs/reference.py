@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from sqs_pyro.recipe import RecipeSection
 from sqs_pyro.registry import network_names, network_options
+from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe
 from sqs_pyro.runs.recipe import RunRecipe
 from sqs_pyro.runs.study_recipe import StudyRecipe, VariantRecipe
 
@@ -33,8 +34,12 @@ def sections(section: type[RecipeSection], path: str = "") -> Iterator[tuple[str
 def generated_part() -> str:
     """Return the Markdown between the two marks: a table for each section."""
     runs = [_table(f"`{path}`" if path else "The top level", section) for path, section in sections(RunRecipe)]
+    language = [
+        _table(f"`{path}` of a language model" if path else "A language model", section)
+        for path, section in sections(LanguageModelRecipe)
+    ]
     studies = [_table("A study", StudyRecipe), _table("`variants.LABEL` of a study", VariantRecipe)]
-    return "\n".join([*runs, _networks(), *studies])
+    return "\n".join([*runs, _networks(), *language, *studies])
 
 
 def _networks() -> str:

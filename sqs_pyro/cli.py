@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sqs_pyro.errors import SQSError
+from sqs_pyro.errors import RecipeError, SQSError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -68,19 +68,28 @@ def compress_command(
 ) -> None:
     """Train or load a network, compress it, and write a packed file with its figures and pictures.
 
-    Interrupted with Ctrl-C, the same command goes on where it stopped.
+    A recipe with the key `blockwise` compresses a language model, block by block. Interrupted with Ctrl-C, the
+    same command goes on where it stopped.
     """
     with _one_sentence_errors(f"the same command goes on from the last checkpoint of '{out}'"):
         from sqs_pyro.reporting.tables import run_tables
         from sqs_pyro.reporting.terminal import progress_display
-        from sqs_pyro.runs.pipeline import load_recipe, run
+        from sqs_pyro.runs import language_model, pipeline
+        from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe, load_any_recipe
 
         asked = [*(changes or []), *([] if seed is None else [f"seed={seed}"])]
-        loaded = load_recipe(recipe, asked)
+        loaded = load_any_recipe(recipe, asked)
         with progress_display() as progress:
-            metrics = run(loaded, out, overwrite=overwrite, baselines_dir=baselines, progress=progress)
+            if isinstance(loaded, LanguageModelRecipe):
+                if baselines is not None:
+                    raise RecipeError("--baselines is for networks that are trained here: leave it out.")
+                metrics = language_model.run(loaded, out, overwrite=overwrite, progress=progress)
+            else:
+                metrics = pipeline.run(
+                    loaded, out, overwrite=overwrite, baselines_dir=baselines, progress=progress
+                )
         _show(metrics, run_tables(metrics), as_json)
-        for finding in metrics["findings"]:
+        for finding in metrics.get("findings", ()):
             typer.echo(f"finding: {finding['sentence']}", err=True)
         typer.echo(f"Wrote {out}", err=True)
 
@@ -90,7 +99,7 @@ def evaluate_command(
     file: FileArgument,
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="RECIPE", help="Recipe whose `data` section to use, not the file's own."),
+        typer.Option("--data", metavar="RECIPE", help="Recipe whose data to use, not the file's own."),
     ] = None,
     root: Annotated[
         Path | None, typer.Option("--root", metavar="DIR", help="Where the data set is on this machine.")
@@ -101,7 +110,7 @@ def evaluate_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a packed file on its test data: accuracy, NLL, calibration error, size."""
+    """Evaluate a packed file on its test data: accuracy, NLL, calibration error, size; or perplexity, size."""
     with _one_sentence_errors():
         from sqs_pyro.reporting.tables import evaluation_tables
         from sqs_pyro.runs.packed_files import evaluate_file

@@ -46,3 +46,24 @@ def small_run(small_recipe, tmp_path_factory):
     directory = tmp_path_factory.mktemp("small") / "run"
     run(small_recipe, directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_language_recipe(tmp_path_factory):
+    """A run of a language model in seconds, with its checkpoint, tokenizer and texts on disk."""
+    from kits.language_checkpoint import recipe_values
+
+    from sqs_pyro.recipe import parse
+    from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe
+
+    return parse(LanguageModelRecipe, recipe_values(tmp_path_factory.mktemp("language")))
+
+
+@pytest.fixture(scope="session")
+def tiny_language_run(tiny_language_recipe, tmp_path_factory):
+    """Directory of a finished run of `tiny_language_recipe`."""
+    from sqs_pyro.runs.language_model import run
+
+    directory = tmp_path_factory.mktemp("language_run") / "run"
+    run(tiny_language_recipe, directory)
+    return directory

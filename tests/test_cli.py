@@ -167,6 +167,53 @@ def test_report_shows_a_finished_run(small_run, tmp_path):
     assert "metrics.json' is no JSON" in _sqs("report", tmp_path).stderr
 
 
+@pytest.fixture
+def language_recipe_file(tiny_language_recipe, tmp_path):
+    path = tmp_path / "language.yaml"
+    path.write_text(tiny_language_recipe.as_yaml())
+    return path
+
+
+def test_a_language_model_from_the_command_line(language_recipe_file, tmp_path):
+    out = tmp_path / "run"
+    result = _sqs("compress", language_recipe_file, "--out", out, "--set", "evaluation.tokens=100", "--json")
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert json.loads(result.stdout) == metrics
+    lines = result.stderr.splitlines()
+    assert any(line.startswith("compression 2/2 ") and "bits a weight" in line for line in lines), lines
+    assert lines[-1] == f"Wrote {out}"
+    assert {line.split()[0] for line in lines[:-1]} <= {"calibration", "compression", "perplexity"}
+    refused = _sqs("compress", language_recipe_file, "--out", out)
+    assert refused.exit_code == 2 and "already holds a finished run" in refused.stderr
+
+
+def test_tables_of_a_language_model(tiny_language_run):
+    metrics = json.loads((tiny_language_run / "metrics.json").read_text())
+    packed = tiny_language_run / "packed.safetensors"
+    report = _sqs("report", tiny_language_run).stdout
+    for name in ("held_out", "foreign"):
+        assert f"{metrics['baseline'][name]['perplexity']:.3f}" in report
+        assert f"{metrics['perplexity_ratio'][name]:.4f}" in report
+    assert f"{metrics['blocks'][1]['error']:.5f}" in report and f"{packed.stat().st_size:,}" in report
+    evaluated = json.loads(_sqs("evaluate", packed, "--json").stdout)
+    assert evaluated["perplexity"] == metrics["compressed"]
+    assert f"{metrics['compressed']['foreign']['perplexity']:.3f}" in _sqs("evaluate", packed).stdout
+    inspection = json.loads(_sqs("inspect", packed, "--json").stdout)
+    assert inspection["metadata"]["recipe"]["name"] == "tiny"
+
+
+def test_a_language_model_that_is_not_there_is_one_sentence(language_recipe_file, tmp_path):
+    out = tmp_path / "run"
+    missing = f"network.path={tmp_path / 'none'}"
+    refused = _sqs("compress", language_recipe_file, "--out", out, "--set", missing)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("error: Checkpoint directory '") and refused.stderr.count("\n") == 1
+    refused = _sqs("compress", language_recipe_file, "--out", out, "--baselines", tmp_path)
+    assert refused.stderr == "error: --baselines is for networks that are trained here: leave it out.\n"
+    assert not out.exists()
+
+
 def test_a_bug_keeps_its_traceback(recipe_file, tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise ZeroDivisionError("a bug")
@@ -219,3 +266,20 @@ def test_ctrl_c_then_the_same_command(recipe_file, tmp_path):
     assert "baseline" not in again.stderr  # it is not trained again
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["seconds"] == metrics["stage_seconds"]["compression"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_language_model_then_the_same_command(language_recipe_file, tiny_language_run, tmp_path):
+    out = tmp_path / "run"
+    arguments = [Path(sys.executable).parent / "sqs", "compress", language_recipe_file, "--out", out]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while not list(out.parent.glob("run.partial/checkpoint.pt")) and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)  # in the first block, or just before it
+    stdout, said = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (130, ""), said
+    assert "Interrupted: the same command goes on" in said and "Traceback" not in said
+    assert not out.exists()
+    subprocess.run(arguments, capture_output=True, check=True)
+    finished = [directory / "packed.safetensors" for directory in (out, tiny_language_run)]
+    assert finished[0].read_bytes() == finished[1].read_bytes()

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from sqs_pyro.cli import app
 from sqs_pyro.recipe import parse
-from sqs_pyro.runs.recipe import RunRecipe, load_recipe
+from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe, is_language_model, load_any_recipe
+from sqs_pyro.runs.recipe import RunRecipe
 from sqs_pyro.runs.study_recipe import STUDY_KEYS, StudyRecipe, cells
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +73,8 @@ def test_yaml_blocks_are_recipes(page):
         values = yaml.safe_load(code)
         if _is_study(values):
             cells(parse(StudyRecipe, {"name": "shown", **values, "base": {**rest, **values.get("base", {})}}))
+        elif is_language_model(values):
+            parse(LanguageModelRecipe, values)
         else:
             parse(RunRecipe, {**rest, **values})
 
@@ -147,8 +150,8 @@ def _recipes_of_runs() -> list[Path]:
 
 @pytest.mark.parametrize("recipe", _recipes_of_runs(), ids=lambda recipe: recipe.name)
 def test_recipes_are_valid(recipe):
-    loaded = load_recipe(recipe)
-    assert parse(RunRecipe, yaml.safe_load(loaded.as_yaml())) == loaded
+    loaded = load_any_recipe(recipe)
+    assert parse(type(loaded), yaml.safe_load(loaded.as_yaml())) == loaded
 
 
 def test_the_recipe_page_says_what_the_recipe_classes_say():

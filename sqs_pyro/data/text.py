@@ -21,13 +21,13 @@ class TextRecipe(RecipeSection):
     Attributes:
         source: `pydoc` (the topics of Python's own help, 0.7 MB of technical English), a file (.txt; .json, .jsonl
             or .csv with a column of texts), or the name of a data set on the Hugging Face hub.
-        held_out: where the held-out text is: a file, or another split of the hub's data set; null holds out the
+        held_out: where the held-out text is: a file, or another split of the hub's data set; None holds out the
             last quarter of the documents (rows; paragraphs of a .txt), of `pydoc` every fourth topic.
         column: in which the texts are; `pydoc` and .txt need none.
         subset: configuration of the hub's data set, such as `wikitext-2-raw-v1`.
         split: of the hub's data set, to calibrate on.
         length: tokens in a calibration sequence.
-        count: calibration sequences, drawn from the whole text; null takes all.
+        count: calibration sequences, drawn from the whole text; None takes all.
     """
 
     source: str = Field(default=PYDOC, min_length=1)
@@ -69,6 +69,15 @@ def load_text(recipe: TextRecipe) -> Text:
     # The end, not every fourth: neighbouring rows and paragraphs may be parts of one document.
     last = -(-len(documents) // ONE_IN)
     return _text(documents[:-last], documents[-last:], recipe)
+
+
+def text_of_file(path: str | Path, column: str = "text") -> str:
+    """All of a text file, or of a column of a .json, .jsonl or .csv file.
+
+    Raises:
+        DataError: as :func:`~sqs_pyro.data.text_sources.documents_in_file`.
+    """
+    return _BETWEEN_DOCUMENTS.join(documents_in_file(Path(path), column))
 
 
 def _documents(recipe: TextRecipe, source: str, split: str) -> list[str]:

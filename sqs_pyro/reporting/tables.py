@@ -1,7 +1,7 @@
 """Tables of what was measured: dictionaries in, titles and rich tables out; fractions become percent."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -16,6 +16,8 @@ Document = Mapping[str, Any]
 def run_tables(metrics: Document) -> list[RenderableType]:
     """The result of a run: fp32 network and packed file side by side, and what the file weighs."""
     title = f"{metrics['name'] or 'run'}, seed {metrics['seed']}"
+    if "perplexity_ratio" in metrics:
+        return [_title(title), _perplexity_table(metrics), _size_table(metrics, metrics["seconds"])]
     networks = [("fp32", metrics["baseline"]), ("packed file", metrics["compressed"])]
     if "averaged" in metrics:
         networks.append(("posterior mean", metrics["posterior_mean"]))
@@ -30,6 +32,9 @@ def run_tables(metrics: Document) -> list[RenderableType]:
 
 def evaluation_tables(evaluation: Document) -> list[RenderableType]:
     """The evaluation of a packed file."""
+    if "perplexity" in evaluation:
+        table = _perplexity_table({"compressed": evaluation["perplexity"]})
+        return [_title(str(evaluation["file"])), table, _size_table(evaluation)]
     shift = f", shifted by {evaluation['shift']}" if evaluation.get("shift") else ""
     title = f"{evaluation['file']} on {evaluation['num_examples']:,} test examples{shift}"
     table = _table("", "packed file")
@@ -51,8 +56,31 @@ def report_tables(run: Document) -> list[RenderableType]:
     """All that a finished run measured: networks, tensors, and the bounds on the KL."""
     metrics = run["metrics"]
     findings: list[RenderableType] = [Text(f"finding: {each['sentence']}") for each in metrics.get("findings", ())]
-    tables = [*run_tables(metrics), *findings, _tensor_table(metrics["size"])]
+    blocks = [_block_table(metrics["blocks"])] if "blocks" in metrics else []
+    tables = [*run_tables(metrics), *findings, *blocks, _tensor_table(metrics["size"])]
     return tables + (bounds_tables(run["bounds"]) if "bounds" in run else [])
+
+
+def _perplexity_table(metrics: Document) -> Table:
+    """A row a text; the fp32 network's column and the ratio only where they are known."""
+    whole = "baseline" in metrics
+    columns = ("fp32", "packed file", "ratio") if whole else ("packed file",)
+    table = _table("perplexity", *columns, "tokens", "window", "stride")
+    for name, packed in metrics["compressed"].items():
+        cells = [_number(packed["perplexity"], ".3f")]
+        if whole:
+            ratio = _number(metrics["perplexity_ratio"][name], ".4f")
+            cells = [_number(metrics["baseline"][name]["perplexity"], ".3f"), *cells, ratio]
+        table.add_row(name, *cells, *(f"{packed[key]:,}" for key in ("tokens", "window", "stride")))
+    return table
+
+
+def _block_table(blocks: Sequence[Document]) -> Table:
+    table = _table("block", "bits a weight", "error", "seconds")
+    for block in blocks:
+        figures = f"{block['bits']:.3f}", f"{block['error']:.5f}", f"{block['seconds']:.1f}"
+        table.add_row(str(block["block"]), *figures)
+    return table
 
 
 def _tensor_table(size: Document) -> Table:

@@ -2,14 +2,15 @@
 
 A run works in ``NAME.partial`` beside the directory it was asked for and is renamed at the end. An
 interrupted run leaves the partial directory with its checkpoint, and the same recipe takes it up again; a run
-that fails because of its input leaves nothing.
+that fails because of its input leaves nothing but finished blocks.
 """
 
+import csv
 import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 from sqs_pyro.errors import OutputError, SQSError
 
 RECIPE, METRICS, BOUNDS, CHECKPOINT = "recipe.yaml", "metrics.json", "bounds.json", "checkpoint.pt"
+PACKED = "packed.safetensors"
+BLOCKS = "blocks"  # directory of an unfinished run's finished blocks
 
 
 def read_run(directory: Path) -> dict[str, Any]:
@@ -41,6 +44,19 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise OutputError(f"'{path}' is no JSON: the run directory was altered; run it again.") from None
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document of finite numbers, readable by people too."""
+    path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows, at least one and all with the same keys, under a line of these keys."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def partial_directory(final: Path) -> Path:
@@ -68,6 +84,13 @@ def check_output(final: Path, recipe_text: str, *, overwrite: bool) -> None:
             f"'{partial}' holds an unfinished run of another recipe: finish it with that recipe, choose "
             "another output directory, or discard it with --overwrite."
         )
+
+
+def kept_checkpoint(final: Path, recipe_text: str) -> Path | None:
+    """The checkpoint from which a run of this recipe would go on, if there is one."""
+    partial = partial_directory(final)
+    kept = partial / CHECKPOINT
+    return kept if kept.is_file() and _same_recipe(partial, recipe_text) else None
 
 
 def check_writable(directory: Path) -> None:
@@ -107,8 +130,8 @@ def _same_recipe(partial: Path, recipe_text: str) -> bool:
 def run_directory(final: Path, recipe_text: str, *, overwrite: bool) -> Iterator[Path]:
     """Work in the partial directory; rename it to ``final`` when the body succeeds.
 
-    An :class:`~sqs_pyro.errors.SQSError` in the body removes the partial directory. Any other interruption
-    keeps it if it holds a checkpoint to resume from.
+    An :class:`~sqs_pyro.errors.SQSError` in the body removes the partial directory, unless blocks of a language
+    model are finished in it. Any other interruption keeps it if it holds a checkpoint to resume from.
 
     Raises:
         OutputError: as :func:`check_output`, or another process works on the same run.
@@ -123,13 +146,15 @@ def run_directory(final: Path, recipe_text: str, *, overwrite: bool) -> Iterator
         try:
             yield partial
         except SQSError:
-            shutil.rmtree(partial)
+            if not (partial / BLOCKS).exists():  # finished blocks are hours of work: the input may be repaired
+                shutil.rmtree(partial)
             raise
         except BaseException:
             if not (partial / CHECKPOINT).exists():
                 shutil.rmtree(partial)
             raise
         (partial / CHECKPOINT).unlink(missing_ok=True)
+        shutil.rmtree(partial / BLOCKS, ignore_errors=True)
         _publish(partial, final)
 
 

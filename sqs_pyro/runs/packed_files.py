@@ -6,12 +6,15 @@ from typing import Any
 
 from sqs_pyro import load, size_report
 from sqs_pyro.data import DataRecipe, ShiftedLoader, load_data, parse_shift
-from sqs_pyro.errors import PackedFileError, RecipeError
+from sqs_pyro.errors import DataError, PackedFileError, RecipeError
 from sqs_pyro.inference.evaluate import evaluate
+from sqs_pyro.language_models import vocabulary_size
 from sqs_pyro.packing.file import read_packed
 from sqs_pyro.recipe import parse
+from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe, is_language_model, load_any_recipe
+from sqs_pyro.runs.language_texts import judged, judging_streams, load_texts
 from sqs_pyro.runs.network import check_fit
-from sqs_pyro.runs.recipe import load_recipe
+from sqs_pyro.runs.pretrained import check_lengths, find_pretrained
 
 
 def inspect_file(file: str | Path) -> dict[str, Any]:
@@ -42,24 +45,30 @@ def evaluate_file(
 ) -> dict[str, Any]:
     """Rebuild the network that a packed file names, and evaluate it on the test part of its data.
 
+    A language model's file is judged by its perplexity, see :mod:`~sqs_pyro.runs.language_texts`.
+
     Args:
         file: packed file.
-        data_from: recipe whose ``data`` section to use instead of the one in the file.
+        data_from: recipe whose ``data`` section to use instead of the one in the file; of a language model,
+            ``network``, ``text`` and ``evaluation``.
         root: directory of the data set on this machine, instead of the recipe's.
         shift: what is done to the images first, see :func:`~sqs_pyro.data.shifts.parse_shift`.
 
     Returns:
         ``file``, ``accuracy``, ``nll``, ``ece``, ``brier``, ``entropy``, ``num_examples``, ``data``, ``shift``,
-        ``size``.
+        ``size``. Of a language model ``file``, ``perplexity`` (by text), ``network``, ``size``.
 
     Raises:
-        PackedFileError: the file is missing, not intact, or names no network.
+        PackedFileError: the file is missing, not intact, names no network, or belongs to another one.
         RecipeError: neither the file nor ``data_from`` says which data.
-        DataError: the data is missing, or the shift is unknown.
-        NetworkError: the data does not fit the network.
+        DataError: the data is missing, the shift is unknown, or the file's network takes no images.
+        NetworkError: the data does not fit the network, or the network's checkpoint is missing.
     """
     path = _existing(file)
-    recipe = _data_recipe(path, data_from, root)
+    whole = _whole_recipe(path, data_from)
+    if isinstance(whole, LanguageModelRecipe):
+        return _evaluate_language_model(path, whole, root, shift)
+    recipe = whole if root is None else whole.model_copy(update={"root": Path(root)})
     move = None if shift is None else parse_shift(shift)
     net = load(path)
     data = load_data(recipe)
@@ -81,12 +90,33 @@ def _existing(file: str | Path) -> Path:
     return path
 
 
-def _data_recipe(path: Path, data_from: str | Path | None, root: str | Path | None) -> DataRecipe:
+def _whole_recipe(path: Path, data_from: str | Path | None) -> DataRecipe | LanguageModelRecipe:
+    """Which data a file is to be evaluated on: a section of a recipe, or all of a language model's."""
     if data_from is not None:
-        recipe = load_recipe(data_from).data
-    else:
-        section = (read_packed(path).metadata.get("recipe") or {}).get("data")
-        if section is None:
-            raise RecipeError(f"Packed file '{path}' does not say which data it is for: give --data RECIPE.")
-        recipe = parse(DataRecipe, section, "data")
-    return recipe if root is None else recipe.model_copy(update={"root": Path(root)})
+        recipe = load_any_recipe(data_from)
+        return recipe if isinstance(recipe, LanguageModelRecipe) else recipe.data
+    stored = read_packed(path).metadata.get("recipe") or {}
+    if is_language_model(stored):
+        return parse(LanguageModelRecipe, stored)
+    if stored.get("data") is None:
+        raise RecipeError(f"Packed file '{path}' does not say which data it is for: give --data RECIPE.")
+    return parse(DataRecipe, stored["data"], "data")
+
+
+def _evaluate_language_model(
+    path: Path, recipe: LanguageModelRecipe, root: str | Path | None, shift: str | None
+) -> dict[str, Any]:
+    for option, value in (("--root", root), ("--shift", shift)):
+        if value is not None:
+            raise DataError(f"{option} {value} is for images, but '{path}' is judged by text: leave it out.")
+    found = find_pretrained(recipe.network)
+    text, foreign = load_texts(recipe)
+    net = load(path, found.unloaded_network())
+    check_lengths(net, recipe)
+    streams = judging_streams(recipe, text, foreign, found.tokenizer, vocabulary_size(net))
+    return {
+        "file": str(path),
+        "perplexity": judged(net, streams, recipe.evaluation),
+        "network": recipe.network.model_dump(mode="json"),
+        "size": size_report(path).to_dict(),
+    }

@@ -1,12 +1,6 @@
 """A whole run: a trained network in, a packed file that runs out, and what was measured on the way."""
 
-import csv
-import importlib.metadata
-import json
-import platform
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +14,18 @@ from sqs_pyro.inference.evaluate import evaluate, largest_difference
 from sqs_pyro.reporting.bounds_plot import write_bounds_picture
 from sqs_pyro.reporting.plots import write_pictures
 from sqs_pyro.runs.averaging import run_averaging
+from sqs_pyro.runs.bookkeeping import Clock, versions
 from sqs_pyro.runs.bounds import run_bounds
-from sqs_pyro.runs.directory import BOUNDS, CHECKPOINT, METRICS, check_output, run_directory
+from sqs_pyro.runs.directory import (
+    BOUNDS,
+    CHECKPOINT,
+    METRICS,
+    PACKED,
+    check_output,
+    run_directory,
+    write_csv,
+    write_json,
+)
 from sqs_pyro.runs.network import give_weights, untrained_network
 from sqs_pyro.runs.pictures import layer_pictures
 from sqs_pyro.runs.progress import Progress, silent
@@ -29,7 +33,7 @@ from sqs_pyro.runs.recipe import RunRecipe, load_recipe
 
 __all__ = ["HISTORY", "PACKED", "RunRecipe", "load_recipe", "run"]
 
-PACKED, HISTORY = "packed.safetensors", "history.csv"
+HISTORY = "history.csv"
 
 
 def run(
@@ -72,7 +76,7 @@ def run(
             "baseline": sum(epoch.seconds for epoch in epochs),
             **metrics["stage_seconds"],
         }
-        _write_json(directory / METRICS, metrics)
+        write_json(directory / METRICS, metrics)
     return metrics
 
 
@@ -80,12 +84,12 @@ def _compress_and_measure(
     recipe: RunRecipe, net: nn.Module, data: Data, directory: Path, progress: Progress
 ) -> dict[str, Any]:
     baseline = evaluate(net, data.test)
-    clock = _Clock()
+    clock = Clock()
     result = _compress(recipe, net, data, directory, progress)
     clock.lap("compression")
     packed = directory / PACKED
     save(result.network, packed)
-    _write_history(directory / HISTORY, result.history)
+    write_csv(directory / HISTORY, [asdict(record) for record in result.history])
     report = size_report(packed)
     write_pictures(directory, layer_pictures(result, report), result.history)
     clock.lap("writing")
@@ -102,7 +106,7 @@ def _compress_and_measure(
         findings += inert_averaging(result.guide, *at)
     clock.lap("evaluation")
     bounds = run_bounds(result, data.train, recipe.seed)
-    _write_json(directory / BOUNDS, bounds)
+    write_json(directory / BOUNDS, bounds)
     write_bounds_picture(directory / "bounds.png", bounds)
     clock.lap("bounds")
     return {
@@ -117,20 +121,8 @@ def _compress_and_measure(
         "findings": [asdict(finding) for finding in findings],
         "seconds": result.seconds,
         "stage_seconds": {**clock.seconds, "compression": result.seconds},
-        "versions": _versions(),
+        "versions": versions(),
     }
-
-
-class _Clock:
-    """Seconds from lap to lap."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name], self._last = now - self._last, now
 
 
 def _compress(
@@ -151,19 +143,3 @@ def _compress(
         progress=tell,
         metadata={"recipe": recipe.model_dump(mode="json")},
     )
-
-
-def _versions() -> dict[str, str]:
-    packages = ("sqs-pyro", "torch", "pyro-ppl")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
-
-
-def _write_history(path: Path, history: Sequence[StepRecord]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(StepRecord)])
-        writer.writeheader()
-        writer.writerows(asdict(record) for record in history)
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -60,11 +60,36 @@ class AveragingRecipe(RecipeSection):
     pack: bool = False
 
 
-class RunRecipe(RecipeSection):
-    """A run of `sqs compress`.
+class WholeRecipe(RecipeSection):
+    """What every recipe of a run says.
 
     Attributes:
         name: shown in tables and pictures.
+        seed: of everything random.
+    """
+
+    name: str = ""
+    seed: int = Field(default=0, ge=0)
+
+    def as_yaml(self) -> str:
+        """This recipe with every default filled in."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def with_seed(values: Any, section: str) -> Any:
+    """A recipe's values in which a section has the recipe's seed, unless one is given there."""
+    if not isinstance(values, Mapping):
+        return values
+    inner = values.get(section) or {}
+    if not isinstance(inner, Mapping):
+        return values
+    return {**values, section: {"seed": values.get("seed", 0), **inner}}
+
+
+class RunRecipe(WholeRecipe):
+    """A run of `sqs compress`.
+
+    Attributes:
         seed: of everything random: initial weights, order of the data, compression.
         network: which network.
         data: on which data.
@@ -73,8 +98,6 @@ class RunRecipe(RecipeSection):
         averaging: whether the posterior's average is evaluated too.
     """
 
-    name: str = ""
-    seed: int = Field(default=0, ge=0)
     network: NetworkRecipe
     data: DataRecipe
     baseline: RunBaselineRecipe = Field(default_factory=RunBaselineRecipe)
@@ -85,16 +108,7 @@ class RunRecipe(RecipeSection):
     @classmethod
     def _baseline_follows_the_seed(cls, values: Any) -> Any:
         """Seed 3 has a baseline of its own, unless the recipe fixes one baseline for all seeds."""
-        if not isinstance(values, Mapping):
-            return values
-        baseline = values.get("baseline") or {}
-        if not isinstance(baseline, Mapping):
-            return values
-        return {**values, "baseline": {"seed": values.get("seed", 0), **baseline}}
-
-    def as_yaml(self) -> str:
-        """This recipe with every default filled in."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return with_seed(values, "baseline")
 
     @property
     def baseline_key(self) -> str:

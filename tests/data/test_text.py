@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sqs_pyro.data import Text, TextRecipe, load_text, token_sequences, token_stream
+from sqs_pyro.data.text import text_of_file
 from sqs_pyro.errors import DataError, RecipeError
 from sqs_pyro.recipe import parse
 
@@ -242,3 +243,11 @@ def test_a_long_text_is_no_reason_to_warn(caplog):
 def test_tokens_that_do_not_fit(text, arguments, sentence):
     with pytest.raises(DataError, match=sentence):
         token_sequences(Letters(), text, **arguments)
+
+
+def test_all_of_a_file(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\n\ntwo")
+    (tmp_path / "a.csv").write_text("said\none\ntwo\n")
+    assert text_of_file(tmp_path / "a.txt") == text_of_file(tmp_path / "a.csv", "said") == "one\n\ntwo"
+    with pytest.raises(DataError, match="has no column 'text'"):
+        text_of_file(tmp_path / "a.csv")

@@ -7,6 +7,7 @@ import pytest
 
 from sqs_pyro.errors import DataError, OutputError
 from sqs_pyro.runs.directory import (
+    BLOCKS,
     CHECKPOINT,
     METRICS,
     RECIPE,
@@ -42,6 +43,16 @@ def test_a_finished_run_has_its_final_name_and_no_leftovers(tmp_path):
 def test_an_error_of_the_input_leaves_nothing(tmp_path):
     _interrupt(tmp_path / "run", error=DataError)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_keeps_the_blocks_that_are_finished(tmp_path):
+    final = tmp_path / "run"
+    with pytest.raises(DataError), run_directory(final, "recipe: 1\n", overwrite=False) as partial:
+        (partial / BLOCKS).mkdir()
+        (partial / BLOCKS / "block-000.pt").write_bytes(b"hours")
+        raise DataError("stop")
+    with run_directory(final, "recipe: 1\n", overwrite=False) as partial:
+        assert (partial / BLOCKS / "block-000.pt").read_bytes() == b"hours"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])

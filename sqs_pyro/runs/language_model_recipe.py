@@ -1,0 +1,97 @@
+"""The whole recipe of a language model's run: which network, which text, how it is compressed and judged."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from sqs_pyro.data.text import TextRecipe
+from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
+from sqs_pyro.recipe import RecipeSection, parse
+from sqs_pyro.runs.recipe import RunRecipe, WholeRecipe, changed, read_yaml, with_seed
+
+BLOCKWISE = "blockwise"
+
+
+class PretrainedRecipe(RecipeSection):
+    """Which checkpoint of transformers.
+
+    Attributes:
+        path: a directory with `config.json`, weights and tokenizer, or a model's name on the Hugging Face hub.
+        gguf_file: name of a GGUF file in it that holds all three; None takes `config.json` and safetensors.
+        dtype: of the network while it is compressed and judged; `bfloat16` needs half the memory.
+    """
+
+    path: str = Field(min_length=1)
+    gguf_file: str | None = Field(default=None, min_length=1)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class PerplexityRecipe(RecipeSection):
+    """How fp32 network and packed file are judged: perplexity on held-out text, and on text of another kind.
+
+    Attributes:
+        window: tokens in a call of the network.
+        stride: tokens by which the window moves, at most `window`; a smaller one gives every token more context.
+        tokens: of each text, its first; None takes all.
+        foreign: a file of text of another kind than that of the calibration (.txt; .json, .jsonl or .csv with the
+            column `text.column`).
+        batch_size: windows in a call of the network.
+    """
+
+    window: int = Field(default=512, ge=1)
+    stride: int = Field(default=256, ge=1)
+    tokens: int | None = Field(default=16384, ge=2)
+    foreign: Path | None = None
+    batch_size: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _stride_leaves_no_gap(self) -> "PerplexityRecipe":
+        if self.stride > self.window:
+            raise ValueError(f"a window of at least the stride, {self.stride}: tokens would be left out")
+        return self
+
+
+class LanguageModelRecipe(WholeRecipe):
+    """A run of `sqs compress` on a language model.
+
+    Attributes:
+        seed: of everything random: which text is read, what the network says, compression.
+        network: which network.
+        text: on which text it is calibrated, and which is held out.
+        generated: calibration sequences that the network says itself, beside those of the text; 0 for none.
+        blockwise: how it is compressed. This key tells a language model's recipe from others. Its `seed` is the
+            run's unless it is given.
+        evaluation: how it is judged.
+    """
+
+    network: PretrainedRecipe
+    text: TextRecipe = Field(default_factory=TextRecipe)
+    generated: int = Field(default=0, ge=0)
+    blockwise: BlockwiseRecipe = Field(default_factory=BlockwiseRecipe)
+    evaluation: PerplexityRecipe = Field(default_factory=PerplexityRecipe)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _compression_follows_the_seed(cls, values: Any) -> Any:
+        return with_seed(values, BLOCKWISE)
+
+
+def load_any_recipe(path: str | Path, changes: Sequence[str] = ()) -> RunRecipe | LanguageModelRecipe:
+    """Read and validate a recipe of either kind: one with the key ``blockwise`` is a language model's.
+
+    Args:
+        path: YAML file.
+        changes: ``"blockwise.bits=3"``: values to put in place of the file's, in YAML notation.
+
+    Raises:
+        RecipeError: the file is missing or is no YAML, or a key or value in it is wrong.
+    """
+    values = changed(read_yaml(Path(path)), changes)
+    return parse(LanguageModelRecipe, values) if is_language_model(values) else parse(RunRecipe, values)
+
+
+def is_language_model(values: Any) -> bool:
+    """Whether a recipe's values, as read from YAML, are those of a language model."""
+    return isinstance(values, Mapping) and BLOCKWISE in values
