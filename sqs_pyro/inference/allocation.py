@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.input_scales import InputScales
 from sqs_pyro.inference.kmeans import kmeans_1d
 from sqs_pyro.inference.pruning import PruningSchedule
 from sqs_pyro.inference.rate_distortion import RateDistortion, SymbolLaws, coded_bits
@@ -68,16 +69,23 @@ class ScheduledPruning(Allocation):
         total_steps: of the training.
         bits: what symbols, tables and codebooks may take in the file; the target rate follows from it. None
             takes the recipe's target rate.
+        input_scales: of the network, for saliency `activation`; no longer followed once the masks are final.
     """
 
     def __init__(
-        self, guide: SpikeGMMGuide, recipe: CompressionRecipe, total_steps: int, bits: float | None = None
+        self,
+        guide: SpikeGMMGuide,
+        recipe: CompressionRecipe,
+        total_steps: int,
+        bits: float | None = None,
+        input_scales: InputScales | None = None,
     ) -> None:
         self.guide, self.recipe, self.bits = guide, recipe, bits
         pruning = recipe.pruning
         self.schedule = PruningSchedule(
             recipe.nonzero_rate, total_steps, pruning.start, pruning.end, pruning.every, pruning.scope
         )
+        self.input_scales = input_scales
         self._renewals = 0
         self._done = False
 
@@ -100,6 +108,8 @@ class ScheduledPruning(Allocation):
             self._resize()
         self._prune(self.schedule.end_step)
         self._done = True
+        if self.input_scales is not None:
+            self.input_scales.close()
         self.after_step()
 
     def after_step(self) -> None:
@@ -111,7 +121,8 @@ class ScheduledPruning(Allocation):
         self.guide.prune(self.schedule.masks(self._saliencies(), step))
 
     def _saliencies(self) -> dict[str, Tensor]:
-        return self.guide.saliencies(self.recipe.pruning.saliency)
+        scales = None if self.input_scales is None else self.input_scales.scales()
+        return self.guide.saliencies(self.recipe.pruning.saliency, scales)
 
     @torch.no_grad()
     def _resize(self) -> None:
@@ -129,13 +140,23 @@ class ScheduledPruning(Allocation):
         self.schedule = replace(self.schedule, target=min(max(rate, 1e-4), 1.0))
 
     def state_dict(self) -> dict[str, Any]:
-        """Target rate and progress."""
-        return {"target": self.schedule.target, "renewals": self._renewals, "done": self._done}
+        """Target rate and progress, and what the inputs have been."""
+        scales = {} if self.input_scales is None else self.input_scales.state_dict()
+        return {
+            "target": self.schedule.target,
+            "renewals": self._renewals,
+            "done": self._done,
+            "input_squares": scales,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.schedule = replace(self.schedule, target=state["target"])
         self._renewals, self._done = state["renewals"], state["done"]
+        if self.input_scales is not None:
+            self.input_scales.load_state_dict(state["input_squares"])
+            if self._done:
+                self.input_scales.close()
 
 
 def allocation(
@@ -149,7 +170,9 @@ def allocation(
     """The allocation that a recipe asks for."""
     if recipe.allocation == "rate_distortion":
         return LearnedAllocation(guide, model.prior, recipe, total_steps, num_data, bits)
-    return ScheduledPruning(guide, recipe, total_steps, bits)
+    watched = recipe.pruning.saliency == "activation"
+    scales = InputScales(model.net, list(guide.site_guides())) if watched else None
+    return ScheduledPruning(guide, recipe, total_steps, bits, scales)
 
 
 class LearnedAllocation(Allocation):

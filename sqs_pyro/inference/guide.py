@@ -209,15 +209,31 @@ class SpikeGMMGuide(PyroModule):
                 site.gate_logit_unconstrained.requires_grad_(False)
 
     @torch.no_grad()
-    def saliencies(self, kind: str = "magnitude") -> dict[str, Tensor]:
-        """Importance of every weight: ``"gate"`` is λ (the paper's), ``"magnitude"`` is ``λ |w|``."""
-        if kind not in ("gate", "magnitude"):
-            raise RecipeError(f"Saliency {kind!r} is unknown: use 'gate' or 'magnitude'.")
-        return {
-            name: torch.sigmoid(site.gate_logit / self.gate_temperature)
-            * (site.latent.abs() if kind == "magnitude" else 1.0)
-            for name, site in self.site_guides().items()
-        }
+    def saliencies(
+        self, kind: str = "magnitude", input_scales: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Importance of every weight, each of its site's shape.
+
+        Args:
+            kind: ``"gate"`` is λ (the paper's), ``"magnitude"`` is ``λ |w|``, ``"activation"`` is ``λ |w| s``.
+            input_scales: s of each site, in a shape that broadcasts: root mean square of what each weight
+                multiplies (:class:`~sqs_pyro.inference.input_scales.InputScales`).
+
+        Raises:
+            RecipeError: an unknown kind, or ``"activation"`` without ``input_scales``.
+        """
+        if kind not in ("gate", "magnitude", "activation"):
+            raise RecipeError(f"Saliency {kind!r} is unknown: use 'gate', 'magnitude' or 'activation'.")
+        if kind == "activation" and input_scales is None:
+            raise RecipeError("Saliency 'activation' needs input_scales, which only the network's inputs tell.")
+        found = {}
+        for name, site in self.site_guides().items():
+            found[name] = torch.sigmoid(site.gate_logit / self.gate_temperature)
+            if kind != "gate":
+                found[name] = found[name] * site.latent.abs()
+            if kind == "activation" and input_scales is not None:
+                found[name] = found[name] * input_scales[name].to(site.latent)
+        return found
 
     @torch.no_grad()
     def prune(self, masks: Mapping[str, Tensor]) -> None:

@@ -67,14 +67,15 @@ class PruningRecipe(RecipeSection):
         end: fraction of the steps from which it is the target.
         every: steps between two renewals of the masks.
         scope: `global` compares saliencies across layers; `layer` gives each layer the same rate.
-        saliency: `gate` is λ (the paper's), `magnitude` is λ·|w|.
+        saliency: `gate` is λ (the paper's), `magnitude` is λ·|w|, `activation` is λ·|w| times the root mean square
+            of the inputs that the weight multiplies, which linear and convolutional layers have.
     """
 
     start: float = Field(default=0.05, ge=0, lt=1)
     end: float = Field(default=0.5, gt=0, le=1)
     every: int = Field(default=20, ge=1)
     scope: Literal["global", "layer"] = "global"
-    saliency: Literal["gate", "magnitude"] = "magnitude"
+    saliency: Literal["gate", "magnitude", "activation"] = "magnitude"
 
     @model_validator(mode="after")
     def _ends_after_it_starts(self) -> "PruningRecipe":

@@ -102,7 +102,7 @@ class TestSchedule:
 
     @pytest.mark.parametrize("scope", ["global", "layer"])
     @pytest.mark.parametrize("pruning", [{}, {"start": 0.7, "end": 0.8}, {"start": 0.0, "end": 1.0}])
-    @pytest.mark.parametrize("saliency", ["gate", "magnitude"])
+    @pytest.mark.parametrize("saliency", ["gate", "magnitude", "activation"])
     def test_count_is_exact_when_gates_close_by_themselves(self, scope, pruning, saliency):
         closing = {
             "kl_weight": 1.0,
@@ -325,6 +325,19 @@ class TestResumption:
         for name, value in state.items():
             assert torch.equal(value, expected[name]), name
         assert history == whole[1]
+
+    @pytest.mark.parametrize("step", [1, 6, 18])
+    def test_saliency_of_activations_remembers_its_inputs(self, step, tmp_path):
+        recipe = {"pruning": {"every": 2, "saliency": "activation"}}
+        uninterrupted = driver(recipe)
+        history = uninterrupted.run()
+        checkpoint = tmp_path / "checkpoint.pt"
+        with pytest.raises(KeyboardInterrupt):
+            driver(recipe, progress=Interrupt(step)).run(checkpoint)
+        resumed = driver(recipe)
+        assert resumed.run(checkpoint) == history
+        for name, value in everything(resumed).items():
+            assert torch.equal(value, everything(uninterrupted)[name]), name
 
     @pytest.mark.parametrize("step", [1, 5, 13, 22])
     def test_ctrl_c_in_the_middle_of_a_step(self, whole, step, tmp_path):

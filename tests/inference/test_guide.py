@@ -335,7 +335,9 @@ class TestPruningAndHardening:
         for name, value in model.site_values().items():
             torch.testing.assert_close(guide.saliencies("gate")[name], torch.full_like(value, gate))
             torch.testing.assert_close(guide.saliencies()[name], gate * value.abs())
-        with pytest.raises(RecipeError, match="Saliency 'taylor' is unknown: use 'gate' or 'magnitude'"):
+        with pytest.raises(
+            RecipeError, match="Saliency 'taylor' is unknown: use 'gate', 'magnitude' or 'activation'"
+        ):
             guide.saliencies("taylor")
 
     def test_pruned_weights_are_exactly_zero_everywhere(self, model):
