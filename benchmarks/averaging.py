@@ -35,6 +35,7 @@ from sqs_pyro.runs.network import give_weights, untrained_network
 from sqs_pyro.runs.recipe import RunRecipe
 
 TEMPERATURES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 2.0)
+MODES = ("gates and codes", "codes")
 SAMPLES = (1, 2, 5, 10, 20, 50)
 HARD_GATES = 1e-3  # a gate temperature at which every gate is 0 or 1
 SHIFTS = ("rotation:15", "rotation:45", "noise:0.5", "noise:1")
@@ -43,11 +44,19 @@ OTHER_DATA = {"digits": "fashion_mnist", "fashion_mnist": "digits"}
 
 @dataclass(frozen=True)
 class Limits:
-    """What of the data is used where: `examples` for choices, curves and shifts, everything for final figures."""
+    """What of the data is used where: `examples` for choices, curves and shifts, everything for final figures.
+
+    And what is tried: `temperatures` of each of the `modes`; draws have the shipped network's statistics of batch
+    norm, or their own, of `batch_norm_batches` minibatches, if that is not 0.
+    """
 
     examples: int
     sweep_samples: int
     final_samples: int
+    curve_samples: int
+    temperatures: tuple[float, ...]
+    modes: tuple[str, ...]
+    batch_norm_batches: int
 
 
 @dataclass(frozen=True)
@@ -108,13 +117,23 @@ def temperatures_of(mode: str, temperature: float) -> dict[str, float | None]:
     return {"temperature": temperature, "gate_temperature": HARD_GATES if mode == "codes" else None}
 
 
+def average_of(
+    result: Posterior, data: Data, limits: Limits, samples: int, **temperatures: float | None
+) -> AveragedNetwork:
+    """The average of so many draws, with the shipped network's statistics of batch norm or with their own."""
+    if not limits.batch_norm_batches:
+        return averaged_network(result.hard, result.guide, samples, **temperatures)
+    own = {"batch_norm_batches": limits.batch_norm_batches, "loader": data.train}
+    return averaged_network(result.model.net, result.guide, samples, **own, **temperatures)  # type: ignore[arg-type]
+
+
 def sweep(result: Posterior, data: Data, limits: Limits) -> list[dict[str, Any]]:
     """Average and mean at every temperature, on validation and test data."""
     rows = []
-    for mode, temperature in itertools.product(("gates and codes", "codes"), TEMPERATURES):
+    for mode, temperature in itertools.product(limits.modes, limits.temperatures):
         chosen = temperatures_of(mode, temperature)
         predictors: dict[str, nn.Module] = {
-            "average": averaged_network(result.hard, result.guide, limits.sweep_samples, **chosen),
+            "average": average_of(result, data, limits, limits.sweep_samples, **chosen),
             "mean": mean_network(result.hard, result.guide, **chosen),
         }
         row: dict[str, Any] = {"mode": mode, "temperature": temperature}
@@ -214,13 +233,13 @@ def measure(result: Posterior, data: Data, limits: Limits) -> dict[str, Any]:
         name: temperatures_of(best(rows, name)["mode"], best(rows, name)["temperature"])
         for name in ("average", "mean")
     }
-    many = averaged_network(result.hard, result.guide, max(SAMPLES), **at["average"])
+    many = average_of(result, data, limits, max(limits.curve_samples, limits.final_samples), **at["average"])
     stacked = dict(many.named_buffers(recurse=False))
     draws = [{n.replace("/", "."): v[s] for n, v in stacked.items()} for s in range(limits.final_samples)]
     predictors: dict[str, nn.Module] = {
         "greedy": result.hard,
         "posterior mean": mean_network(result.hard, result.guide, **at["mean"]),
-        "average": AveragedNetwork(result.hard, draws),
+        "average": AveragedNetwork(many.net, draws),
     }
     found: dict[str, Any] = {}
     for name, predictor in predictors.items():
@@ -232,20 +251,11 @@ def measure(result: Posterior, data: Data, limits: Limits) -> dict[str, Any]:
                 "shifted": under_shift(shifted, scale),
             }
             print(f"  {label}: NLL {found[label]['nll']:.4f}", flush=True)
-    own_statistics = averaged_network(
-        result.model.net,
-        result.guide,
-        limits.sweep_samples,
-        batch_norm_batches=20,
-        loader=data.train,
-        **at["average"],
-    )
     return {
         "predictors": found,
         "chosen": {"average": best(rows, "average"), "mean": best(rows, "mean")},
         "temperatures": rows,
         "samples": curve(many, list(first(test, limits.examples))),
-        "own_batch_norm.validation": figures(*predict(own_statistics, validation)),
         "files": file_sizes(result, at["average"]),
     }
 
@@ -256,8 +266,11 @@ def picture(path: Path, title: str, seeds: list[dict[str, Any]]) -> None:
 
     figure = Figure(figsize=(11, 6), layout="constrained")
     axes = figure.subplots(2, 2)
+    modes = dict.fromkeys(row["mode"] for row in seeds[0]["temperatures"])
+    temperatures = sorted({row["temperature"] for row in seeds[0]["temperatures"]})
+    samples = [point["samples"] for point in seeds[0]["samples"]]
     for line, key in enumerate(("nll", "ece")):
-        for mode, style in (("gates and codes", "-"), ("codes", "--")):
+        for mode, style in zip(modes, ("-", "--"), strict=False):
             for name, colour in (("average", "C0"), ("mean", "C1")):
                 values = [
                     statistics.fmean(
@@ -266,11 +279,11 @@ def picture(path: Path, title: str, seeds: list[dict[str, Any]]) -> None:
                         for row in seed["temperatures"]
                         if (row["mode"], row["temperature"]) == (mode, temperature)
                     )
-                    for temperature in TEMPERATURES
+                    for temperature in temperatures
                 ]
-                axes[line, 0].plot(TEMPERATURES, values, style, color=colour, label=f"{name}, T of {mode}")
-        curve_values = [statistics.fmean(seed["samples"][i][key] for seed in seeds) for i in range(len(SAMPLES))]
-        axes[line, 1].plot(SAMPLES, curve_values, color="C0", label="average, T chosen on validation")
+                axes[line, 0].plot(temperatures, values, style, color=colour, label=f"{name}, T of {mode}")
+        curve_values = [statistics.fmean(seed["samples"][i][key] for seed in seeds) for i in range(len(samples))]
+        axes[line, 1].plot(samples, curve_values, color="C0", label="average, T chosen on validation")
         for column in (0, 1):
             for name, colour in (("greedy", "k"), ("greedy, scaled", "C3")):
                 level = statistics.fmean(seed["predictors"][name][key] for seed in seeds)
@@ -311,8 +324,20 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=2000, help="for choices, curves and shifts")
     parser.add_argument("--sweep-samples", type=int, default=8)
     parser.add_argument("--final-samples", type=int, default=20)
+    parser.add_argument("--curve-samples", type=int, default=max(SAMPLES))
+    parser.add_argument("--temperatures", type=float, nargs="+", default=TEMPERATURES)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--batch-norm-batches", type=int, default=0, help="0: the shipped network's statistics")
     args = parser.parse_args()
-    limits = Limits(args.examples, args.sweep_samples, args.final_samples)
+    limits = Limits(
+        args.examples,
+        args.sweep_samples,
+        args.final_samples,
+        args.curve_samples,
+        tuple(args.temperatures),
+        tuple(args.modes),
+        args.batch_norm_batches,
+    )
     seeds = []
     for seed in args.seeds:
         recipe = load_recipe(args.recipe, [*args.changes, f"seed={seed}"])
