@@ -22,13 +22,13 @@ from sqs_pyro.network_io import device_of, move_to, output_tensor, predictions
 
 
 class DistilledCategorical(TorchDistribution):
-    """Law of a label and of what a teacher thinks, ``batch_shape [B]``, ``event_shape [2, C]``.
+    """Law of a label and of what a teacher thinks, ``batch_shape [...]``, ``event_shape [2, C]``.
 
     A value has the label, one-hot, in its first row, and the teacher's probabilities at the temperature in its
     second. A sample draws both from this network's own opinion.
 
     Args:
-        logits: z, ``[B, C]``.
+        logits: z, ``[..., C]``.
         weight: w, from 0 to 1.
         temperature: T.
     """
@@ -44,7 +44,7 @@ class DistilledCategorical(TorchDistribution):
         super().__init__(logits.shape[:-1], shape, validate_args=validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """``[*sample, B]``."""
+        """``[*sample, ...]``."""
         if self._validate_args:
             self._validate_sample(value)
         own = self.logits.log_softmax(-1)
@@ -54,7 +54,7 @@ class DistilledCategorical(TorchDistribution):
         return (1 - self.weight) * of_label + self.weight * self.temperature**2 * of_teacher
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """``[*sample, B, 2, C]``."""
+        """``[*sample, ..., 2, C]``."""
         with torch.no_grad():
             rows = torch.stack([self.logits, self.logits / self.temperature], -2)
             drawn = torch.distributions.Categorical(logits=rows).sample(torch.Size(sample_shape))
@@ -69,6 +69,8 @@ class DistilledCategorical(TorchDistribution):
 class DistillationLikelihood:
     """From a network's output to :class:`DistilledCategorical`, a likelihood of ``BayesianNetwork``.
 
+    As with :func:`~sqs_pyro.models.likelihoods.categorical`, tokens of a sequence are one event.
+
     Args:
         weight: w, from 0 to 1.
         temperature: T.
@@ -77,22 +79,23 @@ class DistillationLikelihood:
     def __init__(self, weight: float, temperature: float) -> None:
         self.weight, self.temperature = weight, temperature
 
-    def __call__(self, output: Any) -> DistilledCategorical:
-        """The observation's law, batch shape ``[B]``; logits ``[B, C]``."""
-        return DistilledCategorical(output_tensor(output).float(), self.weight, self.temperature)
+    def __call__(self, output: Any) -> TorchDistribution:
+        """The observation's law, batch shape ``[B]``; logits ``[B, ..., C]``."""
+        logits = output_tensor(output).float()
+        return DistilledCategorical(logits, self.weight, self.temperature).to_event(logits.dim() - 2)
 
 
 class DistilledLoader:
     """Minibatches of a loader with the teacher's opinion beside each label.
 
     Args:
-        loader: of ``(x, y)``, labels ``[B]``.
+        loader: of ``(x, y)``, labels ``[B, ...]``.
         teacher: the network whose opinion is asked, in evaluation mode.
         temperature: T.
         dtype: the teacher multiplies in, under autocast; None leaves it alone.
 
     Yields:
-        ``(x, value)``, values ``[B, 2, C]`` of :class:`DistilledCategorical`.
+        ``(x, value)``, values ``[B, ..., 2, C]`` of :class:`DistilledCategorical`.
 
     Raises:
         DataError: a label is none of the teacher's classes.

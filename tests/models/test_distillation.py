@@ -99,3 +99,13 @@ def test_is_a_likelihood_of_a_bayesian_network():
     losses = [svi.step(x, observed) for _ in range(30)]
     assert losses[-1] < losses[0]
     assert pyro.infer.Predictive(model, guide=guide, num_samples=3)(x)["obs"].shape == (3, 10, 2, 3)
+
+
+def test_tokens_of_a_sequence_are_one_event():
+    logits, labels = torch.randn(2, 5, 3), torch.randint(3, (2, 5))
+    opinion = torch.randn(2, 5, 3).softmax(-1)
+    observed = torch.stack([nn.functional.one_hot(labels, 3).float(), opinion], -2)
+    law = DistillationLikelihood(0.4, 2.0)(logits)
+    assert (law.batch_shape, law.event_shape) == ((2,), (5, 2, 3))
+    each = DistilledCategorical(logits.view(10, 3), 0.4, 2.0).log_prob(observed.view(10, 2, 3))
+    torch.testing.assert_close(law.log_prob(observed), each.view(2, 5).sum(1))

@@ -1,0 +1,75 @@
+"""How far one step moves what learns."""
+
+import pytest
+import torch
+from torch import nn
+
+from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.optimizers import optimizers
+from sqs_pyro.inference.recipe import CompressionRecipe
+from sqs_pyro.models import BayesianNetwork
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 6), nn.LayerNorm(6), nn.Linear(6, 3))
+    with torch.no_grad():
+        net[2].weight.mul_(100)
+    return BayesianNetwork(net, include=[r"^[02]\.weight$"])
+
+
+def first_step(model, **keys):
+    """Parameters before and behind one step at the highest learning rate, gradients of 3 everywhere."""
+    recipe = CompressionRecipe(**keys)
+    guide = SpikeGMMGuide(model, 3)
+    found = optimizers(model, guide, recipe)
+    learning = [p for optimizer in found for group in optimizer.param_groups for p in group["params"]]
+    before = [p.detach().clone() for p in learning]
+    for parameter in learning:
+        parameter.grad = torch.full_like(parameter, 3.0)
+    for optimizer in found:
+        for group in optimizer.param_groups:
+            group["lr"] = group["highest_lr"]
+        optimizer.step()
+    return guide, list(zip(learning, before, strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_everything_that_learns_moves_once(model, optimizer):
+    guide, moved = first_step(model, optimizer=optimizer, weight_decay=0.0)
+    names = {id(p): name for name, p in [*model.named_parameters(), *guide.named_parameters()]}
+    found = [names[id(p)] for p, _ in moved]
+    assert len(set(found)) == len(found)
+    assert sum("latent" in name for name in found) == sum("loc" in name for name in found) == 2
+    assert {name for name, p in model.named_parameters() if p.requires_grad} <= set(found)
+    assert all((p != before).all() for p, before in moved)
+
+
+def test_adam_steps_by_the_learning_rate_times_the_size_of_the_tensor(model):
+    guide, moved = first_step(model, optimizer="adam", learning_rate=1e-2, weight_decay=0.0)
+    before = {id(p): value for p, value in moved}
+    for site in guide.site_guides().values():
+        latent = site.latent_unconstrained
+        start = before[id(latent)]
+        torch.testing.assert_close(
+            start - latent, torch.full_like(start, 1e-2 * float(start.square().mean().sqrt()))
+        )
+    sizes = [float(before[id(site.latent_unconstrained)].norm()) for site in guide.site_guides().values()]
+    assert max(sizes) > 20 * min(sizes)  # else the unit would not be seen
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_decay_shrinks_matrices_alone_and_by_the_learning_rate(model, optimizer):
+    keys = {"optimizer": optimizer, "learning_rate": 1e-2, "momentum": 0.0}
+    _, plain = first_step(model, **keys, weight_decay=0.0)
+    values = [p.detach().clone() for p, _ in plain]
+    with torch.no_grad():
+        for p, before in plain:
+            p.copy_(before)
+    _, decayed = first_step(model, **keys, weight_decay=0.5)
+    latents = [p for p, _ in decayed if p.dim() > 1 and p.shape in ((6, 8), (3, 6))]
+    assert len(latents) == 2
+    for (p, before), without in zip(decayed, values, strict=True):
+        expected = without - 1e-2 * 0.5 * before if any(p is latent for latent in latents) else without
+        torch.testing.assert_close(p.detach(), expected)
