@@ -19,24 +19,26 @@ class LayerRate:
         sample: some of its weights.
         weights: how many it has.
         precision: h, mean precision of a weight given the others.
+        extra: bits a weight that do not depend on β.
     """
 
     sample: Tensor
     weights: int
     precision: float
+    extra: float = 0.0
 
     @classmethod
-    def of(cls, weight: Tensor, precision: float) -> "LayerRate":
+    def of(cls, weight: Tensor, precision: float, extra: float = 0.0) -> "LayerRate":
         """Of a weight of any shape."""
         stride = max(1, weight.numel() // _SAMPLE)
-        return cls(weight.detach().reshape(-1)[::stride].float().cpu(), weight.numel(), precision)
+        return cls(weight.detach().reshape(-1)[::stride].float().cpu(), weight.numel(), precision, extra)
 
     def bits(self, beta: float) -> float:
-        """Entropy of a weight rounded to the grid of step ``√(12 β / h)``, bits."""
+        """Entropy of a weight rounded to the grid of step ``√(12 β / h)``, and what comes on top, bits."""
         reach = float(self.sample.abs().max())
         step = max(math.sqrt(12 * beta / self.precision), reach / _FINEST) or 1.0
         counts = torch.bincount((self.sample / step).round_().long() + _FINEST).double()
-        return float(torch.special.entr(counts / counts.sum()).sum()) / math.log(2)
+        return float(torch.special.entr(counts / counts.sum()).sum()) / math.log(2) + self.extra
 
 
 class BitBudget:

@@ -1,6 +1,6 @@
 """What blockwise compression keeps on disk: a plan and the finished blocks, so that it can go on behind them."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class BlockStore:
     def write(self, i: int, block: FinishedBlock) -> None:
         """Keep a finished block."""
         coded = {
-            name: {"codes": value.codes, "mask": value.mask, "codebook": value.codebook}
+            name: {field.name: getattr(value, field.name) for field in fields(value)}
             for name, value in block.coded.items()
         }
         state = {"coded": coded, "leftovers": block.leftovers, "record": asdict(block.record)}

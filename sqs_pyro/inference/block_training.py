@@ -1,6 +1,8 @@
 """SVI on one block: a Gaussian likelihood of the original block's output, given the compressed blocks' inputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pyro
 import torch
@@ -61,6 +63,21 @@ def settle(
     Returns:
         the coded weights, with new codebooks.
     """
+    with _in_units_of_scales(block, coded):
+        settled = _settle(
+            block, {k: replace(v, scales=None) for k, v in coded.items()}, inputs, targets, recipe, seed
+        )
+    return {name: replace(value, scales=coded[name].scales) for name, value in settled.items()}
+
+
+def _settle(
+    block: nn.Module,
+    coded: Mapping[str, CodedTensor],
+    inputs: Sequence[tuple[Tensor, BlockArguments]],
+    targets: Sequence[Tensor],
+    recipe: BlockwiseRecipe,
+    seed: int,
+) -> dict[str, CodedTensor]:
     block.requires_grad_(True)
     names = {f"block.{name}": name for name in coded}
     model = BayesianNetwork(
@@ -85,6 +102,40 @@ def settle(
             elbo.terms(model, guide, (hidden, arguments, size), targets[i] / size).loss.backward()
             optimizer.step()
     return {names[site]: hard for site, hard in guide.harden().items()}
+
+
+class _ScaledLinear(nn.Module):
+    """``s (W x) + b``: a linear layer with the weight W in units of its outputs' scales s."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, linear: nn.Linear, scales: Tensor) -> None:
+        super().__init__()
+        self.scales = scales.to(linear.weight)
+        self.weight = nn.Parameter(linear.weight.detach() / self.scales[:, None])
+        self.register_parameter("bias", linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x ``[..., M]``. Returns ``[..., N]``."""
+        out = nn.functional.linear(x, self.weight) * self.scales
+        return out if self.bias is None else out + self.bias
+
+
+@contextmanager
+def _in_units_of_scales(block: nn.Module, coded: Mapping[str, CodedTensor]) -> Iterator[None]:
+    """Inside, linear layers with scales are in units of them, so that their weights are codewords."""
+    kept: dict[str, nn.Module] = {}
+    try:
+        for name, value in coded.items():
+            if value.scales is not None:
+                path = name.removesuffix(".weight")
+                linear = kept[path] = block.get_submodule(path)
+                assert isinstance(linear, nn.Linear)
+                block.set_submodule(path, _ScaledLinear(linear, value.scales))
+        yield
+    finally:
+        for path, linear in kept.items():
+            block.set_submodule(path, linear)
 
 
 def _optimizer(model: BayesianNetwork, guide: SpikeGMMGuide, recipe: BlockwiseRecipe) -> torch.optim.Optimizer:

@@ -26,6 +26,7 @@ from sqs_pyro.inference.bit_budget import BitBudget, LayerRate
 from sqs_pyro.inference.block_store import BlockRecord, BlockStore, FinishedBlock, Plan
 from sqs_pyro.inference.block_training import relative_error, settle
 from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
+from sqs_pyro.inference.channel_scales import channel_scales, scale_bits
 from sqs_pyro.inference.importance import output_importance
 from sqs_pyro.inference.interruption import deferred_interrupt
 from sqs_pyro.inference.laplace import LayerLikelihood, input_moments
@@ -162,8 +163,16 @@ class _Run:
             importance = output_importance(self.net, layers, some, self.likelihood, self.recipe.seed)
             plan = Plan(importance, self._precisions(importance))
             self.store.write_plan(plan)
-        rates = {name: LayerRate.of(layer.weight, plan.precisions[name]) for name, layer in layers.items()}
+        rates = {}
+        for name, layer in layers.items():
+            scales = self._scales(layer.weight, plan.importance[name])
+            weight = layer.weight if scales is None else layer.weight / scales.to(layer.weight)[:, None]
+            extra = 0.0 if scales is None else scale_bits(layer.in_features)
+            rates[name] = LayerRate.of(weight, plan.precisions[name], extra)
         return plan.importance, BitBudget(rates, self.recipe.bits)
+
+    def _scales(self, weight: Tensor, importance: Tensor) -> Tensor | None:
+        return channel_scales(weight, importance) if self.recipe.channel_scales else None
 
     def _precisions(self, importance: Mapping[str, Tensor]) -> dict[str, float]:
         """Mean precision of every layer's weights, with the original network's inputs."""
@@ -175,7 +184,9 @@ class _Run:
                 _, curvature = input_moments((x, x) for x in seen)
                 for name, layer in group.items():
                     full = f"{self.paths[i]}.{name}"
-                    found[full] = self._likelihood(layer.weight, curvature, importance[full]).mean_precision
+                    own = self._likelihood(layer.weight, curvature, importance[full])
+                    scales = self._scales(layer.weight, own.importance)
+                    found[full] = (own if scales is None else own.in_units_of(scales)).mean_precision
             outputs = _advance(block, states, i)
             states = [(output, arguments) for output, (_, arguments) in zip(outputs, states, strict=True)]
         return found
@@ -198,16 +209,18 @@ class _Run:
             likelihoods = self._likelihoods(i, teacher, student, before, group, original, compressed, importance)
             for name, layer in group.items():
                 own = likelihoods[name]
+                scales = self._scales(before[name].weight, own.importance)
+                extra = 0.0 if scales is None else scale_bits(layer.in_features)
                 coding = fit(
-                    own,
-                    bits=self.recipe.bits if beta is None else None,
+                    own if scales is None else own.in_units_of(scales),
+                    bits=self.recipe.bits - extra if beta is None else None,
                     beta=beta,
                     max_components=self.recipe.num_components,
                     rounds=self.recipe.rounds,
                 )
-                hard = coded[f"{name}.weight"] = coding.coded()
+                hard = coded[f"{name}.weight"] = coding.coded(scales)
                 error = own.relative_error(hard.dense().to(own.mean))
-                layers[name] = {"bits": coding.bits_per_weight, "beta": coding.beta, "error": error}
+                layers[name] = {"bits": coding.bits_per_weight + extra, "beta": coding.beta, "error": error}
                 layer.weight.copy_(hard.dense())
         if self.recipe.settle_steps:
             inputs = [(hidden, arguments[i]) for hidden, arguments in compressed]

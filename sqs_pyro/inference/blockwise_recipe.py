@@ -15,6 +15,8 @@ class BlockwiseRecipe(RecipeSection):
         allocation: `importance` gives all layers one β on the network's own scale, so that layers which matter
             more get more bits; `even` gives every layer the same bits.
         num_components: K, values of a codebook besides zero, at most; 15 fit into 4 bits at run time.
+        channel_scales: whether outputs of a layer that matter more may have a finer grid, by a scale of 16 bits
+            for each; layers where it is not worth its bits have none, nor has any with allocation `even`.
         rounds: pairs of M- and E-steps after the first pass over a layer's weights.
         damping: what is added to the diagonal of a layer's curvature, in units of its mean.
         adapt_inputs: whether a layer's weight is first fitted to what the original layer gave, from the inputs
@@ -33,6 +35,7 @@ class BlockwiseRecipe(RecipeSection):
     bits: float = Field(default=3.2, gt=0, le=8)
     allocation: Literal["importance", "even"] = "importance"
     num_components: int = Field(default=31, ge=1, le=255)
+    channel_scales: bool = True
     rounds: int = Field(default=2, ge=0)
     damping: float = Field(default=0.01, gt=0)
     adapt_inputs: bool = True

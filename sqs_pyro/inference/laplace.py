@@ -63,6 +63,11 @@ class LayerLikelihood:
         mean = torch.cholesky_solve((self.mean.double() @ cross.double()).T, factor).T
         return replace(self, mean=mean.to(self.mean), curvature=curvature)
 
+    def in_units_of(self, scales: Tensor) -> "LayerLikelihood":
+        """The same likelihood of the weight whose rows are divided by ``scales``, ``[N]``."""
+        s = scales.to(self.mean)
+        return replace(self, mean=self.mean / s[:, None], importance=self.importance * s.to(self.importance) ** 2)
+
     @property
     def mean_precision(self) -> float:
         """Mean over weights of ``g_i / v_j``: the precision of each given those that are coded before it."""

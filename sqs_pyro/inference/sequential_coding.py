@@ -65,11 +65,15 @@ class Coding:
         """The weights, ``[N, M]``."""
         return _with_zero(self.codewords)[self.symbols.long()]
 
-    def coded(self) -> CodedTensor:
-        """As what is packed, codewords in float16."""
+    def coded(self, scales: Tensor | None = None) -> CodedTensor:
+        """As what is packed, codewords in float16.
+
+        Args:
+            scales: what rows were divided by before they were coded, ``[N]``.
+        """
         mask = self.symbols > 0
         codes = (self.symbols.int() - 1).clamp(min=0).to(torch.uint8)
-        return CodedTensor(codes.cpu(), mask.cpu(), self.codewords.half().float()[None].cpu())
+        return CodedTensor(codes.cpu(), mask.cpu(), self.codewords.half().float()[None].cpu(), scales)
 
 
 def code_sequentially(

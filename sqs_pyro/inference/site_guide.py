@@ -116,6 +116,11 @@ class SiteGuide(PyroModule):
                 f"The coded weight of '{self.site_name}' has shape {list(coded.shape)}, the layer "
                 f"{list(self.shape)}: give each site its own."
             )
+        if coded.scales is not None:
+            raise NetworkError(
+                f"The coded weight of '{self.site_name}' has scales of out-channels, which a guide does not know: "
+                "make the layer one in units of them, or code it without."
+            )
         codes, mask = (self.grouped(value.to(self.latent.device)) for value in (coded.codes, coded.mask))
         self.codes.copy_(codes)
         self.mask.copy_(mask.view(self.shape))

@@ -52,7 +52,7 @@ class CheckpointSize:
     @property
     def bits_per_weight(self) -> float:
         """Bits of codes, masks, codebooks and tables for each compressed weight; 0 without one."""
-        compressed = sum(self.parts[kind] for kind in KINDS.values())
+        compressed = sum(self.parts[kind] for kind in set(KINDS.values()))
         return 8 * compressed / self.num_weights if self.num_weights else 0.0
 
 

@@ -11,7 +11,7 @@ from sqs_pyro.integrations.records import StoredTensor, read_record
 from sqs_pyro.packing.module import WEIGHT_PREFIX
 
 METHOD = "sqs"
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2  # the newest: scales of out-channels; without them a checkpoint stays version 1
 
 
 class SQSConfig(QuantizationConfigMixin):
@@ -25,7 +25,7 @@ class SQSConfig(QuantizationConfigMixin):
         leftovers: CRC-32 of every other tensor of the checkpoint, by name.
         metadata: ``"network"``, ``"recipe"``, ``"metrics"``, as in a packed file.
         dequantize: whether loading gives a plain dense network.
-        format_version: of the checkpoint.
+        format_version: of the checkpoint; None takes the oldest that can say what ``tensors`` says.
         quant_method: ``"sqs"``.
         others: what there is not; transformers hands over whatever stands in config.json.
 
@@ -40,10 +40,12 @@ class SQSConfig(QuantizationConfigMixin):
         leftovers: Mapping[str, int] | None = None,
         metadata: Mapping[str, Any] | None = None,
         dequantize: bool = False,
-        format_version: int = CHECKPOINT_VERSION,
+        format_version: int | None = None,
         quant_method: str = METHOD,
         **others: Any,
     ) -> None:
+        if format_version is None:
+            format_version = _version(tensors)
         _check_version(format_version)
         if quant_method != METHOD:
             raise PackedFileError(f"The quantization method is {quant_method!r}, but {METHOD!r} is needed.")
@@ -74,6 +76,11 @@ def stored_name(parameter: str) -> str:
     """Return the name that the bytes of a compressed parameter have in a checkpoint."""
     owner, _, attribute = parameter.rpartition(".")
     return f"{owner}{'.' if owner else ''}{WEIGHT_PREFIX}{attribute}.{STORED}"
+
+
+def _version(tensors: Mapping[str, Any] | None) -> int:
+    records = tensors.values() if isinstance(tensors, Mapping) else ()
+    return 2 if any("scales" in record.get("parts", ()) for record in records) else 1
 
 
 def _check_version(version: int) -> None:

@@ -1,8 +1,9 @@
 """Run-time form of a packed weight, and its decoded copy, made once and kept while the packed one lives.
 
-At run time a weight is three things: ``codes`` (uint8, bit-packed), ``table`` (uint8 ``[G, 4·S]``, the bytes
-of float32 ``[G, S]``, so that casting a network to half precision leaves it alone) and, in the bitmap form,
-``mask`` (uint8, one bit a weight). In the dense form zero is an entry of the table like any other.
+At run time a weight is ``codes`` (uint8, bit-packed), ``table`` (uint8 ``[G, 4·S]``, the bytes of float32
+``[G, S]``, so that casting a network to half precision leaves it alone), in the bitmap form ``mask`` (uint8, one
+bit a weight), and for out-channels with scales ``scales`` (uint8 ``[4·N]``, the bytes of float32 ``[N]``). In the
+dense form zero is an entry of the table like any other.
 """
 
 import math
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
 from sqs_pyro.packing.bits import unpack_bits
-from sqs_pyro.packing.coded import look_up
+from sqs_pyro.packing.coded import look_up, scaled
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class PackedArgs:
         mask: uint8, one bit a weight, or None for the dense form.
         shape: of the weight.
         bits: 0..8; 0 where all codes are 0.
+        scales: uint8, float32 bytes of each out-channel's scale, or None.
     """
 
     codes: Tensor
@@ -34,10 +36,11 @@ class PackedArgs:
     mask: Tensor | None
     shape: tuple[int, ...]
     bits: int
+    scales: Tensor | None = None
 
     def buffers(self) -> list[Tensor]:
         """Return the tensors."""
-        return [self.codes, self.table] if self.mask is None else [self.codes, self.table, self.mask]
+        return [t for t in (self.codes, self.table, self.mask, self.scales) if t is not None]
 
 
 class DecodedWeights:
@@ -94,10 +97,11 @@ def decode(packed: PackedArgs) -> Tensor:
     """Decode a weight, float32 ``[*shape]``, on the device of the codes."""
     symbols, keep = read_symbols(packed)
     table = read_table(packed)
-    values = look_up(table, symbols.view(table.shape[0], -1)).view(-1)
+    values = look_up(table, symbols.view(table.shape[0], -1)).view(packed.shape)
+    values = scaled(values, read_scales(packed))
     if keep is not None:
-        values = torch.where(keep, values, values.new_zeros(()))
-    return values.view(packed.shape).to(packed.codes.device)
+        values = torch.where(keep.view(packed.shape), values, values.new_zeros(()))
+    return values.to(packed.codes.device)
 
 
 def read_symbols(packed: PackedArgs) -> tuple[Tensor, Tensor | None]:
@@ -117,6 +121,11 @@ def read_table(packed: PackedArgs) -> Tensor:
     return packed.table.cpu().clone().view(torch.float32)
 
 
+def read_scales(packed: PackedArgs) -> Tensor | None:
+    """Return the out-channels' scales, float32 ``[N]``, on the CPU, or None."""
+    return None if packed.scales is None else packed.scales.cpu().clone().view(torch.float32)
+
+
 def write_table(values: Tensor) -> Tensor:
-    """Return float32 ``[G, S]`` as uint8 ``[G, 4·S]``."""
+    """Return float32 ``[..., S]`` as uint8 ``[..., 4·S]``."""
     return values.contiguous().view(torch.uint8)

@@ -1,6 +1,6 @@
 """Custom ops that multiply with packed weights, one of each for a run-time form: ``dense`` and ``bitmap``.
 
-``sqs::linear_dense(x, bias, codes, table, shape, bits)``; the bitmap form has ``mask`` behind ``table``.
+``sqs::linear_dense(x, bias, codes, table, scales, shape, bits)``; the bitmap form has ``mask`` behind ``table``.
 Likewise ``convolution_*``, ``embedding_*``, ``weight_*`` (just the weight) and the gradients
 ``linear_grad_*`` and ``convolution_grad_*``. Packed weights are constants: gradients flow to ``x`` and ``bias``.
 
@@ -22,8 +22,8 @@ from sqs_pyro.kernels.decode import PackedArgs, decoded_weights
 OPS: dict[str, CustomOpDef] = {}
 
 _FORMS = {
-    "dense": "Tensor codes, Tensor table, int[] shape, int bits",
-    "bitmap": "Tensor codes, Tensor table, Tensor mask, int[] shape, int bits",
+    "dense": "Tensor codes, Tensor table, Tensor? scales, int[] shape, int bits",
+    "bitmap": "Tensor codes, Tensor table, Tensor mask, Tensor? scales, int[] shape, int bits",
 }
 _CONVOLUTION = "int[] stride, int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups"
 
@@ -39,7 +39,8 @@ def call(name: str, packed: PackedArgs, *operands: Any) -> Tensor:
     """
     form = "dense" if packed.mask is None else "bitmap"
     op = getattr(torch.ops.sqs, f"{name}_{form}")
-    return op(*operands, *packed.buffers(), list(packed.shape), packed.bits)
+    mask = [] if packed.mask is None else [packed.mask]
+    return op(*operands, packed.codes, packed.table, *mask, packed.scales, list(packed.shape), packed.bits)
 
 
 def _linear(weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -91,11 +92,11 @@ def _define_form(name: str, schema: str, compute: Callable[..., Tensor]) -> None
 def _split(name: str, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], PackedArgs]:
     """Split an op's arguments into operands and packed weight."""
     if name.endswith("_bitmap"):
-        *operands, codes, table, mask, shape, bits = args
+        *operands, codes, table, mask, scales, shape, bits = args
     else:
-        *operands, codes, table, shape, bits = args
+        *operands, codes, table, scales, shape, bits = args
         mask = None
-    return tuple(operands), PackedArgs(codes, table, mask, tuple(shape), bits)
+    return tuple(operands), PackedArgs(codes, table, mask, tuple(shape), bits, scales)
 
 
 def _dtype(operands: tuple[Any, ...]) -> torch.dtype:
@@ -121,11 +122,11 @@ def _register_gradient(name: str, grad_x: Callable[..., Tensor], channel_dim: in
             (x, bias, *ctx.geometry), packed = _split(op_name, inputs)
             ctx.x_size, ctx.bias_dtype = x.shape, None if bias is None else bias.dtype
             ctx.shape, ctx.bits = packed.shape, packed.bits
-            ctx.save_for_backward(*packed.buffers())
+            ctx.save_for_backward(packed.codes, packed.table, packed.mask, packed.scales)
 
         def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-            codes, table, *mask = ctx.saved_tensors
-            packed = PackedArgs(codes, table, mask[0] if mask else None, ctx.shape, ctx.bits)
+            codes, table, mask, scales = ctx.saved_tensors
+            packed = PackedArgs(codes, table, mask, ctx.shape, ctx.bits, scales)
             x = grad_x(packed, grad, ctx.x_size, ctx.geometry) if ctx.needs_input_grad[0] else None
             bias = None
             if ctx.needs_input_grad[1]:

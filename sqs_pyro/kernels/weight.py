@@ -5,7 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sqs_pyro.kernels.decode import PackedArgs, decoded_weights, read_symbols, read_table, write_table
+from sqs_pyro.kernels.decode import (
+    PackedArgs,
+    decoded_weights,
+    read_scales,
+    read_symbols,
+    read_table,
+    write_table,
+)
 from sqs_pyro.kernels.ops import call
 from sqs_pyro.packing.bits import MAX_BITS
 from sqs_pyro.packing.coded import CodedTensor
@@ -30,6 +37,7 @@ class PackedWeight(StoredWeight):
     codes: Tensor
     table: Tensor
     mask: Tensor | None
+    scales: Tensor | None
     like: Tensor
 
     def __init__(self, packed: PackedTensor, dtype: torch.dtype = torch.float32) -> None:
@@ -46,13 +54,14 @@ class PackedWeight(StoredWeight):
             self.register_buffer("codes", stored.parts["codes"].clone())
             self.register_buffer("table", write_table(rows))
             self.register_buffer("mask", stored.parts["mask"].clone() if form == "bitmap" else None)
+            self.register_buffer("scales", None if coded.scales is None else write_table(coded.scales))
             self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
         self.register_load_state_dict_post_hook(_forget)
 
     @property
     def args(self) -> PackedArgs:
         """The weight as the custom ops take it."""
-        return PackedArgs(self.codes, self.table, self.mask, self.shape, self.bits)
+        return PackedArgs(self.codes, self.table, self.mask, self.shape, self.bits, self.scales)
 
     def dense(self) -> Tensor:
         """Return the weight in the network's dtype: one shared copy, not to be written to."""
@@ -69,7 +78,8 @@ class PackedWeight(StoredWeight):
             mask = symbols != 0 if has_zeros else torch.ones_like(symbols, dtype=torch.bool)
             symbols = symbols - (mask & has_zeros).to(torch.uint8)
             table = table[:, has_zeros:]
-        return CodedTensor(symbols.view(self.shape), mask.view(self.shape), table.contiguous())
+        shape, scales = self.shape, read_scales(self.args)
+        return CodedTensor(symbols.view(shape), mask.view(shape), table.contiguous(), scales)
 
     def extra_repr(self) -> str:
         """Say what is packed."""

@@ -15,7 +15,7 @@ _CHUNK = 1 << 16  # weights indexed at once: their int64 indices stay in the cac
 
 @dataclass(frozen=True, eq=False)
 class CodedTensor:
-    """A weight tensor whose every element is exactly zero or one of its group's codebook values.
+    """A weight tensor whose every element is exactly zero or one of its group's codebook values, times a scale.
 
     The tensor is flattened row by row and cut into G equal contiguous groups, ``view(G, n)``, each with one
     row of the codebook: G = 1 for a codebook per layer, ``shape[0]`` per out-channel, ``numel / t`` for
@@ -25,6 +25,9 @@ class CodedTensor:
         codes: uint8 ``[*shape]``, index into the group's codebook row; 0 where ``mask`` is False.
         mask: bool ``[*shape]``, True where the weight is not zero.
         codebook: float32 ``[G, K]`` with 1 <= K <= 256, all finite.
+        scales: float32 ``[shape[0]]``, positive numbers of float16: what each out-channel's codebook values are
+            multiplied by; None is 1 for all. So channels of different sizes share one codebook and one table of
+            frequencies.
 
     Raises:
         NetworkError: where a shape, a dtype, a code or a codebook value breaks the above.
@@ -33,6 +36,7 @@ class CodedTensor:
     codes: Tensor
     mask: Tensor
     codebook: Tensor
+    scales: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_dtypes(self)
@@ -67,25 +71,37 @@ class CodedTensor:
     def dense(self) -> Tensor:
         """Return the weights, float32 ``[*shape]``: the reference every packed form must equal exactly."""
         values = look_up(self.codebook, self.codes.reshape(self.num_groups, -1)).view(self.shape)
+        values = scaled(values, self.scales)
         return torch.where(self.mask, values, values.new_zeros(()))
 
 
 def stack_draws(draws: Sequence[CodedTensor]) -> CodedTensor:
-    """Draws of one tensor as one tensor ``[*shape, S]``: same groups, same codebook.
+    """Draws of one tensor as one tensor ``[*shape, S]``: same groups, same codebook, same scales.
 
     Raises:
-        NetworkError: there is none, or they differ in shape or codebook.
+        NetworkError: there is none, or they differ in shape, codebook or scales.
     """
     if not draws:
         raise NetworkError("There is no draw to stack: give at least one.")
     first = draws[0]
     for draw in draws:
-        if draw.shape != first.shape or not torch.equal(draw.codebook, first.codebook):
+        if draw.shape != first.shape or not _same(draw.codebook, first.codebook):
             raise NetworkError(
                 "Draws that are stored together must have one shape and one codebook: draw them anew."
             )
+        if not _same(draw.scales, first.scales):
+            raise NetworkError("Draws that are stored together must have the same scales: draw them anew.")
     codes, mask = (torch.stack([getattr(draw, name) for draw in draws], dim=-1) for name in ("codes", "mask"))
-    return CodedTensor(codes, mask, first.codebook)
+    return CodedTensor(codes, mask, first.codebook, first.scales)
+
+
+def _same(first: Tensor | None, second: Tensor | None) -> bool:
+    return first is second or (first is not None and second is not None and torch.equal(first, second))
+
+
+def scaled(values: Tensor, scales: Tensor | None) -> Tensor:
+    """Values ``[N, ...]`` times ``scales`` ``[N]``, if there are any."""
+    return values if scales is None else values * scales.view(-1, *[1] * (values.dim() - 1))
 
 
 def look_up(table: Tensor, codes: Tensor) -> Tensor:
@@ -133,6 +149,8 @@ def _chunks(codes: Tensor) -> Iterator[tuple[slice, slice]]:
 
 def _check_dtypes(coded: CodedTensor) -> None:
     expected = {"codes": torch.uint8, "mask": torch.bool, "codebook": torch.float32}
+    if coded.scales is not None:
+        expected["scales"] = torch.float32
     for name, dtype in expected.items():
         value = getattr(coded, name)
         if not isinstance(value, Tensor) or value.dtype != dtype:
@@ -155,11 +173,20 @@ def _check_shapes(coded: CodedTensor) -> None:
             f"A weight tensor of shape {shape} has {numel} weights, which {groups} codebooks cannot share "
             "equally: the number of groups must divide a number of weights above zero."
         )
+    if coded.scales is not None and coded.scales.shape != shape[:1]:
+        raise NetworkError(
+            f"Scales of shape {list(coded.scales.shape)} do not fit a weight of shape {list(shape)}: give one for "
+            "each out-channel, the first dimension."
+        )
 
 
 def _check_values(coded: CodedTensor) -> None:
     if not torch.isfinite(coded.codebook).all():
         raise NetworkError("A codebook holds NaN or infinite values; check that training has not diverged.")
+    if coded.scales is not None:
+        halves = coded.scales.half()
+        if not (halves.isfinite() & (halves > 0)).all() or not torch.equal(halves.float(), coded.scales):
+            raise NetworkError("Scales must be positive, finite numbers of float16: round them to float16 first.")
     highest = int(coded.codes.max())
     if highest >= coded.num_components:
         raise NetworkError(

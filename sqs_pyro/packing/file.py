@@ -23,8 +23,8 @@ from sqs_pyro.packing.leftovers import buffer
 from sqs_pyro.packing.manifest import read_manifest, write_manifest
 
 FORMAT = "sqs-pyro"
-FORMAT_VERSION = 2  # the newest: files of draws; a file of one network stays version 1, as older programs read it
-_SINGLE, _DRAWS = "1", "2"
+FORMAT_VERSION = 3  # the newest; a file that needs no newer one keeps an older version, which older programs read
+_SINGLE, _DRAWS, _SCALES = "1", "2", "3"  # 2: draws of one network; 3: scales of out-channels, draws or not
 _MAX_HEADER = 4096  # a canonical header is a tenth of it
 
 
@@ -74,7 +74,7 @@ def file_image(
     for part in data:
         digest.update(buffer(part))
     size = sum(part.numel() for part in data)
-    version = _SINGLE if draws is None else _DRAWS
+    version = _version(tensors, draws)
     return FileImage(_header(version, digest.hexdigest(), len(manifest), size), manifest, data)
 
 
@@ -151,11 +151,19 @@ def _read(content: bytearray) -> PackedContents:
     tensors, leftovers, metadata, draws = read_manifest(manifest, data)  # names the tensor that is damaged
     if not intact:
         raise PackedFileError("Its checksum does not fit: manifest, data or the checksum itself was altered.")
-    if version != (_SINGLE if draws is None else _DRAWS):
+    fitting = _version(tensors, draws)
+    if version != fitting:
         raise PackedFileError(
-            f"Its format version is {version}, which does not fit its number of draws ({draws})."
+            f"Its format version is {version}, but its content (draws: {draws}) is of version {fitting}."
         )
     return PackedContents(tensors, leftovers, metadata, int(version), expected, manifest_size, data_size, draws)
+
+
+def _version(tensors: Mapping[str, PackedTensor], draws: int | None) -> str:
+    """The oldest version that can say what there is."""
+    if any("scales" in packed.parts for packed in tensors.values()):
+        return _SCALES
+    return _SINGLE if draws is None else _DRAWS
 
 
 def _header(version: str, digest: str, manifest_size: int, data_size: int) -> bytes:
@@ -198,7 +206,7 @@ def _read_metadata(header: Mapping[str, Any]) -> tuple[str, str]:
         raise PackedFileError(
             f"It has format version {version}, this program reads up to {FORMAT_VERSION}: update sqs-pyro."
         )
-    if version not in (_SINGLE, _DRAWS):
+    if version not in (_SINGLE, _DRAWS, _SCALES):
         raise PackedFileError(f"It has format version {version}, which has never existed.")
     if not isinstance(digest, str):
         raise PackedFileError("Its header has no checksum.")

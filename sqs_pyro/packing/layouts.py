@@ -33,7 +33,8 @@ class PackedTensor:
         num_groups: G, the number of codebook rows.
         num_components: K, the number of values in a row.
         codebook_dtype: ``"float16"`` or ``"float32"``.
-        parts: uint8 buffers ``[bytes]`` by name: ``"codebook"`` and what the layout needs.
+        parts: uint8 buffers ``[bytes]`` by name: ``"codebook"``, ``"scales"`` where out-channels have their own,
+            and what the layout needs.
 
     Raises:
         PackedFileError: where the fields contradict each other or the size of a part.
@@ -74,6 +75,13 @@ class PackedTensor:
         rows = np.frombuffer(values, dtype=dtype).astype(np.float32)
         return torch.from_numpy(rows).view(self.num_groups, self.num_components)
 
+    def scales(self) -> Tensor | None:
+        """Return the out-channels' scales, float32 ``[shape[0]]``, or None."""
+        if "scales" not in self.parts:
+            return None
+        values = self.parts["scales"].cpu().numpy().tobytes()
+        return torch.from_numpy(np.frombuffer(values, dtype="<f2").astype(np.float32))
+
     def unpack(self) -> CodedTensor:
         """Return the weights; ``unpack().dense()`` equals the packed tensor's ``dense()`` bit for bit.
 
@@ -85,13 +93,13 @@ class PackedTensor:
         if nonzeros != self.nonzeros:
             raise PackedFileError(f"{nonzeros} weights are not zero, but {self.nonzeros} should be")
         try:
-            return CodedTensor(codes.view(self.shape), mask.view(self.shape), self.codebook())
+            return CodedTensor(codes.view(self.shape), mask.view(self.shape), self.codebook(), self.scales())
         except NetworkError as error:
             raise PackedFileError(str(error)) from None
 
 
 class Layout(ABC):
-    """One way to write codes and mask as bytes; the codebook is written the same way by all."""
+    """One way to write codes and mask as bytes; codebook and scales are written the same way by all."""
 
     name: ClassVar[str]
     #: Whether ``"auto"`` tries it: not where it only pays for tensors of a certain meaning.
@@ -103,7 +111,7 @@ class Layout(ABC):
 
     @abstractmethod
     def part_sizes(self, packed: PackedTensor) -> dict[str, int | None]:
-        """Return the bytes of each part but the codebook, in file order; None where they vary."""
+        """Return the bytes of each part but codebook and scales, in file order; None where they vary."""
 
     @abstractmethod
     def pack_parts(self, coded: CodedTensor, bits: int) -> dict[str, Tensor]:
@@ -139,7 +147,8 @@ def part_sizes(packed: PackedTensor) -> dict[str, int | None]:
     """Return the bytes of every part in file order; None where only the bytes themselves can tell."""
     item = _CODEBOOK_DTYPES[packed.codebook_dtype].itemsize
     sizes = get_layout(packed.layout).part_sizes(packed)
-    return {"codebook": packed.num_groups * packed.num_components * item, **sizes}
+    scales = {"scales": 2 * packed.shape[0]} if "scales" in packed.parts else {}
+    return {"codebook": packed.num_groups * packed.num_components * item, **scales, **sizes}
 
 
 def pack_tensor(coded: CodedTensor, layout: str = "auto") -> PackedTensor:
@@ -176,8 +185,9 @@ def _pack(coded: CodedTensor, layout: Layout) -> PackedTensor:
             f"Layout {layout.name!r} cannot tell {coded.num_components} codebook values and zero apart with "
             f"{MAX_BITS} bits: choose another layout or fewer components."
         )
-    values = coded.codebook.to(_CODEBOOK_DTYPES[coded.codebook_dtype]).contiguous().numpy()
-    codebook = torch.from_numpy(values.astype(values.dtype.newbyteorder("<")).reshape(-1).view(np.uint8))
+    parts = {"codebook": _little_endian(coded.codebook.to(_CODEBOOK_DTYPES[coded.codebook_dtype]))}
+    if coded.scales is not None:
+        parts["scales"] = _little_endian(coded.scales.half())
     return PackedTensor(
         layout=layout.name,
         shape=coded.shape,
@@ -186,8 +196,14 @@ def _pack(coded: CodedTensor, layout: Layout) -> PackedTensor:
         num_groups=coded.num_groups,
         num_components=coded.num_components,
         codebook_dtype=coded.codebook_dtype,
-        parts={"codebook": codebook, **layout.pack_parts(coded, bits)},
+        parts=parts | layout.pack_parts(coded, bits),
     )
+
+
+def _little_endian(values: Tensor) -> Tensor:
+    """The bytes of floating-point numbers, uint8 ``[bytes]``."""
+    numbers = values.contiguous().numpy()
+    return torch.from_numpy(numbers.astype(numbers.dtype.newbyteorder("<")).reshape(-1).view(np.uint8))
 
 
 def _check_fields(packed: PackedTensor) -> None:

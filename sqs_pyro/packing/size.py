@@ -13,7 +13,7 @@ from sqs_pyro.packing.layouts import PackedTensor
 from sqs_pyro.packing.module import module_contents
 
 # What a part of a layout is, in the report; an unknown layout's other parts count as codes.
-KINDS = {"codes": "codes", "mask": "masks", "codebook": "codebooks", "table": "tables"}
+KINDS = {"codes": "codes", "mask": "masks", "codebook": "codebooks", "scales": "codebooks", "table": "tables"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class SizeReport:
     """Bytes of a packed file.
 
     Attributes:
-        codes, masks, codebooks, tables: parts of the compressed tensors (tables belong to the entropy coder).
+        codes, masks, codebooks, tables: parts of the compressed tensors (scales of out-channels count as
+            codebooks, tables belong to the entropy coder).
         uncompressed: data of all other tensors.
         manifest: names, shapes, counts, constants, recipe and metrics, compressed.
         header: the safetensors header without its padding.

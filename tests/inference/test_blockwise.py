@@ -15,6 +15,7 @@ from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
 from sqs_pyro.kernels import dense_state
 from sqs_pyro.models.block_stack import BlockStack, run_block
 from sqs_pyro.packing import CodedTensor
+from sqs_pyro.packing.module import stored_weights
 
 transformers = pytest.importorskip("transformers")
 
@@ -143,8 +144,26 @@ class TestChoices:
         other = calibration(seed=5)
         assert hidden_error(net, result.network, other) < 0.9 * hidden_error(net, rounded, other)
 
-    def test_settling_lowers_the_error(self, net, result):
-        settled = compressed(net, settle_steps=40)
+    def test_scales_undo_units_that_outputs_happen_to_have(self, net, result):
+        """Up projections in other units, which down projections take back: the same function, harder to code."""
+        units = torch.randn(96, generator=torch.Generator().manual_seed(0)).mul(1.5).exp()
+        other = llama()
+        with torch.no_grad():
+            for layer in other.model.layers:
+                layer.mlp.up_proj.weight.mul_(units[:, None])
+                layer.mlp.down_proj.weight.div_(units)
+        inputs = calibration(seed=5)
+        errors = {scales: compressed(other, channel_scales=scales) for scales in (True, False)}
+        stored = [w.coded().scales for w in stored_weights(errors[True].network).values()]
+        assert sum(scales is not None for scales in stored) >= len(net.model.layers)
+        assert all(w.coded().scales is None for w in stored_weights(errors[False].network).values())
+        with_scales, without = (hidden_error(other, errors[scales].network, inputs) for scales in (True, False))
+        assert with_scales < 0.8 * without
+        assert size_report(errors[True].network).bits_per_weight == pytest.approx(3.0, abs=0.1)
+
+    @pytest.mark.parametrize("scales", [True, False])
+    def test_settling_lowers_the_error(self, net, result, scales):
+        settled = compressed(net, settle_steps=40, channel_scales=scales)
         assert settled.records[-1].error < result.records[-1].error
         codes = zip(settled.records, result.records, strict=True)
         assert all(a.layers.keys() == b.layers.keys() for a, b in codes)
@@ -221,8 +240,8 @@ class TestSettling:
             targets = [run_block(block, *each) for each in inputs]
         return block, inputs, targets
 
-    def coded(self, block):
-        """Three values a layer."""
+    def coded(self, block, scales=False):
+        """Three values a layer, or a row where there are scales."""
         found = {}
         for name, layer in block.named_modules():
             if isinstance(layer, nn.Linear):
@@ -230,12 +249,16 @@ class TestSettling:
                 codes = (layer.weight > 0).to(torch.uint8)
                 mask = layer.weight.abs() > 0.5 * spread
                 values = torch.stack([-1.3 * spread, 1.3 * spread])[None].float()
-                found[f"{name}.weight"] = CodedTensor(codes * mask, mask, values)
+                rows = layer.weight.detach().std(1) / spread
+                each = rows.half().float() if scales else None
+                found[f"{name}.weight"] = CodedTensor(codes * mask, mask, values, each)
         return found
 
-    def test_moves_codewords_and_norms_but_no_code(self):
+    @pytest.mark.parametrize("scales", [False, True])
+    def test_moves_codewords_and_norms_but_no_code(self, scales):
         block, inputs, targets = self.block()
-        coded = self.coded(block)
+        coded = self.coded(block, scales)
+        layers = dict(block.named_modules())
         norm = block.input_layernorm.weight.detach().clone()
 
         def error(weights):
@@ -255,6 +278,8 @@ class TestSettling:
             assert torch.equal(settled[name].codes, coded[name].codes)
             assert torch.equal(settled[name].mask, coded[name].mask)
             assert not torch.equal(settled[name].codebook, coded[name].codebook)
+            assert settled[name].scales is coded[name].scales
+        assert dict(block.named_modules()) == layers
         assert not torch.equal(block.input_layernorm.weight, norm)
 
     def test_follows_its_seed(self):

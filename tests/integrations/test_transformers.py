@@ -58,6 +58,20 @@ def test_a_codebook_for_each_row_and_one_of_float32(tmp_path):
     assert_same_network(AutoModelForCausalLM.from_pretrained(tmp_path), packed)
 
 
+def test_a_scale_for_each_row(tmp_path):
+    net = tiny("llama_tied")
+    packed = packed_network(net, code_matrices(net, scales=True))
+    save_pretrained(packed, tmp_path / "first")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "first")
+    assert_same_network(loaded, packed)
+    assert loaded.config.quantization_config.format_version == 2
+    loaded.save_pretrained(tmp_path / "second")
+    save_pretrained(packed, tmp_path / "third")
+    assert content(tmp_path / "second") == content(tmp_path / "third") == content(tmp_path / "first")
+    dense = sqs_pyro.from_pretrained(tmp_path / "first", dequantize=True)
+    assert torch.equal(logits(dense), logits(packed))
+
+
 @pytest.mark.parametrize("name", ["llama", "llama_tied", "bert_tied", "gpt2", "t5"])
 def test_saving_again_gives_the_same_checkpoint(name, tmp_path):
     packed = packed_tiny(name)

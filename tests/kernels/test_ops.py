@@ -1,5 +1,7 @@
 """The custom ops against plain torch on the decoded weight, and as torch's own tools see them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,28 +16,43 @@ from sqs_pyro.packing import CodedTensor, pack_tensor
 GEOMETRY = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
 
 
-def bitmap_coded(shape) -> CodedTensor:
+def bitmap_coded(shape, scales=False) -> CodedTensor:
     """256 codes and zero: the one case that 8 bits cannot hold, so that the run-time form is the bitmap."""
     numel = torch.Size(shape).numel()
     mask = (torch.arange(numel) >= numel // 9).view(shape)
     codes = (torch.arange(numel) * 37 % 256).to(torch.uint8).view(shape) * mask
-    return CodedTensor(codes, mask, (torch.arange(256)[None] - 127.5) / 512)
+    each = (1 + torch.arange(shape[0]) / 64).half().float() if scales else None
+    return CodedTensor(codes, mask, (torch.arange(256)[None] - 127.5) / 512, each)
 
 
-def make(form, shape, groups=1):
-    coded = random_coded(shape, 11, groups=groups) if form == "dense" else bitmap_coded(shape)
+def coded_for(form, shape, groups=1, scales=False) -> CodedTensor:
+    if form == "bitmap":
+        return bitmap_coded(shape, scales)
+    return random_coded(shape, 11, groups=groups, scales=scales)
+
+
+def make(form, shape, groups=1, scales=False):
+    coded = coded_for(form, shape, groups, scales)
     weight = PackedWeight(pack_tensor(coded))
     assert (weight.mask is None) == (form == "dense")
     return weight, coded.dense()
 
 
+def packed_arguments(weight):
+    args = weight.args
+    mask = [] if args.mask is None else [args.mask]
+    return (args.codes, args.table, *mask, args.scales, list(args.shape), args.bits)
+
+
 FORMS = pytest.mark.parametrize("form", ["dense", "bitmap"])
+SCALES = pytest.mark.parametrize("scales", [False, True], ids=["plain", "scaled"])
 
 
 @FORMS
+@SCALES
 @pytest.mark.parametrize("layout", ["auto", "dense", "bitmap", "entropy"])
-def test_decoded_weight_is_the_reference_bit_for_bit(form, layout):
-    coded = random_coded((40, 6, 5), 9, groups=8) if form == "dense" else bitmap_coded((64, 32))
+def test_decoded_weight_is_the_reference_bit_for_bit(form, layout, scales):
+    coded = coded_for(form, (40, 6, 5) if form == "dense" else (64, 32), 8, scales)
     if layout == "dense" and form == "bitmap":
         return
     packed = pack_tensor(coded, layout)
@@ -46,8 +63,9 @@ def test_decoded_weight_is_the_reference_bit_for_bit(form, layout):
 
 
 @FORMS
-def test_linear(form):
-    weight, dense = make(form, (24, 300), groups=24 if form == "dense" else 1)
+@SCALES
+def test_linear(form, scales):
+    weight, dense = make(form, (24, 300), 24 if form == "dense" else 1, scales)
     x, bias = torch.randn(5, 7, 300), torch.randn(24)
     torch.testing.assert_close(call("linear", weight.args, x, bias), F.linear(x, dense, bias), rtol=0, atol=0)
     torch.testing.assert_close(call("linear", weight.args, x[0, 0], None), F.linear(x[0, 0], dense))
@@ -61,10 +79,11 @@ def test_embedding(form):
 
 
 @FORMS
-def test_opcheck(form):
+@SCALES
+def test_opcheck(form, scales):
     """Schema, fake kernel, autograd registration and AOT dispatch, with static and dynamic shapes."""
-    linear, _ = make(form, (8, 80))
-    conv, _ = make(form, (8, 7, 3, 3))
+    linear, _ = make(form, (8, 80), scales=scales)
+    conv, _ = make(form, (8, 7, 3, 3), scales=scales)
     x = torch.randn(3, 80, requires_grad=True)
     image = torch.randn(2, 7, 9, 9, requires_grad=True)
     bias = torch.randn(8, requires_grad=True)
@@ -78,22 +97,21 @@ def test_opcheck(form):
     }
     assert {f"{name}_{form}" for name in cases} == {name for name in OPS if name.endswith(form)}
     for name, (weight, operands) in cases.items():
-        packed = (*weight.args.buffers(), list(weight.shape), weight.bits)
-        torch.library.opcheck(OPS[f"{name}_{form}"], (*operands, *packed))
+        torch.library.opcheck(OPS[f"{name}_{form}"], (*operands, *packed_arguments(weight)))
 
 
 @FORMS
 def test_channels_last_images(form):
     weight, _ = make(form, (8, 16, 3, 3))
     image = torch.randn(2, 16, 9, 9).to(memory_format=torch.channels_last).requires_grad_()
-    packed = (*weight.args.buffers(), list(weight.shape), weight.bits)
-    torch.library.opcheck(OPS[f"convolution_{form}"], (image, None, *GEOMETRY, *packed))
+    torch.library.opcheck(OPS[f"convolution_{form}"], (image, None, *GEOMETRY, *packed_arguments(weight)))
 
 
 @FORMS
-def test_gradients_against_finite_differences(form):
-    linear, _ = make(form, (8, 80))
-    conv, _ = make(form, (8, 7, 3, 3))
+@SCALES
+def test_gradients_against_finite_differences(form, scales):
+    linear, _ = make(form, (8, 80), scales=scales)
+    conv, _ = make(form, (8, 7, 3, 3), scales=scales)
     double = {"dtype": torch.float64, "requires_grad": True}
     x, bias = torch.randn(3, 80, **double), torch.randn(8, **double)
     assert torch.autograd.gradcheck(lambda x, b: call("linear", linear.args, x, b), (x, bias))
@@ -159,12 +177,11 @@ def test_decoded_tensor_itself_is_freed():
 
 
 @FORMS
+@SCALES
 @pytest.mark.parametrize("inference", [False, True])
-def test_new_weights_are_seen(form, inference):
-    first, _ = make(form, (24, 300))
-    second = PackedWeight(
-        pack_tensor(CodedTensor(first.coded().codes, first.coded().mask, -first.coded().codebook))
-    )
+def test_new_weights_are_seen(form, inference, scales):
+    first, _ = make(form, (24, 300), scales=scales)
+    second = PackedWeight(pack_tensor(replace(first.coded(), codebook=-first.coded().codebook)))
     x = torch.randn(2, 300)
     with torch.inference_mode(inference):
         before = call("linear", first.args, x, None)
@@ -206,7 +223,7 @@ def test_a_kernel_of_its_own_takes_over():
     weight, dense = make("dense", (4, 30))
     x = torch.randn(2, 30, requires_grad=True)
 
-    def kernel(x, bias, codes, table, shape, bits):
+    def kernel(x, bias, codes, table, scales, shape, bits):
         return x.new_full((*x.shape[:-1], shape[0]), bits)
 
     with torch.library._scoped_library("sqs", "IMPL") as library:

@@ -16,22 +16,27 @@ from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.packing import CodedTensor, PackedTensor, pack_tensor
 
 
-def random_coded(shape, components, groups=1, nonzero_rate=0.5, seed=0, exact_half=True) -> CodedTensor:
-    """A coded tensor with random codes, mask and codebook; the values of a codebook differ, none is 0."""
+def random_coded(
+    shape, components, groups=1, nonzero_rate=0.5, seed=0, exact_half=True, scales=False
+) -> CodedTensor:
+    """A coded tensor with random codes, mask, codebook and scales; the values of a codebook differ, none is 0."""
     random = torch.Generator().manual_seed(seed)
     mask = torch.rand(shape, generator=random) < nonzero_rate
     codes = torch.randint(0, components, shape, dtype=torch.uint8, generator=random) * mask
     order = torch.rand(groups, 2 * components, generator=random).argsort(dim=1)[:, :components]
     codebook = (order - components + 0.5) * (1 / 512 if exact_half else 1 / 300)
-    return CodedTensor(codes, mask, codebook)
+    each = torch.rand(shape[0], generator=random).add_(0.1).half().float() if scales else None
+    return CodedTensor(codes, mask, codebook, each)
 
 
 def slow_dense(coded: CodedTensor) -> np.ndarray:
     """The weights, one after the other, as the definition says it."""
     codes, mask = coded.codes.reshape(-1).tolist(), coded.mask.reshape(-1).tolist()
-    per_group = len(codes) // coded.num_groups
+    per_group, per_channel = len(codes) // coded.num_groups, len(codes) // coded.shape[0]
+    codebook = coded.codebook.numpy()
+    scales = np.ones(coded.shape[0], np.float32) if coded.scales is None else coded.scales.numpy()
     values = [
-        coded.codebook[i // per_group, code].item() if keep else 0.0
+        codebook[i // per_group, code] * scales[i // per_channel] if keep else np.float32(0.0)
         for i, (code, keep) in enumerate(zip(codes, mask, strict=True))
     ]
     return np.array(values, dtype=np.float32).reshape(coded.shape)
@@ -54,6 +59,7 @@ def coded_tensors(draw) -> CodedTensor:
         nonzero_rate=draw(st.sampled_from([0.0, 0.05, 0.5, 0.95, 1.0])),
         seed=draw(st.integers(0, 2**16)),
         exact_half=draw(st.booleans()),
+        scales=draw(st.booleans()),
     )
 
 

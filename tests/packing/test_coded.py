@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +9,7 @@ from kits.layout import assert_same_bits, coded_tensors, random_coded, slow_dens
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.packing import CodedTensor, canonical
 from sqs_pyro.packing import coded as coded_module
-from sqs_pyro.packing.coded import count_codes, look_up
+from sqs_pyro.packing.coded import count_codes, look_up, stack_draws
 
 
 @given(coded=coded_tensors())
@@ -88,3 +90,30 @@ def test_what_cannot_be_is_refused(codes, mask, codebook, sentence):
 def test_wrong_dtype():
     with pytest.raises(NetworkError, match=r"CodedTensor.codes must be a torch.uint8 tensor, but torch.int64"):
         CodedTensor(torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.bool), torch.ones(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("scales", "sentence"),
+    [
+        (torch.ones(3), r"Scales of shape \[3\] do not fit a weight of shape \[2, 3\]"),
+        (torch.ones(2, 1), r"Scales of shape \[2, 1\] do not fit"),
+        (torch.tensor([1.0, 0.0]), "positive, finite numbers of float16"),
+        (torch.tensor([1.0, float("nan")]), "positive, finite numbers of float16"),
+        (torch.tensor([1.0, 1e6]), "positive, finite numbers of float16"),
+        (torch.tensor([1.0, 1 / 3]), "round them to float16 first"),
+        (torch.ones(2).half(), "CodedTensor.scales must be a torch.float32 tensor"),
+    ],
+)
+def test_scales_that_cannot_be(scales, sentence):
+    with pytest.raises(NetworkError, match=sentence):
+        replace(random_coded((2, 3), 2), scales=scales)
+
+
+def test_draws_share_their_scales():
+    first, second = (random_coded((4, 3), 3, nonzero_rate=rate, scales=True) for rate in (0.4, 0.8))
+    second = replace(second, codebook=first.codebook, scales=first.scales)
+    stacked = stack_draws([first, second])
+    assert torch.equal(stacked.dense(), torch.stack([first.dense(), second.dense()], -1))
+    for other in (None, first.scales * 2):
+        with pytest.raises(NetworkError, match="the same scales"):
+            stack_draws([first, replace(second, scales=other)])

@@ -154,9 +154,9 @@ def test_damage_is_reported_with_the_tensor(packed_file, tensors, leftovers):
 
 
 def test_newer_version(packed_file):
-    content = packed_file.read_bytes().replace(b'"format_version":"1"', b'"format_version":"3"')
+    content = packed_file.read_bytes().replace(b'"format_version":"1"', b'"format_version":"4"')
     packed_file.write_bytes(content)
-    with pytest.raises(PackedFileError, match="format version 3, this program reads up to 2: update sqs-pyro"):
+    with pytest.raises(PackedFileError, match="format version 4, this program reads up to 3: update sqs-pyro"):
         read_packed(packed_file)
 
 
@@ -205,6 +205,15 @@ def test_draws_are_a_file_of_version_2(drawn, leftovers, tmp_path):
     assert (read_packed(tmp_path / "single").draws, read_packed(tmp_path / "single").format_version) == (None, 1)
 
 
+def test_scales_are_a_file_of_version_3(tensors, leftovers, tmp_path):
+    scaled = {"scaled.weight": pack_tensor(random_coded((6, 5), 4, scales=True))}
+    for draws, contents in ((None, {**tensors, **scaled}), (5, scaled)):
+        write_packed(tmp_path / "file", contents, leftovers, METADATA, draws)
+        read = read_packed(tmp_path / "file")
+        assert (read.draws, read.format_version) == (draws, 3)
+        assert parts(read.tensors["scaled.weight"]) == parts(scaled["scaled.weight"])
+
+
 def test_one_altered_byte_of_draws_anywhere(drawn, tmp_path):
     path = tmp_path / "draws"
     write_packed(path, drawn, {}, METADATA, draws=3)
@@ -220,8 +229,8 @@ def test_one_altered_byte_of_draws_anywhere(drawn, tmp_path):
 @pytest.mark.parametrize(
     ("version", "draws", "sentence"),
     [
-        ("2", None, r"format version is 2, which does not fit its number of draws \(None\)"),
-        ("1", 3, r"format version is 1, which does not fit its number of draws \(3\)"),
+        ("2", None, r"format version is 2, but its content \(draws: None\) is of version 1"),
+        ("1", 3, r"format version is 1, but its content \(draws: 3\) is of version 2"),
         ("2", 4, r"Tensor 'bitmap.weight' of shape \[6, 5, 3\] does not hold the file's 4 draws"),
         ("2", 0, "manifest is wrong at 'draws'"),
         ("2", "3", "manifest is wrong at 'draws'"),
