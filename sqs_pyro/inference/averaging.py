@@ -144,6 +144,8 @@ def choose_temperature(
     candidates: Sequence[float],
     num_samples: int = 5,
     gate_temperature: float | None = None,
+    batch_norm_batches: int = 0,
+    loader: Iterable[Any] = (),
 ) -> float:
     """The evaluation temperature of the smallest NLL on validation data.
 
@@ -153,6 +155,7 @@ def choose_temperature(
         candidates: temperatures to try.
         num_samples: networks drawn at each.
         gate_temperature: of the gates alone; by default they follow each candidate.
+        batch_norm_batches, loader: as for :func:`averaged_network`.
 
     Raises:
         RecipeError: there is no candidate, or one is not above 0.
@@ -162,7 +165,13 @@ def choose_temperature(
 
     def nll(temperature: float) -> float:
         average = averaged_network(
-            net, guide, num_samples, temperature=temperature, gate_temperature=gate_temperature
+            net,
+            guide,
+            num_samples,
+            temperature=temperature,
+            gate_temperature=gate_temperature,
+            batch_norm_batches=batch_norm_batches,
+            loader=loader,
         )
         return evaluate(average, validation).nll
 

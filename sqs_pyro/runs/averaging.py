@@ -22,27 +22,29 @@ def run_averaging(
 ) -> dict[str, Any]:
     """Evaluate both on the test data, with the shipped network's norms and biases.
 
-    Where the recipe says so, the drawn networks are written to ``ensemble.safetensors`` in ``directory``, and what
-    is evaluated is that file.
+    Draws have batch-norm statistics of their own where the recipe says so. Where it says so, they are written to
+    ``ensemble.safetensors`` in ``directory``, and what is evaluated is that file.
 
     Returns:
         ``posterior_mean`` and ``averaged``: evaluations; the latter with ``temperature``, ``samples`` and
         ``file_bytes`` (None without a file).
     """
-    net, guide, gate_temperature = result.hard, result.guide, recipe.gate_temperature
+    guide, gate_temperature = result.guide, recipe.gate_temperature
+    own: dict[str, Any] = {"batch_norm_batches": recipe.batch_norm_batches, "loader": data.train}
+    net: Any = result.model.net if recipe.batch_norm_batches else result.hard  # the latter's norms are folded
     average: nn.Module
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         temperature = recipe.temperature or choose_temperature(
-            net, guide, data.validation, recipe.candidates, gate_temperature=gate_temperature
+            net, guide, data.validation, recipe.candidates, gate_temperature=gate_temperature, **own
         )
         temperatures: dict[str, Any] = {"temperature": temperature, "gate_temperature": gate_temperature}
         if recipe.pack:
             save(pack_ensemble(result, recipe.samples, **temperatures), directory / ENSEMBLE)
             average = load(directory / ENSEMBLE, net)
         else:
-            average = averaged_network(net, guide, recipe.samples, **temperatures)
-    mean = mean_network(net, guide, **temperatures)
+            average = averaged_network(net, guide, recipe.samples, **temperatures, **own)
+    mean = mean_network(result.hard, guide, **temperatures)
     file_bytes = (directory / ENSEMBLE).stat().st_size if recipe.pack else None
     about = {"temperature": temperature, "samples": recipe.samples, "file_bytes": file_bytes}
     return {

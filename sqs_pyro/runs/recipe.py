@@ -50,6 +50,8 @@ class AveragingRecipe(RecipeSection):
             say, towards 0 draws become the packed network. None takes the best of `candidates`.
         candidates: temperatures to choose from, by the average's NLL on the validation data.
         gate_temperature: the same for gates alone; None lets them follow `temperature`.
+        batch_norm_batches: minibatches of training data from which batch-norm statistics are estimated anew for
+            each drawn network; 0 gives all those of the packed network, as `pack` does.
         pack: write the drawn networks to `ensemble.safetensors`, one packed file, and evaluate that file.
     """
 
@@ -57,7 +59,17 @@ class AveragingRecipe(RecipeSection):
     temperature: float | None = Field(default=None, gt=0)
     candidates: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(0.1, 0.2, 0.35, 0.5, 1.0), min_length=1)
     gate_temperature: float | None = Field(default=None, gt=0)
+    batch_norm_batches: int = Field(default=0, ge=0)
     pack: bool = False
+
+    @model_validator(mode="after")
+    def _packed_draws_share_their_norms(self) -> "AveragingRecipe":
+        if self.pack and self.batch_norm_batches:
+            raise ValueError(
+                f"pack: false beside batch_norm_batches {self.batch_norm_batches}: a packed file's draws share "
+                "their norms"
+            )
+        return self
 
 
 class WholeRecipe(RecipeSection):

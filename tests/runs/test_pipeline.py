@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from sqs_pyro import load
 from sqs_pyro.data import load_data
-from sqs_pyro.errors import NetworkError
+from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.recipe import parse
 from sqs_pyro.registry import build_network
 from sqs_pyro.runs.network import check_fit
@@ -102,6 +102,19 @@ def test_findings_are_kept_and_told_once(small_run, small_recipe, tmp_path):
     kinds = [finding["kind"] for finding in metrics["findings"]]
     assert "starving_layer" in kinds and kinds[-1] == "inert_averaging"
     assert all(finding["measured"] < finding["threshold"] for finding in metrics["findings"])
+
+
+def test_draws_may_have_norms_of_their_own(small_run, small_recipe, tmp_path):
+    own = {"batch_norm_batches": 2, "pack": False, "temperature": 1.0, "samples": 2}
+    with pytest.raises(RecipeError, match="a packed file's draws share their norms"):
+        _changed(small_recipe, averaging={**own, "pack": True})
+    found = {}
+    for batches in (0, 2):
+        recipe = _changed(small_recipe, averaging={**own, "batch_norm_batches": batches})
+        found[batches] = run(recipe, tmp_path / f"{batches}", baselines_dir=small_run.parent / "baselines")
+    assert found[0]["compressed"] == found[2]["compressed"]
+    assert found[0]["averaged"]["nll"] != found[2]["averaged"]["nll"]
+    assert found[2]["averaged"]["file_bytes"] is None
 
 
 def test_the_history_covers_the_whole_run(small_run):
