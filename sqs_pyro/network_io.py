@@ -1,7 +1,7 @@
 """How minibatches enter a network and predictions come out of it, whoever made the network."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -81,6 +81,22 @@ def move_to(inputs: Any, device: torch.device) -> Any:
     if isinstance(inputs, (tuple, list)):
         return tuple(move_to(value, device) for value in inputs)
     return inputs
+
+
+def split_examples(inputs: Any, size: int) -> Iterator[Any]:
+    """A minibatch's inputs as smaller ones of at most ``size`` examples, tensors cut along their first dimension.
+
+    What is no tensor goes with each of them.
+    """
+    count = len(tensors_in(inputs)[0])
+    for start in range(0, count, size):
+        part = slice(start, start + size)
+        if isinstance(inputs, Tensor):
+            yield inputs[part]
+        elif isinstance(inputs, Mapping):
+            yield {key: value[part] if isinstance(value, Tensor) else value for key, value in inputs.items()}
+        else:
+            yield tuple(value[part] if isinstance(value, Tensor) else value for value in inputs)
 
 
 def tensors_in(inputs: Any) -> list[Tensor]:

@@ -34,9 +34,11 @@ from sqs_pyro.inference.sequential_coding import fit
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.models.block_stack import BlockArguments, BlockStack, input_of, run_block
 from sqs_pyro.models.likelihoods import Likelihood, categorical
+from sqs_pyro.network_io import split_examples
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.packing.leftovers import round_to
 
+_IMPORTANCE_BATCH = 2  # sequences at once
 #: Linear layers of a block by name, in groups that share their input, in the order of their calls.
 LayerGroups = Callable[[nn.Module], Sequence[Mapping[str, nn.Linear]]]
 #: Hidden states and the blocks' other arguments, a minibatch each.
@@ -160,6 +162,8 @@ class _Run:
         plan = self.store.read_plan()
         if plan is None:
             some = self.minibatches[: -(-self.recipe.importance_sequences // self.recipe.batch_size)]
+            # gradients of the whole network need the memory of the whole network's activations
+            some = [part for inputs in some for part in split_examples(inputs, _IMPORTANCE_BATCH)]
             importance = output_importance(self.net, layers, some, self.likelihood, self.recipe.seed)
             plan = Plan(importance, self._precisions(importance))
             self.store.write_plan(plan)
