@@ -68,7 +68,7 @@ class BlockStack:
         """
         args, kwargs = call_arguments(inputs)
         seen: list[tuple[Tensor, BlockArguments]] = []
-        with self._recording(seen):
+        with self._recording(seen), _without_cache(self.net):
             try:
                 self.net(*args, **kwargs)
             except _LastBlockReached:
@@ -103,6 +103,20 @@ class BlockStack:
         finally:
             for block in self.blocks:
                 block.__dict__.pop("forward", None)
+
+
+@contextmanager
+def _without_cache(net: nn.Module) -> Iterator[None]:
+    """Causal networks keep keys and values by default; a block that is called again would attend to old ones."""
+    config: Any = getattr(net, "config", None)
+    if not getattr(config, "use_cache", False):
+        yield
+        return
+    config.use_cache = False
+    try:
+        yield
+    finally:
+        config.use_cache = True
 
 
 def run_block(block: nn.Module, hidden: Tensor, arguments: BlockArguments) -> Tensor:

@@ -30,7 +30,6 @@ def llama():
         num_attention_heads=4,
         num_key_value_heads=2,
         initializer_range=0.2,
-        use_cache=False,
     )
     return transformers.LlamaForCausalLM(config).eval()
 

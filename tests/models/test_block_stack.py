@@ -55,6 +55,32 @@ def test_walking_through_the_blocks_is_running_the_network(make):
     assert torch.equal(hidden, expected)
 
 
+@pytest.mark.parametrize("make", [llama, qwen, bert])
+@torch.no_grad()
+def test_a_block_that_is_called_again_remembers_nothing(make):
+    """By default causal networks keep keys and values, and the entrance's arguments serve many calls."""
+    net, path, norm = make()
+    net.eval()
+    ids = torch.randint(0, 64, (2, 9))
+    stack = BlockStack(net, net.get_submodule(path))
+    entrance = stack.entrance({"input_ids": ids})
+
+    def walked():
+        hidden = entrance.hidden
+        for block, arguments in zip(stack.blocks, entrance.arguments, strict=True):
+            hidden = run_block(block, hidden, arguments)
+        return net.get_submodule(norm)(hidden) if norm else hidden
+
+    before = walked()
+    for name, parameter in net.named_parameters():
+        if "key" in name or "k_proj" in name or "value" in name or "v_proj" in name:
+            parameter.normal_()
+    after = walked()
+    assert not torch.equal(after, before)
+    assert torch.equal(after, net.base_model(input_ids=ids).last_hidden_state)
+    assert getattr(net.config, "use_cache", True)
+
+
 @torch.no_grad()
 def test_padding_masks_reach_the_blocks():
     net, path, _ = bert()
