@@ -130,6 +130,29 @@ def inspect_command(file: FileArgument, as_json: JsonOption = False) -> None:
         _show(inspection, inspection_tables(inspection), as_json)
 
 
+@app.command("plan")
+def plan_command(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Directory with a config.json.")],
+    sequences: Annotated[int, typer.Option("--sequences", min=1, help="Calibration sequences.")] = 128,
+    length: Annotated[int, typer.Option("--length", min=1, help="Tokens in each.")] = 512,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of `blockwise`, e.g. allocation=even or bits=3."),
+    ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="The whole network in memory, not one block at a time.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell how much memory blockwise compression of a checkpoint takes, from its config.json alone."""
+    with _one_sentence_errors():
+        from sqs_pyro.reporting.tables import plan_tables
+        from sqs_pyro.runs.memory import planned_memory
+
+        plan = planned_memory(checkpoint, sequences, length, changes or [], whole=whole)
+        _show(plan, plan_tables(plan), as_json)
+
+
 @app.command("report")
 def report_command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A finished run's directory.")],

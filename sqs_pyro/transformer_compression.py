@@ -15,6 +15,7 @@ from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
 from sqs_pyro.language_models import check_tokens, longest_input, vocabulary_size
 from sqs_pyro.models.architectures import architecture_of, blocks, layer_groups
 from sqs_pyro.models.likelihoods import Gaussian, categorical
+from sqs_pyro.models.residency import Residency
 from sqs_pyro.recipe import parse
 
 
@@ -24,6 +25,7 @@ def compress_transformer(
     recipe: BlockwiseRecipe | Mapping[str, Any] | None = None,
     *,
     directory: str | Path | None = None,
+    residency: Residency | None = None,
     progress: Callable[[BlockRecord], None] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> BlockwiseResult:
@@ -36,6 +38,7 @@ def compress_transformer(
             :func:`~sqs_pyro.data.generation.generate_calibration`.
         recipe: what to do, a :class:`BlockwiseRecipe` or a mapping of its keys.
         directory: where finished blocks are kept: the same call goes on behind them.
+        residency: which weights are in memory; all of them if left out.
         progress: told of each finished block.
         metadata: written into the packed file.
 
@@ -58,6 +61,7 @@ def compress_transformer(
         recipe,
         likelihood=_said,
         directory=None if directory is None else Path(directory),
+        residency=residency,
         progress=progress,
         metadata={"recipe": recipe.model_dump(mode="json", exclude_defaults=True), **(metadata or {})},
     )

@@ -143,6 +143,21 @@ def test_evaluate_on_shifted_images(small_run):
     assert refused.exit_code == 2 and "Shift 'blur:1' is unknown" in refused.stderr
 
 
+def test_plan_needs_no_weights(tmp_path):
+    config = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    about = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 50}
+    (tmp_path / "config.json").write_text(json.dumps({**about, **config}))
+    plan = json.loads(_sqs("plan", tmp_path, "--sequences", "8", "--length", "16", "--json").stdout)
+    assert plan["tokens"] == 128
+    assert plan["peak"] == max(sum(parts.values()) for parts in plan["moments"].values())
+    table = _sqs("plan", tmp_path, "--whole", "--set", "bits=4").stdout
+    assert "the whole network in memory" in table and "gradients" in table
+    refused = _sqs("plan", tmp_path, "--set", "allocation=importance")
+    assert refused.exit_code == 2 and "add --whole" in refused.stderr
+    refused = _sqs("plan", tmp_path / "nowhere")
+    assert refused.exit_code == 2 and "no config.json" in refused.stderr
+
+
 def test_inspect_shows_every_byte(small_run):
     packed = small_run / "packed.safetensors"
     inspection = json.loads(_sqs("inspect", packed, "--json").stdout)

@@ -1,6 +1,6 @@
 """SVI on one block: a Gaussian likelihood of the original block's output, given the compressed blocks' inputs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -37,9 +37,13 @@ def token_sizes(target: Tensor) -> Tensor:
     return target.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
 
-def relative_error(output: Tensor, target: Tensor) -> float:
-    """Mean over tokens of ``|output - target|² / |target|²``."""
-    return float(((output - target) / token_sizes(target)).square().sum(-1).mean())
+def relative_error(outputs: Iterable[Tensor], targets: Iterable[Tensor]) -> float:
+    """Mean over tokens of ``|output - target|² / |target|²``, minibatch by minibatch, ``[..., D]`` each."""
+    total, tokens = 0.0, 0
+    for output, target in zip(outputs, targets, strict=True):
+        each = ((output - target) / token_sizes(target)).square().sum(-1)
+        total, tokens = total + float(each.sum(dtype=torch.float64)), tokens + each.numel()
+    return total / tokens
 
 
 def settle(

@@ -34,11 +34,14 @@ from sqs_pyro.inference.sequential_coding import fit
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.models.block_stack import BlockArguments, BlockStack, input_of, run_block
 from sqs_pyro.models.likelihoods import Likelihood, categorical
+from sqs_pyro.models.residency import InMemory, Residency
 from sqs_pyro.network_io import split_examples
 from sqs_pyro.packing import CodedTensor
+from sqs_pyro.packing.layouts import PackedTensor, pack_tensor
 from sqs_pyro.packing.leftovers import round_to
 
-_IMPORTANCE_BATCH = 2  # sequences at once
+#: Sequences whose gradients are taken at once.
+IMPORTANCE_BATCH = 2
 #: Linear layers of a block by name, in groups that share their input, in the order of their calls.
 LayerGroups = Callable[[nn.Module], Sequence[Mapping[str, nn.Linear]]]
 #: Hidden states and the blocks' other arguments, a minibatch each.
@@ -69,6 +72,7 @@ def compress_blocks(
     *,
     likelihood: Likelihood = categorical,
     directory: Path | None = None,
+    residency: Residency | None = None,
     progress: Callable[[BlockRecord], None] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> BlockwiseResult:
@@ -82,6 +86,7 @@ def compress_blocks(
         recipe: what to do.
         likelihood: of the network's output, for ``allocation: importance``.
         directory: where finished blocks are kept, to go on from.
+        residency: which weights are in memory; all of them if left out.
         progress: told of each finished block.
         metadata: written into the packed file.
 
@@ -92,16 +97,20 @@ def compress_blocks(
         NetworkError, DataError, OutputError: one sentence; what was finished before stays in ``directory``.
     """
     start = time.perf_counter()
-    run = _Run(net, BlockStack(net, blocks), layer_groups, list(minibatches), recipe, likelihood, directory)
+    residency = residency or InMemory()
+    _check_allocation(net, recipe, residency)
+    stack = BlockStack(net, blocks)
+    run = _Run(net, stack, layer_groups, list(minibatches), recipe, likelihood, directory, residency)
     with torch.no_grad():
         records = run.compress(progress)
-    packed = packed_network(
-        run.finished_network(),
-        run.coded,
-        layout=recipe.layout,
-        leftover_dtype=recipe.leftover_dtype,
-        metadata=metadata,
-    )
+    with residency.held(net, without=blocks):
+        packed = packed_network(
+            run.finished_network(),
+            run.packed,
+            layout=recipe.layout,
+            leftover_dtype=recipe.leftover_dtype,
+            metadata=metadata,
+        )
     return BlockwiseResult(packed, records, time.perf_counter() - start)
 
 
@@ -117,15 +126,18 @@ class _Run:
         recipe: BlockwiseRecipe,
         likelihood: Likelihood,
         directory: Path | None,
+        residency: Residency,
     ) -> None:
         self.net, self.stack, self.layer_groups = net, stack, layer_groups
         self.minibatches, self.recipe, self.likelihood = minibatches, recipe, likelihood
+        self.residency = residency
         self.store = BlockStore(directory, recipe)
         paths = {id(module): path for path, module in net.named_modules()}
         self.paths = [paths[id(block)] for block in stack.blocks]
-        self.coded: dict[str, CodedTensor] = {}
+        self.packed: dict[str, PackedTensor] = {}
         self.leftovers: dict[str, Tensor] = {}
-        entrances = [stack.entrance(inputs) for inputs in minibatches]
+        with residency.held(net, without=stack.blocks):
+            entrances = [stack.entrance(inputs) for inputs in minibatches]
         self.states: States = [(entrance.hidden, entrance.arguments) for entrance in entrances]
 
     def compress(self, progress: Callable[[BlockRecord], None] | None) -> list[BlockRecord]:
@@ -133,14 +145,15 @@ class _Run:
         original, compressed = self.states, list(self.states)
         records = []
         for i, block in enumerate(self.stack.blocks):
-            targets = _advance(block, original, i)
-            kept = self.store.read(i)
-            with deferred_interrupt() if kept is None else nullcontext():
-                if kept is None:
-                    kept = self._compress_block(i, original, compressed, targets, importance, budget)
-                    self.store.write(i, kept)
-            self._note(i, kept, budget)
-            student = self._student(i, kept)
+            with self.residency.held(block):
+                targets = _advance(block, original, i)
+                kept = self.store.read(i)
+                with deferred_interrupt() if kept is None else nullcontext():
+                    if kept is None:
+                        kept = self._compress_block(i, original, compressed, targets, importance, budget)
+                        self.store.write(i, kept)
+                self._note(i, kept, budget)
+                student = self._student(i, kept)
             outputs = _advance(student, compressed, i)
             original = [(target, arguments) for target, (_, arguments) in zip(targets, original, strict=True)]
             compressed = [(output, arguments) for output, (_, arguments) in zip(outputs, original, strict=True)]
@@ -163,7 +176,7 @@ class _Run:
         if plan is None:
             some = self.minibatches[: -(-self.recipe.importance_sequences // self.recipe.batch_size)]
             # gradients of the whole network need the memory of the whole network's activations
-            some = [part for inputs in some for part in split_examples(inputs, _IMPORTANCE_BATCH)]
+            some = [part for inputs in some for part in split_examples(inputs, IMPORTANCE_BATCH)]
             importance = output_importance(self.net, layers, some, self.likelihood, self.recipe.seed)
             plan = Plan(importance, self._precisions(importance))
             self.store.write_plan(plan)
@@ -239,7 +252,7 @@ class _Run:
         sizes = {name: layers[name.removesuffix(".weight")]["bits"] for name in coded}
         weights = {name: coded[name].mask.numel() for name in coded}
         bits = sum(sizes[name] * weights[name] for name in coded) / sum(weights.values())
-        error = relative_error(torch.cat(outputs), torch.cat(targets))
+        error = relative_error(outputs, targets)
         record = BlockRecord(i, bits, error, layers, time.perf_counter() - start)
         return FinishedBlock(coded, leftovers, record)
 
@@ -278,7 +291,8 @@ class _Run:
 
     def _note(self, i: int, kept: FinishedBlock, budget: BitBudget | None) -> None:
         path = self.paths[i]
-        self.coded |= {f"{path}.{name}": value for name, value in kept.coded.items()}
+        layout = self.recipe.layout
+        self.packed |= {f"{path}.{name}": pack_tensor(value, layout) for name, value in kept.coded.items()}
         self.leftovers |= {f"{path}.{name}": value for name, value in kept.leftovers.items()}
         if budget is not None:
             for name, layer in kept.record.layers.items():
@@ -297,8 +311,23 @@ class _Run:
         net = copy.deepcopy(self.net)
         with torch.no_grad():
             for name, value in self.leftovers.items():
-                net.get_parameter(name).copy_(value)
+                place = net.get_parameter(name)
+                if place.is_meta:  # the block has been let go
+                    owner, _, own = name.rpartition(".")
+                    settled = nn.Parameter(value.to(place.dtype, copy=True), requires_grad=place.requires_grad)
+                    setattr(net.get_submodule(owner), own, settled)
+                else:
+                    place.copy_(value)
         return net
+
+
+def _check_allocation(net: nn.Module, recipe: BlockwiseRecipe, residency: Residency) -> None:
+    if recipe.allocation == "importance" and not residency.whole:
+        weights = sum(value.numel() * value.element_size() for value in net.parameters())
+        raise NetworkError(
+            "allocation 'importance' needs gradients through the whole network, whose weights alone take "
+            f"{weights / 1e9:.2f} GB in memory: load it and call compress_transformer, or take allocation 'even'."
+        )
 
 
 def _advance(block: nn.Module, states: States, i: int) -> list[Tensor]:

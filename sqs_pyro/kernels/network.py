@@ -22,7 +22,7 @@ LEFTOVER_DTYPES = ("float16", "bfloat16", "float32")
 
 def packed_network(
     net: nn.Module,
-    coded: Mapping[str, CodedTensor],
+    coded: Mapping[str, CodedTensor | PackedTensor],
     *,
     layout: str = "auto",
     leftover_dtype: str = "float16",
@@ -32,7 +32,8 @@ def packed_network(
 
     Args:
         net: the network; it stays as it is. Its other tensors are taken over.
-        coded: the compressed weights by parameter name; of a shared parameter, one of its names.
+        coded: the compressed weights by parameter name; of a shared parameter, one of its names. What is
+            packed already stays in its layout.
         layout: ``"dense"``, ``"bitmap"``, ``"entropy"``, or ``"auto"`` for the smallest, tensor by tensor.
         leftover_dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``: other floating tensors are rounded to it
             at once, so that the packed network and its file agree bit for bit; they keep their own dtype to
@@ -45,7 +46,11 @@ def packed_network(
             whose weights cannot be packed.
     """
     _check_dtype(leftover_dtype)
-    packed = assemble(net, {name: pack_tensor(value, layout) for name, value in coded.items()})
+    tensors = {
+        name: value if isinstance(value, PackedTensor) else pack_tensor(value, layout)
+        for name, value in coded.items()
+    }
+    packed = assemble(net, tensors)
     _round_leftovers(packed, leftover_dtype)
     return _finish(packed, _about(net, metadata))
 

@@ -61,6 +61,18 @@ def report_tables(run: Document) -> list[RenderableType]:
     return tables + (bounds_tables(run["bounds"]) if "bounds" in run else [])
 
 
+def plan_tables(plan: Document) -> list[RenderableType]:
+    """What memory a compression takes: a row a part, the moments in turn."""
+    how = "one block at a time" if plan["streamed"] else "the whole network in memory"
+    text = f"{plan['checkpoint']}: {plan['parameters']:,} parameters, {plan['tokens']:,} tokens, {how}"
+    table = _table("moment", "part", "GB")
+    for moment, parts in plan["moments"].items():
+        for part, size in parts.items():
+            table.add_row(moment, part, f"{size / 1e9:.2f}")
+        table.add_row(moment, "[bold]together", f"[bold]{sum(parts.values()) / 1e9:.2f}")
+    return [_title(text), table, Text(f"peak {plan['peak'] / 1e9:.2f} GB, libraries (0.5 GB) not counted")]
+
+
 def _perplexity_table(metrics: Document) -> Table:
     """A row a text; the fp32 network's column and the ratio only where they are known."""
     whole = "baseline" in metrics

@@ -1,0 +1,85 @@
+"""Compression of a transformer straight from its checkpoint: one block of it is in memory at a time."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sqs_pyro.errors import NetworkError, OutputError
+from sqs_pyro.inference.block_store import BlockRecord
+from sqs_pyro.inference.blockwise import BlockwiseResult
+from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
+from sqs_pyro.recipe import parse
+from sqs_pyro.transformer_compression import compress_transformer
+
+_FINGERPRINT = "checkpoint.sha256"
+
+
+def compress_checkpoint(
+    checkpoint: str | Path,
+    sequences: Tensor,
+    recipe: BlockwiseRecipe | Mapping[str, Any] | None = None,
+    *,
+    directory: str | Path,
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[BlockRecord], None] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> BlockwiseResult:
+    """Compress a checkpoint to the same network, bit for bit, as ``compress_transformer`` gives of it when loaded.
+
+    Args:
+        checkpoint: directory with config.json and safetensors files, one or shards with their index.
+        sequences: calibration text, int64 ``[n, T]``.
+        recipe: what to do, with ``allocation: even``: ``importance`` needs the whole network in memory.
+        directory: where finished blocks are kept: the same call goes on behind them.
+        dtype: the network computes in, whatever the checkpoint is stored in.
+        progress: told of each finished block.
+        metadata: written into the packed file.
+
+    Raises:
+        NetworkError, DataError, RecipeError, OutputError: one sentence that says what to repair; finished blocks
+            are kept.
+    """
+    try:
+        from sqs_pyro.integrations.streamed_weights import StreamedWeights, empty_network, fingerprint
+    except ImportError as error:
+        raise NetworkError(
+            f"Checkpoints need transformers and accelerate ({error}): pip install 'sqs-pyro[transformers]' "
+            "accelerate."
+        ) from None
+    if not isinstance(recipe, BlockwiseRecipe):
+        recipe = parse(BlockwiseRecipe, recipe or {}, "blockwise")
+    net = empty_network(Path(checkpoint), dtype)
+    run = partial(compress_transformer, net, sequences, recipe, residency=StreamedWeights(net, Path(checkpoint)))
+    try:
+        _belong_together(Path(directory), fingerprint(Path(checkpoint)), checkpoint)
+        return run(directory=directory, progress=progress, metadata=metadata)
+    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
+        raise OutputError(_ended(error, directory)) from error
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):  # torch has no class of its own for the memory of the CPU
+            raise
+        raise OutputError(_ended(error, directory)) from error
+
+
+def _belong_together(directory: Path, digest: str, checkpoint: str | Path) -> None:
+    """Blocks of two checkpoints must not end in one file."""
+    kept = directory / _FINGERPRINT
+    if kept.exists() and kept.read_text(encoding="utf-8") != digest:
+        raise OutputError(
+            f"'{directory}' holds finished blocks of another checkpoint than '{checkpoint}', or its files have "
+            "changed since: put them back, or give another directory to start again."
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    kept.write_text(digest, encoding="utf-8")
+
+
+def _ended(error: BaseException, directory: str | Path) -> str:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .")
+    return (
+        f"Compression stopped ({reason}): make room on the disk or in memory and call it again, finished blocks "
+        f"are kept in '{directory}'."
+    )

@@ -1,0 +1,155 @@
+"""A transformers network whose weights stay in its safetensors checkpoint until a part of it is at work."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from sqs_pyro.errors import NetworkError
+from sqs_pyro.kernels.assemble import tensor_slots
+from sqs_pyro.models.architectures import architecture_of
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def empty_network(directory: Path, dtype: torch.dtype) -> nn.Module:
+    """The network that ``config.json`` names, parameters on the meta device, buffers in memory, in eval mode.
+
+    Raises:
+        NetworkError: config.json is missing or damaged, or names a network that transformers or
+            :mod:`~sqs_pyro.models.architectures` does not know.
+    """
+    if not (directory / "config.json").is_file():
+        raise NetworkError(f"'{directory}' has no config.json: give the directory of a transformers checkpoint.")
+    try:
+        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise NetworkError(f"'{directory}/config.json' cannot be read ({reason}): fetch it again.") from error
+    architecture_of(config)
+    name = next(iter(config.architectures or ()), "")
+    network_class = getattr(transformers, name, None)
+    if network_class is None:
+        raise NetworkError(f"'{directory}/config.json' names the class {name!r}, which transformers lacks.")
+    with init_empty_weights(include_buffers=False), torch.random.fork_rng(devices=[]):
+        net = network_class._from_config(config, dtype=dtype)
+    net.tie_weights()
+    return net.eval()
+
+
+class StreamedWeights:
+    """Reads parameters from a checkpoint's shards when they are wanted, and lets them go afterwards.
+
+    Args:
+        net: the network of :func:`empty_network`.
+        directory: with ``model.safetensors``, or shards and ``model.safetensors.index.json``.
+
+    Raises:
+        NetworkError: the checkpoint has no safetensors files, a shard is missing or damaged, the index names
+            tensors that are not in the shards, or the checkpoint lacks a parameter of the network.
+    """
+
+    whole = False
+
+    def __init__(self, net: nn.Module, directory: Path) -> None:
+        self._files = shard_of_tensors(directory)
+        self._names: dict[int, str] = {}
+        shared: dict[int, list[str]] = {}
+        for name, value in net.named_parameters(remove_duplicate=False):
+            shared.setdefault(id(value), []).append(name)
+        for key, names in shared.items():
+            stored = [name for name in names if name in self._files]
+            if not stored:
+                raise NetworkError(
+                    f"Checkpoint '{directory}' has no tensor {names[0]!r}, which {type(net).__name__} needs: save "
+                    "it anew with this version of transformers, or fetch it again."
+                )
+            self._names[key] = stored[0]
+        self._parameters = list(net.parameters())  # ids stay theirs only while they live
+
+    @contextmanager
+    def held(self, part: nn.Module, without: Sequence[nn.Module] = ()) -> Iterator[None]:
+        """Hold the parameters of ``part``, except those inside ``without``; then they are on meta again."""
+        left_out = {id(value) for module in without for value in module.parameters()}
+        slots = tensor_slots(part)
+        wanted = [p for p in part.parameters() if p.is_meta and id(p) in self._names and id(p) not in left_out]
+        try:
+            for empty in wanted:
+                full = nn.Parameter(self._read(empty), requires_grad=empty.requires_grad)
+                for place, name in slots[id(empty)]:
+                    place[name] = full
+            yield
+        finally:
+            for empty in wanted:
+                for place, name in slots[id(empty)]:
+                    place[name] = empty
+
+    def _read(self, empty: Tensor) -> Tensor:
+        name = self._names[id(empty)]
+        with safe_open(self._files[name], framework="pt") as content:
+            value: Tensor = content.get_tensor(name)
+        if value.shape != empty.shape:
+            raise NetworkError(
+                f"Tensor {name!r} is {list(value.shape)} in '{self._files[name]}', but {list(empty.shape)} in the "
+                "network: config.json belongs to another checkpoint."
+            )
+        # a tensor of safetensors is a view of the mapped file: cloned, it outlives it
+        return value.to(empty.dtype, copy=True)
+
+
+def fingerprint(directory: Path) -> str:
+    """SHA-256 of a checkpoint's configuration and shards, read once; errors as :class:`StreamedWeights`."""
+    digest = hashlib.sha256((directory / "config.json").read_bytes())
+    for file in sorted(set(shard_of_tensors(directory).values())):
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def shard_of_tensors(directory: Path) -> dict[str, Path]:
+    """The file of each tensor of a checkpoint, by name; errors as :class:`StreamedWeights`."""
+    index = directory / INDEX
+    if not index.is_file():
+        if not (directory / SINGLE).is_file():
+            raise NetworkError(
+                f"'{directory}' has neither {SINGLE} nor {INDEX}: save the checkpoint as safetensors with "
+                "save_pretrained."
+            )
+        return dict.fromkeys(_names_in(directory / SINGLE), directory / SINGLE)
+    placed = _weight_map(index)
+    files = sorted(set(placed.values()))
+    missing = [file for file in files if not (directory / file).is_file()]
+    if missing:
+        raise NetworkError(f"Checkpoint '{directory}' lacks the shards {', '.join(missing)}: fetch them again.")
+    inside = {file: _names_in(directory / file) for file in files}
+    absent = [name for name, file in placed.items() if name not in inside[file]]
+    if absent:
+        raise NetworkError(
+            f"'{index}' says that tensor {absent[0]!r} is in {placed[absent[0]]}, but it is not (as {len(absent)} "
+            f"of {len(placed)}): index and shards belong to different checkpoints."
+        )
+    return {name: directory / file for name, file in placed.items()}
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        content: Any = json.loads(index.read_text(encoding="utf-8"))
+        return {str(name): str(file) for name, file in content["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise NetworkError(f"'{index}' is damaged, it has no 'weight_map': fetch it again.") from None
+
+
+def _names_in(file: Path) -> set[str]:
+    try:
+        with safe_open(file, framework="pt") as content:
+            return set(content.keys())
+    except SafetensorError as error:
+        raise NetworkError(f"'{file}' is truncated or damaged ({error}): fetch it again.") from None
