@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from sqs_pyro.data.text_sources import FILE_TYPES, documents_in_file, documents_of_hub, pydoc_documents
+from sqs_pyro.data.rows import is_file
+from sqs_pyro.data.text_sources import documents_in_file, documents_of_hub, pydoc_documents
 from sqs_pyro.errors import DataError
 from sqs_pyro.recipe import RecipeSection
 
@@ -81,21 +82,17 @@ def text_of_file(path: str | Path, column: str = "text") -> str:
 
 
 def _documents(recipe: TextRecipe, source: str, split: str) -> list[str]:
-    if _is_file(source):
+    if is_file(source):
         return documents_in_file(Path(source), recipe.column)
     return documents_of_hub(source, recipe.subset, split, recipe.column)
 
 
 def _other_documents(recipe: TextRecipe, held_out: str) -> list[str]:
     """A file beside any source, or another split beside a data set of the hub."""
-    of_hub = recipe.source != PYDOC and not _is_file(recipe.source)
-    if of_hub and not _is_file(held_out):
+    of_hub = recipe.source != PYDOC and not is_file(recipe.source)
+    if of_hub and not is_file(held_out):
         return documents_of_hub(recipe.source, recipe.subset, held_out, recipe.column)
     return documents_in_file(Path(held_out), recipe.column)
-
-
-def _is_file(source: str) -> bool:
-    return Path(source).suffix.lower() in FILE_TYPES or Path(source).is_file()
 
 
 def _text(calibration: Sequence[str], held_out: Sequence[str], recipe: TextRecipe) -> Text:
@@ -105,4 +102,4 @@ def _text(calibration: Sequence[str], held_out: Sequence[str], recipe: TextRecip
             raise DataError(
                 f"'{recipe.source}' leaves no text {what}: give more text, or another file or split as `held_out`."
             )
-    return Text(joined[0], joined[1], Path(recipe.source).name if _is_file(recipe.source) else recipe.source)
+    return Text(joined[0], joined[1], Path(recipe.source).name if is_file(recipe.source) else recipe.source)

@@ -1,0 +1,138 @@
+"""Rows of named columns, from a file or from the Hugging Face hub."""
+
+import csv
+import importlib
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sqs_pyro.errors import DataError
+
+ROW_TYPES = (".json", ".jsonl", ".csv")
+FILE_TYPES = (".txt", *ROW_TYPES)
+
+
+def is_file(source: str) -> bool:
+    """Whether a source is a file's path, there or not, rather than the name of a data set."""
+    return Path(source).suffix.lower() in FILE_TYPES or Path(source).is_file()
+
+
+def rows_in_file(path: Path) -> list[Any]:
+    """The rows of a .json, .jsonl or .csv file, as they stand there: mappings, if the file is right.
+
+    Args:
+        path: UTF-8. A .json file holds a list of objects, or an object with such a list as ``data``; a .jsonl file
+            an object a line; a .csv file its columns' names in the first line.
+
+    Raises:
+        DataError: no such file, another kind of file, or a file that cannot be read.
+    """
+    kind = path.suffix.lower()
+    if kind not in ROW_TYPES:
+        raise DataError(f"'{path}' has no rows that can be read here: give a file in {', '.join(ROW_TYPES)}.")
+    return _READERS[kind](content_of(path), path)
+
+
+def content_of(path: Path) -> str:
+    """What a UTF-8 file holds.
+
+    Raises:
+        DataError: no such file, no UTF-8, or nothing but space in it.
+    """
+    if not path.is_file():
+        raise DataError(f"Text file '{path}' was not found: correct the path.")
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"Text file '{path}' is not UTF-8 (byte {error.start}): convert it.") from None
+    if not content.strip():
+        raise DataError(f"Text file '{path}' is empty: give one with text in it.")
+    return content
+
+
+def rows_of_hub(name: str, subset: str | None, split: str) -> Iterable[Any]:
+    """The rows of a data set of the Hugging Face hub, or of the local cache.
+
+    Raises:
+        DataError: the package ``datasets`` is missing, or the hub cannot be reached or has no such data set.
+    """
+    try:
+        datasets = importlib.import_module("datasets")  # heavy, optional, and only needed here
+    except ImportError:
+        raise DataError(
+            f"Data set '{name}' of the Hugging Face hub needs the package 'datasets': install it "
+            f"(pip install datasets), or give a file ({', '.join(FILE_TYPES)}) or 'pydoc' as `source`."
+        ) from None
+    try:
+        return datasets.load_dataset(name, subset, split=split)
+    except Exception as error:  # whatever its transport raises; the sentence hands it on
+        raise DataError(
+            f"Split '{split}' of data set '{name}' could not be loaded from the Hugging Face hub ({error}): check "
+            f"the name and the connection, or give a file ({', '.join(FILE_TYPES)}) or 'pydoc' as `source`."
+        ) from error
+
+
+def cell(row: Any, column: str, number: int, what: str) -> Any:
+    """A row's value in a column.
+
+    Args:
+        row: as read.
+        column: its name.
+        number: of the row, from 1, for the message.
+        what: the source, for the message.
+
+    Raises:
+        DataError: the row is no mapping, or has no such column.
+    """
+    if not isinstance(row, Mapping) or column not in row:
+        there = ", ".join(map(str, row)) if isinstance(row, Mapping) else f"none (a {type(row).__name__})"
+        raise DataError(f"{what} has no column '{column}' in row {number}: its columns are {there}.")
+    return row[column]
+
+
+def text_cell(row: Any, column: str, number: int, what: str) -> str:
+    """A row's text in a column; arguments and errors as :func:`cell`, and a value that is no text is one, too."""
+    value = cell(row, column, number, what)
+    if not isinstance(value, str):
+        raise DataError(
+            f"{what} has {value!r} in column '{column}' of row {number}, which is no text: remove the "
+            "row or name another column."
+        )
+    return value
+
+
+def _json_rows(content: str, path: Path) -> list[Any]:
+    try:
+        rows = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise DataError(f"'{path}' is not JSON: {error}; one object a line is a .jsonl file.") from None
+    if isinstance(rows, Mapping) and isinstance(rows.get("data"), list):
+        return rows["data"]
+    if not isinstance(rows, list):
+        raise DataError(f"'{path}' holds a {type(rows).__name__}, but must hold a list of objects.")
+    return rows
+
+
+def _jsonl_rows(content: str, path: Path) -> list[Any]:
+    rows = []
+    for number, line in enumerate(content.split("\n"), 1):  # not splitlines(): JSON may hold U+2028 as it is
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"Line {number} of '{path}' is not JSON: {error}; give an object a line."
+                ) from None
+    return rows
+
+
+def _csv_rows(content: str, path: Path) -> list[Any]:
+    try:
+        return list(csv.DictReader(io.StringIO(content, newline=""), strict=True))
+    except csv.Error as error:
+        raise DataError(f"'{path}' cannot be read as CSV: {error}; a .jsonl file has no such limits.") from None
+
+
+_READERS = {".json": _json_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows}
