@@ -26,7 +26,7 @@ from packaged_weights import language_model
 from torch import Tensor, nn
 
 from sqs_pyro import SQSELBO, BayesianNetwork, PruningSchedule, SpikeGMMGuide, load, save, size_report
-from sqs_pyro.data.token_loader import TokenLoader
+from sqs_pyro.data.next_token_loader import NextTokenLoader
 from sqs_pyro.inference.input_scales import InputScales
 from sqs_pyro.inference.windows import EqualMass, OutlierAware, PerWeight
 from sqs_pyro.kernels import packed_network
@@ -52,7 +52,7 @@ def evidence(net: nn.Module, names: list[str], sequences: Tensor, steps: int, ca
     """Gate logits after SVI on the language model's own loss, and how large the inputs are."""
     if cache.exists():
         return torch.load(cache, weights_only=True)
-    loader = TokenLoader(sequences, 4, shuffle=True)
+    loader = NextTokenLoader(sequences, 4, shuffle=True)
     model = model_of(copy.deepcopy(net), names, len(sequences))
     guide = SpikeGMMGuide(model, COMPONENTS, stage="dense", initial_gate=2.0)
     scales = InputScales(model.net, names)

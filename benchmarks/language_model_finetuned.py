@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from sqs_pyro import SQSELBO, BayesianNetwork, SpikeGMMGuide, compress, load, save, size_report
 from sqs_pyro.compression import StepRecord
-from sqs_pyro.data.token_loader import TokenLoader
+from sqs_pyro.data.next_token_loader import NextTokenLoader
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.kernels.assemble import unpack_weights
 from sqs_pyro.models.distillation import DistillationLikelihood, DistilledLoader
@@ -44,7 +44,7 @@ def measured(packed: nn.Module, net: nn.Module, path: Path, judges: dict[str, Te
     return figures | judged(load(path, net), judges)
 
 
-def tuned(net: nn.Module, loader: TokenLoader, args: argparse.Namespace) -> nn.Module:
+def tuned(net: nn.Module, loader: NextTokenLoader, args: argparse.Namespace) -> nn.Module:
     """SVI from the pretrained weights."""
 
     def tell(record: StepRecord) -> None:
@@ -62,7 +62,7 @@ def tuned(net: nn.Module, loader: TokenLoader, args: argparse.Namespace) -> nn.M
         "pruning": {"saliency": "activation", "scope": "layer", "start": 0.0, "end": 0.4, "every": 10},
         "distillation": {"weight": 1.0, "temperature": 1.0},
         "precision": "bfloat16",
-        "optimizer": "adam",
+        "optimizer": "adamw",
         "learning_rate": args.rate,
         "weight_decay": 0.0,
         "codebook_learning_rate": 2e-3,
@@ -75,7 +75,7 @@ def tuned(net: nn.Module, loader: TokenLoader, args: argparse.Namespace) -> nn.M
     return compress(net, loader, recipe, checkpoint=args.dir / "tuned.checkpoint", progress=tell).network
 
 
-def settled(net: nn.Module, loader: TokenLoader, args: argparse.Namespace) -> nn.Module:
+def settled(net: nn.Module, loader: NextTokenLoader, args: argparse.Namespace) -> nn.Module:
     """SVI of codebooks and norms alone, from codes and zeros that are there, written against Pyro itself."""
     blockwise = load(args.blockwise, net)
     coded = {name: weight.coded() for name, weight in stored_weights(blockwise).items()}
@@ -129,7 +129,7 @@ def main() -> None:
     net, tokenizer = language_model(args.packages)
     judges = texts(tokenizer, args.foreign, args.tokens)
     sequences = calibration(net, tokenizer, args.sequences // 2, args.dir / f"text-{args.sequences}.pt")
-    loader = TokenLoader(sequences.view(-1, LENGTH // 2), 4, shuffle=True)
+    loader = NextTokenLoader(sequences.view(-1, LENGTH // 2), 4, shuffle=True)
     base = judged(net, judges)
     target = Path(__file__).with_suffix(".json")
     rows = {row["method"]: row for row in json.loads(target.read_text())["rows"]} if target.exists() else {}

@@ -68,14 +68,16 @@ def compress_command(
 ) -> None:
     """Train or load a network, compress it, and write a packed file with its figures and pictures.
 
-    A recipe with the key `blockwise` compresses a language model, block by block. Interrupted with Ctrl-C, the
+    A recipe with the key `blockwise` compresses a language model, block by block; one with the key `task` a
+    transformer, while it is fine-tuned. Interrupted with Ctrl-C, the
     same command goes on where it stopped.
     """
     with _one_sentence_errors(f"the same command goes on from the last checkpoint of '{out}'"):
         from sqs_pyro.reporting.tables import run_tables
         from sqs_pyro.reporting.terminal import progress_display
-        from sqs_pyro.runs import language_model, pipeline
+        from sqs_pyro.runs import language_model, pipeline, task
         from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe, load_any_recipe
+        from sqs_pyro.runs.task_recipe import TaskRecipe
 
         asked = [*(changes or []), *([] if seed is None else [f"seed={seed}"])]
         loaded = load_any_recipe(recipe, asked)
@@ -85,9 +87,15 @@ def compress_command(
                     raise RecipeError("--baselines is for networks that are trained here: leave it out.")
                 metrics = language_model.run(loaded, out, overwrite=overwrite, progress=progress)
             else:
-                metrics = pipeline.run(
-                    loaded, out, overwrite=overwrite, baselines_dir=baselines, progress=progress
-                )
+                how: dict[str, Any] = {
+                    "overwrite": overwrite,
+                    "baselines_dir": baselines,
+                    "progress": progress,
+                }
+                if isinstance(loaded, TaskRecipe):
+                    metrics = task.run(loaded, out, **how)
+                else:
+                    metrics = pipeline.run(loaded, out, **how)
         _show(metrics, run_tables(metrics), as_json)
         for finding in metrics.get("findings", ()):
             typer.echo(f"finding: {finding['sentence']}", err=True)
@@ -110,7 +118,7 @@ def evaluate_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a packed file on its test data: accuracy, NLL, calibration error, size; or perplexity, size."""
+    """Evaluate a packed file on its test data: its task's figures and size."""
     with _one_sentence_errors():
         from sqs_pyro.reporting.tables import evaluation_tables
         from sqs_pyro.runs.packed_files import evaluate_file

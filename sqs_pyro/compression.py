@@ -15,6 +15,7 @@ from torch import nn
 from sqs_pyro.errors import DataError, RecipeError
 from sqs_pyro.inference.diagnostics import Finding
 from sqs_pyro.inference.driver import Driver, StepRecord
+from sqs_pyro.inference.evaluate import Judge, accuracy
 from sqs_pyro.inference.export import (
     fold_batch_norm,
     hard_network,
@@ -72,6 +73,7 @@ def compress(
     *,
     validation: Any | None = None,
     likelihood: str | Callable[[Any], dist.TorchDistribution] = "categorical",
+    judge: Judge = accuracy,
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: Callable[[StepRecord], None] | None = None,
@@ -85,6 +87,7 @@ def compress(
         recipe: a :class:`CompressionRecipe`, or a mapping of its keys; by default the recipe's defaults.
         validation: minibatches on which the hard network is evaluated during training.
         likelihood: see :class:`~sqs_pyro.models.BayesianNetwork`.
+        judge: ``(net, validation) -> 0..1``, how good a hard network is; by default a classifier's accuracy.
         seed: of everything random in here: initialisation, draws, dropout. The order of the data comes from the
             loader's own seed; a loader without one (torch's with ``shuffle=True`` and no generator) follows this.
         checkpoint: file to resume from if it exists, renewed every epoch and on Ctrl-C, which takes effect after
@@ -132,7 +135,7 @@ def compress(
         )
         bits = None if recipe.target_ratio is None else _bits_for_symbols(model, guide, recipe, metadata)
         with _distilled(model, net, recipe, train_loader) as observed:
-            driver = Driver(model, guide, recipe, observed, validation, progress, bits)
+            driver = Driver(model, guide, recipe, observed, validation, progress, bits, judge)
             history = driver.run(checkpoint)
         hard, packed = _finish(model, guide, recipe, train_loader, metadata)
     seconds = driver.earlier_seconds + time.perf_counter() - start

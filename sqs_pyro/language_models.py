@@ -1,22 +1,24 @@
 """What a language model says about the tokens that it takes, and what tokens must satisfy."""
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sqs_pyro.errors import DataError
 
 
-def longest_input(net: nn.Module) -> int | None:
-    """Tokens that a network takes at once: ``config.max_position_embeddings``, None if there is none."""
+def longest_input(net: Any) -> int | None:
+    """Tokens that a network (or its ``.config``'s owner) takes at once: ``max_position_embeddings`` or None."""
     return _number(net, "max_position_embeddings")
 
 
-def vocabulary_size(net: nn.Module) -> int | None:
-    """Tokens that a network knows: ``config.vocab_size``, None if there is none."""
+def vocabulary_size(net: Any) -> int | None:
+    """Tokens that a network (or its ``.config``'s owner) knows: ``vocab_size`` or None."""
     return _number(net, "vocab_size")
 
 
-def _number(net: nn.Module, name: str) -> int | None:
+def _number(net: Any, name: str) -> int | None:
     value = getattr(getattr(net, "config", None), name, None)
     return value if isinstance(value, int) and value > 0 else None
 

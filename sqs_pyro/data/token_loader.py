@@ -1,60 +1,100 @@
-"""Minibatches from sequences of tokens: every token foretells the next one."""
+"""Minibatches of token sequences of different lengths, padded to the longest in each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
 from sqs_pyro.data.array_loader import epoch_generator
 from sqs_pyro.errors import DataError
+from sqs_pyro.language_models import check_tokens
+
+MASK, TOKENS = "attention_mask", "input_ids"
+
+
+class TokenDataset:
+    """Token sequences and what is to be predicted of each.
+
+    Args:
+        inputs: of each example, ``input_ids`` and whatever else the network takes a number a token of
+            (``token_type_ids``); int64 ``[T]`` each, T of the example. A mask is made when they are padded.
+        targets: ``[N, ...]``.
+        source: what the examples were made of, for figures that need more than targets.
+
+    Raises:
+        DataError: there is no example.
+    """
+
+    def __init__(self, inputs: Sequence[Mapping[str, Tensor]], targets: Tensor, source: Any = None) -> None:
+        if not inputs:
+            raise DataError("There is no example: the data is empty.")
+        self.inputs, self.targets, self.source = inputs, targets, source
+
+    def __len__(self) -> int:
+        return len(self.inputs)
 
 
 class TokenLoader:
-    """Iterates over sequences of equal length in minibatches; every pass over it is one epoch.
+    """Iterates over token sequences in minibatches; every pass over it is one epoch.
 
-    Its minibatches fit :class:`~sqs_pyro.models.BayesianNetwork` with the likelihood ``"categorical"`` over a
-    causal language model, a sequence as one example. The order of an epoch follows from ``seed`` and the attribute
-    ``epoch`` alone, as :class:`~sqs_pyro.data.array_loader.ArrayLoader`'s does.
+    The order of an epoch follows from ``seed`` and the attribute ``epoch`` alone, as with
+    :class:`~sqs_pyro.data.ArrayLoader`. Sequences are padded on the right, which decoders, too, can bear: no token
+    sees what stands behind it.
 
     Args:
-        sequences: int64 ``[n, T]``, T at least 2, say of :func:`~sqs_pyro.data.tokens.token_sequences`.
-        batch_size: sequences in a minibatch; the last one of an epoch may be smaller.
-        shuffle: draw a new order every epoch.
+        dataset: the examples.
+        batch_size: examples in a minibatch.
+        pad_token: its id, behind the shorter sequences.
+        vocab_size: tokens that the network knows; None checks nothing.
+        shuffle: draw a new order every epoch, and leave out a last minibatch that is smaller than the others.
         seed: of the order.
 
     Yields:
-        ``({"input_ids": int64 [B, T - 1]}, int64 [B, T - 1])``: tokens, and what follows each of them.
+        A mapping of int64 ``[B, T]``, with ``attention_mask`` (1 for tokens, 0 for padding), and targets
+        ``[B, ...]``.
 
     Raises:
-        DataError: no sequence, sequences of fewer than two tokens, or an impossible batch size.
+        DataError: no full minibatch, or the network does not know a token.
     """
 
-    def __init__(self, sequences: Tensor, batch_size: int, *, shuffle: bool = False, seed: int = 0) -> None:
-        if sequences.dim() != 2 or len(sequences) < 1 or sequences.shape[1] < 2:
+    def __init__(
+        self,
+        dataset: TokenDataset,
+        batch_size: int,
+        pad_token: int,
+        *,
+        vocab_size: int | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if batch_size < 1 or (shuffle and batch_size > len(dataset)):
             raise DataError(
-                f"Sequences of the shape {list(sequences.shape)} were given, but [n, T] with T of 2 or more is "
-                "needed: the first token foretells the second."
+                f"A batch size of {batch_size} does not fit {len(dataset)} examples: give a number from 1 to "
+                f"{len(dataset)}."
             )
-        if batch_size < 1:
-            raise DataError(f"A batch size of {batch_size} was given, but it must be at least 1 sequence.")
-        self.dataset = TensorDataset(sequences)
-        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
-        self.epoch = 0
+        check_tokens(torch.cat([example[TOKENS] for example in dataset.inputs]), vocab_size)
+        self.dataset, self.batch_size, self.pad_token = dataset, batch_size, pad_token
+        self.shuffle, self.seed, self.epoch = shuffle, seed, 0
 
     def __len__(self) -> int:
         """Number of minibatches in an epoch."""
-        return -(-len(self.dataset) // self.batch_size)
+        full, rest = divmod(len(self.dataset), self.batch_size)
+        return full if self.shuffle or not rest else full + 1
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         generator = epoch_generator(self.seed, self.epoch)
         self.epoch += 1  # here, not at the first minibatch: an epoch counts from when it is asked for
-        return self._minibatches(generator)
+        size = len(self.dataset)
+        order = torch.randperm(size, generator=generator) if self.shuffle else torch.arange(size)
+        return (self._minibatch(index) for index in order.split(self.batch_size)[: len(self)])
 
-    def _minibatches(self, generator: torch.Generator) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        (sequences,) = self.dataset.tensors
-        count = len(sequences)
-        order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
-        for index in order.split(self.batch_size):
-            batch = sequences.index_select(0, index)
-            yield {"input_ids": batch[:, :-1]}, batch[:, 1:]
+    def _minibatch(self, index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        examples = [self.dataset.inputs[i] for i in index.tolist()]
+        padded = {name: self._padded([e[name] for e in examples], name) for name in examples[0]}
+        mask = self._padded([torch.ones_like(e[TOKENS]) for e in examples], MASK)
+        return {**padded, MASK: mask}, self.dataset.targets[index]
+
+    def _padded(self, rows: list[Tensor], name: str) -> Tensor:
+        value = self.pad_token if name == TOKENS else 0
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)

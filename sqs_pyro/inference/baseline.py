@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sqs_pyro.errors import DataError, DivergenceError
 from sqs_pyro.inference.checkpoint import check_same, check_same_network, read_checkpoint, write_checkpoint
-from sqs_pyro.inference.evaluate import evaluate
+from sqs_pyro.inference.evaluate import Judge, evaluate
 from sqs_pyro.inference.input_checks import check_labels
 from sqs_pyro.network_io import device_of, move_to, predictions
 from sqs_pyro.recipe import RecipeSection
@@ -32,12 +32,13 @@ class Loader(Protocol):
 
 
 class BaselineRecipe(RecipeSection):
-    """Stochastic gradient descent with Nesterov momentum, linear warm-up and cosine decay to 0.
+    """Gradient descent with linear warm-up and cosine decay to 0.
 
     Attributes:
         epochs: passes over the training data.
         lr: highest learning rate.
-        momentum: of the gradients.
+        optimizer: `sgd`, with Nesterov momentum, or `adamw`, which transformers need.
+        momentum: of the gradients of `sgd`.
         weight_decay: of tensors with two or more dimensions; norms and biases have none.
         warmup: epochs (or a fraction of one) over which the learning rate rises.
         label_smoothing: share of the target spread over all classes.
@@ -48,6 +49,7 @@ class BaselineRecipe(RecipeSection):
 
     epochs: int = Field(default=30, ge=1)
     lr: float = Field(default=0.1, gt=0)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = Field(default=0.9, gt=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
     warmup: float = Field(default=1.0, ge=0)
@@ -59,11 +61,15 @@ class BaselineRecipe(RecipeSection):
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch: mean training loss and accuracy while it ran, validation after it, seconds for both."""
+    """One epoch: mean training loss and accuracy while it ran, validation after it, seconds for both.
+
+    Of what is no classification, ``accuracy`` and ``validation_loss`` are None, and ``validation_accuracy`` is
+    what the judge gave.
+    """
 
     epoch: int  # from 1
     loss: float
-    accuracy: float  # 0..1, on augmented minibatches
+    accuracy: float | None  # 0..1, on augmented minibatches
     validation_loss: float | None
     validation_accuracy: float | None
     seconds: float
@@ -75,16 +81,20 @@ def train_baseline(
     validation: Loader | None,
     recipe: BaselineRecipe,
     *,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    judge: Judge | None = None,
     checkpoint: Path | None = None,
     progress: Callable[[EpochRecord], None] | None = None,
 ) -> list[EpochRecord]:
     """Train `net` in place, on the device where it is.
 
     Args:
-        net: classifier, minibatch to logits [B, num_classes].
+        net: classifier, minibatch to logits [B, num_classes]; with `loss` and `judge`, anything.
         train: training minibatches.
         validation: minibatches to evaluate on after each epoch, or None.
         recipe: how to train.
+        loss: (predictions, targets) -> mean over the minibatch; by default a classifier's cross-entropy.
+        judge: of the network on the validation data; by default a classifier's loss and accuracy.
         checkpoint: file to write after each epoch and, if it is there already, to go on from. Interrupted and
             resumed training ends with the same weights, bit for bit, as training in one go. A finished
             checkpoint only loads its weights.
@@ -107,7 +117,7 @@ def train_baseline(
         try:
             if recipe.channels_last:
                 _lay_out(net, torch.channels_last)
-            return _Training(net, train, validation, recipe).run(checkpoint, progress)
+            return _Training(net, train, validation, recipe, loss, judge).run(checkpoint, progress)
         finally:
             if recipe.channels_last:
                 _lay_out(net, torch.contiguous_format)
@@ -123,8 +133,17 @@ def learning_rate(step: float, total: float, warmup: float, highest: float) -> f
 class _Training:
     """The state of a training run: network, optimiser, data order, records."""
 
-    def __init__(self, net: nn.Module, train: Loader, validation: Loader | None, recipe: BaselineRecipe) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        train: Loader,
+        validation: Loader | None,
+        recipe: BaselineRecipe,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        judge: Judge | None = None,
+    ) -> None:
         self.net, self.train, self.validation, self.recipe = net, train, validation, recipe
+        self.loss, self.judge = loss, judge
         self.device = device_of(net)
         self.optimizer = _optimizer(net, recipe)
         self.history: list[EpochRecord] = []
@@ -157,15 +176,23 @@ class _Training:
             if len(losses) % _LOSS_CHECK_STEPS == 0 or i + 1 == steps:
                 self._check_losses(losses, epoch * steps)
         self._check_weights(epoch)
-        held_out = None if self.validation is None else evaluate(self.net, self.validation)
+        validation_loss, validation_accuracy = self._validation()
         return EpochRecord(
             epoch=epoch + 1,
             loss=float(torch.stack(losses).mean()),
-            accuracy=float(correct) / count,
-            validation_loss=held_out.nll if held_out else None,
-            validation_accuracy=held_out.accuracy if held_out else None,
+            accuracy=float(correct) / count if self.loss is None else None,
+            validation_loss=validation_loss,
+            validation_accuracy=validation_accuracy,
             seconds=time.perf_counter() - start,
         )
+
+    def _validation(self) -> tuple[float | None, float | None]:
+        if self.validation is None:
+            return None, None
+        if self.judge is not None:
+            return None, self.judge(self.net, self.validation)
+        held_out = evaluate(self.net, self.validation)
+        return held_out.nll, held_out.accuracy
 
     def _step(self, x: Any, y: Tensor, step: int) -> tuple[Tensor, Tensor]:
         steps = len(self.train)
@@ -176,14 +203,21 @@ class _Training:
         bfloat16 = self.recipe.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16):
             logits = predictions(self.net, x).float()
+        loss, hits = self._loss(logits, y, step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach(), hits
+
+    def _loss(self, logits: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Mean loss, and how many classes are right."""
+        if self.loss is not None:
+            return self.loss(logits, y.to(self.device)), torch.zeros((), device=self.device)
         # Before they move: no wait for the device.
         check_labels(y, logits.shape[-1], f"Labels at step {step + 1}")
         y = y.to(self.device)
         loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach(), (logits.detach().argmax(dim=1) == y).sum()
+        return loss, (logits.detach().argmax(dim=1) == y).sum()
 
     def _learning_rate(self, step: int, steps: int) -> float:
         total = self.recipe.epochs * steps
@@ -247,10 +281,12 @@ def _lay_out(net: nn.Module, memory_format: torch.memory_format) -> None:
             parameter.data = parameter.data.contiguous(memory_format=memory_format)
 
 
-def _optimizer(net: nn.Module, recipe: BaselineRecipe) -> torch.optim.SGD:
+def _optimizer(net: nn.Module, recipe: BaselineRecipe) -> torch.optim.Optimizer:
     parameters = [p for p in net.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True)

@@ -16,7 +16,7 @@ from sqs_pyro.inference.allocation import allocation
 from sqs_pyro.inference.checkpoint import read_checkpoint, write_checkpoint
 from sqs_pyro.inference.diagnostics import Finding, diagnose
 from sqs_pyro.inference.elbo import SQSELBO
-from sqs_pyro.inference.evaluate import evaluate
+from sqs_pyro.inference.evaluate import Judge, accuracy
 from sqs_pyro.inference.export import hard_network
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.input_checks import check_inputs, check_labels, num_classes
@@ -61,7 +61,8 @@ class StepRecord:
         nonzero_rate: share of open gates.
         temperature: τ.
         learning_rate: of latents.
-        accuracy: of the hard network on validation data, 0..1, where it was evaluated at this step.
+        accuracy: of the hard network on validation data, 0..1, where it was evaluated at this step; of a task that
+            is no classification, its headline figure.
     """
 
     step: int
@@ -88,6 +89,7 @@ class Driver:
         validation: minibatches on which the hard network is evaluated during training, or None.
         progress: called with a record every few steps, and at each evaluation.
         bits: what symbols, tables and codebooks may take in the file; None follows the recipe's rate or β.
+        judge: of the hard network on validation data; by default a classifier's accuracy.
 
     Attributes:
         findings: what was wrong with the posterior when it was last looked over, at the end of an epoch or stage.
@@ -103,9 +105,11 @@ class Driver:
         validation: Any | None = None,
         progress: Callable[[StepRecord], None] | None = None,
         bits: float | None = None,
+        judge: Judge = accuracy,
     ) -> None:
         self.model, self.guide, self.recipe = model, guide, recipe
         self.train, self.validation, self.progress = train, validation, progress
+        self.judge = judge
         self.device = device_of(model)
         self.num_data = int(model.num_data or len(train.dataset))
         self.total_steps = recipe.epochs * len(train)
@@ -299,7 +303,7 @@ class Driver:
                     parameters[name].copy_(site.latent * (site.gates() > 0.5))
         else:
             net = hard_network(self.model.net, self.guide.harden())
-        return evaluate(net, self.validation).accuracy
+        return self.judge(net, self.validation)
 
     def _explain(self, error: Exception, x: Any, y: Tensor) -> None:
         """Raise the sentence for a step that failed, if the data or a divergence explain it."""

@@ -1,8 +1,8 @@
 """How good a classifier is, and how far its probabilities can be trusted."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from sqs_pyro.inference.input_checks import check_labels
 from sqs_pyro.network_io import device_of, move_to, predictions
 
 _CALIBRATION_BINS = 15
+
+#: How good a network is on a loader: a figure of at most 1, the higher the better.
+Judge: TypeAlias = Callable[[nn.Module, Any], float]
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,11 @@ def evaluate(net: nn.Module, loader: Iterable[Any]) -> Evaluation:
         DataError: the loader is empty, or labels do not fit the network's classes.
     """
     return summarise(*predict(net, loader))
+
+
+def accuracy(net: nn.Module, loader: Iterable[Any]) -> float:
+    """Share of examples whose most probable class is right; errors as :func:`evaluate`."""
+    return evaluate(net, loader).accuracy
 
 
 @torch.no_grad()

@@ -131,10 +131,10 @@ class CompressionRecipe(RecipeSection):
         coding_start: fraction of the steps at which K-means makes the codebooks.
         freeze_start: fraction of the steps from which codes are frozen.
         refresh_every: steps between two renewals of the hard codes.
-        optimizer: of latents, norms and biases: `sgd`, with Nesterov's momentum, or `adam`, for transformers.
-        learning_rate: the highest of that optimizer, after a warm-up over the first 2 % and before half a cosine
-            to 0; with `adam` relative to each tensor's root mean square.
-        momentum: of that optimizer; Adam's β₁.
+        learning_rate: highest learning rate of latents, norms and biases (warm-up over the first 2 %, then half a
+            cosine to 0).
+        optimizer: of these: `sgd`, or `adamw`, which transformers need.
+        momentum: of `sgd`.
         weight_decay: of latents and other weights; norms and biases have none.
         codebook_learning_rate: of component means and, unless the estimator is `straight_through`, widths and
             mixing weights (Adam), relative to the layer's root mean square weight.
@@ -171,8 +171,8 @@ class CompressionRecipe(RecipeSection):
     coding_start: float = Field(default=0.5, ge=0, lt=1)
     freeze_start: float = Field(default=0.8, gt=0, le=1)
     refresh_every: int = Field(default=4, ge=1)
-    optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = Field(default=0.02, gt=0)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
     codebook_learning_rate: float = Field(default=1e-2, ge=0)

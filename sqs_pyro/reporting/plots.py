@@ -43,8 +43,12 @@ class Step(Protocol):
     def accuracy(self) -> float | None: ...  # noqa: D102
 
 
-def write_pictures(directory: Path, layers: Sequence[LayerPicture], history: Sequence[Step]) -> list[Path]:
+def write_pictures(
+    directory: Path, layers: Sequence[LayerPicture], history: Sequence[Step], judged_by: str = "accuracy"
+) -> list[Path]:
     """Draw every picture of a run into ``directory`` as PNG files, and return their paths.
+
+    ``judged_by`` is the name of what the history has as ``accuracy``.
 
     Networks of more than :data:`LAYERS_A_PAGE` layers get several pages ``layers-1.png``, ``layers-2.png``...
     """
@@ -52,7 +56,7 @@ def write_pictures(directory: Path, layers: Sequence[LayerPicture], history: Seq
     names = ["layers"] if len(pages) == 1 else [f"layers-{number + 1}" for number in range(len(pages))]
     figures = dict(zip(names, pages, strict=True)) | {"bits": bits_figure(layers)}
     if history:
-        figures["curves"] = curves_figure(history)
+        figures["curves"] = curves_figure(history, judged_by)
     paths = []
     for name, figure in figures.items():
         paths.append(directory / f"{name}.png")
@@ -191,14 +195,14 @@ def _bars(axes: Axes, values: Floats, weights: Floats, colour: str, title: str, 
     axes.spines["left"].set_visible(False)
 
 
-def curves_figure(history: Sequence[Step]) -> Figure:
+def curves_figure(history: Sequence[Step], judged_by: str = "accuracy") -> Figure:
     """Loss, ELBO parts, non-zero rate, temperature and validation accuracy over steps; dashed: stages."""
     figure = _figure(9.6, 7.2)
     panels = figure.subplots(3, 2, sharex=True)
     steps = np.array([record.step for record in history], dtype=float)
     curves: list[tuple[str, str, Callable[[Step], float | None]]] = [
         ("loss", VERMILION, lambda record: record.loss),
-        ("validation accuracy, %", GREEN, lambda record: _percent(record.accuracy)),
+        (f"validation {judged_by}, %", GREEN, lambda record: _percent(record.accuracy)),
         ("ELBO part: negative log likelihood", BLUE, lambda record: record.nll),
         ("ELBO part: KL to the prior", BLUE, lambda record: record.kl),
         ("non-zero weights, %", ORANGE, lambda record: _percent(record.nonzero_rate)),

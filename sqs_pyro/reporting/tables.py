@@ -18,15 +18,11 @@ def run_tables(metrics: Document) -> list[RenderableType]:
     title = f"{metrics['name'] or 'run'}, seed {metrics['seed']}"
     if "perplexity_ratio" in metrics:
         return [_title(title), _perplexity_table(metrics), _size_table(metrics, metrics["seconds"])]
-    networks = [("fp32", metrics["baseline"]), ("packed file", metrics["compressed"])]
+    networks: list[tuple[str, Document]] = [("fp32", metrics["baseline"]), ("packed file", metrics["compressed"])]
     if "averaged" in metrics:
         networks.append(("posterior mean", metrics["posterior_mean"]))
         networks.append((f"average of {metrics['averaged']['samples']}", metrics["averaged"]))
-    table = _table("", *(name for name, _ in networks))
-    table.add_row("accuracy, %", *(f"{100 * network['accuracy']:.2f}" for _, network in networks))
-    table.add_row("NLL, nats", *(f"{network['nll']:.4f}" for _, network in networks))
-    table.add_row("ECE, %", *(f"{100 * network['ece']:.2f}" for _, network in networks))
-    table.add_row("Brier score", *(f"{network['brier']:.4f}" for _, network in networks))
+    table = _figures_table(dict(networks), entropy=False)
     return [_title(title), table, _size_table(metrics, metrics["seconds"])]
 
 
@@ -37,13 +33,7 @@ def evaluation_tables(evaluation: Document) -> list[RenderableType]:
         return [_title(str(evaluation["file"])), table, _size_table(evaluation)]
     shift = f", shifted by {evaluation['shift']}" if evaluation.get("shift") else ""
     title = f"{evaluation['file']} on {evaluation['num_examples']:,} test examples{shift}"
-    table = _table("", "packed file")
-    table.add_row("accuracy, %", f"{100 * evaluation['accuracy']:.2f}")
-    table.add_row("NLL, nats", f"{evaluation['nll']:.4f}")
-    table.add_row("ECE, %", f"{100 * evaluation['ece']:.2f}")
-    table.add_row("Brier score", f"{evaluation['brier']:.4f}")
-    table.add_row("mean entropy, nats", f"{evaluation['entropy']:.4f}")
-    return [_title(title), table, _size_table(evaluation)]
+    return [_title(title), _figures_table({"packed file": evaluation}), _size_table(evaluation)]
 
 
 def inspection_tables(inspection: Document) -> list[RenderableType]:
@@ -71,6 +61,32 @@ def plan_tables(plan: Document) -> list[RenderableType]:
             table.add_row(moment, part, f"{size / 1e9:.2f}")
         table.add_row(moment, "[bold]together", f"[bold]{sum(parts.values()) / 1e9:.2f}")
     return [_title(text), table, Text(f"peak {plan['peak'] / 1e9:.2f} GB, libraries (0.5 GB) not counted")]
+
+
+_FIGURES = {  # of networks: label, factor and form; a task has some of them
+    "matthews": ("Matthews correlation", 1, ".4f"),
+    "pearson": ("Pearson correlation", 1, ".4f"),
+    "spearman": ("Spearman correlation", 1, ".4f"),
+    "f1": ("F1, %", 100, ".2f"),
+    "exact_match": ("exact match, %", 100, ".2f"),
+    "cosine": ("mean cosine to fp32", 1, ".4f"),
+    "recall_at_1": ("recall@1, %", 100, ".2f"),
+    "accuracy": ("accuracy, %", 100, ".2f"),
+    "nll": ("NLL, nats", 1, ".4f"),
+    "ece": ("ECE, %", 100, ".2f"),
+    "brier": ("Brier score", 1, ".4f"),
+    "entropy": ("mean entropy, nats", 1, ".4f"),
+}
+
+
+def _figures_table(networks: Mapping[str, Document], *, entropy: bool = True) -> Table:
+    """A row a figure, a column a network."""
+    table = _table("", *networks)
+    first = next(iter(networks.values()))
+    for key, (label, factor, form) in _FIGURES.items():
+        if key in first and (entropy or key != "entropy"):
+            table.add_row(label, *(f"{factor * network[key]:{form}}" for network in networks.values()))
+    return table
 
 
 def _perplexity_table(metrics: Document) -> Table:

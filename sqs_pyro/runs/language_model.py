@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sqs_pyro import load, save, size_report
@@ -17,7 +15,6 @@ from sqs_pyro.inference.checkpoint import read_checkpoint, write_checkpoint
 from sqs_pyro.inference.evaluate import largest_difference
 from sqs_pyro.language_models import vocabulary_size
 from sqs_pyro.models.architectures import blocks
-from sqs_pyro.packing.leftovers import buffer
 from sqs_pyro.reporting.blocks_plot import write_blocks_picture
 from sqs_pyro.runs.bookkeeping import Clock, versions
 from sqs_pyro.runs.directory import (
@@ -40,7 +37,7 @@ from sqs_pyro.runs.language_texts import (
     read_sequences,
     with_generated,
 )
-from sqs_pyro.runs.pretrained import check_causal, check_lengths, find_pretrained
+from sqs_pyro.runs.pretrained import check_causal, check_lengths, find_pretrained, fingerprint
 from sqs_pyro.runs.progress import Progress, silent
 from sqs_pyro.transformer_compression import compress_transformer
 
@@ -108,15 +105,7 @@ def _subject(recipe: LanguageModelRecipe) -> _Subject:
     streams = judging_streams(recipe, text, foreign, found.tokenizer, vocab_size)
     read = read_sequences(recipe, text, found.tokenizer, vocab_size)
     check_causal(net, read[0, :8])
-    return _Subject(net, found.tokenizer, _fingerprint(net), read, streams)
-
-
-def _fingerprint(net: nn.Module) -> str:
-    digest = sha256()
-    for name, value in net.state_dict().items():
-        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(buffer(value.detach().flatten().view(torch.uint8)))
-    return digest.hexdigest()
+    return _Subject(net, found.tokenizer, fingerprint(net), read, streams)
 
 
 def _check_same_weights(out_dir: Path, recipe: LanguageModelRecipe, subject: _Subject) -> None:

@@ -2,30 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from sqs_pyro.data.text import TextRecipe
+from sqs_pyro.errors import RecipeError
 from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
 from sqs_pyro.recipe import RecipeSection, parse
+from sqs_pyro.runs.pretrained_recipe import PretrainedRecipe
 from sqs_pyro.runs.recipe import RunRecipe, WholeRecipe, changed, read_yaml, with_seed
+from sqs_pyro.runs.task_recipe import TASK, TASK_RECIPES, TaskRecipe
 
 BLOCKWISE = "blockwise"
-
-
-class PretrainedRecipe(RecipeSection):
-    """Which checkpoint of transformers.
-
-    Attributes:
-        path: a directory with `config.json`, weights and tokenizer, or a model's name on the Hugging Face hub.
-        gguf_file: name of a GGUF file in it that holds all three; None takes `config.json` and safetensors.
-        dtype: of the network while it is compressed and judged; `bfloat16` needs half the memory.
-    """
-
-    path: str = Field(min_length=1)
-    gguf_file: str | None = Field(default=None, min_length=1)
-    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 class PerplexityRecipe(RecipeSection):
@@ -78,8 +67,10 @@ class LanguageModelRecipe(WholeRecipe):
         return with_seed(values, BLOCKWISE)
 
 
-def load_any_recipe(path: str | Path, changes: Sequence[str] = ()) -> RunRecipe | LanguageModelRecipe:
-    """Read and validate a recipe of either kind: one with the key ``blockwise`` is a language model's.
+def load_any_recipe(path: str | Path, changes: Sequence[str] = ()) -> RunRecipe | LanguageModelRecipe | TaskRecipe:
+    """Read and validate a recipe of any kind.
+
+    One with the key ``blockwise`` is a language model's, one with the key ``task`` that of a task.
 
     Args:
         path: YAML file.
@@ -88,10 +79,27 @@ def load_any_recipe(path: str | Path, changes: Sequence[str] = ()) -> RunRecipe 
     Raises:
         RecipeError: the file is missing or is no YAML, or a key or value in it is wrong.
     """
-    values = changed(read_yaml(Path(path)), changes)
-    return parse(LanguageModelRecipe, values) if is_language_model(values) else parse(RunRecipe, values)
+    return parse_any_recipe(changed(read_yaml(Path(path)), changes))
+
+
+def parse_any_recipe(values: Any) -> RunRecipe | LanguageModelRecipe | TaskRecipe:
+    """Validate a recipe of any kind, from YAML or from a packed file; errors as :func:`load_any_recipe`."""
+    if is_language_model(values):
+        return parse(LanguageModelRecipe, values)
+    if not is_task(values):
+        return parse(RunRecipe, values)
+    if values[TASK] not in TASK_RECIPES:
+        raise RecipeError(
+            f"Recipe key '{TASK}' is {values[TASK]!r}, but should be one of {', '.join(TASK_RECIPES)}."
+        )
+    return parse(TASK_RECIPES[values[TASK]], values)
 
 
 def is_language_model(values: Any) -> bool:
     """Whether a recipe's values, as read from YAML, are those of a language model."""
     return isinstance(values, Mapping) and BLOCKWISE in values
+
+
+def is_task(values: Any) -> bool:
+    """Whether a recipe's values, as read from YAML, are those of a task."""
+    return isinstance(values, Mapping) and TASK in values

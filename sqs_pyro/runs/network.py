@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -75,15 +76,41 @@ def give_weights(
     if recipe.baseline.checkpoint is not None:
         load_weights(net, recipe.baseline.checkpoint)
         return []
-    total = recipe.baseline.epochs
-
-    def progress(record: EpochRecord) -> None:
-        accuracy = "" if record.validation_accuracy is None else f", validation {record.validation_accuracy:.2%}"
-        tell("baseline", record.epoch, total, f"loss {record.loss:.3f}{accuracy}")
-
     section = BaselineRecipe(**recipe.baseline.model_dump(exclude={"checkpoint"}))
     kept = baselines / f"{recipe.baseline_key}.pt"
+    return trained_or_kept(net, data.train, data.validation, section, kept, recipe.compression, tell)
+
+
+def trained_or_kept(
+    net: nn.Module,
+    train: Any,
+    validation: Any,
+    section: BaselineRecipe,
+    kept: Path,
+    compression: CompressionRecipe,
+    tell: Progress,
+    **options: Any,
+) -> list[EpochRecord]:
+    """Train a network in place, or take the weights that an earlier call has kept.
+
+    Args:
+        net: to train.
+        train, validation: minibatches.
+        section: how to train.
+        kept: file of the trained weights, or of an interrupted training's.
+        compression: what follows; whether the network can be compressed is checked first.
+        tell: told of epochs.
+        options: ``loss`` and ``judge`` of :func:`~sqs_pyro.inference.baseline.train_baseline`.
+
+    Returns:
+        A record for every epoch of training, when ever that was.
+    """
+
+    def progress(record: EpochRecord) -> None:
+        judged = "" if record.validation_accuracy is None else f", validation {record.validation_accuracy:.2%}"
+        tell("baseline", record.epoch, section.epochs, f"loss {record.loss:.3f}{judged}")
+
     if not kept.exists():
-        check_compressible(net, recipe.compression)  # compression checks this too, but after hours of training
+        check_compressible(net, compression)  # compression checks this too, but after hours of training
     with in_turn(kept.with_suffix(".lock")):  # runs side by side share one baseline: the first trains it
-        return train_baseline(net, data.train, data.validation, section, checkpoint=kept, progress=progress)
+        return train_baseline(net, train, validation, section, checkpoint=kept, progress=progress, **options)

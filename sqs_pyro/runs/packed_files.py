@@ -11,10 +11,19 @@ from sqs_pyro.inference.evaluate import evaluate
 from sqs_pyro.language_models import vocabulary_size
 from sqs_pyro.packing.file import read_packed
 from sqs_pyro.recipe import parse
-from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe, is_language_model, load_any_recipe
+from sqs_pyro.runs.language_model_recipe import (
+    LanguageModelRecipe,
+    is_language_model,
+    is_task,
+    load_any_recipe,
+    parse_any_recipe,
+)
 from sqs_pyro.runs.language_texts import judged, judging_streams, load_texts
 from sqs_pyro.runs.network import check_fit
 from sqs_pyro.runs.pretrained import check_lengths, find_pretrained
+from sqs_pyro.runs.recipe import RunRecipe
+from sqs_pyro.runs.task import task_text
+from sqs_pyro.runs.task_recipe import TaskRecipe
 
 
 def inspect_file(file: str | Path) -> dict[str, Any]:
@@ -45,18 +54,20 @@ def evaluate_file(
 ) -> dict[str, Any]:
     """Rebuild the network that a packed file names, and evaluate it on the test part of its data.
 
-    A language model's file is judged by its perplexity, see :mod:`~sqs_pyro.runs.language_texts`.
+    A language model's file is judged by its perplexity, see :mod:`~sqs_pyro.runs.language_texts`, a task's by its
+    figures.
 
     Args:
         file: packed file.
         data_from: recipe whose ``data`` section to use instead of the one in the file; of a language model,
-            ``network``, ``text`` and ``evaluation``.
+            ``network``, ``text`` and ``evaluation``; of a task, ``network`` and ``data``.
         root: directory of the data set on this machine, instead of the recipe's.
         shift: what is done to the images first, see :func:`~sqs_pyro.data.shifts.parse_shift`.
 
     Returns:
         ``file``, ``accuracy``, ``nll``, ``ece``, ``brier``, ``entropy``, ``num_examples``, ``data``, ``shift``,
-        ``size``. Of a language model ``file``, ``perplexity`` (by text), ``network``, ``size``.
+        ``size``. Of a language model ``file``, ``perplexity`` (by text), ``network``, ``size``. Of a task
+        ``file``, its figures, ``task``, ``network``, ``data``, ``size``.
 
     Raises:
         PackedFileError: the file is missing, not intact, names no network, or belongs to another one.
@@ -67,7 +78,11 @@ def evaluate_file(
     path = _existing(file)
     whole = _whole_recipe(path, data_from)
     if isinstance(whole, LanguageModelRecipe):
-        return _evaluate_language_model(path, whole, root, shift)
+        _check_no_images(path, root, shift)
+        return _evaluate_language_model(path, whole)
+    if isinstance(whole, TaskRecipe):
+        _check_no_images(path, root, shift)
+        return _evaluate_task(path, whole)
     recipe = whole if root is None else whole.model_copy(update={"root": Path(root)})
     move = None if shift is None else parse_shift(shift)
     net = load(path)
@@ -90,25 +105,43 @@ def _existing(file: str | Path) -> Path:
     return path
 
 
-def _whole_recipe(path: Path, data_from: str | Path | None) -> DataRecipe | LanguageModelRecipe:
-    """Which data a file is to be evaluated on: a section of a recipe, or all of a language model's."""
+def _whole_recipe(path: Path, data_from: str | Path | None) -> DataRecipe | LanguageModelRecipe | TaskRecipe:
+    """Which data a file is to be evaluated on: a section of a recipe, or all of one that names a checkpoint."""
     if data_from is not None:
         recipe = load_any_recipe(data_from)
-        return recipe if isinstance(recipe, LanguageModelRecipe) else recipe.data
+        return recipe.data if isinstance(recipe, RunRecipe) else recipe
     stored = read_packed(path).metadata.get("recipe") or {}
-    if is_language_model(stored):
-        return parse(LanguageModelRecipe, stored)
+    if is_language_model(stored) or is_task(stored):
+        whole = parse_any_recipe(stored)
+        assert not isinstance(whole, RunRecipe)
+        return whole
     if stored.get("data") is None:
         raise RecipeError(f"Packed file '{path}' does not say which data it is for: give --data RECIPE.")
     return parse(DataRecipe, stored["data"], "data")
 
 
-def _evaluate_language_model(
-    path: Path, recipe: LanguageModelRecipe, root: str | Path | None, shift: str | None
-) -> dict[str, Any]:
+def _check_no_images(path: Path, root: str | Path | None, shift: str | None) -> None:
     for option, value in (("--root", root), ("--shift", shift)):
         if value is not None:
             raise DataError(f"{option} {value} is for images, but '{path}' is judged by text: leave it out.")
+
+
+def _evaluate_task(path: Path, recipe: TaskRecipe) -> dict[str, Any]:
+    text = task_text(recipe)
+    net = load(path)
+    if recipe.task == "embedding":  # judged by the fp32 network
+        text = text.observed(text.network())
+    return {
+        "file": str(path),
+        **text.task.measure(net, text.loaders().test),
+        "task": recipe.task,
+        "network": recipe.network.model_dump(mode="json"),
+        "data": recipe.data.model_dump(mode="json"),
+        "size": size_report(path).to_dict(),
+    }
+
+
+def _evaluate_language_model(path: Path, recipe: LanguageModelRecipe) -> dict[str, Any]:
     found = find_pretrained(recipe.network)
     text, foreign = load_texts(recipe)
     net = load(path, found.unloaded_network())

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError, RecipeError
-from sqs_pyro.language_models import longest_input
-from sqs_pyro.models.architectures import architecture_of, blocks, linear_layers
+from sqs_pyro.language_models import longest_input, vocabulary_size
+from sqs_pyro.models.architectures import architecture_of, base_path, blocks, linear_layers
 from sqs_pyro.network_io import predictions
-from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe, PretrainedRecipe
+from sqs_pyro.packing.leftovers import buffer
+from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe
+from sqs_pyro.runs.pretrained_recipe import PretrainedRecipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +39,15 @@ class Pretrained:
     config: Any
     tokenizer: Any
 
-    def network(self) -> nn.Module:
+    def network(
+        self, auto_class: str = "AutoModelForCausalLM", *, new_head: bool = False, **options: Any
+    ) -> nn.Module:
         """The network with its weights, in evaluation mode on the CPU.
+
+        Args:
+            auto_class: of transformers, that says which head the network has.
+            new_head: whether a head may be missing in the checkpoint; it is then initialised at random.
+            options: of its configuration, in place of the checkpoint's.
 
         Raises:
             NetworkError: weights are missing, damaged or of another shape than the configuration says, or a block
@@ -45,19 +55,23 @@ class Pretrained:
         """
         transformers = _transformers()
         with _one_sentence("weights", self.recipe), _quiet(transformers, self.recipe):
-            net, found = transformers.AutoModelForCausalLM.from_pretrained(
+            net, found = getattr(transformers, auto_class).from_pretrained(
                 self.recipe.path,
                 dtype=getattr(torch, self.recipe.dtype),
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are looked at below, where transformers only logs them
                 **_where(self.recipe),
+                **options,
             )
         wrong = sorted(found["missing_keys"]) + sorted(str(each[0]) for each in found["mismatched_keys"])
+        if auto_class == "AutoModel" or new_head:
+            wrong = [name for name in wrong if not _is_of_head(net, name)]
         if wrong:
+            hint = "" if auto_class == "AutoModelForCausalLM" else ", or train a head with a section `baseline`"
             raise NetworkError(
                 f"Checkpoint '{self.recipe.path}' lacks {len(wrong)} weights of a {type(net).__name__}, or has "
                 f"them in another shape, '{wrong[0]}' first: give a complete checkpoint with the config.json that "
-                "belongs to it."
+                f"belongs to it{hint}."
             )
         for block in blocks(net):
             linear_layers(block, architecture_of(net))  # raises, where compression would after a while
@@ -86,6 +100,40 @@ def find_pretrained(recipe: PretrainedRecipe) -> Pretrained:
     with _one_sentence("tokenizer", recipe), _quiet(transformers, recipe):
         tokenizer = transformers.AutoTokenizer.from_pretrained(recipe.path, **_where(recipe))
     return Pretrained(recipe, config, tokenizer)
+
+
+def pad_token(found: Pretrained) -> int:
+    """The token behind shorter sequences of a minibatch: the tokenizer's own or, as decoders have none, its last.
+
+    Classifiers on decoders look for the last token that is not this one, so it must not end the texts themselves.
+
+    Raises:
+        NetworkError: the tokenizer has neither a padding token nor one that ends a text, or the network does not
+            know it.
+    """
+    words = found.tokenizer
+    token = words.eos_token_id if words.pad_token_id is None else words.pad_token_id
+    if token is None:
+        raise NetworkError(
+            f"The tokenizer of '{found.recipe.path}' has neither a padding token nor one that ends a text: set "
+            "pad_token in its tokenizer_config.json."
+        )
+    known = vocabulary_size(found)
+    if known is not None and token >= known:
+        raise NetworkError(
+            f"The tokenizer of '{found.recipe.path}' pads with token {token}, but the network knows "
+            f"0 to {known - 1}: use the tokenizer that belongs to the network."
+        )
+    return int(token)
+
+
+def fingerprint(net: nn.Module) -> str:
+    """Hexadecimal digits that differ between networks, weights included."""
+    digest = sha256()
+    for name, value in net.state_dict().items():
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(buffer(value.detach().flatten().view(torch.uint8)))
+    return digest.hexdigest()
 
 
 def check_lengths(net: nn.Module, recipe: LanguageModelRecipe) -> None:
@@ -124,6 +172,12 @@ def check_causal(net: nn.Module, tokens: Tensor) -> None:
             f"{type(net).__name__} looks at the tokens that it is to foretell: perplexity needs a causal language "
             "model."
         )
+
+
+def _is_of_head(net: nn.Module, name: str) -> bool:
+    """Whether a weight stands behind the base model; so does a pooler, which not every head needs."""
+    path = base_path(net)
+    return name.startswith("pooler.") or ".pooler." in name or (bool(path) and not name.startswith(f"{path}."))
 
 
 def _check_path(path: str) -> None:

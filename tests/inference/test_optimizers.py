@@ -35,7 +35,7 @@ def first_step(model, **keys):
     return guide, list(zip(learning, before, strict=True))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_everything_that_learns_moves_once(model, optimizer):
     guide, moved = first_step(model, optimizer=optimizer, weight_decay=0.0)
     names = {id(p): name for name, p in [*model.named_parameters(), *guide.named_parameters()]}
@@ -46,20 +46,17 @@ def test_everything_that_learns_moves_once(model, optimizer):
     assert all((p != before).all() for p, before in moved)
 
 
-def test_adam_steps_by_the_learning_rate_times_the_size_of_the_tensor(model):
-    guide, moved = first_step(model, optimizer="adam", learning_rate=1e-2, weight_decay=0.0)
+def test_adamw_steps_by_the_learning_rate(model):
+    """Its first step does not depend on the gradient's size."""
+    guide, moved = first_step(model, optimizer="adamw", learning_rate=1e-2, weight_decay=0.0)
     before = {id(p): value for p, value in moved}
     for site in guide.site_guides().values():
         latent = site.latent_unconstrained
         start = before[id(latent)]
-        torch.testing.assert_close(
-            start - latent, torch.full_like(start, 1e-2 * float(start.square().mean().sqrt()))
-        )
-    sizes = [float(before[id(site.latent_unconstrained)].norm()) for site in guide.site_guides().values()]
-    assert max(sizes) > 20 * min(sizes)  # else the unit would not be seen
+        torch.testing.assert_close(start - latent, torch.full_like(start, 1e-2), atol=1e-6, rtol=1e-3)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_decay_shrinks_matrices_alone_and_by_the_learning_rate(model, optimizer):
     keys = {"optimizer": optimizer, "learning_rate": 1e-2, "momentum": 0.0}
     _, plain = first_step(model, **keys, weight_decay=0.0)

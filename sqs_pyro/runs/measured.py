@@ -1,0 +1,106 @@
+"""The common part of every run that fine-tunes while it compresses: a packed file, and what it is worth."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sqs_pyro import load, save, size_report
+from sqs_pyro.compression import CompressionResult, StepRecord, compress
+from sqs_pyro.data import Data
+from sqs_pyro.inference.evaluate import largest_difference
+from sqs_pyro.inference.recipe import CompressionRecipe
+from sqs_pyro.network_io import device_of
+from sqs_pyro.reporting.bounds_plot import write_bounds_picture
+from sqs_pyro.reporting.plots import write_pictures
+from sqs_pyro.runs.bookkeeping import Clock, versions
+from sqs_pyro.runs.bounds import run_bounds
+from sqs_pyro.runs.directory import BOUNDS, CHECKPOINT, PACKED, write_csv, write_json
+from sqs_pyro.runs.pictures import layer_pictures
+from sqs_pyro.runs.progress import Progress
+from sqs_pyro.runs.recipe import WholeRecipe
+from sqs_pyro.tasks.task import Judged, Parts, judge
+
+HISTORY = "history.csv"
+
+
+def compress_and_measure(
+    recipe: WholeRecipe,
+    compression: CompressionRecipe,
+    judged: Judged,
+    net: nn.Module,
+    data: Data | Parts[Any],
+    directory: Path,
+    clock: Clock,
+    progress: Progress,
+) -> tuple[CompressionResult, dict[str, Any]]:
+    """Compress a network, write the packed file, history and pictures, and measure the file as loaded from disk.
+
+    Args:
+        recipe: the whole one, which the file keeps.
+        compression: how.
+        judged: by which likelihood it is trained, and by which figures it is judged.
+        net: fp32.
+        data: loaders for training, for choices and for the final figures.
+        directory: to write to; holds the checkpoint.
+        clock: stages are noted there.
+        progress: told of steps.
+
+    Returns:
+        The result, and what ``metrics.json`` shall hold, ``stage_seconds`` left out.
+    """
+    baseline = judged.measure(net, data.test)
+    clock.lap("baseline")
+    result = compress(
+        net,
+        data.train,
+        compression,
+        validation=data.validation,
+        likelihood=judged.likelihood,
+        judge=judge(judged),
+        seed=recipe.seed,
+        checkpoint=directory / CHECKPOINT,
+        progress=_teller(progress),
+        metadata={"recipe": recipe.model_dump(mode="json")},
+    )
+    clock.lap("compression")
+    packed = directory / PACKED
+    save(result.network, packed)
+    write_csv(directory / HISTORY, [asdict(record) for record in result.history])
+    report = size_report(packed)
+    write_pictures(directory, layer_pictures(result, report), result.history, judged.headline)
+    clock.lap("writing")
+    loaded = load(packed).to(device_of(net))
+    compressed = judged.measure(loaded, data.test)
+    return result, {
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "baseline": baseline,
+        "compressed": compressed,
+        "validation": judged.measure(loaded, data.validation),  # of the file too: choices are made by it
+        f"{judged.headline}_drop": baseline[judged.headline] - compressed[judged.headline],
+        "max_logit_difference": largest_difference(result.hard, loaded, data.test),
+        "size": report.to_dict(),
+        "nonzero_rate": report.nonzero_rate,
+        "beta": result.history[-1].kl_weight,
+        "findings": [asdict(finding) for finding in result.findings],
+        "seconds": result.seconds,
+        "versions": versions(),
+    }
+
+
+def write_bounds(result: CompressionResult, train: Any, seed: int, directory: Path) -> None:
+    """Write the KL's bounds and their picture, see :func:`~sqs_pyro.runs.bounds.run_bounds`."""
+    bounds = run_bounds(result, train, seed)
+    write_json(directory / BOUNDS, bounds)
+    write_bounds_picture(directory / "bounds.png", bounds)
+
+
+def _teller(progress: Progress) -> Any:
+    def tell(record: StepRecord) -> None:
+        judged = "" if record.accuracy is None else f", validation {record.accuracy:.2%}"
+        text = f"{record.stage}: loss {record.loss:.3f}, non-zero {record.nonzero_rate:.1%}{judged}"
+        progress("compression", record.step, record.total_steps, text)
+
+    return tell

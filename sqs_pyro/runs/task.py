@@ -1,0 +1,175 @@
+"""A whole run on a task: a checkpoint of transformers in, a packed file that runs out, both judged by the task."""
+
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sqs_pyro.data.token_loader import TokenDataset, TokenLoader
+from sqs_pyro.errors import RecipeError
+from sqs_pyro.inference.baseline import EpochRecord
+from sqs_pyro.inference.recipe import CompressionRecipe
+from sqs_pyro.language_models import longest_input, vocabulary_size
+from sqs_pyro.models.task_networks import AUTO_CLASSES, include_parts, task_network
+from sqs_pyro.runs.bookkeeping import Clock, versions
+from sqs_pyro.runs.directory import METRICS, check_output, run_directory, write_json
+from sqs_pyro.runs.measured import compress_and_measure, write_bounds
+from sqs_pyro.runs.network import check_compressible, trained_or_kept
+from sqs_pyro.runs.pretrained import Pretrained, find_pretrained, fingerprint, pad_token
+from sqs_pyro.runs.progress import Progress, silent
+from sqs_pyro.runs.task_recipe import TaskRecipe
+from sqs_pyro.tasks.task import Parts, Task, judge, loss
+
+
+@dataclass(frozen=True, eq=False)
+class TaskText:
+    """A task, its tokens, and the checkpoint whose network is to learn them; its weights are not loaded yet.
+
+    Attributes:
+        recipe: the run's.
+        task: with its examples.
+        found: configuration and tokenizer.
+        datasets: tokens and targets.
+    """
+
+    recipe: TaskRecipe
+    task: Task
+    found: Pretrained
+    datasets: Parts[TokenDataset]
+
+    def network(self) -> nn.Module:
+        """The fp32 network, with a new head where the recipe trains it."""
+        recipe = self.recipe
+        options = {**self.task.network_options, "pad_token_id": pad_token(self.found)}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)  # of a new head
+            transformer = self.found.network(
+                AUTO_CLASSES[self.task.name], new_head=recipe.baseline is not None, **options
+            )
+        return task_network(transformer, self.task.name).to(_device(recipe))
+
+    def observed(self, net: nn.Module) -> "TaskText":
+        """The same, with targets where they are what the fp32 network says."""
+        return TaskText(self.recipe, self.task, self.found, self.task.observed(self.datasets, net))
+
+    def loaders(self) -> Parts[TokenLoader]:
+        """Minibatches, made afresh: the order of the first epoch is always the same."""
+        data, recipe = self.recipe.data, self.recipe
+        options: dict[str, Any] = {
+            "pad_token": pad_token(self.found),
+            "vocab_size": vocabulary_size(self.found),
+        }
+        size = data.evaluation_batch_size
+        return Parts(
+            TokenLoader(self.datasets.train, data.batch_size, shuffle=True, seed=recipe.seed, **options),
+            TokenLoader(self.datasets.validation, size, **options),
+            TokenLoader(self.datasets.test, size, **options),
+        )
+
+
+def task_text(recipe: TaskRecipe) -> TaskText:
+    """Everything that a recipe names but the weights, all of it checked, what is cheap first.
+
+    Raises:
+        NetworkError, DataError, RecipeError: one sentence that says what to repair.
+    """
+    found = find_pretrained(recipe.network)
+    pad_token(found)
+    longest = longest_input(found)
+    if longest is not None and recipe.data.max_length > longest:
+        raise RecipeError(
+            f"Recipe key 'data.max_length' is {recipe.data.max_length}, but the network takes at most {longest} "
+            "tokens: give a smaller number."
+        )
+    task = recipe.build()
+    text = TaskText(recipe, task, found, task.datasets(found.tokenizer))
+    text.loaders()  # finds tokens that the network does not know, and too large minibatches
+    return text
+
+
+def run(
+    recipe: TaskRecipe,
+    out_dir: str | Path,
+    *,
+    overwrite: bool = False,
+    baselines_dir: str | Path | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Load a network, fine-tune it if asked to, compress it by SVI on the task, and judge the file from disk.
+
+    Everything that can be checked is checked before anything is trained. The finished directory holds
+    ``packed.safetensors``, ``metrics.json``, ``recipe.yaml`` with all defaults filled in, ``history.csv`` and the
+    pictures. An interrupted run is taken up where it was by the same call.
+
+    Args:
+        recipe: what to do.
+        out_dir: directory to make.
+        overwrite: replace a finished run that is there.
+        baselines_dir: where fine-tuned networks are kept; ``baselines`` beside ``out_dir`` by default.
+        progress: called often, for a progress bar.
+
+    Returns:
+        What ``metrics.json`` holds. All figures of a task but its NLL (nats) are fractions.
+
+    Raises:
+        SQSError: one sentence that says what is wrong with recipe, data, network or output directory.
+    """
+    out_dir = Path(out_dir).absolute()
+    baselines = Path(baselines_dir) if baselines_dir is not None else out_dir.parent / "baselines"
+    check_output(out_dir, recipe.as_yaml(), overwrite=overwrite)
+    text = task_text(recipe)
+    net = text.network()
+    compression = _with_parts(recipe, net)
+    check_compressible(net, compression)
+    with run_directory(out_dir, recipe.as_yaml(), overwrite=overwrite) as directory:
+        clock = Clock()
+        _fine_tune(text, net, compression, baselines, progress)
+        text = text.observed(net)
+        clock.lap("fine_tuning")
+        result, metrics = compress_and_measure(
+            recipe, compression, text.task, net, text.loaders(), directory, clock, progress
+        )
+        clock.lap("evaluation")
+        if recipe.bounds:
+            write_bounds(result, text.loaders().train, recipe.seed, directory)
+            clock.lap("bounds")
+        metrics["task"] = recipe.task
+        metrics["stage_seconds"] = {**clock.seconds, "compression": metrics["seconds"]}
+        metrics["versions"] = versions("transformers")
+        write_json(directory / METRICS, metrics)
+    return metrics
+
+
+def _with_parts(recipe: TaskRecipe, net: nn.Module) -> CompressionRecipe:
+    """How to compress, with the weights of the recipe's parts as sites unless it names sites itself."""
+    if recipe.compression.include is not None:
+        return recipe.compression
+    return recipe.compression.model_copy(update={"include": include_parts(net, recipe.parts)})
+
+
+def _fine_tune(
+    text: TaskText, net: nn.Module, compression: CompressionRecipe, baselines: Path, progress: Progress
+) -> list[EpochRecord]:
+    """Train the network in place, if the recipe says so; the same one is trained once and kept."""
+    recipe = text.recipe
+    if recipe.baseline is None:
+        return []
+    sections = recipe.model_dump(mode="json", include={"task", "network", "data", "baseline", "seed"})
+    key = sha256(f"{fingerprint(net)} {json.dumps(sections, sort_keys=True)}".encode()).hexdigest()[:16]
+    data = text.loaders()
+    how = {"loss": loss(text.task), "judge": judge(text.task)}
+    section = recipe.baseline.as_baseline(recipe.seed)
+    kept = baselines / f"{key}.pt"
+    return trained_or_kept(net, data.train, data.validation, section, kept, compression, progress, **how)
+
+
+def _device(recipe: TaskRecipe) -> torch.device:
+    if recipe.device != "auto":
+        if recipe.device == "cuda" and not torch.cuda.is_available():
+            raise RecipeError("Recipe key 'device' is 'cuda', but torch sees no GPU here: give 'auto' or 'cpu'.")
+        return torch.device(recipe.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,147 @@
+"""The whole recipe of a run on a task: which network, on which text, how it is fine-tuned and compressed."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sqs_pyro.inference.baseline import BaselineRecipe
+from sqs_pyro.inference.recipe import CompressionRecipe
+from sqs_pyro.recipe import RecipeSection
+from sqs_pyro.runs.pretrained_recipe import PretrainedRecipe
+from sqs_pyro.runs.recipe import WholeRecipe
+from sqs_pyro.tasks.classification import ClassificationData, TextClassification
+from sqs_pyro.tasks.embedding import SentenceData, SentenceEmbedding
+from sqs_pyro.tasks.parts import TextData
+from sqs_pyro.tasks.question_answering import QuestionAnswering, QuestionData
+from sqs_pyro.tasks.task import Task
+
+TASK = "task"
+
+
+class FineTuning(RecipeSection):
+    """How the fp32 network is fine-tuned first (AdamW): then its checkpoint needs no head for the task.
+
+    Attributes:
+        epochs: passes over the training data.
+        lr: highest learning rate.
+        weight_decay: of tensors with two or more dimensions; norms and biases have none.
+        warmup: epochs (or a fraction of one) over which the learning rate rises.
+        precision: of the multiplications in training.
+    """
+
+    epochs: int = Field(default=3, ge=1)
+    lr: float = Field(default=2e-5, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup: float = Field(default=0.1, ge=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def as_baseline(self, seed: int) -> BaselineRecipe:
+        """The same as the section of a baseline."""
+        return BaselineRecipe(optimizer="adamw", channels_last=False, seed=seed, **self.model_dump())
+
+
+class TaskRecipe(WholeRecipe):
+    """A run of `sqs compress` on a task.
+
+    Attributes:
+        seed: of everything random: a new head, order of the data, compression.
+        task: `classification`, `question_answering` or `embedding`. This key tells a task's recipe from others.
+        network: which network.
+        data: which text, and how it is cut into minibatches.
+        parts: of the network that are compressed: `blocks` (the linear layers of all blocks), `embedding`,
+            `pooler`, `classifier`. `compression.include` takes their place.
+        baseline: how it is fine-tuned first; None takes it as the checkpoint has it.
+        compression: how it is compressed.
+        bounds: write `bounds.json` and its picture; on a large network that takes as long as hundreds of steps.
+        device: `auto` takes a GPU if there is one.
+    """
+
+    task: str
+    network: PretrainedRecipe
+    data: TextData
+    parts: tuple[str, ...] = Field(default=("blocks",), min_length=1)
+    baseline: FineTuning | None = None
+    compression: CompressionRecipe = Field(default_factory=CompressionRecipe)
+    bounds: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def build(self) -> Task:
+        """The task, with its examples read."""
+        raise NotImplementedError(f"{type(self).__name__} is no kind of its own: use one of its subclasses.")
+
+    def _refuse_distillation(self, why: str) -> None:
+        if self.compression.distillation is not None:
+            raise ValueError(f"a recipe without compression.distillation, which is for classes: {why}")
+
+
+class ClassificationRecipe(TaskRecipe):
+    """A run of `sqs compress` on classes, or numbers, of texts.
+
+    Attributes:
+        task: of this kind.
+        data: which texts and labels.
+    """
+
+    task: Literal["classification"]
+    data: ClassificationData
+
+    def build(self) -> TextClassification:
+        """The task, with its examples read."""
+        return TextClassification(self.data)
+
+    @model_validator(mode="after")
+    def _distillation_is_for_classes(self) -> "ClassificationRecipe":
+        if self.data.metric in ("pearson", "spearman"):
+            self._refuse_distillation("this task's labels are numbers")
+        return self
+
+
+class QuestionRecipe(TaskRecipe):
+    """A run of `sqs compress` on extractive question answering.
+
+    Attributes:
+        task: of this kind.
+        data: which questions.
+    """
+
+    task: Literal["question_answering"]
+    data: QuestionData = Field(default_factory=QuestionData)
+
+    def build(self) -> QuestionAnswering:
+        """The task, with its examples read."""
+        return QuestionAnswering(self.data)
+
+    @model_validator(mode="after")
+    def _distillation_is_for_classes(self) -> "QuestionRecipe":
+        self._refuse_distillation("answers are positions in a text")
+        return self
+
+
+class EmbeddingRecipe(TaskRecipe):
+    """A run of `sqs compress` on sentence embedding; the fp32 network is the teacher.
+
+    Attributes:
+        task: of this kind.
+        data: which sentences.
+    """
+
+    task: Literal["embedding"]
+    data: SentenceData = Field(default_factory=SentenceData)
+
+    def build(self) -> SentenceEmbedding:
+        """The task, with its examples read."""
+        return SentenceEmbedding(self.data)
+
+    @model_validator(mode="after")
+    def _the_fp32_network_is_the_teacher(self) -> "EmbeddingRecipe":
+        self._refuse_distillation("the fp32 network's embedding is what is observed anyway")
+        if self.baseline is not None:
+            raise ValueError("a recipe without baseline: the network of the checkpoint is the teacher")
+        return self
+
+
+TASK_RECIPES: dict[str, type[TaskRecipe]] = {
+    "classification": ClassificationRecipe,
+    "question_answering": QuestionRecipe,
+    "embedding": EmbeddingRecipe,
+}

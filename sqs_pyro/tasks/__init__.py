@@ -1,0 +1,1 @@
+"""Tasks on text for transformers: classification, extractive question answering, sentence embedding."""

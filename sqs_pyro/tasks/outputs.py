@@ -1,0 +1,38 @@
+"""What a network says of every example of a loader."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sqs_pyro.errors import DataError
+from sqs_pyro.network_io import device_of, move_to, predictions
+
+
+@torch.no_grad()
+def outputs(net: nn.Module, loader: Any, fill: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Predictions and targets in the order of the loader, on the CPU; ``net`` runs in evaluation mode.
+
+    Args:
+        net: from a minibatch to ``[B, ..., T]``.
+        loader: of ``(x, y)``.
+        fill: in place of what shorter minibatches lack at the end of the last dimension.
+
+    Returns:
+        ``[N, ..., T]`` float32, of the largest T, and ``[N, ...]``.
+
+    Raises:
+        DataError: the loader is empty.
+    """
+    device, was_training = device_of(net), net.training
+    net.eval()
+    try:
+        pairs = [(predictions(net, move_to(x, device)).float().cpu(), y) for x, y in loader]
+    finally:
+        net.train(was_training)
+    if not pairs:
+        raise DataError("There is no example to evaluate on: the loader is empty.")
+    width = max(found.shape[-1] for found, _ in pairs)
+    rows = [F.pad(found, (0, width - found.shape[-1]), value=fill) for found, _ in pairs]
+    return torch.cat(rows), torch.cat([y for _, y in pairs])
