@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--components", type=int, default=12)
-    parser.add_argument("--rate", type=float, default=2e-3, help="of latents, relative to their root mean square")
+    parser.add_argument("--rate", type=float, default=2e-4, help="of latents, AdamW")
     parser.add_argument("--sequences", type=int, default=400, help="of 128 tokens, half of them the network's own")
     parser.add_argument("--tokens", type=int, default=20480)
     parser.add_argument("--dir", type=Path, default=Path("runs/language_model_finetuned"))
