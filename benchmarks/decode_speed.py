@@ -36,7 +36,9 @@ def checkpoints(packed: Path, packages: Path | None, directory: Path) -> None:
     net, tokenizer = language_model(packages)
     if hasattr(net.config, "quantization_config"):
         del net.config.quantization_config  # of the GGUF file, whose weights are dequantised
-    net.save_pretrained(directory / "dense")
+    plain = type(net)(net.config)  # transformers does not save a network that it has read from GGUF
+    plain.load_state_dict(net.state_dict())
+    plain.save_pretrained(directory / "dense")
     tokenizer.save_pretrained(directory / "dense")
     save_pretrained(sqs_pyro.load(packed, net), directory / "packed", tokenizer)
 
@@ -66,9 +68,10 @@ def generate(net: nn.Module, tokenizer: Any, tokens: int) -> tuple[float, str]:
     return time.perf_counter() - start, tokenizer.decode(out[0], skip_special_tokens=True)
 
 
-def memory(name: str, directory: Path, threads: int) -> dict[str, float]:
+def memory(name: str, directory: Path, threads: int, packages: Path | None) -> dict[str, float]:
     """In a process of its own, megabytes: after loading, and at most."""
     command = [sys.executable, __file__, "--memory-of", name, "--dir", str(directory), "--threads", str(threads)]
+    command += [] if packages is None else ["--packages", str(packages)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return json.loads(out.splitlines()[-1])
 
@@ -83,7 +86,7 @@ def tell_memory(name: str, directory: Path) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     print(
         json.dumps(
-            {"libraries": before, "loaded": loaded - before, "generated": resident() - before, "peak": peak}
+            {"libraries": before, "loaded": loaded - before, "generated": resident() - before, }
         )
     )
 
@@ -107,6 +110,8 @@ def main() -> None:
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.packages is not None:
+        sys.path.append(str(args.packages))  # has bitsandbytes
     if args.memory_of:
         tell_memory(args.memory_of, args.dir)
         return
@@ -130,7 +135,7 @@ def main() -> None:
                 "network": name,
                 "tokens_per_second": 1 / statistics.median(seconds[name]),
                 "seconds_per_token": seconds[name],
-                "megabytes": memory(name, directory, args.threads),
+                "megabytes": memory(name, directory, args.threads, args.packages),
                 "text": texts[name],
             }
             for name in NETWORKS
