@@ -83,12 +83,7 @@ def tell_memory(name: str, directory: Path) -> None:
     net = network(name, directory)
     loaded = resident()
     generate(net, AutoTokenizer.from_pretrained(directory / "dense"), 16)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    print(
-        json.dumps(
-            {"libraries": before, "loaded": loaded - before, "generated": resident() - before, }
-        )
-    )
+    print(json.dumps({"libraries": before, "loaded": loaded - before, "generated": resident() - before}))
 
 
 def resident() -> float:
@@ -143,7 +138,7 @@ def main() -> None:
     for row in rows:
         held = row["megabytes"]
         print(f"{row['network']:<18}{row['tokens_per_second']:7.1f} tokens/s, {held['loaded']:6.0f} MB loaded, "
-              f"{held['generated']:6.0f} MB behind generation, peak {held['peak']:6.0f} MB")  # fmt: skip
+              f"{held['generated']:6.0f} MB behind generation")  # fmt: skip
     document = {"network": "SmolLM2-135M-Instruct", "threads": args.threads, "tokens": args.tokens, "rows": rows}
     Path(__file__).with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
