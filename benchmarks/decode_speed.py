@@ -69,7 +69,7 @@ def generate(net: nn.Module, tokenizer: Any, tokens: int) -> tuple[float, str]:
 
 
 def memory(name: str, directory: Path, threads: int, packages: Path | None) -> dict[str, float]:
-    """In a process of its own, megabytes: after loading, and at most."""
+    """In a process of its own, megabytes: after loading, and behind generation."""
     command = [sys.executable, __file__, "--memory-of", name, "--dir", str(directory), "--threads", str(threads)]
     command += [] if packages is None else ["--packages", str(packages)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
