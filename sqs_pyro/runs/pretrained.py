@@ -132,7 +132,7 @@ def fingerprint(net: nn.Module) -> str:
     digest = sha256()
     for name, value in net.state_dict().items():
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(buffer(value.detach().flatten().view(torch.uint8)))
+        digest.update(buffer(value.detach().cpu().flatten().view(torch.uint8)))
     return digest.hexdigest()
 
 
