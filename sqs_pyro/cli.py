@@ -69,8 +69,7 @@ def compress_command(
     """Train or load a network, compress it, and write a packed file with its figures and pictures.
 
     A recipe with the key `blockwise` compresses a language model, block by block; one with the key `task` a
-    transformer, while it is fine-tuned. Interrupted with Ctrl-C, the
-    same command goes on where it stopped.
+    transformer, while it is fine-tuned. Interrupted with Ctrl-C, the same command goes on where it stopped.
     """
     with _one_sentence_errors(f"the same command goes on from the last checkpoint of '{out}'"):
         from sqs_pyro.reporting.tables import run_tables

@@ -13,7 +13,7 @@ from torch import nn
 
 from sqs_pyro.inference.blockwise import IMPORTANCE_BATCH
 from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
-from sqs_pyro.models.architectures import architecture_of, blocks, layer_groups
+from sqs_pyro.models.architectures import architecture_of, blocks, linear_layers
 from sqs_pyro.recipe import parse
 
 _FLOAT, _DOUBLE = 4, 8
@@ -107,10 +107,11 @@ def plan_memory(
     """
     if not isinstance(recipe, BlockwiseRecipe):
         recipe = parse(BlockwiseRecipe, recipe or {}, "blockwise")
-    architecture, found = architecture_of(net), blocks(net)
-    layers = [layer for group in layer_groups(found[0], architecture) for layer in group.values()]
+    found = blocks(net)
+    layers = linear_layers(found[0], architecture_of(net)).values()
     in_block = _count(found[0])
-    total, outside = _count(net), _count(net) - sum(_count(block) for block in found)
+    total = _count(net)
+    outside = total - sum(_count(block) for block in found)
     config: Any = net.config
     tokens, width = sequences * length, config.hidden_size
     widest = max(max(layer.in_features, layer.out_features) for layer in layers)

@@ -37,8 +37,14 @@ class LayerRate:
         """Entropy of a weight rounded to the grid of step ``√(12 β / h)``, and what comes on top, bits."""
         reach = float(self.sample.abs().max())
         step = max(math.sqrt(12 * beta / self.precision), reach / _FINEST) or 1.0
-        counts = torch.bincount((self.sample / step).round_().long() + _FINEST).double()
-        return float(torch.special.entr(counts / counts.sum()).sum()) / math.log(2) + self.extra
+        return rounded_entropy(self.sample / step) + self.extra
+
+
+def rounded_entropy(values: Tensor) -> float:
+    """Entropy of values that are rounded to whole numbers, bits."""
+    places = values.round().long().reshape(-1)
+    counts = torch.bincount(places - places.min()).double()
+    return float(torch.special.entr(counts / counts.sum()).sum()) / math.log(2)
 
 
 class BitBudget:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
+from sqs_pyro.inference.channel_scales import in_units_of
 from sqs_pyro.inference.elbo import SQSELBO
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
@@ -67,45 +68,32 @@ def settle(
     Returns:
         the coded weights, with new codebooks.
     """
-    with _in_units_of_scales(block, coded):
-        settled = _settle(
-            block, {k: replace(v, scales=None) for k, v in coded.items()}, inputs, targets, recipe, seed
-        )
-    return {name: replace(value, scales=coded[name].scales) for name, value in settled.items()}
-
-
-def _settle(
-    block: nn.Module,
-    coded: Mapping[str, CodedTensor],
-    inputs: Sequence[tuple[Tensor, BlockArguments]],
-    targets: Sequence[Tensor],
-    recipe: BlockwiseRecipe,
-    seed: int,
-) -> dict[str, CodedTensor]:
-    block.requires_grad_(True)
-    names = {f"block.{name}": name for name in coded}
-    model = BayesianNetwork(
-        RelativeOutput(block),
-        likelihood="gaussian",
-        num_data=sum(len(target) for target in targets),
-        include=[f"^{name.replace('.', '[.]')}$" for name in names],
-    )
-    start = {site: coded[name] for site, name in names.items()}
-    guide = SpikeGMMGuide(model, coded=start, stage="frozen")
-    optimizer = _optimizer(model, guide, recipe)
+    sites = {f"block.{name}": value for name, value in coded.items()}
     elbo = SQSELBO(kl_weight=0.0)  # with codes and gates fixed the learned prior's KL is a constant
     generator = torch.Generator().manual_seed(seed)
-    with pyro.get_param_store().scope(), torch.enable_grad():
-        for step in range(recipe.settle_steps):
-            i = int(torch.randint(len(inputs), (1,), generator=generator))
-            hidden, arguments = inputs[i]
-            size = token_sizes(targets[i])
-            for group in optimizer.param_groups:
-                group["lr"] = group["highest_lr"] * (1 - step / recipe.settle_steps)
-            optimizer.zero_grad(set_to_none=True)
-            elbo.terms(model, guide, (hidden, arguments, size), targets[i] / size).loss.backward()
-            optimizer.step()
-    return {names[site]: hard for site, hard in guide.harden().items()}
+    with _in_units_of_scales(block, coded):
+        block.requires_grad_(True)
+        model = BayesianNetwork(
+            RelativeOutput(block),
+            likelihood="gaussian",
+            num_data=sum(len(target) for target in targets),
+            include=[f"^{site.replace('.', '[.]')}$" for site in sites],
+        )
+        start = {site: replace(value, scales=None) for site, value in sites.items()}
+        guide = SpikeGMMGuide(model, coded=start, stage="frozen")
+        optimizer = _optimizer(model, guide, recipe)
+        with pyro.get_param_store().scope(), torch.enable_grad():
+            for step in range(recipe.settle_steps):
+                i = int(torch.randint(len(inputs), (1,), generator=generator))
+                hidden, arguments = inputs[i]
+                size = token_sizes(targets[i])
+                for group in optimizer.param_groups:
+                    group["lr"] = group["highest_lr"] * (1 - step / recipe.settle_steps)
+                optimizer.zero_grad(set_to_none=True)
+                elbo.terms(model, guide, (hidden, arguments, size), targets[i] / size).loss.backward()
+                optimizer.step()
+        settled = guide.harden()
+    return {name: replace(settled[f"block.{name}"], scales=value.scales) for name, value in coded.items()}
 
 
 class _ScaledLinear(nn.Module):
@@ -116,7 +104,7 @@ class _ScaledLinear(nn.Module):
     def __init__(self, linear: nn.Linear, scales: Tensor) -> None:
         super().__init__()
         self.scales = scales.to(linear.weight)
-        self.weight = nn.Parameter(linear.weight.detach() / self.scales[:, None])
+        self.weight = nn.Parameter(in_units_of(scales, linear.weight.detach()))
         self.register_parameter("bias", linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:

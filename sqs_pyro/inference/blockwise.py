@@ -26,7 +26,7 @@ from sqs_pyro.inference.bit_budget import BitBudget, LayerRate
 from sqs_pyro.inference.block_store import BlockRecord, BlockStore, FinishedBlock, Plan
 from sqs_pyro.inference.block_training import relative_error, settle
 from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
-from sqs_pyro.inference.channel_scales import channel_scales, scale_bits
+from sqs_pyro.inference.channel_scales import channel_scales, in_units_of, scale_bits
 from sqs_pyro.inference.importance import output_importance
 from sqs_pyro.inference.interruption import deferred_interrupt
 from sqs_pyro.inference.laplace import LayerLikelihood, input_moments
@@ -183,8 +183,7 @@ class _Run:
         rates = {}
         for name, layer in layers.items():
             scales = self._scales(layer.weight, plan.importance[name])
-            weight = layer.weight if scales is None else layer.weight / scales.to(layer.weight)[:, None]
-            extra = 0.0 if scales is None else scale_bits(layer.in_features)
+            weight, extra = in_units_of(scales, layer.weight), scale_bits(scales, layer.in_features)
             rates[name] = LayerRate.of(weight, plan.precisions[name], extra)
         return plan.importance, BitBudget(rates, self.recipe.bits)
 
@@ -203,7 +202,7 @@ class _Run:
                     full = f"{self.paths[i]}.{name}"
                     own = self._likelihood(layer.weight, curvature, importance[full])
                     scales = self._scales(layer.weight, own.importance)
-                    found[full] = (own if scales is None else own.in_units_of(scales)).mean_precision
+                    found[full] = own.in_units_of(scales).mean_precision
             outputs = _advance(block, states, i)
             states = [(output, arguments) for output, (_, arguments) in zip(outputs, states, strict=True)]
         return found
@@ -227,18 +226,19 @@ class _Run:
             for name, layer in group.items():
                 own = likelihoods[name]
                 scales = self._scales(before[name].weight, own.importance)
-                extra = 0.0 if scales is None else scale_bits(layer.in_features)
+                extra = scale_bits(scales, layer.in_features)
                 coding = fit(
-                    own if scales is None else own.in_units_of(scales),
+                    own.in_units_of(scales),
                     bits=self.recipe.bits - extra if beta is None else None,
                     beta=beta,
                     max_components=self.recipe.num_components,
                     rounds=self.recipe.rounds,
                 )
                 hard = coded[f"{name}.weight"] = coding.coded(scales)
-                error = own.relative_error(hard.dense().to(own.mean))
+                dense = hard.dense().to(own.mean)
+                error = own.relative_error(dense)
                 layers[name] = {"bits": coding.bits_per_weight + extra, "beta": coding.beta, "error": error}
-                layer.weight.copy_(hard.dense())
+                layer.weight.copy_(dense)
         if self.recipe.settle_steps:
             inputs = [(hidden, arguments[i]) for hidden, arguments in compressed]
             coded = settle(student, coded, inputs, targets, self.recipe, self.recipe.seed + i)

@@ -13,8 +13,9 @@ the 16 bits of each scale included.
 
 import math
 
-import torch
 from torch import Tensor
+
+from sqs_pyro.inference.bit_budget import rounded_entropy
 
 _POWERS = (0.5, 1.0)  # of g^-½
 _STEP = 0.5  # of the grid they are compared on, in root mean squares of the weight: about three bits
@@ -35,28 +36,27 @@ def channel_scales(weight: Tensor, importance: Tensor) -> Tensor | None:
     step = _STEP * float(sample.square().mean().sqrt())
     if not step or not float(g.max()):
         return None
-    least, best = _entropy(sample / step), None
+    least, best = rounded_entropy(sample / step), None
     for power in _POWERS:
         scales = _scales(g, power)
         own_step = step * math.sqrt(float(g.mean() / (g * scales.square()).mean()))  # at equal loss
-        bits = _entropy(sample / (own_step * scales[:, None])) + scale_bits(weight.shape[1])
+        bits = rounded_entropy(in_units_of(own_step * scales, sample)) + scale_bits(scales, weight.shape[1])
         if bits < least:
             least, best = bits, scales
     return best
 
 
-def scale_bits(inputs: int) -> float:
-    """What a scale for each output costs, bits for each of its M weights."""
-    return _SCALE_BITS / inputs
+def scale_bits(scales: Tensor | None, inputs: int) -> float:
+    """What a scale for each output costs, bits for each of its M weights; no scales cost nothing."""
+    return 0.0 if scales is None else _SCALE_BITS / inputs
+
+
+def in_units_of(scales: Tensor | None, weight: Tensor) -> Tensor:
+    """A weight ``[N, M]`` whose rows are divided by ``scales`` ``[N]``, if there are any."""
+    return weight if scales is None else weight / scales.to(weight)[:, None]
 
 
 def _scales(importance: Tensor, power: float) -> Tensor:
     log = importance.double().clamp(min=1e-300).log()
     scales = (power * (log.mean() - log) / 2).exp().clamp(1 / _LARGEST, _LARGEST)
     return scales.half().float()
-
-
-def _entropy(values: Tensor) -> float:
-    """Of values rounded to whole numbers, bits."""
-    counts = torch.unique(values.round(), return_counts=True)[1].double()
-    return float(torch.special.entr(counts / counts.sum()).sum()) / math.log(2)

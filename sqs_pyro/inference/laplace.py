@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sqs_pyro.errors import NetworkError
+from sqs_pyro.inference.channel_scales import in_units_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +64,12 @@ class LayerLikelihood:
         mean = torch.cholesky_solve((self.mean.double() @ cross.double()).T, factor).T
         return replace(self, mean=mean.to(self.mean), curvature=curvature)
 
-    def in_units_of(self, scales: Tensor) -> "LayerLikelihood":
-        """The same likelihood of the weight whose rows are divided by ``scales``, ``[N]``."""
-        s = scales.to(self.mean)
-        return replace(self, mean=self.mean / s[:, None], importance=self.importance * s.to(self.importance) ** 2)
+    def in_units_of(self, scales: Tensor | None) -> "LayerLikelihood":
+        """The same likelihood of the weight whose rows are divided by ``scales``, ``[N]``, if there are any."""
+        if scales is None:
+            return self
+        squares = scales.to(self.importance).square()
+        return replace(self, mean=in_units_of(scales, self.mean), importance=self.importance * squares)
 
     @property
     def mean_precision(self) -> float:

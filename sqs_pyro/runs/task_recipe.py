@@ -69,9 +69,15 @@ class TaskRecipe(WholeRecipe):
         """The task, with its examples read."""
         raise NotImplementedError(f"{type(self).__name__} is no kind of its own: use one of its subclasses.")
 
-    def _refuse_distillation(self, why: str) -> None:
-        if self.compression.distillation is not None:
+    def no_classes(self) -> str:
+        """Why there is nothing to distil; empty where there is."""
+        return ""
+
+    @model_validator(mode="after")
+    def _distillation_is_for_classes(self) -> "TaskRecipe":
+        if self.compression.distillation is not None and (why := self.no_classes()):
             raise ValueError(f"a recipe without compression.distillation, which is for classes: {why}")
+        return self
 
 
 class ClassificationRecipe(TaskRecipe):
@@ -89,11 +95,9 @@ class ClassificationRecipe(TaskRecipe):
         """The task, with its examples read."""
         return TextClassification(self.data)
 
-    @model_validator(mode="after")
-    def _distillation_is_for_classes(self) -> "ClassificationRecipe":
-        if self.data.metric in ("pearson", "spearman"):
-            self._refuse_distillation("this task's labels are numbers")
-        return self
+    def no_classes(self) -> str:
+        """Numbers to predict are none."""
+        return "this task's labels are numbers" if self.data.metric in ("pearson", "spearman") else ""
 
 
 class QuestionRecipe(TaskRecipe):
@@ -111,10 +115,9 @@ class QuestionRecipe(TaskRecipe):
         """The task, with its examples read."""
         return QuestionAnswering(self.data)
 
-    @model_validator(mode="after")
-    def _distillation_is_for_classes(self) -> "QuestionRecipe":
-        self._refuse_distillation("answers are positions in a text")
-        return self
+    def no_classes(self) -> str:
+        """There are never any."""
+        return "answers are positions in a text"
 
 
 class EmbeddingRecipe(TaskRecipe):
@@ -132,9 +135,12 @@ class EmbeddingRecipe(TaskRecipe):
         """The task, with its examples read."""
         return SentenceEmbedding(self.data)
 
+    def no_classes(self) -> str:
+        """There are never any."""
+        return "the fp32 network's embedding is what is observed anyway"
+
     @model_validator(mode="after")
     def _the_fp32_network_is_the_teacher(self) -> "EmbeddingRecipe":
-        self._refuse_distillation("the fp32 network's embedding is what is observed anyway")
         if self.baseline is not None:
             raise ValueError("a recipe without baseline: the network of the checkpoint is the teacher")
         return self

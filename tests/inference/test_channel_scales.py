@@ -71,7 +71,7 @@ def test_save_about_what_theory_promises(bits, matched):
     promised = 0.5 * math.log2(float(g.mean() / g.log().mean().exp()))
     scales = channel_scales(own.mean, own.importance)
     plain = fit(own, bits=bits)
-    coded = fit(own.in_units_of(scales), bits=bits - scale_bits(256))
+    coded = fit(own.in_units_of(scales), bits=bits - scale_bits(scales, 256))
     loss = [own.relative_error(value.dense()) for value in (plain.coded(), coded.coded(scales))]
     saved = 0.5 * math.log2(loss[0] / loss[1])
     least = 0.5 if matched else 0.0  # rows of different spreads share one table of frequencies

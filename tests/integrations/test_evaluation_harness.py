@@ -8,13 +8,13 @@ import sys
 
 import pytest
 import torch
+from kits import language_checkpoint
 
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.inference.perplexity import perplexity
 from sqs_pyro.integrations import save_pretrained
 from sqs_pyro.integrations.evaluation_harness import harness_model
 from sqs_pyro.transformer_compression import compress_transformer
-from tests.kits import language_checkpoint
 
 lm_eval = pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own

@@ -36,7 +36,10 @@ def bert():
 
 
 def walk(stack, inputs):
-    entrance = stack.entrance(inputs)
+    return walk_from(stack, stack.entrance(inputs))
+
+
+def walk_from(stack, entrance):
     hidden = entrance.hidden
     for block, arguments in zip(stack.blocks, entrance.arguments, strict=True):
         hidden = run_block(block, hidden, arguments)
@@ -66,9 +69,7 @@ def test_a_block_that_is_called_again_remembers_nothing(make):
     entrance = stack.entrance({"input_ids": ids})
 
     def walked():
-        hidden = entrance.hidden
-        for block, arguments in zip(stack.blocks, entrance.arguments, strict=True):
-            hidden = run_block(block, hidden, arguments)
+        hidden = walk_from(stack, entrance)
         return net.get_submodule(norm)(hidden) if norm else hidden
 
     before = walked()
