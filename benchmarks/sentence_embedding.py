@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from language_model import digest
 from other_methods import Method, compressed_layers, hqq, nf4, rounded, weights_changed
 from packaged_weights import sentence_embedding
 from torch import Tensor, nn
@@ -117,7 +118,12 @@ def main() -> None:
     def add(row: dict[str, Any]) -> None:
         rows.append(row)
         print(shown(row), flush=True)
-        document = {"network": "all-MiniLM-L6-v2", "sentences": POOL, "rows": rows}
+        document = {
+            "network": "all-MiniLM-L6-v2",
+            "sentences": POOL,
+            "foreign_sha256": digest(args.foreign),
+            "rows": rows,
+        }
         Path(__file__).with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     add({"method": "fp32", "bits": 32.0, **judged(net)})
