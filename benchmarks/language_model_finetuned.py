@@ -18,6 +18,7 @@ Writes ``language_model_finetuned.json`` beside this file; rows of ways that wer
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from sqs_pyro import SQSELBO, BayesianNetwork, SpikeGMMGuide, compress, load, save, size_report
 from sqs_pyro.compression import StepRecord
 from sqs_pyro.data.next_token_loader import NextTokenLoader
+from sqs_pyro.inference.block_training import in_units_of_scales
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.kernels.assemble import unpack_weights
 from sqs_pyro.models.distillation import DistillationLikelihood, DistilledLoader
@@ -80,33 +82,38 @@ def settled(net: nn.Module, loader: NextTokenLoader, args: argparse.Namespace) -
     blockwise = load(args.blockwise, net)
     coded = {name: weight.coded() for name, weight in stored_weights(blockwise).items()}
     plain = unpack_weights(blockwise, torch.float32)
-    for parameter in plain.parameters():
-        parameter.requires_grad_(parameter.dim() == 1)
-    names = [f"^{name.replace('.', '[.]')}$" for name in coded]
-    likelihood = DistillationLikelihood(1.0, 1.0)
-    model = BayesianNetwork(plain, likelihood=likelihood, num_data=len(loader.dataset), include=names)
-    guide = SpikeGMMGuide(model, coded=coded, stage="frozen")
-    observed = DistilledLoader(loader, net, 1.0)
-    optimizer = pyro.optim.PyroLRScheduler(
-        torch.optim.lr_scheduler.LambdaLR,
-        {
-            "optimizer": torch.optim.Adam,
-            "optim_args": lambda name: {"lr": 2e-4 if "loc" in name else 1e-3},
-            "lr_lambda": lambda step: max(1 - step / args.steps, 0.0),
-        },
-    )
-    svi = pyro.infer.SVI(model, guide, optimizer, loss=SQSELBO(kl_weight=0.0))
-    step = 0
-    while step < args.steps:
-        for x, y in observed:
-            loss = svi.step(x, y) / model.num_data
-            optimizer.step()
-            step += 1
-            if step % 10 == 0:
-                print(f"  step {step}/{args.steps}: loss {loss:.3f}", flush=True)
-            if step == args.steps:
-                break
-    return packed_network(model.net, guide.harden(), layout="entropy")
+    with in_units_of_scales(plain, coded):
+        for parameter in plain.parameters():
+            parameter.requires_grad_(parameter.dim() == 1)
+        names = [f"^{name.replace('.', '[.]')}$" for name in coded]
+        likelihood = DistillationLikelihood(1.0, 1.0)
+        model = BayesianNetwork(plain, likelihood=likelihood, num_data=len(loader.dataset), include=names)
+        guide = SpikeGMMGuide(
+            model, coded={name: replace(value, scales=None) for name, value in coded.items()}, stage="frozen"
+        )
+        observed = DistilledLoader(loader, net, 1.0)
+        optimizer = pyro.optim.PyroLRScheduler(
+            torch.optim.lr_scheduler.LambdaLR,
+            {
+                "optimizer": torch.optim.Adam,
+                "optim_args": lambda name: {"lr": 2e-4 if "loc" in name else 1e-3},
+                "lr_lambda": lambda step: max(1 - step / args.steps, 0.0),
+            },
+        )
+        svi = pyro.infer.SVI(model, guide, optimizer, loss=SQSELBO(kl_weight=0.0))
+        step = 0
+        while step < args.steps:
+            for x, y in observed:
+                loss = svi.step(x, y) / model.num_data
+                optimizer.step()
+                step += 1
+                if step % 10 == 0:
+                    print(f"  step {step}/{args.steps}: loss {loss:.3f}", flush=True)
+                if step == args.steps:
+                    break
+        found = guide.harden()
+    back = {name: replace(found[name], scales=value.scales) for name, value in coded.items()}
+    return packed_network(plain, back, layout="entropy")
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ def settle(
     sites = {f"block.{name}": value for name, value in coded.items()}
     elbo = SQSELBO(kl_weight=0.0)  # with codes and gates fixed the learned prior's KL is a constant
     generator = torch.Generator().manual_seed(seed)
-    with _in_units_of_scales(block, coded):
+    with in_units_of_scales(block, coded):
         block.requires_grad_(True)
         model = BayesianNetwork(
             RelativeOutput(block),
@@ -114,8 +114,13 @@ class _ScaledLinear(nn.Module):
 
 
 @contextmanager
-def _in_units_of_scales(block: nn.Module, coded: Mapping[str, CodedTensor]) -> Iterator[None]:
-    """Inside, linear layers with scales are in units of them, so that their weights are codewords."""
+def in_units_of_scales(block: nn.Module, coded: Mapping[str, CodedTensor]) -> Iterator[None]:
+    """Inside, linear layers of ``block`` with scales are in units of them, so that their weights are codewords.
+
+    Args:
+        block: a network, whose layers come back as they were.
+        coded: its compressed weights, by parameter name; those with scales must be of linear layers.
+    """
     kept: dict[str, nn.Module] = {}
     try:
         for name, value in coded.items():
