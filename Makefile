@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint slow clean fashion-mnist foreign-text
+.PHONY: demo test lint slow sanitize clean fashion-mnist foreign-text
 
 demo: $(STAMP)
 	$(BIN)/sqs compress recipes/digits.yaml --out runs/demo --overwrite
@@ -16,6 +16,12 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The grid of products on CPU kernels that look for accesses out of bounds.
+sanitize: $(STAMP)
+	SQS_CACHE=build/sanitize SQS_CXXFLAGS="-march=native -g -fsanitize=address -fno-omit-frame-pointer" \
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+	$(BIN)/python -m pytest tests/kernels/test_tiled.py
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

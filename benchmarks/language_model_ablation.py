@@ -55,7 +55,7 @@ def evidence(net: nn.Module, names: list[str], sequences: Tensor, steps: int, ca
     loader = NextTokenLoader(sequences, 4, shuffle=True)
     model = model_of(copy.deepcopy(net), names, len(sequences))
     guide = SpikeGMMGuide(model, COMPONENTS, stage="dense", initial_gate=2.0)
-    scales = InputScales(model.net, names)
+    scales = InputScales(model.net.train(), names)  # in training mode, as it watches; the network has no dropout
     for site in guide.site_guides().values():
         site.latent_unconstrained.requires_grad_(False)
     optimizer = pyro.optim.Adam(lambda name: {"lr": 0.1 if "gate_logit" in name else 0.0})

@@ -1,11 +1,12 @@
-"""Custom ops that multiply with packed weights, one of each for a run-time form: ``dense`` and ``bitmap``.
+"""Custom ops that multiply with packed weights, one of each for a run-time form: ``dense``, ``bitmap``, ``tiled``.
 
 ``sqs::linear_dense(x, bias, codes, table, scales, shape, bits)``; the bitmap form has ``mask`` behind ``table``.
 Likewise ``convolution_*``, ``embedding_*``, ``weight_*`` (just the weight) and the gradients
 ``linear_grad_*`` and ``convolution_grad_*``. Packed weights are constants: gradients flow to ``x`` and ``bias``.
 
 The implementations here decode once and keep the result (:mod:`sqs_pyro.kernels.decode`): always right, never
-fast. A device's own kernel takes an op over with ``OPS["linear_dense"].register_kernel("cuda")(function)``;
+fast. Kernels take an op over for a device: on CPUs ``linear_tiled`` and ``embedding_tiled`` are compiled
+(:mod:`sqs_pyro.kernels.native`), in Python ``OPS["linear_dense"].register_kernel("cuda")(function)`` does it;
 autograd, ``torch.compile`` and ``torch.export`` see the same node as before.
 """
 
@@ -24,6 +25,7 @@ OPS: dict[str, CustomOpDef] = {}
 _FORMS = {
     "dense": "Tensor codes, Tensor table, Tensor? scales, int[] shape, int bits",
     "bitmap": "Tensor codes, Tensor table, Tensor mask, Tensor? scales, int[] shape, int bits",
+    "tiled": "Tensor codes, Tensor table, Tensor? scales, int[] shape, int bits",
 }
 _CONVOLUTION = "int[] stride, int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups"
 
@@ -37,8 +39,7 @@ def call(name: str, packed: PackedArgs, *operands: Any) -> Tensor:
         packed: the weight.
         operands: the op's other arguments in order.
     """
-    form = "dense" if packed.mask is None else "bitmap"
-    op = getattr(torch.ops.sqs, f"{name}_{form}")
+    op = getattr(torch.ops.sqs, f"{name}_{packed.form}")
     mask = [] if packed.mask is None else [packed.mask]
     return op(*operands, packed.codes, packed.table, *mask, packed.scales, list(packed.shape), packed.bits)
 
@@ -70,9 +71,14 @@ def _weight(weight: Tensor, like: Tensor) -> Tensor:
 
 
 def _define(name: str, operands: str, compute: Callable[..., Tensor]) -> None:
-    """Define the op in both forms; its fake kernel is the same computation with an empty weight."""
-    for form, packed_schema in _FORMS.items():
-        _define_form(f"{name}_{form}", f"({operands}, {packed_schema}) -> Tensor", compute)
+    """Define the op in every form; its fake kernel is the same computation with an empty weight."""
+    for form in _forms(name):
+        _define_form(f"{name}_{form}", f"({operands}, {_FORMS[form]}) -> Tensor", compute)
+
+
+def _forms(name: str) -> list[str]:
+    """Tiled weights are matrices."""
+    return [form for form in _FORMS if form != "tiled" or not name.startswith("convolution")]
 
 
 def _define_form(name: str, schema: str, compute: Callable[..., Tensor]) -> None:
@@ -91,12 +97,13 @@ def _define_form(name: str, schema: str, compute: Callable[..., Tensor]) -> None
 
 def _split(name: str, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], PackedArgs]:
     """Split an op's arguments into operands and packed weight."""
-    if name.endswith("_bitmap"):
+    form = name.rpartition("_")[2]
+    if form == "bitmap":
         *operands, codes, table, mask, scales, shape, bits = args
     else:
         *operands, codes, table, scales, shape, bits = args
         mask = None
-    return tuple(operands), PackedArgs(codes, table, mask, tuple(shape), bits, scales)
+    return tuple(operands), PackedArgs(codes, table, mask, tuple(shape), bits, scales, form)
 
 
 def _dtype(operands: tuple[Any, ...]) -> torch.dtype:
@@ -115,18 +122,18 @@ _define("weight", "Tensor like", _weight)
 
 def _register_gradient(name: str, grad_x: Callable[..., Tensor], channel_dim: int) -> None:
     """Let gradients flow to ``x`` through ``grad_x(packed, grad, x_size, geometry)``, and to ``bias``."""
-    for form in _FORMS:
+    for form in _forms(name):
         op_name = f"{name}_{form}"
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor, op_name: str = op_name) -> None:
             (x, bias, *ctx.geometry), packed = _split(op_name, inputs)
             ctx.x_size, ctx.bias_dtype = x.shape, None if bias is None else bias.dtype
-            ctx.shape, ctx.bits = packed.shape, packed.bits
+            ctx.shape, ctx.bits, ctx.form = packed.shape, packed.bits, packed.form
             ctx.save_for_backward(packed.codes, packed.table, packed.mask, packed.scales)
 
         def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
             codes, table, mask, scales = ctx.saved_tensors
-            packed = PackedArgs(codes, table, mask, ctx.shape, ctx.bits, scales)
+            packed = PackedArgs(codes, table, mask, ctx.shape, ctx.bits, scales, ctx.form)
             x = grad_x(packed, grad, ctx.x_size, ctx.geometry) if ctx.needs_input_grad[0] else None
             bias = None
             if ctx.needs_input_grad[1]:

@@ -1,5 +1,7 @@
 """``PackedWeight``: one compressed parameter inside a running network."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,15 +15,21 @@ from sqs_pyro.kernels.decode import (
     read_table,
     write_table,
 )
+from sqs_pyro.kernels.native import native_kernels
 from sqs_pyro.kernels.ops import call
-from sqs_pyro.packing.bits import MAX_BITS
+from sqs_pyro.kernels.tiled import pack_tiles, tiled_bits
+from sqs_pyro.packing.bits import MAX_BITS, pack_bits, packed_size, unpack_bits
 from sqs_pyro.packing.coded import CodedTensor
 from sqs_pyro.packing.layouts import PackedTensor, get_layout, pack_tensor
 from sqs_pyro.packing.module import StoredWeight
 
 
 class PackedWeight(StoredWeight):
-    """A compressed parameter in its run-time form: dense codes, or bitmap where 8 bits cannot hold zero too.
+    """A compressed parameter in its run-time form.
+
+    On CPUs with compiled kernels a matrix with one codebook is ``tiled``, which these multiply with as it is. All
+    others are decoded once, from ``dense`` codes, or ``bitmap`` where 8 bits cannot hold zero too. The state dict
+    is the same whatever the form: a tiled weight's has its dense codes.
 
     Modules that share the parameter share this module. Its buffers are uint8, so that casting the network
     leaves them alone; ``like`` is empty and follows the network's dtype and device.
@@ -44,24 +52,59 @@ class PackedWeight(StoredWeight):
         super().__init__()
         coded = packed.unpack()
         has_zeros = packed.nonzeros < packed.numel
-        form = "dense" if _dense_bits(packed) <= MAX_BITS else "bitmap"
-        stored = packed if packed.layout == form else pack_tensor(coded, form)
+        self.form = "dense" if _dense_bits(packed) <= MAX_BITS else "bitmap"
+        stored = packed if packed.layout == self.form else pack_tensor(coded, self.form)
         rows = stored.codebook()
-        if form == "dense" and has_zeros:
+        if self.form == "dense" and has_zeros:
             rows = torch.cat([rows.new_zeros(len(rows), 1), rows], dim=1)
         self.layout, self.shape, self.bits = packed.layout, packed.shape, stored.bits
         with torch.inference_mode(False):  # inference tensors would not count what is written to them
             self.register_buffer("codes", stored.parts["codes"].clone())
             self.register_buffer("table", write_table(rows))
-            self.register_buffer("mask", stored.parts["mask"].clone() if form == "bitmap" else None)
+            self.register_buffer("mask", stored.parts["mask"].clone() if self.form == "bitmap" else None)
             self.register_buffer("scales", None if coded.scales is None else write_table(coded.scales))
             self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
+        self._choose_form()
         self.register_load_state_dict_post_hook(_forget)
 
     @property
     def args(self) -> PackedArgs:
         """The weight as the custom ops take it."""
-        return PackedArgs(self.codes, self.table, self.mask, self.shape, self.bits, self.scales)
+        bits = tiled_bits(self.bits) if self.form == "tiled" else self.bits
+        return PackedArgs(self.codes, self.table, self.mask, self.shape, bits, self.scales, self.form)
+
+    def _choose_form(self) -> None:
+        """Rewrite the codes in the form that is best on the device they are on."""
+        tileable = self.form == "dense" and len(self.shape) == 2 and self.table.shape[0] == 1 and self.bits > 0
+        if tileable and self.codes.device.type == "cpu" and native_kernels():
+            self.codes, self.form = self._tiled(self.codes), "tiled"
+        elif self.form == "tiled" and self.codes.device.type != "cpu":
+            self.codes, self.form = self._dense_codes().to(self.codes.device), "dense"
+
+    @torch.inference_mode(False)
+    def _tiled(self, codes: Tensor) -> Tensor:
+        symbols = unpack_bits(codes, self.bits, math.prod(self.shape)).view(self.shape)
+        return pack_tiles(symbols, tiled_bits(self.bits))
+
+    @torch.inference_mode(False)
+    def _dense_codes(self) -> Tensor:
+        return pack_bits(read_symbols(self.args)[0], self.bits) if self.form == "tiled" else self.codes
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedWeight":
+        super()._apply(fn, recurse)
+        self._choose_form()
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not keep_vars:  # else who asks wants to know which tensors there are
+            destination[f"{prefix}codes"] = self._dense_codes()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        codes, size = state_dict.get(f"{prefix}codes"), packed_size(math.prod(self.shape), self.bits)
+        if self.form == "tiled" and codes is not None and codes.numel() == size:  # torch tells of wrong sizes
+            state_dict = {**state_dict, f"{prefix}codes": self._tiled(codes)}
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def dense(self) -> Tensor:
         """Return the weight in the network's dtype: one shared copy, not to be written to."""
@@ -83,7 +126,7 @@ class PackedWeight(StoredWeight):
 
     def extra_repr(self) -> str:
         """Say what is packed."""
-        return f"{list(self.shape)}, layout={self.layout!r}, bits={self.bits}"
+        return f"{list(self.shape)}, layout={self.layout!r}, form={self.form!r}, bits={self.bits}"
 
 
 def _dense_bits(packed: PackedTensor) -> int:

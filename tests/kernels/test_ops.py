@@ -1,6 +1,7 @@
 """The custom ops against plain torch on the decoded weight, and as torch's own tools see them."""
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -31,11 +32,17 @@ def coded_for(form, shape, groups=1, scales=False) -> CodedTensor:
     return random_coded(shape, 11, groups=groups, scales=scales)
 
 
+def in_form(packed, form) -> PackedWeight:
+    """The weight with compiled kernels, or without them."""
+    with mock.patch("sqs_pyro.kernels.weight.native_kernels", lambda: form == "tiled"):
+        weight = PackedWeight(packed)
+    assert weight.form == form
+    return weight
+
+
 def make(form, shape, groups=1, scales=False):
     coded = coded_for(form, shape, groups, scales)
-    weight = PackedWeight(pack_tensor(coded))
-    assert (weight.mask is None) == (form == "dense")
-    return weight, coded.dense()
+    return in_form(pack_tensor(coded), form), coded.dense()
 
 
 def packed_arguments(weight):
@@ -45,56 +52,60 @@ def packed_arguments(weight):
 
 
 FORMS = pytest.mark.parametrize("form", ["dense", "bitmap"])
+MATRIX_FORMS = pytest.mark.parametrize("form", ["dense", "bitmap", "tiled"])
 SCALES = pytest.mark.parametrize("scales", [False, True], ids=["plain", "scaled"])
 
 
-@FORMS
+@MATRIX_FORMS
 @SCALES
 @pytest.mark.parametrize("layout", ["auto", "dense", "bitmap", "entropy"])
 def test_decoded_weight_is_the_reference_bit_for_bit(form, layout, scales):
-    coded = coded_for(form, (40, 6, 5) if form == "dense" else (64, 32), 8, scales)
+    shape, groups = ((40, 6, 5), 8) if form == "dense" else ((65, 31), 1) if form == "tiled" else ((64, 32), 8)
+    coded = coded_for(form, shape, groups, scales)
     if layout == "dense" and form == "bitmap":
         return
     packed = pack_tensor(coded, layout)
-    weight = PackedWeight(packed)
+    weight = in_form(packed, form)
     assert torch.equal(decode(weight.args).view(torch.int32), coded.dense().view(torch.int32))
     again = pack_tensor(weight.coded(), layout)
     assert {k: v.tolist() for k, v in again.parts.items()} == {k: v.tolist() for k, v in packed.parts.items()}
 
 
-@FORMS
+@MATRIX_FORMS
 @SCALES
 def test_linear(form, scales):
     weight, dense = make(form, (24, 300), 24 if form == "dense" else 1, scales)
     x, bias = torch.randn(5, 7, 300), torch.randn(24)
-    torch.testing.assert_close(call("linear", weight.args, x, bias), F.linear(x, dense, bias), rtol=0, atol=0)
+    exact = {} if form == "tiled" else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(call("linear", weight.args, x, bias), F.linear(x, dense, bias), **exact)
     torch.testing.assert_close(call("linear", weight.args, x[0, 0], None), F.linear(x[0, 0], dense))
 
 
-@FORMS
+@MATRIX_FORMS
 def test_embedding(form):
     weight, dense = make(form, (50, 30))
     indices = torch.randint(0, 50, (4, 9))
     assert torch.equal(call("embedding", weight.args, indices, torch.float32), F.embedding(indices, dense))
 
 
-@FORMS
+@MATRIX_FORMS
 @SCALES
 def test_opcheck(form, scales):
     """Schema, fake kernel, autograd registration and AOT dispatch, with static and dynamic shapes."""
     linear, _ = make(form, (8, 80), scales=scales)
-    conv, _ = make(form, (8, 7, 3, 3), scales=scales)
     x = torch.randn(3, 80, requires_grad=True)
-    image = torch.randn(2, 7, 9, 9, requires_grad=True)
     bias = torch.randn(8, requires_grad=True)
     cases = {
         "linear": (linear, (x, bias)),
         "linear_grad": (linear, (torch.randn(3, 8),)),
-        "convolution": (conv, (image, bias, *GEOMETRY)),
-        "convolution_grad": (conv, (torch.randn(2, 8, 9, 9), [2, 7, 9, 9], *GEOMETRY)),
         "embedding": (linear, (torch.tensor([0, 3, 3]), torch.float32)),
         "weight": (linear, (linear.like,)),
     }
+    if form != "tiled":
+        conv, _ = make(form, (8, 7, 3, 3), scales=scales)
+        image = torch.randn(2, 7, 9, 9, requires_grad=True)
+        cases["convolution"] = (conv, (image, bias, *GEOMETRY))
+        cases["convolution_grad"] = (conv, (torch.randn(2, 8, 9, 9), [2, 7, 9, 9], *GEOMETRY))
     assert {f"{name}_{form}" for name in cases} == {name for name in OPS if name.endswith(form)}
     for name, (weight, operands) in cases.items():
         torch.library.opcheck(OPS[f"{name}_{form}"], (*operands, *packed_arguments(weight)))
@@ -107,16 +118,22 @@ def test_channels_last_images(form):
     torch.library.opcheck(OPS[f"convolution_{form}"], (image, None, *GEOMETRY, *packed_arguments(weight)))
 
 
-@FORMS
+@MATRIX_FORMS
 @SCALES
 def test_gradients_against_finite_differences(form, scales):
     linear, _ = make(form, (8, 80), scales=scales)
-    conv, _ = make(form, (8, 7, 3, 3), scales=scales)
     double = {"dtype": torch.float64, "requires_grad": True}
     x, bias = torch.randn(3, 80, **double), torch.randn(8, **double)
     assert torch.autograd.gradcheck(lambda x, b: call("linear", linear.args, x, b), (x, bias))
     assert torch.autograd.gradcheck(lambda x, b: call("linear", linear.args, x, b), (x[0], bias))
-    image = torch.randn(2, 7, 6, 5, **double)
+
+
+@FORMS
+@SCALES
+def test_gradients_of_convolutions_against_finite_differences(form, scales):
+    conv, _ = make(form, (8, 7, 3, 3), scales=scales)
+    double = {"dtype": torch.float64, "requires_grad": True}
+    image, bias = torch.randn(2, 7, 6, 5, **double), torch.randn(8, **double)
     for geometry in (GEOMETRY, ([2, 1], [0, 1], [1, 2], False, [0, 0], 1)):
         assert torch.autograd.gradcheck(
             lambda x, b, g=geometry: call("convolution", conv.args, x, b, *g), (image, bias)
@@ -176,12 +193,12 @@ def test_decoded_tensor_itself_is_freed():
     assert decoded() is None
 
 
-@FORMS
+@MATRIX_FORMS
 @SCALES
 @pytest.mark.parametrize("inference", [False, True])
 def test_new_weights_are_seen(form, inference, scales):
     first, _ = make(form, (24, 300), scales=scales)
-    second = PackedWeight(pack_tensor(replace(first.coded(), codebook=-first.coded().codebook)))
+    second = in_form(pack_tensor(replace(first.coded(), codebook=-first.coded().codebook)), form)
     x = torch.randn(2, 300)
     with torch.inference_mode(inference):
         before = call("linear", first.args, x, None)
@@ -207,6 +224,19 @@ def test_a_new_table_object_is_seen():
     call("linear", weight.args, x, None)
     weight.table = (weight.table.view(torch.float32) * 2).view(torch.uint8)
     torch.testing.assert_close(call("linear", weight.args, x, None), F.linear(x, 2 * dense))
+
+
+def test_state_dicts_do_not_depend_on_the_form():
+    coded = coded_for("dense", (24, 300))
+    dense, tiled = (in_form(pack_tensor(coded), form) for form in ("dense", "tiled"))
+    assert dense.codes.numel() != tiled.codes.numel()
+    expected, found = dense.state_dict(), tiled.state_dict()
+    assert expected.keys() == found.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    other = pack_tensor(replace(coded, codebook=-coded.codebook))
+    for form in ("dense", "tiled"):
+        weight = in_form(other, form)
+        weight.load_state_dict(expected)
+        assert torch.equal(weight.coded().dense(), coded.dense())
 
 
 def test_casting_leaves_the_packed_weight_alone():

@@ -1,0 +1,142 @@
+"""Compiling the CPU kernels: where there is no compiler, a broken one, no place to write, or two at once."""
+
+import os
+import stat
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sqs_pyro.kernels.native import compiled_kernels, native_kernels
+
+SCRIPT = """
+import sys, warnings
+import torch
+from torch import nn
+from kits.layout import random_coded
+from sqs_pyro.kernels import packed_network
+net = nn.Linear(40, 8)
+coded = random_coded((8, 40), 4)
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    packed = packed_network(net, {"weight": coded})
+    again = packed_network(net, {"weight": coded})
+x = torch.randn(3, 40)
+torch.testing.assert_close(packed(x), x @ coded.dense().T + net.bias.half().float())
+print(packed.packed_weight.form)
+print([str(w.message) for w in told if "CPU kernels" in str(w.message)])
+"""
+
+
+def start(tmp_path, **environment):
+    tests = str(Path(__file__).parents[1])
+    cache = {"SQS_CACHE": str(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join([tests, *sys.path])}
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        env={**os.environ, **cache, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def told(process):
+    """The form that the weight has, and the warnings."""
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    form, warned = output.splitlines()
+    return form, warned
+
+
+def compiler(tmp_path, body):
+    path = tmp_path / "compiler"
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+needs_compiler = pytest.mark.skipif(not native_kernels(), reason="no C++ compiler")
+
+
+def test_no_compiler(tmp_path):
+    form, warned = told(start(tmp_path, PATH=str(tmp_path), CXX=""))
+    assert form == "dense"
+    assert warned.count("CPU kernels could not be compiled") == 1  # one message for two networks
+    assert "none of c++, g++, clang++ is there" in warned and "Install a C++20 compiler" in warned
+
+
+def test_a_compiler_that_is_no_program(tmp_path):
+    form, warned = told(start(tmp_path, CXX="/nowhere/c++"))
+    assert form == "dense" and "CXX is '/nowhere/c++', which is no program" in warned
+
+
+def test_a_broken_compiler(tmp_path):
+    broken = compiler(tmp_path, 'echo "tiled.cpp:1: error: something is missing" >&2; exit 1')
+    form, warned = told(start(tmp_path, CXX=broken))
+    assert form == "dense" and "error: something is missing" in warned
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_compiler_that_makes_no_library(tmp_path):
+    form, warned = told(start(tmp_path, CXX=compiler(tmp_path, "exit 0")))
+    assert form == "dense" and "CPU kernels could not be compiled" in warned
+
+
+def test_left_out_by_the_environment(tmp_path):
+    assert told(start(tmp_path, SQS_KERNELS="reference")) == ("dense", "[]")
+    assert not (tmp_path / "cache").exists()
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "cache").write_text("a file, where no directory can be made")  # root may write everywhere else
+    assert told(start(tmp_path)) == ("tiled", "[]")
+
+
+@needs_compiler
+def test_two_processes_at_once(tmp_path):
+    both = [start(tmp_path) for _ in range(2)]
+    assert [told(process) for process in both] == [("tiled", "[]")] * 2
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+@needs_compiler
+@pytest.mark.parametrize("flags", ["-march=x86-64-v3", "-march=x86-64"], ids=["avx2", "portable"])
+def test_other_instruction_sets(tmp_path, flags):
+    """The same products on what older machines have; the grid of shapes runs there, too."""
+    environment = {**os.environ, "SQS_CACHE": str(tmp_path), "SQS_CXXFLAGS": flags}
+    grid = str(Path(__file__).with_name("test_tiled.py"))
+    command = [sys.executable, "-m", "pytest", grid, "-p", "no:cacheprovider"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0 and "skipped" not in result.stdout, result.stdout[-3000:]
+
+
+@needs_compiler
+def test_the_library_is_kept():
+    first = compiled_kernels()
+    before = first.stat().st_mtime_ns
+    assert compiled_kernels() == first and first.stat().st_mtime_ns == before
+    assert compiled_kernels(standalone=True) != first
+
+
+@needs_compiler
+def test_a_network_is_no_larger_in_memory_than_its_codes():
+    from kits.layout import random_coded
+
+    from sqs_pyro.kernels import packed_network
+    from sqs_pyro.kernels.decode import decoded_weights
+
+    before = len(decoded_weights)
+    net = nn.Sequential(nn.Embedding(160, 64), nn.Linear(64, 160, bias=False))
+    net[1].weight = net[0].weight  # tied
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        packed = packed_network(net, {"0.weight": random_coded((160, 64), 15)})
+    packed(torch.randint(0, 160, (2, 5)))
+    assert len(decoded_weights) == before  # nothing was decoded
+    assert packed[0].packed_weight is packed[1].packed_weight
+    assert packed[1].packed_weight.codes.numel() == 160 * 64 // 2
