@@ -174,6 +174,48 @@ def report_command(
         _show(measured, report_tables(measured), as_json)
 
 
+bench_app = typer.Typer(no_args_is_help=True, help="Measure speed on this machine, beside what else there is.")
+app.add_typer(bench_app, name="bench")
+
+
+@bench_app.command("kernels")
+def bench_kernels_command(
+    shapes: Annotated[
+        str, typer.Option(help="OUTPUTSxINPUTS of weights, by commas.")
+    ] = "4096x4096,4864x896,576x1536",
+    rows: Annotated[str, typer.Option(help="Rows of x, by commas.")] = "1,4,16,64",
+    bits: Annotated[str, typer.Option(help="Bits of codes, by commas.")] = "4,3,2",
+    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Products of each method.")] = 40,
+    out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file, too.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time products with packed weights beside float32, bfloat16, int4 and NF4, weights cold, methods in turn."""
+    with _one_sentence_errors():
+        from sqs_pyro.reporting.bench_tables import kernel_tables
+        from sqs_pyro.runs.bench_kernels import bench_kernels
+
+        sizes = tuple(_numbers(shape, "x", "--shapes", 2) for shape in shapes.split(","))
+        document = bench_kernels(
+            sizes,  # type: ignore[arg-type]
+            _numbers(rows, ",", "--rows"),
+            _numbers(bits, ",", "--bits"),
+            threads,
+            rounds,
+            progress=lambda line: typer.echo(line, err=True),
+        )
+        if out is not None:
+            out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        _show(document, kernel_tables(document), as_json)
+
+
+def _numbers(text: str, between: str, option: str, count: int | None = None) -> tuple[int, ...]:
+    parts = text.split(between)
+    if not all(part.strip().isdecimal() for part in parts) or count not in (None, len(parts)):
+        raise RecipeError(f"{option} has {text!r}, which is not whole numbers with {between!r} between them.")
+    return tuple(int(part) for part in parts)
+
+
 @app.command("compare", help=f"Run variants of a recipe: one table and one picture side by side. {_GOES_ON}")
 @app.command("sweep", help=f"Run a recipe over grids of values: accuracy over the size of the file. {_GOES_ON}")
 def study_command(

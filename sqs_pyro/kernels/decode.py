@@ -9,7 +9,7 @@ order of the CPU kernels (:mod:`sqs_pyro.kernels.tiled`).
 
 import math
 import weakref
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ from sqs_pyro.packing.bits import unpack_bits
 from sqs_pyro.packing.coded import look_up, scaled
 
 
-@dataclass(frozen=True)
-class PackedArgs:
+class PackedArgs(NamedTuple):
     """A packed weight as the custom ops take it.
 
     Attributes:

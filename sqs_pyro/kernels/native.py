@@ -42,7 +42,7 @@ def native_kernels() -> bool:
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         warnings.warn(
             f"CPU kernels could not be compiled ({error}): packed networks run on decoded weights, slower and "
-            "larger. Install a C++20 compiler (say g++ 11 or newer; CXX names another), or set SQS_KERNELS=reference "
+            "larger. Install a C++20 compiler (say g++ 11; CXX names another), or set SQS_KERNELS=reference "
             "to silence this.",
             KernelWarning,
             stacklevel=2,

@@ -39,9 +39,17 @@ def call(name: str, packed: PackedArgs, *operands: Any) -> Tensor:
         packed: the weight.
         operands: the op's other arguments in order.
     """
-    op = getattr(torch.ops.sqs, f"{name}_{packed.form}")
-    mask = [] if packed.mask is None else [packed.mask]
-    return op(*operands, packed.codes, packed.table, *mask, packed.scales, list(packed.shape), packed.bits)
+    op = OPS[f"{name}_{packed.form}"]._opoverload
+    mask = () if packed.mask is None else (packed.mask,)
+    arguments = (*operands, packed.codes, packed.table, *mask, packed.scales, packed.shape, packed.bits)
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(map(_learns, operands))):
+        return op(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():  # Python's part of autograd takes longer than a small product
+        return op(*arguments)
+
+
+def _learns(operand: Any) -> bool:
+    return isinstance(operand, Tensor) and operand.requires_grad
 
 
 def _linear(weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:

@@ -2,7 +2,8 @@
 
 A tile's codes are 64-byte words of 16 lanes. A word holds the codes of ``2 P`` consecutive inputs,
 ``P = 16 // bits``: in a lane's low half those of inputs 0, 2, 4, ..., from the lowest bit up, in its high half
-those of inputs 1, 3, 5, ... Rows behind the last and inputs behind the last have code 0. Codes of 6 and 7 bits take 8.
+those of inputs 1, 3, 5, ... Rows behind the last and inputs behind the last have code 0. Codes of 6 and 7 bits
+take 8.
 
 ``kernels/cpu/tiled.cpp`` multiplies with it.
 """

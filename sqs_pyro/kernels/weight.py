@@ -71,7 +71,10 @@ class PackedWeight(StoredWeight):
     def args(self) -> PackedArgs:
         """The weight as the custom ops take it."""
         bits = tiled_bits(self.bits) if self.form == "tiled" else self.bits
-        return PackedArgs(self.codes, self.table, self.mask, self.shape, bits, self.scales, self.form)
+        held: dict[str, Any] = (
+            self._buffers
+        )  # a module's own look-up of attributes takes longer than a small product
+        return PackedArgs(held["codes"], held["table"], held["mask"], self.shape, bits, held["scales"], self.form)
 
     def _choose_form(self) -> None:
         """Rewrite the codes in the form that is best on the device they are on."""
