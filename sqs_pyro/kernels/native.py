@@ -107,7 +107,17 @@ def _compiler() -> list[str]:
 
 def _flags(standalone: bool) -> list[str]:
     root = Path(torch.__file__).parent / "include"
-    flags = ["-O2", "-std=c++20", "-shared", "-fPIC", "-w", f"-I{root}", f"-I{root / 'torch/csrc/api/include'}"]
+    flags = [
+        "-O2",
+        "-fpeel-loops",
+        "-funswitch-loops",
+        "-std=c++20",
+        "-shared",
+        "-fPIC",
+        "-w",
+        f"-I{root}",
+        f"-I{root / 'torch/csrc/api/include'}",
+    ]
     machine = shlex.split(os.environ.get("SQS_CXXFLAGS", "-march=native"))
     return [*flags, *machine, *(["-DSQS_STANDALONE"] if standalone else [])]
 

@@ -59,7 +59,8 @@ def bench_kernels(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        found, missing = [], {}
+        found: list[dict[str, Any]] = []
+        missing: dict[str, str] = {}
         for outputs, inputs in shapes:
             progress(f"{outputs} x {inputs}")
             methods, missing = _methods(outputs, inputs, bits)

@@ -37,7 +37,7 @@ constexpr int kDepth = 512;    // inputs that are decoded at once where several 
 constexpr int kTiles = 4;      // tiles that share a panel of x while it is in the first-level cache
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;     // float32 lanes of a register
-constexpr int kPanel = 16;     // rows of x that one decoded value is multiplied with
+constexpr int kPanel = 16;     // rows of x that a decoded value is multiplied with at once
 #elif defined(__AVX2__)
 constexpr int kLanes = 8;
 constexpr int kPanel = 8;
@@ -253,10 +253,10 @@ inline void finish(const Problem& p, int64_t tile, int64_t row, const float* sum
   }
 }
 
-// At most four rows of x: look up in registers, multiply at once.
+// A panel of x, or less: look up in registers, multiply at once.
 template <class Kernel, int B, int M, class T>
 void few_rows(const Problem& p, const Kernel& kernel, const typename Kernel::X* x, T* y) {
-  constexpr int A = M == 1 ? 4 : M == 2 ? 4 : 2;  // independent sums, so that no addition waits for the one before
+  constexpr int A = M == 1 ? 4 : M == 4 ? 2 : 1;  // independent sums, so that no addition waits for the one before
   constexpr int step = 2 / Kernel::kInputs * kPairs<B> * M;
   torch::stable::parallel_for(0, (p.outputs + kRows - 1) / kRows, 1, [&](int64_t from, int64_t to) {
     for (int64_t tile = from; tile < to; ++tile) {
@@ -265,7 +265,7 @@ void few_rows(const Problem& p, const Kernel& kernel, const typename Kernel::X* 
         Floats parts[A][M] = {};
         const uint32_t* codes = p.codes + tile * p.words * kRows + lane;
         for (int64_t w = 0; w < p.words; ++w) {
-          __builtin_prefetch(codes + (w + 16) * kRows);
+          __builtin_prefetch(codes + (w + 64) * kRows);  // what hardware fetches ahead ends with a page
           kernel.template multiply<M, A>(codes + w * kRows, x + w * step, parts);
         }
         for (int m = 0; m < M; ++m) {
@@ -278,14 +278,15 @@ void few_rows(const Problem& p, const Kernel& kernel, const typename Kernel::X* 
   });
 }
 
-// `count` units of a tile's decoded weights `[unit][16]` times a panel `[unit][M]`, added to `sums` `[M][16]`.
-template <class Kernel, int M>
+// `count` units of a tile's decoded weights `[unit][16]` times a panel, added to `sums` `[panel][16]`.
+template <class Kernel>
 void add_panel(const typename Kernel::X* weights, const typename Kernel::X* x, int64_t count, float* sums) {
   for (int lane = 0; lane < kRows; lane += kLanes) {
-    Floats parts[M];
-    for (int m = 0; m < M; ++m) parts[m] = load<Floats>(sums + m * kRows + lane);
-    for (int64_t u = 0; u < count; ++u) Kernel::accumulate(weights + u * kRows + lane, x + u * M, parts);
-    for (int m = 0; m < M; ++m) store(sums + m * kRows + lane, parts[m]);
+    Floats parts[kPanel];
+    for (int m = 0; m < kPanel; ++m) parts[m] = load<Floats>(sums + m * kRows + lane);
+#pragma GCC unroll 4
+    for (int64_t u = 0; u < count; ++u) Kernel::accumulate(weights + u * kRows + lane, x + u * kPanel, parts);
+    for (int m = 0; m < kPanel; ++m) store(sums + m * kRows + lane, parts[m]);
   }
 }
 
@@ -315,15 +316,10 @@ void many_rows(const Problem& p, const Kernel& kernel, const typename Kernel::X*
         }
         for (int64_t panel = 0; panel < count; ++panel) {
           const X* x = panels + panel * units * kPanel;
-          const int64_t left = p.rows - panel * kPanel;
           for (int64_t t = 0; t < height; ++t) {
             const X* decoded = weights.data() + t * depth * kRows;
             float* out = sums.data() + (t * count + panel) * kPanel * kRows;
-            if (kPanel == 16 && left <= 8) {
-              add_panel<Kernel, 8>(decoded, x + start * units_of_word * 8, depth, out);
-            } else {
-              add_panel<Kernel, kPanel>(decoded, x + start * units_of_word * kPanel, depth, out);
-            }
+            add_panel<Kernel>(decoded, x + start * units_of_word * kPanel, depth, out);
           }
         }
       }
@@ -341,25 +337,25 @@ void multiply(const Problem& p, const float* table, int64_t size, const T* x, T*
   using X = typename Kernel::X;
   const Kernel kernel(table, size);
   const int64_t units = p.words * 2 / Kernel::kInputs * kPairs<B>;
-  if (p.rows <= 4) {
-    const int width = p.rows == 3 ? 4 : int(p.rows);
+  if (p.rows <= kPanel) {
+    const int width = p.rows == 1 ? 1 : p.rows <= 4 ? 4 : p.rows <= 8 ? 8 : kPanel;
     if (width == 1 && sizeof(T) * Kernel::kInputs == sizeof(X) && units * Kernel::kInputs == p.inputs) {
       return few_rows<Kernel, B, 1>(p, kernel, reinterpret_cast<const X*>(x), y);  // x is its own panel
     }
     std::vector<X> panel(units * width);
     pack_panel<Kernel>(x, p.rows, p.inputs, units, width, panel.data());
     if (width == 1) return few_rows<Kernel, B, 1>(p, kernel, panel.data(), y);
-    if (width == 2) return few_rows<Kernel, B, 2>(p, kernel, panel.data(), y);
-    return few_rows<Kernel, B, 4>(p, kernel, panel.data(), y);
+    if (width == 4) return few_rows<Kernel, B, 4>(p, kernel, panel.data(), y);
+    if (width == 8) return few_rows<Kernel, B, 8>(p, kernel, panel.data(), y);
+    return few_rows<Kernel, B, kPanel>(p, kernel, panel.data(), y);
   }
   const int64_t count = (p.rows + kPanel - 1) / kPanel;
   std::vector<X> panels(count * units * kPanel);
   torch::stable::parallel_for(0, count, 1, [&](int64_t from, int64_t to) {
     for (int64_t panel = from; panel < to; ++panel) {
       const int64_t rows = std::min<int64_t>(kPanel, p.rows - panel * kPanel);
-      const int width = kPanel == 16 && rows <= 8 ? 8 : kPanel;
       pack_panel<Kernel>(
-          x + panel * kPanel * p.inputs, rows, p.inputs, units, width, panels.data() + panel * units * kPanel);
+          x + panel * kPanel * p.inputs, rows, p.inputs, units, kPanel, panels.data() + panel * units * kPanel);
     }
   });
   many_rows<Kernel, B>(p, kernel, panels.data(), y);
