@@ -63,7 +63,8 @@ def bench_kernels(
         missing: dict[str, str] = {}
         for outputs, inputs in shapes:
             progress(f"{outputs} x {inputs}")
-            methods, missing = _methods(outputs, inputs, bits)
+            methods, absent = _methods(outputs, inputs, bits)
+            missing |= {f"{name}, {outputs} x {inputs}": why for name, why in absent.items()}
             for count in rows:
                 seconds = _interleaved(methods, count, inputs, rounds)
                 found += [
