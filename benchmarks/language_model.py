@@ -17,6 +17,7 @@ this file.
 import argparse
 import hashlib
 import json
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +116,7 @@ def ours(
         "file_bytes": size.total,
         "seconds": seconds,
         "processor_seconds": cpu,
+        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,  # of the process so far
         **judged(loaded, judges),
         "blocks": [{"bits": record.bits, "error": record.error} for record in result.records],
     }

@@ -82,15 +82,13 @@ def settled(net: nn.Module, loader: NextTokenLoader, args: argparse.Namespace) -
     blockwise = load(args.blockwise, net)
     coded = {name: weight.coded() for name, weight in stored_weights(blockwise).items()}
     plain = unpack_weights(blockwise, torch.float32)
-    with in_units_of_scales(plain, coded):
+    with in_units_of_scales(plain, coded) as codewords:
         for parameter in plain.parameters():
             parameter.requires_grad_(parameter.dim() == 1)
         names = [f"^{name.replace('.', '[.]')}$" for name in coded]
         likelihood = DistillationLikelihood(1.0, 1.0)
         model = BayesianNetwork(plain, likelihood=likelihood, num_data=len(loader.dataset), include=names)
-        guide = SpikeGMMGuide(
-            model, coded={name: replace(value, scales=None) for name, value in coded.items()}, stage="frozen"
-        )
+        guide = SpikeGMMGuide(model, coded=codewords, stage="frozen")
         observed = DistilledLoader(loader, net, 1.0)
         optimizer = pyro.optim.PyroLRScheduler(
             torch.optim.lr_scheduler.LambdaLR,

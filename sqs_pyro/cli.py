@@ -194,6 +194,7 @@ def bench_kernels_command(
     with _one_sentence_errors():
         from sqs_pyro.reporting.bench_tables import kernel_tables
         from sqs_pyro.runs.bench_kernels import bench_kernels
+        from sqs_pyro.runs.directory import write_json
 
         sizes = tuple(_numbers(shape, "x", "--shapes", 2) for shape in shapes.split(","))
         document = bench_kernels(
@@ -205,7 +206,7 @@ def bench_kernels_command(
             progress=lambda line: typer.echo(line, err=True),
         )
         if out is not None:
-            out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            write_json(out, document)
         _show(document, kernel_tables(document), as_json)
 
 

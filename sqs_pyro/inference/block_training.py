@@ -71,7 +71,7 @@ def settle(
     sites = {f"block.{name}": value for name, value in coded.items()}
     elbo = SQSELBO(kl_weight=0.0)  # with codes and gates fixed the learned prior's KL is a constant
     generator = torch.Generator().manual_seed(seed)
-    with in_units_of_scales(block, coded):
+    with in_units_of_scales(block, coded) as codewords:
         block.requires_grad_(True)
         model = BayesianNetwork(
             RelativeOutput(block),
@@ -79,7 +79,7 @@ def settle(
             num_data=sum(len(target) for target in targets),
             include=[f"^{site.replace('.', '[.]')}$" for site in sites],
         )
-        start = {site: replace(value, scales=None) for site, value in sites.items()}
+        start = {f"block.{name}": value for name, value in codewords.items()}
         guide = SpikeGMMGuide(model, coded=start, stage="frozen")
         optimizer = _optimizer(model, guide, recipe)
         with pyro.get_param_store().scope(), torch.enable_grad():
@@ -114,12 +114,15 @@ class _ScaledLinear(nn.Module):
 
 
 @contextmanager
-def in_units_of_scales(block: nn.Module, coded: Mapping[str, CodedTensor]) -> Iterator[None]:
+def in_units_of_scales(block: nn.Module, coded: Mapping[str, CodedTensor]) -> Iterator[dict[str, CodedTensor]]:
     """Inside, linear layers of ``block`` with scales are in units of them, so that their weights are codewords.
 
     Args:
         block: a network, whose layers come back as they were.
         coded: its compressed weights, by parameter name; those with scales must be of linear layers.
+
+    Yields:
+        the compressed weights of those layers, which have no scales.
     """
     kept: dict[str, nn.Module] = {}
     try:
@@ -129,7 +132,7 @@ def in_units_of_scales(block: nn.Module, coded: Mapping[str, CodedTensor]) -> It
                 linear = kept[path] = block.get_submodule(path)
                 assert isinstance(linear, nn.Linear)
                 block.set_submodule(path, _ScaledLinear(linear, value.scales))
-        yield
+        yield {name: replace(value, scales=None) for name, value in coded.items()}
     finally:
         for path, linear in kept.items():
             block.set_submodule(path, linear)

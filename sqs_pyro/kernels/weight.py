@@ -71,9 +71,7 @@ class PackedWeight(StoredWeight):
     def args(self) -> PackedArgs:
         """The weight as the custom ops take it."""
         bits = tiled_bits(self.bits) if self.form == "tiled" else self.bits
-        held: dict[str, Any] = (
-            self._buffers
-        )  # a module's own look-up of attributes takes longer than a small product
+        held: dict[str, Any] = self._buffers  # looking up attributes of a module would take longer
         return PackedArgs(held["codes"], held["table"], held["mask"], self.shape, bits, held["scales"], self.form)
 
     def _choose_form(self) -> None:

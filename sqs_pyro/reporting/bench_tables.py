@@ -7,7 +7,7 @@ from rich.table import Table
 
 
 def kernel_tables(document: Mapping[str, Any]) -> list[Any]:
-    """One table for each shape: microseconds, and how many times faster than float32, bfloat16 and NF4.
+    """One table for each shape: microseconds, and how many times as fast as float32 and bfloat16.
 
     Args:
         document: of :func:`sqs_pyro.runs.bench_kernels.bench_kernels`.

@@ -141,8 +141,6 @@ struct FloatKernel {
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) sums[m] += weight * x[m];
   }
-
-  static float input(float value) { return value; }
 };
 
 #if defined(__AVX512BF16__)
@@ -361,6 +359,13 @@ void multiply(const Problem& p, const float* table, int64_t size, const T* x, T*
   many_rows<Kernel, B>(p, kernel, panels.data(), y);
 }
 
+// Neither asks the dispatcher for what is there already: a small product takes less time than that.
+Tensor in_order(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
+
+Tensor as(const Tensor& tensor, ScalarType dtype) {
+  return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
+}
+
 // ---- operators -------------------------------------------------------------------------------------------------
 
 template <class F>
@@ -382,7 +387,7 @@ struct Weight {
   int64_t outputs, inputs, bits, words;
 
   Weight(Tensor codes_, Tensor table_, std::optional<Tensor> scales_, const std::vector<int64_t>& shape, int64_t bits_)
-      : codes(torch::stable::contiguous(codes_)), table(torch::stable::contiguous(table_)), scales(scales_), bits(bits_) {
+      : codes(in_order(codes_)), table(in_order(table_)), scales(scales_), bits(bits_) {
     STD_TORCH_CHECK(shape.size() == 2, "a tiled weight has two dimensions, not ", shape.size());
     outputs = shape[0], inputs = shape[1];
     with_bits(bits, [&]<int B>() { words = (inputs + 2 * kPairs<B> - 1) / (2 * kPairs<B>); });
@@ -392,7 +397,7 @@ struct Weight {
     STD_TORCH_CHECK(table.numel() % 4 == 0 && table.numel() <= 4 << bits, "a table of ", table.numel(),
                     " bytes does not fit codes of ", bits, " bits");
     if (scales) {
-      scales = torch::stable::contiguous(*scales);
+      scales = in_order(*scales);
       STD_TORCH_CHECK(scales->numel() == 4 * outputs, "scales have ", 4 * outputs, " bytes, not ", scales->numel());
     }
   }
@@ -443,7 +448,7 @@ Tensor linear_tiled(Tensor x, std::optional<Tensor> bias, Tensor codes, Tensor t
   STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == weight.inputs, "the last dimension of x should be ",
                   weight.inputs);
   const ScalarType dtype = x.scalar_type(), inner = computed_in(dtype);
-  x = torch::stable::contiguous(torch::stable::to(x, inner));
+  x = in_order(as(x, inner));
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = weight.outputs;
   Tensor y = torch::stable::new_empty(x, sizes);
@@ -451,14 +456,13 @@ Tensor linear_tiled(Tensor x, std::optional<Tensor> bias, Tensor codes, Tensor t
     STD_TORCH_CHECK(bias->dim() == 1 && bias->numel() == weight.outputs, "the bias should have ", weight.outputs,
                     " numbers");
     // cast to the dtype of x, as the reference does; added before the result is rounded
-    bias = torch::stable::to(torch::stable::to(*bias, dtype), inner == ScalarType::Double ? inner : ScalarType::Float);
-    bias = torch::stable::contiguous(*bias);
+    bias = in_order(as(as(*bias, dtype), inner == ScalarType::Double ? inner : ScalarType::Float));
   }
   const int64_t rows = x.numel() / weight.inputs;
   const void* bias_data = bias ? bias->const_data_ptr() : nullptr;
   const Problem p{weight.words_data(), weight.words, rows, weight.inputs, weight.outputs,
                   static_cast<const float*>(bias_data), weight.scale()};
-  if (rows == 0) return torch::stable::to(y, dtype);
+  if (rows == 0) return as(y, dtype);
   with_bits(bits, [&]<int B>() {
     const float* values = weight.values();
     const int64_t size = weight.size();
@@ -475,7 +479,7 @@ Tensor linear_tiled(Tensor x, std::optional<Tensor> bias, Tensor codes, Tensor t
                          static_cast<const double*>(x.const_data_ptr()), static_cast<double*>(y.mutable_data_ptr()));
     }
   });
-  return torch::stable::to(y, dtype);
+  return as(y, dtype);
 }
 
 // Rows of the weight, decoded: `[*indices, inputs]`.
@@ -499,7 +503,7 @@ void look_up_rows(const Weight& weight, const int64_t* indices, int64_t count, f
 Tensor rows_tiled(Tensor indices, ScalarType dtype, Tensor codes, Tensor table, std::optional<Tensor> scales,
                   std::vector<int64_t> shape, int64_t bits) {
   const Weight weight(codes, table, scales, shape, bits);
-  indices = torch::stable::contiguous(torch::stable::to(indices, ScalarType::Long));
+  indices = in_order(as(indices, ScalarType::Long));
   const int64_t* rows = static_cast<const int64_t*>(indices.const_data_ptr());
   for (int64_t i = 0; i < indices.numel(); ++i) {
     STD_TORCH_CHECK(rows[i] >= 0 && rows[i] < weight.outputs, "index ", rows[i], " is outside of a table of ",
@@ -511,7 +515,7 @@ Tensor rows_tiled(Tensor indices, ScalarType dtype, Tensor codes, Tensor table, 
   with_bits(bits, [&]<int B>() {
     look_up_rows<B>(weight, rows, indices.numel(), static_cast<float*>(found.mutable_data_ptr()));
   });
-  return torch::stable::to(found, dtype);
+  return as(found, dtype);
 }
 
 }  // namespace
