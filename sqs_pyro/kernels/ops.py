@@ -40,6 +40,10 @@ def call(name: str, packed: PackedArgs, *operands: Any) -> Tensor:
         operands: the op's other arguments in order.
     """
     op = OPS[f"{name}_{packed.form}"]._opoverload
+    if name in ("linear", "convolution"):
+        device = packed.codes.device.type
+        if torch.is_autocast_enabled(device):  # as torch's own products do
+            operands = (operands[0].to(torch.get_autocast_dtype(device)), *operands[1:])
     mask = () if packed.mask is None else (packed.mask,)
     arguments = (*operands, packed.codes, packed.table, *mask, packed.scales, packed.shape, packed.bits)
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(map(_learns, operands))):
@@ -80,27 +84,27 @@ def _weight(weight: Tensor, like: Tensor) -> Tensor:
 
 def _define(name: str, operands: str, compute: Callable[..., Tensor]) -> None:
     """Define the op in every form; its fake kernel is the same computation with an empty weight."""
-    for form in _forms(name):
+    for form in _FORMS:
         _define_form(f"{name}_{form}", f"({operands}, {_FORMS[form]}) -> Tensor", compute)
-
-
-def _forms(name: str) -> list[str]:
-    """Tiled weights are matrices."""
-    return [form for form in _FORMS if form != "tiled" or not name.startswith("convolution")]
 
 
 def _define_form(name: str, schema: str, compute: Callable[..., Tensor]) -> None:
     def reference(*args: Any) -> Tensor:
         operands, packed = _split(name, args)
-        return compute(decoded_weights.get(packed, _dtype(operands)), *operands)
+        return in_order(compute(decoded_weights.get(packed, _dtype(operands)), *operands))
 
     def fake(*args: Any) -> Tensor:
         operands, packed = _split(name, args)
         weight = packed.codes.new_empty(packed.shape, dtype=_dtype(operands))
-        return compute(weight, *operands)
+        return in_order(compute(weight, *operands))
 
+    in_order = Tensor.contiguous if name == "convolution_tiled" else _as_it_is  # as its compiled kernel writes
     OPS[name] = custom_op(f"sqs::{name}", reference, mutates_args=(), schema=schema)
     OPS[name].register_fake(fake)
+
+
+def _as_it_is(result: Tensor) -> Tensor:
+    return result
 
 
 def _split(name: str, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], PackedArgs]:
@@ -130,7 +134,7 @@ _define("weight", "Tensor like", _weight)
 
 def _register_gradient(name: str, grad_x: Callable[..., Tensor], channel_dim: int) -> None:
     """Let gradients flow to ``x`` through ``grad_x(packed, grad, x_size, geometry)``, and to ``bias``."""
-    for form in _forms(name):
+    for form in _FORMS:
         op_name = f"{name}_{form}"
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor, op_name: str = op_name) -> None:

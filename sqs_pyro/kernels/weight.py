@@ -27,9 +27,9 @@ from sqs_pyro.packing.module import StoredWeight
 class PackedWeight(StoredWeight):
     """A compressed parameter in its run-time form.
 
-    On CPUs with compiled kernels a matrix with one codebook is ``tiled``, which these multiply with as it is. All
-    others are decoded once, from ``dense`` codes, or ``bitmap`` where 8 bits cannot hold zero too. The state dict
-    is the same whatever the form: a tiled weight's has its dense codes.
+    On CPUs with compiled kernels it is ``tiled`` where all modules that use it have such a kernel: they multiply
+    with the codes as they are. All others are decoded once, from ``dense`` codes, or ``bitmap`` where 8 bits
+    cannot hold zero too. The state dict is the same whatever the form: a tiled weight's has its dense codes.
 
     Modules that share the parameter share this module. Its buffers are uint8, so that casting the network
     leaves them alone; ``like`` is empty and follows the network's dtype and device.
@@ -64,7 +64,6 @@ class PackedWeight(StoredWeight):
             self.register_buffer("mask", stored.parts["mask"].clone() if self.form == "bitmap" else None)
             self.register_buffer("scales", None if coded.scales is None else write_table(coded.scales))
             self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
-        self._choose_form()
         self.register_load_state_dict_post_hook(_forget)
 
     @property
@@ -74,13 +73,35 @@ class PackedWeight(StoredWeight):
         held: dict[str, Any] = self._buffers  # looking up attributes of a module would take longer
         return PackedArgs(held["codes"], held["table"], held["mask"], self.shape, bits, held["scales"], self.form)
 
+    def used_for(self, product: str) -> None:
+        """Tell what a module does with the weight: see :meth:`StoredWeight.used_for`."""
+        super().used_for(product)
+        self._choose_form()
+
+    def best_form(self) -> tuple[str, str]:
+        """Return the form that is best where the weight is, and why in a few words."""
+        device, groups = self.codes.device.type, self.table.shape[0]
+        if self.mask is not None:
+            return "bitmap", f"{self.table.shape[1] // 4} values and zero do not fit into {MAX_BITS} bits"
+        if device != "cpu":
+            return "dense", f"no kernels for {device}"
+        if not self.uses or "decoded" in self.uses:
+            return "dense", "its module reads the decoded weight"
+        if self.bits == 0:
+            return "dense", "all weights are one value"
+        if self.shape[0] % groups or (groups > 1 and "linear" in self.uses):
+            return "dense", f"{groups} codebooks: no kernel for this product"
+        if not native_kernels():
+            return "dense", "no compiled kernels"
+        return "tiled", "compiled kernels multiply with the codes"
+
     def _choose_form(self) -> None:
         """Rewrite the codes in the form that is best on the device they are on."""
-        tileable = self.form == "dense" and len(self.shape) == 2 and self.table.shape[0] == 1 and self.bits > 0
-        if tileable and self.codes.device.type == "cpu" and native_kernels():
-            self.codes, self.form = self._tiled(self.codes), "tiled"
-        elif self.form == "tiled" and self.codes.device.type != "cpu":
-            self.codes, self.form = self._dense_codes().to(self.codes.device), "dense"
+        form, _ = self.best_form()
+        if form == "tiled" and self.form == "dense":
+            self.codes, self.form = self._tiled(self.codes), form
+        elif form == "dense" and self.form == "tiled":
+            self.codes, self.form = self._dense_codes().to(self.codes.device), form
 
     @torch.inference_mode(False)
     def _tiled(self, codes: Tensor) -> Tensor:

@@ -164,6 +164,7 @@ def _random_coded(outputs: int, inputs: int, bits: int) -> CodedTensor:
 def _packed(coded: CodedTensor, dtype: torch.dtype, copies: int) -> Iterator[Product]:
     outputs, inputs = coded.shape
     weight = PackedWeight(pack_tensor(coded, "dense"), dtype)
+    weight.used_for("linear")
     linear = nn.Linear(inputs, outputs, bias=False, device="meta")
     for _ in range(copies):
         cold = copy.copy(weight)

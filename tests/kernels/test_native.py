@@ -140,3 +140,30 @@ def test_a_network_is_no_larger_in_memory_than_its_codes():
     assert len(decoded_weights) == before  # nothing was decoded
     assert packed[0].packed_weight is packed[1].packed_weight
     assert packed[1].packed_weight.codes.numel() == 160 * 64 // 2
+    packed = packed_network(nn.Conv2d(16, 32, 3), {"weight": random_coded((32, 16, 3, 3), 15, groups=32)})
+    packed(torch.randn(1, 16, 9, 9))
+    assert len(decoded_weights) == before
+    assert packed.packed_weight.codes.numel() == 32 * 144 // 2
+
+
+@needs_compiler
+def test_a_weight_is_tiled_where_all_that_use_it_have_a_kernel():
+    from kits.layout import random_coded
+
+    from sqs_pyro.kernels import packed_network
+
+    def forms(module, name="weight", groups=1):
+        coded = random_coded(tuple(module.get_parameter(name).shape), 5, groups=groups)
+        packed = packed_network(module, {name: coded})
+        return {child.best_form() for child in packed.modules() if hasattr(child, "best_form")}
+
+    tiled = ("tiled", "compiled kernels multiply with the codes")
+    assert forms(nn.Linear(40, 8)) == forms(nn.Conv1d(4, 8, 3)) == {tiled}
+    decoded = ("dense", "its module reads the decoded weight")
+    assert forms(nn.Conv2d(4, 8, 3, groups=2)) == forms(nn.ConvTranspose2d(4, 8, 3)) == {decoded}
+    assert forms(nn.Conv3d(4, 8, 3)) == forms(nn.MultiheadAttention(8, 2), "in_proj_weight") == {decoded}
+    assert forms(nn.Linear(40, 8), groups=8) == {("dense", "8 codebooks: no kernel for this product")}
+    shared = nn.ModuleList([nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3)])
+    shared[1].weight = shared[0].weight
+    assert forms(shared, "0.weight") == {decoded}
+    assert forms(shared[:1], "0.weight") == {tiled}

@@ -36,6 +36,7 @@ def in_form(packed, form) -> PackedWeight:
     """The weight with compiled kernels, or without them."""
     with mock.patch("sqs_pyro.kernels.weight.native_kernels", lambda: form == "tiled"):
         weight = PackedWeight(packed)
+        weight.used_for("convolution" if len(packed.shape) == 4 else "linear")
     assert weight.form == form
     return weight
 
@@ -51,12 +52,11 @@ def packed_arguments(weight):
     return (args.codes, args.table, *mask, args.scales, list(args.shape), args.bits)
 
 
-FORMS = pytest.mark.parametrize("form", ["dense", "bitmap"])
-MATRIX_FORMS = pytest.mark.parametrize("form", ["dense", "bitmap", "tiled"])
+FORMS = pytest.mark.parametrize("form", ["dense", "bitmap", "tiled"])
 SCALES = pytest.mark.parametrize("scales", [False, True], ids=["plain", "scaled"])
 
 
-@MATRIX_FORMS
+@FORMS
 @SCALES
 @pytest.mark.parametrize("layout", ["auto", "dense", "bitmap", "entropy"])
 def test_decoded_weight_is_the_reference_bit_for_bit(form, layout, scales):
@@ -71,7 +71,7 @@ def test_decoded_weight_is_the_reference_bit_for_bit(form, layout, scales):
     assert {k: v.tolist() for k, v in again.parts.items()} == {k: v.tolist() for k, v in packed.parts.items()}
 
 
-@MATRIX_FORMS
+@FORMS
 @SCALES
 def test_linear(form, scales):
     weight, dense = make(form, (24, 300), 24 if form == "dense" else 1, scales)
@@ -81,31 +81,29 @@ def test_linear(form, scales):
     torch.testing.assert_close(call("linear", weight.args, x[0, 0], None), F.linear(x[0, 0], dense))
 
 
-@MATRIX_FORMS
+@FORMS
 def test_embedding(form):
     weight, dense = make(form, (50, 30))
     indices = torch.randint(0, 50, (4, 9))
     assert torch.equal(call("embedding", weight.args, indices, torch.float32), F.embedding(indices, dense))
 
 
-@MATRIX_FORMS
+@FORMS
 @SCALES
 def test_opcheck(form, scales):
     """Schema, fake kernel, autograd registration and AOT dispatch, with static and dynamic shapes."""
     linear, _ = make(form, (8, 80), scales=scales)
-    x = torch.randn(3, 80, requires_grad=True)
+    conv, _ = make(form, (8, 7, 3, 3), scales=scales)
+    x, image = torch.randn(3, 80, requires_grad=True), torch.randn(2, 7, 9, 9, requires_grad=True)
     bias = torch.randn(8, requires_grad=True)
     cases = {
         "linear": (linear, (x, bias)),
         "linear_grad": (linear, (torch.randn(3, 8),)),
         "embedding": (linear, (torch.tensor([0, 3, 3]), torch.float32)),
         "weight": (linear, (linear.like,)),
+        "convolution": (conv, (image, bias, *GEOMETRY)),
+        "convolution_grad": (conv, (torch.randn(2, 8, 9, 9), [2, 7, 9, 9], *GEOMETRY)),
     }
-    if form != "tiled":
-        conv, _ = make(form, (8, 7, 3, 3), scales=scales)
-        image = torch.randn(2, 7, 9, 9, requires_grad=True)
-        cases["convolution"] = (conv, (image, bias, *GEOMETRY))
-        cases["convolution_grad"] = (conv, (torch.randn(2, 8, 9, 9), [2, 7, 9, 9], *GEOMETRY))
     assert {f"{name}_{form}" for name in cases} == {name for name in OPS if name.endswith(form)}
     for name, (weight, operands) in cases.items():
         torch.library.opcheck(OPS[f"{name}_{form}"], (*operands, *packed_arguments(weight)))
@@ -118,7 +116,7 @@ def test_channels_last_images(form):
     torch.library.opcheck(OPS[f"convolution_{form}"], (image, None, *GEOMETRY, *packed_arguments(weight)))
 
 
-@MATRIX_FORMS
+@FORMS
 @SCALES
 def test_gradients_against_finite_differences(form, scales):
     linear, _ = make(form, (8, 80), scales=scales)
@@ -193,7 +191,7 @@ def test_decoded_tensor_itself_is_freed():
     assert decoded() is None
 
 
-@MATRIX_FORMS
+@FORMS
 @SCALES
 @pytest.mark.parametrize("inference", [False, True])
 def test_new_weights_are_seen(form, inference, scales):

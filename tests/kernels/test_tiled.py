@@ -116,7 +116,7 @@ def test_what_is_not_a_number_stays_so():
         ({"codes": torch.zeros(63, dtype=torch.uint8)}, "codes of a tiled weight have 64 bytes, not 63"),
         ({"table": torch.zeros(100, dtype=torch.uint8)}, "a table of 100 bytes does not fit codes of 4 bits"),
         ({"bits": 6}, "codes of 1, 2, 3, 4, 5 or 8 bits, not 6"),
-        ({"shape": [4, 2, 4]}, "a tiled weight has two dimensions, not 3"),
+        ({"shape": [4, 2, 4]}, "the weight of a product has two dimensions, not 3"),
         ({"bias": torch.zeros(3)}, "the bias should have 4 numbers"),
         ({"scales": torch.zeros(4, dtype=torch.uint8)}, "scales have 16 bytes, not 4"),
     ],
