@@ -44,8 +44,26 @@ std::vector<int64_t> unit_offsets(const Geometry& g, int64_t planes) {
 
 // ---- x ----------------------------------------------------------------------------------------------------------
 
-inline float joined(float first, float) { return first; }
-inline uint32_t joined(BFloat16 first, BFloat16 second) { return uint32_t(first.x) | uint32_t(second.x) << 16; }
+// `count` numbers of one channel, `stride` apart, or of two channels joined; `second` is null behind the last.
+void gather(const float* first, const float*, int64_t count, int64_t stride, float* to) {
+  if (stride == 1) {
+    std::copy(first, first + count, to);
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = first[i * stride];
+  }
+}
+
+void gather(const BFloat16* first, const BFloat16* second, int64_t count, int64_t stride, uint32_t* to) {
+  int64_t i = 0;
+#if defined(__AVX512BW__)
+  const auto sixteen = [](const BFloat16* from) { return _mm512_cvtepu16_epi32(load<__m256i>(from)); };
+  for (; stride == 1 && i + 16 <= count; i += 16) {
+    const __m512i high = second ? _mm512_slli_epi32(sixteen(second + i), 16) : __m512i{};
+    store(to + i, _mm512_or_si512(sixteen(first + i), high));
+  }
+#endif
+  for (; i < count; ++i) to[i] = first[i * stride].x | (second ? uint32_t(second[i * stride].x) << 16 : 0);
+}
 
 // One plane of the padded copy: a channel, or two whose numbers are joined; `second` is null behind the last channel.
 template <class X, class T>
@@ -58,29 +76,24 @@ void pad_plane(const Geometry& g, const T* first, const T* second, X* to) {
       const int64_t start = std::max<int64_t>(skipped, 0), x = start * stride + phase - before;
       const int64_t count = x < g.width ? (g.width - x + stride - 1) / stride : 0;
       X* row = to + (y + g.padding[0]) * g.row() + phase * g.phase_width() + start;
-      const T* one = first + y * g.width + x;
-      if (second) {
-        const T* two = second + y * g.width + x;
-        for (int64_t i = 0; i < count; ++i) row[i] = joined(one[i * stride], two[i * stride]);
-      } else {
-        for (int64_t i = 0; i < count; ++i) row[i] = joined(one[i * stride], T(0.0f));
-      }
+      const int64_t at = y * g.width + x;
+      gather(first + at, second ? second + at : nullptr, count, stride, row);
     }
   }
 }
 
 // ---- blocks of pixels -------------------------------------------------------------------------------------------
 
-// Sums over all units for R rows of M neighbouring pixels: `[R][M][16]`.
+// Sums over all units for M neighbouring pixels of each of R rows, from `column` on: `[R][M][16]`.
 template <class Kernel, int R, int M>
 void block(const typename Kernel::X* weights, const std::vector<int64_t>& offsets,
-           const std::array<const typename Kernel::X*, R>& x, float* sums) {
+           const std::array<const typename Kernel::X*, R>& x, int64_t column, float* sums) {
   for (int lane = 0; lane < kRows; lane += kLanes) {
     Floats parts[R][M] = {};
     const typename Kernel::X* weight = weights + lane;
     for (const int64_t offset : offsets) {
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) Kernel::accumulate(weight, x[r] + offset, parts[r]);
+      for (int r = 0; r < R; ++r) Kernel::accumulate(weight, x[r] + column + offset, parts[r]);
       weight += kRows;
     }
     for (int r = 0; r < R; ++r) {
@@ -90,7 +103,7 @@ void block(const typename Kernel::X* weights, const std::vector<int64_t>& offset
 }
 
 struct Outputs {
-  int64_t first, count;        // outputs of the tile
+  int64_t outputs, first, count;  // of the weight; of the tile
   float scales[kRows], biases[kRows];
 };
 
@@ -151,19 +164,24 @@ void write_pixels(const Outputs& o, const float* sums, int64_t count, int64_t pi
 
 #endif
 
-// Rows `from` to `to` of one tile's outputs of one image.
+// Rows of one tile's outputs, numbered through the images.
 template <class Kernel, int R, int M, class T>
 void tile_rows(const Geometry& g, const typename Kernel::X* weights, const std::vector<int64_t>& offsets,
-               const Outputs& o, const typename Kernel::X* x, int64_t from, int64_t to, T* y) {
+               const Outputs& o, const typename Kernel::X* padded, int64_t image, int64_t from, int64_t to, T* y) {
   float sums[R * M * kRows];
   for (int64_t row = from; row < to; row += R) {
+    std::array<const typename Kernel::X*, R> x;
+    std::array<T*, R> out;
+    for (int r = 0; r < R; ++r) {  // a last group of rows that is not full does its last row several times
+      const int64_t i = std::min(row + r, to - 1) / g.out_height, within = std::min(row + r, to - 1) % g.out_height;
+      x[r] = padded + i * image + within * g.stride[0] * g.row();
+      out[r] = y + (i * o.outputs + o.first) * g.pixels() + within * g.out_width;
+    }
     for (int64_t column = 0; column < g.out_width; column += M) {
-      std::array<const typename Kernel::X*, R> at;
-      for (int64_t r = 0; r < R; ++r) at[r] = x + std::min(row + r, to - 1) * g.stride[0] * g.row() + column;
-      block<Kernel, R, M>(weights, offsets, at, sums);
+      block<Kernel, R, M>(weights, offsets, x, column, sums);
       const int64_t count = std::min<int64_t>(M, g.out_width - column);
-      for (int64_t r = 0; r < std::min<int64_t>(R, to - row); ++r) {
-        write_pixels<M>(o, sums + r * M * kRows, count, g.pixels(), y + (row + r) * g.out_width + column);
+      for (int r = 0; r < R && row + r < to; ++r) {
+        write_pixels<M>(o, sums + r * M * kRows, count, g.pixels(), out[r] + column);
       }
     }
   }
@@ -243,19 +261,14 @@ void convolve(const Geometry& g, const Weight& w, const float* bias, const T* x,
           decode_tile<Kernel, B>(w, tables, tile, g.channels, weights.data());
         }
       }
-      Outputs o{tile * kRows, std::min<int64_t>(kRows, w.outputs - tile * kRows), {}, {}};
+      Outputs o{w.outputs, tile * kRows, std::min<int64_t>(kRows, w.outputs - tile * kRows), {}, {}};
       for (int64_t n = 0; n < o.count; ++n) {
         o.scales[n] = w.scale() ? w.scale()[o.first + n] : 1.0f;
         o.biases[n] = bias ? bias[o.first + n] : 0.0f;
       }
-      const int64_t here = std::min(images, g.images - before) * g.out_height;
-      for (int64_t row = here * part / parts, end = here * (part + 1) / parts; row < end;) {
-        const int64_t i = before + row / g.out_height, first = row % g.out_height;
-        const int64_t last = std::min(g.out_height, first + end - row);
-        rows_of_tile<Kernel, T>(g, weights.data(), offsets, o, padded.data() + i * image, first, last,
-                                y + (i * w.outputs + o.first) * g.pixels());
-        row += last - first;
-      }
+      const int64_t start = before * g.out_height, count = std::min(images, g.images - before) * g.out_height;
+      rows_of_tile<Kernel, T>(g, weights.data(), offsets, o, padded.data(), image, start + count * part / parts,
+                              start + count * (part + 1) / parts, y);
     }
   });
 }
