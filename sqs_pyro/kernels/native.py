@@ -22,7 +22,8 @@ import torch
 from sqs_pyro.kernels.processor import processor_text
 
 _DIRECTORY = Path(__file__).parent / "cpu"
-_SOURCES = ("tiled.cpp", "convolution.cpp")
+#: What is compiled together, side by side: the form of weights that needs it, and its sources.
+_SOURCES = {"tiled": ("tiled.cpp", "convolution.cpp"), "rows": ("rows.cpp",)}
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 300
 
@@ -32,15 +33,15 @@ class KernelWarning(UserWarning):
 
 
 @cache
-def native_kernels() -> bool:
-    """Whether the ops of the tiled form run compiled on the CPU; compiles and loads them at the first call.
+def native_kernels(form: str) -> bool:
+    """Whether the ops of a form run compiled on the CPU; compiles and loads them at the first call.
 
     Where that fails, one :class:`KernelWarning` says why and what would help, and nothing else changes.
     """
     if os.environ.get("SQS_KERNELS") == "reference":
         return False
     try:
-        torch.ops.load_library(compiled_kernels())
+        torch.ops.load_library(compiled_kernels(form))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         warnings.warn(
             f"CPU kernels could not be compiled ({error}): packed networks run on decoded weights, slower and "
@@ -53,12 +54,13 @@ def native_kernels() -> bool:
     return True
 
 
-def compiled_kernels(standalone: bool = False) -> Path:
+def compiled_kernels(form: str, standalone: bool = False) -> Path:
     """Return the compiled library; compiles it if there is none for this source, compiler, torch and machine.
 
     Two processes may do so at once: each writes a file of its own and renames it.
 
     Args:
+        form: ``"tiled"`` or ``"rows"``.
         standalone: a library that declares its operators, too, for processes without Python.
 
     Raises:
@@ -67,10 +69,10 @@ def compiled_kernels(standalone: bool = False) -> Path:
     """
     command = [*_compiler(), *_flags(standalone)]
     key = hashlib.sha256()
-    for file in sorted(_DIRECTORY.iterdir()):
+    for file in [*(_DIRECTORY / source for source in _SOURCES[form]), *sorted(_DIRECTORY.glob("*.h"))]:
         key.update(file.read_bytes())
     key.update("\n".join([*command, str(torch.__version__), processor_text()]).encode())
-    name = f"cpu-{key.hexdigest()[:16]}.so"
+    name = f"{form}-{key.hexdigest()[:16]}.so"
     directory = _cache()
     target = directory / name
     if target.exists():
@@ -83,7 +85,7 @@ def compiled_kernels(standalone: bool = False) -> Path:
         target = directory / name
         work = tempfile.TemporaryDirectory(prefix="part-", dir=directory)
     with work as part:
-        objects = [Path(part) / f"{source}.o" for source in _SOURCES]
+        objects = [Path(part) / f"{source}.o" for source in _SOURCES[form]]
         _run_together([[*command, "-c", str(_DIRECTORY / o.stem), "-o", str(o)] for o in objects])
         library = Path(part) / name
         _run_together([[*command, *map(str, objects), "-o", str(library), *_linked()]])

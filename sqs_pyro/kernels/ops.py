@@ -1,13 +1,16 @@
-"""Custom ops that multiply with packed weights, one of each for a run-time form: ``dense``, ``bitmap``, ``tiled``.
+"""Custom ops that multiply with packed weights, one of each for a run-time form.
+
+The forms are ``dense``, ``bitmap``, and of CPU kernels ``tiled`` and ``rows`` (:mod:`sqs_pyro.kernels.decode`).
 
 ``sqs::linear_dense(x, bias, codes, table, scales, shape, bits)``; the bitmap form has ``mask`` behind ``table``.
 Likewise ``convolution_*``, ``embedding_*``, ``weight_*`` (just the weight) and the gradients
 ``linear_grad_*`` and ``convolution_grad_*``. Packed weights are constants: gradients flow to ``x`` and ``bias``.
 
 The implementations here decode once and keep the result (:mod:`sqs_pyro.kernels.decode`): always right, never
-fast. Kernels take an op over for a device: on CPUs ``linear_tiled`` and ``embedding_tiled`` are compiled
-(:mod:`sqs_pyro.kernels.native`), in Python ``OPS["linear_dense"].register_kernel("cuda")(function)`` does it;
-autograd, ``torch.compile`` and ``torch.export`` see the same node as before.
+fast. Kernels take an op over for a device: on CPUs ``linear_tiled``, ``convolution_tiled``, ``linear_rows`` and
+the embeddings of both forms are compiled (:mod:`sqs_pyro.kernels.native`); in Python
+``OPS["linear_dense"].register_kernel("cuda")(function)`` does it. Autograd, ``torch.compile`` and ``torch.export``
+see the same node as before.
 """
 
 from collections.abc import Callable
@@ -26,6 +29,7 @@ _FORMS = {
     "dense": "Tensor codes, Tensor table, Tensor? scales, int[] shape, int bits",
     "bitmap": "Tensor codes, Tensor table, Tensor mask, Tensor? scales, int[] shape, int bits",
     "tiled": "Tensor codes, Tensor table, Tensor? scales, int[] shape, int bits",
+    "rows": "Tensor codes, Tensor table, Tensor? scales, int[] shape, int bits",
 }
 _CONVOLUTION = "int[] stride, int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups"
 
@@ -84,8 +88,13 @@ def _weight(weight: Tensor, like: Tensor) -> Tensor:
 
 def _define(name: str, operands: str, compute: Callable[..., Tensor]) -> None:
     """Define the op in every form; its fake kernel is the same computation with an empty weight."""
-    for form in _FORMS:
+    for form in _forms(name):
         _define_form(f"{name}_{form}", f"({operands}, {_FORMS[form]}) -> Tensor", compute)
+
+
+def _forms(name: str) -> list[str]:
+    """Weights in rows are matrices."""
+    return [form for form in _FORMS if form != "rows" or not name.startswith("convolution")]
 
 
 def _define_form(name: str, schema: str, compute: Callable[..., Tensor]) -> None:
@@ -134,7 +143,7 @@ _define("weight", "Tensor like", _weight)
 
 def _register_gradient(name: str, grad_x: Callable[..., Tensor], channel_dim: int) -> None:
     """Let gradients flow to ``x`` through ``grad_x(packed, grad, x_size, geometry)``, and to ``bias``."""
-    for form in _FORMS:
+    for form in _forms(name):
         op_name = f"{name}_{form}"
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor, op_name: str = op_name) -> None:

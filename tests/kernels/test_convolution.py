@@ -4,14 +4,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernels.test_tiled import TOLERANCE, laid_out
+from kernels.test_matrices import TOLERANCE, laid_out
 
 from sqs_pyro.kernels.decode import write_table
 from sqs_pyro.kernels.native import native_kernels
 from sqs_pyro.kernels.tiled import pack_tiles, tiled_bits, tiled_size, unpack_tiles
 from sqs_pyro.packing.coded import look_up
 
-pytestmark = pytest.mark.skipif(not native_kernels(), reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(not native_kernels("tiled"), reason="no C++ compiler")
 
 
 @st.composite
@@ -54,10 +54,9 @@ def test_convolutions_against_float64(case):
     bits, symbols, table, scales, bias, x, geometry = case
     found = convolve(x, bias, geometry, arguments(tiled_bits(bits), symbols, table, scales))
     assert found.dtype == x.dtype and found.is_contiguous()
-    # bfloat16 products are of rounded codewords; the dtype of x is that of the bias, too
-    values = (table.bfloat16() if x.dtype == torch.bfloat16 else table).double()
-    weight = look_up(values, symbols.view(len(table), -1)).view(symbols.shape)
+    weight = look_up(table.double(), symbols.view(len(table), -1)).view(symbols.shape)
     weight = weight if scales is None else weight * scales.double().view(-1, *[1] * (weight.dim() - 1))
+    # the dtype of x is that of the bias, too
     offset = torch.zeros(len(symbols), dtype=torch.double) if bias is None else bias.to(x.dtype).double()
     plain = torch.nn.functional.conv1d if weight.dim() == 3 else torch.nn.functional.conv2d
     expected = plain(x.double(), weight, offset, *geometry)
@@ -111,9 +110,9 @@ def test_what_is_not_a_number_stays_in_its_place():
         ({"geometry": ([1], [1], [1])}, "stride should have 2 numbers, not 1"),
         ({"geometry": ([0, 1], [0, 0], [1, 1])}, "stride, dilation and kernel should be positive"),
         ({"bias": torch.zeros(3)}, "the bias should have 6 numbers"),
-        ({"table": torch.zeros(4, 64, dtype=torch.uint8)}, "4 tables do not fit 6 outputs"),
+        ({"table": torch.zeros(4, 64, dtype=torch.uint8)}, "4 tables do not fit 6 outputs of 36 inputs"),
         ({"table": torch.zeros(1, 100, dtype=torch.uint8)}, "a table of 100 bytes does not fit codes of 4 bits"),
-        ({"codes": torch.zeros(64, dtype=torch.uint8)}, "codes of a tiled weight have 320 bytes, not 64"),
+        ({"codes": torch.zeros(64, dtype=torch.uint8)}, "codes of this weight have 320 bytes, not 64"),
     ],
 )
 def test_wrong_arguments_are_told_and_read_nowhere(change, message):

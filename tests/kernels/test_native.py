@@ -59,7 +59,7 @@ def compiler(tmp_path, body):
     return str(path)
 
 
-needs_compiler = pytest.mark.skipif(not native_kernels(), reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(not native_kernels("tiled"), reason="no C++ compiler")
 
 
 def test_no_compiler(tmp_path):
@@ -109,18 +109,18 @@ def test_two_processes_at_once(tmp_path):
 def test_other_instruction_sets(tmp_path, flags):
     """The same products on what older machines have; the grid of shapes runs there, too."""
     environment = {**os.environ, "SQS_CACHE": str(tmp_path), "SQS_CXXFLAGS": flags}
-    grid = str(Path(__file__).with_name("test_tiled.py"))
-    command = [sys.executable, "-m", "pytest", grid, "-p", "no:cacheprovider"]
+    grids = [str(Path(__file__).with_name(name)) for name in ("test_matrices.py", "test_convolution.py")]
+    command = [sys.executable, "-m", "pytest", *grids, "-p", "no:cacheprovider"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0 and "skipped" not in result.stdout, result.stdout[-3000:]
 
 
 @needs_compiler
 def test_the_library_is_kept():
-    first = compiled_kernels()
+    first = compiled_kernels("tiled")
     before = first.stat().st_mtime_ns
-    assert compiled_kernels() == first and first.stat().st_mtime_ns == before
-    assert compiled_kernels(standalone=True) != first
+    assert compiled_kernels("tiled") == first and first.stat().st_mtime_ns == before
+    assert compiled_kernels("tiled", standalone=True) != first
 
 
 @needs_compiler
@@ -162,7 +162,8 @@ def test_a_weight_is_tiled_where_all_that_use_it_have_a_kernel():
     decoded = ("dense", "its module reads the decoded weight")
     assert forms(nn.Conv2d(4, 8, 3, groups=2)) == forms(nn.ConvTranspose2d(4, 8, 3)) == {decoded}
     assert forms(nn.Conv3d(4, 8, 3)) == forms(nn.MultiheadAttention(8, 2), "in_proj_weight") == {decoded}
-    assert forms(nn.Linear(40, 8), groups=8) == {("dense", "8 codebooks: no kernel for this product")}
+    assert forms(nn.Linear(40, 8), groups=8) == forms(nn.Linear(64, 8), groups=16) == {("rows", tiled[1])}
+    assert forms(nn.Linear(40, 8), groups=16) == {("dense", "no kernel for 16 codebooks of 20 weights")}
     shared = nn.ModuleList([nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3)])
     shared[1].weight = shared[0].weight
     assert forms(shared, "0.weight") == {decoded}

@@ -29,12 +29,13 @@ def bitmap_coded(shape, scales=False) -> CodedTensor:
 def coded_for(form, shape, groups=1, scales=False) -> CodedTensor:
     if form == "bitmap":
         return bitmap_coded(shape, scales)
+    groups = shape[0] if form == "rows" else groups  # else one codebook would do
     return random_coded(shape, 11, groups=groups, scales=scales)
 
 
 def in_form(packed, form) -> PackedWeight:
     """The weight with compiled kernels, or without them."""
-    with mock.patch("sqs_pyro.kernels.weight.native_kernels", lambda: form == "tiled"):
+    with mock.patch("sqs_pyro.kernels.weight.native_kernels", lambda wanted: wanted == form):
         weight = PackedWeight(packed)
         weight.used_for("convolution" if len(packed.shape) == 4 else "linear")
     assert weight.form == form
@@ -53,10 +54,11 @@ def packed_arguments(weight):
 
 
 FORMS = pytest.mark.parametrize("form", ["dense", "bitmap", "tiled"])
+MATRIX_FORMS = pytest.mark.parametrize("form", ["dense", "bitmap", "tiled", "rows"])
 SCALES = pytest.mark.parametrize("scales", [False, True], ids=["plain", "scaled"])
 
 
-@FORMS
+@MATRIX_FORMS
 @SCALES
 @pytest.mark.parametrize("layout", ["auto", "dense", "bitmap", "entropy"])
 def test_decoded_weight_is_the_reference_bit_for_bit(form, layout, scales):
@@ -71,39 +73,41 @@ def test_decoded_weight_is_the_reference_bit_for_bit(form, layout, scales):
     assert {k: v.tolist() for k, v in again.parts.items()} == {k: v.tolist() for k, v in packed.parts.items()}
 
 
-@FORMS
+@MATRIX_FORMS
 @SCALES
 def test_linear(form, scales):
     weight, dense = make(form, (24, 300), 24 if form == "dense" else 1, scales)
     x, bias = torch.randn(5, 7, 300), torch.randn(24)
-    exact = {} if form == "tiled" else {"rtol": 0, "atol": 0}
+    exact = {} if form in ("tiled", "rows") else {"rtol": 0, "atol": 0}
     torch.testing.assert_close(call("linear", weight.args, x, bias), F.linear(x, dense, bias), **exact)
     torch.testing.assert_close(call("linear", weight.args, x[0, 0], None), F.linear(x[0, 0], dense))
 
 
-@FORMS
+@MATRIX_FORMS
 def test_embedding(form):
     weight, dense = make(form, (50, 30))
     indices = torch.randint(0, 50, (4, 9))
     assert torch.equal(call("embedding", weight.args, indices, torch.float32), F.embedding(indices, dense))
 
 
-@FORMS
+@MATRIX_FORMS
 @SCALES
 def test_opcheck(form, scales):
     """Schema, fake kernel, autograd registration and AOT dispatch, with static and dynamic shapes."""
     linear, _ = make(form, (8, 80), scales=scales)
-    conv, _ = make(form, (8, 7, 3, 3), scales=scales)
-    x, image = torch.randn(3, 80, requires_grad=True), torch.randn(2, 7, 9, 9, requires_grad=True)
+    x = torch.randn(3, 80, requires_grad=True)
     bias = torch.randn(8, requires_grad=True)
     cases = {
         "linear": (linear, (x, bias)),
         "linear_grad": (linear, (torch.randn(3, 8),)),
         "embedding": (linear, (torch.tensor([0, 3, 3]), torch.float32)),
         "weight": (linear, (linear.like,)),
-        "convolution": (conv, (image, bias, *GEOMETRY)),
-        "convolution_grad": (conv, (torch.randn(2, 8, 9, 9), [2, 7, 9, 9], *GEOMETRY)),
     }
+    if form != "rows":
+        conv, _ = make(form, (8, 7, 3, 3), scales=scales)
+        image = torch.randn(2, 7, 9, 9, requires_grad=True)
+        cases["convolution"] = (conv, (image, bias, *GEOMETRY))
+        cases["convolution_grad"] = (conv, (torch.randn(2, 8, 9, 9), [2, 7, 9, 9], *GEOMETRY))
     assert {f"{name}_{form}" for name in cases} == {name for name in OPS if name.endswith(form)}
     for name, (weight, operands) in cases.items():
         torch.library.opcheck(OPS[f"{name}_{form}"], (*operands, *packed_arguments(weight)))
@@ -116,7 +120,7 @@ def test_channels_last_images(form):
     torch.library.opcheck(OPS[f"convolution_{form}"], (image, None, *GEOMETRY, *packed_arguments(weight)))
 
 
-@FORMS
+@MATRIX_FORMS
 @SCALES
 def test_gradients_against_finite_differences(form, scales):
     linear, _ = make(form, (8, 80), scales=scales)
@@ -191,7 +195,7 @@ def test_decoded_tensor_itself_is_freed():
     assert decoded() is None
 
 
-@FORMS
+@MATRIX_FORMS
 @SCALES
 @pytest.mark.parametrize("inference", [False, True])
 def test_new_weights_are_seen(form, inference, scales):

@@ -34,29 +34,39 @@ void with_bits(int64_t bits, F&& f) {
     case 4: return f.template operator()<4>();
     case 5: return f.template operator()<5>();
     case 8: return f.template operator()<8>();
-    default: STD_TORCH_CHECK(false, "the tiled layout has codes of 1, 2, 3, 4, 5 or 8 bits, not ", bits);
+    default: STD_TORCH_CHECK(false, "packed weights have codes of 1, 2, 3, 4, 5 or 8 bits, not ", bits);
   }
 }
 
+// Tiled: a word of 64 bytes holds a few inputs of 16 outputs. In rows: it holds more inputs of one.
+enum class Layout { kTiled, kRows };
+
 struct Weight {
+  Layout layout;
   Tensor codes, table;
   std::optional<Tensor> scales;
   int64_t outputs, inputs, bits, words;
 
-  Weight(Tensor codes_, Tensor table_, std::optional<Tensor> scales_, const std::vector<int64_t>& shape, int64_t bits_)
-      : codes(in_order(codes_)), table(in_order(table_)), scales(scales_), bits(bits_) {
-    STD_TORCH_CHECK(shape.size() >= 2 && shape.size() <= 4, "a tiled weight has 2 to 4 dimensions, not ", shape.size());
+  Weight(Layout layout_, Tensor codes_, Tensor table_, std::optional<Tensor> scales_, const std::vector<int64_t>& shape,
+         int64_t bits_)
+      : layout(layout_), codes(in_order(codes_)), table(in_order(table_)), scales(scales_), bits(bits_) {
+    STD_TORCH_CHECK(shape.size() >= 2 && shape.size() <= 4, "a packed weight has 2 to 4 dimensions, not ", shape.size());
     outputs = shape[0], inputs = shape[1];
     if (shape.size() > 2) inputs += inputs % 2;  // channels of a convolution stand in pairs, tap by tap
     for (size_t d = 2; d < shape.size(); ++d) inputs *= shape[d];
-    with_bits(bits, [&]<int B>() { words = (inputs + 2 * kPairs<B> - 1) / (2 * kPairs<B>); });
-    const int64_t tiles = (outputs + kRows - 1) / kRows;
-    STD_TORCH_CHECK(codes.numel() == tiles * words * 64, "codes of a tiled weight have ", tiles * words * 64,
-                    " bytes, not ", codes.numel());
+    const bool tiled = layout == Layout::kTiled;
+    with_bits(bits, [&]<int B>() {
+      const int64_t inputs_of_word = (tiled ? 2 : 2 * kRows) * kPairs<B>;
+      words = (inputs + inputs_of_word - 1) / inputs_of_word;
+    });
+    const int64_t bytes = (tiled ? (outputs + kRows - 1) / kRows : outputs) * words * 64;
+    STD_TORCH_CHECK(codes.numel() == bytes, "codes of this weight have ", bytes, " bytes, not ", codes.numel());
     STD_TORCH_CHECK(table.dim() == 2 && table.size(1) % 4 == 0 && 0 < table.size(1) && table.size(1) <= 4 << bits,
                     "a table of ", table.numel(), " bytes does not fit codes of ", bits, " bits");
-    STD_TORCH_CHECK(table.size(0) > 0 && outputs % table.size(0) == 0, table.size(0), " tables do not fit ", outputs,
-                    " outputs");
+    const int64_t tables = table.size(0), of_table = tables > 0 ? outputs * inputs / tables : 0;
+    const bool rows = of_table > 0 && of_table * tables == outputs * inputs && of_table % inputs == 0;
+    const bool chunks = !tiled && of_table > 0 && inputs % of_table == 0 && of_table % (2 * kRows) == 0;
+    STD_TORCH_CHECK(rows || chunks, tables, " tables do not fit ", outputs, " outputs of ", inputs, " inputs");
     if (scales) {
       scales = in_order(*scales);
       STD_TORCH_CHECK(scales->numel() == 4 * outputs, "scales have ", 4 * outputs, " bytes, not ", scales->numel());
@@ -67,8 +77,22 @@ struct Weight {
   const float* values() const { return reinterpret_cast<const float*>(table.const_data_ptr()); }
   int64_t size() const { return table.size(1) / 4; }
   int64_t tables() const { return table.size(0); }
+  int64_t of_table() const { return outputs * inputs / table.size(0); }  // weights that share a table
   const float* scale() const {
     return scales ? reinterpret_cast<const float*>(scales->const_data_ptr()) : nullptr;
+  }
+
+  // One weight without its output's scale, where there is no hurry.
+  template <int B>
+  float value(int64_t n, int64_t k) const {
+    constexpr int P = kPairs<B>;
+    const bool tiled = layout == Layout::kTiled;
+    const int64_t inputs_of_word = (tiled ? 2 : 2 * kRows) * P, word = k / inputs_of_word, place = k % inputs_of_word;
+    const int64_t lane = tiled ? ((n / kRows) * words + word) * kRows + n % kRows
+                               : (n * words + word) * kRows + place % (2 * kRows) / 2;
+    const int64_t shift = 16 * (place % 2) + B * (tiled ? place / 2 : place / (2 * kRows));
+    const int64_t code = words_data()[lane] >> shift & ((1 << B) - 1);
+    return code < size() ? values()[(n * inputs + k) / of_table() * size() + code] : 0.0f;
   }
 };
 

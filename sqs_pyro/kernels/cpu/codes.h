@@ -137,8 +137,6 @@ struct FloatKernel {
 
 // ---- bfloat16: pairs of inputs, products of pairs ---------------------------------------------------------------
 
-inline uint16_t rounded_bits(float value) { return BFloat16(value).x; }
-
 template <int B>
 struct PairKernel {
   using X = uint32_t;  // two inputs of a panel of x
@@ -146,9 +144,10 @@ struct PairKernel {
   uint16_t values[B < 5 ? 32 : 1 << B];
 
   PairKernel(const float* table, int64_t size) {
-    constexpr int span = 1 << B;
-    for (int i = 0; i < int(sizeof(values) / 2); ++i) {
-      values[i] = i % span < size ? rounded_bits(table[i % span]) : uint16_t(0);
+    const Table<B> floats(table, size);
+    constexpr int count = sizeof(floats.values) / 4;
+    for (int i = 0; i < int(sizeof(values) / 2); i += 16) {
+      store(values + i, _mm512_cvtneps_pbh(load<__m512>(floats.values + i % count)));
     }
   }
 

@@ -257,7 +257,7 @@ void convolve(const Geometry& g, const Weight& w, const float* bias, const T* x,
         if (w.tables() == 1) {
           decode_tile<Kernel, B>(w, Kernel(w.values(), w.size()), tile, g.channels, weights.data());
         } else {
-          const LaneTables<B> tables(w.values(), w.size(), tile * kRows, w.outputs, w.outputs / w.tables());
+          const LaneTables<B> tables(w.values(), w.size(), tile * kRows, w.outputs, w.of_table() / w.inputs);
           decode_tile<Kernel, B>(w, tables, tile, g.channels, weights.data());
         }
       }
@@ -276,13 +276,7 @@ void convolve(const Geometry& g, const Weight& w, const float* bias, const T* x,
 // float64 is for checks of gradients: the same sums, without hurry.
 template <int B>
 void convolve_double(const Geometry& g, const Weight& w, const double* bias, const double* x, double* y) {
-  const int64_t channels = g.channels + g.channels % 2, mask = (1 << B) - 1;
-  const auto value = [&](int64_t n, int64_t k) {
-    const uint32_t lane = w.words_data()[((n / kRows) * w.words + k / (2 * kPairs<B>)) * kRows + n % kRows];
-    const int64_t place = k % (2 * kPairs<B>);
-    const int64_t code = lane >> (16 * (place % 2) + B * (place / 2)) & mask;
-    return code < w.size() ? double(w.values()[n / (w.outputs / w.tables()) * w.size() + code]) : 0.0;
-  };
+  const int64_t channels = g.channels + g.channels % 2;
   for (int64_t i = 0; i < g.images * w.outputs * g.pixels(); ++i) {
     const int64_t image = i / g.pixels() / w.outputs, n = i / g.pixels() % w.outputs;
     double sum = 0;
@@ -291,7 +285,7 @@ void convolve_double(const Geometry& g, const Weight& w, const double* bias, con
       const int64_t column = i % g.out_width * g.stride[1] - g.padding[1] + tap % g.kernel[1] * g.dilation[1];
       if (row < 0 || row >= g.height || column < 0 || column >= g.width) continue;
       for (int64_t c = 0; c < g.channels; ++c) {
-        sum += value(n, tap * channels + c) * x[((image * g.channels + c) * g.height + row) * g.width + column];
+        sum += w.value<B>(n, tap * channels + c) * x[((image * g.channels + c) * g.height + row) * g.width + column];
       }
     }
     y[i] = sum * (w.scale() ? w.scale()[n] : 1.0f) + (bias ? bias[n] : 0.0);
@@ -332,7 +326,7 @@ Tensor convolution_tiled(Tensor x, std::optional<Tensor> bias, std::vector<int64
                          std::vector<int64_t>, int64_t groups, Tensor codes, Tensor table, std::optional<Tensor> scales,
                          std::vector<int64_t> shape, int64_t bits) {
   STD_TORCH_CHECK(!transposed && groups == 1, "tiled convolutions are neither transposed nor of several groups");
-  const Weight weight(codes, table, scales, shape, bits);
+  const Weight weight(Layout::kTiled, codes, table, scales, shape, bits);
   const Geometry g = geometry(x, shape, stride, padding, dilation);
   const ScalarType dtype = x.scalar_type(), inner = computed_in(dtype);
   x = in_order(as(x, inner));

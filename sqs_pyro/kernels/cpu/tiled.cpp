@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "arguments.h"
+#include "operators.h"
 
 namespace {
 
@@ -160,99 +160,22 @@ void multiply(const Problem& p, const float* table, int64_t size, const T* x, T*
   many_rows<Kernel, B>(p, kernel, panels.data(), y);
 }
 
-// ---- operators -------------------------------------------------------------------------------------------------
-
-// float64 is for checks of gradients: the same sums, without hurry.
-template <int B>
-void multiply_double(const Problem& p, const float* values, int64_t size, const double* bias, const double* x, double* y) {
-  const int64_t mask = (1 << B) - 1;
-  for (int64_t n = 0; n < p.outputs; ++n) {
-    for (int64_t m = 0; m < p.rows; ++m) {
-      double sum = 0;
-      for (int64_t k = 0; k < p.inputs; ++k) {
-        const int64_t word = k / (2 * kPairs<B>), place = k % (2 * kPairs<B>);
-        const uint32_t lane = p.codes[((n / kRows) * p.words + word) * kRows + n % kRows];
-        const int64_t code = lane >> (16 * (place % 2) + B * (place / 2)) & mask;
-        sum += double(code < size ? values[code] : 0.0f) * x[m * p.inputs + k];
-      }
-      y[m * p.outputs + n] = sum * (p.scales ? p.scales[n] : 1.0f) + (bias ? bias[n] : 0.0);
-    }
-  }
-}
+// ---- operators --------------------------------------------------------------------------------------------------
 
 Tensor linear_tiled(Tensor x, std::optional<Tensor> bias, Tensor codes, Tensor table, std::optional<Tensor> scales,
                     std::vector<int64_t> shape, int64_t bits) {
-  const Weight weight(codes, table, scales, shape, bits);
-  STD_TORCH_CHECK(shape.size() == 2, "the weight of a product has two dimensions, not ", shape.size());
+  const Weight weight(Layout::kTiled, codes, table, scales, shape, bits);
   STD_TORCH_CHECK(weight.tables() == 1, "a product with tiled codes takes one table, not ", weight.tables());
-  STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == weight.inputs, "the last dimension of x should be ",
-                  weight.inputs);
-  const ScalarType dtype = x.scalar_type(), inner = computed_in(dtype);
-  x = in_order(as(x, inner));
-  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
-  sizes.back() = weight.outputs;
-  Tensor y = torch::stable::new_empty(x, sizes);
-  const std::optional<Tensor> offset = bias_for(bias, weight.outputs, dtype, inner);
-  const int64_t rows = x.numel() / weight.inputs;
-  const void* bias_data = offset ? offset->const_data_ptr() : nullptr;
-  const Problem p{weight.words_data(), weight.words, rows, weight.inputs, weight.outputs,
-                  static_cast<const float*>(bias_data), weight.scale()};
-  if (rows == 0) return as(y, dtype);
-  with_bits(bits, [&]<int B>() {
-    const float* values = weight.values();
-    const int64_t size = weight.size();
-    if (inner == ScalarType::Float) {
-      multiply<FloatKernel<B>, B>(p, values, size, static_cast<const float*>(x.const_data_ptr()),
-                                  static_cast<float*>(y.mutable_data_ptr()));
-#if defined(__AVX512BF16__)
-    } else if (inner == ScalarType::BFloat16) {
-      multiply<PairKernel<B>, B>(p, values, size, static_cast<const BFloat16*>(x.const_data_ptr()),
-                                 static_cast<BFloat16*>(y.mutable_data_ptr()));
-#endif
-    } else {
-      multiply_double<B>(p, values, size, static_cast<const double*>(bias_data),
-                         static_cast<const double*>(x.const_data_ptr()), static_cast<double*>(y.mutable_data_ptr()));
-    }
-  });
-  return as(y, dtype);
-}
-
-// Rows of the weight, decoded: `[*indices, inputs]`.
-template <int B>
-void look_up_rows(const Weight& weight, const int64_t* indices, int64_t count, float* to) {
-  const int64_t mask = (1 << B) - 1;
-  torch::stable::parallel_for(0, count, 16, [&](int64_t from, int64_t end) {
-    for (int64_t i = from; i < end; ++i) {
-      const int64_t row = indices[i];
-      const float scale = weight.scale() ? weight.scale()[row] : 1.0f;
-      const float* values = weight.values() + row / (weight.outputs / weight.tables()) * weight.size();
-      const uint32_t* lanes = weight.words_data() + row / kRows * weight.words * kRows + row % kRows;
-      for (int64_t k = 0; k < weight.inputs; ++k) {
-        const int64_t word = k / (2 * kPairs<B>), place = k % (2 * kPairs<B>);
-        const int64_t code = lanes[word * kRows] >> (16 * (place % 2) + B * (place / 2)) & mask;
-        to[i * weight.inputs + k] = (code < weight.size() ? values[code] : 0.0f) * scale;
-      }
-    }
+  return linear(weight, shape, x, bias, []<class Kernel, int B, class T>(
+      const Weight& w, const float* bias, int64_t rows, const T* x, T* y) {
+    const Problem p{w.words_data(), w.words, rows, w.inputs, w.outputs, bias, w.scale()};
+    multiply<Kernel, B>(p, w.values(), w.size(), x, y);
   });
 }
 
-Tensor rows_tiled(Tensor indices, ScalarType dtype, Tensor codes, Tensor table, std::optional<Tensor> scales,
-                  std::vector<int64_t> shape, int64_t bits) {
-  const Weight weight(codes, table, scales, shape, bits);
-  STD_TORCH_CHECK(shape.size() == 2, "a weight with rows has two dimensions, not ", shape.size());
-  indices = in_order(as(indices, ScalarType::Long));
-  const int64_t* rows = static_cast<const int64_t*>(indices.const_data_ptr());
-  for (int64_t i = 0; i < indices.numel(); ++i) {
-    STD_TORCH_CHECK(rows[i] >= 0 && rows[i] < weight.outputs, "index ", rows[i], " is outside of a table of ",
-                    weight.outputs, " rows");
-  }
-  std::vector<int64_t> sizes(indices.sizes().begin(), indices.sizes().end());
-  sizes.push_back(weight.inputs);
-  Tensor found = torch::stable::new_empty(indices, sizes, ScalarType::Float);
-  with_bits(bits, [&]<int B>() {
-    look_up_rows<B>(weight, rows, indices.numel(), static_cast<float*>(found.mutable_data_ptr()));
-  });
-  return as(found, dtype);
+Tensor embedding_tiled(Tensor indices, ScalarType dtype, Tensor codes, Tensor table, std::optional<Tensor> scales,
+                       std::vector<int64_t> shape, int64_t bits) {
+  return embedding(Weight(Layout::kTiled, codes, table, scales, shape, bits), shape, indices, dtype);
 }
 
 }  // namespace
@@ -266,5 +189,5 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sqs, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(sqs, CPU, m) {
   m.impl("linear_tiled", TORCH_BOX(&linear_tiled));
-  m.impl("embedding_tiled", TORCH_BOX(&rows_tiled));
+  m.impl("embedding_tiled", TORCH_BOX(&embedding_tiled));
 }

@@ -1,25 +1,35 @@
-"""The compiled CPU kernels against a dense product in float64, over shapes, bits, zeros, dtypes and batches."""
+"""The compiled CPU products against float64, over layouts, shapes, bits, codebooks, zeros, dtypes and batches."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqs_pyro.kernels.decode import write_table
+from sqs_pyro.kernels.decode import TRANSCODERS, write_table
 from sqs_pyro.kernels.native import native_kernels
-from sqs_pyro.kernels.tiled import pack_tiles, tiled_bits, tiled_size, unpack_tiles
+from sqs_pyro.kernels.rows import fits_rows, rows_size
+from sqs_pyro.kernels.tiled import tiled_bits, tiled_size
+from sqs_pyro.packing.coded import look_up
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-#: Of the sum of absolute products: a few roundings of the result, and of sums in float32.
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10, torch.float64: 1e-14}
+#: Of the sum of absolute products: roundings of codewords (bfloat16, where the machine multiplies in it), of the
+#: result, and of sums in float32.
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.01 * 2.0**-7, torch.float16: 2.0**-10, torch.float64: 1e-14}
 
-pytestmark = pytest.mark.skipif(not native_kernels(), reason="no C++ compiler")
+FORMS = ["tiled", "rows"]
+
+pytestmark = pytest.mark.skipif(not all(map(native_kernels, FORMS)), reason="no C++ compiler")
 
 
 @st.composite
 def products(draw):
-    bits = draw(st.integers(1, 8))
+    form, bits = draw(st.sampled_from(FORMS)), draw(st.integers(1, 8))
     outputs, inputs = draw(st.integers(1, 70)), draw(st.integers(1, 300))
+    tables = 1
+    if form == "rows":
+        inputs = draw(st.sampled_from([inputs, 32, 64, 192, 320]))
+        many = (1, 2, outputs, 2 * outputs, outputs * max(1, inputs // 32))
+        tables = draw(st.sampled_from([groups for groups in many if fits_rows((outputs, inputs), groups)]))
     batches = [(), (0,), (1,), (2,), (3,), (4,), (5,), (8,), (9,), (16,), (17,), (2, 3), (3, 33)]
     rows = draw(st.sampled_from(batches))
     size = draw(st.integers(1, 2**bits))
@@ -28,13 +38,13 @@ def products(draw):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     symbols = torch.randint(0, size, (outputs, inputs), dtype=torch.uint8, generator=generator)
     symbols[torch.rand(outputs, inputs, generator=generator) < zeros] = 0
-    table = torch.randn(size, generator=generator)
-    table[0] = 0
+    table = torch.randn(tables, size, generator=generator)
+    table[:, 0] = 0
     scales = 0.5 + torch.rand(outputs, generator=generator) if draw(st.booleans()) else None
     bias = torch.randn(outputs, generator=generator) if draw(st.booleans()) else None
     x = torch.randn(*rows, inputs, generator=generator)
     layout = draw(st.sampled_from(["contiguous", "transposed", "strided", "offset"]))
-    return bits, symbols, table, scales, bias, laid_out(x.to(dtype), layout)
+    return form, tiled_bits(bits), symbols, table, scales, bias, laid_out(x.to(dtype), layout)
 
 
 def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
@@ -48,19 +58,26 @@ def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
     return x
 
 
-def packed(bits, symbols, table, scales):
+def packed(form, bits, symbols, table, scales):
     scale = None if scales is None else write_table(scales)
-    return pack_tiles(symbols, bits), write_table(table[None]), scale, list(symbols.shape), bits
+    return TRANSCODERS[form][0](symbols, bits), write_table(table), scale, list(symbols.shape), bits
+
+
+def op(name, form):
+    return getattr(torch.ops.sqs, f"{name}_{form}")
+
+
+def dense(symbols, table):
+    return look_up(table, symbols.view(len(table), -1)).view(symbols.shape)
 
 
 @given(products())
 def test_products_against_float64(case):
-    bits, symbols, table, scales, bias, x = case
-    found = torch.ops.sqs.linear_tiled(x, bias, *packed(tiled_bits(bits), symbols, table, scales))
+    form, bits, symbols, table, scales, bias, x = case
+    found = op("linear", form)(x, bias, *packed(form, bits, symbols, table, scales))
     assert found.dtype == x.dtype and found.shape == (*x.shape[:-1], len(symbols))
-    # bfloat16 products are of rounded codewords; the dtype of x is that of the bias, too
-    values = (table.bfloat16() if x.dtype == torch.bfloat16 else table).double()
-    weight = values[symbols.long()] * (1.0 if scales is None else scales.double()[:, None])
+    weight = dense(symbols, table.double()) * (1.0 if scales is None else scales.double()[:, None])
+    # the dtype of x is that of the bias, too
     offset = torch.zeros(len(symbols), dtype=torch.double) if bias is None else bias.to(x.dtype).double()
     expected = x.double() @ weight.T + offset
     size = x.double().abs() @ weight.abs().T + offset.abs()
@@ -69,42 +86,46 @@ def test_products_against_float64(case):
 
 
 @given(products())
-def test_rows_are_exact(case):
-    bits, symbols, table, scales, _, x = case
+def test_rows_of_the_weight_are_exact(case):
+    form, bits, symbols, table, scales, _, x = case
     indices = torch.randint(0, len(symbols), (3, 2))
-    found = torch.ops.sqs.embedding_tiled(indices, x.dtype, *packed(tiled_bits(bits), symbols, table, scales))
-    weight = table[symbols.long()] * (1.0 if scales is None else scales[:, None])
+    found = op("embedding", form)(indices, x.dtype, *packed(form, bits, symbols, table, scales))
+    weight = dense(symbols, table) * (1.0 if scales is None else scales[:, None])
     assert torch.equal(found, weight.to(x.dtype)[indices])
 
 
 @given(products())
-def test_tiles_are_lossless_and_as_large_as_stated(case):
-    bits, symbols = case[:2]
-    tiles = pack_tiles(symbols, tiled_bits(bits))
-    assert tiles.numel() == tiled_size(tuple(symbols.shape), tiled_bits(bits))
-    assert torch.equal(unpack_tiles(tiles, tiled_bits(bits), tuple(symbols.shape)), symbols)
+def test_layouts_are_lossless_and_as_large_as_stated(case):
+    form, bits, symbols = case[:3]
+    pack, unpack = TRANSCODERS[form]
+    codes = pack(symbols, bits)
+    assert codes.numel() == {"tiled": tiled_size, "rows": rows_size}[form](tuple(symbols.shape), bits)
+    assert torch.equal(unpack(codes, bits, tuple(symbols.shape)), symbols)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 3, 7, 40])
-def test_threads_do_not_change_results(dtype, rows):
+def test_threads_do_not_change_results(form, dtype, rows):
     symbols, x = torch.randint(0, 16, (200, 130), dtype=torch.uint8), torch.randn(rows, 130).to(dtype)
-    arguments = packed(4, symbols, torch.randn(16), None)
+    arguments = packed(form, 4, symbols, torch.randn(1, 16), None)
     threads = torch.get_num_threads()
     try:
         found = []
         for count in (1, 2):
             torch.set_num_threads(count)
-            found.append(torch.ops.sqs.linear_tiled(x, None, *arguments))
+            found.append(op("linear", form)(x, None, *arguments))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*found)
 
 
-def test_what_is_not_a_number_stays_so():
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_not_a_number_stays_so(form):
     symbols, x = torch.randint(0, 4, (20, 50), dtype=torch.uint8), torch.randn(3, 50)
     x[1, 4], x[2, 7] = float("nan"), float("inf")
-    found = torch.ops.sqs.linear_tiled(x, None, *packed(2, symbols, torch.tensor([-1.0, 0.5, 1.0, 2.0]), None))
+    table = torch.tensor([[-1.0, 0.5, 1.0, 2.0]])
+    found = op("linear", form)(x, None, *packed(form, 2, symbols, table, None))
     assert found[0].isfinite().all() and found[1].isnan().all() and not found[2].isfinite().any()
 
 
@@ -113,19 +134,22 @@ def test_what_is_not_a_number_stays_so():
     [
         ({"x": torch.randn(2, 7)}, "the last dimension of x should be 8"),
         ({"x": torch.ones(2, 8, dtype=torch.int64)}, "x should be float32, bfloat16, float16 or float64"),
-        ({"codes": torch.zeros(63, dtype=torch.uint8)}, "codes of a tiled weight have 64 bytes, not 63"),
-        ({"table": torch.zeros(100, dtype=torch.uint8)}, "a table of 100 bytes does not fit codes of 4 bits"),
+        ({"codes": torch.zeros(63, dtype=torch.uint8)}, "codes of this weight have [0-9]* bytes, not 63"),
+        ({"table": torch.zeros(1, 100, dtype=torch.uint8)}, "a table of 100 bytes does not fit codes of 4 bits"),
+        ({"table": torch.zeros(3, 64, dtype=torch.uint8)}, "3 tables do not fit 4 outputs of 8 inputs|takes one"),
         ({"bits": 6}, "codes of 1, 2, 3, 4, 5 or 8 bits, not 6"),
         ({"shape": [4, 2, 4]}, "the weight of a product has two dimensions, not 3"),
         ({"bias": torch.zeros(3)}, "the bias should have 4 numbers"),
         ({"scales": torch.zeros(4, dtype=torch.uint8)}, "scales have 16 bytes, not 4"),
     ],
 )
-def test_wrong_arguments_are_told_and_read_nowhere(change, message):
-    codes, table, scales, shape, bits = packed(4, torch.zeros(4, 8, dtype=torch.uint8), torch.zeros(16), None)
+@pytest.mark.parametrize("form", FORMS)
+def test_wrong_arguments_are_told_and_read_nowhere(form, change, message):
+    symbols, table = torch.zeros(4, 8, dtype=torch.uint8), torch.zeros(1, 16)
+    codes, table, scales, shape, bits = packed(form, 4, symbols, table, None)
     right = {"x": torch.randn(2, 8), "bias": None, "codes": codes, "table": table, "scales": scales}
     arguments = {**right, "shape": shape, "bits": bits, **change}
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.sqs.linear_tiled(*arguments.values())
+        op("linear", form)(*arguments.values())
     with pytest.raises(RuntimeError, match="index 4 is outside of a table of 4 rows"):
-        torch.ops.sqs.embedding_tiled(torch.tensor([0, 4]), torch.float32, codes, table, scales, shape, bits)
+        op("embedding", form)(torch.tensor([0, 4]), torch.float32, codes, table, scales, shape, bits)
