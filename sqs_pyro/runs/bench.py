@@ -17,7 +17,8 @@ PEER_ERRORS = (ImportError, RuntimeError, AssertionError, ValueError)
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
     """Median and quartiles of times, in microseconds."""
-    low, middle, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
+    times = seconds if len(seconds) > 1 else [*seconds, *seconds]
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
     return {"microseconds": middle * 1e6, "lower_quartile": low * 1e6, "upper_quartile": high * 1e6}
 
 
@@ -38,17 +39,18 @@ def first_line(error: BaseException) -> str:
 
 
 def random_coded(shape: Sequence[int], bits: int, nonzero_rate: float, scale: float = 1.0) -> CodedTensor:
-    """Random codes of a random codebook: ``2**bits - 1`` values of this standard deviation, and zero."""
-    mask = torch.rand(*shape) < nonzero_rate
-    codes = torch.randint(0, 2**bits - 1, tuple(shape), dtype=torch.uint8) * mask
-    return CodedTensor(codes, mask, scale * torch.randn(1, 2**bits - 1))
+    """Random codes of a codebook of ``2**bits - 1`` quantiles of N(0, scale²), none of them 0, and of zero."""
+    mask, components = torch.rand(*shape) < nonzero_rate, 2**bits - 1
+    codes = torch.randint(0, components, tuple(shape), dtype=torch.uint8) * mask
+    codebook = scale * torch.special.ndtri((torch.arange(components) + 0.4) / components)
+    return CodedTensor(codes, mask, codebook[None])
 
 
 def nf4_linear(linear: nn.Linear) -> nn.Module:
     """A linear layer of bitsandbytes with this one's weight in NF4, for bfloat16 inputs.
 
     Raises:
-        ImportError, RuntimeError, AssertionError, ValueError: bitsandbytes is missing, or does not take the weight.
+        ImportError, RuntimeError, AssertionError, ValueError: there is no bitsandbytes, or it does not take this.
     """
     import bitsandbytes
 

@@ -4,8 +4,8 @@ One call of a network after another, the methods in turn in one process, all of 
 ``torch.compile(fullgraph=True)`` for the shape at hand. Medians, of two kinds:
 
 * warm: a call that is not measured comes right before, so caches hold what fits of weights and code;
-* cold: a walk through more memory than caches hold comes right before, so weights come from memory, as they do where
-  something else runs between two calls. The walk needs one copy of a network only, which is compiled once for each
+* cold: a walk through more memory than caches hold comes right before, so weights come from memory, as they do
+  where something else runs between two calls. It needs one copy of a network only, which is compiled once for each
   method, but it drives out code as well: cold calls pay for both, in all methods alike.
 """
 
@@ -73,24 +73,16 @@ def bench_model(
                 progress(title)
                 calls, errors, absent = _checked_calls(bench, methods, shape, batch, compiled)
                 missing |= {f"{name}, {title}": why for name, why in absent.items()}
-                held = {name: held_bytes(methods[name][1]) for name in calls}
                 for cold in (True, False):
-                    seconds = _interleaved(calls, rounds, walk if cold else None)
-                    times = {name: spread(each) for name, each in seconds.items()}
-                    rows += [
-                        {
-                            "network": bench.name,
-                            "input": list(shape),
-                            "batch": batch,
-                            "cold": cold,
-                            "method": name,
-                            **found,
+                    times = {n: spread(t) for n, t in _interleaved(calls, rounds, walk if cold else None).items()}
+                    about = {"network": bench.name, "input": list(shape), "batch": batch, "cold": cold}
+                    for name, found in times.items():
+                        against = {
                             "times_as_fast": times["float32"]["microseconds"] / found["microseconds"],
                             "relative_error": errors[name],
-                            "bytes": held[name],
+                            "bytes": held_bytes(methods[name][1]),
                         }
-                        for name, found in times.items()
-                    ]
+                        rows.append({**about, "method": name, **found, **against})
         return {
             "machine": machine(),
             "rounds": rounds,
@@ -101,11 +93,10 @@ def bench_model(
 
 
 def held_bytes(net: nn.Module) -> int:
-    """Bytes of memory that a network's tensors take, decoded copies of packed weights and NF4's scales included."""
+    """Bytes that a network's tensors take in memory, with decoded copies of packed weights, and NF4's scales."""
     tensors = {id(tensor): tensor for tensor in chain(net.parameters(), net.buffers())}
-    for parameter in net.parameters():
-        state = getattr(parameter, "quant_state", None)
-        tensors |= {id(value): value for value in vars(state or object).values() if isinstance(value, Tensor)}
+    for state in filter(None, (getattr(parameter, "quant_state", None) for parameter in net.parameters())):
+        tensors |= {id(value): value for value in vars(state).values() if isinstance(value, Tensor)}
     copies = [decoded_weights.num_bytes(m.codes) for m in net.modules() if isinstance(m, PackedWeight)]
     return sum(tensor.nbytes for tensor in tensors.values()) + sum(copies)
 
@@ -167,8 +158,8 @@ def _checked_calls(
                 missing[name] = first_line(error)
                 continue
             raise NetworkError(
-                f"Network '{bench.name}' cannot be compiled in one piece, {name} ({first_line(error)}): measure it "
-                "as it is with --eager."
+                f"Network '{bench.name}' fails, {name} ({first_line(error)}): if it cannot be compiled in one "
+                "piece, measure it as it is with --eager."
             ) from None
         calls[name], errors[name] = call, float((output - wanted).norm() / wanted.norm().clamp(min=1e-30))
         if not errors[name] <= _TOLERANCES.get(name, float("inf")):

@@ -132,12 +132,13 @@ def _file_network(file: str, input_shape: tuple[int, ...] | None, lengths: tuple
         return BenchNetwork(file, _loaded(path), (shape,))
     if input_shape is not None:
         raise RecipeError(f"--input-shape is for images, but '{file}' takes texts: give --lengths instead.")
-    recipe = parse_any_recipe(stored)
-    if isinstance(recipe, LanguageModelRecipe):
-        net = owner = _loaded(path, find_pretrained(recipe.network).unloaded_network())
-    else:
+    if is_task(stored):
         net = _loaded(path)
-        owner = transformer_in(net)
+        owner: Any = transformer_in(net)
+    else:
+        recipe = parse_any_recipe(stored)
+        assert isinstance(recipe, LanguageModelRecipe)
+        net = owner = _loaded(path, find_pretrained(recipe.network).unloaded_network())
     if hasattr(owner.config, "use_cache"):
         owner.config.use_cache = False  # one call of the network is measured, after which nothing follows
     shapes = tuple((length,) for length in lengths)
