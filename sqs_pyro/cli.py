@@ -244,7 +244,7 @@ def bench_model_command(
 
         _check_bench_out(out)
         batches, widths = _numbers(batch, ",", "--batch"), _numbers(bits, ",", "--bits")
-        shape = None if input_shape is None else _numbers(input_shape, "x", "--input-shape", 3)
+        shape = None if input_shape is None else _numbers(input_shape, "x", "--input-shape")
         tokens = _numbers(lengths, ",", "--lengths")
         found = [net for name in networks for net in bench_networks(name, widths, shape, tokens)]
         document = bench_model(
