@@ -10,9 +10,9 @@ One call of a network after another, the methods in turn in one process, all of 
 """
 
 import copy
+import itertools
 import time
 from collections.abc import Callable, Sequence
-from itertools import chain
 from types import FunctionType
 from typing import Any
 
@@ -59,8 +59,9 @@ def bench_model(
         NetworkError: a network does not take its input, cannot be compiled in one piece, or a method's outputs are
             not those of the packed network in float32.
     """
-    if not networks or min([threads, rounds, *batches], default=0) < 1:
-        raise RecipeError("A benchmark needs a network, and batches, threads and rounds of at least 1.")
+    sizes = [threads, rounds, *batches, *[n for bench in networks for shape in bench.shapes for n in shape]]
+    if not networks or not batches or min(sizes) < 1:
+        raise RecipeError("A benchmark needs a network, and inputs, batches, threads and rounds of at least 1.")
     rows: list[dict[str, Any]] = []
     missing: dict[str, str] = {}
     with torch_threads(threads), torch.inference_mode():
@@ -68,33 +69,34 @@ def bench_model(
         for bench in networks:
             methods, absent = _methods(bench.network)
             missing |= {f"{name}, {bench.name}": why for name, why in absent.items()}
-            for shape, batch in [(shape, batch) for shape in bench.shapes for batch in batches]:
+            for shape, batch in itertools.product(bench.shapes, batches):
                 title = f"{bench.name}, {'x'.join(map(str, shape))}, batch {batch}"
                 progress(title)
                 calls, errors, absent = _checked_calls(bench, methods, shape, batch, compiled)
                 missing |= {f"{name}, {title}": why for name, why in absent.items()}
+                about = {"network": bench.name, "input": list(shape), "batch": batch}
+                held = {name: held_bytes(methods[name][1]) for name in calls}
                 for cold in (True, False):
                     times = {n: spread(t) for n, t in _interleaved(calls, rounds, walk if cold else None).items()}
-                    about = {"network": bench.name, "input": list(shape), "batch": batch, "cold": cold}
-                    for name, found in times.items():
-                        against = {
+                    rows += [
+                        {
+                            **about,
+                            "cold": cold,
+                            "method": name,
+                            **found,
                             "times_as_fast": times["float32"]["microseconds"] / found["microseconds"],
                             "relative_error": errors[name],
-                            "bytes": held_bytes(methods[name][1]),
+                            "bytes": held[name],
                         }
-                        rows.append({**about, "method": name, **found, **against})
-        return {
-            "machine": machine(),
-            "rounds": rounds,
-            "compiled": compiled,
-            "missing": missing,
-            "rows": rows,
-        }
+                        for name, found in times.items()
+                    ]
+        made_on = {"machine": machine(), "rounds": rounds, "compiled": compiled}
+        return {**made_on, "missing": missing, "rows": rows}
 
 
 def held_bytes(net: nn.Module) -> int:
     """Bytes that a network's tensors take in memory, with decoded copies of packed weights, and NF4's scales."""
-    tensors = {id(tensor): tensor for tensor in chain(net.parameters(), net.buffers())}
+    tensors = {id(tensor): tensor for tensor in itertools.chain(net.parameters(), net.buffers())}
     for state in filter(None, (getattr(parameter, "quant_state", None) for parameter in net.parameters())):
         tensors |= {id(value): value for value in vars(state).values() if isinstance(value, Tensor)}
     copies = [decoded_weights.num_bytes(m.codes) for m in net.modules() if isinstance(m, PackedWeight)]

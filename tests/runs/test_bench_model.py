@@ -189,6 +189,7 @@ def test_a_file_that_names_no_data(tmp_path):
         (("resnet20", "--bits", "9"), "a code has 1 to 8 bits"),
         (("resnet20", "--batch", "0"), "of at least 1"),
         (("resnet20", "--rounds", "0"), "of at least 1"),
+        (("resnet20", "--input-shape", "1x"), "--input-shape has '1x'"),
         (("resnet20", "--batch", "1;2"), "--batch has '1;2'"),
         (("resnet20", "--out", "there/is/none.json"), "in a directory that is there"),
         (("resnet20", "--out", "model.png"), "should be a file *.json"),
