@@ -74,6 +74,11 @@ class DecodedWeights:
         """Drop the decoded copies of ``codes``, if there are any."""
         self._entries.pop(codes, None)
 
+    def num_bytes(self, codes: Tensor) -> int:
+        """Return what the decoded copies of ``codes`` take."""
+        entry = self._entries.get(codes)
+        return 0 if entry is None else sum(copy.nbytes for copy in entry.copies.values())
+
     def __len__(self) -> int:
         return len(self._entries)
 

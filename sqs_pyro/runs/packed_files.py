@@ -35,7 +35,7 @@ def inspect_file(file: str | Path) -> dict[str, Any]:
     Raises:
         PackedFileError: the file is missing or not an intact packed file.
     """
-    path = _existing(file)
+    path = existing_file(file)
     contents = read_packed(path)
     return {
         "file": str(path),
@@ -75,7 +75,7 @@ def evaluate_file(
         DataError: the data is missing, the shift is unknown, or the file's network takes no images.
         NetworkError: the data does not fit the network, or the network's checkpoint is missing.
     """
-    path = _existing(file)
+    path = existing_file(file)
     whole = _whole_recipe(path, data_from)
     if isinstance(whole, LanguageModelRecipe):
         _check_no_images(path, root, shift)
@@ -98,7 +98,12 @@ def evaluate_file(
     }
 
 
-def _existing(file: str | Path) -> Path:
+def existing_file(file: str | Path) -> Path:
+    """The path of a packed file that is there.
+
+    Raises:
+        PackedFileError: it is not.
+    """
     path = Path(file)
     if not path.is_file():
         raise PackedFileError(f"Packed file '{path}' is not there: give the path of a file that `sqs` wrote.")
