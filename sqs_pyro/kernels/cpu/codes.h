@@ -62,6 +62,10 @@ struct Table {
 
   Table(const float* table, int64_t size) {
     constexpr int span = 1 << B;
+    if (B >= 4 && size == span) {
+      std::memcpy(values, table, sizeof(values));
+      return;
+    }
     for (int i = 0; i < int(sizeof(values) / sizeof(float)); ++i) {
       values[i] = i % span < size ? table[i % span] : 0.0f;
     }
@@ -146,8 +150,9 @@ struct PairKernel {
   PairKernel(const float* table, int64_t size) {
     const Table<B> floats(table, size);
     constexpr int count = sizeof(floats.values) / 4;
-    for (int i = 0; i < int(sizeof(values) / 2); i += 16) {
-      store(values + i, _mm512_cvtneps_pbh(load<__m512>(floats.values + i % count)));
+    for (int i = 0; i < int(sizeof(values) / 2); i += 32) {
+      const __m512 low = load<__m512>(floats.values + i % count), high = load<__m512>(floats.values + (i + 16) % count);
+      store(values + i, _mm512_cvtne2ps_pbh(high, low));
     }
   }
 

@@ -62,12 +62,14 @@ void outputs(const Weight& w, const float* bias, const typename Kernel::X* x, in
   constexpr int P = kPairs<B>, A = M == 1 ? 4 : M == 4 ? 2 : 1;  // independent sums
   constexpr int units = kChunk / Kernel::kInputs * M;            // of x, a chunk
   Floats sums[R][A][M] = {};
-  const int64_t all = w.words * P, of_table = w.of_table();
-  const int64_t chunks = of_table < w.inputs ? of_table / kChunk : all, end = of_table < w.inputs ? w.inputs / kChunk : all;
+  const int64_t of_table = w.of_table();
+  const bool whole_rows = of_table >= w.inputs;
+  const int64_t chunks = whole_rows ? w.words * P : of_table / kChunk, end = whole_rows ? chunks : w.inputs / kChunk;
   for (int64_t start = 0; start < end; start += chunks) {
     for (int r = 0; r < R; ++r) {
       const int64_t row = std::min(first + r, w.outputs - 1);
-      const Kernel kernel(w.values() + (row * w.inputs + start * kChunk) / of_table * w.size(), w.size());
+      const int64_t table = whole_rows ? row / (of_table / w.inputs) : (row * end + start) / chunks;
+      const Kernel kernel(w.values() + table * w.size(), w.size());
       const uint32_t* words = w.words_data() + row * w.words * kRows;
       int64_t q = start;
       for (; q + A <= start + chunks; q += A) {
