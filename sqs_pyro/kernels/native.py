@@ -51,6 +51,11 @@ def native_kernels() -> bool:
     return True
 
 
+def has_native_kernel(op: str) -> bool:
+    """Whether ``sqs::<op>`` is compiled for CPUs: the dispatcher knows what the library has brought."""
+    return native_kernels() and torch._C._dispatch_has_kernel_for_dispatch_key(f"sqs::{op}", "CPU")
+
+
 def compiled_kernels(standalone: bool = False) -> Path:
     """Return the compiled library; compiles it if there is none for this source, compiler, torch and machine.
 

@@ -35,7 +35,7 @@ def inspect_file(file: str | Path) -> dict[str, Any]:
     Raises:
         PackedFileError: the file is missing or not an intact packed file.
     """
-    path = _existing(file)
+    path = existing_file(file)
     contents = read_packed(path)
     return {
         "file": str(path),
@@ -75,8 +75,8 @@ def evaluate_file(
         DataError: the data is missing, the shift is unknown, or the file's network takes no images.
         NetworkError: the data does not fit the network, or the network's checkpoint is missing.
     """
-    path = _existing(file)
-    whole = _whole_recipe(path, data_from)
+    path = existing_file(file)
+    whole = whole_recipe(path, data_from)
     if isinstance(whole, LanguageModelRecipe):
         _check_no_images(path, root, shift)
         return _evaluate_language_model(path, whole)
@@ -98,15 +98,24 @@ def evaluate_file(
     }
 
 
-def _existing(file: str | Path) -> Path:
+def existing_file(file: str | Path) -> Path:
+    """Return the path of a file.
+
+    Raises:
+        PackedFileError: it is not there.
+    """
     path = Path(file)
     if not path.is_file():
         raise PackedFileError(f"Packed file '{path}' is not there: give the path of a file that `sqs` wrote.")
     return path
 
 
-def _whole_recipe(path: Path, data_from: str | Path | None) -> DataRecipe | LanguageModelRecipe | TaskRecipe:
-    """Which data a file is to be evaluated on: a section of a recipe, or all of one that names a checkpoint."""
+def whole_recipe(path: Path, data_from: str | Path | None) -> DataRecipe | LanguageModelRecipe | TaskRecipe:
+    """Return which data a file is for: a section of a recipe, or all of one that names a checkpoint.
+
+    Raises:
+        RecipeError: neither the file nor ``data_from`` says so.
+    """
     if data_from is not None:
         recipe = load_any_recipe(data_from)
         return recipe.data if isinstance(recipe, RunRecipe) else recipe
