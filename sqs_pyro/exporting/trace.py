@@ -34,7 +34,7 @@ class Positional(nn.Module):
         for value in input_tensors(inputs):
             if not isinstance(value, Tensor) or value.dim() == 0:
                 raise NetworkError(
-                    f"An input of the network is {value!r}, but only tensors with a batch can be inputs of an export."
+                    f"An input of the network is {value!r}, but an export takes tensors with a batch only."
                 )
 
     def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:

@@ -1,8 +1,9 @@
 """From a packed file to another format: find network and example, write, load what was written, compare."""
 
 import copy
+import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from sqs_pyro.exporting.trace import outputs
 from sqs_pyro.integrations.checkpoint_size import checkpoint_size
 from sqs_pyro.kernels.assemble import unpack_weights
 from sqs_pyro.language_models import longest_input, vocabulary_size
-from sqs_pyro.network_io import split_examples
+from sqs_pyro.network_io import split_examples, tensors_in
 from sqs_pyro.packing.file import read_packed
 from sqs_pyro.packing.module import stored_weights
 from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe, is_language_model, parse_any_recipe
@@ -57,14 +58,14 @@ def export_file(
         export_format: ``"dense"``, ``"aoti"`` or ``"onnx"``.
         out: file to write; of ``"aoti"``, and of a Hugging Face directory's ``"dense"``, a directory.
         dtype: of floating tensors in ``"dense"``; None: ``"float32"``.
-        input_shape: of an example without batch, say ``(1, 28, 28)``; random numbers, or tokens (their number) of a
-            network with a vocabulary. None: the first rows of the file's own data.
+        input_shape: of a random example without batch, say ``(1, 28, 28)``; of a network with a vocabulary the
+            number of tokens. None: the first rows of the file's own data.
         data_from: recipe that says which data that is.
         overwrite: whether older output may be replaced.
 
     Returns:
-        ``file``, ``format``, ``out``, ``dtype``, ``bytes`` (by file), ``total_bytes``, ``packed_bytes`` (of ``file``),
-        ``dense_bytes`` (of the network in float32), ``packed`` and ``decoded`` (see
+        ``file``, ``format``, ``out``, ``dtype``, ``bytes`` (by file), ``total_bytes``, ``packed_bytes`` (of
+        ``file``), ``dense_bytes`` (of the network in float32), ``packed`` and ``decoded`` (see
         :class:`~sqs_pyro.exporting.exported.Exported`), ``example``, ``max_difference`` (to the packed network's
         output, over the example and its first row alone; None: there is no example, or an output is not finite).
 
@@ -105,7 +106,9 @@ def _check_options(export_format: str, dtype: str | None, directory: bool) -> No
     if export_format not in FORMATS:
         raise OutputError(f"Format {export_format!r} is unknown: give one of {', '.join(FORMATS)}.")
     if dtype is not None and export_format != "dense":
-        raise OutputError(f"--dtype {dtype} is for --format dense, but the format is {export_format}: leave it out.")
+        raise OutputError(
+            f"--dtype {dtype} is for --format dense, but the format is {export_format}: leave it out."
+        )
     check_dtype(dtype or "float32")
     if export_format == "onnx":
         check_installed("onnx", "onnxscript", "onnxruntime")
@@ -171,7 +174,9 @@ def _random(net: nn.Module, shape: Sequence[int]) -> _Example:
     if words is None:
         return _Example(torch.randn(_ROWS, *shape, generator=generator), f"random numbers {[_ROWS, *shape]}")
     tokens = torch.randint(words, (_ROWS, *shape), generator=generator)
-    return _Example({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, f"random tokens {[*tokens.shape]}")
+    return _Example(
+        {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, f"random tokens {[*tokens.shape]}"
+    )
 
 
 def _own(net: nn.Module, path: Path, data_from: str | Path | None) -> _Example:
@@ -204,9 +209,49 @@ def _write(
         return export_aoti(net, _two(example.inputs), made), lambda inputs: run_aoti(made, inputs)
     if export_format == "onnx":
         return export_onnx(net, _two(example.inputs), made), lambda inputs: run_onnx(made, inputs)
-    plain = unpack_weights(copy.deepcopy(net))
     if path.is_dir():
-        return _write_checkpoint(net, path, made, dtype)
-    exported = export_dense(net, made, dtype)
-    plain.load_state_dict(load_file(made), strict=True)
+        plain = _write_checkpoint(path, made, dtype)
+        exported = Exported(decoded=dict.fromkeys(stored_weights(net), "a plain checkpoint has no codes"))
+    else:
+        exported = export_dense(net, made, dtype)
+        plain = unpack_weights(copy.deepcopy(net))
+        plain.load_state_dict(load_file(made), strict=True)
     return exported, lambda inputs: outputs(plain, inputs)
+
+
+def _write_checkpoint(source: Path, made: Path, dtype: str) -> nn.Module:
+    """Write a plain Hugging Face directory, with the tokenizer of the packed one; return what it loads as."""
+    dense = integrations.from_pretrained(source, dequantize=True, dtype=DTYPES[dtype])
+    dense.save_pretrained(made)
+    for beside in checkpoint_size(source).besides:
+        if beside != "README.md":  # which says how to load packed weights
+            shutil.copyfile(source / beside, made / beside)
+    return type(dense).from_pretrained(made).eval()
+
+
+def _two(inputs: Any) -> Any:
+    """At least two rows: torch takes a batch of one for a constant."""
+    if len(tensors_in(inputs)[0]) > 1:
+        return inputs
+    if isinstance(inputs, Mapping):
+        return {name: torch.cat([value, value]) for name, value in inputs.items()}
+    doubled = tuple(torch.cat([value, value]) for value in tensors_in(inputs))
+    return doubled[0] if isinstance(inputs, Tensor) else doubled
+
+
+def _difference(net: nn.Module, run: Callable[[Any], tuple[Tensor, ...]], inputs: Any) -> float | None:
+    """The largest difference between two networks' outputs, on a minibatch and on its first row alone."""
+    largest = 0.0
+    for part in (inputs, next(split_examples(inputs, 1))):
+        for expected, found in zip(outputs(net, part), run(part), strict=True):
+            differs = torch.where(expected == found, 0.0, (expected.float() - found.float()).abs())
+            largest = max(largest, float(differs.max()))
+    return largest if math.isfinite(largest) else None
+
+
+def _measured(path: Path) -> dict[str, int]:
+    """What there was: bytes of the packed file, and of the network in float32."""
+    if path.is_dir():
+        size = checkpoint_size(path)
+        return {"packed_bytes": size.total, "dense_bytes": size.fp32_bytes}
+    return {"packed_bytes": path.stat().st_size, "dense_bytes": size_report(path).fp32_bytes}
