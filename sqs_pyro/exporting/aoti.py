@@ -19,15 +19,15 @@ from sqs_pyro.kernels.assemble import unpack_weights
 from sqs_pyro.kernels.native import compiled_kernels, has_native_kernel
 from sqs_pyro.packing.module import StoredWeight, stored_weights
 
-PACKAGE, LIBRARY, RUNNER = "model.pt2", "libsqs_cpu.so", "run.py"
+PACKAGE, LIBRARY, RUNNER, CPP_RUNNER = "model.pt2", "libsqs_cpu.so", "run.py", "run.cpp"
 
 
 def export_aoti(packed: nn.Module, inputs: Any, directory: str | Path) -> Exported:
     """Compile a packed network for this machine's CPU, into a directory that needs nothing but PyTorch.
 
     It holds the package ``model.pt2``, the operators that it calls, ``libsqs_cpu.so`` (where any weight stays
-    packed), and ``run.py``, which loads both and needs only torch. Weights whose operators have no compiled kernel
-    are decoded first.
+    packed), and two programs that load both: ``run.py``, which needs only torch, and ``run.cpp``, which needs no
+    Python. Weights whose operators have no compiled kernel are decoded first.
 
     Args:
         packed: a packed network on the CPU.
@@ -48,7 +48,8 @@ def export_aoti(packed: nn.Module, inputs: Any, directory: str | Path) -> Export
         torch._inductor.aoti_compile_and_package(program, package_path=str(directory / PACKAGE))
     if exported.packed:
         shutil.copyfile(_library(), directory / LIBRARY)
-    shutil.copyfile(Path(__file__).with_name("aoti_runner.py"), directory / RUNNER)
+    for name in (RUNNER, CPP_RUNNER):
+        shutil.copyfile(Path(__file__).with_name(f"aoti_{name}"), directory / name)
     return exported
 
 

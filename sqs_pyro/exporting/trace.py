@@ -100,7 +100,10 @@ def one_sentence(what: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        first: BaseException = error
+        while first.__cause__ is not None:  # the last in a chain tells of steps, the first of the network
+            first = first.__cause__
+        lines = [line.strip() for line in str(first).splitlines() if line.strip()] or [type(first).__name__]
         raise NetworkError(
             f"The network cannot be {what} ({lines[0].rstrip(' .:')}): check the example's shape against its "
             "inputs, and that its forward does not depend on values of tensors."

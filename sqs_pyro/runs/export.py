@@ -19,7 +19,7 @@ from sqs_pyro.exporting.aoti import PACKAGE, export_aoti, run_aoti
 from sqs_pyro.exporting.dense import DTYPES, check_dtype, export_dense
 from sqs_pyro.exporting.exported import Exported, check_one_network
 from sqs_pyro.exporting.onnx import check_installed, export_onnx, run_onnx
-from sqs_pyro.exporting.trace import outputs
+from sqs_pyro.exporting.trace import one_sentence, outputs
 from sqs_pyro.integrations.checkpoint_size import checkpoint_size
 from sqs_pyro.kernels.assemble import unpack_weights
 from sqs_pyro.language_models import longest_input, vocabulary_size
@@ -85,7 +85,7 @@ def export_file(
     example = _example(net, path, input_shape, data_from, needed=export_format != "dense")
     with appearing(target) as made:
         exported, run = _write(export_format, net, path, made, example, dtype or "float32")
-        difference = None if example.inputs is None else _difference(net, run, example.inputs)
+        difference = _difference(run, example.expected)
     sizes = tree_bytes(target)
     return {
         "file": str(path),
@@ -147,39 +147,55 @@ def _file_network(path: Path) -> nn.Module:
 # ---- an example ----
 
 
+Batches = list[tuple[Any, tuple[Tensor, ...]]]
+
+
 @dataclass(frozen=True, eq=False)
 class _Example:
-    """Inputs of a minibatch, or None, and where they come from."""
+    """Inputs of a minibatch, or None.
+
+    Attributes:
+        inputs: two rows or more.
+        said: where they come from.
+        expected: minibatches with the packed network's outputs: all rows, and the first alone.
+    """
 
     inputs: Any
     said: str
+    expected: Batches
 
 
 def _example(
     net: nn.Module, path: Path, shape: Sequence[int] | None, data_from: str | Path | None, *, needed: bool
 ) -> _Example:
     try:
-        return _random(net, shape) if shape is not None else _own(net, path, data_from)
+        inputs, said = _random(net, shape) if shape is not None else _own(net, path, data_from)
+        with one_sentence("run on the example"):
+            parts = (inputs, next(split_examples(inputs, 1)))
+            return _Example(inputs, said, [(part, outputs(net, part)) for part in parts])
     except SQSError as error:
         if needed or shape is not None or data_from is not None:
             hint = "" if shape is not None else " Or give --input-shape, for random inputs."
             raise type(error)(f"{error}{hint}") from None
-        return _Example(None, f"none: {error}")
+        return _Example(None, f"none: {error}", [])
 
 
-def _random(net: nn.Module, shape: Sequence[int]) -> _Example:
+def _random(net: nn.Module, shape: Sequence[int]) -> tuple[Any, str]:
     if not shape or min(shape) < 1:
-        raise RecipeError(f"The input shape {list(shape)} should be whole numbers above zero, without the batch.")
+        raise RecipeError(
+            f"The input shape is {list(shape)}, but should be whole numbers above zero, without the batch."
+        )
     words, generator = vocabulary_size(net), torch.Generator().manual_seed(0)
     if words is None:
-        return _Example(torch.randn(_ROWS, *shape, generator=generator), f"random numbers {[_ROWS, *shape]}")
+        return torch.randn(_ROWS, *shape, generator=generator), f"random numbers {[_ROWS, *shape]}"
     tokens = torch.randint(words, (_ROWS, *shape), generator=generator)
-    return _Example(
-        {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, f"random tokens {[*tokens.shape]}"
-    )
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if getattr(net.config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = tokens
+    return inputs, f"random tokens {[*tokens.shape]}"
 
 
-def _own(net: nn.Module, path: Path, data_from: str | Path | None) -> _Example:
+def _own(net: nn.Module, path: Path, data_from: str | Path | None) -> tuple[Any, str]:
     """The first rows of the data that a file is for; tokens of a language model are random."""
     if path.is_dir() and data_from is None:
         return _random(net, [_length(net, path)])
@@ -188,7 +204,17 @@ def _own(net: nn.Module, path: Path, data_from: str | Path | None) -> _Example:
         return _random(net, [_length(net, path)])
     test = task_text(recipe).loaders().test if isinstance(recipe, TaskRecipe) else load_data(recipe).test
     rows = next(split_examples(next(iter(test))[0], _ROWS))
-    return _Example(rows, "first test examples")
+    return _two(rows), "first test examples"
+
+
+def _two(inputs: Any) -> Any:
+    """At least two rows: torch takes a batch of one for a constant."""
+    if len(tensors_in(inputs)[0]) > 1:
+        return inputs
+    if isinstance(inputs, Mapping):
+        return {name: torch.cat([value, value]) for name, value in inputs.items()}
+    doubled = tuple(torch.cat([value, value]) for value in tensors_in(inputs))
+    return doubled[0] if isinstance(inputs, Tensor) else doubled
 
 
 def _length(net: nn.Module, path: Path) -> int:
@@ -206,9 +232,9 @@ def _write(
     """Write the format; return what is in it, and what runs it."""
     if export_format == "aoti":
         made.mkdir()
-        return export_aoti(net, _two(example.inputs), made), lambda inputs: run_aoti(made, inputs)
+        return export_aoti(net, example.inputs, made), lambda inputs: run_aoti(made, inputs)
     if export_format == "onnx":
-        return export_onnx(net, _two(example.inputs), made), lambda inputs: run_onnx(made, inputs)
+        return export_onnx(net, example.inputs, made), lambda inputs: run_onnx(made, inputs)
     if path.is_dir():
         plain = _write_checkpoint(path, made, dtype)
         exported = Exported(decoded=dict.fromkeys(stored_weights(net), "a plain checkpoint has no codes"))
@@ -229,24 +255,14 @@ def _write_checkpoint(source: Path, made: Path, dtype: str) -> nn.Module:
     return type(dense).from_pretrained(made).eval()
 
 
-def _two(inputs: Any) -> Any:
-    """At least two rows: torch takes a batch of one for a constant."""
-    if len(tensors_in(inputs)[0]) > 1:
-        return inputs
-    if isinstance(inputs, Mapping):
-        return {name: torch.cat([value, value]) for name, value in inputs.items()}
-    doubled = tuple(torch.cat([value, value]) for value in tensors_in(inputs))
-    return doubled[0] if isinstance(inputs, Tensor) else doubled
-
-
-def _difference(net: nn.Module, run: Callable[[Any], tuple[Tensor, ...]], inputs: Any) -> float | None:
-    """The largest difference between two networks' outputs, on a minibatch and on its first row alone."""
+def _difference(run: Callable[[Any], tuple[Tensor, ...]], batches: Batches) -> float | None:
+    """The largest difference between what is expected and what a network gives."""
     largest = 0.0
-    for part in (inputs, next(split_examples(inputs, 1))):
-        for expected, found in zip(outputs(net, part), run(part), strict=True):
-            differs = torch.where(expected == found, 0.0, (expected.float() - found.float()).abs())
+    for inputs, expected in batches:
+        for one, other in zip(expected, run(inputs), strict=True):
+            differs = torch.where(one == other, 0.0, (one.float() - other.float()).abs())
             largest = max(largest, float(differs.max()))
-    return largest if math.isfinite(largest) else None
+    return largest if batches and math.isfinite(largest) else None
 
 
 def _measured(path: Path) -> dict[str, int]:
