@@ -45,10 +45,10 @@ def export_onnx(packed: nn.Module, inputs: Any, path: str | Path) -> Exported:
     weights = stored_weights(packed, every_name=True)
     coded = {weight: weight.coded() for weight in dict.fromkeys(weights.values())}
     program = trace(unpack_weights(copy.deepcopy(packed)), inputs)
-    model = _translated(program, inputs, _opset(coded.values()))
+    model = _translated(program, _opset(coded.values()))
     names = {f"{NETWORK}.{name}": weight for name, weight in weights.items()}
     used = _look_up(model, {name: (weight, coded[weight]) for name, weight in names.items()})
-    _rename_batch(model.graph)
+    _rename(model.graph, input_names(inputs))
     _strip(model)
     _check_size(model.graph)
     content = importlib.import_module("onnx_ir").to_proto(model).SerializeToString()
@@ -99,14 +99,11 @@ def _opset(coded: Iterable[CodedTensor]) -> int:
     return max((_OPSET, *(_OPSET_OF_TWO_BITS for one in coded if _has_mask(one) or _dtype(one) == "UINT2")))
 
 
-def _translated(program: ExportedProgram, inputs: Any, opset: int) -> Any:
+def _translated(program: ExportedProgram, opset: int) -> Any:
     """Translate a graph to ONNX as it is."""
-    count = len(program.graph_signature.user_outputs)
     with one_sentence("translated to ONNX"):
         translated = torch.onnx.export(
             program,
-            input_names=input_names(inputs),
-            output_names=["y"] if count == 1 else [f"y_{i}" for i in range(count)],
             opset_version=opset,
             dynamo=True,
             optimize=False,
@@ -232,8 +229,12 @@ def _dtype(coded: CodedTensor) -> str:
     return "UINT2" if size <= 4 else "UINT4" if size <= 16 else "UINT8"
 
 
-def _rename_batch(graph: Any) -> None:
-    """Call the first dimension of the inputs ``batch``, wherever it stands, which torch numbers."""
+def _rename(graph: Any, names: list[str]) -> None:
+    """Give names to inputs, outputs and the batch, which torch numbers."""
+    for i, value in enumerate(graph.outputs):
+        value.name = "output" if len(graph.outputs) == 1 else f"output_{i}"
+    for name, value in zip(names, graph.inputs, strict=True):
+        value.name = name
     ir = importlib.import_module("onnx_ir")
     old = graph.inputs[0].shape[0]
     values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
