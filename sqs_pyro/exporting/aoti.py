@@ -42,7 +42,7 @@ def export_aoti(packed: nn.Module, inputs: Any, directory: str | Path) -> Export
         OSError: the directory cannot be written.
     """
     check_one_network(packed)
-    program, exported = _native_program(packed, inputs)
+    program, exported = native_program(packed, inputs)
     directory = Path(directory)
     with one_sentence("compiled"):
         torch._inductor.aoti_compile_and_package(program, package_path=str(directory / PACKAGE))
@@ -77,7 +77,7 @@ def run_aoti(directory: str | Path, inputs: Any) -> tuple[Tensor, ...]:
         return torch.load(found)
 
 
-def _native_program(packed: nn.Module, inputs: Any) -> tuple[ExportedProgram, Exported]:
+def native_program(packed: nn.Module, inputs: Any) -> tuple[ExportedProgram, Exported]:
     """Return the graph of a network in which every packed weight belongs to compiled operators."""
     program = trace(packed, inputs)
     used = _operators(program, packed)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from sqs_pyro.kernels.native import compiled_kernels, native_kernels
+from sqs_pyro.kernels.native import compiled_kernels, has_native_kernel, native_kernels
+from sqs_pyro.kernels.ops import OPS
 
 SCRIPT = """
 import sys, warnings
@@ -140,3 +141,22 @@ def test_a_network_is_no_larger_in_memory_than_its_codes():
     assert len(decoded_weights) == before  # nothing was decoded
     assert packed[0].packed_weight is packed[1].packed_weight
     assert packed[1].packed_weight.codes.numel() == 160 * 64 // 2
+
+
+DECLARED = """
+import sys
+import torch
+torch.ops.load_library(sys.argv[1])
+for op in sys.argv[2:]:
+    print(getattr(torch.ops.sqs, op).default._schema)
+"""
+
+
+@needs_compiler
+def test_the_library_for_others_declares_every_compiled_operator():
+    """And as Python does: an export calls them by these signatures."""
+    compiled = sorted(op for op in OPS if has_native_kernel(op))
+    assert {"linear_tiled", "embedding_tiled"} <= set(compiled) and "weight_dense" not in compiled
+    command = [sys.executable, "-c", DECLARED, str(compiled_kernels(standalone=True)), *compiled]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert told == [str(OPS[op]._opoverload._schema) for op in compiled]
