@@ -102,13 +102,8 @@ def _opset(coded: Iterable[CodedTensor]) -> int:
 def _translated(program: ExportedProgram, opset: int) -> Any:
     """Translate a graph to ONNX as it is."""
     with one_sentence("translated to ONNX"):
-        translated = torch.onnx.export(
-            program,
-            opset_version=opset,
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-        )
+        options: dict[str, Any] = {"dynamo": True, "optimize": False, "verbose": False}
+        translated = torch.onnx.export(program, opset_version=opset, **options)
         assert translated is not None
         return translated.model
 

@@ -6,7 +6,11 @@ from kits.layout import random_coded
 
 from sqs_pyro.kernels import packed_network
 
-INPUTS = {"residual": torch.randn(4, 3, 10, 10), "words": torch.randint(0, 41, (4, 6))}
+_RANDOM = torch.Generator().manual_seed(0)
+INPUTS = {
+    "residual": torch.randn(4, 3, 10, 10, generator=_RANDOM),
+    "words": torch.randint(0, 41, (4, 6), generator=_RANDOM),
+}
 CODES = {  # options of the codes of every matrix and convolution
     "2 bits": {"components": 2},
     "4 bits": {"components": 9},
