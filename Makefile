@@ -21,7 +21,7 @@ lint: $(STAMP)
 sanitize: $(STAMP)
 	SQS_CACHE=build/sanitize SQS_CXXFLAGS="-march=native -g -fsanitize=address -fno-omit-frame-pointer" \
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-	$(BIN)/python -m pytest tests/kernels/test_tiled.py
+	$(BIN)/python -m pytest tests/kernels/test_matrices.py tests/kernels/test_convolution.py
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

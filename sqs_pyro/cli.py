@@ -5,16 +5,17 @@ Results go to stdout (tables, or one JSON document with ``--json``), everything 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sqs_pyro.errors import RecipeError, SQSError
+from sqs_pyro.errors import OutputError, RecipeError, SQSError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.console import RenderableType
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -41,6 +42,10 @@ AgainOption = Annotated[bool, typer.Option("--overwrite", help="Run cells again 
 ChangesOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. base.compression.epochs=2."),
+]
+BenchOutOption = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="JSON", help="Write the figures there, and a picture beside."),
 ]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A packed file.")]
 
@@ -223,15 +228,16 @@ def bench_kernels_command(
     bits: Annotated[str, typer.Option(help="Bits of codes, by commas.")] = "4,3,2",
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
     rounds: Annotated[int, typer.Option(help="Products of each method.")] = 40,
-    out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file, too.")] = None,
+    out: BenchOutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Time products with packed weights beside float32, bfloat16, int4 and NF4, weights cold, methods in turn."""
     with _one_sentence_errors():
+        from sqs_pyro.reporting.bench_plots import kernels_figure
         from sqs_pyro.reporting.bench_tables import kernel_tables
         from sqs_pyro.runs.bench_kernels import bench_kernels
-        from sqs_pyro.runs.directory import write_json
 
+        _check_bench_out(out)
         sizes = tuple(_numbers(shape, "x", "--shapes", 2) for shape in shapes.split(","))
         document = bench_kernels(
             sizes,  # type: ignore[arg-type]
@@ -241,9 +247,67 @@ def bench_kernels_command(
             rounds,
             progress=lambda line: typer.echo(line, err=True),
         )
-        if out is not None:
-            write_json(out, document)
+        _write_bench(out, document, kernels_figure)
         _show(document, kernel_tables(document), as_json)
+
+
+@bench_app.command("model")
+def bench_model_command(
+    networks: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE...", help="Packed files; or resnet20, transformer: random codes."),
+    ],
+    batch: Annotated[str, typer.Option(help="Examples of a call, by commas.")] = "1,32",
+    input_shape: Annotated[
+        str | None, typer.Option("--input-shape", metavar="CxHxW", help="Of images [that of the file's data].")
+    ] = None,
+    lengths: Annotated[str, typer.Option(help="Of texts, in tokens, by commas.")] = "64,1",
+    bits: Annotated[str, typer.Option(help="Bits of built-in networks' codes, by commas.")] = "4",
+    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Calls of each method, cold and warm.")] = 30,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--eager", help="By torch.compile in one piece, or as they are.")
+    ] = True,
+    out: BenchOutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time whole networks, packed beside dense and NF4, float32 and bfloat16, cold and warm, methods in turn."""
+    with _one_sentence_errors():
+        from sqs_pyro.reporting.bench_plots import model_figure
+        from sqs_pyro.reporting.bench_tables import model_tables
+        from sqs_pyro.runs.bench_model import bench_model
+        from sqs_pyro.runs.bench_networks import bench_networks
+
+        _check_bench_out(out)
+        batches, widths = _numbers(batch, ",", "--batch"), _numbers(bits, ",", "--bits")
+        shape = None if input_shape is None else _numbers(input_shape, "x", "--input-shape")
+        tokens = _numbers(lengths, ",", "--lengths")
+        found = [net for name in networks for net in bench_networks(name, widths, shape, tokens)]
+        document = bench_model(
+            found,
+            batches,
+            threads,
+            rounds,
+            compiled=compiled,
+            progress=lambda line: typer.echo(line, err=True),
+        )
+        _write_bench(out, document, model_figure)
+        _show(document, model_tables(document), as_json)
+
+
+def _check_bench_out(out: Path | None) -> None:
+    if out is not None and (out.suffix != ".json" or not out.absolute().parent.is_dir()):
+        raise OutputError(f"--out '{out}' should be a file *.json in a directory that is there: correct the path.")
+
+
+def _write_bench(out: Path | None, document: dict[str, Any], figure: "Callable[[dict[str, Any]], Figure]") -> None:
+    """Write figures, and their picture beside them."""
+    if out is not None:
+        from sqs_pyro.runs.directory import write_json
+
+        write_json(out, document)
+        figure(document).savefig(out.with_suffix(".png"), dpi=150)
+        typer.echo(f"Wrote {out} and {out.with_suffix('.png').name}", err=True)
 
 
 def _numbers(text: str, between: str, option: str, count: int | None = None) -> tuple[int, ...]:

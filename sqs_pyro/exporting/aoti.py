@@ -19,14 +19,14 @@ from sqs_pyro.kernels.assemble import unpack_weights
 from sqs_pyro.kernels.native import compiled_kernels, has_native_kernel
 from sqs_pyro.packing.module import StoredWeight, stored_weights
 
-PACKAGE, LIBRARY, RUNNER, CPP_RUNNER = "model.pt2", "libsqs_cpu.so", "run.py", "run.cpp"
+PACKAGE, RUNNER, CPP_RUNNER = "model.pt2", "run.py", "run.cpp"
 
 
 def export_aoti(packed: nn.Module, inputs: Any, directory: str | Path) -> Exported:
     """Compile a packed network for this machine's CPU, into a directory that needs nothing but PyTorch.
 
-    It holds the package ``model.pt2``, the operators that it calls, ``libsqs_cpu.so`` (where any weight stays
-    packed), and two programs that load both: ``run.py``, which needs only torch, and ``run.cpp``, which needs no
+    It holds the package ``model.pt2``, the operators that it calls, ``libsqs_<form>.so`` of each form of weights
+    in it, and two programs that load both: ``run.py``, which needs only torch, and ``run.cpp``, which needs no
     Python. Weights whose operators have no compiled kernel are decoded first.
 
     Args:
@@ -46,8 +46,8 @@ def export_aoti(packed: nn.Module, inputs: Any, directory: str | Path) -> Export
     directory = Path(directory)
     with one_sentence("compiled"):
         torch._inductor.aoti_compile_and_package(program, package_path=str(directory / PACKAGE))
-    if exported.packed:
-        shutil.copyfile(_library(), directory / LIBRARY)
+    for form in sorted({op.rpartition("_")[2] for said in exported.packed.values() for op in said.split(", ")}):
+        shutil.copyfile(_library(form), directory / f"libsqs_{form}.so")
     for name in (RUNNER, CPP_RUNNER):
         shutil.copyfile(Path(__file__).with_name(f"aoti_{name}"), directory / name)
     return exported
@@ -123,9 +123,9 @@ def _whole_modules(net: nn.Module, chosen: set[StoredWeight]) -> set[StoredWeigh
     return chosen
 
 
-def _library() -> Path:
+def _library(form: str) -> Path:
     try:
-        return compiled_kernels(standalone=True)
+        return compiled_kernels(form, standalone=True)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         raise NetworkError(
             f"The library of operators could not be compiled ({error}): install a C++20 compiler, or set CXX."

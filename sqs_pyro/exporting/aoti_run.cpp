@@ -23,10 +23,12 @@ int main(int count, char** arguments) {
     return 2;
   }
   const std::filesystem::path directory = arguments[1];
-  const std::filesystem::path library = directory / "libsqs_cpu.so";
-  if (std::filesystem::exists(library) && !dlopen(library.c_str(), RTLD_NOW)) {  // it declares the operators
-    std::cerr << dlerror() << "\n";
-    return 1;
+  for (const auto& file : std::filesystem::directory_iterator(directory)) {
+    if (file.path().filename().string().rfind("libsqs_", 0) != 0) continue;
+    if (!dlopen(file.path().c_str(), RTLD_NOW)) {  // it declares the operators of packed weights
+      std::cerr << dlerror() << "\n";
+      return 1;
+    }
   }
   const c10::InferenceMode inference;
   torch::inductor::AOTIModelPackageLoader network((directory / "model.pt2").string());

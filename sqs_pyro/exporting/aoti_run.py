@@ -13,8 +13,7 @@ import torch
 
 def load(directory: Path) -> Callable[..., Any]:
     """Load ``model.pt2``; the operators that it calls come first."""
-    library = directory / "libsqs_cpu.so"
-    if library.exists():
+    for library in sorted(directory.glob("libsqs_*.so")):
         torch.ops.load_library(library)
     return torch._inductor.aoti_load_package(str(directory / "model.pt2"))
 

@@ -60,11 +60,15 @@ class PendingWeight(StoredWeight):
         """
         (twin,) = self._twin
         if twin is not None:
-            return twin.complete()
-        if not self._made:
-            self._made = (self._decode(),)
-            self.stored = None
-        return self._made[0]
+            weight = twin.complete()
+        else:
+            if not self._made:
+                self._made = (self._decode(),)
+                self.stored = None
+            (weight,) = self._made
+        for product in self.uses:
+            weight.used_for(product)
+        return weight
 
     def _decode(self) -> PackedWeight:
         assert self.stored is not None

@@ -147,6 +147,7 @@ def _packed_module(module: nn.Module, weights: Mapping[str, StoredWeight]) -> nn
     for name, weight in weights.items():
         del module._parameters[name]
         module.add_module(WEIGHT_PREFIX + name, weight)
+        weight.used_for("decoded")
     module.__class__ = _decoding_class(type(module), tuple(weights))
     return module
 

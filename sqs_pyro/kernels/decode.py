@@ -3,8 +3,8 @@
 At run time a weight is ``codes`` (uint8, bit-packed), ``table`` (uint8 ``[G, 4·S]``, the bytes of float32
 ``[G, S]``, so that casting a network to half precision leaves it alone), in the bitmap form ``mask`` (uint8, one
 bit a weight), and for out-channels with scales ``scales`` (uint8 ``[4·N]``, the bytes of float32 ``[N]``). In the
-dense form zero is an entry of the table like any other. The tiled form is the dense one with its codes in the
-order of the CPU kernels (:mod:`sqs_pyro.kernels.tiled`).
+dense form zero is an entry of the table like any other. The forms of the CPU kernels are the dense one with its
+codes in another order: ``tiled`` (:mod:`sqs_pyro.kernels.tiled`) or ``rows`` (:mod:`sqs_pyro.kernels.rows`).
 """
 
 import math
@@ -15,22 +15,26 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
-from sqs_pyro.kernels.tiled import unpack_tiles
+from sqs_pyro.kernels.rows import pack_rows, unpack_rows
+from sqs_pyro.kernels.tiled import pack_tiles, unpack_tiles
 from sqs_pyro.packing.bits import unpack_bits
 from sqs_pyro.packing.coded import look_up, scaled
+
+#: Forms of CPU kernels: what writes symbols in their order, and what reads them.
+TRANSCODERS = {"tiled": (pack_tiles, unpack_tiles), "rows": (pack_rows, unpack_rows)}
 
 
 class PackedArgs(NamedTuple):
     """A packed weight as the custom ops take it.
 
     Attributes:
-        codes: uint8, ``bits`` bits for every weight (dense and tiled form) or for every non-zero (bitmap form).
+        codes: uint8, ``bits`` bits for every weight, or in the bitmap form for every non-zero.
         table: uint8 ``[G, 4·S]``, float32 bytes; its entries are numbered by the codes.
         mask: uint8, one bit a weight, in the bitmap form; else None.
         shape: of the weight.
         bits: 0..8; 0 where all codes are 0.
         scales: uint8, float32 bytes of each out-channel's scale, or None.
-        form: ``"dense"``, ``"bitmap"`` or ``"tiled"``.
+        form: ``"dense"``, ``"bitmap"``, ``"tiled"`` or ``"rows"``.
     """
 
     codes: Tensor
@@ -69,6 +73,11 @@ class DecodedWeights:
     def forget(self, codes: Tensor) -> None:
         """Drop the decoded copies of ``codes``, if there are any."""
         self._entries.pop(codes, None)
+
+    def num_bytes(self, codes: Tensor) -> int:
+        """Return what the decoded copies of ``codes`` take."""
+        entry = self._entries.get(codes)
+        return 0 if entry is None else sum(copy.nbytes for copy in entry.copies.values())
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -110,8 +119,8 @@ def decode(packed: PackedArgs) -> Tensor:
 def read_symbols(packed: PackedArgs) -> tuple[Tensor, Tensor | None]:
     """Return every weight's place in the table, uint8 ``[numel]``; and the mask, bool, of a bitmap, else None."""
     numel, codes = math.prod(packed.shape), packed.codes.cpu()
-    if packed.form == "tiled":
-        return unpack_tiles(codes, packed.bits, packed.shape).view(-1), None
+    if packed.form in TRANSCODERS:
+        return TRANSCODERS[packed.form][1](codes, packed.bits, packed.shape).view(-1), None
     if packed.mask is None:
         return unpack_bits(codes, packed.bits, numel), None
     keep = unpack_bits(packed.mask.cpu(), 1, numel).bool()

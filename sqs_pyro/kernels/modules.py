@@ -43,6 +43,7 @@ class PackedLinear(PackedModule):
 
     def __init__(self, linear: nn.Linear, weight: StoredWeight) -> None:
         super().__init__(linear, weight)
+        weight.used_for("linear")
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.register_parameter("bias", linear.bias)
 
@@ -60,6 +61,7 @@ class PackedEmbedding(PackedModule):
 
     def __init__(self, embedding: nn.Embedding, weight: StoredWeight) -> None:
         super().__init__(embedding, weight)
+        weight.used_for("embedding")
         self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
         self.padding_idx = embedding.padding_idx
 
@@ -81,6 +83,8 @@ class _PackedConv(PackedModule):
 
     def __init__(self, conv: nn.modules.conv._ConvNd, weight: StoredWeight) -> None:
         super().__init__(conv, weight)
+        has_kernel = not conv.transposed and conv.groups == 1 and self.num_dims < 3
+        weight.used_for("convolution" if has_kernel else "decoded")
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
         self.groups, self.transposed, self.output_padding = conv.groups, conv.transposed, conv.output_padding

@@ -1,4 +1,4 @@
-"""The CPU kernels: compiled for this machine by one call of its C++ compiler, on first use, and kept.
+"""The CPU kernels: compiled for this machine by its C++ compiler, on first use, and kept.
 
 Environment:
     SQS_KERNELS: ``reference`` leaves them out: weights are decoded once and kept, in full size.
@@ -9,7 +9,6 @@ Environment:
 
 import hashlib
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -20,7 +19,11 @@ from pathlib import Path
 
 import torch
 
-_SOURCE = Path(__file__).parent / "cpu" / "tiled.cpp"
+from sqs_pyro.kernels.processor import processor_text
+
+_DIRECTORY = Path(__file__).parent / "cpu"
+#: What is compiled together, side by side: the form of weights that needs it, and its sources.
+_SOURCES = {"tiled": ("tiled.cpp", "convolution.cpp"), "rows": ("rows.cpp",)}
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 300
 
@@ -30,15 +33,15 @@ class KernelWarning(UserWarning):
 
 
 @cache
-def native_kernels() -> bool:
-    """Whether ``sqs::linear_tiled`` runs compiled on the CPU; compiles and loads it at the first call.
+def native_kernels(form: str) -> bool:
+    """Whether the ops of a form run compiled on the CPU; compiles and loads them at the first call.
 
     Where that fails, one :class:`KernelWarning` says why and what would help, and nothing else changes.
     """
     if os.environ.get("SQS_KERNELS") == "reference":
         return False
     try:
-        torch.ops.load_library(compiled_kernels())
+        torch.ops.load_library(compiled_kernels(form))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         warnings.warn(
             f"CPU kernels could not be compiled ({error}): packed networks run on decoded weights, slower and "
@@ -52,16 +55,20 @@ def native_kernels() -> bool:
 
 
 def has_native_kernel(op: str) -> bool:
-    """Whether ``sqs::<op>`` is compiled for CPUs: the dispatcher knows what the library has brought."""
-    return native_kernels() and torch._C._dispatch_has_kernel_for_dispatch_key(f"sqs::{op}", "CPU")
+    """Whether ``sqs::<op>`` is compiled for CPUs: the dispatcher knows what its form's library has brought."""
+    form = op.rpartition("_")[2]
+    if form not in _SOURCES or not native_kernels(form):
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"sqs::{op}", "CPU")
 
 
-def compiled_kernels(standalone: bool = False) -> Path:
+def compiled_kernels(form: str, standalone: bool = False) -> Path:
     """Return the compiled library; compiles it if there is none for this source, compiler, torch and machine.
 
     Two processes may do so at once: each writes a file of its own and renames it.
 
     Args:
+        form: ``"tiled"`` or ``"rows"``.
         standalone: a library that declares its operators, too, for processes without Python.
 
     Raises:
@@ -70,33 +77,45 @@ def compiled_kernels(standalone: bool = False) -> Path:
     """
     command = [*_compiler(), *_flags(standalone)]
     key = hashlib.sha256()
-    key.update(_SOURCE.read_bytes())
-    key.update("\n".join([*command, str(torch.__version__), _machine()]).encode())
-    name = f"cpu-{key.hexdigest()[:16]}.so"
+    for file in [*(_DIRECTORY / source for source in _SOURCES[form]), *sorted(_DIRECTORY.glob("*.h"))]:
+        key.update(file.read_bytes())
+    key.update("\n".join([*command, str(torch.__version__), processor_text()]).encode())
+    name = f"{form}-{key.hexdigest()[:16]}.so"
     directory = _cache()
     target = directory / name
     if target.exists():
         return target
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(suffix=".so", dir=directory)
+        work = tempfile.TemporaryDirectory(prefix="part-", dir=directory)
     except OSError:  # a cache that cannot be written to: this process compiles for itself
         directory = Path(tempfile.mkdtemp(prefix="sqs_pyro-"))
         target = directory / name
-        handle, part = tempfile.mkstemp(suffix=".so", dir=directory)
-    os.close(handle)
-    try:
-        result = subprocess.run(
-            [*command, str(_SOURCE), "-o", part, *_linked()], capture_output=True, text=True, timeout=_SECONDS
-        )
-        if result.returncode:
-            errors = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines()
-            raise RuntimeError(f"{command[0]} failed: {errors[0].strip() if errors else 'it said nothing'}")
-        Path(part).chmod(0o755)
-        Path(part).replace(target)
-    finally:
-        Path(part).unlink(missing_ok=True)
+        work = tempfile.TemporaryDirectory(prefix="part-", dir=directory)
+    with work as part:
+        objects = [Path(part) / f"{source}.o" for source in _SOURCES[form]]
+        _run_together([[*command, "-c", str(_DIRECTORY / o.stem), "-o", str(o)] for o in objects])
+        library = Path(part) / name
+        _run_together([[*command, *map(str, objects), "-o", str(library), *_linked()]])
+        library.replace(target)
     return target
+
+
+def _run_together(commands: list[list[str]]) -> None:
+    """Run compilers side by side; the first that fails is told of."""
+    started = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    try:
+        said = [process.communicate(timeout=_SECONDS)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for command, process, errors in zip(commands, started, said, strict=True):
+        if process.returncode:
+            lines = [line for line in errors.splitlines() if "error" in line] or errors.splitlines()
+            raise RuntimeError(f"{command[0]} failed: {lines[0].strip() if lines else 'it said nothing'}")
 
 
 def _compiler() -> list[str]:
@@ -129,14 +148,6 @@ def _flags(standalone: bool) -> list[str]:
 
 def _linked() -> list[str]:
     return [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
-
-
-def _machine() -> str:
-    """What ``-march=native`` depends on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
-    told = [line for line in lines if line.startswith(("flags", "Features", "model name"))]
-    return "\n".join([platform.machine(), *sorted(set(told))])
 
 
 def _cache() -> Path:

@@ -1,13 +1,16 @@
-"""Custom ops that multiply with packed weights, one of each for a run-time form: ``dense``, ``bitmap``, ``tiled``.
+"""Custom ops that multiply with packed weights, one of each for a run-time form.
+
+The forms are ``dense``, ``bitmap``, and of CPU kernels ``tiled`` and ``rows`` (:mod:`sqs_pyro.kernels.decode`).
 
 ``sqs::linear_dense(x, bias, codes, table, scales, shape, bits)``; the bitmap form has ``mask`` behind ``table``.
 Likewise ``convolution_*``, ``embedding_*``, ``weight_*`` (just the weight) and the gradients
 ``linear_grad_*`` and ``convolution_grad_*``. Packed weights are constants: gradients flow to ``x`` and ``bias``.
 
 The implementations here decode once and keep the result (:mod:`sqs_pyro.kernels.decode`): always right, never
-fast. Kernels take an op over for a device: on CPUs ``linear_tiled`` and ``embedding_tiled`` are compiled
-(:mod:`sqs_pyro.kernels.native`), in Python ``OPS["linear_dense"].register_kernel("cuda")(function)`` does it;
-autograd, ``torch.compile`` and ``torch.export`` see the same node as before.
+fast. Kernels take an op over for a device: on CPUs ``linear_tiled``, ``convolution_tiled``, ``linear_rows`` and
+the embeddings of both forms are compiled (:mod:`sqs_pyro.kernels.native`); in Python
+``OPS["linear_dense"].register_kernel("cuda")(function)`` does it. Autograd, ``torch.compile`` and ``torch.export``
+see the same node as before.
 """
 
 from collections.abc import Callable
@@ -26,6 +29,7 @@ _FORMS = {
     "dense": "Tensor codes, Tensor table, Tensor? scales, int[] shape, int bits",
     "bitmap": "Tensor codes, Tensor table, Tensor mask, Tensor? scales, int[] shape, int bits",
     "tiled": "Tensor codes, Tensor table, Tensor? scales, int[] shape, int bits",
+    "rows": "Tensor codes, Tensor table, Tensor? scales, int[] shape, int bits",
 }
 _CONVOLUTION = "int[] stride, int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups"
 
@@ -40,6 +44,10 @@ def call(name: str, packed: PackedArgs, *operands: Any) -> Tensor:
         operands: the op's other arguments in order.
     """
     op = OPS[f"{name}_{packed.form}"]._opoverload
+    if name in ("linear", "convolution"):
+        device = packed.codes.device.type
+        if torch.is_autocast_enabled(device):  # as torch's own products do
+            operands = (operands[0].to(torch.get_autocast_dtype(device)), *operands[1:])
     mask = () if packed.mask is None else (packed.mask,)
     arguments = (*operands, packed.codes, packed.table, *mask, packed.scales, packed.shape, packed.bits)
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(map(_learns, operands))):
@@ -85,22 +93,27 @@ def _define(name: str, operands: str, compute: Callable[..., Tensor]) -> None:
 
 
 def _forms(name: str) -> list[str]:
-    """Tiled weights are matrices."""
-    return [form for form in _FORMS if form != "tiled" or not name.startswith("convolution")]
+    """Weights in rows are matrices."""
+    return [form for form in _FORMS if form != "rows" or not name.startswith("convolution")]
 
 
 def _define_form(name: str, schema: str, compute: Callable[..., Tensor]) -> None:
     def reference(*args: Any) -> Tensor:
         operands, packed = _split(name, args)
-        return compute(decoded_weights.get(packed, _dtype(operands)), *operands)
+        return in_order(compute(decoded_weights.get(packed, _dtype(operands)), *operands))
 
     def fake(*args: Any) -> Tensor:
         operands, packed = _split(name, args)
         weight = packed.codes.new_empty(packed.shape, dtype=_dtype(operands))
-        return compute(weight, *operands)
+        return in_order(compute(weight, *operands))
 
+    in_order = Tensor.contiguous if name == "convolution_tiled" else _as_it_is  # as its compiled kernel writes
     OPS[name] = custom_op(f"sqs::{name}", reference, mutates_args=(), schema=schema)
     OPS[name].register_fake(fake)
+
+
+def _as_it_is(result: Tensor) -> Tensor:
+    return result
 
 
 def _split(name: str, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], PackedArgs]:

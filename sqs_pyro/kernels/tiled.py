@@ -5,11 +5,17 @@ A tile's codes are 64-byte words of 16 lanes. A word holds the codes of ``2 P`` 
 those of inputs 1, 3, 5, ... Rows behind the last and inputs behind the last have code 0. Codes of 6 and 7 bits
 take 8.
 
-``kernels/cpu/tiled.cpp`` multiplies with it.
+The weight of a convolution is tiled as the matrix ``[outputs, taps · channels]``: the channels of a tap side by
+side, with one of code 0 behind an odd number of them, so that pairs of inputs are pairs of channels.
+
+``kernels/cpu/tiled.cpp`` and ``kernels/cpu/convolution.cpp`` multiply with it.
 """
+
+import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ROWS = 16
@@ -22,18 +28,19 @@ def tiled_bits(bits: int) -> int:
 
 
 def tiled_size(shape: tuple[int, ...], bits: int) -> int:
-    """Return the bytes of the codes of a weight ``[outputs, inputs]``."""
-    outputs, inputs = shape
+    """Return the bytes of the codes of a weight."""
+    outputs, inputs = _matrix_shape(shape)
     return -(-outputs // ROWS) * -(-inputs // (2 * (16 // bits))) * 4 * ROWS
 
 
 def pack_tiles(symbols: Tensor, bits: int) -> Tensor:
-    """Write symbols, uint8 ``[outputs, inputs]``, each below ``2**bits``, as uint8 ``[bytes]``.
+    """Write symbols, each below ``2**bits``, as uint8 ``[bytes]``.
 
     Args:
-        symbols: on the CPU.
+        symbols: uint8 ``[outputs, inputs]`` or, of a convolution, ``[outputs, channels, *kernel]``, on the CPU.
         bits: 1, 2, 3, 4, 5 or 8.
     """
+    symbols = _as_matrix(symbols)
     pairs = 16 // bits
     outputs, inputs = symbols.shape
     tiles, words = -(-outputs // ROWS), -(-inputs // (2 * pairs))
@@ -52,13 +59,32 @@ def pack_tiles(symbols: Tensor, bits: int) -> Tensor:
 
 
 def unpack_tiles(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
-    """Return the symbols, uint8 ``[outputs, inputs]``, that :func:`pack_tiles` has written."""
+    """Return the symbols, uint8 ``[*shape]``, that :func:`pack_tiles` has written."""
     pairs = 16 // bits
-    outputs, inputs = shape
+    outputs, inputs = _matrix_shape(shape)
     lanes = packed.cpu().contiguous().numpy().view("<u4").reshape(-(-outputs // ROWS), -1, ROWS)
     symbols = np.empty((len(lanes) * ROWS, lanes.shape[1], pairs, 2), dtype=np.uint8)
     for pair in range(pairs):
         for half in range(2):
             codes = (lanes >> np.uint32(16 * half + bits * pair)) & np.uint32(2**bits - 1)
             symbols[:, :, pair, half] = codes.transpose(0, 2, 1).reshape(len(symbols), -1)
-    return torch.from_numpy(symbols.reshape(len(symbols), -1)[:outputs, :inputs].copy())
+    return _as_weight(torch.from_numpy(symbols.reshape(len(symbols), -1)[:outputs, :inputs].copy()), shape)
+
+
+def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    outputs, inputs, *kernel = shape
+    return outputs, (inputs + inputs % 2 if kernel else inputs) * math.prod(kernel)
+
+
+def _as_matrix(symbols: Tensor) -> Tensor:
+    if symbols.dim() == 2:
+        return symbols
+    channels_last = F.pad(symbols.movedim(1, -1), (0, symbols.shape[1] % 2))
+    return channels_last.reshape(len(symbols), -1)
+
+
+def _as_weight(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if len(shape) == 2:
+        return matrix
+    outputs, channels, *kernel = shape
+    return matrix.view(outputs, *kernel, -1)[..., :channels].movedim(-1, 1).contiguous()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.kernels.decode import (
+    TRANSCODERS,
     PackedArgs,
     decoded_weights,
     read_scales,
@@ -17,7 +18,8 @@ from sqs_pyro.kernels.decode import (
 )
 from sqs_pyro.kernels.native import native_kernels
 from sqs_pyro.kernels.ops import call
-from sqs_pyro.kernels.tiled import pack_tiles, tiled_bits
+from sqs_pyro.kernels.rows import fits_rows
+from sqs_pyro.kernels.tiled import tiled_bits
 from sqs_pyro.packing.bits import MAX_BITS, pack_bits, packed_size, unpack_bits
 from sqs_pyro.packing.coded import CodedTensor
 from sqs_pyro.packing.layouts import PackedTensor, get_layout, pack_tensor
@@ -27,9 +29,9 @@ from sqs_pyro.packing.module import StoredWeight
 class PackedWeight(StoredWeight):
     """A compressed parameter in its run-time form.
 
-    On CPUs with compiled kernels a matrix with one codebook is ``tiled``, which these multiply with as it is. All
-    others are decoded once, from ``dense`` codes, or ``bitmap`` where 8 bits cannot hold zero too. The state dict
-    is the same whatever the form: a tiled weight's has its dense codes.
+    On CPUs with compiled kernels it is ``tiled`` or ``rows`` where all modules that use it have such a kernel:
+    they multiply with the codes as they are. All others are decoded once, from ``dense`` codes, or ``bitmap``
+    where 8 bits cannot hold zero too. The state dict has the dense codes whatever the form.
 
     Modules that share the parameter share this module. Its buffers are uint8, so that casting the network
     leaves them alone; ``like`` is empty and follows the network's dtype and device.
@@ -64,32 +66,57 @@ class PackedWeight(StoredWeight):
             self.register_buffer("mask", stored.parts["mask"].clone() if self.form == "bitmap" else None)
             self.register_buffer("scales", None if coded.scales is None else write_table(coded.scales))
             self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
-        self._choose_form()
         self.register_load_state_dict_post_hook(_forget)
 
     @property
     def args(self) -> PackedArgs:
         """The weight as the custom ops take it."""
-        bits = tiled_bits(self.bits) if self.form == "tiled" else self.bits
+        bits = tiled_bits(self.bits) if self.form in TRANSCODERS else self.bits
         held: dict[str, Any] = self._buffers  # looking up attributes of a module would take longer
         return PackedArgs(held["codes"], held["table"], held["mask"], self.shape, bits, held["scales"], self.form)
 
-    def _choose_form(self) -> None:
-        """Rewrite the codes in the form that is best on the device they are on."""
-        tileable = self.form == "dense" and len(self.shape) == 2 and self.table.shape[0] == 1 and self.bits > 0
-        if tileable and self.codes.device.type == "cpu" and native_kernels():
-            self.codes, self.form = self._tiled(self.codes), "tiled"
-        elif self.form == "tiled" and self.codes.device.type != "cpu":
-            self.codes, self.form = self._dense_codes().to(self.codes.device), "dense"
+    def used_for(self, product: str) -> None:
+        """Tell what a module does with the weight: see :meth:`StoredWeight.used_for`."""
+        super().used_for(product)
+        self._choose_form()
+
+    def best_form(self) -> tuple[str, str]:
+        """Return the form that is best where the weight is, and why in a few words."""
+        device, groups = self.codes.device.type, self.table.shape[0]
+        if self.mask is not None:
+            return "bitmap", f"{self.table.shape[1] // 4} values and zero do not fit into {MAX_BITS} bits"
+        if device != "cpu":
+            return "dense", f"no kernels for {device}"
+        if not self.uses or "decoded" in self.uses:
+            return "dense", "its module reads the decoded weight"
+        if self.bits == 0:
+            return "dense", "all weights are one value"
+        form = "tiled" if groups == 1 or "convolution" in self.uses else "rows"
+        if not (self.shape[0] % groups == 0 if form == "tiled" else fits_rows(self.shape, groups)):
+            return "dense", f"no kernel for {groups} codebooks of {math.prod(self.shape) // groups} weights"
+        if not native_kernels(form):
+            return "dense", "no compiled kernels"
+        return form, "compiled kernels multiply with the codes"
 
     @torch.inference_mode(False)
-    def _tiled(self, codes: Tensor) -> Tensor:
+    def _choose_form(self) -> None:
+        """Rewrite the codes in the form that is best on the device they are on."""
+        form, _ = self.best_form()
+        if form != self.form:
+            device, codes = self.codes.device, self._dense_codes()
+            self.codes, self.form = self._in_order_of(form, codes).to(device), form
+
+    @torch.inference_mode(False)
+    def _in_order_of(self, form: str, codes: Tensor) -> Tensor:
+        """Dense codes in the order of another form."""
+        if form not in TRANSCODERS:
+            return codes
         symbols = unpack_bits(codes, self.bits, math.prod(self.shape)).view(self.shape)
-        return pack_tiles(symbols, tiled_bits(self.bits))
+        return TRANSCODERS[form][0](symbols, tiled_bits(self.bits))
 
     @torch.inference_mode(False)
     def _dense_codes(self) -> Tensor:
-        return pack_bits(read_symbols(self.args)[0], self.bits) if self.form == "tiled" else self.codes
+        return pack_bits(read_symbols(self.args)[0], self.bits) if self.form in TRANSCODERS else self.codes
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedWeight":
         super()._apply(fn, recurse)
@@ -103,8 +130,8 @@ class PackedWeight(StoredWeight):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         codes, size = state_dict.get(f"{prefix}codes"), packed_size(math.prod(self.shape), self.bits)
-        if self.form == "tiled" and codes is not None and codes.numel() == size:  # torch tells of wrong sizes
-            state_dict = {**state_dict, f"{prefix}codes": self._tiled(codes)}
+        if codes is not None and codes.numel() == size:  # torch tells of wrong sizes
+            state_dict = {**state_dict, f"{prefix}codes": self._in_order_of(self.form, codes)}
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def dense(self) -> Tensor:

@@ -19,9 +19,22 @@ class StoredWeight(nn.Module, ABC):
 
     Attributes:
         layout: the layout that the parameter is stored in (at run time it may have another).
+        uses: what modules do with the weight.
     """
 
     layout: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uses: set[str] = set()
+
+    def used_for(self, product: str) -> None:
+        """Tell what a module does with the weight; the form that it has at run time depends on it.
+
+        Args:
+            product: ``"linear"``, ``"convolution"``, ``"embedding"``, or ``"decoded"`` where it reads the weight.
+        """
+        self.uses.add(product)
 
     @abstractmethod
     def coded(self) -> CodedTensor:

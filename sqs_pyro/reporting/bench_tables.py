@@ -35,6 +35,36 @@ def kernel_tables(document: Mapping[str, Any]) -> list[Any]:
     return tables + [f"{name} is missing: {why}" for name, why in document["missing"].items()]
 
 
+def model_tables(document: Mapping[str, Any]) -> list[Any]:
+    """One table for each network, input and batch: microseconds cold and warm, memory, and how outputs differ.
+
+    Args:
+        document: of :func:`sqs_pyro.runs.bench_model.bench_model`.
+    """
+    made, how = machine_line(document["machine"]), "torch.compile" if document["compiled"] else "eager"
+    tables: list[Any] = [f"{made}, {how}; medians of {document['rounds']} calls, methods in turn"]
+    for title, rows in model_groups(document).items():
+        table = Table(title=f"{title}: µs (times as fast as float32)")
+        for column in ("method", "cold", "warm", "MB held", "outputs differ by"):
+            table.add_column(column, justify="left" if column == "method" else "right")
+        for method in dict.fromkeys(row["method"] for row in rows):
+            cold, warm = (next(r for r in rows if r["method"] == method and r["cold"] == c) for c in (True, False))
+            times = (f"{row['microseconds']:.0f} ({row['times_as_fast']:.2f})" for row in (cold, warm))
+            table.add_row(method, *times, f"{cold['bytes'] / 1e6:.2f}", f"{cold['relative_error']:.1e}")
+        tables.append(table)
+    return tables + [f"{name} is missing: {why}" for name, why in document["missing"].items()]
+
+
+def model_groups(document: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows of :func:`~sqs_pyro.runs.bench_model.bench_model` by title: one for each network, input and batch."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in document["rows"]:
+        shape = "x".join(map(str, row["input"]))
+        unit = " token(s)" if len(row["input"]) == 1 else ""
+        groups.setdefault(f"{row['network']}, {shape}{unit}, batch {row['batch']}", []).append(row)
+    return groups
+
+
 def machine_line(machine: Mapping[str, Any]) -> str:
     """The machine in a line."""
     return (

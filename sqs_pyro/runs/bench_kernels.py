@@ -5,7 +5,6 @@ more than the caches hold, so that weights come from memory as they do in a netw
 """
 
 import copy
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,13 +17,22 @@ from sqs_pyro.errors import RecipeError
 from sqs_pyro.kernels.modules import PackedLinear
 from sqs_pyro.kernels.weight import PackedWeight
 from sqs_pyro.packing import CodedTensor, pack_tensor
+from sqs_pyro.runs.bench import (
+    COLD_BYTES,
+    NF4,
+    PEER_ERRORS,
+    first_line,
+    nf4_linear,
+    random_coded,
+    spread,
+    torch_threads,
+)
 from sqs_pyro.runs.machine import machine
 
 Product = Callable[[Tensor], Tensor]
 
 SHAPES = ((4096, 4096), (4864, 896), (576, 1536))
 ROWS = (1, 4, 16, 64)
-COLD_BYTES = 192 << 20  # of all copies of a weight: several times a last-level cache
 _MOST_COPIES = 300
 _GROUP = 64
 
@@ -56,11 +64,9 @@ def bench_kernels(
         raise RecipeError(
             "A benchmark needs shapes, rows, threads and rounds of at least 1, and bits from 1 to 8."
         )
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        found: list[dict[str, Any]] = []
-        missing: dict[str, str] = {}
+    found: list[dict[str, Any]] = []
+    missing: dict[str, str] = {}
+    with torch_threads(threads):
         for outputs, inputs in shapes:
             progress(f"{outputs} x {inputs}")
             methods, absent = _methods(outputs, inputs, bits)
@@ -68,17 +74,10 @@ def bench_kernels(
             for count in rows:
                 seconds = _interleaved(methods, count, inputs, rounds)
                 found += [
-                    {"outputs": outputs, "inputs": inputs, "rows": count, "method": name, **_spread(times)}
+                    {"outputs": outputs, "inputs": inputs, "rows": count, "method": name, **spread(times)}
                     for name, times in seconds.items()
                 ]
         return {"machine": machine(), "rounds": rounds, "missing": missing, "rows": found}
-    finally:
-        torch.set_num_threads(before)
-
-
-def _spread(seconds: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(seconds, n=4)
-    return {"microseconds": middle * 1e6, "lower_quartile": low * 1e6, "upper_quartile": high * 1e6}
 
 
 @torch.inference_mode()
@@ -109,13 +108,13 @@ def _methods(
     numel = weight.numel()
     made["float32"] = single, [_dense(weight.clone()) for _ in range(_copies(4 * numel))]
     made["bfloat16"] = half, [_dense(weight.to(half).clone()) for _ in range(_copies(2 * numel))]
-    for name, make in {"int4, groups of 64 (aten)": _int4, "NF4 (bitsandbytes)": _nf4}.items():
+    for name, make in {"int4, groups of 64 (aten)": _int4, NF4: _nf4}.items():
         try:
             made[name] = half, [make(weight) for _ in range(_copies(numel // 2))]
-        except (ImportError, RuntimeError, NotImplementedError) as error:
-            missing[name] = str(error).partition("\n")[0]
+        except PEER_ERRORS as error:
+            missing[name] = first_line(error)
     for width in bits:
-        coded = _random_coded(outputs, inputs, width)
+        coded = random_coded((outputs, inputs), width, nonzero_rate=1 - 2**-width)
         for label, dtype in {"float32": single, "bfloat16": half}.items():
             copies = _copies(numel * width // 8)
             made[f"packed, {width} bits, {label}"] = dtype, list(_packed(coded, dtype, copies))
@@ -140,30 +139,16 @@ def _int4(weight: Tensor) -> Product:
 
 
 def _nf4(weight: Tensor) -> Product:
-    import bitsandbytes
-
     outputs, inputs = weight.shape
-    layer = bitsandbytes.nn.Linear4bit(
-        inputs, outputs, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4", compress_statistics=False
-    )
-    layer.weight = bitsandbytes.nn.Params4bit(
-        weight.clone(), requires_grad=False, quant_type="nf4", compress_statistics=False, module=layer
-    )
-    layer = layer.to("cpu").eval()
-    with torch.inference_mode():
-        layer(torch.zeros(1, inputs, dtype=torch.bfloat16))  # rearranges its weight at the first call
-    return layer
-
-
-def _random_coded(outputs: int, inputs: int, bits: int) -> CodedTensor:
-    """Uniform codes, one of which is zero."""
-    symbols = torch.randint(0, 2**bits, (outputs, inputs), dtype=torch.uint8)
-    return CodedTensor((symbols - (symbols > 0).to(torch.uint8)), symbols > 0, torch.randn(1, 2**bits - 1))
+    linear = nn.Linear(inputs, outputs, bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return nf4_linear(linear)
 
 
 def _packed(coded: CodedTensor, dtype: torch.dtype, copies: int) -> Iterator[Product]:
     outputs, inputs = coded.shape
     weight = PackedWeight(pack_tensor(coded, "dense"), dtype)
+    weight.used_for("linear")
     linear = nn.Linear(inputs, outputs, bias=False, device="meta")
     for _ in range(copies):
         cold = copy.copy(weight)

@@ -99,10 +99,10 @@ def evaluate_file(
 
 
 def existing_file(file: str | Path) -> Path:
-    """Return the path of a file.
+    """The path of a packed file that is there.
 
     Raises:
-        PackedFileError: it is not there.
+        PackedFileError: it is not.
     """
     path = Path(file)
     if not path.is_file():

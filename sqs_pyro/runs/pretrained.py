@@ -53,7 +53,7 @@ class Pretrained:
             NetworkError: weights are missing, damaged or of another shape than the configuration says, or a block
                 has layers that its architecture does not name.
         """
-        transformers = _transformers()
+        transformers = transformers_package()
         with _one_sentence("weights", self.recipe), _quiet(transformers, self.recipe):
             net, found = getattr(transformers, auto_class).from_pretrained(
                 self.recipe.path,
@@ -79,7 +79,7 @@ class Pretrained:
 
     def unloaded_network(self) -> nn.Module:
         """The network without its weights, for a packed file to fill."""
-        transformers = _transformers()
+        transformers = transformers_package()
         with _one_sentence("network", self.recipe), torch.random.fork_rng(devices=[]):
             dtype = getattr(torch, self.recipe.dtype)
             return transformers.AutoModelForCausalLM.from_config(self.config, dtype=dtype).eval()
@@ -93,7 +93,7 @@ def find_pretrained(recipe: PretrainedRecipe) -> Pretrained:
             it has no tokenizer.
     """
     _check_path(recipe.path)
-    transformers = _transformers()
+    transformers = transformers_package()
     with _one_sentence("configuration", recipe), _quiet(transformers, recipe):
         config = transformers.AutoConfig.from_pretrained(recipe.path, **_where(recipe))
     architecture_of(config)
@@ -198,7 +198,12 @@ def _where(recipe: PretrainedRecipe) -> dict[str, Any]:
     return {"local_files_only": Path(recipe.path).is_dir(), **gguf}
 
 
-def _transformers() -> Any:
+def transformers_package() -> Any:
+    """The package, imported.
+
+    Raises:
+        NetworkError: it is not installed.
+    """
     try:
         return importlib.import_module("transformers")
     except ImportError:

@@ -12,19 +12,19 @@ from kits.packed_exports import INPUTS, first_rows, packed
 import sqs_pyro.exporting.aoti
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.exporting import export_aoti
-from sqs_pyro.exporting.aoti import LIBRARY, PACKAGE, native_program, run_aoti
+from sqs_pyro.exporting.aoti import PACKAGE, native_program, run_aoti
 from sqs_pyro.kernels.native import has_native_kernel, native_kernels
 from sqs_pyro.packing.module import stored_weights
 
-needs_compiler = pytest.mark.skipif(not native_kernels(), reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(not native_kernels("tiled"), reason="no C++ compiler")
 
 SCRIPT = """
 from pathlib import Path
 import torch
 
 _, directory, place = map(Path, sys.argv)
-if (directory / "libsqs_cpu.so").exists():
-    torch.ops.load_library(directory / "libsqs_cpu.so")
+for library in directory.glob("libsqs_*.so"):
+    torch.ops.load_library(library)
 network = torch._inductor.aoti_load_package(str(directory / "model.pt2"))
 for rows in (1, 4, 7):
     with torch.inference_mode():
@@ -59,8 +59,8 @@ def test_a_weight_is_decoded_for_all_of_its_modules_if_for_one(monkeypatch):
 
 
 def test_without_kernels_everything_is_decoded(monkeypatch):
-    monkeypatch.setattr("sqs_pyro.kernels.weight.native_kernels", lambda: False)
-    monkeypatch.setattr("sqs_pyro.kernels.native.native_kernels", lambda: False)
+    monkeypatch.setattr("sqs_pyro.kernels.weight.native_kernels", lambda form: False)
+    monkeypatch.setattr("sqs_pyro.kernels.native.native_kernels", lambda form: False)
     program, exported = native_program(packed("residual", "4 bits"), INPUTS["residual"])
     assert not exported.packed and not operators(program)
     assert exported.decoded["head.weight"] == "no compiled linear_dense"
@@ -76,7 +76,8 @@ def test_it_runs_without_us(kind, codes, tmp_path):
     net, directory = packed(kind, codes), tmp_path / "out"
     directory.mkdir()
     exported = export_aoti(net, INPUTS[kind], directory)
-    assert (directory / LIBRARY).exists() == bool(exported.packed)
+    forms = {op.split("_")[-1] for said in exported.packed.values() for op in said.split(", ")}
+    assert {path.name for path in directory.glob("*.so")} == {f"libsqs_{form}.so" for form in forms}
     moved = directory.rename(tmp_path / "moved")  # nothing in it may depend on where it was made
     for rows in (1, 4, 7):
         torch.save(first_rows(INPUTS[kind], rows), tmp_path / f"x{rows}.pt")
@@ -91,7 +92,6 @@ def test_it_runs_without_us(kind, codes, tmp_path):
 def test_it_runs_without_python(tmp_path):
     net, x = packed("words", "4 bits"), first_rows(INPUTS["words"], 3)
     export_aoti(net, INPUTS["words"], tmp_path)
-    assert (tmp_path / LIBRARY).exists()
     said = (tmp_path / "run.cpp").read_text().splitlines()
     start = next(i for i, line in enumerate(said) if line.startswith("//   c++ "))
     command = " ".join(line.removeprefix("//") for line in said[start : start + 2])  # as the file itself says
@@ -103,7 +103,7 @@ def test_it_runs_without_python(tmp_path):
     torch.testing.assert_close(y, net(x).detach(), rtol=1e-4, atol=1e-4)
     (again,) = run_aoti(tmp_path, x)
     assert torch.equal(again, y)
-    (tmp_path / LIBRARY).unlink()
+    (tmp_path / "libsqs_tiled.so").unlink()
     with pytest.raises(NetworkError, match=r"The compiled network does not run \(.*sqs"):
         run_aoti(tmp_path, x)
 

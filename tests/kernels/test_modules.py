@@ -88,9 +88,28 @@ def test_half_precision_networks():
             given = x.to(dtype) if x.is_floating_point() else x
             actual = packed.to(dtype)(given)
             assert actual.dtype == dtype
-            assert torch.equal(actual, plain.to(dtype)(given))
+            torch.testing.assert_close(actual, plain.to(dtype)(given), rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
         packed.float()
         plain.float()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast(dtype, compiled):
+    """Products are made in the dtype that was asked for, as torch's are; gradients come back in x's own."""
+    plain = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(96, 5))
+    coded = {name: random_coded(tuple(plain.get_parameter(name).shape), 5) for name in ("0.weight", "2.weight")}
+    packed = packed_network(plain, coded)
+    run = torch.compile(packed, fullgraph=True) if compiled else packed
+    x = torch.randn(2, 3, 6, 6, requires_grad=True)
+    with torch.autocast("cpu", dtype):
+        y = run(x)
+    assert y.dtype == plain(x).float().to(dtype).dtype
+    torch.testing.assert_close(y.float(), packed(x), rtol=0.05, atol=0.05)
+    y.float().sum().backward()
+    assert x.grad.dtype == torch.float32 and x.grad.abs().sum() > 0
+    with torch.autocast("cpu", dtype, enabled=False):
+        assert packed(x).dtype == torch.float32
 
 
 def test_a_network_made_in_half_precision():

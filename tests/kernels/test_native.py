@@ -60,7 +60,7 @@ def compiler(tmp_path, body):
     return str(path)
 
 
-needs_compiler = pytest.mark.skipif(not native_kernels(), reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(not native_kernels("tiled"), reason="no C++ compiler")
 
 
 def test_no_compiler(tmp_path):
@@ -110,18 +110,18 @@ def test_two_processes_at_once(tmp_path):
 def test_other_instruction_sets(tmp_path, flags):
     """The same products on what older machines have; the grid of shapes runs there, too."""
     environment = {**os.environ, "SQS_CACHE": str(tmp_path), "SQS_CXXFLAGS": flags}
-    grid = str(Path(__file__).with_name("test_tiled.py"))
-    command = [sys.executable, "-m", "pytest", grid, "-p", "no:cacheprovider"]
+    grids = [str(Path(__file__).with_name(name)) for name in ("test_matrices.py", "test_convolution.py")]
+    command = [sys.executable, "-m", "pytest", *grids, "-p", "no:cacheprovider"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0 and "skipped" not in result.stdout, result.stdout[-3000:]
 
 
 @needs_compiler
 def test_the_library_is_kept():
-    first = compiled_kernels()
+    first = compiled_kernels("tiled")
     before = first.stat().st_mtime_ns
-    assert compiled_kernels() == first and first.stat().st_mtime_ns == before
-    assert compiled_kernels(standalone=True) != first
+    assert compiled_kernels("tiled") == first and first.stat().st_mtime_ns == before
+    assert compiled_kernels("tiled", standalone=True) != first
 
 
 @needs_compiler
@@ -141,22 +141,52 @@ def test_a_network_is_no_larger_in_memory_than_its_codes():
     assert len(decoded_weights) == before  # nothing was decoded
     assert packed[0].packed_weight is packed[1].packed_weight
     assert packed[1].packed_weight.codes.numel() == 160 * 64 // 2
+    packed = packed_network(nn.Conv2d(16, 32, 3), {"weight": random_coded((32, 16, 3, 3), 15, groups=32)})
+    packed(torch.randn(1, 16, 9, 9))
+    assert len(decoded_weights) == before
+    assert packed.packed_weight.codes.numel() == 32 * 144 // 2
+
+
+@needs_compiler
+def test_a_weight_is_tiled_where_all_that_use_it_have_a_kernel():
+    from kits.layout import random_coded
+
+    from sqs_pyro.kernels import packed_network
+
+    def forms(module, name="weight", groups=1):
+        coded = random_coded(tuple(module.get_parameter(name).shape), 5, groups=groups)
+        packed = packed_network(module, {name: coded})
+        return {child.best_form() for child in packed.modules() if hasattr(child, "best_form")}
+
+    tiled = ("tiled", "compiled kernels multiply with the codes")
+    assert forms(nn.Linear(40, 8)) == forms(nn.Conv1d(4, 8, 3)) == {tiled}
+    decoded = ("dense", "its module reads the decoded weight")
+    assert forms(nn.Conv2d(4, 8, 3, groups=2)) == forms(nn.ConvTranspose2d(4, 8, 3)) == {decoded}
+    assert forms(nn.Conv3d(4, 8, 3)) == forms(nn.MultiheadAttention(8, 2), "in_proj_weight") == {decoded}
+    assert forms(nn.Linear(40, 8), groups=8) == forms(nn.Linear(64, 8), groups=16) == {("rows", tiled[1])}
+    assert forms(nn.Linear(40, 8), groups=16) == {("dense", "no kernel for 16 codebooks of 20 weights")}
+    shared = nn.ModuleList([nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3)])
+    shared[1].weight = shared[0].weight
+    assert forms(shared, "0.weight") == {decoded}
+    assert forms(shared[:1], "0.weight") == {tiled}
 
 
 DECLARED = """
 import sys
 import torch
 torch.ops.load_library(sys.argv[1])
-for op in sys.argv[2:]:
+torch.ops.load_library(sys.argv[2])
+for op in sys.argv[3:]:
     print(getattr(torch.ops.sqs, op).default._schema)
 """
 
 
 @needs_compiler
-def test_the_library_for_others_declares_every_compiled_operator():
+def test_the_libraries_for_others_declare_every_compiled_operator():
     """And as Python does: an export calls them by these signatures."""
     compiled = sorted(op for op in OPS if has_native_kernel(op))
-    assert {"linear_tiled", "embedding_tiled"} <= set(compiled) and "weight_dense" not in compiled
-    command = [sys.executable, "-c", DECLARED, str(compiled_kernels(standalone=True)), *compiled]
+    assert {"linear_tiled", "embedding_rows"} <= set(compiled) and "weight_tiled" not in compiled
+    libraries = [str(compiled_kernels(form, standalone=True)) for form in ("tiled", "rows")]
+    command = [sys.executable, "-c", DECLARED, *libraries, *compiled]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert told == [str(OPS[op]._opoverload._schema) for op in compiled]

@@ -29,13 +29,15 @@ def bitmap_coded(shape, scales=False) -> CodedTensor:
 def coded_for(form, shape, groups=1, scales=False) -> CodedTensor:
     if form == "bitmap":
         return bitmap_coded(shape, scales)
+    groups = shape[0] if form == "rows" else groups  # else one codebook would do
     return random_coded(shape, 11, groups=groups, scales=scales)
 
 
 def in_form(packed, form) -> PackedWeight:
     """The weight with compiled kernels, or without them."""
-    with mock.patch("sqs_pyro.kernels.weight.native_kernels", lambda: form == "tiled"):
+    with mock.patch("sqs_pyro.kernels.weight.native_kernels", lambda wanted: wanted == form):
         weight = PackedWeight(packed)
+        weight.used_for("convolution" if len(packed.shape) == 4 else "linear")
     assert weight.form == form
     return weight
 
@@ -51,8 +53,8 @@ def packed_arguments(weight):
     return (args.codes, args.table, *mask, args.scales, list(args.shape), args.bits)
 
 
-FORMS = pytest.mark.parametrize("form", ["dense", "bitmap"])
-MATRIX_FORMS = pytest.mark.parametrize("form", ["dense", "bitmap", "tiled"])
+FORMS = pytest.mark.parametrize("form", ["dense", "bitmap", "tiled"])
+MATRIX_FORMS = pytest.mark.parametrize("form", ["dense", "bitmap", "tiled", "rows"])
 SCALES = pytest.mark.parametrize("scales", [False, True], ids=["plain", "scaled"])
 
 
@@ -76,7 +78,7 @@ def test_decoded_weight_is_the_reference_bit_for_bit(form, layout, scales):
 def test_linear(form, scales):
     weight, dense = make(form, (24, 300), 24 if form == "dense" else 1, scales)
     x, bias = torch.randn(5, 7, 300), torch.randn(24)
-    exact = {} if form == "tiled" else {"rtol": 0, "atol": 0}
+    exact = {} if form in ("tiled", "rows") else {"rtol": 0, "atol": 0}
     torch.testing.assert_close(call("linear", weight.args, x, bias), F.linear(x, dense, bias), **exact)
     torch.testing.assert_close(call("linear", weight.args, x[0, 0], None), F.linear(x[0, 0], dense))
 
@@ -101,7 +103,7 @@ def test_opcheck(form, scales):
         "embedding": (linear, (torch.tensor([0, 3, 3]), torch.float32)),
         "weight": (linear, (linear.like,)),
     }
-    if form != "tiled":
+    if form != "rows":
         conv, _ = make(form, (8, 7, 3, 3), scales=scales)
         image = torch.randn(2, 7, 9, 9, requires_grad=True)
         cases["convolution"] = (conv, (image, bias, *GEOMETRY))

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from sqs_pyro.cli import app
 from sqs_pyro.errors import RecipeError
+from sqs_pyro.runs.bench import spread
 from sqs_pyro.runs.bench_kernels import _methods, bench_kernels
 
 
@@ -45,6 +46,12 @@ def test_the_command(tmp_path):
     assert result.exit_code == 0, result.output
     assert "64 x 64" in result.stdout and "packed, 3 bits, float32" in result.stdout
     assert len(json.loads((tmp_path / "kernels.json").read_text())["rows"]) >= 8
+    assert (tmp_path / "kernels.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_round_is_its_own_median():
+    assert list(spread([2e-6]).values()) == pytest.approx([2.0, 2.0, 2.0])
+    assert list(spread([5e-6, 1e-6, 2e-6, 4e-6, 3e-6]).values()) == pytest.approx([3.0, 2.0, 4.0])
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_onnx_of_a_run(file, small_recipe, tmp_path):
 def test_aoti_of_a_run(file, tmp_path):
     document = export_file(file, "aoti", tmp_path / "net", input_shape=(1, 8, 8))
     assert {"model.pt2", "run.py", "run.cpp"} <= set(document["bytes"])
-    assert ("libsqs_cpu.so" in document["bytes"]) == bool(document["packed"])
+    assert any(name.startswith("libsqs_") for name in document["bytes"]) == bool(document["packed"])
     assert document["example"] == "random numbers [4, 1, 8, 8]" and document["max_difference"] < 1e-4
     assert all(said.startswith("no compiled ") for said in document["decoded"].values())
     export_file(file, "aoti", tmp_path / "net", input_shape=(1, 8, 8), overwrite=True)

@@ -1,214 +1,15 @@
-// Products with packed weights on CPUs, in the run-time layout "tiled" (sqs_pyro/kernels/tiled.py writes it).
+// Matrix products with packed weights on CPUs, and rows of them (sqs_pyro/kernels/tiled.py writes the layout).
 //
-// A tile is 16 output rows. Its codes are 64-byte words, a 32-bit lane a row. A word holds the codes of 2 P
-// consecutive inputs, P = 16 / B: code c of a lane's low half belongs to input 2c, that of its high half to input
-// 2c + 1. So one shift brings the codes of two inputs of 16 rows to the bottom of 32 halves, where a permutation of
-// registers looks up bfloat16 values for `vdpbf16ps`, and float32 values of either half with one shift more: the same
-// bytes serve both. Bits above a code are never masked away: tables repeat up to the width of the look-up's index.
-//
-// Compiled on first use for the machine at hand (sqs_pyro/kernels/native.py), so the instruction set is the
-// compiler's: AVX-512 with bfloat16, AVX-512, AVX2, or none of these. Only PyTorch's stable C interface is used.
+// Compiled on first use for the machine at hand (sqs_pyro/kernels/native.py). Only PyTorch's stable C interface is used.
 
 #include <algorithm>
-#include <cstdint>
-#include <cstring>
-#include <optional>
-#include <vector>
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Exception.h>
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "operators.h"
 
 namespace {
 
-using torch::headeronly::BFloat16;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-constexpr int kRows = 16;      // output rows of a tile
 constexpr int kDepth = 512;    // inputs that are decoded at once where several rows of x share them
 constexpr int kTiles = 4;      // tiles that share a panel of x while it is in the first-level cache
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;     // float32 lanes of a register
-constexpr int kPanel = 16;     // rows of x that a decoded value is multiplied with at once
-#elif defined(__AVX2__)
-constexpr int kLanes = 8;
-constexpr int kPanel = 8;
-#else
-constexpr int kLanes = 4;
-constexpr int kPanel = 8;
-#endif
-
-typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
-
-template <class V, class T>
-inline V load(const T* from) {
-  V value;
-  std::memcpy(&value, from, sizeof(V));
-  return value;
-}
-
-template <class V, class T>
-inline void store(T* to, V value) {
-  std::memcpy(to, &value, sizeof(V));
-}
-
-template <int B>
-constexpr int kPairs = 16 / B;  // pairs of inputs in a word
-
-// ---- float32: a table in registers, or in memory where it is too long -----------------------------------------
-
-template <int B>
-struct Table {
-  float values[B < 4 ? 16 : 1 << B];  // repeated: bits above a code do not matter
-
-  Table(const float* table, int64_t size) {
-    constexpr int span = 1 << B;
-    for (int i = 0; i < int(sizeof(values) / sizeof(float)); ++i) {
-      values[i] = i % span < size ? table[i % span] : 0.0f;
-    }
-  }
-
-  inline Floats operator[](Words index) const {
-#if defined(__AVX512F__)
-    if constexpr (B <= 4) {
-      return (Floats)_mm512_permutexvar_ps((__m512i)index, load<__m512>(values));
-    } else if constexpr (B == 5) {
-      return (Floats)_mm512_permutex2var_ps(load<__m512>(values), (__m512i)index, load<__m512>(values + 16));
-    } else {
-      return (Floats)_mm512_i32gather_ps((__m512i)(index & 255u), values, 4);
-    }
-#elif defined(__AVX2__)
-    if constexpr (B <= 3) {
-      return (Floats)_mm256_permutevar8x32_ps(load<__m256>(values), (__m256i)index);
-    } else if constexpr (B == 4) {
-      const __m256 low = _mm256_permutevar8x32_ps(load<__m256>(values), (__m256i)index);
-      const __m256 high = _mm256_permutevar8x32_ps(load<__m256>(values + 8), (__m256i)index);
-      return (Floats)_mm256_blendv_ps(low, high, (__m256)(index << 28));  // bit 3 becomes the sign
-    } else {
-      return (Floats)_mm256_i32gather_ps(values, (__m256i)(index & ((1u << B) - 1)), 4);
-    }
-#else
-    Floats found;
-    for (int i = 0; i < kLanes; ++i) found[i] = values[index[i] & ((1u << B) - 1)];
-    return found;
-#endif
-  }
-};
-
-// Weights of 2 P inputs times M rows of x, laid out as `[input][M]`.
-template <int B>
-struct FloatKernel {
-  using X = float;  // one input of a panel of x
-  static constexpr int kInputs = 1;
-  Table<B> table;
-
-  FloatKernel(const float* values, int64_t size) : table(values, size) {}
-
-  template <int M, int A>
-  inline void multiply(const uint32_t* word, const float* x, Floats (&sums)[A][M]) const {
-    const Words codes = load<Words>(word);
-#pragma GCC unroll 16
-    for (int c = 0; c < kPairs<B>; ++c) {
-      const Floats even = table[codes >> (B * c)], odd = table[codes >> (16 + B * c)];
-#pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) sums[(2 * c) % A][m] += even * x[2 * c * M + m];
-#pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) sums[(2 * c + 1) % A][m] += odd * x[(2 * c + 1) * M + m];
-    }
-  }
-
-  inline void decode(const uint32_t* word, float* to) const {  // [input][row]
-    const Words codes = load<Words>(word);
-#pragma GCC unroll 16
-    for (int c = 0; c < kPairs<B>; ++c) {
-      store(to + 2 * c * kRows, table[codes >> (B * c)]);
-      store(to + (2 * c + 1) * kRows, table[codes >> (16 + B * c)]);
-    }
-  }
-
-  template <int M>
-  static inline void accumulate(const float* weights, const float* x, Floats (&sums)[M]) {
-    const Floats weight = load<Floats>(weights);
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) sums[m] += weight * x[m];
-  }
-};
-
-#if defined(__AVX512BF16__)
-
-// ---- bfloat16: pairs of inputs, products of pairs ---------------------------------------------------------------
-
-inline uint16_t rounded_bits(float value) { return BFloat16(value).x; }
-
-template <int B>
-struct PairKernel {
-  using X = uint32_t;  // two inputs of a panel of x
-  static constexpr int kInputs = 2;
-  uint16_t values[B < 5 ? 32 : 1 << B];
-
-  PairKernel(const float* table, int64_t size) {
-    constexpr int span = 1 << B;
-    for (int i = 0; i < int(sizeof(values) / 2); ++i) {
-      values[i] = i % span < size ? rounded_bits(table[i % span]) : uint16_t(0);
-    }
-  }
-
-  inline __m512bh look_up(__m512i index) const {
-    if constexpr (B <= 5) {
-      return (__m512bh)_mm512_permutexvar_epi16(index, load<__m512i>(values));
-    } else {
-      __m512i quarter[4];
-      for (int q = 0; q < 4; ++q) {
-        quarter[q] = _mm512_permutex2var_epi16(
-            load<__m512i>(values + 64 * q), index, load<__m512i>(values + 64 * q + 32));
-      }
-      const __mmask32 bit6 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(64));
-      const __mmask32 bit7 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(128));
-      return (__m512bh)_mm512_mask_blend_epi16(
-          bit7, _mm512_mask_blend_epi16(bit6, quarter[0], quarter[1]),
-          _mm512_mask_blend_epi16(bit6, quarter[2], quarter[3]));
-    }
-  }
-
-  static inline void add(Floats& sum, __m512bh weights, uint32_t pair) {
-    sum = (Floats)_mm512_dpbf16_ps((__m512)sum, weights, (__m512bh)_mm512_set1_epi32(int(pair)));
-  }
-
-  template <int M, int A>
-  inline void multiply(const uint32_t* word, const uint32_t* x, Floats (&sums)[A][M]) const {
-    const __m512i codes = load<__m512i>(word);
-#pragma GCC unroll 16
-    for (int c = 0; c < kPairs<B>; ++c) {
-      const __m512bh weights = look_up(_mm512_srli_epi16(codes, B * c));
-#pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) add(sums[c % A][m], weights, x[c * M + m]);
-    }
-  }
-
-  inline void decode(const uint32_t* word, uint32_t* to) const {  // [pair][row]
-    const __m512i codes = load<__m512i>(word);
-#pragma GCC unroll 16
-    for (int c = 0; c < kPairs<B>; ++c) store(to + c * kRows, look_up(_mm512_srli_epi16(codes, B * c)));
-  }
-
-  template <int M>
-  static inline void accumulate(const uint32_t* weights, const uint32_t* x, Floats (&sums)[M]) {
-    const __m512bh weight = load<__m512bh>(weights);
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) add(sums[m], weight, x[m]);
-  }
-};
-
-#endif
 
 // ---- rows of x -------------------------------------------------------------------------------------------------
 
@@ -308,7 +109,7 @@ void many_rows(const Problem& p, const Kernel& kernel, const typename Kernel::X*
           const uint32_t* codes = p.codes + ((first + t) * p.words + start) * kRows;
           for (int64_t w = 0; w < length; ++w) {
             for (int lane = 0; lane < kRows; lane += kLanes) {
-              kernel.decode(codes + w * kRows + lane, weights.data() + (t * depth + w * units_of_word) * kRows + lane);
+              kernel.decode(codes + w * kRows + lane, weights.data() + (t * depth + w * units_of_word) * kRows + lane, lane);
             }
           }
         }
@@ -359,163 +160,22 @@ void multiply(const Problem& p, const float* table, int64_t size, const T* x, T*
   many_rows<Kernel, B>(p, kernel, panels.data(), y);
 }
 
-// Neither asks the dispatcher for what is there already: a small product takes less time than that.
-Tensor in_order(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
-
-Tensor as(const Tensor& tensor, ScalarType dtype) {
-  return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
-}
-
-// ---- operators -------------------------------------------------------------------------------------------------
-
-template <class F>
-void with_bits(int64_t bits, F&& f) {
-  switch (bits) {
-    case 1: return f.template operator()<1>();
-    case 2: return f.template operator()<2>();
-    case 3: return f.template operator()<3>();
-    case 4: return f.template operator()<4>();
-    case 5: return f.template operator()<5>();
-    case 8: return f.template operator()<8>();
-    default: STD_TORCH_CHECK(false, "the tiled layout has codes of 1, 2, 3, 4, 5 or 8 bits, not ", bits);
-  }
-}
-
-struct Weight {
-  Tensor codes, table;
-  std::optional<Tensor> scales;
-  int64_t outputs, inputs, bits, words;
-
-  Weight(Tensor codes_, Tensor table_, std::optional<Tensor> scales_, const std::vector<int64_t>& shape, int64_t bits_)
-      : codes(in_order(codes_)), table(in_order(table_)), scales(scales_), bits(bits_) {
-    STD_TORCH_CHECK(shape.size() == 2, "a tiled weight has two dimensions, not ", shape.size());
-    outputs = shape[0], inputs = shape[1];
-    with_bits(bits, [&]<int B>() { words = (inputs + 2 * kPairs<B> - 1) / (2 * kPairs<B>); });
-    const int64_t tiles = (outputs + kRows - 1) / kRows;
-    STD_TORCH_CHECK(codes.numel() == tiles * words * 64, "codes of a tiled weight have ", tiles * words * 64,
-                    " bytes, not ", codes.numel());
-    STD_TORCH_CHECK(table.numel() % 4 == 0 && table.numel() <= 4 << bits, "a table of ", table.numel(),
-                    " bytes does not fit codes of ", bits, " bits");
-    if (scales) {
-      scales = in_order(*scales);
-      STD_TORCH_CHECK(scales->numel() == 4 * outputs, "scales have ", 4 * outputs, " bytes, not ", scales->numel());
-    }
-  }
-
-  const uint32_t* words_data() const { return reinterpret_cast<const uint32_t*>(codes.const_data_ptr()); }
-  const float* values() const { return reinterpret_cast<const float*>(table.const_data_ptr()); }
-  int64_t size() const { return table.numel() / 4; }
-  const float* scale() const {
-    return scales ? reinterpret_cast<const float*>(scales->const_data_ptr()) : nullptr;
-  }
-};
-
-// What sums are made of: float16 and, without instructions for it, bfloat16 are widened.
-ScalarType computed_in(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Float: case ScalarType::Double: return dtype;
-    case ScalarType::Half: return ScalarType::Float;
-#if defined(__AVX512BF16__)
-    case ScalarType::BFloat16: return dtype;
-#else
-    case ScalarType::BFloat16: return ScalarType::Float;
-#endif
-    default: STD_TORCH_CHECK(false, "x should be float32, bfloat16, float16 or float64");
-  }
-}
-
-// float64 is for checks of gradients: the same sums, without hurry.
-template <int B>
-void multiply_double(const Problem& p, const float* values, int64_t size, const double* bias, const double* x, double* y) {
-  const int64_t mask = (1 << B) - 1;
-  for (int64_t n = 0; n < p.outputs; ++n) {
-    for (int64_t m = 0; m < p.rows; ++m) {
-      double sum = 0;
-      for (int64_t k = 0; k < p.inputs; ++k) {
-        const int64_t word = k / (2 * kPairs<B>), place = k % (2 * kPairs<B>);
-        const uint32_t lane = p.codes[((n / kRows) * p.words + word) * kRows + n % kRows];
-        const int64_t code = lane >> (16 * (place % 2) + B * (place / 2)) & mask;
-        sum += double(code < size ? values[code] : 0.0f) * x[m * p.inputs + k];
-      }
-      y[m * p.outputs + n] = sum * (p.scales ? p.scales[n] : 1.0f) + (bias ? bias[n] : 0.0);
-    }
-  }
-}
+// ---- operators --------------------------------------------------------------------------------------------------
 
 Tensor linear_tiled(Tensor x, std::optional<Tensor> bias, Tensor codes, Tensor table, std::optional<Tensor> scales,
                     std::vector<int64_t> shape, int64_t bits) {
-  const Weight weight(codes, table, scales, shape, bits);
-  STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == weight.inputs, "the last dimension of x should be ",
-                  weight.inputs);
-  const ScalarType dtype = x.scalar_type(), inner = computed_in(dtype);
-  x = in_order(as(x, inner));
-  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
-  sizes.back() = weight.outputs;
-  Tensor y = torch::stable::new_empty(x, sizes);
-  if (bias) {
-    STD_TORCH_CHECK(bias->dim() == 1 && bias->numel() == weight.outputs, "the bias should have ", weight.outputs,
-                    " numbers");
-    // cast to the dtype of x, as the reference does; added before the result is rounded
-    bias = in_order(as(as(*bias, dtype), inner == ScalarType::Double ? inner : ScalarType::Float));
-  }
-  const int64_t rows = x.numel() / weight.inputs;
-  const void* bias_data = bias ? bias->const_data_ptr() : nullptr;
-  const Problem p{weight.words_data(), weight.words, rows, weight.inputs, weight.outputs,
-                  static_cast<const float*>(bias_data), weight.scale()};
-  if (rows == 0) return as(y, dtype);
-  with_bits(bits, [&]<int B>() {
-    const float* values = weight.values();
-    const int64_t size = weight.size();
-    if (inner == ScalarType::Float) {
-      multiply<FloatKernel<B>, B>(p, values, size, static_cast<const float*>(x.const_data_ptr()),
-                                  static_cast<float*>(y.mutable_data_ptr()));
-#if defined(__AVX512BF16__)
-    } else if (inner == ScalarType::BFloat16) {
-      multiply<PairKernel<B>, B>(p, values, size, static_cast<const BFloat16*>(x.const_data_ptr()),
-                                 static_cast<BFloat16*>(y.mutable_data_ptr()));
-#endif
-    } else {
-      multiply_double<B>(p, values, size, static_cast<const double*>(bias_data),
-                         static_cast<const double*>(x.const_data_ptr()), static_cast<double*>(y.mutable_data_ptr()));
-    }
-  });
-  return as(y, dtype);
-}
-
-// Rows of the weight, decoded: `[*indices, inputs]`.
-template <int B>
-void look_up_rows(const Weight& weight, const int64_t* indices, int64_t count, float* to) {
-  const int64_t mask = (1 << B) - 1;
-  torch::stable::parallel_for(0, count, 16, [&](int64_t from, int64_t end) {
-    for (int64_t i = from; i < end; ++i) {
-      const int64_t row = indices[i];
-      const float scale = weight.scale() ? weight.scale()[row] : 1.0f;
-      const uint32_t* lanes = weight.words_data() + row / kRows * weight.words * kRows + row % kRows;
-      for (int64_t k = 0; k < weight.inputs; ++k) {
-        const int64_t word = k / (2 * kPairs<B>), place = k % (2 * kPairs<B>);
-        const int64_t code = lanes[word * kRows] >> (16 * (place % 2) + B * (place / 2)) & mask;
-        to[i * weight.inputs + k] = (code < weight.size() ? weight.values()[code] : 0.0f) * scale;
-      }
-    }
+  const Weight weight(Layout::kTiled, codes, table, scales, shape, bits);
+  STD_TORCH_CHECK(weight.tables() == 1, "a product with tiled codes takes one table, not ", weight.tables());
+  return linear(weight, shape, x, bias, []<class Kernel, int B, class T>(
+      const Weight& w, const float* bias, int64_t rows, const T* x, T* y) {
+    const Problem p{w.words_data(), w.words, rows, w.inputs, w.outputs, bias, w.scale()};
+    multiply<Kernel, B>(p, w.values(), w.size(), x, y);
   });
 }
 
-Tensor rows_tiled(Tensor indices, ScalarType dtype, Tensor codes, Tensor table, std::optional<Tensor> scales,
-                  std::vector<int64_t> shape, int64_t bits) {
-  const Weight weight(codes, table, scales, shape, bits);
-  indices = in_order(as(indices, ScalarType::Long));
-  const int64_t* rows = static_cast<const int64_t*>(indices.const_data_ptr());
-  for (int64_t i = 0; i < indices.numel(); ++i) {
-    STD_TORCH_CHECK(rows[i] >= 0 && rows[i] < weight.outputs, "index ", rows[i], " is outside of a table of ",
-                    weight.outputs, " rows");
-  }
-  std::vector<int64_t> sizes(indices.sizes().begin(), indices.sizes().end());
-  sizes.push_back(weight.inputs);
-  Tensor found = torch::stable::new_empty(indices, sizes, ScalarType::Float);
-  with_bits(bits, [&]<int B>() {
-    look_up_rows<B>(weight, rows, indices.numel(), static_cast<float*>(found.mutable_data_ptr()));
-  });
-  return as(found, dtype);
+Tensor embedding_tiled(Tensor indices, ScalarType dtype, Tensor codes, Tensor table, std::optional<Tensor> scales,
+                       std::vector<int64_t> shape, int64_t bits) {
+  return embedding(Weight(Layout::kTiled, codes, table, scales, shape, bits), shape, indices, dtype);
 }
 
 }  // namespace
@@ -529,5 +189,5 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sqs, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(sqs, CPU, m) {
   m.impl("linear_tiled", TORCH_BOX(&linear_tiled));
-  m.impl("embedding_tiled", TORCH_BOX(&rows_tiled));
+  m.impl("embedding_tiled", TORCH_BOX(&embedding_tiled));
 }

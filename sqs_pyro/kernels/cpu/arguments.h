@@ -1,0 +1,120 @@
+// What operators are given: tensors in order, a weight that fits its shape, the dtype that sums are made in.
+
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include "codes.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Neither asks the dispatcher for what is there already: a small product takes less time than that.
+Tensor in_order(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
+
+Tensor as(const Tensor& tensor, ScalarType dtype) {
+  return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
+}
+
+template <class F>
+void with_bits(int64_t bits, F&& f) {
+  switch (bits) {
+    case 1: return f.template operator()<1>();
+    case 2: return f.template operator()<2>();
+    case 3: return f.template operator()<3>();
+    case 4: return f.template operator()<4>();
+    case 5: return f.template operator()<5>();
+    case 8: return f.template operator()<8>();
+    default: STD_TORCH_CHECK(false, "packed weights have codes of 1, 2, 3, 4, 5 or 8 bits, not ", bits);
+  }
+}
+
+// Tiled: a word of 64 bytes holds a few inputs of 16 outputs. In rows: it holds more inputs of one.
+enum class Layout { kTiled, kRows };
+
+struct Weight {
+  Layout layout;
+  Tensor codes, table;
+  std::optional<Tensor> scales;
+  int64_t outputs, inputs, bits, words;
+
+  Weight(Layout layout_, Tensor codes_, Tensor table_, std::optional<Tensor> scales_, const std::vector<int64_t>& shape,
+         int64_t bits_)
+      : layout(layout_), codes(in_order(codes_)), table(in_order(table_)), scales(scales_), bits(bits_) {
+    STD_TORCH_CHECK(shape.size() >= 2 && shape.size() <= 4, "a packed weight has 2 to 4 dimensions, not ", shape.size());
+    outputs = shape[0], inputs = shape[1];
+    if (shape.size() > 2) inputs += inputs % 2;  // channels of a convolution stand in pairs, tap by tap
+    for (size_t d = 2; d < shape.size(); ++d) inputs *= shape[d];
+    const bool tiled = layout == Layout::kTiled;
+    with_bits(bits, [&]<int B>() {
+      const int64_t inputs_of_word = (tiled ? 2 : 2 * kRows) * kPairs<B>;
+      words = (inputs + inputs_of_word - 1) / inputs_of_word;
+    });
+    const int64_t bytes = (tiled ? (outputs + kRows - 1) / kRows : outputs) * words * 64;
+    STD_TORCH_CHECK(codes.numel() == bytes, "codes of this weight have ", bytes, " bytes, not ", codes.numel());
+    STD_TORCH_CHECK(table.dim() == 2 && table.size(1) % 4 == 0 && 0 < table.size(1) && table.size(1) <= 4 << bits,
+                    "a table of ", table.numel(), " bytes does not fit codes of ", bits, " bits");
+    const int64_t tables = table.size(0), of_table = tables > 0 ? outputs * inputs / tables : 0;
+    const bool rows = of_table > 0 && of_table * tables == outputs * inputs && of_table % inputs == 0;
+    const bool chunks = !tiled && of_table > 0 && inputs % of_table == 0 && of_table % (2 * kRows) == 0;
+    STD_TORCH_CHECK(rows || chunks, tables, " tables do not fit ", outputs, " outputs of ", inputs, " inputs");
+    if (scales) {
+      scales = in_order(*scales);
+      STD_TORCH_CHECK(scales->numel() == 4 * outputs, "scales have ", 4 * outputs, " bytes, not ", scales->numel());
+    }
+  }
+
+  const uint32_t* words_data() const { return reinterpret_cast<const uint32_t*>(codes.const_data_ptr()); }
+  const float* values() const { return reinterpret_cast<const float*>(table.const_data_ptr()); }
+  int64_t size() const { return table.size(1) / 4; }
+  int64_t tables() const { return table.size(0); }
+  int64_t of_table() const { return outputs * inputs / table.size(0); }  // weights that share a table
+  const float* scale() const {
+    return scales ? reinterpret_cast<const float*>(scales->const_data_ptr()) : nullptr;
+  }
+
+  // One weight without its output's scale, where there is no hurry.
+  template <int B>
+  float value(int64_t n, int64_t k) const {
+    constexpr int P = kPairs<B>;
+    const bool tiled = layout == Layout::kTiled;
+    const int64_t inputs_of_word = (tiled ? 2 : 2 * kRows) * P, word = k / inputs_of_word, place = k % inputs_of_word;
+    const int64_t lane = tiled ? ((n / kRows) * words + word) * kRows + n % kRows
+                               : (n * words + word) * kRows + place % (2 * kRows) / 2;
+    const int64_t shift = 16 * (place % 2) + B * (tiled ? place / 2 : place / (2 * kRows));
+    const int64_t code = words_data()[lane] >> shift & ((1 << B) - 1);
+    return code < size() ? values()[(n * inputs + k) / of_table() * size() + code] : 0.0f;
+  }
+};
+
+// What sums are made of: float16 and, without instructions for it, bfloat16 are widened.
+ScalarType computed_in(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float: case ScalarType::Double: return dtype;
+    case ScalarType::Half: return ScalarType::Float;
+#if defined(__AVX512BF16__)
+    case ScalarType::BFloat16: return dtype;
+#else
+    case ScalarType::BFloat16: return ScalarType::Float;
+#endif
+    default: STD_TORCH_CHECK(false, "x should be float32, bfloat16, float16 or float64");
+  }
+}
+
+// The bias as sums take it: cast to the dtype of x, as the reference does; added before the result is rounded.
+std::optional<Tensor> bias_for(const std::optional<Tensor>& bias, int64_t outputs, ScalarType dtype, ScalarType inner) {
+  if (!bias) return std::nullopt;
+  STD_TORCH_CHECK(bias->dim() == 1 && bias->numel() == outputs, "the bias should have ", outputs, " numbers");
+  return in_order(as(as(*bias, dtype), inner == ScalarType::Double ? inner : ScalarType::Float));
+}
+
+}  // namespace

@@ -1,0 +1,19 @@
+"""What the processor is: its model and its instructions."""
+
+import platform
+from pathlib import Path
+
+
+def processor() -> tuple[str, list[str]]:
+    """Return the model's name and the names of its instruction set's extensions, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    model = told.get("model name") or platform.processor() or platform.machine()
+    return model, told.get("flags", told.get("Features", "")).split()
+
+
+def processor_text() -> str:
+    """All that ``-march=native`` depends on, as one text."""
+    model, extensions = processor()
+    return "\n".join([platform.machine(), model, *sorted(extensions)])

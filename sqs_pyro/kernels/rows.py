@@ -1,0 +1,52 @@
+"""The run-time layout of CPU kernels for matrices of several codebooks: a word holds codes of one row.
+
+A row's codes are 64-byte words of 32 halves. A word holds those of ``32 P`` consecutive inputs, with
+``P = 16 // bits``: code c of half h, from the lowest bit up, belongs to input ``32 c + h``. Inputs behind the last
+have code 0. Codes of 6 and 7 bits take 8.
+
+``kernels/cpu/rows.cpp`` multiplies with it. A codebook serves whole rows, or a multiple of 32 inputs of one.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_HALVES = 32
+
+
+def fits_rows(shape: tuple[int, ...], groups: int) -> bool:
+    """Whether the kernels can multiply with a weight of ``groups`` codebooks."""
+    if len(shape) != 2:
+        return False
+    outputs, inputs = shape
+    return outputs % groups == 0 or (groups % outputs == 0 and inputs % (groups // outputs * _HALVES) == 0)
+
+
+def rows_size(shape: tuple[int, ...], bits: int) -> int:
+    """Return the bytes of the codes of a weight ``[outputs, inputs]``."""
+    outputs, inputs = shape
+    return outputs * -(-inputs // (_HALVES * (16 // bits))) * 2 * _HALVES
+
+
+def pack_rows(symbols: Tensor, bits: int) -> Tensor:
+    """Write symbols, uint8 ``[outputs, inputs]``, each below ``2**bits``, as uint8 ``[bytes]``.
+
+    Args:
+        symbols: on the CPU.
+        bits: 1, 2, 3, 4, 5 or 8.
+    """
+    places, inputs = 16 // bits, symbols.shape[1]
+    padded = F.pad(symbols, (0, -inputs % (_HALVES * places))).numpy().reshape(-1, places, _HALVES)
+    halves = np.zeros((len(padded), _HALVES), dtype="<u2")
+    for place in range(places):
+        halves |= padded[:, place].astype(np.uint16) << np.uint16(bits * place)
+    return torch.from_numpy(halves.view(np.uint8).reshape(-1))
+
+
+def unpack_rows(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
+    """Return the symbols, uint8 ``[*shape]``, that :func:`pack_rows` has written."""
+    halves = packed.cpu().contiguous().numpy().view("<u2").reshape(-1, _HALVES)
+    codes = [(halves >> np.uint16(bits * place)) & np.uint16(2**bits - 1) for place in range(16 // bits)]
+    symbols = np.stack(codes, axis=1).astype(np.uint8).reshape(shape[0], -1)
+    return torch.from_numpy(symbols[:, : shape[1]].copy())

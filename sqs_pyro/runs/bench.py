@@ -1,0 +1,76 @@
+"""What benchmarks of speed share: weights of random codes, layers of peers, medians, threads."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from sqs_pyro.packing import CodedTensor
+
+COLD_BYTES = 192 << 20  # what makes caches cold: several times a last-level cache
+NF4 = "NF4 (bitsandbytes)"
+#: What other libraries raise where they are not installed, or do not take a weight.
+PEER_ERRORS = (ImportError, RuntimeError, AssertionError, ValueError)
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles of times, in microseconds."""
+    times = seconds if len(seconds) > 1 else [*seconds, *seconds]
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
+    return {"microseconds": middle * 1e6, "lower_quartile": low * 1e6, "upper_quartile": high * 1e6}
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use this many threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its details."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def random_coded(shape: Sequence[int], bits: int, nonzero_rate: float, scale: float = 1.0) -> CodedTensor:
+    """Random codes of a codebook of ``2**bits - 1`` quantiles of N(0, scale²), none of them 0, and of zero."""
+    mask, components = torch.rand(*shape) < nonzero_rate, 2**bits - 1
+    codes = torch.randint(0, components, tuple(shape), dtype=torch.uint8) * mask
+    codebook = scale * torch.special.ndtri((torch.arange(components) + 0.4) / components)
+    return CodedTensor(codes, mask, codebook[None])
+
+
+def nf4_linear(linear: nn.Linear) -> nn.Module:
+    """A linear layer of bitsandbytes with this one's weight in NF4, for bfloat16 inputs.
+
+    Raises:
+        ImportError, RuntimeError, AssertionError, ValueError: there is no bitsandbytes, or it does not take this.
+    """
+    import bitsandbytes
+
+    layer = bitsandbytes.nn.Linear4bit(
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        compute_dtype=torch.bfloat16,
+        quant_type="nf4",
+        compress_statistics=False,
+    )
+    layer.weight = bitsandbytes.nn.Params4bit(
+        linear.weight.detach().clone(),
+        requires_grad=False,
+        quant_type="nf4",
+        compress_statistics=False,
+        module=layer,
+    )
+    layer.bias = linear.bias
+    layer = layer.to("cpu").eval()
+    with torch.inference_mode():
+        layer(torch.zeros(1, linear.in_features, dtype=torch.bfloat16))  # rearranges its weight at the first call
+    return layer
