@@ -142,6 +142,42 @@ def inspect_command(file: FileArgument, as_json: JsonOption = False) -> None:
         _show(inspection, inspection_tables(inspection), as_json)
 
 
+@app.command("export")
+def export_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A packed file, or packed Hugging Face directory.")],
+    export_format: Annotated[str, typer.Option("--format", metavar="FORMAT", help="dense, aoti or onnx.")],
+    out: Annotated[Path, typer.Option("--out", metavar="PATH", help="File to make; of aoti a directory.")],
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Of dense: float32, bfloat16 or float16 [float32].")
+    ] = None,
+    input_shape: Annotated[
+        str | None,
+        typer.Option("--input-shape", metavar="1,28,28", help="Of one random example [the file's own data]."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="RECIPE", help="Recipe whose data to use, not the file's own."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older export.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the network of a packed file for other programs, run what was written, and compare.
+
+    dense: a plain checkpoint. aoti: a compiled network on packed weights that needs only PyTorch, Python or not.
+    onnx: a model of codes and codebooks.
+    """
+    with _one_sentence_errors():
+        from sqs_pyro.reporting.tables import export_tables
+        from sqs_pyro.runs.export import export_file
+
+        shape = None if input_shape is None else _numbers(input_shape, ",", "--input-shape")
+        document = export_file(
+            file, export_format, out, dtype=dtype, input_shape=shape, data_from=data, overwrite=overwrite
+        )
+        _show(document, export_tables(document), as_json)
+        typer.echo(f"Wrote {out}", err=True)
+
+
 @app.command("plan")
 def plan_command(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Directory with a config.json.")],

@@ -182,6 +182,23 @@ def test_report_shows_a_finished_run(small_run, tmp_path):
     assert "metrics.json' is no JSON" in _sqs("report", tmp_path).stderr
 
 
+def test_export_prints_a_table_or_one_json_document(small_run, tmp_path):
+    packed, out = small_run / "packed.safetensors", tmp_path / "dense.safetensors"
+    arguments = ["export", packed, "--format", "dense", "--out", out, "--input-shape", "1,8,8"]
+    result = _sqs(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["total_bytes"] == out.stat().st_size and document["example"] == "random numbers [4, 1, 8, 8]"
+    assert result.stderr == f"Wrote {out}\n"
+    refused = _sqs(*arguments)
+    assert refused.exit_code == 2 and refused.stderr.startswith(f"error: '{out}' exists")
+    table = _sqs(*arguments, "--overwrite", "--dtype", "bfloat16").stdout
+    assert "bfloat16" in table and f"{out.stat().st_size:,}" in table and f"{document['packed_bytes']:,}" in table
+    assert all(name in table for name in document["decoded"])
+    refused = _sqs(*arguments[:-1], "1,x,8")
+    assert refused.exit_code == 2 and "--input-shape has '1,x,8'" in refused.stderr
+
+
 @pytest.fixture
 def language_recipe_file(tiny_language_recipe, tmp_path):
     path = tmp_path / "language.yaml"

@@ -2,7 +2,7 @@
 
 import copy
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,9 @@ def put_weights(net: nn.Module, weights: Mapping[int, Mapping[str, StoredWeight]
     return _swap(net, {id(module): _packed_module(module, weights[id(module)]) for module in modules})
 
 
-def unpack_weights(net: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+def unpack_weights(
+    net: nn.Module, dtype: torch.dtype | None = None, only: Collection[nn.Module] | None = None
+) -> nn.Module:
     """Make a packed network a plain, trainable one, in place: the inverse of :func:`assemble`, tensor by tensor.
 
     Modules that shared a weight share a parameter. Returns ``net``, or what replaces it if it is one layer.
@@ -63,11 +65,16 @@ def unpack_weights(net: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
     Args:
         net: a packed network.
         dtype: of the decoded parameters; None: the network's own.
+        only: the packed weights to decode, all or none of a module; None: every one.
     """
     parameters: dict[int, nn.Parameter] = {}
     plain: dict[int, nn.Module] = {}
     for module in list(net.modules()):
-        held = {name: child for name, child in module._modules.items() if isinstance(child, PackedWeight)}
+        held = {
+            name: child
+            for name, child in module._modules.items()
+            if isinstance(child, PackedWeight) and (only is None or child in only)
+        }
         for weight in held.values():
             if id(weight) not in parameters:
                 value = decode(weight.args).to(dtype or weight.like.dtype)

@@ -54,6 +54,14 @@ def native_kernels(form: str) -> bool:
     return True
 
 
+def has_native_kernel(op: str) -> bool:
+    """Whether ``sqs::<op>`` is compiled for CPUs: the dispatcher knows what its form's library has brought."""
+    form = op.rpartition("_")[2]
+    if form not in _SOURCES or not native_kernels(form):
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"sqs::{op}", "CPU")
+
+
 def compiled_kernels(form: str, standalone: bool = False) -> Path:
     """Return the compiled library; compiles it if there is none for this source, compiler, torch and machine.
 

@@ -36,6 +36,23 @@ def evaluation_tables(evaluation: Document) -> list[RenderableType]:
     return [_title(title), _figures_table({"packed file": evaluation}), _size_table(evaluation)]
 
 
+def export_tables(document: Document) -> list[RenderableType]:
+    """What an export weighs, how far it is from the packed network, and what became of each compressed tensor."""
+    format_, dtype = document["format"], document["dtype"]
+    size = _table(f"{format_}, {dtype}" if dtype else format_, "")
+    for name, value in document["bytes"].items():
+        size.add_row(f"{escape(name)}, bytes", f"{value:,}")
+    size.add_row("packed file, bytes", f"{document['packed_bytes']:,}")
+    size.add_row("fp32 network, bytes", f"{document['dense_bytes']:,}")
+    size.add_row("largest difference of outputs", _number(document["max_difference"], ".2g"))
+    size.add_row("example", escape(document["example"]))
+    tensors = _table("tensor", "", "how, or why")
+    for kind in ("packed", "decoded"):
+        for name, said in document[kind].items():
+            tensors.add_row(escape(name), kind, escape(said))
+    return [_title(str(document["out"])), size, tensors]
+
+
 def inspection_tables(inspection: Document) -> list[RenderableType]:
     """What a packed file holds: a row a tensor and a row for everything else; they add up to the file."""
     size = inspection["size"]

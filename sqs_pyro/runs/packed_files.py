@@ -76,7 +76,7 @@ def evaluate_file(
         NetworkError: the data does not fit the network, or the network's checkpoint is missing.
     """
     path = existing_file(file)
-    whole = _whole_recipe(path, data_from)
+    whole = whole_recipe(path, data_from)
     if isinstance(whole, LanguageModelRecipe):
         _check_no_images(path, root, shift)
         return _evaluate_language_model(path, whole)
@@ -110,8 +110,12 @@ def existing_file(file: str | Path) -> Path:
     return path
 
 
-def _whole_recipe(path: Path, data_from: str | Path | None) -> DataRecipe | LanguageModelRecipe | TaskRecipe:
-    """Which data a file is to be evaluated on: a section of a recipe, or all of one that names a checkpoint."""
+def whole_recipe(path: Path, data_from: str | Path | None) -> DataRecipe | LanguageModelRecipe | TaskRecipe:
+    """Return which data a file is for: a section of a recipe, or all of one that names a checkpoint.
+
+    Raises:
+        RecipeError: neither the file nor ``data_from`` says so.
+    """
     if data_from is not None:
         recipe = load_any_recipe(data_from)
         return recipe.data if isinstance(recipe, RunRecipe) else recipe

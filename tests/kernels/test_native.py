@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from sqs_pyro.kernels.native import compiled_kernels, native_kernels
+from sqs_pyro.kernels.native import compiled_kernels, has_native_kernel, native_kernels
+from sqs_pyro.kernels.ops import OPS
 
 SCRIPT = """
 import sys, warnings
@@ -168,3 +169,24 @@ def test_a_weight_is_tiled_where_all_that_use_it_have_a_kernel():
     shared[1].weight = shared[0].weight
     assert forms(shared, "0.weight") == {decoded}
     assert forms(shared[:1], "0.weight") == {tiled}
+
+
+DECLARED = """
+import sys
+import torch
+torch.ops.load_library(sys.argv[1])
+torch.ops.load_library(sys.argv[2])
+for op in sys.argv[3:]:
+    print(getattr(torch.ops.sqs, op).default._schema)
+"""
+
+
+@needs_compiler
+def test_the_libraries_for_others_declare_every_compiled_operator():
+    """And as Python does: an export calls them by these signatures."""
+    compiled = sorted(op for op in OPS if has_native_kernel(op))
+    assert {"linear_tiled", "embedding_rows"} <= set(compiled) and "weight_tiled" not in compiled
+    libraries = [str(compiled_kernels(form, standalone=True)) for form in ("tiled", "rows")]
+    command = [sys.executable, "-c", DECLARED, *libraries, *compiled]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert told == [str(OPS[op]._opoverload._schema) for op in compiled]

@@ -12,6 +12,7 @@ from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.integrations import save_pretrained
 from sqs_pyro.models.task_networks import AUTO_CLASSES, task_network, transformer_in
 from sqs_pyro.recipe import parse
+from sqs_pyro.runs.export import export_file
 from sqs_pyro.runs.language_model_recipe import load_any_recipe, parse_any_recipe
 from sqs_pyro.runs.packed_files import evaluate_file
 from sqs_pyro.runs.task import run, task_text
@@ -156,3 +157,8 @@ def test_shipped_recipes_run_on_small_data_of_the_same_form(name, task, tmp_path
     values["compression"]["epochs"] = 1
     metrics = run(parse(TASK_RECIPES[task], values), tmp_path / "run")
     assert metrics["nonzero_rate"] == pytest.approx(shipped.compression.nonzero_rate, abs=1e-3)
+
+
+def test_its_file_is_exported_with_rows_of_its_own(finished, tmp_path):
+    document = export_file(finished[1] / "packed.safetensors", "dense", tmp_path / "dense")
+    assert document["example"] == "first test examples" and document["max_difference"] < 1e-3

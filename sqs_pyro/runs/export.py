@@ -1,0 +1,273 @@
+"""From a packed file to another format: find network and example, write, load what was written, compare."""
+
+import copy
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sqs_pyro import integrations, load, size_report
+from sqs_pyro.data import load_data
+from sqs_pyro.errors import NetworkError, OutputError, PackedFileError, RecipeError, SQSError
+from sqs_pyro.exporting.aoti import PACKAGE, export_aoti, run_aoti
+from sqs_pyro.exporting.dense import DTYPES, check_dtype, export_dense
+from sqs_pyro.exporting.exported import Exported, check_one_network
+from sqs_pyro.exporting.onnx import check_installed, export_onnx, run_onnx
+from sqs_pyro.exporting.trace import one_sentence, outputs
+from sqs_pyro.integrations.checkpoint_size import checkpoint_size
+from sqs_pyro.kernels.assemble import unpack_weights
+from sqs_pyro.language_models import longest_input, vocabulary_size
+from sqs_pyro.network_io import split_examples, tensors_in
+from sqs_pyro.packing.file import read_packed
+from sqs_pyro.packing.module import stored_weights
+from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe, is_language_model, parse_any_recipe
+from sqs_pyro.runs.output import appearing, check_free, tree_bytes
+from sqs_pyro.runs.packed_files import existing_file, whole_recipe
+from sqs_pyro.runs.pretrained import find_pretrained
+from sqs_pyro.runs.task import task_text
+from sqs_pyro.runs.task_recipe import TaskRecipe
+
+FORMATS = ("dense", "aoti", "onnx")
+_ROWS, _TOKENS = 4, 16  # of an example
+_CONFIG = "config.json"
+
+
+def export_file(
+    file: str | Path,
+    export_format: str,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    input_shape: Sequence[int] | None = None,
+    data_from: str | Path | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write the network of a packed file in another format, load what was written, and compare.
+
+    The output appears when it is complete and has been run. Formats are those of :mod:`sqs_pyro.exporting`; of a
+    packed Hugging Face directory ``"dense"`` is a plain one.
+
+    Args:
+        file: packed file, or packed Hugging Face directory.
+        export_format: ``"dense"``, ``"aoti"`` or ``"onnx"``.
+        out: file to write; of ``"aoti"``, and of a Hugging Face directory's ``"dense"``, a directory.
+        dtype: of floating tensors in ``"dense"``; None: ``"float32"``.
+        input_shape: of a random example without batch, say ``(1, 28, 28)``; of a network with a vocabulary the
+            number of tokens. None: the first rows of the file's own data.
+        data_from: recipe that says which data that is.
+        overwrite: whether older output may be replaced.
+
+    Returns:
+        ``file``, ``format``, ``out``, ``dtype``, ``bytes`` (by file), ``total_bytes``, ``packed_bytes`` (of
+        ``file``), ``dense_bytes`` (of the network in float32), ``packed`` and ``decoded`` (see
+        :class:`~sqs_pyro.exporting.exported.Exported`), ``example``, ``max_difference`` (to the packed network's
+        output, over the example and its first row alone; None: there is no example, or an output is not finite).
+
+    Raises:
+        OutputError: the format is unknown, the output is in the way or cannot be written.
+        PackedFileError: the file is missing, not intact, or names no network.
+        NetworkError: an ensemble, a network that the format cannot hold, or a package is missing.
+        DataError, RecipeError: there is no example.
+    """
+    path, target = Path(file), Path(out)
+    directory = path.is_dir()
+    _check_options(export_format, dtype, directory)
+    mark = {"aoti": PACKAGE, "dense": _CONFIG if directory else None}.get(export_format)
+    check_free(target, mark, overwrite=overwrite)
+    net = _directory_network(path) if directory else _file_network(path)
+    check_one_network(net)
+    example = _example(net, path, input_shape, data_from, needed=export_format != "dense")
+    with appearing(target) as made:
+        exported, run = _write(export_format, net, path, made, example, dtype or "float32")
+        difference = _difference(run, example.expected)
+    sizes = tree_bytes(target)
+    return {
+        "file": str(path),
+        "format": export_format,
+        "out": str(target),
+        "dtype": (dtype or "float32") if export_format == "dense" else None,
+        "bytes": sizes,
+        "total_bytes": sum(sizes.values()),
+        **_measured(path),
+        "packed": exported.packed,
+        "decoded": exported.decoded,
+        "example": example.said,
+        "max_difference": difference,
+    }
+
+
+def _check_options(export_format: str, dtype: str | None, directory: bool) -> None:
+    if export_format not in FORMATS:
+        raise OutputError(f"Format {export_format!r} is unknown: give one of {', '.join(FORMATS)}.")
+    if dtype is not None and export_format != "dense":
+        raise OutputError(
+            f"--dtype {dtype} is for --format dense, but the format is {export_format}: leave it out."
+        )
+    check_dtype(dtype or "float32")
+    if export_format == "onnx":
+        check_installed("onnx", "onnxscript", "onnxruntime")
+
+
+# ---- the network ----
+
+
+def _directory_network(path: Path) -> nn.Module:
+    if not (path / _CONFIG).is_file():
+        raise PackedFileError(
+            f"'{path}' is a directory without {_CONFIG}: give a packed file, or a packed Hugging Face directory."
+        )
+    try:
+        return integrations.from_pretrained(path)
+    except ModuleNotFoundError as error:
+        raise NetworkError(str(error)) from None
+
+
+def _file_network(path: Path) -> nn.Module:
+    """The network of a file, built as its metadata says."""
+    metadata = read_packed(existing_file(path)).metadata
+    recipe = metadata.get("recipe") or {}
+    if metadata.get("network") is None and is_language_model(recipe):
+        whole = parse_any_recipe(recipe)
+        assert isinstance(whole, LanguageModelRecipe)
+        return load(path, find_pretrained(whole.network).unloaded_network())
+    if metadata.get("network") is None:
+        raise PackedFileError(
+            f"Packed file '{path}' does not say how to build its network: in Python, load it with the network's "
+            "constructor, and give the result to a function of sqs_pyro.exporting."
+        )
+    return load(path)
+
+
+# ---- an example ----
+
+
+Batches = list[tuple[Any, tuple[Tensor, ...]]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Example:
+    """Inputs of a minibatch, or None.
+
+    Attributes:
+        inputs: two rows or more.
+        said: where they come from.
+        expected: minibatches with the packed network's outputs: all rows, and the first alone.
+    """
+
+    inputs: Any
+    said: str
+    expected: Batches
+
+
+def _example(
+    net: nn.Module, path: Path, shape: Sequence[int] | None, data_from: str | Path | None, *, needed: bool
+) -> _Example:
+    try:
+        inputs, said = _random(net, shape) if shape is not None else _own(net, path, data_from)
+        with one_sentence("run on the example"):
+            parts = (inputs, next(split_examples(inputs, 1)))
+            return _Example(inputs, said, [(part, outputs(net, part)) for part in parts])
+    except SQSError as error:
+        if needed or shape is not None or data_from is not None:
+            hint = "" if shape is not None else " Or give --input-shape, for random inputs."
+            raise type(error)(f"{error}{hint}") from None
+        return _Example(None, f"none: {error}", [])
+
+
+def _random(net: nn.Module, shape: Sequence[int]) -> tuple[Any, str]:
+    if not shape or min(shape) < 1:
+        raise RecipeError(
+            f"The input shape is {list(shape)}, but should be whole numbers above zero, without the batch."
+        )
+    words, generator = vocabulary_size(net), torch.Generator().manual_seed(0)
+    if words is None:
+        return torch.randn(_ROWS, *shape, generator=generator), f"random numbers {[_ROWS, *shape]}"
+    tokens = torch.randint(words, (_ROWS, *shape), generator=generator)
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if getattr(net.config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = tokens
+    return inputs, f"random tokens {[*tokens.shape]}"
+
+
+def _own(net: nn.Module, path: Path, data_from: str | Path | None) -> tuple[Any, str]:
+    """The first rows of the data that a file is for; tokens of a language model are random."""
+    if path.is_dir() and data_from is None:
+        return _random(net, [_length(net, path)])
+    recipe = whole_recipe(path, data_from)
+    if isinstance(recipe, LanguageModelRecipe):
+        return _random(net, [_length(net, path)])
+    test = task_text(recipe).loaders().test if isinstance(recipe, TaskRecipe) else load_data(recipe).test
+    rows = next(split_examples(next(iter(test))[0], _ROWS))
+    return _two(rows), "first test examples"
+
+
+def _two(inputs: Any) -> Any:
+    """At least two rows: torch takes a batch of one for a constant."""
+    if len(tensors_in(inputs)[0]) > 1:
+        return inputs
+    if isinstance(inputs, Mapping):
+        return {name: torch.cat([value, value]) for name, value in inputs.items()}
+    doubled = tuple(torch.cat([value, value]) for value in tensors_in(inputs))
+    return doubled[0] if isinstance(inputs, Tensor) else doubled
+
+
+def _length(net: nn.Module, path: Path) -> int:
+    if vocabulary_size(net) is None:
+        raise RecipeError(f"'{path}' does not say which inputs its network takes.")
+    return min(_TOKENS, longest_input(net) or _TOKENS)
+
+
+# ---- writing and running ----
+
+
+def _write(
+    export_format: str, net: nn.Module, path: Path, made: Path, example: _Example, dtype: str
+) -> tuple[Exported, Callable[[Any], tuple[Tensor, ...]]]:
+    """Write the format; return what is in it, and what runs it."""
+    if export_format == "aoti":
+        made.mkdir()
+        return export_aoti(net, example.inputs, made), lambda inputs: run_aoti(made, inputs)
+    if export_format == "onnx":
+        return export_onnx(net, example.inputs, made), lambda inputs: run_onnx(made, inputs)
+    if path.is_dir():
+        plain = _write_checkpoint(path, made, dtype)
+        exported = Exported(decoded=dict.fromkeys(stored_weights(net), "a plain checkpoint has no codes"))
+    else:
+        exported = export_dense(net, made, dtype)
+        plain = unpack_weights(copy.deepcopy(net))
+        plain.load_state_dict(load_file(made), strict=True)
+    return exported, lambda inputs: outputs(plain, inputs)
+
+
+def _write_checkpoint(source: Path, made: Path, dtype: str) -> nn.Module:
+    """Write a plain Hugging Face directory, with the tokenizer of the packed one; return what it loads as."""
+    dense = integrations.from_pretrained(source, dequantize=True, dtype=DTYPES[dtype])
+    dense.save_pretrained(made)
+    for beside in checkpoint_size(source).besides:
+        if beside != "README.md":  # which says how to load packed weights
+            shutil.copyfile(source / beside, made / beside)
+    return type(dense).from_pretrained(made).eval()
+
+
+def _difference(run: Callable[[Any], tuple[Tensor, ...]], batches: Batches) -> float | None:
+    """The largest difference between what is expected and what a network gives."""
+    largest = 0.0
+    for inputs, expected in batches:
+        for one, other in zip(expected, run(inputs), strict=True):
+            differs = torch.where(one == other, 0.0, (one.float() - other.float()).abs())
+            largest = max(largest, float(differs.max()))
+    return largest if batches and math.isfinite(largest) else None
+
+
+def _measured(path: Path) -> dict[str, int]:
+    """What there was: bytes of the packed file, and of the network in float32."""
+    if path.is_dir():
+        size = checkpoint_size(path)
+        return {"packed_bytes": size.total, "dense_bytes": size.fp32_bytes}
+    return {"packed_bytes": path.stat().st_size, "dense_bytes": size_report(path).fp32_bytes}

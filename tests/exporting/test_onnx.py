@@ -1,0 +1,132 @@
+"""ONNX models: codes and codebooks inside, the packed network's outputs from ONNX Runtime."""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from kits.packed_exports import CODES, INPUTS, first_rows, packed
+from torch import nn
+
+from sqs_pyro.errors import NetworkError
+from sqs_pyro.exporting import export_onnx
+from sqs_pyro.exporting.onnx import run_onnx
+from sqs_pyro.packing.module import stored_weights
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+CHECKED = [("residual", "codebooks of channels"), ("residual", "256 values and zeros"), ("words", "scales")]
+OTHERS = [(kind, codes) for kind in INPUTS for codes in CODES if (kind, codes) not in CHECKED]
+BITS = {"2 bits": 2, "8 bits": 8, "256 values and zeros": 8 + 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "codes"), [*CHECKED, *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS)]
+)
+def test_codes_inside_and_the_packed_networks_outputs(kind, codes, tmp_path):
+    net, x, file = packed(kind, codes), INPUTS[kind], tmp_path / "net.onnx"
+    exported = export_onnx(net, x, file)
+    assert set(exported.packed) == set(stored_weights(net)) and not exported.decoded
+    model = onnx.load(file)
+    onnx.checker.check_model(model, full_check=True)
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    for rows in (4, 1, 7):
+        (y,) = run_onnx(file, first_rows(x, rows))
+        expected = net(first_rows(x, rows)).detach()
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    assert_codes(model, net, BITS.get(codes, 4))
+
+
+def assert_codes(model, net, bits):
+    """Every compressed weight is codes of so many bits and little more, and decodes to what it is."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for name, weight in stored_weights(net, every_name=True).items():
+        parts = [tensor for key, tensor in stored.items() if key.startswith(f"{name}.")]
+        if not parts:  # a shared weight stands under one name
+            assert name in ("words.weight", "head.weight")
+            continue
+        assert name not in stored
+        coded = weight.coded()
+        numel, values = math.prod(coded.shape), coded.num_groups * (coded.num_components + 1)
+        around = 64 + 4 * values + (0 if coded.scales is None else 4 * coded.shape[0])
+        assert sum(len(tensor.raw_data) for tensor in parts) <= -(-numel * bits // 8) + around
+        np.testing.assert_array_equal(_decoded(model, name, coded.shape), coded.dense().numpy())
+
+
+def _decoded(model, name, shape):
+    """The value of a weight, by the model's own nodes in ONNX Runtime."""
+    import onnxruntime
+
+    needed, nodes = {name}, []
+    for node in reversed(model.graph.node):
+        if needed & set(node.output):
+            nodes.insert(0, node)
+            needed |= set(node.input)
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in needed]
+    made = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+    part = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "weight", [], [made], kept),
+        opset_imports=model.opset_import,
+        ir_version=model.ir_version,
+    )
+    session = onnxruntime.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run([name], {})[0]
+
+
+def test_a_shared_weight_is_stored_once(tmp_path):
+    net = packed("words", "4 bits")
+    export_onnx(net, INPUTS["words"], tmp_path / "net.onnx")
+    names = [tensor.name for tensor in onnx.load(tmp_path / "net.onnx").graph.initializer]
+    assert len([name for name in names if name in ("words.weight.codes", "head.weight.codes")]) == 1
+
+
+def test_same_network_same_bytes_and_nothing_of_this_machine(tmp_path):
+    net = packed("residual", "scales")
+    for name in ("first", "second"):
+        export_onnx(net, INPUTS["residual"], tmp_path / name)
+    content = (tmp_path / "first").read_bytes()
+    assert content == (tmp_path / "second").read_bytes()
+    assert b"site-packages" not in content and b".py" not in content
+
+
+def test_inputs_by_name(tmp_path):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = packed("words", "4 bits")
+
+        def forward(self, mask, tokens):
+            return {"logits": self.inner(tokens) * mask[..., None], "mask": mask}
+
+    net = Named()
+    net.packed_metadata = {}
+    inputs = {"tokens": INPUTS["words"], "mask": torch.rand(4, 6)}
+    export_onnx(net, inputs, tmp_path / "net.onnx")
+    shorter = {name: value[:3, :5] for name, value in inputs.items()}
+    found = run_onnx(tmp_path / "net.onnx", shorter)
+    expected = net(**shorter)
+    torch.testing.assert_close(found[0], expected["logits"].detach(), rtol=1e-4, atol=1e-5)
+    assert torch.equal(found[1], shorter["mask"])
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript"])
+def test_what_is_not_installed_is_said(missing, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(
+        NetworkError, match=f"'{missing}', which is not installed: pip install 'sqs-pyro\\[onnx\\]'"
+    ):
+        export_onnx(packed("words", "4 bits"), INPUTS["words"], tmp_path / "net.onnx")
+
+
+def test_a_network_that_no_graph_can_say(tmp_path):
+    class Choosing(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else x
+
+    net = Choosing(packed("residual", "4 bits"))
+    net.packed_metadata = {}
+    with pytest.raises(NetworkError, match=r"The network cannot be traced \(.*\): check the example's shape"):
+        export_onnx(net, INPUTS["residual"], tmp_path / "net.onnx")

@@ -1,0 +1,51 @@
+"""Packed networks of every kind that an export has to carry, with inputs."""
+
+import torch
+from kits.exported import Residual, Words
+from kits.layout import random_coded
+
+from sqs_pyro.kernels import packed_network
+
+_RANDOM = torch.Generator().manual_seed(0)
+INPUTS = {
+    "residual": torch.randn(4, 3, 10, 10, generator=_RANDOM),
+    "words": torch.randint(0, 41, (4, 6), generator=_RANDOM),
+}
+CODES = {  # options of the codes of every matrix and convolution
+    "2 bits": {"components": 2},
+    "4 bits": {"components": 9},
+    "8 bits": {"components": 100, "exact_half": False},
+    "no zeros": {"components": 16, "nonzero_rate": 1.0},
+    "256 values and zeros": {"components": 256, "nonzero_rate": 0.9},
+    "codebooks of channels": {"components": 5, "by_channel": True},
+    "scales": {"components": 7, "scales": True},
+}
+
+
+def plain(kind):
+    """A network with norms that are no identities."""
+    net = {"residual": Residual, "words": Words}[kind]().eval()
+    with torch.no_grad():
+        for value in net.state_dict().values():
+            if value.dim() == 1 and value.is_floating_point():
+                value.uniform_(0.5, 1.5)
+    return net
+
+
+def packed(kind, codes):
+    """The same, packed; weights are large enough for all of them to matter."""
+    options = dict(CODES[codes])
+    by_channel = options.pop("by_channel", False)
+    net = plain(kind)
+    coded = {}
+    for seed, (name, value) in enumerate(net.named_parameters()):
+        if value.dim() > 1:
+            groups = value.shape[0] if by_channel else 1
+            coded[name] = random_coded(tuple(value.shape), groups=groups, seed=seed, **options)
+            coded[name].codebook.mul_(16)
+    return packed_network(net, coded)
+
+
+def first_rows(inputs, count):
+    """A minibatch of another size than the example's."""
+    return inputs.repeat(3, *[1] * (inputs.dim() - 1))[:count]
