@@ -132,13 +132,19 @@ def evaluate_command(
 
 
 @app.command("inspect")
-def inspect_command(file: FileArgument, as_json: JsonOption = False) -> None:
+def inspect_command(
+    file: FileArgument,
+    runtime: Annotated[
+        bool, typer.Option("--runtime", help="Build the network, and show the form of its weights on this CPU.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Show what a packed file holds, to the byte, without building the network."""
     with _one_sentence_errors():
         from sqs_pyro.reporting.tables import inspection_tables
         from sqs_pyro.runs.packed_files import inspect_file
 
-        inspection = inspect_file(file)
+        inspection = inspect_file(file, runtime=runtime)
         _show(inspection, inspection_tables(inspection), as_json)
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import sqs_pyro.runs.pipeline
 from sqs_pyro.cli import app
+from sqs_pyro.kernels.native import native_kernels
 
 
 def _sqs(*arguments):
@@ -165,6 +166,17 @@ def test_inspect_shows_every_byte(small_run):
     table = _sqs("inspect", packed).stdout
     assert f"{packed.stat().st_size:,}" in table
     assert all(tensor["name"] in table for tensor in inspection["size"]["tensors"])
+
+
+def test_inspect_says_what_weights_are_at_run_time(small_run):
+    packed = small_run / "packed.safetensors"
+    runtime = json.loads(_sqs("inspect", packed, "--runtime", "--json").stdout)["runtime"]
+    assert runtime["machine"]["processor"]
+    kernels = native_kernels("tiled")
+    assert {weight["form"] for weight in runtime["weights"]} == {"tiled" if kernels else "dense"}
+    table = _sqs("inspect", packed, "--runtime").stdout
+    assert all(weight["name"] in table for weight in runtime["weights"])
+    assert ("multiply with the codes" if kernels else "no compiled kernels") in table
 
 
 def test_report_shows_a_finished_run(small_run, tmp_path):

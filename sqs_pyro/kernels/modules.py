@@ -43,7 +43,8 @@ class PackedLinear(PackedModule):
 
     def __init__(self, linear: nn.Linear, weight: StoredWeight) -> None:
         super().__init__(linear, weight)
-        weight.used_for("linear")
+        read_by_attention = isinstance(linear, nn.modules.linear.NonDynamicallyQuantizableLinear)  # out_proj
+        weight.used_for("decoded" if read_by_attention else "linear")
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.register_parameter("bias", linear.bias)
 

@@ -98,6 +98,10 @@ class PackedWeight(StoredWeight):
             return "dense", "no compiled kernels"
         return form, "compiled kernels multiply with the codes"
 
+    def has_kernels(self) -> bool:
+        """Whether all modules that use the weight multiply with its codes; else it is decoded once."""
+        return self.form in TRANSCODERS
+
     @torch.inference_mode(False)
     def _choose_form(self) -> None:
         """Rewrite the codes in the form that is best on the device they are on."""

@@ -56,7 +56,21 @@ def export_tables(document: Document) -> list[RenderableType]:
 def inspection_tables(inspection: Document) -> list[RenderableType]:
     """What a packed file holds: a row a tensor and a row for everything else; they add up to the file."""
     size = inspection["size"]
-    return [_title(str(inspection["file"])), _tensor_table(size), _size_table(inspection)]
+    tables: list[RenderableType] = [_title(str(inspection["file"])), _tensor_table(size), _size_table(inspection)]
+    return tables + (_runtime_tables(inspection["runtime"]) if "runtime" in inspection else [])
+
+
+def _runtime_tables(runtime: Document) -> list[RenderableType]:
+    """What weights are in memory, and why: a row a tensor."""
+    table = _table("tensor", "form", "packed, bytes", "decoded, bytes", "why")
+    for weight in runtime["weights"]:
+        sizes = (f"{weight[part]:,}" if weight[part] else "" for part in ("packed_bytes", "decoded_bytes"))
+        table.add_row(escape(weight["name"]), weight["form"], *sizes, weight["reason"])
+    table.add_section()
+    totals = (sum(weight[part] for weight in runtime["weights"]) for part in ("packed_bytes", "decoded_bytes"))
+    table.add_row("[bold]together", "", *(f"[bold]{total:,}" for total in totals), "")
+    instructions = ", ".join(runtime["machine"]["instructions"]) or "none that matter"
+    return [_title(f"At run time on {runtime['machine']['processor']} ({instructions})"), table]
 
 
 def report_tables(run: Document) -> list[RenderableType]:

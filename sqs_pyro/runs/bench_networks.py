@@ -11,7 +11,7 @@ from torch import nn
 import sqs_pyro.models.catalogue  # noqa: F401  # registers networks
 from sqs_pyro.data import DataRecipe, load_data
 from sqs_pyro.errors import DataError, NetworkError, RecipeError
-from sqs_pyro.kernels import load, packed_network
+from sqs_pyro.kernels import packed_network
 from sqs_pyro.language_models import vocabulary_size
 from sqs_pyro.models.task_networks import transformer_in
 from sqs_pyro.packing.file import read_packed
@@ -19,9 +19,9 @@ from sqs_pyro.packing.module import StoredEnsemble
 from sqs_pyro.recipe import parse
 from sqs_pyro.registry import build_network
 from sqs_pyro.runs.bench import random_coded
-from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe, is_language_model, is_task, parse_any_recipe
-from sqs_pyro.runs.packed_files import existing_file
-from sqs_pyro.runs.pretrained import find_pretrained, transformers_package
+from sqs_pyro.runs.language_model_recipe import is_language_model, is_task
+from sqs_pyro.runs.packed_files import existing_file, file_network
+from sqs_pyro.runs.pretrained import transformers_package
 
 _NONZERO_RATE = 0.5
 
@@ -132,21 +132,16 @@ def _file_network(file: str, input_shape: tuple[int, ...] | None, lengths: tuple
         return BenchNetwork(file, _loaded(path), (shape,))
     if input_shape is not None:
         raise RecipeError(f"--input-shape is for images, but '{file}' takes texts: give --lengths instead.")
-    if is_task(stored):
-        net = _loaded(path)
-        owner: Any = transformer_in(net)
-    else:
-        recipe = parse_any_recipe(stored)
-        assert isinstance(recipe, LanguageModelRecipe)
-        net = owner = _loaded(path, find_pretrained(recipe.network).unloaded_network())
+    net = _loaded(path)
+    owner: Any = transformer_in(net) if is_task(stored) else net
     if hasattr(owner.config, "use_cache"):
         owner.config.use_cache = False  # one call of the network is measured, after which nothing follows
     shapes = tuple((length,) for length in lengths)
     return BenchNetwork(file, net, shapes, vocabulary_size(owner), masked=is_task(stored))
 
 
-def _loaded(path: Path, plain: nn.Module | None = None) -> nn.Module:
-    net = load(path, plain)
+def _loaded(path: Path) -> nn.Module:
+    net = file_network(path)
     if isinstance(net, StoredEnsemble):
         raise NetworkError(
             f"Packed file '{path}' is an ensemble of {net.num_draws} draws, which has no dense counterpart: give "

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sqs_pyro import integrations, load, size_report
+from sqs_pyro import integrations, size_report
 from sqs_pyro.data import load_data
 from sqs_pyro.errors import NetworkError, OutputError, PackedFileError, RecipeError, SQSError
 from sqs_pyro.exporting.aoti import PACKAGE, export_aoti, run_aoti
@@ -24,12 +24,10 @@ from sqs_pyro.integrations.checkpoint_size import checkpoint_size
 from sqs_pyro.kernels.assemble import unpack_weights
 from sqs_pyro.language_models import longest_input, vocabulary_size
 from sqs_pyro.network_io import split_examples, tensors_in
-from sqs_pyro.packing.file import read_packed
 from sqs_pyro.packing.module import stored_weights
-from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe, is_language_model, parse_any_recipe
+from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe
 from sqs_pyro.runs.output import appearing, check_free, tree_bytes
-from sqs_pyro.runs.packed_files import existing_file, whole_recipe
-from sqs_pyro.runs.pretrained import find_pretrained
+from sqs_pyro.runs.packed_files import file_network, whole_recipe
 from sqs_pyro.runs.task import task_text
 from sqs_pyro.runs.task_recipe import TaskRecipe
 
@@ -80,7 +78,7 @@ def export_file(
     _check_options(export_format, dtype, directory)
     mark = {"aoti": PACKAGE, "dense": _CONFIG if directory else None}.get(export_format)
     check_free(target, mark, overwrite=overwrite)
-    net = _directory_network(path) if directory else _file_network(path)
+    net = _directory_network(path) if directory else file_network(path)
     check_one_network(net)
     example = _example(net, path, input_shape, data_from, needed=export_format != "dense")
     with appearing(target) as made:
@@ -126,22 +124,6 @@ def _directory_network(path: Path) -> nn.Module:
         return integrations.from_pretrained(path)
     except ModuleNotFoundError as error:
         raise NetworkError(str(error)) from None
-
-
-def _file_network(path: Path) -> nn.Module:
-    """The network of a file, built as its metadata says."""
-    metadata = read_packed(existing_file(path)).metadata
-    recipe = metadata.get("recipe") or {}
-    if metadata.get("network") is None and is_language_model(recipe):
-        whole = parse_any_recipe(recipe)
-        assert isinstance(whole, LanguageModelRecipe)
-        return load(path, find_pretrained(whole.network).unloaded_network())
-    if metadata.get("network") is None:
-        raise PackedFileError(
-            f"Packed file '{path}' does not say how to build its network: in Python, load it with the network's "
-            "constructor, and give the result to a function of sqs_pyro.exporting."
-        )
-    return load(path)
 
 
 # ---- an example ----

@@ -4,10 +4,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from sqs_pyro import load, size_report
 from sqs_pyro.data import DataRecipe, ShiftedLoader, load_data, parse_shift
 from sqs_pyro.errors import DataError, PackedFileError, RecipeError
 from sqs_pyro.inference.evaluate import evaluate
+from sqs_pyro.kernels.runtime import runtime_weights
 from sqs_pyro.language_models import vocabulary_size
 from sqs_pyro.packing.file import read_packed
 from sqs_pyro.recipe import parse
@@ -19,6 +22,7 @@ from sqs_pyro.runs.language_model_recipe import (
     parse_any_recipe,
 )
 from sqs_pyro.runs.language_texts import judged, judging_streams, load_texts
+from sqs_pyro.runs.machine import machine
 from sqs_pyro.runs.network import check_fit
 from sqs_pyro.runs.pretrained import check_lengths, find_pretrained
 from sqs_pyro.runs.recipe import RunRecipe
@@ -26,23 +30,55 @@ from sqs_pyro.runs.task import task_text
 from sqs_pyro.runs.task_recipe import TaskRecipe
 
 
-def inspect_file(file: str | Path) -> dict[str, Any]:
+def inspect_file(file: str | Path, *, runtime: bool = False) -> dict[str, Any]:
     """Describe a packed file to the byte, without building its network.
 
+    Args:
+        file: packed file.
+        runtime: build it all the same, and say what its weights are on this machine's CPU.
+
     Returns:
-        ``file``, ``format_version``, ``size`` (totals, bytes by part, one entry a tensor), ``metadata``.
+        ``file``, ``format_version``, ``size`` (totals, bytes by part, one entry a tensor), ``metadata``; with
+        ``runtime`` that, too: ``machine`` and ``weights``, see :class:`~sqs_pyro.kernels.runtime.RuntimeWeight`.
 
     Raises:
-        PackedFileError: the file is missing or not an intact packed file.
+        PackedFileError: the file is missing, not an intact packed file, or does not say how to build its network.
+        NetworkError: the network's checkpoint is missing.
     """
     path = existing_file(file)
     contents = read_packed(path)
-    return {
+    inspection: dict[str, Any] = {
         "file": str(path),
         "format_version": contents.format_version,
         "size": size_report(path).to_dict(),
         "metadata": contents.metadata,
     }
+    if runtime:
+        weights = [asdict(weight) for weight in runtime_weights(file_network(path))]
+        inspection["runtime"] = {"machine": machine(), "weights": weights}
+    return inspection
+
+
+def file_network(file: str | Path) -> nn.Module:
+    """The packed network of a file, built as its metadata says.
+
+    Raises:
+        PackedFileError: the file is missing, not intact, or does not say how to build its network.
+        NetworkError: the network's checkpoint is missing.
+    """
+    path = existing_file(file)
+    metadata = read_packed(path).metadata
+    recipe = metadata.get("recipe") or {}
+    if metadata.get("network") is not None:
+        return load(path)
+    if is_language_model(recipe):
+        whole = parse_any_recipe(recipe)
+        assert isinstance(whole, LanguageModelRecipe)
+        return load(path, find_pretrained(whole.network).unloaded_network())
+    raise PackedFileError(
+        f"Packed file '{path}' does not say how to build its network: in Python, load it with the network's "
+        "constructor."
+    )
 
 
 def evaluate_file(

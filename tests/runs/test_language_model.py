@@ -166,6 +166,7 @@ def test_the_file_alone_can_be_judged_and_inspected(tiny_language_run, tiny_lang
     assert inspection["metadata"]["recipe"]["blockwise"]["bits"] == 3.5
     layers = len(block_paths(network(tiny_language_recipe))) * 7
     assert len(inspection["size"]["tensors"]) == layers
+    assert len(inspect_file(file, runtime=True)["runtime"]["weights"]) == layers
     moved = tmp_path / "other.yaml"
     moved.write_text(changed(tiny_language_recipe, evaluation={"foreign": None, "tokens": 100}).as_yaml())
     assert [*evaluate_file(file, data_from=moved)["perplexity"]] == ["held_out"]
