@@ -21,6 +21,7 @@ from torch.library import CustomOpDef, custom_op
 from sqs_pyro.kernels.decode import PackedArgs, decoded_weights
 
 OPS: dict[str, CustomOpDef] = {}
+REFERENCES: dict[str, Callable[..., Tensor]] = {}
 
 _FORMS = {
     "dense": "Tensor codes, Tensor table, Tensor? scales, int[] shape, int bits",
@@ -91,19 +92,20 @@ def _forms(name: str) -> list[str]:
 
 def _define_form(name: str, schema: str, compute: Callable[..., Tensor]) -> None:
     def reference(*args: Any) -> Tensor:
-        operands, packed = _split(name, args)
+        operands, packed = split(name, args)
         return compute(decoded_weights.get(packed, _dtype(operands)), *operands)
 
     def fake(*args: Any) -> Tensor:
-        operands, packed = _split(name, args)
+        operands, packed = split(name, args)
         weight = packed.codes.new_empty(packed.shape, dtype=_dtype(operands))
         return compute(weight, *operands)
 
+    REFERENCES[name] = reference
     OPS[name] = custom_op(f"sqs::{name}", reference, mutates_args=(), schema=schema)
     OPS[name].register_fake(fake)
 
 
-def _split(name: str, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], PackedArgs]:
+def split(name: str, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], PackedArgs]:
     """Split an op's arguments into operands and packed weight."""
     form = name.rpartition("_")[2]
     if form == "bitmap":
@@ -134,7 +136,7 @@ def _register_gradient(name: str, grad_x: Callable[..., Tensor], channel_dim: in
         op_name = f"{name}_{form}"
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor, op_name: str = op_name) -> None:
-            (x, bias, *ctx.geometry), packed = _split(op_name, inputs)
+            (x, bias, *ctx.geometry), packed = split(op_name, inputs)
             ctx.x_size, ctx.bias_dtype = x.shape, None if bias is None else bias.dtype
             ctx.shape, ctx.bits, ctx.form = packed.shape, packed.bits, packed.form
             ctx.save_for_backward(packed.codes, packed.table, packed.mask, packed.scales)

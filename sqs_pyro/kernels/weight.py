@@ -15,6 +15,7 @@ from sqs_pyro.kernels.decode import (
     read_table,
     write_table,
 )
+from sqs_pyro.kernels.gpu.register import prepare
 from sqs_pyro.kernels.native import native_kernels
 from sqs_pyro.kernels.ops import call
 from sqs_pyro.kernels.tiled import pack_tiles, tiled_bits
@@ -81,6 +82,8 @@ class PackedWeight(StoredWeight):
             self.codes, self.form = self._tiled(self.codes), "tiled"
         elif self.form == "tiled" and self.codes.device.type != "cpu":
             self.codes, self.form = self._dense_codes().to(self.codes.device), "dense"
+        if self.codes.device.type == "cuda":
+            prepare(self.args)
 
     @torch.inference_mode(False)
     def _tiled(self, codes: Tensor) -> Tensor:
@@ -138,3 +141,5 @@ def _forget(module: nn.Module, incompatible_keys: Any) -> None:
     """Drop the decoded copy after ``load_state_dict``: in inference mode nothing else would tell."""
     assert isinstance(module, PackedWeight)
     decoded_weights.forget(module.codes)
+    if module.codes.device.type == "cuda":
+        prepare(module.args)

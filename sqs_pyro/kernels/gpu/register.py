@@ -1,0 +1,72 @@
+"""The ops of the forms ``dense`` and ``bitmap`` on GPUs. Imported for effect; Triton is at the first product.
+
+Without Triton, with ``SQS_KERNELS=reference``, and for what kernels do not compute (float64, convolutions,
+gradients, weights of one value) the reference stays: weights decoded once and kept.
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from functools import cache, partial
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sqs_pyro.kernels.decode import PackedArgs
+from sqs_pyro.kernels.native import KernelWarning
+from sqs_pyro.kernels.ops import OPS, REFERENCES, split
+
+Launch = Callable[[ModuleType, PackedArgs, tuple[Any, ...]], Tensor]
+
+_LAUNCHES: dict[str, Launch] = {
+    "linear": lambda launch, packed, operands: launch.linear(packed, *operands),
+    "embedding": lambda launch, packed, operands: launch.embedding(packed, *operands),
+    "weight": lambda launch, packed, operands: launch.dense(packed, operands[0].dtype),
+}
+
+
+@cache
+def gpu_kernels() -> ModuleType | None:
+    """Return :mod:`sqs_pyro.kernels.gpu.launch`, or None, with one :class:`KernelWarning`, without Triton."""
+    if os.environ.get("SQS_KERNELS") == "reference":
+        return None
+    try:
+        from sqs_pyro.kernels.gpu import launch
+    except ImportError as error:
+        warnings.warn(
+            f"GPU kernels need Triton ({error}): packed networks run on decoded weights, slower and larger. "
+            "Install triton, in the version that PyTorch names, or set SQS_KERNELS=reference to silence this.",
+            KernelWarning,
+            stacklevel=2,
+        )
+        return None
+    return launch
+
+
+def register(device: str) -> None:
+    """Let the ops run on the kernels on this type of device."""
+    for name, launch in _LAUNCHES.items():
+        for form in ("dense", "bitmap"):
+            OPS[f"{name}_{form}"].register_kernel(device)(partial(_run, f"{name}_{form}", launch))
+
+
+def prepare(packed: PackedArgs) -> None:
+    """Compute now what products would compute at the first call: a bitmap's ranks."""
+    kernels = gpu_kernels() if packed.form == "bitmap" and packed.codes.is_cuda else None
+    if kernels is not None and kernels.takes(packed, torch.float32):
+        kernels.ranks(packed)
+
+
+def _run(name: str, launch: Launch, *args: Any) -> Tensor:
+    operands, packed = split(name, args)
+    kernels = gpu_kernels()
+    last = operands[-1]
+    dtype = last if isinstance(last, torch.dtype) else operands[0].dtype
+    if kernels is None or not kernels.takes(packed, dtype):
+        return REFERENCES[name](*args)
+    return launch(kernels, packed, operands)
+
+
+register("cuda")
