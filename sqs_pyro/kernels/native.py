@@ -7,26 +7,21 @@ Environment:
     SQS_CXXFLAGS: what to compile for, ``-march=native`` by default.
 """
 
-import hashlib
 import os
 import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
 
 import torch
 
+from sqs_pyro.kernels.compiled import KernelWarning, compiled
+
 _SOURCE = Path(__file__).parent / "cpu" / "tiled.cpp"
 _COMPILERS = ("c++", "g++", "clang++")
-_SECONDS = 300
-
-
-class KernelWarning(UserWarning):
-    """There are no compiled CPU kernels: packed networks run on decoded weights, right but slow and large."""
 
 
 @cache
@@ -64,34 +59,7 @@ def compiled_kernels(standalone: bool = False) -> Path:
         OSError: neither the cache nor a temporary directory can be written to.
     """
     command = [*_compiler(), *_flags(standalone)]
-    key = hashlib.sha256()
-    key.update(_SOURCE.read_bytes())
-    key.update("\n".join([*command, str(torch.__version__), _machine()]).encode())
-    name = f"cpu-{key.hexdigest()[:16]}.so"
-    directory = _cache()
-    target = directory / name
-    if target.exists():
-        return target
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(suffix=".so", dir=directory)
-    except OSError:  # a cache that cannot be written to: this process compiles for itself
-        directory = Path(tempfile.mkdtemp(prefix="sqs_pyro-"))
-        target = directory / name
-        handle, part = tempfile.mkstemp(suffix=".so", dir=directory)
-    os.close(handle)
-    try:
-        result = subprocess.run(
-            [*command, str(_SOURCE), "-o", part, *_linked()], capture_output=True, text=True, timeout=_SECONDS
-        )
-        if result.returncode:
-            errors = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines()
-            raise RuntimeError(f"{command[0]} failed: {errors[0].strip() if errors else 'it said nothing'}")
-        Path(part).chmod(0o755)
-        Path(part).replace(target)
-    finally:
-        Path(part).unlink(missing_ok=True)
-    return target
+    return compiled("cpu", _SOURCE, command, _linked(), "\n".join([str(torch.__version__), _machine()]))
 
 
 def _compiler() -> list[str]:
@@ -132,10 +100,3 @@ def _machine() -> str:
     lines = info.read_text(errors="replace").splitlines() if info.exists() else []
     told = [line for line in lines if line.startswith(("flags", "Features", "model name"))]
     return "\n".join([platform.machine(), *sorted(set(told))])
-
-
-def _cache() -> Path:
-    if given := os.environ.get("SQS_CACHE"):
-        return Path(given)
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "sqs_pyro"

@@ -42,6 +42,7 @@ def random_packed(
     zeros: float = 0.5,
     size: int | None = None,
     seed: int = 0,
+    device: str = DEVICE,
 ) -> tuple[PackedArgs, torch.Tensor]:
     """A packed weight on the device, and the weight, float32 on the CPU, made without the library's readers."""
     random = torch.Generator().manual_seed(seed)
@@ -59,14 +60,14 @@ def random_packed(
     codes, mask = symbols.reshape(-1), None
     if form == "bitmap":
         weight = torch.where(keep, weight, 0.0)
-        codes, mask = symbols[keep], pack_bits(keep.to(torch.uint8), 1).to(DEVICE)
+        codes, mask = symbols[keep], pack_bits(keep.to(torch.uint8), 1).to(device)
     packed = PackedArgs(
-        pack_bits(codes, bits).to(DEVICE),
-        write_table(table).to(DEVICE),
+        pack_bits(codes, bits).to(device),
+        write_table(table).to(device),
         mask,
         shape,
         bits,
-        write_table(factors).to(DEVICE) if scales else None,
+        write_table(factors).to(device) if scales else None,
         form,
     )
     return packed, weight

@@ -7,6 +7,8 @@ loads in flight in each thread, no spilled registers (``benchmarks/gpu_kernels_r
 from dataclasses import dataclass
 from typing import Literal
 
+#: The CUDA kernels read 32 codes at once, and multiply up to 16 rows of x.
+CUDA_ROWS, CUDA_BITS, CUDA_CODES = 16, 4, 32
 MOST_ROWS = 64
 #: Programs that keep a large GPU busy: 4 for each of some 130 multiprocessors.
 _PROGRAMS = 512
@@ -19,7 +21,7 @@ class Plan:
     """How one product is computed.
 
     Attributes:
-        kernel: ``"vector"``: sums of products, one row of x at a time; ``"matrix"``: tensor cores;
+        kernel: ``"cuda"``: compiled by nvcc; the others are Triton's. ``"vector"``: sums of products, one row of x at a time; ``"matrix"``: tensor cores;
             ``"decode"``: the weight is decoded for this product, which is torch's.
         rows: of x in a program.
         outputs: in a program.
@@ -29,7 +31,7 @@ class Plan:
         stages: of its software pipeline.
     """
 
-    kernel: Literal["vector", "matrix", "decode"]
+    kernel: Literal["cuda", "vector", "matrix", "decode"]
     rows: int = 1
     outputs: int = 0
     units: int = 0
@@ -38,7 +40,7 @@ class Plan:
     stages: int = 2
 
 
-def plan(rows: int, outputs: int, units: int, half: bool, bitmap: bool = False) -> Plan:
+def plan(rows: int, outputs: int, units: int, half: bool, bitmap: bool = False, cuda: bool = False) -> Plan:
     """Choose.
 
     Args:
@@ -47,7 +49,10 @@ def plan(rows: int, outputs: int, units: int, half: bool, bitmap: bool = False) 
         units: of a row of the weight; a unit is one code or several, by bits and K.
         half: whether x is float16 or bfloat16: float32 has no exact product on tensor cores.
         bitmap: whether the weight is in that form, whose tiles are of :data:`CHUNK` weights.
+        cuda: whether the weight is one for the CUDA kernels, see :func:`for_cuda`.
     """
+    if cuda and half and rows <= CUDA_ROWS:
+        return Plan("cuda")
     if rows == 1 or (rows <= 4 and not half):
         wide = CHUNK if bitmap else _power(units, 32, 128)
         return _split(Plan("vector", 1, 16, wide), outputs, units, programs_each=rows)
@@ -57,6 +62,11 @@ def plan(rows: int, outputs: int, units: int, half: bool, bitmap: bool = False) 
     if bitmap:
         return _split(Plan("matrix", high, 32, CHUNK), outputs, units)
     return _split(Plan("matrix", high, 64 if outputs >= 64 else 32, _power(units, 16, 32)), outputs, units)
+
+
+def for_cuda(inputs: int, bits: int, groups: int) -> bool:
+    """Whether the CUDA kernels multiply with such a weight in the dense form."""
+    return bits <= CUDA_BITS and inputs % CUDA_CODES == 0 and groups == 1
 
 
 def _split(chosen: Plan, outputs: int, units: int, programs_each: int = 1) -> Plan:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sqs_pyro.kernels.decode import PackedArgs, decoded_weights
 from sqs_pyro.kernels.gpu import triton_kernels as kernels
-from sqs_pyro.kernels.gpu.dispatch import CHUNK, Plan, plan, unit_of
+from sqs_pyro.kernels.gpu.cuda import linear as cuda_linear
+from sqs_pyro.kernels.gpu.dispatch import CHUNK, Plan, for_cuda, plan, unit_of
 from sqs_pyro.packing.bits import packed_size
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -63,8 +64,14 @@ def takes(packed: PackedArgs, dtype: torch.dtype) -> bool:
     return packed.bits > 0 and packed.form in ("dense", "bitmap") and dtype in DTYPES
 
 
-def linear(packed: PackedArgs, x: Tensor, bias: Tensor | None) -> Tensor:
+def linear(packed: PackedArgs, x: Tensor, bias: Tensor | None, cuda: bool = True) -> Tensor:
     """Return ``x @ W.T + bias``, ``[..., N]`` in the dtype of x ``[..., K]``.
+
+    Args:
+        packed: W, ``[N, K]``.
+        x: float32, bfloat16 or float16, on the device of W.
+        bias: ``[N]`` or None.
+        cuda: whether the CUDA kernels may do it.
 
     Raises:
         RuntimeError: an argument does not fit the others.
@@ -77,12 +84,19 @@ def linear(packed: PackedArgs, x: Tensor, bias: Tensor | None) -> Tensor:
     weight = _weight(packed)
     if not len(rows):
         return x.new_empty(*x.shape[:-1], outputs)
-    chosen = plan(len(rows), outputs, weight.units, x.dtype in _HALVES, weight.BITMAP)
+    half, bitmap = x.dtype in _HALVES, weight.BITMAP
+    cuda = cuda and x.is_cuda and not bitmap and for_cuda(inputs, packed.bits, len(weight.table))
+    chosen = plan(len(rows), outputs, weight.units, half, bitmap, cuda)
     if chosen.kernel == "decode":
         return F.linear(x, dense(packed, x.dtype), bias)
     out = x.new_empty(len(rows), outputs)
     with _on(x):
-        _multiply(weight, rows, bias, out, chosen)
+        done = chosen.kernel == "cuda" and cuda_linear(
+            rows, bias, packed.codes, weight.table, weight.scales, packed.bits, out
+        )
+        if not done:
+            chosen = plan(len(rows), outputs, weight.units, half, bitmap)
+            _multiply(weight, rows, bias, out, chosen)
     return out.view(*x.shape[:-1], outputs)
 
 
