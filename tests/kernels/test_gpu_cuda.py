@@ -1,4 +1,4 @@
-"""The CUDA C++ kernels without a GPU: run on the CPU, thread by thread; compiled by nvcc; and what comes without it."""
+"""The CUDA C++ kernels without a GPU: run on the CPU, thread by thread; compiled by nvcc; and without nvcc."""
 
 import ctypes
 import shutil

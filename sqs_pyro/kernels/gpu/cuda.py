@@ -68,7 +68,7 @@ def linear(
     """Write ``x @ W.T + bias`` to ``out``; returns False, and nothing is done, without the kernels.
 
     Args:
-        x: ``[rows, K]``, float16 or bfloat16 on the current GPU, at most 16 rows, K a multiple of 32.
+        x: ``[rows, K]``, float16 or bfloat16 on a GPU, at most 16 rows, K a multiple of 32.
         bias: ``[N]``, in the dtype of x.
         codes: the weight's, of at most 4 bits.
         table: float32 ``[1, S]``.

@@ -21,8 +21,9 @@ class Plan:
     """How one product is computed.
 
     Attributes:
-        kernel: ``"cuda"``: compiled by nvcc; the others are Triton's. ``"vector"``: sums of products, one row of x at a time; ``"matrix"``: tensor cores;
-            ``"decode"``: the weight is decoded for this product, which is torch's.
+        kernel: ``"cuda"``: compiled by nvcc; the others are Triton's. ``"vector"``: sums of products, one row
+            of x at a time; ``"matrix"``: tensor cores; ``"decode"``: the weight is decoded for this product,
+            which is torch's.
         rows: of x in a program.
         outputs: in a program.
         units: of a row that a tile takes, see :mod:`~sqs_pyro.kernels.gpu.triton_kernels`.
@@ -60,7 +61,7 @@ def plan(rows: int, outputs: int, units: int, half: bool, bitmap: bool = False, 
         return Plan("decode")
     high = _power(rows, 16, MOST_ROWS)
     if bitmap:
-        return _split(Plan("matrix", high, 32, CHUNK), outputs, units)
+        return _split(Plan("matrix", high, 16, CHUNK), outputs, units)
     return _split(Plan("matrix", high, 64 if outputs >= 64 else 32, _power(units, 16, 32)), outputs, units)
 
 

@@ -1,7 +1,8 @@
 """Products, rows and whole weights by the Triton kernels: arguments checked, blocks chosen, kernels started."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +60,15 @@ class Weight(NamedTuple):
         return {name: getattr(self, name) for name in names}
 
 
+class Launch(NamedTuple):
+    """A kernel, its grid, its arguments and what it is compiled for."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+
+
 def takes(packed: PackedArgs, dtype: torch.dtype) -> bool:
     """Whether the kernels compute with this weight in this dtype."""
     return packed.bits > 0 and packed.form in ("dense", "bitmap") and dtype in DTYPES
@@ -81,7 +91,7 @@ def linear(packed: PackedArgs, x: Tensor, bias: Tensor | None, cuda: bool = True
     _check(bias is None or bias.shape == (outputs,), f"the bias should have {outputs} numbers")
     rows = x.reshape(math.prod(x.shape[:-1]), inputs)
     bias = None if bias is None else bias.to(x.dtype).contiguous()
-    weight = _weight(packed)
+    weight = weight_of(packed)
     if not len(rows):
         return x.new_empty(*x.shape[:-1], outputs)
     half, bitmap = x.dtype in _HALVES, weight.BITMAP
@@ -90,13 +100,12 @@ def linear(packed: PackedArgs, x: Tensor, bias: Tensor | None, cuda: bool = True
     if chosen.kernel == "decode":
         return F.linear(x, dense(packed, x.dtype), bias)
     out = x.new_empty(len(rows), outputs)
-    with _on(x):
-        done = chosen.kernel == "cuda" and cuda_linear(
-            rows, bias, packed.codes, weight.table, weight.scales, packed.bits, out
-        )
-        if not done:
-            chosen = plan(len(rows), outputs, weight.units, half, bitmap)
-            _multiply(weight, rows, bias, out, chosen)
+    done = chosen.kernel == "cuda" and cuda_linear(
+        rows, bias, packed.codes, weight.table, weight.scales, packed.bits, out
+    )
+    if not done:
+        chosen = plan(len(rows), outputs, weight.units, half, bitmap)
+        _start(product(weight, rows, bias, out, chosen), out)
     return out.view(*x.shape[:-1], outputs)
 
 
@@ -130,12 +139,17 @@ def _ranks(packed: PackedArgs) -> Tensor:
     outputs, inputs = packed.shape[0], math.prod(packed.shape[1:])
     chunks = triton.cdiv(inputs, CHUNK)
     counts = torch.empty(outputs, chunks, dtype=torch.int64, device=packed.mask.device)
-    with _on(counts):
-        kernels.count_nonzeros[(outputs, chunks)](packed.mask, counts, inputs, BU=CHUNK)
+    launch = Launch(kernels.count_nonzeros, (outputs, chunks), (packed.mask, counts, inputs), {"BU": CHUNK})
+    _start(iter([launch]), counts)
     return (counts.view(-1).cumsum(0) - counts.view(-1)).view(outputs, chunks)
 
 
-def _weight(packed: PackedArgs) -> Weight:
+def weight_of(packed: PackedArgs) -> Weight:
+    """Return the weight as the kernels take it.
+
+    Raises:
+        RuntimeError: its tensors do not fit each other.
+    """
     outputs, inputs = packed.shape[0], math.prod(packed.shape[1:])
     numel, bitmap = outputs * inputs, packed.mask is not None
     table, scales = _floats(packed.table), None if packed.scales is None else _floats(packed.scales)
@@ -177,7 +191,16 @@ def _weight(packed: PackedArgs) -> Weight:
     )
 
 
-def _multiply(weight: Weight, x: Tensor, bias: Tensor | None, out: Tensor, chosen: Plan) -> None:
+def product(weight: Weight, x: Tensor, bias: Tensor | None, out: Tensor, chosen: Plan) -> Iterator[Launch]:
+    """The kernels that write ``x @ W.T + bias`` to ``out``.
+
+    Args:
+        weight: ``[N, K]``.
+        x: ``[M, K]``, any strides.
+        bias: ``[N]`` in the dtype of x.
+        out: ``[M, N]``.
+        chosen: ``"vector"`` or ``"matrix"``, with its blocks.
+    """
     outputs, rows = weight.outputs, len(x)
     tiles = triton.cdiv(weight.units, chosen.units)
     units_per_split = triton.cdiv(tiles, chosen.splits) * chosen.units
@@ -195,39 +218,49 @@ def _multiply(weight: Weight, x: Tensor, bias: Tensor | None, out: Tensor, chose
     blocks = triton.cdiv(outputs, chosen.outputs)
     arguments = (x, *weight.tensors(), bias, parts)
     if chosen.kernel == "vector":
-        kernels.vector[(blocks, chosen.splits, rows)](*arguments, *numbers, **constants)
+        yield Launch(kernels.vector, (blocks, chosen.splits, rows), (*arguments, *numbers), constants)
     else:
         constants |= {"BM": chosen.rows, "UPCAST": _interpreted()}
-        kernels.matrix[(blocks, chosen.splits)](*arguments, rows, *numbers, **constants)
+        yield Launch(kernels.matrix, (blocks, chosen.splits), (*arguments, rows, *numbers), constants)
     if chosen.splits > 1:
-        grid = (triton.cdiv(outputs, 128), rows)
-        kernels.finish[grid](parts, weight.scales_or_table, bias, out, outputs, chosen.splits, **epilogue, BN=128)
+        arguments = (parts, weight.scales_or_table, bias, out, outputs, chosen.splits)
+        yield Launch(kernels.finish, (triton.cdiv(outputs, 128), rows), arguments, {**epilogue, "BN": 128})
+
+
+def decoding(weight: Weight, indices: Tensor | None, out: Tensor) -> Iterator[Launch]:
+    """The kernel that writes rows of the weight to ``out`` ``[rows, K]``, those asked for or all."""
+    wide = CHUNK if weight.BITMAP else 1024 // weight.PER
+    numbers = (weight.outputs, weight.inputs, weight.size, weight.code_bytes)
+    constants = {
+        **weight.constants(),
+        "SCALED": weight.scales is not None,
+        "GATHER": indices is not None,
+        "BU": wide,
+    }
+    if len(out):
+        arguments = (out if indices is None else indices, *weight.tensors(), out, *numbers)
+        grid = (len(out), triton.cdiv(weight.units, wide))
+        yield Launch(kernels.decode_rows, grid, arguments, constants)
 
 
 def _decoded(packed: PackedArgs, indices: Tensor | None, count: int, dtype: torch.dtype) -> Tensor:
-    weight = _weight(packed)
+    weight = weight_of(packed)
     out = torch.empty(count, weight.inputs, dtype=dtype, device=packed.codes.device)
-    wide = CHUNK if weight.BITMAP else 1024 // weight.PER
-    grid = (count, triton.cdiv(weight.units, wide))
-    numbers = (weight.outputs, weight.inputs, weight.size, weight.code_bytes)
-    constants = {**weight.constants(), "SCALED": weight.scales is not None, "GATHER": indices is not None}
-    if count:
-        with _on(out):
-            kernels.decode_rows[grid](
-                out if indices is None else indices, *weight.tensors(), out, *numbers, **constants, BU=wide
-            )
+    _start(decoding(weight, indices, out), out)
     return out.view(count, *packed.shape[1:])
+
+
+def _start(launches: Iterator[Launch], on: Tensor) -> None:
+    """Kernels start on the current device: that of the tensor."""
+    with torch.cuda.device(on.device) if on.is_cuda else nullcontext():
+        for kernel, grid, arguments, constants in launches:
+            kernel[grid](*arguments, **constants)
 
 
 def _floats(values: Tensor) -> Tensor:
     """The float32 numbers of bytes."""
     aligned = values.is_contiguous() and values.data_ptr() % 4 == 0
     return (values if aligned else values.clone(memory_format=torch.contiguous_format)).view(torch.float32)
-
-
-def _on(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Kernels start on the current device: that of the tensor."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def _interpreted() -> bool:

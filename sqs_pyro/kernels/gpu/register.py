@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sqs_pyro.kernels.decode import PackedArgs
 from sqs_pyro.kernels.compiled import KernelWarning
+from sqs_pyro.kernels.decode import PackedArgs
 from sqs_pyro.kernels.ops import OPS, REFERENCES, split
 
 Launch = Callable[[ModuleType, PackedArgs, tuple[Any, ...]], Tensor]
