@@ -7,6 +7,7 @@ bfloat16, of as many rows as stated. Writes ``benchmarks/gpu_kernels_resources.j
     python benchmarks/gpu_kernels_resources.py
 """
 
+import itertools
 import re
 import subprocess
 from pathlib import Path
@@ -19,25 +20,27 @@ from sqs_pyro.kernels.gpu.resources import SHARED_LIMIT, blank, compiled_cuda, c
 from sqs_pyro.runs.directory import write_json
 
 SHAPE = 4096, 4096
-WEIGHTS = [("dense", bits) for bits in range(1, 9)] + [("bitmap", 8)]
+PLAIN = [("dense", bits, 1) for bits in range(1, 9)]
+GROUPED = [("dense", 4, SHAPE[0]), ("dense", 4, SHAPE[0] * SHAPE[1] // 128)]  # of outputs, of 128 weights
+WEIGHTS = [*PLAIN, *GROUPED, ("bitmap", 8, 1)]
 
 
 def main() -> None:
     rows = []
-    for architecture in SHARED_LIMIT:
-        for form, bits in WEIGHTS:
-            seen = set()
-            for count in (1, 16, 64, 128):
-                for launch in launches(blank(SHAPE, bits, form), count, torch.bfloat16):
-                    name = launch.kernel.__name__
-                    if name != "finish" or (architecture, bits, form) == (architecture, 4, "dense"):
-                        key = (name, launch.constants.get("BM"))
-                        if key in seen:
-                            continue
-                        seen.add(key)
-                        what = {"architecture": f"sm_{architecture}", "form": form, "bits": bits, "rows": count}
-                        rows.append({"kernel": name, **what, **compiled_triton(launch, architecture)})
-                        print(rows[-1])
+    for architecture, (form, bits, groups), count in itertools.product(SHARED_LIMIT, WEIGHTS, (1, 16, 64, 128)):
+        for launch in launches(blank(SHAPE, bits, form, groups), count, torch.bfloat16):
+            name = launch.kernel.__name__
+            if name == "finish" and (form, bits, groups, count) != ("dense", 4, 1, 1):
+                continue  # it is always the same
+            what = {
+                "architecture": f"sm_{architecture}",
+                "form": form,
+                "bits": bits,
+                "tables": groups,
+                "rows": count,
+            }
+            rows.append({"kernel": name, **what, **compiled_triton(launch, architecture)})
+            print(rows[-1], flush=True)
     compiler = subprocess.run([cuda._nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
     for architecture in ("80", "90a", "100"):
         for name, found in compiled_cuda(architecture).items():

@@ -41,7 +41,15 @@ class Plan:
     stages: int = 2
 
 
-def plan(rows: int, outputs: int, units: int, half: bool, bitmap: bool = False, cuda: bool = False) -> Plan:
+def plan(
+    rows: int,
+    outputs: int,
+    units: int,
+    half: bool,
+    bitmap: bool = False,
+    grouped: bool = False,
+    cuda: bool = False,
+) -> Plan:
     """Choose.
 
     Args:
@@ -50,19 +58,21 @@ def plan(rows: int, outputs: int, units: int, half: bool, bitmap: bool = False, 
         units: of a row of the weight; a unit is one code or several, by bits and K.
         half: whether x is float16 or bfloat16: float32 has no exact product on tensor cores.
         bitmap: whether the weight is in that form, whose tiles are of :data:`CHUNK` weights.
+        grouped: whether the table has several rows: look-ups take more registers, so tiles are smaller.
         cuda: whether the weight is one for the CUDA kernels, see :func:`for_cuda`.
     """
     if cuda and half and rows <= CUDA_ROWS:
         return Plan("cuda")
     if rows == 1 or (rows <= 4 and not half):
-        wide = CHUNK if bitmap else _power(units, 32, 128)
-        return _split(Plan("vector", 1, 16, wide), outputs, units, programs_each=rows)
+        deep = CHUNK if bitmap else _power(units, 32, 128)
+        return _split(Plan("vector", 1, 8 if grouped else 16, deep), outputs, units, programs_each=rows)
     if rows > MOST_ROWS or not half:
         return Plan("decode")
     high = _power(rows, 16, MOST_ROWS)
     if bitmap:
         return _split(Plan("matrix", high, 16, CHUNK), outputs, units)
-    return _split(Plan("matrix", high, 64 if outputs >= 64 else 32, _power(units, 16, 32)), outputs, units)
+    wide = 64 if outputs >= 64 and not grouped else 32
+    return _split(Plan("matrix", high, wide, _power(units, 16, 32)), outputs, units)
 
 
 def for_cuda(inputs: int, bits: int, groups: int) -> bool:

@@ -45,6 +45,11 @@ class Weight(NamedTuple):
         """Units of a row."""
         return self.inputs // self.PER
 
+    def plan(self, x: Tensor, cuda: bool = False) -> Plan:
+        """How the product with x ``[M, K]`` is computed; ``cuda`` lets the CUDA kernels do it."""
+        half, grouped = x.dtype in _HALVES, len(self.table) > 1
+        return plan(len(x), self.outputs, self.units, half, self.BITMAP, grouped, cuda)
+
     def tensors(self) -> tuple[Tensor, ...]:
         """The first arguments of a kernel on it."""
         return self.codes, self.table, self.mask, self.ranks, self.scales_or_table
@@ -94,9 +99,8 @@ def linear(packed: PackedArgs, x: Tensor, bias: Tensor | None, cuda: bool = True
     weight = weight_of(packed)
     if not len(rows):
         return x.new_empty(*x.shape[:-1], outputs)
-    half, bitmap = x.dtype in _HALVES, weight.BITMAP
-    cuda = cuda and x.is_cuda and not bitmap and for_cuda(inputs, packed.bits, len(weight.table))
-    chosen = plan(len(rows), outputs, weight.units, half, bitmap, cuda)
+    cuda = cuda and x.is_cuda and not weight.BITMAP and for_cuda(inputs, packed.bits, len(weight.table))
+    chosen = weight.plan(rows, cuda)
     if chosen.kernel == "decode":
         return F.linear(x, dense(packed, x.dtype), bias)
     out = x.new_empty(len(rows), outputs)
@@ -104,7 +108,7 @@ def linear(packed: PackedArgs, x: Tensor, bias: Tensor | None, cuda: bool = True
         rows, bias, packed.codes, weight.table, weight.scales, packed.bits, out
     )
     if not done:
-        chosen = plan(len(rows), outputs, weight.units, half, bitmap)
+        chosen = weight.plan(rows) if chosen.kernel == "cuda" else chosen
         _start(product(weight, rows, bias, out, chosen), out)
     return out.view(*x.shape[:-1], outputs)
 
@@ -223,8 +227,8 @@ def product(weight: Weight, x: Tensor, bias: Tensor | None, out: Tensor, chosen:
         constants |= {"BM": chosen.rows, "UPCAST": _interpreted()}
         yield Launch(kernels.matrix, (blocks, chosen.splits), (*arguments, rows, *numbers), constants)
     if chosen.splits > 1:
-        arguments = (parts, weight.scales_or_table, bias, out, outputs, chosen.splits)
-        yield Launch(kernels.finish, (triton.cdiv(outputs, 128), rows), arguments, {**epilogue, "BN": 128})
+        summed = (parts, weight.scales_or_table, bias, out, outputs, chosen.splits)
+        yield Launch(kernels.finish, (triton.cdiv(outputs, 128), rows), summed, {**epilogue, "BN": 128})
 
 
 def decoding(weight: Weight, indices: Tensor | None, out: Tensor) -> Iterator[Launch]:

@@ -15,7 +15,7 @@ from triton.compiler import ASTSource
 
 from sqs_pyro.kernels.decode import PackedArgs, decoded_weights, write_table
 from sqs_pyro.kernels.gpu import cuda
-from sqs_pyro.kernels.gpu.dispatch import CHUNK, plan
+from sqs_pyro.kernels.gpu.dispatch import CHUNK
 from sqs_pyro.kernels.gpu.launch import Launch, decoding, product, weight_of
 from sqs_pyro.packing.bits import packed_size
 
@@ -50,7 +50,7 @@ def launches(packed: PackedArgs, rows: int, dtype: torch.dtype) -> Iterator[Laun
     """The kernels of a product with ``rows`` rows, by Triton, and of decoding rows."""
     weight = weight_of(packed)
     x, out = torch.empty(rows, weight.inputs, dtype=dtype), torch.empty(rows, weight.outputs, dtype=dtype)
-    chosen = plan(rows, weight.outputs, weight.units, dtype != torch.float32, weight.BITMAP)
+    chosen = weight.plan(x)
     if chosen.kernel == "decode":
         yield from decoding(weight, torch.zeros(1, dtype=torch.int64), x[:1])
     else:
@@ -60,9 +60,8 @@ def launches(packed: PackedArgs, rows: int, dtype: torch.dtype) -> Iterator[Laun
 def compiled_triton(launch: Launch, architecture: str) -> dict[str, Any]:
     """Compile for an architecture, ``"90"`` say, as the launch would; returns what the kernel takes."""
     names = launch.kernel.arg_names
-    constants, options = dict(launch.constants), {}
-    for option in ("num_warps", "num_stages"):
-        options |= {option: constants.pop(option)} if option in constants else {}
+    options = {name: value for name, value in launch.constants.items() if name.startswith("num_")}
+    constants = {name: value for name, value in launch.constants.items() if name not in options}
     types, attributes = {}, {}
     fixed = {parameter.name for parameter in launch.kernel.params if parameter.do_not_specialize}
     for place, (name, value) in enumerate(zip(names, launch.arguments, strict=False)):

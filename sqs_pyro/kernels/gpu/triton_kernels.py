@@ -41,15 +41,16 @@ def load_units(
         rank = tl.load(ranks + rows * tl.cdiv(inputs, BU) + chunk)  # [BN, 1]
         place = rank + (tl.cumsum(keep, 1) - keep)
         there = (keep == 1) & (((place * BITS) >> 3) < code_bytes)  # whatever the mask says
-        return tl.where(there, code_at(codes, place, there, code_bytes, BITS), -1)
-    if UNIT == 0:
-        return code_at(codes, rows * inputs + units, here, code_bytes, BITS)
-    place = rows * (inputs // PER) + units
-    if UNIT == 1:
-        return tl.load(codes + place, mask=here, other=0)
-    found = tl.load(codes + place * UNIT, mask=here, other=0).to(tl.int64 if UNIT > 4 else tl.int32)
-    for byte in tl.static_range(1, UNIT):
-        found |= tl.load(codes + place * UNIT + byte, mask=here, other=0).to(found.dtype) << (8 * byte)
+        found = tl.where(there, code_at(codes, place, there, code_bytes, BITS), -1)
+    elif UNIT == 0:
+        found = code_at(codes, rows * inputs + units, here, code_bytes, BITS)
+    else:
+        place = (rows * (inputs // PER) + units) * UNIT
+        found = tl.load(codes + place, mask=here, other=0)
+        if UNIT > 1:
+            found = found.to(tl.int64 if UNIT > 4 else tl.int32)
+            for byte in tl.static_range(1, UNIT):
+                found |= tl.load(codes + place + byte, mask=here, other=0).to(found.dtype) << (8 * byte)
     return found
 
 
@@ -58,12 +59,14 @@ def groups_of(rows, units, inputs, GROUPING: tl.constexpr, SPAN: tl.constexpr, P
     """The table's rows, ``[BN, 1]`` or ``[BN, BU]``; units behind the last count as the last."""
     per_row = inputs // PER
     if GROUPING == 1:
-        return rows // SPAN
-    if GROUPING == 2:
-        return rows * (per_row // SPAN) + tl.minimum(units, per_row - 1) // SPAN
-    if GROUPING == 3:
-        return (rows * inputs + tl.minimum(units, per_row - 1)) // SPAN
-    return tl.zeros_like(rows)
+        group = rows // SPAN
+    elif GROUPING == 2:
+        group = rows * (per_row // SPAN) + tl.minimum(units, per_row - 1) // SPAN
+    elif GROUPING == 3:
+        group = (rows * inputs + tl.minimum(units, per_row - 1)) // SPAN
+    else:
+        group = tl.zeros_like(rows)
+    return group
 
 
 @triton.jit
@@ -80,12 +83,14 @@ def values(
     """The weights of the codes number ``place`` in their units, float32; codes outside of the table are 0."""
     code = units if BITMAP else ((units >> (place * BITS)) & ((1 << BITS) - 1)).to(tl.int32)
     if GROUPING != 0:
-        return tl.load(table + groups * size + code, mask=(code >= 0) & (code < size), other=0.0)
-    # From shared memory: as a load of global memory, each weight would cost three instructions more.
-    number: tl.constexpr = code.shape[0] * code.shape[1]
-    found = tl.gather(entries, tl.reshape(tl.maximum(code, 0) if BITMAP else code, [number]), 0)
-    found = tl.reshape(found, code.shape)
-    return tl.where(code >= 0, found, 0.0) if BITMAP else found
+        found = tl.load(table + groups * size + code, mask=(code >= 0) & (code < size), other=0.0)
+    else:  # from shared memory: as a load of global memory, each weight would cost three instructions more
+        number: tl.constexpr = code.shape[0] * code.shape[1]
+        found = tl.gather(entries, tl.reshape(tl.maximum(code, 0) if BITMAP else code, [number]), 0)
+        found = tl.reshape(found, code.shape)
+        if BITMAP:
+            found = tl.where(code >= 0, found, 0.0)
+    return found
 
 
 @triton.jit
