@@ -181,12 +181,13 @@ app.add_typer(bench_app, name="bench")
 @bench_app.command("kernels")
 def bench_kernels_command(
     shapes: Annotated[
-        str, typer.Option(help="OUTPUTSxINPUTS of weights, by commas.")
-    ] = "4096x4096,4864x896,576x1536",
+        str | None, typer.Option(help="OUTPUTSxINPUTS of weights, by commas; usual ones of the device without.")
+    ] = None,
     rows: Annotated[str, typer.Option(help="Rows of x, by commas.")] = "1,4,16,64",
     bits: Annotated[str, typer.Option(help="Bits of codes, by commas.")] = "4,3,2",
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
     rounds: Annotated[int, typer.Option(help="Products of each method.")] = 40,
+    device: Annotated[str, typer.Option(help="cpu, or cuda: products in CUDA graphs.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file, too.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -196,7 +197,7 @@ def bench_kernels_command(
         from sqs_pyro.runs.bench_kernels import bench_kernels
         from sqs_pyro.runs.directory import write_json
 
-        sizes = tuple(_numbers(shape, "x", "--shapes", 2) for shape in shapes.split(","))
+        sizes = None if shapes is None else tuple(_numbers(s, "x", "--shapes", 2) for s in shapes.split(","))
         document = bench_kernels(
             sizes,  # type: ignore[arg-type]
             _numbers(rows, ",", "--rows"),
@@ -204,6 +205,7 @@ def bench_kernels_command(
             threads,
             rounds,
             progress=lambda line: typer.echo(line, err=True),
+            device=device,
         )
         if out is not None:
             write_json(out, document)

@@ -92,11 +92,11 @@ def _forms(name: str) -> list[str]:
 
 def _define_form(name: str, schema: str, compute: Callable[..., Tensor]) -> None:
     def reference(*args: Any) -> Tensor:
-        operands, packed = split(name, args)
+        operands, packed = _split(name, args)
         return compute(decoded_weights.get(packed, _dtype(operands)), *operands)
 
     def fake(*args: Any) -> Tensor:
-        operands, packed = split(name, args)
+        operands, packed = _split(name, args)
         weight = packed.codes.new_empty(packed.shape, dtype=_dtype(operands))
         return compute(weight, *operands)
 
@@ -105,7 +105,7 @@ def _define_form(name: str, schema: str, compute: Callable[..., Tensor]) -> None
     OPS[name].register_fake(fake)
 
 
-def split(name: str, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], PackedArgs]:
+def _split(name: str, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], PackedArgs]:
     """Split an op's arguments into operands and packed weight."""
     form = name.rpartition("_")[2]
     if form == "bitmap":
@@ -136,7 +136,7 @@ def _register_gradient(name: str, grad_x: Callable[..., Tensor], channel_dim: in
         op_name = f"{name}_{form}"
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor, op_name: str = op_name) -> None:
-            (x, bias, *ctx.geometry), packed = split(op_name, inputs)
+            (x, bias, *ctx.geometry), packed = _split(op_name, inputs)
             ctx.x_size, ctx.bias_dtype = x.shape, None if bias is None else bias.dtype
             ctx.shape, ctx.bits, ctx.form = packed.shape, packed.bits, packed.form
             ctx.save_for_backward(packed.codes, packed.table, packed.mask, packed.scales)

@@ -82,8 +82,7 @@ class PackedWeight(StoredWeight):
             self.codes, self.form = self._tiled(self.codes), "tiled"
         elif self.form == "tiled" and self.codes.device.type != "cpu":
             self.codes, self.form = self._dense_codes().to(self.codes.device), "dense"
-        if self.codes.device.type == "cuda":
-            prepare(self.args)
+        prepare(self.args)
 
     @torch.inference_mode(False)
     def _tiled(self, codes: Tensor) -> Tensor:
@@ -141,5 +140,4 @@ def _forget(module: nn.Module, incompatible_keys: Any) -> None:
     """Drop the decoded copy after ``load_state_dict``: in inference mode nothing else would tell."""
     assert isinstance(module, PackedWeight)
     decoded_weights.forget(module.codes)
-    if module.codes.device.type == "cuda":
-        prepare(module.args)
+    prepare(module.args)

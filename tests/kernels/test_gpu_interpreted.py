@@ -19,7 +19,18 @@ def interpret(*options):
     assert "skipped" not in result.stdout, result.stdout[-2000:]
 
 
+pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="no Triton")
+
+
+def test_some_modules():
+    interpret(SUITE / "test_gpu_modules.py", "-k", "test_linear_and_embedding and dtype1")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not HAS_TRITON, reason="no Triton")
+def test_modules():
+    interpret(SUITE / "test_gpu_modules.py", "-k", "not cuda_graph")
+
+
+@pytest.mark.slow
 def test_products():
     interpret(SUITE / "test_gpu_products.py")

@@ -6,7 +6,6 @@ gradients, weights of one value) the reference stays: weights decoded once and k
 
 import os
 import warnings
-from collections.abc import Callable
 from functools import cache, partial
 from types import ModuleType
 from typing import Any
@@ -16,15 +15,9 @@ from torch import Tensor
 
 from sqs_pyro.kernels.compiled import KernelWarning
 from sqs_pyro.kernels.decode import PackedArgs
-from sqs_pyro.kernels.ops import OPS, REFERENCES, split
+from sqs_pyro.kernels.ops import OPS, REFERENCES, _dtype, _split
 
-Launch = Callable[[ModuleType, PackedArgs, tuple[Any, ...]], Tensor]
-
-_LAUNCHES: dict[str, Launch] = {
-    "linear": lambda launch, packed, operands: launch.linear(packed, *operands),
-    "embedding": lambda launch, packed, operands: launch.embedding(packed, *operands),
-    "weight": lambda launch, packed, operands: launch.dense(packed, operands[0].dtype),
-}
+_NAMES = ("linear", "embedding", "weight")
 
 
 @cache
@@ -47,9 +40,9 @@ def gpu_kernels() -> ModuleType | None:
 
 def register(device: str) -> None:
     """Let the ops run on the kernels on this type of device."""
-    for name, launch in _LAUNCHES.items():
+    for name in _NAMES:
         for form in ("dense", "bitmap"):
-            OPS[f"{name}_{form}"].register_kernel(device)(partial(_run, f"{name}_{form}", launch))
+            OPS[f"{name}_{form}"].register_kernel(device)(partial(run, f"{name}_{form}"))
 
 
 def prepare(packed: PackedArgs) -> None:
@@ -59,14 +52,16 @@ def prepare(packed: PackedArgs) -> None:
         kernels.ranks(packed)
 
 
-def _run(name: str, launch: Launch, *args: Any) -> Tensor:
-    operands, packed = split(name, args)
+def run(name: str, *args: Any) -> Tensor:
+    """Compute the op ``name`` with its arguments: by the kernels, or as its reference does."""
+    operands, packed = _split(name, args)
     kernels = gpu_kernels()
-    last = operands[-1]
-    dtype = last if isinstance(last, torch.dtype) else operands[0].dtype
+    dtype = _dtype(operands)
     if kernels is None or not kernels.takes(packed, dtype):
         return REFERENCES[name](*args)
-    return launch(kernels, packed, operands)
+    if name.startswith("weight"):
+        return kernels.dense(packed, dtype)
+    return getattr(kernels, name.partition("_")[0])(packed, *operands)
 
 
 register("cuda")

@@ -72,14 +72,14 @@ def check_rows(packed, weight, dtype):
 
 
 @pytest.mark.slow
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(products())
 def test_products(case):
     check_linear(*case)
 
 
 @pytest.mark.slow
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(products())
 def test_rows_and_weights_are_exact(case):
     packed, weight, x, _ = case
