@@ -11,6 +11,7 @@ import itertools
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -41,13 +42,35 @@ def main() -> None:
             }
             rows.append({"kernel": name, **what, **compiled_triton(launch, architecture)})
             print(rows[-1], flush=True)
-    compiler = subprocess.run([cuda._nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
+    compiler = subprocess.run(
+        [cuda.nvcc_command("90")[0], "--version"], capture_output=True, text=True, check=True
+    ).stdout
     for architecture in ("80", "90a", "100"):
         for name, found in compiled_cuda(architecture).items():
             rows.append({"kernel": f"dense.cu: {name}", "architecture": f"sm_{architecture}", **found})
     release = re.search(r"release (\S+),", compiler)
     made = {"triton": triton.__version__, "nvcc": release.group(1) if release else compiler.strip()}
     write_json(Path(__file__).with_suffix(".json"), {"compilers": made, "rows": rows})
+    print("\n".join(table(rows)))
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """The lines of docs/gpu.md's table: sm_90, one codebook, 1 and 16 and 64 rows."""
+    lines = [
+        "| kernel | bits | rows of x | registers of a thread | shared memory of a block |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        registers, shared = row["registers"], f"{row['shared_bytes'] / 1024:.1f} KB"
+        if row["architecture"] == "sm_90" and row["tables"] == 1 and row["kernel"] != "decode_rows":
+            form = ", bitmap" if row["form"] == "bitmap" else ""
+            lines.append(
+                f"| Triton, `{row['kernel']}`{form} | {row['bits']} | {row['rows']} | {registers} | {shared} |"
+            )
+        elif row["architecture"] == "sm_90a" and "bf16" in row["kernel"]:
+            bits, count = (part.split()[0] for part in row["kernel"].split(", ")[1:])
+            lines.append(f"| CUDA C++ | {bits} | up to {count} | {registers} | {shared} |")
+    return lines
 
 
 if __name__ == "__main__":

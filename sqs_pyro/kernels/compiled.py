@@ -1,4 +1,4 @@
-"""Compiling a source file of this package once, by one call of a compiler, and keeping the library.
+"""Compiling sources of this package once and keeping the library.
 
 Environment:
     SQS_CACHE: directory of compiled kernels instead of ``~/.cache/sqs_pyro``.
@@ -8,7 +8,7 @@ import hashlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 _SECONDS = 300
@@ -18,26 +18,25 @@ class KernelWarning(UserWarning):
     """Some kernels are not there: packed networks run right, but slower, and perhaps larger."""
 
 
-def compiled(
-    kind: str, source: Path, command: Sequence[str], libraries: Sequence[str] = (), key: str = ""
-) -> Path:
-    """Return the compiled library; compiles it if there is none for this source, command and key.
+def compiled(kind: str, sources: Iterable[Path], key: Sequence[str], build: Callable[[Path], None]) -> Path:
+    """Return the compiled library; builds it if there is none of these sources and this key.
 
-    Two processes may do so at once: each writes a file of its own and renames it.
+    Two processes may do so at once: each builds in a directory of its own, and renames.
 
     Args:
         kind: what its file is called first.
-        source: the file to compile.
-        command: compiler and flags.
-        libraries: what stands behind the source in the command.
-        key: what else the library depends on.
+        sources: the files that it is made from.
+        key: what else it depends on: compiler, flags, versions, machine.
+        build: writes the library to a path; what else it writes beside it is removed.
 
     Raises:
-        RuntimeError: the compiler failed; the message has what it said.
-        OSError: neither the cache nor a temporary directory can be written to.
+        RuntimeError: ``build`` failed; the message has what the compiler said.
+        OSError: neither the cache nor a temporary directory can be written to, or there is no library then.
     """
-    digest = hashlib.sha256(source.read_bytes())
-    digest.update("\n".join([*command, key]).encode())
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source.read_bytes())
+    digest.update("\n".join(key).encode())
     name = f"{kind}-{digest.hexdigest()[:16]}.so"
     directory = _cache()
     target = directory / name
@@ -45,24 +44,38 @@ def compiled(
         return target
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(suffix=".so", dir=directory)
+        work = tempfile.TemporaryDirectory(prefix="part-", dir=directory)
     except OSError:  # a cache that cannot be written to: this process compiles for itself
         directory = Path(tempfile.mkdtemp(prefix="sqs_pyro-"))
         target = directory / name
-        handle, part = tempfile.mkstemp(suffix=".so", dir=directory)
-    os.close(handle)
-    try:
-        result = subprocess.run(
-            [*command, str(source), "-o", part, *libraries], capture_output=True, text=True, timeout=_SECONDS
-        )
-        if result.returncode:
-            errors = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines()
-            raise RuntimeError(f"{command[0]} failed: {errors[0].strip() if errors else 'it said nothing'}")
-        Path(part).chmod(0o755)
-        Path(part).replace(target)
-    finally:
-        Path(part).unlink(missing_ok=True)
+        work = tempfile.TemporaryDirectory(prefix="part-", dir=directory)
+    with work as part:
+        library = Path(part) / name
+        build(library)
+        library.replace(target)
     return target
+
+
+def run_together(commands: Iterable[Sequence[str]]) -> None:
+    """Run compilers side by side.
+
+    Raises:
+        RuntimeError: one failed; the message has its first error.
+        subprocess.TimeoutExpired: one took too long.
+    """
+    started = [
+        (command, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+        for command in commands
+    ]
+    try:
+        said = [process.communicate(timeout=_SECONDS)[1] for _, process in started]
+    finally:
+        for _, process in started:
+            process.kill()
+    for (command, process), errors in zip(started, said, strict=True):
+        if process.returncode:
+            lines = [line for line in errors.splitlines() if "error" in line] or errors.splitlines()
+            raise RuntimeError(f"{command[0]} failed: {lines[0].strip() if lines else 'it said nothing'}")
 
 
 def _cache() -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from sqs_pyro.kernels.compiled import KernelWarning, compiled
+from sqs_pyro.kernels.compiled import KernelWarning, compiled, run_together
 
 _SOURCE = Path(__file__).parent / "cpu" / "tiled.cpp"
 _COMPILERS = ("c++", "g++", "clang++")
@@ -59,7 +59,11 @@ def compiled_kernels(standalone: bool = False) -> Path:
         OSError: neither the cache nor a temporary directory can be written to.
     """
     command = [*_compiler(), *_flags(standalone)]
-    return compiled("cpu", _SOURCE, command, _linked(), "\n".join([str(torch.__version__), _machine()]))
+
+    def build(library: Path) -> None:
+        run_together([[*command, str(_SOURCE), "-o", str(library), *_linked()]])
+
+    return compiled("cpu", [_SOURCE], [*command, str(torch.__version__), _machine()], build)
 
 
 def _compiler() -> list[str]:

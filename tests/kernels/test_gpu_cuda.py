@@ -21,7 +21,7 @@ TOLERANCE = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
 
 def has_nvcc():
     try:
-        cuda._nvcc()
+        cuda.nvcc_command("90")
     except RuntimeError:
         return False
     return True
@@ -37,7 +37,7 @@ def on_cpu(tmp_path_factory):
         pytest.skip("no g++")
     path = tmp_path_factory.mktemp("cuda") / "dense.so"
     flags = ["-x", "c++", "-std=c++20", "-O1", "-shared", "-fPIC", "-w", f"-I{SHIM}"]
-    subprocess.run(["g++", *flags, str(cuda._SOURCE), "-o", str(path)], check=True)
+    subprocess.run(["g++", *flags, str(cuda.SOURCE), "-o", str(path)], check=True)
     library = ctypes.CDLL(str(path))
     cuda.declare(library)
     library.sqs_readable.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]

@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sqs_pyro.kernels.compiled import KernelWarning, compiled
+from sqs_pyro.kernels.compiled import KernelWarning, compiled, run_together
 
-_SOURCE = Path(__file__).parent / "dense.cu"
+SOURCE = Path(__file__).parent / "dense.cu"
 
 
 @cache
@@ -55,11 +55,23 @@ def compiled_cuda(architecture: str) -> Path:
         RuntimeError: there is no nvcc, or it failed; the message has what it said.
         OSError: neither the cache nor a temporary directory can be written to.
     """
-    nvcc = _nvcc()
+    command = [*nvcc_command(architecture), "-shared", "-Xcompiler", "-fPIC"]
+    version = subprocess.run([command[0], "--version"], capture_output=True, text=True, timeout=60).stdout
+
+    def build(library: Path) -> None:
+        run_together([[*command, str(SOURCE), "-o", str(library)]])
+
+    return compiled("cuda", [SOURCE], [*command, version], build)
+
+
+def nvcc_command(architecture: str) -> list[str]:
+    """Return the compiler and what it is told of the architecture, ``"90"`` say.
+
+    Raises:
+        RuntimeError: there is no nvcc.
+    """
     target = f"arch=compute_{architecture},code=sm_{architecture}"
-    flags = ["-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC", "-gencode", target]
-    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=60).stdout
-    return compiled("cuda", _SOURCE, [nvcc, *flags], key=version)
+    return [_nvcc(), "-O3", "-std=c++17", "-gencode", target]
 
 
 def linear(
@@ -86,7 +98,9 @@ def linear(
     pointers = [None if t is None else t.data_ptr() for t in (x, codes, table, scales, bias, out)]
     stream = torch.cuda.current_stream(x.device).cuda_stream
     sizes = (int(x.dtype == torch.bfloat16), bits, *out.shape, x.shape[1], table.numel())
-    if error := library.sqs_linear(x.device.index, stream, *sizes, *pointers):
+    with torch.cuda.device(x.device):  # restores the device that the library sets
+        error = library.sqs_linear(x.device.index, stream, *sizes, *pointers)
+    if error:
         raise RuntimeError(f"sqs: a product on the GPU failed: {library.sqs_error(error).decode()}")
     return True
 

@@ -83,12 +83,12 @@ __device__ uint32_t look_up(const uint32_t (&words)[BITS], int pair, const uint3
   return *reinterpret_cast<const uint32_t*>(reinterpret_cast<const char*>(table) + offset);
 }
 
-// GROUPS: of 8 rows of x.
-template <typename T, int BITS, int GROUPS>
-__global__ void __launch_bounds__(32 * kWarps, GROUPS == 1 ? 4 : 3) multiply(const Problem p) {
-  constexpr int kPairs = 1 << 2 * BITS;
+// GROUPS: of 8 rows of x. TILES: of 16 outputs, that use what was read of x: more rows of x are more to read again.
+template <typename T, int BITS, int GROUPS, int TILES>
+__global__ void __launch_bounds__(32 * kWarps, TILES == 1 ? 4 : 2) multiply(const Problem p) {
+  constexpr int kPairs = 1 << 2 * BITS, kBlock = TILES * kOutputs;
   __shared__ __align__(16) uint32_t table[kPairs * 32];
-  __shared__ float sums[kWarps][GROUPS * kRows][kOutputs + 1];
+  __shared__ float sums[kWarps][kRows][kBlock + 1];
 
   for (int i = threadIdx.x; i < kPairs * 8; i += blockDim.x) {
     const int pair = i / 8, low = pair & ((1 << BITS) - 1), high = pair >> BITS;
@@ -103,27 +103,27 @@ __global__ void __launch_bounds__(32 * kWarps, GROUPS == 1 ? 4 : 3) multiply(con
   const int row_words = p.inputs / 32 * BITS, chunks = (p.inputs + kChunk - 1) / kChunk;
   const T* x = static_cast<const T*>(p.x);
 
-  for (int first = blockIdx.x * kOutputs; first < p.outputs; first += gridDim.x * kOutputs) {
-    const uint32_t* rows[2];
+  for (int first = blockIdx.x * kBlock; first < p.outputs; first += gridDim.x * kBlock) {
+    const uint32_t* rows[2 * TILES];  // of a tile: this one and the eighth behind it
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      rows[half] = p.codes + int64_t(min(first + high + 8 * half, p.outputs - 1)) * row_words;
+    for (int i = 0; i < 2 * TILES; ++i) {
+      rows[i] = p.codes + int64_t(min(first + high + 8 * i, p.outputs - 1)) * row_words;
     }
-    float c[GROUPS][4] = {};
-    uint32_t next[2][BITS] = {};
+    float c[GROUPS][TILES][4] = {};
+    uint32_t next[2 * TILES][BITS] = {};
     const auto fetch = [&](int chunk) {
       const int k = chunk * kChunk + quad * kCodes;
       if (k >= p.inputs) return;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) load_codes<BITS>(next[half], rows[half] + k / 32 * BITS);
+      for (int i = 0; i < 2 * TILES; ++i) load_codes<BITS>(next[i], rows[i] + k / 32 * BITS);
     };
     fetch(warp);
     for (int chunk = warp; chunk < chunks; chunk += kWarps) {
-      uint32_t words[2][BITS];
+      uint32_t words[2 * TILES][BITS];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+      for (int i = 0; i < 2 * TILES; ++i) {
 #pragma unroll
-        for (int i = 0; i < BITS; ++i) words[half][i] = next[half][i];
+        for (int word = 0; word < BITS; ++word) words[i][word] = next[i][word];
       }
       fetch(chunk + kWarps);
       const int k = chunk * kChunk + quad * kCodes;
@@ -140,14 +140,19 @@ __global__ void __launch_bounds__(32 * kWarps, GROUPS == 1 ? 4 : 3) multiply(con
 #pragma unroll
         for (int step = 0; step < 2; ++step) {
           const int pair = 4 * part + 2 * step;
-          const uint32_t a[4] = {look_up<BITS>(words[0], pair, table, lane_offset),
-                                 look_up<BITS>(words[1], pair, table, lane_offset),
-                                 look_up<BITS>(words[0], pair + 1, table, lane_offset),
-                                 look_up<BITS>(words[1], pair + 1, table, lane_offset)};
 #pragma unroll
-          for (int group = 0; group < GROUPS; ++group) {
-            const uint4 b = operand[group];
-            multiply_add(c[group], a, step ? b.z : b.x, step ? b.w : b.y, T());
+          for (int tile = 0; tile < TILES; ++tile) {
+            const auto& low = words[2 * tile];
+            const auto& up = words[2 * tile + 1];
+            const uint32_t a[4] = {look_up<BITS>(low, pair, table, lane_offset),
+                                   look_up<BITS>(up, pair, table, lane_offset),
+                                   look_up<BITS>(low, pair + 1, table, lane_offset),
+                                   look_up<BITS>(up, pair + 1, table, lane_offset)};
+#pragma unroll
+            for (int group = 0; group < GROUPS; ++group) {
+              const uint4 b = operand[group];
+              multiply_add(c[group][tile], a, step ? b.z : b.x, step ? b.w : b.y, T());
+            }
           }
         }
       }
@@ -155,29 +160,36 @@ __global__ void __launch_bounds__(32 * kWarps, GROUPS == 1 ? 4 : 3) multiply(con
 #pragma unroll
     for (int group = 0; group < GROUPS; ++group) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sums[warp][group * kRows + 2 * quad + i % 2][high + 8 * (i / 2)] = c[group][i];
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < GROUPS * kRows * kOutputs; i += blockDim.x) {
-      const int m = i / kOutputs, n = first + i % kOutputs;
-      if (m >= p.rows || n >= p.outputs) continue;
-      float sum = 0;
+      for (int tile = 0; tile < TILES; ++tile) {
 #pragma unroll
-      for (int w = 0; w < kWarps; ++w) sum += sums[w][m][i % kOutputs];
-      if (p.scales) sum *= p.scales[n];
-      if (p.bias) sum += widened(static_cast<const T*>(p.bias)[n]);
-      static_cast<T*>(p.y)[int64_t(m) * p.outputs + n] = rounded<T>(sum);
+        for (int i = 0; i < 4; ++i) {
+          sums[warp][2 * quad + i % 2][tile * kOutputs + high + 8 * (i / 2)] = c[group][tile][i];
+        }
+      }
+      __syncthreads();
+      for (int i = threadIdx.x; i < kRows * kBlock; i += blockDim.x) {
+        const int m = group * kRows + i / kBlock, n = first + i % kBlock;
+        if (m >= p.rows || n >= p.outputs) continue;
+        float sum = 0;
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) sum += sums[w][i / kBlock][i % kBlock];
+        if (p.scales) sum *= p.scales[n];
+        if (p.bias) sum += widened(static_cast<const T*>(p.bias)[n]);
+        static_cast<T*>(p.y)[int64_t(m) * p.outputs + n] = rounded<T>(sum);
+      }
+      __syncthreads();
     }
-    __syncthreads();
   }
 }
 
 template <typename T, int BITS>
 cudaError_t start(const Problem& p, int processors, cudaStream_t stream) {
-  const int tiles = (p.outputs + kOutputs - 1) / kOutputs, most = 4 * processors;
+  const bool few = p.rows <= kRows;
+  const auto kernel = few ? multiply<T, BITS, 1, 1> : multiply<T, BITS, 2, 2>;
+  const int outputs = few ? kOutputs : 2 * kOutputs;  // of a block at a time
+  const int tiles = (p.outputs + outputs - 1) / outputs, most = (few ? 4 : 2) * processors;
   const int rounds = (tiles + most - 1) / most;  // the same number of tiles for each block
   const int blocks = (tiles + rounds - 1) / rounds;
-  const auto kernel = p.rows <= kRows ? multiply<T, BITS, 1> : multiply<T, BITS, 2>;
   void* arguments[] = {const_cast<Problem*>(&p)};
   return cudaLaunchKernel(kernel, dim3(blocks), dim3(32 * kWarps), arguments, 0, stream);
 }

@@ -72,7 +72,7 @@ def plan(
     if bitmap:
         return _split(Plan("matrix", high, 16, CHUNK), outputs, units)
     wide = 64 if outputs >= 64 and not grouped else 32
-    return _split(Plan("matrix", high, wide, _power(units, 16, 32)), outputs, units)
+    return _split(Plan("matrix", high, wide, _power(units, 16, 32), warps=wide // 8), outputs, units)
 
 
 def for_cuda(inputs: int, bits: int, groups: int) -> bool:

@@ -85,17 +85,16 @@ def compiled_cuda(architecture: str) -> dict[str, dict[str, Any]]:
     Raises:
         RuntimeError: there is no nvcc, or it failed; the message has what it said.
     """
-    nvcc = cuda._nvcc()
+    nvcc = cuda.nvcc_command(architecture)
     with tempfile.TemporaryDirectory() as directory:
         cubin = Path(directory) / "dense.cubin"
-        target = f"arch=compute_{architecture},code=sm_{architecture}"
-        command = [nvcc, "-O3", "-std=c++17", "-cubin", "-Xptxas", "-v", "-gencode", target]
-        told = subprocess.run([*command, str(cuda._SOURCE), "-o", str(cubin)], capture_output=True, text=True)
+        command = [*nvcc, "-cubin", "-Xptxas", "-v", str(cuda.SOURCE), "-o", str(cubin)]
+        told = subprocess.run(command, capture_output=True, text=True)
         if told.returncode:
             raise RuntimeError(f"nvcc failed: {told.stderr}")
         size = cubin.stat().st_size
     entry = re.compile(
-        r"multiplyI(\d+\w+?)Li(\d)ELi(\d)EEE.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"multiplyI(\d+\w+?)Li(\d)ELi(\d)ELi\dEEE.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
         r"(\d+) bytes spill loads.*?Used (\d+) registers.*?(\d+) bytes smem",
         re.DOTALL,
     )
