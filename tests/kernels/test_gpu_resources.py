@@ -43,16 +43,14 @@ def test_no_spills_and_shared_memory_within_limits(architecture, form, bits, row
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("groups", [1, 64, 64 * 8, 16, 63 * 64 * 10])
-def test_every_grouping_and_odd_shapes(dtype, groups):
+def test_every_grouping_and_odd_shapes(groups):
     from sqs_pyro.kernels.gpu.resources import blank, launches
 
     shape = (64, 1024) if groups <= 64 * 8 else (64, 630)
-    for bits in range(1, 9):
-        for rows in (1, 16, 70):
-            for launch in launches(blank(shape, bits, groups=groups), rows, dtype):
-                check(launch, "90")
+    for bits in (1, 3, 4, 7):
+        for rows, dtype in ((1, torch.float32), (64, torch.bfloat16), (70, torch.float16)):
+            check(next(launches(blank(shape, bits, groups=groups), rows, dtype)), "90")
 
 
 @pytest.mark.slow

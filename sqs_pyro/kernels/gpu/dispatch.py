@@ -72,7 +72,8 @@ def plan(
     if bitmap:
         return _split(Plan("matrix", high, 16, CHUNK), outputs, units)
     wide = 64 if outputs >= 64 and not grouped else 32
-    return _split(Plan("matrix", high, wide, _power(units, 16, 32), warps=wide // 8), outputs, units)
+    deep = _power(units, 16, 32 if high < MOST_ROWS else 16)
+    return _split(Plan("matrix", high, wide, deep, warps=wide // 8), outputs, units)
 
 
 def for_cuda(inputs: int, bits: int, groups: int) -> bool:
