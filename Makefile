@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint slow sanitize clean fashion-mnist foreign-text
+.PHONY: demo test lint slow sanitize gpu clean fashion-mnist foreign-text
 
 demo: $(STAMP)
 	$(BIN)/sqs compress recipes/digits.yaml --out runs/demo --overwrite
@@ -22,6 +22,12 @@ sanitize: $(STAMP)
 	SQS_CACHE=build/sanitize SQS_CXXFLAGS="-march=native -g -fsanitize=address -fno-omit-frame-pointer" \
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 	$(BIN)/python -m pytest tests/kernels/test_matrices.py tests/kernels/test_convolution.py
+
+# On a machine with a CUDA device, where torch sees it: correctness of every path, then speed beside what else there is.
+gpu:
+	$(PYTHON) -c "import torch; assert torch.cuda.is_available(), 'torch sees no CUDA device'"
+	$(PYTHON) -m pytest tests/kernels/gpu
+	$(PYTHON) -m sqs_pyro bench kernels --device cuda --out benchmarks/kernels_gpu.json
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -228,12 +228,13 @@ app.add_typer(bench_app, name="bench")
 @bench_app.command("kernels")
 def bench_kernels_command(
     shapes: Annotated[
-        str, typer.Option(help="OUTPUTSxINPUTS of weights, by commas.")
-    ] = "4096x4096,4864x896,576x1536",
+        str | None, typer.Option(help="OUTPUTSxINPUTS of weights, by commas; usual ones of the device without.")
+    ] = None,
     rows: Annotated[str, typer.Option(help="Rows of x, by commas.")] = "1,4,16,64",
     bits: Annotated[str, typer.Option(help="Bits of codes, by commas.")] = "4,3,2",
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
     rounds: Annotated[int, typer.Option(help="Products of each method.")] = 40,
+    device: Annotated[str, typer.Option(help="cpu, or cuda: products in CUDA graphs.")] = "cpu",
     out: BenchOutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -244,7 +245,7 @@ def bench_kernels_command(
         from sqs_pyro.runs.bench_kernels import bench_kernels
 
         _check_bench_out(out)
-        sizes = tuple(_numbers(shape, "x", "--shapes", 2) for shape in shapes.split(","))
+        sizes = None if shapes is None else tuple(_numbers(s, "x", "--shapes", 2) for s in shapes.split(","))
         document = bench_kernels(
             sizes,  # type: ignore[arg-type]
             _numbers(rows, ",", "--rows"),
@@ -252,6 +253,7 @@ def bench_kernels_command(
             threads,
             rounds,
             progress=lambda line: typer.echo(line, err=True),
+            device=device,
         )
         _write_bench(out, document, kernels_figure)
         _show(document, kernel_tables(document), as_json)

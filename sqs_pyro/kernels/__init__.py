@@ -1,5 +1,6 @@
 """How a compressed weight multiplies: custom ops, modules around them, packed networks and their files."""
 
+import sqs_pyro.kernels.gpu.register  # noqa: F401  imported for effect: the ops on GPUs
 from sqs_pyro.kernels.ensemble import PackedEnsemble
 from sqs_pyro.kernels.modules import (
     PackedConv1d,

@@ -9,6 +9,7 @@ codes in another order: ``tiled`` (:mod:`sqs_pyro.kernels.tiled`) or ``rows`` (:
 
 import math
 import weakref
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
@@ -62,13 +63,23 @@ class DecodedWeights:
 
     def get(self, packed: PackedArgs, dtype: torch.dtype) -> Tensor:
         """Return the weights in ``dtype``, on the device of the codes: shared, so never to be written to."""
-        entry = self._entries.get(packed.codes)
-        if entry is None or not entry.is_of(packed):
-            entry = self._entries[packed.codes] = _Entry(packed)
-        if dtype not in entry.copies:
+        return self.kept(packed, dtype, lambda packed: decode(packed).to(dtype))
+
+    def kept(self, packed: PackedArgs, key: Hashable, make: Callable[[PackedArgs], Tensor]) -> Tensor:
+        """Return ``make(packed)``, kept under ``key`` as decoded weights are under their dtype."""
+        found = self.find(packed, key)
+        if found is None:
+            entry = self._entries.get(packed.codes)
+            if entry is None or not entry.is_of(packed):
+                entry = self._entries[packed.codes] = _Entry(packed)
             with torch.inference_mode(False), torch.no_grad():  # the copy outlives an inference-mode call
-                entry.copies[dtype] = decode(packed).to(dtype)
-        return entry.copies[dtype]
+                found = entry.copies[key] = make(packed)
+        return found
+
+    def find(self, packed: PackedArgs, key: Hashable) -> Tensor | None:
+        """Return what is kept under ``key``, or None."""
+        entry = self._entries.get(packed.codes)
+        return entry.copies.get(key) if entry is not None and entry.is_of(packed) else None
 
     def forget(self, codes: Tensor) -> None:
         """Drop the decoded copies of ``codes``, if there are any."""
@@ -84,10 +95,13 @@ class DecodedWeights:
 
 
 class _Entry:
-    """Copies of one weight by dtype, and what shows that they are stale; keeps no packed tensor alive."""
+    """What is derived from one weight, copies by dtype among it, and what shows that it is stale.
+
+    Keeps no packed tensor alive.
+    """
 
     def __init__(self, packed: PackedArgs) -> None:
-        self.copies: dict[torch.dtype, Tensor] = {}
+        self.copies: dict[Hashable, Tensor] = {}
         self._buffers = [weakref.ref(buffer) for buffer in packed.buffers()]
         self._state = _state(packed)
 

@@ -7,29 +7,23 @@ Environment:
     SQS_CXXFLAGS: what to compile for, ``-march=native`` by default.
 """
 
-import hashlib
 import os
 import shlex
 import shutil
 import subprocess
-import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
 
 import torch
 
+from sqs_pyro.kernels.compiled import KernelWarning, compiled, run_together
 from sqs_pyro.kernels.processor import processor_text
 
 _DIRECTORY = Path(__file__).parent / "cpu"
 #: What is compiled together, side by side: the form of weights that needs it, and its sources.
 _SOURCES = {"tiled": ("tiled.cpp", "convolution.cpp"), "rows": ("rows.cpp",)}
 _COMPILERS = ("c++", "g++", "clang++")
-_SECONDS = 300
-
-
-class KernelWarning(UserWarning):
-    """There are no compiled CPU kernels: packed networks run on decoded weights, right but slow and large."""
 
 
 @cache
@@ -76,46 +70,15 @@ def compiled_kernels(form: str, standalone: bool = False) -> Path:
         OSError: neither the cache nor a temporary directory can be written to.
     """
     command = [*_compiler(), *_flags(standalone)]
-    key = hashlib.sha256()
-    for file in [*(_DIRECTORY / source for source in _SOURCES[form]), *sorted(_DIRECTORY.glob("*.h"))]:
-        key.update(file.read_bytes())
-    key.update("\n".join([*command, str(torch.__version__), processor_text()]).encode())
-    name = f"{form}-{key.hexdigest()[:16]}.so"
-    directory = _cache()
-    target = directory / name
-    if target.exists():
-        return target
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        work = tempfile.TemporaryDirectory(prefix="part-", dir=directory)
-    except OSError:  # a cache that cannot be written to: this process compiles for itself
-        directory = Path(tempfile.mkdtemp(prefix="sqs_pyro-"))
-        target = directory / name
-        work = tempfile.TemporaryDirectory(prefix="part-", dir=directory)
-    with work as part:
-        objects = [Path(part) / f"{source}.o" for source in _SOURCES[form]]
-        _run_together([[*command, "-c", str(_DIRECTORY / o.stem), "-o", str(o)] for o in objects])
-        library = Path(part) / name
-        _run_together([[*command, *map(str, objects), "-o", str(library), *_linked()]])
-        library.replace(target)
-    return target
+    sources = [_DIRECTORY / source for source in _SOURCES[form]]
 
+    def build(library: Path) -> None:
+        objects = [library.with_name(f"{source.name}.o") for source in sources]
+        run_together([*command, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True))
+        run_together([[*command, *map(str, objects), "-o", str(library), *_linked()]])
 
-def _run_together(commands: list[list[str]]) -> None:
-    """Run compilers side by side; the first that fails is told of."""
-    started = [
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for command in commands
-    ]
-    try:
-        said = [process.communicate(timeout=_SECONDS)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    for command, process, errors in zip(commands, started, said, strict=True):
-        if process.returncode:
-            lines = [line for line in errors.splitlines() if "error" in line] or errors.splitlines()
-            raise RuntimeError(f"{command[0]} failed: {lines[0].strip() if lines else 'it said nothing'}")
+    key = [*command, str(torch.__version__), processor_text()]
+    return compiled(form, [*sources, *sorted(_DIRECTORY.glob("*.h"))], key, build)
 
 
 def _compiler() -> list[str]:
@@ -148,10 +111,3 @@ def _flags(standalone: bool) -> list[str]:
 
 def _linked() -> list[str]:
     return [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
-
-
-def _cache() -> Path:
-    if given := os.environ.get("SQS_CACHE"):
-        return Path(given)
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "sqs_pyro"

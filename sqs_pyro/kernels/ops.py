@@ -24,6 +24,7 @@ from torch.library import CustomOpDef, custom_op
 from sqs_pyro.kernels.decode import PackedArgs, decoded_weights
 
 OPS: dict[str, CustomOpDef] = {}
+REFERENCES: dict[str, Callable[..., Tensor]] = {}
 
 _FORMS = {
     "dense": "Tensor codes, Tensor table, Tensor? scales, int[] shape, int bits",
@@ -108,6 +109,7 @@ def _define_form(name: str, schema: str, compute: Callable[..., Tensor]) -> None
         return in_order(compute(weight, *operands))
 
     in_order = Tensor.contiguous if name == "convolution_tiled" else _as_it_is  # as its compiled kernel writes
+    REFERENCES[name] = reference
     OPS[name] = custom_op(f"sqs::{name}", reference, mutates_args=(), schema=schema)
     OPS[name].register_fake(fake)
 

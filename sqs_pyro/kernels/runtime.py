@@ -16,8 +16,7 @@ class RuntimeWeight:
     Attributes:
         name: of the parameter.
         shape: of the weight; of draws in one tensor, their number is last.
-        form: see :class:`~sqs_pyro.kernels.decode.PackedArgs`.
-        reason: why it has that form, in a few words.
+        form, reason: see :class:`~sqs_pyro.kernels.weight.RuntimeForm`.
         packed_bytes: that codes, tables, mask and scales take.
         decoded_bytes: that the decoded copy takes from its first use on, in the network's dtype; 0 where kernels
             multiply with the codes.
@@ -37,8 +36,8 @@ def runtime_weights(packed: nn.Module) -> list[RuntimeWeight]:
     found = []
     for name, weight in stored_weights(net).items():
         if isinstance(weight, PackedWeight):
-            form, reason = weight.best_form()
-            decoded = 0 if weight.has_kernels() else math.prod(weight.shape) * weight.like.element_size()
+            form = weight.best_form()
+            decoded = 0 if form.has_kernels else math.prod(weight.shape) * weight.like.element_size()
             size = sum(buffer.nbytes for buffer in weight.buffers())
-            found.append(RuntimeWeight(name, weight.shape, form, reason, size, decoded))
+            found.append(RuntimeWeight(name, weight.shape, form.name, form.reason, size, decoded))
     return found

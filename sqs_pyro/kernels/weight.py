@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from sqs_pyro.kernels.decode import (
     read_table,
     write_table,
 )
+from sqs_pyro.kernels.gpu.register import gpu_kernels, prepare
 from sqs_pyro.kernels.native import native_kernels
 from sqs_pyro.kernels.ops import call
 from sqs_pyro.kernels.rows import fits_rows
@@ -24,6 +25,20 @@ from sqs_pyro.packing.bits import MAX_BITS, pack_bits, packed_size, unpack_bits
 from sqs_pyro.packing.coded import CodedTensor
 from sqs_pyro.packing.layouts import PackedTensor, get_layout, pack_tensor
 from sqs_pyro.packing.module import StoredWeight
+
+
+class RuntimeForm(NamedTuple):
+    """What a weight is in memory.
+
+    Attributes:
+        name: ``"dense"``, ``"bitmap"``, ``"tiled"`` or ``"rows"``, see :class:`PackedArgs`.
+        has_kernels: whether products are made with the codes; else the weight is decoded once and kept.
+        reason: why, in a few words.
+    """
+
+    name: str
+    has_kernels: bool
+    reason: str
 
 
 class PackedWeight(StoredWeight):
@@ -80,35 +95,36 @@ class PackedWeight(StoredWeight):
         super().used_for(product)
         self._choose_form()
 
-    def best_form(self) -> tuple[str, str]:
-        """Return the form that is best where the weight is, and why in a few words."""
+    def best_form(self) -> RuntimeForm:
+        """Return the form that is best where the weight is, for what it is used for."""
         device, groups = self.codes.device.type, self.table.shape[0]
-        if self.mask is not None:
-            return "bitmap", f"{self.table.shape[1] // 4} values and zero do not fit into {MAX_BITS} bits"
-        if device != "cpu":
-            return "dense", f"no kernels for {device}"
+        plain = "dense" if self.mask is None else "bitmap"
         if not self.uses or "decoded" in self.uses:
-            return "dense", "its module reads the decoded weight"
+            return RuntimeForm(plain, False, "its module reads the decoded weight")
+        if device == "cuda" and "convolution" not in self.uses:
+            return RuntimeForm(plain, gpu_kernels() is not None, "Triton and CUDA kernels multiply with the codes")
+        if device != "cpu":
+            return RuntimeForm(plain, False, f"no kernel for this product on {device}")
+        if self.mask is not None:
+            return RuntimeForm(plain, False, f"{self.table.shape[1] // 4} values and zero do not fit into 8 bits")
         if self.bits == 0:
-            return "dense", "all weights are one value"
+            return RuntimeForm(plain, False, "all weights are one value")
         form = "tiled" if groups == 1 or "convolution" in self.uses else "rows"
         if not (self.shape[0] % groups == 0 if form == "tiled" else fits_rows(self.shape, groups)):
-            return "dense", f"no kernel for {groups} codebooks of {math.prod(self.shape) // groups} weights"
+            each = math.prod(self.shape) // groups
+            return RuntimeForm(plain, False, f"no kernel for {groups} codebooks of {each} weights")
         if not native_kernels(form):
-            return "dense", "no compiled kernels"
-        return form, "compiled kernels multiply with the codes"
-
-    def has_kernels(self) -> bool:
-        """Whether all modules that use the weight multiply with its codes; else it is decoded once."""
-        return self.form in TRANSCODERS
+            return RuntimeForm(plain, False, "no compiled kernels")
+        return RuntimeForm(form, True, "compiled kernels multiply with the codes")
 
     @torch.inference_mode(False)
     def _choose_form(self) -> None:
         """Rewrite the codes in the form that is best on the device they are on."""
-        form, _ = self.best_form()
+        form = self.best_form().name
         if form != self.form:
             device, codes = self.codes.device, self._dense_codes()
             self.codes, self.form = self._in_order_of(form, codes).to(device), form
+        prepare(self.args)
 
     @torch.inference_mode(False)
     def _in_order_of(self, form: str, codes: Tensor) -> Tensor:
@@ -169,3 +185,4 @@ def _forget(module: nn.Module, incompatible_keys: Any) -> None:
     """Drop the decoded copy after ``load_state_dict``: in inference mode nothing else would tell."""
     assert isinstance(module, PackedWeight)
     decoded_weights.forget(module.codes)
+    prepare(module.args)

@@ -7,7 +7,7 @@ from rich.table import Table
 
 
 def kernel_tables(document: Mapping[str, Any]) -> list[Any]:
-    """One table for each shape: microseconds, and how many times as fast as float32 and bfloat16.
+    """One table for each shape: microseconds, and how many times as fast as float32 and bfloat16, if measured.
 
     Args:
         document: of :func:`sqs_pyro.runs.bench_kernels.bench_kernels`.
@@ -20,16 +20,15 @@ def kernel_tables(document: Mapping[str, Any]) -> list[Any]:
     for (outputs, inputs), rows in by_shape.items():
         counts = sorted({row["rows"] for row in rows})
         times = {(row["method"], row["rows"]): row["microseconds"] for row in rows}
-        table = Table(title=f"{outputs} x {inputs}: µs (times as fast as float32 / bfloat16)")
+        methods = dict.fromkeys(row["method"] for row in rows)
+        bases = [name for name in ("float32", "bfloat16") if name in methods]
+        table = Table(title=f"{outputs} x {inputs}: µs (times as fast as {' / '.join(bases)})")
         table.add_column("method")
         for count in counts:
             table.add_column(f"M = {count}", justify="right")
-        for method in dict.fromkeys(row["method"] for row in rows):
-            cells = [
-                f"{times[method, m]:.0f} ({times['float32', m] / times[method, m]:.1f} / "
-                f"{times['bfloat16', m] / times[method, m]:.1f})"
-                for m in counts
-            ]
+        for method in methods:
+            ratios = [" / ".join(f"{times[base, m] / times[method, m]:.1f}" for base in bases) for m in counts]
+            cells = [f"{_short(times[method, m])} ({ratio})" for m, ratio in zip(counts, ratios, strict=True)]
             table.add_row(method, *cells)
         tables.append(table)
     return tables + [f"{name} is missing: {why}" for name, why in document["missing"].items()]
@@ -65,8 +64,15 @@ def model_groups(document: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any
     return groups
 
 
+def _short(microseconds: float) -> str:
+    return f"{microseconds:.0f}" if microseconds >= 100 else f"{microseconds:.1f}"
+
+
 def machine_line(machine: Mapping[str, Any]) -> str:
     """The machine in a line."""
+    if "gpu" in machine:
+        versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "cuda", "triton"))
+        return f"{machine['gpu']} ({machine['processors']} multiprocessors), {versions}"
     return (
         f"{machine['processor']} ({', '.join(machine['instructions'])}), {machine['threads']} thread(s), "
         f"torch {machine['torch']}"

@@ -12,7 +12,7 @@ from sqs_pyro.packing import CodedTensor
 COLD_BYTES = 192 << 20  # what makes caches cold: several times a last-level cache
 NF4 = "NF4 (bitsandbytes)"
 #: What other libraries raise where they are not installed, or do not take a weight.
-PEER_ERRORS = (ImportError, RuntimeError, AssertionError, ValueError)
+PEER_ERRORS = (ImportError, RuntimeError, AssertionError, AttributeError, TypeError, ValueError)
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
@@ -47,7 +47,7 @@ def random_coded(shape: Sequence[int], bits: int, nonzero_rate: float, scale: fl
 
 
 def nf4_linear(linear: nn.Linear) -> nn.Module:
-    """A linear layer of bitsandbytes with this one's weight in NF4, for bfloat16 inputs.
+    """A linear layer of bitsandbytes with this one's weight in NF4, on its device, for bfloat16 inputs.
 
     Raises:
         ImportError, RuntimeError, AssertionError, ValueError: there is no bitsandbytes, or it does not take this.
@@ -70,7 +70,8 @@ def nf4_linear(linear: nn.Linear) -> nn.Module:
         module=layer,
     )
     layer.bias = linear.bias
-    layer = layer.to("cpu").eval()
+    layer = layer.to(linear.weight.device).eval()
+    zeros = torch.zeros(1, linear.in_features, dtype=torch.bfloat16, device=linear.weight.device)
     with torch.inference_mode():
-        layer(torch.zeros(1, linear.in_features, dtype=torch.bfloat16))  # rearranges its weight at the first call
+        layer(zeros)  # rearranges its weight at the first call
     return layer

@@ -1,5 +1,7 @@
 """What a figure of speed was measured on."""
 
+import importlib.metadata
+import importlib.util
 import platform
 from typing import Any
 
@@ -18,4 +20,17 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
+    }
+
+
+def gpu() -> dict[str, Any]:
+    """The current GPU, and versions of what its kernels are made with."""
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    triton = importlib.util.find_spec("triton") is not None and importlib.metadata.version("triton")
+    return {
+        "gpu": found.name,
+        "capability": f"{found.major}.{found.minor}",
+        "processors": found.multi_processor_count,
+        "cuda": torch.version.cuda,
+        "triton": triton or None,
     }

@@ -158,13 +158,13 @@ def test_a_weight_is_tiled_where_all_that_use_it_have_a_kernel():
         packed = packed_network(module, {name: coded})
         return {child.best_form() for child in packed.modules() if hasattr(child, "best_form")}
 
-    tiled = ("tiled", "compiled kernels multiply with the codes")
+    tiled = ("tiled", True, "compiled kernels multiply with the codes")
     assert forms(nn.Linear(40, 8)) == forms(nn.Conv1d(4, 8, 3)) == {tiled}
-    decoded = ("dense", "its module reads the decoded weight")
+    decoded = ("dense", False, "its module reads the decoded weight")
     assert forms(nn.Conv2d(4, 8, 3, groups=2)) == forms(nn.ConvTranspose2d(4, 8, 3)) == {decoded}
     assert forms(nn.Conv3d(4, 8, 3)) == forms(nn.MultiheadAttention(8, 2), "in_proj_weight") == {decoded}
-    assert forms(nn.Linear(40, 8), groups=8) == forms(nn.Linear(64, 8), groups=16) == {("rows", tiled[1])}
-    assert forms(nn.Linear(40, 8), groups=16) == {("dense", "no kernel for 16 codebooks of 20 weights")}
+    assert forms(nn.Linear(40, 8), groups=8) == forms(nn.Linear(64, 8), groups=16) == {("rows", *tiled[1:])}
+    assert forms(nn.Linear(40, 8), groups=16) == {("dense", False, "no kernel for 16 codebooks of 20 weights")}
     shared = nn.ModuleList([nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3)])
     shared[1].weight = shared[0].weight
     assert forms(shared, "0.weight") == {decoded}

@@ -331,7 +331,7 @@ def compile_whole(net, backend):
 def test_compiles_into_one_graph_and_decodes_once(monkeypatch):
     import sqs_pyro.kernels.decode as module
 
-    monkeypatch.setattr("sqs_pyro.kernels.weight.native_kernels", lambda: False)
+    monkeypatch.setattr("sqs_pyro.kernels.weight.native_kernels", lambda form: False)
     net = tower()
     packed = packed_network(net, code_all(net))
     expected = packed(*INPUTS)

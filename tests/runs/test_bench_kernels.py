@@ -1,14 +1,18 @@
 """The benchmark of kernels: every method at every shape, real products, and what it says of wrong input."""
 
+import io
 import json
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from sqs_pyro.cli import app
 from sqs_pyro.errors import RecipeError
-from sqs_pyro.runs.bench import spread
+from sqs_pyro.reporting.bench_tables import kernel_tables
+from sqs_pyro.runs import bench_kernels as bench_kernels_module
+from sqs_pyro.runs.bench import PEER_ERRORS, spread
 from sqs_pyro.runs.bench_kernels import _methods, bench_kernels
 
 
@@ -66,6 +70,33 @@ def test_one_round_is_its_own_median():
 def test_wrong_options(option, value, message):
     result = CliRunner().invoke(app, ["bench", "kernels", option, value])
     assert result.exit_code == 2 and message in result.stderr
+
+
+def test_what_is_not_installed_or_runs_elsewhere_is_told_of():
+    for _, make in bench_kernels_module._PEERS["cuda"].values():
+        if make is not bench_kernels_module._nf4:  # that one runs on CPUs, too
+            with pytest.raises(PEER_ERRORS):
+                make(torch.randn(64, 128))(torch.zeros(1, 128, dtype=torch.bfloat16))
+
+
+def test_ratios_are_to_what_was_measured():
+    row = {"outputs": 8, "inputs": 4, "rows": 1}
+    rows = [{**row, "method": "bfloat16", "microseconds": 6.0}, {**row, "method": "packed", "microseconds": 1.5}]
+    made = {"gpu": "A GPU", "processors": 100, "torch": "2", "cuda": "13", "triton": "3"}
+    tables = kernel_tables({"machine": made, "rounds": 3, "rows": rows, "missing": {"other": "not installed"}})
+    output = io.StringIO()
+    for table in tables:
+        Console(file=output, width=100).print(table)
+    told = " ".join(output.getvalue().split())
+    assert "A GPU (100 multiprocessors), torch 2, cuda 13, triton 3" in told
+    assert "times as fast as bfloat16" in told and "1.5 (4.0)" in told and "float32" not in told
+    assert "other is missing: not installed" in told
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu():
+    result = CliRunner().invoke(app, ["bench", "kernels", "--device", "cuda"])
+    assert result.exit_code == 2 and "There is no device 'cuda' to measure" in result.stderr
 
 
 def test_wrong_numbers():

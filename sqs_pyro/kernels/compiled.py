@@ -1,0 +1,85 @@
+"""Compiling sources of this package once and keeping the library.
+
+Environment:
+    SQS_CACHE: directory of compiled kernels instead of ``~/.cache/sqs_pyro``.
+"""
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+_SECONDS = 300
+
+
+class KernelWarning(UserWarning):
+    """Some kernels are not there: packed networks run right, but slower, and perhaps larger."""
+
+
+def compiled(kind: str, sources: Iterable[Path], key: Sequence[str], build: Callable[[Path], None]) -> Path:
+    """Return the compiled library; builds it if there is none of these sources and this key.
+
+    Two processes may do so at once: each builds in a directory of its own, and renames.
+
+    Args:
+        kind: what its file is called first.
+        sources: the files that it is made from.
+        key: what else it depends on: compiler, flags, versions, machine.
+        build: writes the library to a path; what else it writes beside it is removed.
+
+    Raises:
+        RuntimeError: ``build`` failed; the message has what the compiler said.
+        OSError: neither the cache nor a temporary directory can be written to, or there is no library then.
+    """
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source.read_bytes())
+    digest.update("\n".join(key).encode())
+    name = f"{kind}-{digest.hexdigest()[:16]}.so"
+    directory = _cache()
+    target = directory / name
+    if target.exists():
+        return target
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        work = tempfile.TemporaryDirectory(prefix="part-", dir=directory)
+    except OSError:  # a cache that cannot be written to: this process compiles for itself
+        directory = Path(tempfile.mkdtemp(prefix="sqs_pyro-"))
+        target = directory / name
+        work = tempfile.TemporaryDirectory(prefix="part-", dir=directory)
+    with work as part:
+        library = Path(part) / name
+        build(library)
+        library.replace(target)
+    return target
+
+
+def run_together(commands: Iterable[Sequence[str]]) -> None:
+    """Run compilers side by side.
+
+    Raises:
+        RuntimeError: one failed; the message has its first error.
+        subprocess.TimeoutExpired: one took too long.
+    """
+    started = [
+        (command, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+        for command in commands
+    ]
+    try:
+        said = [process.communicate(timeout=_SECONDS)[1] for _, process in started]
+    finally:
+        for _, process in started:
+            process.kill()
+    for (command, process), errors in zip(started, said, strict=True):
+        if process.returncode:
+            lines = [line for line in errors.splitlines() if "error" in line] or errors.splitlines()
+            raise RuntimeError(f"{command[0]} failed: {lines[0].strip() if lines else 'it said nothing'}")
+
+
+def _cache() -> Path:
+    if given := os.environ.get("SQS_CACHE"):
+        return Path(given)
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "sqs_pyro"
