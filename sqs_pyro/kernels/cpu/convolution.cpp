@@ -8,12 +8,13 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
 
 #include "arguments.h"
 
 namespace {
 
-constexpr int64_t kCached = 512 << 10;  // bytes of padded images that all tiles read before the next images are read
+constexpr int64_t kCached = 256 << 10;  // bytes of padded images that all tiles read before the next images are read
 
 // ---- geometry ---------------------------------------------------------------------------------------------------
 
@@ -228,50 +229,90 @@ void decode_tile(const Weight& w, const Decoder& decoder, int64_t tile, int64_t 
 
 // ---- all of it --------------------------------------------------------------------------------------------------
 
+template <class X>
+std::unique_ptr<X[]> scratch(int64_t count) { return std::unique_ptr<X[]>(new X[count]); }  // not set to zero
+
 template <class Kernel, int B, class T>
-void convolve(const Geometry& g, const Weight& w, const float* bias, const T* x, T* y) {
+struct Convolution {
   using X = typename Kernel::X;
-  const int64_t planes = (g.channels + Kernel::kInputs - 1) / Kernel::kInputs;
-  const int64_t image = planes * g.plane(), behind = g.row() + kSums;  // blocks read over the end of a row
-  const std::vector<int64_t> offsets = unit_offsets(g, planes);
-  std::vector<X> padded(g.images * image + behind);
-  torch::stable::parallel_for(0, g.images * planes, 1, [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; ++i) {
-      const int64_t channel = i % planes * Kernel::kInputs;
-      const T* first = x + (i / planes * g.channels + channel) * g.height * g.width;
-      const bool alone = Kernel::kInputs == 1 || channel + 1 == g.channels;
-      pad_plane(g, first, alone ? nullptr : first + g.height * g.width, padded.data() + i * g.plane());
+  const Geometry& g;
+  const Weight& w;
+  const float* bias;
+  const T* x;
+  T* y;
+  int64_t planes = (g.channels + Kernel::kInputs - 1) / Kernel::kInputs;
+  int64_t image = planes * g.plane();      // numbers in the padded copy of an image
+  int64_t behind = g.row() + kSums;        // blocks read over the end of a row
+  int64_t tiles = (w.outputs + kRows - 1) / kRows;
+  int64_t of_tile = w.words * 2 / Kernel::kInputs * kPairs<B> * kRows;
+  std::vector<int64_t> offsets = unit_offsets(g, planes);
+
+  // The padded copy of a plane, numbered through the images.
+  void pad(int64_t plane, X* to) const {
+    const int64_t channel = plane % planes * Kernel::kInputs, size = g.height * g.width;
+    const T* first = x + (plane / planes * g.channels + channel) * size;
+    pad_plane(g, first, Kernel::kInputs == 1 || channel + 1 == g.channels ? nullptr : first + size, to);
+  }
+
+  void decode(int64_t tile, X* weights) const {
+    if (w.tables() == 1) {
+      decode_tile<Kernel, B>(w, Kernel(w.values(), w.size()), tile, g.channels, weights);
+    } else {
+      const LaneTables<B> tables(w.values(), w.size(), tile * kRows, w.outputs, w.of_table() / w.inputs);
+      decode_tile<Kernel, B>(w, tables, tile, g.channels, weights);
     }
-  });
-  const int64_t tiles = (w.outputs + kRows - 1) / kRows, threads = torch::stable::get_num_threads();
-  const int64_t images = std::clamp<int64_t>(kCached / (image * int64_t(sizeof(X))), 1, g.images);
-  const int64_t chunks = (g.images + images - 1) / images, rows = images * g.out_height;
-  // with few tiles, several threads share the rows of one
-  const int64_t wanted = threads == 1 ? 1 : (4 * threads + tiles * chunks - 1) / (tiles * chunks);
-  const int64_t parts = std::clamp<int64_t>(wanted, 1, (rows + 7) / 8);
-  torch::stable::parallel_for(0, chunks * tiles * parts, 1, [&](int64_t from, int64_t to) {
-    std::vector<X> weights((w.words * 2 / Kernel::kInputs * kPairs<B>) * kRows);
-    for (int64_t task = from; task < to; ++task) {
-      const int64_t part = task % parts, tile = task / parts % tiles, before = task / parts / tiles * images;
-      if (task == from || part == 0) {
-        if (w.tables() == 1) {
-          decode_tile<Kernel, B>(w, Kernel(w.values(), w.size()), tile, g.channels, weights.data());
-        } else {
-          const LaneTables<B> tables(w.values(), w.size(), tile * kRows, w.outputs, w.of_table() / w.inputs);
-          decode_tile<Kernel, B>(w, tables, tile, g.channels, weights.data());
+  }
+
+  // Rows `from` to `to`, numbered through the images from `first` on, of which `padded` are the copies.
+  void rows(int64_t tile, const X* weights, const X* padded, int64_t first, int64_t from, int64_t to) const {
+    Outputs o{w.outputs, tile * kRows, std::min<int64_t>(kRows, w.outputs - tile * kRows), {}, {}};
+    for (int64_t n = 0; n < o.count; ++n) {
+      o.scales[n] = w.scale() ? w.scale()[o.first + n] : 1.0f;
+      o.biases[n] = bias ? bias[o.first + n] : 0.0f;
+    }
+    rows_of_tile<Kernel, T>(g, weights, offsets, o, padded, image, from, to, y + first * w.outputs * g.pixels());
+  }
+
+  // Threads share the images: as many at a time as stay in a cache while all tiles read them.
+  void by_images(int64_t at_once) const {
+    torch::stable::parallel_for(0, (g.images + at_once - 1) / at_once, 1, [&](int64_t from, int64_t to) {
+      const auto padded = scratch<X>(at_once * image + behind), weights = scratch<X>(of_tile);
+      for (int64_t first = from * at_once; first < std::min(to * at_once, g.images); first += at_once) {
+        const int64_t count = std::min(at_once, g.images - first);
+        for (int64_t i = 0; i < count * planes; ++i) pad(first * planes + i, padded.get() + i * g.plane());
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+          decode(tile, weights.get());
+          rows(tile, weights.get(), padded.get(), first, 0, count * g.out_height);
         }
       }
-      Outputs o{w.outputs, tile * kRows, std::min<int64_t>(kRows, w.outputs - tile * kRows), {}, {}};
-      for (int64_t n = 0; n < o.count; ++n) {
-        o.scales[n] = w.scale() ? w.scale()[o.first + n] : 1.0f;
-        o.biases[n] = bias ? bias[o.first + n] : 0.0f;
+    });
+  }
+
+  // Fewer images than threads: these share tiles, and with few tiles the rows of one.
+  void by_tiles(int64_t threads) const {
+    const auto padded = scratch<X>(g.images * image + behind);
+    torch::stable::parallel_for(0, g.images * planes, 1, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) pad(i, padded.get() + i * g.plane());
+    });
+    const int64_t all = g.images * g.out_height;
+    const int64_t parts = std::clamp<int64_t>((4 * threads + tiles - 1) / tiles, 1, (all + 7) / 8);
+    torch::stable::parallel_for(0, tiles * parts, 1, [&](int64_t from, int64_t to) {
+      const auto weights = scratch<X>(of_tile);
+      for (int64_t task = from; task < to; ++task) {
+        const int64_t tile = task / parts, part = task % parts;
+        if (task == from || part == 0) decode(tile, weights.get());
+        rows(tile, weights.get(), padded.get(), 0, all * part / parts, all * (part + 1) / parts);
       }
-      const int64_t start = before * g.out_height, count = std::min(images, g.images - before) * g.out_height;
-      rows_of_tile<Kernel, T>(g, weights.data(), offsets, o, padded.data(), image, start + count * part / parts,
-                              start + count * (part + 1) / parts, y);
-    }
-  });
-}
+    });
+  }
+
+  void operator()() const {
+    const int64_t threads = torch::stable::get_num_threads();
+    if (g.images < threads) return by_tiles(threads);
+    const int64_t cached = std::max<int64_t>(1, kCached / (image * int64_t(sizeof(X))));
+    by_images(std::min(cached, (g.images + threads - 1) / threads));
+  }
+};
 
 // float64 is for checks of gradients: the same sums, without hurry.
 template <int B>
@@ -341,10 +382,12 @@ Tensor convolution_tiled(Tensor x, std::optional<Tensor> bias, std::vector<int64
     void* to = y.mutable_data_ptr();
     const float* biases = static_cast<const float*>(bias_data);
     if (inner == ScalarType::Float) {
-      convolve<FloatKernel<B>, B>(g, weight, biases, static_cast<const float*>(from), static_cast<float*>(to));
+      Convolution<FloatKernel<B>, B, float>{
+          g, weight, biases, static_cast<const float*>(from), static_cast<float*>(to)}();
 #if defined(__AVX512BF16__)
     } else if (inner == ScalarType::BFloat16) {
-      convolve<PairKernel<B>, B>(g, weight, biases, static_cast<const BFloat16*>(from), static_cast<BFloat16*>(to));
+      Convolution<PairKernel<B>, B, BFloat16>{
+          g, weight, biases, static_cast<const BFloat16*>(from), static_cast<BFloat16*>(to)}();
 #endif
     } else {
       convolve_double<B>(g, weight, static_cast<const double*>(bias_data), static_cast<const double*>(from),
