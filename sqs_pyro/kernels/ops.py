@@ -24,6 +24,8 @@ from torch.library import CustomOpDef, custom_op
 from sqs_pyro.kernels.decode import PackedArgs, decoded_weights
 
 OPS: dict[str, CustomOpDef] = {}
+_OVERLOADS: dict[tuple[str, str], Any] = {}
+_PRODUCTS = ("linear", "convolution")
 REFERENCES: dict[str, Callable[..., Tensor]] = {}
 
 _FORMS = {
@@ -44,17 +46,21 @@ def call(name: str, packed: PackedArgs, *operands: Any) -> Tensor:
         packed: the weight.
         operands: the op's other arguments in order.
     """
-    op = OPS[f"{name}_{packed.form}"]._opoverload
-    if name in ("linear", "convolution"):
-        device = packed.codes.device.type
-        if torch.is_autocast_enabled(device):  # as torch's own products do
-            operands = (operands[0].to(torch.get_autocast_dtype(device)), *operands[1:])
+    op, compiling = _OVERLOADS[name, packed.form], torch.compiler.is_compiling()
+    if name in _PRODUCTS and (compiling or torch._C._is_any_autocast_enabled()):
+        operands = _autocast(packed.codes.device.type, *operands)
     mask = () if packed.mask is None else (packed.mask,)
     arguments = (*operands, packed.codes, packed.table, *mask, packed.scales, packed.shape, packed.bits)
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(map(_learns, operands))):
+    learns = torch.is_grad_enabled() and any(map(_learns, operands))
+    if compiling or learns or torch.is_inference_mode_enabled():
         return op(*arguments)
     with torch._C._AutoDispatchBelowAutograd():  # Python's part of autograd takes longer than a small product
         return op(*arguments)
+
+
+def _autocast(device: str, x: Tensor, *others: Any) -> tuple[Any, ...]:
+    """The operands of a product, x in the dtype that autocast wants, as torch's own products take it."""
+    return (x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x, *others)
 
 
 def _learns(operand: Any) -> bool:
@@ -112,6 +118,8 @@ def _define_form(name: str, schema: str, compute: Callable[..., Tensor]) -> None
     REFERENCES[name] = reference
     OPS[name] = custom_op(f"sqs::{name}", reference, mutates_args=(), schema=schema)
     OPS[name].register_fake(fake)
+    product, _, form = name.rpartition("_")
+    _OVERLOADS[product, form] = OPS[name]._opoverload
 
 
 def _as_it_is(result: Tensor) -> Tensor:

@@ -75,6 +75,7 @@ class PackedWeight(StoredWeight):
         if self.form == "dense" and has_zeros:
             rows = torch.cat([rows.new_zeros(len(rows), 1), rows], dim=1)
         self.layout, self.shape, self.bits = packed.layout, packed.shape, stored.bits
+        self._code_bits = self.bits  # in memory, where some widths are not there
         with torch.inference_mode(False):  # inference tensors would not count what is written to them
             self.register_buffer("codes", stored.parts["codes"].clone())
             self.register_buffer("table", write_table(rows))
@@ -86,9 +87,10 @@ class PackedWeight(StoredWeight):
     @property
     def args(self) -> PackedArgs:
         """The weight as the custom ops take it."""
-        bits = tiled_bits(self.bits) if self.form in TRANSCODERS else self.bits
         held: dict[str, Any] = self._buffers  # looking up attributes of a module would take longer
-        return PackedArgs(held["codes"], held["table"], held["mask"], self.shape, bits, held["scales"], self.form)
+        return PackedArgs(
+            held["codes"], held["table"], held["mask"], self.shape, self._code_bits, held["scales"], self.form
+        )
 
     def used_for(self, product: str) -> None:
         """Tell what a module does with the weight: see :meth:`StoredWeight.used_for`."""
@@ -124,6 +126,7 @@ class PackedWeight(StoredWeight):
         if form != self.form:
             device, codes = self.codes.device, self._dense_codes()
             self.codes, self.form = self._in_order_of(form, codes).to(device), form
+            self._code_bits = tiled_bits(self.bits) if form in TRANSCODERS else self.bits
         prepare(self.args)
 
     @torch.inference_mode(False)

@@ -373,7 +373,7 @@ Tensor convolution_tiled(Tensor x, std::optional<Tensor> bias, std::vector<int64
   x = in_order(as(x, inner));
   std::vector<int64_t> sizes{g.images, weight.outputs, g.out_height, g.out_width};
   if (shape.size() == 3) sizes.erase(sizes.begin() + 2);
-  Tensor y = torch::stable::new_empty(x, sizes);
+  Tensor y = empty(sizes, inner);
   const std::optional<Tensor> offset = bias_for(bias, weight.outputs, dtype, inner);
   const void* bias_data = offset ? offset->const_data_ptr() : nullptr;
   if (y.numel() == 0) return as(y, dtype);

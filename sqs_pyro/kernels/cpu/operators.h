@@ -29,7 +29,7 @@ Tensor linear(const Weight& weight, const std::vector<int64_t>& shape, Tensor x,
   x = in_order(as(x, inner));
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = weight.outputs;
-  Tensor y = torch::stable::new_empty(x, sizes);
+  Tensor y = empty(sizes, inner);
   const std::optional<Tensor> offset = bias_for(bias, weight.outputs, dtype, inner);
   const int64_t rows = x.numel() / weight.inputs;
   if (rows == 0) return as(y, dtype);
@@ -65,7 +65,7 @@ Tensor embedding(const Weight& weight, const std::vector<int64_t>& shape, Tensor
   }
   std::vector<int64_t> sizes(indices.sizes().begin(), indices.sizes().end());
   sizes.push_back(weight.inputs);
-  Tensor found = torch::stable::new_empty(indices, sizes, ScalarType::Float);
+  Tensor found = empty(sizes, ScalarType::Float);
   float* to = static_cast<float*>(found.mutable_data_ptr());
   with_bits(weight.bits, [&]<int B>() {
     torch::stable::parallel_for(0, indices.numel(), 16, [&](int64_t from, int64_t end) {
