@@ -12,7 +12,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 
 #include <torch/headeronly/util/BFloat16.h>
 
@@ -23,6 +25,13 @@
 namespace {
 
 using torch::headeronly::BFloat16;
+
+// Memory for `count` numbers, not set to zero, in whole cache lines: a load of a register then touches one line.
+template <class X>
+std::unique_ptr<X[], decltype(&std::free)> scratch(int64_t count) {
+  const size_t bytes = (size_t(count) * sizeof(X) + 63) / 64 * 64;
+  return {static_cast<X*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64))), &std::free};
+}
 
 constexpr int kRows = 16;      // output rows of a tile
 #if defined(__AVX512F__)

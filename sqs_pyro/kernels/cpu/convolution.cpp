@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <array>
-#include <memory>
 
 #include "arguments.h"
 
@@ -228,9 +227,6 @@ void decode_tile(const Weight& w, const Decoder& decoder, int64_t tile, int64_t 
 }
 
 // ---- all of it --------------------------------------------------------------------------------------------------
-
-template <class X>
-std::unique_ptr<X[]> scratch(int64_t count) { return std::unique_ptr<X[]>(new X[count]); }  // not set to zero
 
 template <class Kernel, int B, class T>
 struct Convolution {

@@ -56,54 +56,52 @@ inline float total(Floats sum) {
 
 // ---- rows -------------------------------------------------------------------------------------------------------
 
-// R outputs for M rows of x, of which `count` are there; `x` is `[chunk][M][32]`.
-template <class Kernel, int B, int R, int M, class T>
-void outputs(const Weight& w, const float* bias, const typename Kernel::X* x, int64_t first, int64_t count, T* y) {
+// One output for M rows of x, of which `count` are there; `x` is `[chunk][M][32]`.
+template <class Kernel, int B, int M, class T>
+void output(const Weight& w, const float* bias, const typename Kernel::X* x, int64_t n, int64_t count, T* y) {
   constexpr int P = kPairs<B>, A = M == 1 ? 4 : M == 4 ? 2 : 1;  // independent sums
   constexpr int units = kChunk / Kernel::kInputs * M;            // of x, a chunk
-  Floats sums[R][A][M] = {};
+  Floats sums[A][M] = {};
   const int64_t of_table = w.of_table();
   const bool whole_rows = of_table >= w.inputs;
   const int64_t chunks = whole_rows ? w.words * P : of_table / kChunk, end = whole_rows ? chunks : w.inputs / kChunk;
-  for (int64_t start = 0; start < end; start += chunks) {
-    for (int r = 0; r < R; ++r) {
-      const int64_t row = std::min(first + r, w.outputs - 1);
-      const int64_t table = whole_rows ? row / (of_table / w.inputs) : (row * end + start) / chunks;
-      const Kernel kernel(w.values() + table * w.size(), w.size());
-      const uint32_t* words = w.words_data() + row * w.words * kRows;
-      int64_t q = start;
-      for (; q + A <= start + chunks; q += A) {
-        __builtin_prefetch(words + (q / P + 64) * kRows);
+  const uint32_t* words = w.words_data() + n * w.words * kRows;
+  const float* table = w.values() + (whole_rows ? n / (of_table / w.inputs) : n * (end / chunks)) * w.size();
+  for (int64_t start = 0; start < end; start += chunks, table += w.size()) {
+    const Kernel kernel(table, w.size());
+    int64_t q = start;
+    for (; q + A <= start + chunks; q += A) {
+      __builtin_prefetch(words + (q / P + 64) * kRows);
 #pragma GCC unroll 4
-        for (int a = 0; a < A; ++a) {
-          add_chunk(kernel, words + (q + a) / P * kRows, (q + a) % P, x + (q + a) * units, sums[r][a]);
-        }
+      for (int a = 0; a < A; ++a) {
+        add_chunk(kernel, words + (q + a) / P * kRows, (q + a) % P, x + (q + a) * units, sums[a]);
       }
-      for (; q < start + chunks; ++q) add_chunk(kernel, words + q / P * kRows, q % P, x + q * units, sums[r][0]);
     }
+    for (; q < start + chunks; ++q) add_chunk(kernel, words + q / P * kRows, q % P, x + q * units, sums[0]);
   }
-  for (int r = 0; r < R && first + r < w.outputs; ++r) {
-    const float scale = w.scale() ? w.scale()[first + r] : 1.0f, offset = bias ? bias[first + r] : 0.0f;
-    for (int64_t m = 0; m < count; ++m) {
-      for (int a = 1; a < A; ++a) sums[r][0][m] += sums[r][a][m];
-      y[m * w.outputs + first + r] = T(total(sums[r][0][m]) * scale + offset);
-    }
+  const float scale = w.scale() ? w.scale()[n] : 1.0f, offset = bias ? bias[n] : 0.0f;
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int a = 1; a < A; ++a) sums[0][m] += sums[a][m];
+    if (m < count) y[m * w.outputs + n] = T(total(sums[0][m]) * scale + offset);
   }
 }
 
 template <class Kernel, int B, int M, class T>
 void panel(const Weight& w, const float* bias, const T* x, int64_t count, T* y) {
-  constexpr int R = M == kWidth ? 1 : 2, units = kChunk / Kernel::kInputs * M;
+  constexpr int units = kChunk / Kernel::kInputs * M;
   const int64_t chunks = w.words * kPairs<B>;
-  std::vector<typename Kernel::X> packed(chunks * units);
+  const auto packed = scratch<typename Kernel::X>(chunks * units);
+  std::fill(packed.get(), packed.get() + chunks * units, typename Kernel::X(0));
   for (int64_t q = 0; q * kChunk < w.inputs; ++q) {
     for (int64_t m = 0; m < count; ++m) {
       const int64_t at = q * kChunk;
-      pack_chunk(x + m * w.inputs + at, w.inputs - at, packed.data() + q * units + m * units / M);
+      pack_chunk(x + m * w.inputs + at, w.inputs - at, packed.get() + q * units + m * units / M);
     }
   }
-  torch::stable::parallel_for(0, (w.outputs + R - 1) / R, 16, [&](int64_t from, int64_t to) {
-    for (int64_t n = from; n < to; ++n) outputs<Kernel, B, R, M>(w, bias, packed.data(), n * R, count, y);
+  torch::stable::parallel_for(0, w.outputs, 32, [&](int64_t from, int64_t to) {
+    for (int64_t n = from; n < to; ++n) output<Kernel, B, M>(w, bias, packed.get(), n, count, y);
   });
 }
 

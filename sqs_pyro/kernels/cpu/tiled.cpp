@@ -98,33 +98,33 @@ void many_rows(const Problem& p, const Kernel& kernel, const typename Kernel::X*
   const int64_t tiles = (p.outputs + kRows - 1) / kRows, groups = (tiles + kTiles - 1) / kTiles;
   const int64_t count = (p.rows + kPanel - 1) / kPanel;
   torch::stable::parallel_for(0, groups, 1, [&](int64_t from, int64_t to) {
-    std::vector<X> weights(kTiles * words_at_once * units_of_word * kRows);
-    std::vector<float> sums(kTiles * count * kPanel * kRows);
+    const auto weights = scratch<X>(kTiles * words_at_once * units_of_word * kRows);
+    const auto sums = scratch<float>(kTiles * count * kPanel * kRows);
     for (int64_t group = from; group < to; ++group) {
       const int64_t first = group * kTiles, height = std::min<int64_t>(kTiles, tiles - first);
-      std::fill(sums.begin(), sums.end(), 0.0f);
+      std::fill(sums.get(), sums.get() + kTiles * count * kPanel * kRows, 0.0f);
       for (int64_t start = 0; start < p.words; start += words_at_once) {
         const int64_t length = std::min(words_at_once, p.words - start), depth = length * units_of_word;
         for (int64_t t = 0; t < height; ++t) {
           const uint32_t* codes = p.codes + ((first + t) * p.words + start) * kRows;
           for (int64_t w = 0; w < length; ++w) {
             for (int lane = 0; lane < kRows; lane += kLanes) {
-              kernel.decode(codes + w * kRows + lane, weights.data() + (t * depth + w * units_of_word) * kRows + lane, lane);
+              kernel.decode(codes + w * kRows + lane, weights.get() + (t * depth + w * units_of_word) * kRows + lane, lane);
             }
           }
         }
         for (int64_t panel = 0; panel < count; ++panel) {
           const X* x = panels + panel * units * kPanel;
           for (int64_t t = 0; t < height; ++t) {
-            const X* decoded = weights.data() + t * depth * kRows;
-            float* out = sums.data() + (t * count + panel) * kPanel * kRows;
+            const X* decoded = weights.get() + t * depth * kRows;
+            float* out = sums.get() + (t * count + panel) * kPanel * kRows;
             add_panel<Kernel>(decoded, x + start * units_of_word * kPanel, depth, out);
           }
         }
       }
       for (int64_t t = 0; t < height; ++t) {
         for (int64_t m = 0; m < p.rows; ++m) {
-          finish(p, first + t, m, sums.data() + (t * count * kPanel + m) * kRows, y);
+          finish(p, first + t, m, sums.get() + (t * count * kPanel + m) * kRows, y);
         }
       }
     }
@@ -141,23 +141,23 @@ void multiply(const Problem& p, const float* table, int64_t size, const T* x, T*
     if (width == 1 && sizeof(T) * Kernel::kInputs == sizeof(X) && units * Kernel::kInputs == p.inputs) {
       return few_rows<Kernel, B, 1>(p, kernel, reinterpret_cast<const X*>(x), y);  // x is its own panel
     }
-    std::vector<X> panel(units * width);
-    pack_panel<Kernel>(x, p.rows, p.inputs, units, width, panel.data());
-    if (width == 1) return few_rows<Kernel, B, 1>(p, kernel, panel.data(), y);
-    if (width == 4) return few_rows<Kernel, B, 4>(p, kernel, panel.data(), y);
-    if (width == 8) return few_rows<Kernel, B, 8>(p, kernel, panel.data(), y);
-    return few_rows<Kernel, B, kPanel>(p, kernel, panel.data(), y);
+    const auto panel = scratch<X>(units * width);
+    pack_panel<Kernel>(x, p.rows, p.inputs, units, width, panel.get());
+    if (width == 1) return few_rows<Kernel, B, 1>(p, kernel, panel.get(), y);
+    if (width == 4) return few_rows<Kernel, B, 4>(p, kernel, panel.get(), y);
+    if (width == 8) return few_rows<Kernel, B, 8>(p, kernel, panel.get(), y);
+    return few_rows<Kernel, B, kPanel>(p, kernel, panel.get(), y);
   }
   const int64_t count = (p.rows + kPanel - 1) / kPanel;
-  std::vector<X> panels(count * units * kPanel);
+  const auto panels = scratch<X>(count * units * kPanel);
   torch::stable::parallel_for(0, count, 1, [&](int64_t from, int64_t to) {
     for (int64_t panel = from; panel < to; ++panel) {
       const int64_t rows = std::min<int64_t>(kPanel, p.rows - panel * kPanel);
       pack_panel<Kernel>(
-          x + panel * kPanel * p.inputs, rows, p.inputs, units, kPanel, panels.data() + panel * units * kPanel);
+          x + panel * kPanel * p.inputs, rows, p.inputs, units, kPanel, panels.get() + panel * units * kPanel);
     }
   });
-  many_rows<Kernel, B>(p, kernel, panels.data(), y);
+  many_rows<Kernel, B>(p, kernel, panels.get(), y);
 }
 
 // ---- operators --------------------------------------------------------------------------------------------------
