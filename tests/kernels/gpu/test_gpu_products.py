@@ -9,6 +9,7 @@ from kits.gpu import DEVICE, needs_kernels, random_packed, rounded, tolerance
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FORMS = pytest.mark.parametrize("form", ["dense", "bitmap"])
 pytestmark = needs_kernels
+EXAMPLES = 200 if DEVICE == "cuda" else 60  # the interpreter takes a third of a second for each
 
 
 def laid_out(x, layout):
@@ -72,14 +73,14 @@ def check_rows(packed, weight, dtype):
 
 
 @pytest.mark.slow
-@settings(max_examples=200)
+@settings(max_examples=EXAMPLES)
 @given(products())
 def test_products(case):
     check_linear(*case)
 
 
 @pytest.mark.slow
-@settings(max_examples=80)
+@settings(max_examples=EXAMPLES // 2)
 @given(products())
 def test_rows_and_weights_are_exact(case):
     packed, weight, x, _ = case
