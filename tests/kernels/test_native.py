@@ -36,6 +36,7 @@ print([str(w.message) for w in told if "CPU kernels" in str(w.message)])
 def start(tmp_path, **environment):
     tests = str(Path(__file__).parents[1])
     cache = {"SQS_CACHE": str(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join([tests, *sys.path])}
+    cache["SQS_CXXFLAGS"] = "-march=native -O0"  # compiled quickly: these tests are of what is around it
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT],
         env={**os.environ, **cache, **environment},
