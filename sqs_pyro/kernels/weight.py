@@ -103,14 +103,16 @@ class PackedWeight(StoredWeight):
         plain = "dense" if self.mask is None else "bitmap"
         if not self.uses or "decoded" in self.uses:
             return RuntimeForm(plain, False, "its module reads the decoded weight")
+        if self.bits == 0:
+            return RuntimeForm(plain, False, "all weights are one value")
         if device == "cuda" and "convolution" not in self.uses:
-            return RuntimeForm(plain, gpu_kernels() is not None, "Triton and CUDA kernels multiply with the codes")
+            if gpu_kernels() is None:
+                return RuntimeForm(plain, False, "no Triton")
+            return RuntimeForm(plain, True, "Triton and CUDA kernels multiply with the codes")
         if device != "cpu":
             return RuntimeForm(plain, False, f"no kernel for this product on {device}")
         if self.mask is not None:
             return RuntimeForm(plain, False, f"{self.table.shape[1] // 4} values and zero do not fit into 8 bits")
-        if self.bits == 0:
-            return RuntimeForm(plain, False, "all weights are one value")
         form = "tiled" if groups == 1 or "convolution" in self.uses else "rows"
         if not (self.shape[0] % groups == 0 if form == "tiled" else fits_rows(self.shape, groups)):
             each = math.prod(self.shape) // groups

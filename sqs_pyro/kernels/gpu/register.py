@@ -1,4 +1,4 @@
-"""The ops of the forms ``dense`` and ``bitmap`` on GPUs. Imported for effect; Triton is at the first product.
+"""The ops of the forms ``dense`` and ``bitmap`` on GPUs. Imported for effect; Triton comes with the first weight.
 
 Without Triton, with ``SQS_KERNELS=reference``, and for what kernels do not compute (float64, convolutions,
 gradients, weights of one value) the reference stays: weights decoded once and kept.
