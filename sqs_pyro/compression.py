@@ -24,6 +24,7 @@ from sqs_pyro.inference.export import (
 )
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.recipe import CompressionRecipe, PriorRecipe
+from sqs_pyro.isolation import isolated
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.models import (
     HierarchicalInclusion,
@@ -81,6 +82,9 @@ def compress(
 ) -> CompressionResult:
     """Compress a trained network: prune, quantize, fine-tune and pack it.
 
+    Calls in several threads take turns, and leave random states, default dtype, grad mode and Pyro's store as they
+    were (:mod:`sqs_pyro.isolation`).
+
     Args:
         net: a trained network; it is copied, not changed.
         train_loader: minibatches ``(x, y)``, with ``len(train_loader)`` and ``len(train_loader.dataset)``.
@@ -88,8 +92,9 @@ def compress(
         validation: minibatches on which the hard network is evaluated during training.
         likelihood: see :class:`~sqs_pyro.models.BayesianNetwork`.
         judge: ``(net, validation) -> 0..1``, how good a hard network is; by default a classifier's accuracy.
-        seed: of everything random in here: initialisation, draws, dropout. The order of the data comes from the
-            loader's own seed; a loader without one (torch's with ``shuffle=True`` and no generator) follows this.
+        seed: of everything random in here: initialisation, draws, dropout, and what the data draws from torch,
+            NumPy or Python. The order of the data comes from the loader's own seed; a loader without one (torch's
+            with ``shuffle=True`` and no generator) follows this.
         checkpoint: file to resume from if it exists, renewed every epoch and on Ctrl-C, which takes effect after
             the step at hand.
         progress: called with a :class:`StepRecord` every few steps.
@@ -112,8 +117,7 @@ def compress(
         )
     if len(train_loader) == 0 or len(train_loader.dataset) == 0:
         raise DataError("There is no minibatch to train on: the training data is empty.")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with isolated(net, seed=seed):
         model = BayesianNetwork(
             copy.deepcopy(net),
             prior=_prior(recipe.prior),

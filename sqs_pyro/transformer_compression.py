@@ -12,6 +12,7 @@ from sqs_pyro.errors import DataError
 from sqs_pyro.inference.block_store import BlockRecord
 from sqs_pyro.inference.blockwise import BlockwiseResult, compress_blocks
 from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
+from sqs_pyro.isolation import isolated
 from sqs_pyro.language_models import check_tokens, longest_input, vocabulary_size
 from sqs_pyro.models.architectures import architecture_of, blocks, layer_groups
 from sqs_pyro.models.likelihoods import Gaussian, categorical
@@ -53,18 +54,19 @@ def compress_transformer(
     architecture = architecture_of(net)
     found = blocks(net)
     _check_sequences(net, sequences)
-    return compress_blocks(
-        net,
-        found,
-        partial(layer_groups, architecture=architecture),
-        [{"input_ids": part} for part in sequences.split(recipe.batch_size)],
-        recipe,
-        likelihood=_said,
-        directory=None if directory is None else Path(directory),
-        residency=residency,
-        progress=progress,
-        metadata={"recipe": recipe.model_dump(mode="json", exclude_defaults=True), **(metadata or {})},
-    )
+    with isolated(net, seed=recipe.seed):
+        return compress_blocks(
+            net,
+            found,
+            partial(layer_groups, architecture=architecture),
+            [{"input_ids": part} for part in sequences.split(recipe.batch_size)],
+            recipe,
+            likelihood=_said,
+            directory=None if directory is None else Path(directory),
+            residency=residency,
+            progress=progress,
+            metadata={"recipe": recipe.model_dump(mode="json", exclude_defaults=True), **(metadata or {})},
+        )
 
 
 def _said(output: Any) -> dist.TorchDistribution:

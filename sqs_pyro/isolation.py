@@ -1,0 +1,146 @@
+"""Calls that leave the process as they found it and do not depend on how they found it.
+
+Pyro's parameter store and handlers, random states and the default dtype belong to the process, so two calls at
+once would see each other's. Calls therefore take turns, whichever threads they come from, and everything that
+belongs to the process, the thread or the caller's networks is put back at the end, also after an error or Ctrl-C.
+
+The caller's *own* code in another thread is not waited for: if it draws with ``torch.rand`` or trains with Pyro
+while a call runs, both see one state. Processes do not share any of it.
+"""
+
+import copy
+import os
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import pyro
+import torch
+from pyro.poutine import runtime
+from torch import nn
+
+_turn = threading.RLock()  # re-entrant: public calls call each other
+_VALIDATION = ("validate_distributions_pyro", "validate_distributions_torch", "validate_infer", "validate_poutine")
+
+
+def _renew_turn() -> None:
+    """A forked process has one thread, and none that would ever give the turn back."""
+    global _turn
+    _turn = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_turn)
+
+
+@contextmanager
+def isolated(
+    *networks: nn.Module | None,
+    seed: int | None = None,
+    sees_parameters: bool = False,
+    sees_autocast: bool = False,
+) -> Iterator[None]:
+    """Run a block that leaves everything outside as it was.
+
+    Inside, gradients are on, inference mode is off, Pyro has no handlers, its validation is on, and its parameter
+    store is empty. Default dtype and device are float32 and the CPU, unless those of the caller are a network's.
+    Afterwards all of this, the random states of torch, NumPy and Python, and the networks' training flags are as
+    before. A block in another thread waits until this one has ended; one inside this one does not.
+
+    Args:
+        networks: those of the caller that the block runs; None is left out.
+        seed: of torch, NumPy and Python; without it they go on from where they are.
+        sees_parameters: whether the store holds the caller's parameters at the beginning.
+        sees_autocast: whether the caller's autocast stays on.
+    """
+    given = [net for net in networks if net is not None]
+    with _turn, ExitStack() as undo:
+        undo.enter_context(_training_flags(given))
+        undo.enter_context(_pyro(sees_parameters))
+        undo.enter_context(_random_states(seed))
+        undo.enter_context(_defaults(given))
+        undo.enter_context(torch.inference_mode(False))
+        undo.enter_context(torch.enable_grad())
+        if not sees_autocast:
+            for device in ("cpu", "cuda"):
+                undo.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+@contextmanager
+def _training_flags(networks: list[nn.Module]) -> Iterator[None]:
+    flags = [(module, module.training) for net in networks for module in net.modules()]
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def _pyro(sees_parameters: bool) -> Iterator[None]:
+    """Handlers, plate dimensions, settings and parameters of the block's own.
+
+    (The store's own ``scope`` would take the attribute ``unconstrained`` off the caller's parameters.)
+    """
+    store = pyro.get_param_store()
+    inside = vars(copy.copy(store) if sees_parameters else type(store)())
+    inside = {name: copy.copy(tables) for name, tables in inside.items()}
+    own = [
+        (vars(store), inside),
+        (vars(runtime._DIM_ALLOCATOR), {"_stack": []}),
+        (vars(runtime._ENUM_ALLOCATOR), {}),
+    ]
+    before = [dict(outside) for outside, _ in own]
+    handlers = list(runtime._PYRO_STACK)
+    try:
+        runtime._PYRO_STACK.clear()
+        for outside, replaced in own:
+            outside.clear()
+            outside.update(replaced)
+        with pyro.settings.context(**dict.fromkeys(_VALIDATION, True)):
+            yield
+    finally:
+        runtime._PYRO_STACK[:] = handlers
+        for (outside, _), saved in zip(own, before, strict=True):
+            outside.clear()
+            outside.update(saved)
+
+
+@contextmanager
+def _random_states(seed: int | None) -> Iterator[None]:
+    """GPUs that are not in use yet have no state to keep; seeding them would be remembered until they are."""
+    before = pyro.util.get_rng_state()  # of torch on the CPU, NumPy and Python
+    on_gpu = torch.cuda.is_initialized()
+    gpus = torch.cuda.get_rng_state_all() if on_gpu else []
+    try:
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002  data of others may use it
+            torch.default_generator.manual_seed(seed)
+            if on_gpu:
+                torch.cuda.manual_seed_all(seed)
+        yield
+    finally:
+        pyro.util.set_rng_state(before)
+        if on_gpu:
+            torch.cuda.set_rng_state_all(gpus)
+
+
+@contextmanager
+def _defaults(networks: list[nn.Module]) -> Iterator[None]:
+    """Default dtype and device: the caller's code in networks and data may count on them, ours may not."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    tensors = [tensor for net in networks for tensor in net.parameters()]
+    if not any(tensor.dtype == dtype for tensor in tensors):
+        torch.set_default_dtype(torch.float32)
+    try:
+        if device.type == "cpu" or any(tensor.device == device for tensor in tensors):
+            yield
+        else:
+            with torch.device("cpu"):
+                yield
+    finally:
+        torch.set_default_dtype(dtype)
