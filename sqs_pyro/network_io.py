@@ -1,12 +1,10 @@
 """How minibatches enter a network and predictions come out of it, whoever made the network."""
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from sqs_pyro.errors import NetworkError
 
@@ -42,34 +40,6 @@ def predictions(net: nn.Module, inputs: Any) -> Tensor:
     """Run ``net`` on a minibatch's inputs and return its predictions."""
     args, kwargs = call_arguments(inputs)
     return output_tensor(net(*args, **kwargs))
-
-
-def average_log_probabilities(
-    net: nn.Module,
-    draws: Mapping[str, Tensor],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    draws_at_once: int = 1,
-) -> Tensor:
-    """``log 1/S Σ_s softmax(f(x; θ_s))``, ``[B, C]``, of S networks that differ in some of their tensors.
-
-    Args:
-        net: f, a module from inputs to logits.
-        draws: θ, tensors ``[S, *shape]`` by name of parameter or buffer.
-        args, kwargs: x, the network's arguments.
-        draws_at_once: networks that run together, by ``torch.vmap``; 1 is a loop.
-    """
-
-    def log_probabilities(tensors: dict[str, Tensor]) -> Tensor:
-        return output_tensor(functional_call(net, tensors, args, dict(kwargs))).float().log_softmax(-1)
-
-    num_draws = len(next(iter(draws.values())))
-    if draws_at_once > 1:
-        every = torch.vmap(log_probabilities, chunk_size=draws_at_once)(dict(draws))
-    else:
-        each = ({name: tensor[s] for name, tensor in draws.items()} for s in range(num_draws))
-        every = torch.stack([log_probabilities(tensors) for tensors in each])
-    return every.logsumexp(0) - math.log(num_draws)
 
 
 def move_to(inputs: Any, device: torch.device) -> Any:

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sqs_pyro.drawn_networks import average_log_probabilities, leave_to_draws
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.inference.evaluate import Evaluation, evaluate
 from sqs_pyro.inference.export import batch_norm_statistics, network_with, reestimate_batch_norm
 from sqs_pyro.inference.guide import SpikeGMMGuide
-from sqs_pyro.network_io import average_log_probabilities
 
 
 class AveragedNetwork(nn.Module):
     """Log-probabilities of a mixture of networks: ``log 1/S Σ_s softmax(f(x; θ_s))``, ``[B, C]``.
 
-    The drawn tensors are made once and run through ``torch.func.functional_call``: no Pyro model is traced. What a
-    draw does not name (norms and their statistics, biases) is the network's own and the same for all draws.
+    The drawn tensors are made once; no Pyro model is traced. What a draw does not name (norms and their
+    statistics, biases) is the network's own and the same for all draws. Several threads may call it at once.
 
     Args:
         net: it is copied, and runs in evaluation mode.
@@ -43,10 +43,11 @@ class AveragedNetwork(nn.Module):
             )
         self.net = copy.deepcopy(net)
         self.num_draws, self.draws_at_once = len(draws), draws_at_once
-        types = {name: tensor.dtype for name, tensor in self.net.state_dict().items()}
+        tensors = self.net.state_dict(keep_vars=True)
         for name in draws[0]:
-            stacked = torch.stack([draw[name] for draw in draws]).to(types[name])
+            stacked = torch.stack([draw[name] for draw in draws]).to(tensors[name].dtype)
             self.register_buffer(name.replace(".", "/"), stacked, persistent=False)
+        leave_to_draws(self.net, {id(tensors[name]): name for name in draws[0]})
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

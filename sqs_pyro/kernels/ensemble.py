@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sqs_pyro.drawn_networks import average_log_probabilities, leave_to_draws
 from sqs_pyro.kernels.assemble import check_reads_weights, packed_weight, parameters_to_pack
 from sqs_pyro.kernels.weight import PackedWeight
-from sqs_pyro.network_io import average_log_probabilities
 from sqs_pyro.packing.layouts import PackedTensor
 from sqs_pyro.packing.module import WEIGHT_PREFIX, StoredEnsemble, stored_weights
 
@@ -18,7 +18,7 @@ class PackedEnsemble(StoredEnsemble):
     """Log-probabilities ``log 1/S Σ_s softmax(f(x; θ_s))``, ``[B, C]``, of S packed draws of one network.
 
     A compressed parameter has all of its draws in one packed tensor ``[*shape, S]`` with one codebook; all other
-    tensors are shared.
+    tensors are shared. Several threads may call it at once.
 
     Args:
         net: the network; it stays as it is. Its other tensors are taken over.
@@ -45,20 +45,18 @@ class PackedEnsemble(StoredEnsemble):
             for name, parameter in parameters.items()
         }
         for module in list(self.network.modules()):
-            found = {name: id(p) for name, p in module._parameters.items() if id(p) in weights}
+            found = {name: weights[id(p)] for name, p in module._parameters.items() if id(p) in weights}
             if found:
                 check_reads_weights(module, found)
-            for name, key in found.items():
-                del module._parameters[name]
-                module.register_buffer(name, torch.empty(0), persistent=False)  # functional_call needs a place
-                module.add_module(WEIGHT_PREFIX + name, weights[key])
+            for name, weight in found.items():
+                module.add_module(WEIGHT_PREFIX + name, weight)
+        leave_to_draws(self.network, {id(stand_ins[id(p)]): name for name, p in parameters.items()})
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The arguments are the network's."""
         weights = stored_weights(self.network, every_name=True)  # moving a network separates its shared buffers
-        dense = {w: w.dense().movedim(-1, 0).contiguous() for w in weights.values() if isinstance(w, PackedWeight)}
-        draws = {name: dense[weight] for name, weight in weights.items()}  # type: ignore[index]
+        draws = {name: weight.draws() for name, weight in weights.items() if isinstance(weight, PackedWeight)}
         return average_log_probabilities(self.network, draws, args, kwargs, self.draws_at_once)
 
     def train(self, mode: bool = True) -> "PackedEnsemble":

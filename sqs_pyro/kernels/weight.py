@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sqs_pyro.kernels.decode import (
     TRANSCODERS,
     PackedArgs,
+    decode,
     decoded_weights,
     read_scales,
     read_symbols,
@@ -165,6 +166,15 @@ class PackedWeight(StoredWeight):
             return call("weight", self.args, self.like)
         return decoded_weights.get(self.args, self.like.dtype)
 
+    def draws(self) -> Tensor:
+        """Return the draws of a weight ``[*shape, S]`` as ``[S, *shape]``: one shared copy, as :meth:`dense`."""
+        if torch.compiler.is_compiling():
+            return _draws_first(call("weight", self.args, self.like))
+        dtype = self.like.dtype
+        return decoded_weights.kept(
+            self.args, ("draws", dtype), lambda packed: _draws_first(decode(packed).to(dtype))
+        )
+
     def coded(self) -> CodedTensor:
         """Return the weights; packing them gives the same bytes again."""
         symbols, mask = read_symbols(self.args)
@@ -180,6 +190,10 @@ class PackedWeight(StoredWeight):
     def extra_repr(self) -> str:
         """Say what is packed."""
         return f"{list(self.shape)}, layout={self.layout!r}, form={self.form!r}, bits={self.bits}"
+
+
+def _draws_first(weight: Tensor) -> Tensor:
+    return weight.movedim(-1, 0).contiguous()
 
 
 def _dense_bits(packed: PackedTensor) -> int:

@@ -1,6 +1,11 @@
 """Packed ensembles: the average of the members run one by one, one file, honest size, strict loading."""
 
 import copy
+import pickle
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -8,6 +13,7 @@ from kits.layout import random_coded
 from torch import nn
 
 from sqs_pyro.errors import NetworkError, PackedFileError
+from sqs_pyro.inference.averaging import AveragedNetwork
 from sqs_pyro.kernels import PackedEnsemble, dense_state, load, packed_ensemble, packed_network, save
 from sqs_pyro.packing import CodedTensor, layout_names, read_packed, size_report
 
@@ -149,3 +155,75 @@ def test_files_for_another_network(net, draws, tmp_path):
     with pytest.raises(PackedFileError, match=r"'conv.weight' has shape \[16, 2, 3\] .* its 3 draws"):
         load(tmp_path / "draws", wide)
     assert read_packed(tmp_path / "draws").draws == S
+
+
+class TestThreads:
+    """Draws are not written into the network that all calls share."""
+
+    @pytest.mark.parametrize("at_once", [1, 2])
+    def test_every_answer_is_right(self, net, draws, at_once):
+        packed = packed_ensemble(net, draws)
+        packed.draws_at_once = at_once
+        inputs = [(x[None], words[None]) for x, words in zip(*INPUTS, strict=True)]
+        expected = [packed(*each) for each in inputs]
+        state, done = {name: value.clone() for name, value in packed.state_dict().items()}, threading.Event()
+
+        def load_again():
+            while not done.is_set():
+                packed.load_state_dict(state)
+
+        def answer(i):
+            return torch.equal(packed(*inputs[i % 6]), expected[i % 6])
+
+        with ThreadPoolExecutor(5) as pool, switching_often():
+            loading = pool.submit(load_again)
+            try:
+                assert all(pool.map(answer, range(80)))
+            finally:
+                done.set()
+            loading.result()
+
+    def test_average_of_drawn_networks(self, net, draws):
+        dense = [{name: value.dense() for name, value in draw.items()} for draw in draws]
+        average = AveragedNetwork(net, dense)
+        expected = average(*INPUTS)
+        with ThreadPoolExecutor(4) as pool, switching_often():
+            assert all(pool.map(lambda _: torch.equal(average(*INPUTS), expected), range(40)))
+
+
+@contextmanager
+def switching_often():
+    """Python's threads change places between any two lines."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda packed: pickle.loads(pickle.dumps(packed))])
+def test_copies_are_independent(net, draws, again):
+    packed = packed_ensemble(net, draws)
+    expected = packed(*INPUTS)
+    other = again(packed)
+    assert torch.equal(other(*INPUTS), expected)
+    assert other.network.words.packed_weight is other.network.head.packed_weight
+    with torch.no_grad():
+        packed.network.head.bias.add_(torch.arange(5.0))
+    assert torch.equal(other(*INPUTS), expected)
+
+
+@pytest.mark.slow
+def test_graphs(net, draws):
+    packed = packed_ensemble(net, draws)
+    expected = packed(*INPUTS)
+    compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*INPUTS), expected)
+    torch.testing.assert_close(torch.export.export(packed, INPUTS).module()(*INPUTS), expected)
+
+
+def test_its_network_is_no_network_of_its_own(net, draws):
+    packed = packed_ensemble(net, draws)
+    with pytest.raises(NetworkError, match=r"'weight' of a Conv1d differs from draw to draw .* call the average"):
+        packed.network(*INPUTS)

@@ -1,0 +1,110 @@
+"""Draws of one network: networks that differ in some tensors, which they are given without being written to.
+
+A module reads its drawn tensors from the draw that its *thread* runs. So any number of threads may run one
+network, and nothing in it is ever exchanged, as :func:`torch.func.functional_call` exchanges tensors for a while.
+"""
+
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sqs_pyro.errors import NetworkError
+from sqs_pyro.network_io import output_tensor
+
+_KEYS = "_drawn"  # of a module: by attribute, what a draw calls its tensor
+
+
+class _AtHand(threading.local):
+    """The tensors of the draw that this thread runs."""
+
+    tensors: Mapping[str, Tensor] | None = None
+
+
+_at_hand = _AtHand()
+
+
+def leave_to_draws(net: nn.Module, names: Mapping[int, str]) -> None:
+    """Take tensors out of a network, in place: its modules read those of the draw at hand instead.
+
+    Args:
+        net: the network.
+        names: what a draw calls each tensor, by ``id`` of the parameter or buffer.
+    """
+    for module in list(net.modules()):
+        drawn = {}
+        for held in (module._parameters, module._buffers):
+            for name in [name for name, tensor in held.items() if id(tensor) in names]:
+                drawn[name] = names[id(held.pop(name))]
+        if drawn:
+            vars(module)[_KEYS] = drawn
+            module.__class__ = _drawn_class(type(module), tuple(drawn))
+
+
+def average_log_probabilities(
+    net: nn.Module,
+    draws: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    draws_at_once: int = 1,
+) -> Tensor:
+    """``log 1/S Σ_s softmax(f(x; θ_s))``, ``[B, C]``, of S networks that differ in some of their tensors.
+
+    Args:
+        net: f, a module from inputs to logits, from which :func:`leave_to_draws` took these tensors.
+        draws: θ, tensors ``[S, *shape]`` by name.
+        args, kwargs: x, the network's arguments.
+        draws_at_once: networks that run together, by ``torch.vmap``; 1 is a loop.
+    """
+
+    def log_probabilities(tensors: Mapping[str, Tensor]) -> Tensor:
+        with _running(tensors):
+            return output_tensor(net(*args, **kwargs)).float().log_softmax(-1)
+
+    num_draws = len(next(iter(draws.values())))
+    if draws_at_once > 1:
+        every = torch.vmap(log_probabilities, chunk_size=draws_at_once)(dict(draws))
+    else:
+        each = ({name: tensor[s] for name, tensor in draws.items()} for s in range(num_draws))
+        every = torch.stack([log_probabilities(tensors) for tensors in each])
+    return every.logsumexp(0) - math.log(num_draws)
+
+
+@contextmanager
+def _running(tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    before = _at_hand.tensors
+    _at_hand.tensors = tensors
+    try:
+        yield
+    finally:
+        _at_hand.tensors = before
+
+
+def _drawn_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    """Return a subclass whose attributes ``names`` are tensors of the draw at hand."""
+    attributes: dict[str, Any] = {name: _drawn_attribute(name) for name in names}
+    # Copies and pickles make the class anew: it stands in no module.
+    attributes["__reduce_ex__"] = lambda module, protocol: (_empty, (plain, names), vars(module))
+    return type(plain.__name__, (plain,), attributes)
+
+
+def _drawn_attribute(name: str) -> property:
+    def drawn(module: nn.Module) -> Tensor:
+        tensors = _at_hand.tensors
+        if tensors is None:
+            raise NetworkError(
+                f"'{name}' of a {type(module).__name__} differs from draw to draw and is there only while an "
+                "average of draws runs it in the same thread: call the average instead of its network."
+            )
+        return tensors[module.__dict__[_KEYS][name]]
+
+    return property(drawn)
+
+
+def _empty(plain: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    kind = _drawn_class(plain, names)
+    return kind.__new__(kind)
