@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Tests run in as many processes, of one thread each; `make test WORKERS=8` on a larger machine.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 .PHONY: demo test lint slow sanitize gpu clean fashion-mnist foreign-text
 
@@ -10,7 +13,7 @@ demo: $(STAMP)
 	$(BIN)/sqs compress recipes/digits.yaml --out runs/demo --overwrite
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -30,7 +33,7 @@ gpu:
 	$(PYTHON) -m sqs_pyro bench kernels --device cuda --out benchmarks/kernels_gpu.json
 
 slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 # Fashion-MNIST for the recipes that use it: Debian's package, unpacked into data/ without root.
 fashion-mnist: data/fashion-mnist/train-images-idx3-ubyte.gz

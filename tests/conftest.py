@@ -1,7 +1,10 @@
+import os
+
 import hypothesis
 import pyro
 import pytest
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that is no directory is refused at once, not looked for
 pytest.register_assert_rewrite("kits")  # contract kits live in tests/kits and are imported as `kits.<name>`
 
 # The same cases on every machine: a failure found once can be found again.

@@ -134,7 +134,7 @@ def compression(**changes) -> dict:
     }
 
 
-def classification_values(directory: Path, kind: str = "bert") -> dict:
+def classification_values(directory: Path, kind: str = "bert", rows: int = 320) -> dict:
     """A whole recipe for SST-2, of files that are written into a directory."""
     write_network(directory / "network", kind)
     return {
@@ -143,7 +143,7 @@ def classification_values(directory: Path, kind: str = "bert") -> dict:
         "network": {"path": str(directory / "network")},
         "data": {
             "glue": "sst2",
-            "source": write_rows(directory / "train.jsonl", opinions(320, 1)),
+            "source": write_rows(directory / "train.jsonl", opinions(rows, 1)),
             "test": write_rows(directory / "test.jsonl", opinions(100, 2)),
             "max_length": 32,
             "batch_size": 16,
@@ -154,7 +154,7 @@ def classification_values(directory: Path, kind: str = "bert") -> dict:
     }
 
 
-def question_values(directory: Path) -> dict:
+def question_values(directory: Path, rows: int = 480) -> dict:
     """A whole recipe for questions with answers in a context, of files that are written into a directory."""
     write_network(directory / "network", "bert")
     return {
@@ -162,7 +162,7 @@ def question_values(directory: Path) -> dict:
         "task": "question_answering",
         "network": {"path": str(directory / "network")},
         "data": {
-            "source": write_rows(directory / "train.jsonl", asked(480, 1)),
+            "source": write_rows(directory / "train.jsonl", asked(rows, 1)),
             "test": write_rows(directory / "test.jsonl", asked(100, 2)),
             "max_length": 32,
             "stride": 8,

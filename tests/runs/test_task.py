@@ -145,9 +145,10 @@ def test_shipped_recipes_run_on_small_data_of_the_same_form(name, task, tmp_path
     """The paper's settings, with a tiny network and rows of the same columns in place of the hub's."""
     shipped = load_any_recipe(pytestconfig.rootpath / "recipes" / f"{name}.yaml")
     assert type(shipped) is TASK_RECIPES[task]
-    small = kit.question_values(tmp_path) if task == "question_answering" else kit.classification_values(
-        tmp_path, name.partition("_")[0].replace("qwen", "qwen2")
-    )  # fmt: skip
+    if task == "question_answering":
+        small = kit.question_values(tmp_path, rows=64)
+    else:
+        small = kit.classification_values(tmp_path, name.partition("_")[0].replace("qwen", "qwen2"), rows=64)
     if task == "question_answering":
         small["network"]["path"] = str(
             kit.write_network(tmp_path / "answers", "bert", AUTO_CLASSES[task], num_labels=2)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqs_pyro.errors import DataError
@@ -56,6 +56,7 @@ words = st.lists(
 )
 
 
+@settings(max_examples=25)  # torchmetrics takes long over each
 @given(st.lists(st.tuples(words, st.lists(words, min_size=1, max_size=3)), min_size=1, max_size=4))
 def test_beside_torchmetrics(pairs):
     from torchmetrics.functional.text import squad
