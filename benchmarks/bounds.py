@@ -16,6 +16,7 @@ import torch
 from sqs_pyro import compress, elbo_report
 from sqs_pyro.data import load_data
 from sqs_pyro.reporting.bounds_plot import write_bounds_picture
+from sqs_pyro.reporting.printed import print_report
 from sqs_pyro.reporting.tables import bounds_tables
 from sqs_pyro.reporting.terminal import progress_display
 from sqs_pyro.runs import load_recipe
@@ -75,11 +76,7 @@ def _some(train: object) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def _print(report: dict[str, object]) -> None:
-    from rich.console import Console
-
-    console = Console(width=160)
-    for table in bounds_tables(report):
-        console.print(table)
+    print_report(bounds_tables(report), width=160)
 
 
 if __name__ == "__main__":

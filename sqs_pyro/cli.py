@@ -16,7 +16,7 @@ from sqs_pyro.errors import OutputError, RecipeError, SQSError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.console import RenderableType
+    from sqs_pyro.reporting.printed import Report
 
 BAD_INPUT, INTERRUPTED = 2, 130
 
@@ -373,14 +373,10 @@ def _one_sentence_errors(resume: str = "") -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _show(document: dict[str, Any], tables: "list[RenderableType]", as_json: bool) -> None:
-    from rich.console import Console
-
+def _show(document: dict[str, Any], report: "Report", as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(document, indent=2, allow_nan=False))
         return
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)  # a pipe has no width of its own; 80 would fold the names of tensors
-    for table in tables:
-        console.print(table)
+    from sqs_pyro.reporting.printed import print_report
+
+    print_report(report, width=120)  # of a pipe, which has none of its own; 80 would fold the names of tensors

@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,14 @@ from sqs_pyro.models.distillation import DistillationLikelihood, DistilledLoader
 from sqs_pyro.models.likelihoods import categorical
 from sqs_pyro.packing import CodedTensor, size_report
 from sqs_pyro.recipe import parse
+from sqs_pyro.reporting.printed import Printed, Report
 
 __all__ = ["CompressionResult", "Finding", "StepRecord", "compress"]
 
 
-@dataclass(frozen=True)
-class CompressionResult:
-    """What compression leaves.
+@dataclass(frozen=True, repr=False)
+class CompressionResult(Printed):
+    """What compression leaves; it prints itself in short.
 
     Attributes:
         network: the packed network: what is saved, shipped and measured.
@@ -62,9 +63,23 @@ class CompressionResult:
     model: BayesianNetwork
     guide: SpikeGMMGuide
     recipe: CompressionRecipe
-    history: list[StepRecord] = field(repr=False)
+    history: list[StepRecord]
     findings: list[Finding]
     seconds: float
+
+    def table(self) -> Report:
+        """What the file weighs, how good the last hard network was, and the findings."""
+        from sqs_pyro.reporting.tables import result_tables
+
+        judged = [record.accuracy for record in self.history if record.accuracy is not None]
+        return result_tables(
+            {
+                "size": size_report(self.network).to_dict(),
+                "seconds": self.seconds,
+                "validation": judged[-1] if judged else None,
+                "findings": [asdict(finding) for finding in self.findings],
+            }
+        )
 
 
 def compress(

@@ -14,7 +14,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,10 @@ from sqs_pyro.models.block_stack import BlockArguments, BlockStack, input_of, ru
 from sqs_pyro.models.likelihoods import Likelihood, categorical
 from sqs_pyro.models.residency import InMemory, Residency
 from sqs_pyro.network_io import split_examples
-from sqs_pyro.packing import CodedTensor
+from sqs_pyro.packing import CodedTensor, size_report
 from sqs_pyro.packing.layouts import PackedTensor, pack_tensor
 from sqs_pyro.packing.leftovers import round_to
+from sqs_pyro.reporting.printed import Printed, Report
 
 #: Sequences whose gradients are taken at once.
 IMPORTANCE_BATCH = 2
@@ -48,9 +49,9 @@ LayerGroups = Callable[[nn.Module], Sequence[Mapping[str, nn.Linear]]]
 States = list[tuple[Tensor, list[BlockArguments]]]
 
 
-@dataclass(frozen=True, eq=False)
-class BlockwiseResult:
-    """What blockwise compression leaves.
+@dataclass(frozen=True, eq=False, repr=False)
+class BlockwiseResult(Printed):
+    """What blockwise compression leaves; it prints itself in short.
 
     Attributes:
         network: the packed network.
@@ -61,6 +62,18 @@ class BlockwiseResult:
     network: nn.Module
     records: list[BlockRecord]
     seconds: float
+
+    def table(self) -> Report:
+        """A row a block, and what the file weighs."""
+        from sqs_pyro.reporting.tables import block_tables
+
+        return block_tables(
+            {
+                "blocks": [asdict(record) for record in self.records],
+                "size": size_report(self.network).to_dict(),
+                "seconds": self.seconds,
+            }
+        )
 
 
 def compress_blocks(

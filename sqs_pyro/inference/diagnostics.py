@@ -68,6 +68,9 @@ class Finding:
     threshold: float
     sentence: str
 
+    def __str__(self) -> str:
+        return self.sentence
+
 
 @torch.no_grad()
 def diagnose(model: Any, guide: SpikeGMMGuide, *, averaging: bool = True) -> list[Finding]:

@@ -18,6 +18,7 @@ from sqs_pyro.distributions.monte_carlo import draws_exactly
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.inference.elbo import Site, run_paired, sample_sites
 from sqs_pyro.inference.kl_bounds import KLBounds, kl_bounds
+from sqs_pyro.reporting.printed import Printed, Report
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,14 @@ class ElboBounds:
         return -(self.nll + _or_estimate(total.jensen, total)), -(self.nll + _or_estimate(total.lower, total))
 
 
-@dataclass(frozen=True)
-class ElboReport:
-    """What :func:`elbo_report` found.
+@dataclass(frozen=True, repr=False)
+class ElboReport(Printed):
+    """What :func:`elbo_report` found; it prints itself.
 
     Attributes:
         at: the bounds at each temperature asked for.
         num_samples: Monte Carlo draws of each weight.
-        num_particles: networks drawn for the likelihood.
+        num_particles: networks drawn for the likelihood, at most.
     """
 
     at: tuple[ElboBounds, ...]
@@ -86,13 +87,11 @@ class ElboReport:
             "temperatures": [_elbo_dict(bounds) for bounds in self.at],
         }
 
-    def table(self) -> Any:
-        """A rich renderable: a row a temperature, then a row a site at the first temperature."""
-        from rich.console import Group
-
+    def table(self) -> Report:
+        """A row a temperature, then a row a site at the first temperature; ``print`` shows it."""
         from sqs_pyro.reporting.tables import bounds_tables
 
-        return Group(*bounds_tables(self.to_dict()))
+        return bounds_tables(self.to_dict())
 
 
 @torch.no_grad()
@@ -103,6 +102,8 @@ def elbo_report(
     temperatures: Sequence[float] | None = None,
     num_samples: int = 16,
     num_particles: int = 8,
+    standard_error: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
     **kwargs: Any,
 ) -> ElboReport:
     """Certified bracket, dominant value and Monte Carlo estimate of the KL of every site, and the ELBO's bracket.
@@ -118,6 +119,9 @@ def elbo_report(
         temperatures: τ of the responsibilities; by default the guide's present ``temperature``.
         num_samples: Monte Carlo draws of each weight.
         num_particles: networks drawn from q for the likelihood.
+        standard_error: of the likelihood's estimate, as a share of it, at which no more networks are drawn; at
+            least 2 are. None draws all ``num_particles``.
+        progress: called as ``progress(done, total)``, often.
         **kwargs: of model and guide.
 
     Raises:
@@ -136,16 +140,18 @@ def elbo_report(
     with _evaluation_mode(model, guide), store.scope(store.get_state()):
         latent = _latent_sites(model, guide, args, kwargs)
         values = {name: q["value"] for name, (q, _) in latent.items()}
-        at = []
+        at: list[ElboBounds] = []
         for temperature in wanted:
+            tell = _part_of(progress, len(at), len(wanted), num_particles + 1)
             laws = {name: _at_temperature(q["fn"], temperature) for name, (q, _) in latent.items()}
             sites = tuple(
                 kl_bounds(name, laws[name], p["fn"], num_samples, q["scale"], q["mask"])
                 for name, (q, p) in latent.items()
             )
-            nll = _negative_log_likelihoods(model, laws, values, num_particles, args, kwargs)
-            error = nll.std().item() / math.sqrt(num_particles)
-            at.append(ElboBounds(temperature, sites, nll.mean().item(), error))
+            tell(1)
+            drawn = _negative_log_likelihoods(model, laws, values, args, kwargs)
+            nll, error = _mean_and_error(drawn, num_particles, standard_error, tell)
+            at.append(ElboBounds(temperature, sites, nll, error))
     return ElboReport(tuple(at), num_samples, num_particles)
 
 
@@ -196,19 +202,40 @@ def _negative_log_likelihoods(
     model: Callable[..., Any],
     laws: dict[str, Distribution],
     values: dict[str, Tensor],
-    num_particles: int,
     args: Any,
     kwargs: Any,
-) -> Tensor:
-    """``-log p(data | weights)`` at draws of the laws with an atom, other sites as given, ``[num_particles]``."""
-    results = []
-    for _ in range(num_particles):
+) -> Iterator[float]:
+    """``-log p(data | weights)`` at draws of the laws with an atom, other sites as given, without an end."""
+    while True:
         drawn = {name: values[name] if draws_exactly(law) else law.sample() for name, law in laws.items()}
         replayed = prune_subsample_sites(poutine.trace(poutine.condition(model, drawn)).get_trace(*args, **kwargs))
         observed = [name for name, site in sample_sites(replayed) if site["is_observed"] and name not in drawn]
         replayed.compute_log_prob(site_filter=lambda name, site, names=frozenset(observed): name in names)
-        results.append(-sum(float(replayed.nodes[name]["log_prob_sum"]) for name in observed))
-    return torch.tensor(results, dtype=torch.float64)
+        yield -sum(float(replayed.nodes[name]["log_prob_sum"]) for name in observed)
+
+
+def _mean_and_error(
+    drawn: Iterator[float], most: int, standard_error: float | None, tell: Callable[[int], None]
+) -> tuple[float, float]:
+    """The mean of the first values and its standard error: ``most`` of them, or as many as the error takes."""
+    values: list[float] = []
+    while True:
+        values.append(next(drawn))
+        tell(1 + len(values))
+        if len(values) < 2:
+            continue
+        nll = torch.tensor(values, dtype=torch.float64)
+        mean, error = nll.mean().item(), nll.std().item() / math.sqrt(len(values))
+        if len(values) == most or (standard_error is not None and error <= standard_error * abs(mean)):
+            tell(1 + most)
+            return mean, error
+
+
+def _part_of(
+    progress: Callable[[int, int], None] | None, part: int, parts: int, steps: int
+) -> Callable[[int], None]:
+    """Tell ``progress`` of the steps of one of several parts of equal length."""
+    return lambda done: None if progress is None else progress(part * steps + done, parts * steps)
 
 
 def _or_estimate(bound: float | None, site: KLBounds) -> float:

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from sqs_pyro.packing.file import file_image, read_packed
 from sqs_pyro.packing.layouts import PackedTensor
 from sqs_pyro.packing.module import module_contents
+from sqs_pyro.reporting.printed import Printed, Report
 
 # What a part of a layout is, in the report; an unknown layout's other parts count as codes.
 KINDS = {"codes": "codes", "mask": "masks", "codebook": "codebooks", "scales": "codebooks", "table": "tables"}
+
+_MOST_NAMED = 5  # tensors that are not compressed
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,17 @@ class TensorSize:
 
 
 @dataclass(frozen=True)
-class SizeReport:
-    """Bytes of a packed file.
+class OtherTensor:
+    """One tensor that is not compressed: a parameter or floating buffer of ``numel`` elements."""
+
+    name: str
+    shape: tuple[int, ...]
+    numel: int
+
+
+@dataclass(frozen=True, repr=False)
+class SizeReport(Printed):
+    """Bytes of a packed file; it prints itself.
 
     Attributes:
         codes, masks, codebooks, tables: parts of the compressed tensors (scales of out-channels count as
@@ -54,6 +66,7 @@ class SizeReport:
             it leaves out mask, codebooks and every other tensor. None where K = 1, all are zero, or of draws.
         tensors: one row for each compressed tensor, of all draws.
         draws: S in a file of S draws of one network, whose fp32 bytes and weights are counted once; else 1.
+        largest_uncompressed: the largest of the other floating tensors, at most five.
     """
 
     codes: int
@@ -70,6 +83,7 @@ class SizeReport:
     paper_ratio: float | None
     tensors: tuple[TensorSize, ...]
     draws: int = 1
+    largest_uncompressed: tuple[OtherTensor, ...] = ()
 
     @property
     def parts(self) -> dict[str, int]:
@@ -98,6 +112,17 @@ class SizeReport:
         """Share of the compressed weights that are not zero; 1 where there are none."""
         return self.nonzeros / (self.num_weights * self.draws) if self.num_weights else 1.0
 
+    @property
+    def compressed_share(self) -> float:
+        """Share of the network's elements that are compressed weights."""
+        return 4 * self.num_weights / self.fp32_bytes if self.fp32_bytes else 0.0
+
+    def table(self) -> Report:
+        """A row a tensor, and the totals."""
+        from sqs_pyro.reporting.tables import size_tables
+
+        return size_tables(self.to_dict())
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON, derived figures included."""
         rows = [{**asdict(row), "shape": list(row.shape)} for row in self.tensors]
@@ -113,6 +138,10 @@ class SizeReport:
             "paper_ratio": self.paper_ratio,
             "paper_ratio_leaves_out": ["masks", "codebooks", "tables", "uncompressed", "manifest", "header"],
             "parts": self.parts,
+            "compressed_share": self.compressed_share,
+            "largest_uncompressed": [
+                {**asdict(other), "shape": list(other.shape)} for other in self.largest_uncompressed
+            ],
             "tensors": rows,
         }
 
@@ -161,7 +190,17 @@ def _report(
         paper_ratio=_paper_ratio(rows) if draws == 1 else None,
         tensors=rows,
         draws=draws,
+        largest_uncompressed=_largest(leftovers),
     )
+
+
+def _largest(leftovers: Mapping[str, Tensor]) -> tuple[OtherTensor, ...]:
+    floats = [
+        OtherTensor(name, tuple(value.shape), value.numel())
+        for name, value in leftovers.items()
+        if value.is_floating_point()
+    ]
+    return tuple(sorted(floats, key=lambda other: (-other.numel, other.name))[:_MOST_NAMED])
 
 
 def _compressed_bytes(tensors: Mapping[str, PackedTensor]) -> dict[str, int]:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from rich import box
 from rich.console import RenderableType
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
+
+from sqs_pyro.reporting.fitted import FittedTable, Line
+from sqs_pyro.reporting.printed import Report
 
 Document = Mapping[str, Any]
 
@@ -71,12 +70,12 @@ AVERAGED = (
 )
 
 
-def comparison_tables(summary: Document) -> list[RenderableType]:
+def comparison_tables(summary: Document) -> Report:
     """Variants side by side: how good, how well calibrated, how large."""
     return _tables(summary, (ACCURACY, DROP, NLL, ECE, BRIER, *SIZE))
 
 
-def sweep_tables(summary: Document) -> list[RenderableType]:
+def sweep_tables(summary: Document) -> Report:
     """The points of all curves; a star marks those that no other beats in both size and accuracy."""
     return _tables(summary, (ACCURACY, DROP, VALIDATION, NLL, *SIZE), mark_front=True)
 
@@ -86,34 +85,29 @@ def point_name(point: Document) -> str:
     return f"{point['variant']}: {point['point']}" if point["point"] else str(point["variant"])
 
 
-def _tables(summary: Document, columns: Sequence[Column], *, mark_front: bool = False) -> list[RenderableType]:
+def _tables(summary: Document, columns: Sequence[Column], *, mark_front: bool = False) -> Report:
     points = summary["points"]
-    parts: list[RenderableType] = [
-        Text(_heading(summary), style="bold"),
-        _table(points, columns, mark_front=mark_front),
-    ]
+    table = _table(points, columns, mark_front=mark_front)
+    parts: list[RenderableType] = [Line(_heading(summary), style="bold"), table]
     if mark_front:
-        parts.append(Text("* on the Pareto front of accuracy and size\n", style="dim"))
+        parts.append(Line("* on the Pareto front of accuracy and size", style="dim"))
     if any("averaged_nll" in point["mean"] for point in points):
-        parts += [Text("Average over networks drawn from the posterior", style="bold"), _table(points, AVERAGED)]
+        parts += [Line("Average over networks drawn from the posterior", style="bold"), _table(points, AVERAGED)]
     failed = [(point, *failure) for point in points for failure in point["errors"].items()]
-    parts += [Text(f"{point_name(point)}, seed {seed}: {error}", style="red") for point, seed, error in failed]
-    return parts
+    parts += [Line(f"{point_name(point)}, seed {seed}: {error}", style="red") for point, seed, error in failed]
+    return Report(*parts)
 
 
-def _table(points: Sequence[Document], columns: Sequence[Column], *, mark_front: bool = False) -> RenderableType:
+def _table(points: Sequence[Document], columns: Sequence[Column], *, mark_front: bool = False) -> FittedTable:
     """Points of a grid stand below their variant's name."""
-    table = Table(box=box.SIMPLE, header_style="", padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for column in columns:
-        table.add_column(column.title, justify="right", overflow="fold")
+    table = FittedTable("", *(column.title for column in columns))
     for variant, of_variant in groupby(points, key=lambda point: str(point["variant"])):
         for i, point in enumerate(of_variant):
             if point["point"] and i == 0:
-                table.add_row(escape(variant))
+                table.add_row(variant)
             star = " *" if mark_front and point["front"]["accuracy"] else ""
             name = f"  {point['point']}" if point["point"] else variant
-            table.add_row(escape(name) + star, *(column.text(point) for column in columns))
+            table.add_row(name + star, *(column.text(point) for column in columns))
     return table
 
 

@@ -1,97 +1,121 @@
-"""Tables of what was measured: dictionaries in, titles and rich tables out; fractions become percent."""
+"""Tables of what was measured: dictionaries in, reports that print themselves out; fractions become percent."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.console import RenderableType
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
+from sqs_pyro.reporting.fitted import FittedTable, Line
+from sqs_pyro.reporting.printed import Report
 
 Document = Mapping[str, Any]
 
 
-def run_tables(metrics: Document) -> list[RenderableType]:
+def run_tables(metrics: Document) -> Report:
     """The result of a run: fp32 network and packed file side by side, and what the file weighs."""
     title = f"{metrics['name'] or 'run'}, seed {metrics['seed']}"
     if "perplexity_ratio" in metrics:
-        return [_title(title), _perplexity_table(metrics), _size_table(metrics, metrics["seconds"])]
+        return Report(_title(title), _perplexity_table(metrics), _size_table(metrics, metrics["seconds"]))
     networks: list[tuple[str, Document]] = [("fp32", metrics["baseline"]), ("packed file", metrics["compressed"])]
     if "averaged" in metrics:
         networks.append(("posterior mean", metrics["posterior_mean"]))
         networks.append((f"average of {metrics['averaged']['samples']}", metrics["averaged"]))
     table = _figures_table(dict(networks), entropy=False)
-    return [_title(title), table, _size_table(metrics, metrics["seconds"])]
+    return Report(_title(title), table, _size_table(metrics, metrics["seconds"]))
 
 
-def evaluation_tables(evaluation: Document) -> list[RenderableType]:
+def evaluation_tables(evaluation: Document) -> Report:
     """The evaluation of a packed file."""
     if "perplexity" in evaluation:
         table = _perplexity_table({"compressed": evaluation["perplexity"]})
-        return [_title(str(evaluation["file"])), table, _size_table(evaluation)]
+        return Report(_title(str(evaluation["file"])), table, _size_table(evaluation))
     shift = f", shifted by {evaluation['shift']}" if evaluation.get("shift") else ""
     title = f"{evaluation['file']} on {evaluation['num_examples']:,} test examples{shift}"
-    return [_title(title), _figures_table({"packed file": evaluation}), _size_table(evaluation)]
+    return Report(_title(title), _figures_table({"packed file": evaluation}), _size_table(evaluation))
 
 
-def export_tables(document: Document) -> list[RenderableType]:
+def export_tables(document: Document) -> Report:
     """What an export weighs, how far it is from the packed network, and what became of each compressed tensor."""
     format_, dtype = document["format"], document["dtype"]
-    size = _table(f"{format_}, {dtype}" if dtype else format_, "")
+    size = FittedTable(f"{format_}, {dtype}" if dtype else format_, "")
     for name, value in document["bytes"].items():
-        size.add_row(f"{escape(name)}, bytes", f"{value:,}")
+        size.add_row(f"{name}, bytes", f"{value:,}")
     size.add_row("packed file, bytes", f"{document['packed_bytes']:,}")
     size.add_row("fp32 network, bytes", f"{document['dense_bytes']:,}")
     size.add_row("largest difference of outputs", _number(document["max_difference"], ".2g"))
-    size.add_row("example", escape(document["example"]))
-    tensors = _table("tensor", "", "how, or why")
+    tensors = FittedTable("tensor", "", "how, or why", words=("", "how, or why"))
     for kind in ("packed", "decoded"):
         for name, said in document[kind].items():
-            tensors.add_row(escape(name), kind, escape(said))
-    return [_title(str(document["out"])), size, tensors]
+            tensors.add_row(name, kind, said)
+    return Report(_title(str(document["out"])), size, Line(f"example: {document['example']}"), tensors)
 
 
-def inspection_tables(inspection: Document) -> list[RenderableType]:
+def inspection_tables(inspection: Document) -> Report:
     """What a packed file holds: a row a tensor and a row for everything else; they add up to the file."""
     size = inspection["size"]
-    tables: list[RenderableType] = [_title(str(inspection["file"])), _tensor_table(size), _size_table(inspection)]
-    return tables + (_runtime_tables(inspection["runtime"]) if "runtime" in inspection else [])
+    runtime = _runtime_tables(inspection["runtime"]) if "runtime" in inspection else ()
+    return Report(_title(str(inspection["file"])), *size_tables(size), *runtime)
 
 
-def _runtime_tables(runtime: Document) -> list[RenderableType]:
+def size_tables(size: Document) -> Report:
+    """What a packed file weighs: a row a tensor, the whole, and what is not compressed."""
+    return Report(_tensor_table(size), *_others(size), _size_table({"size": size}))
+
+
+def _runtime_tables(runtime: Document) -> Report:
     """What weights are in memory, and why: a row a tensor."""
-    table = _table("tensor", "form", "packed, bytes", "decoded, bytes", "why")
+    table = FittedTable("tensor", "form", "packed, bytes", "decoded, bytes", "why", words=("form", "why"))
     for weight in runtime["weights"]:
         sizes = (f"{weight[part]:,}" if weight[part] else "" for part in ("packed_bytes", "decoded_bytes"))
-        table.add_row(escape(weight["name"]), weight["form"], *sizes, weight["reason"])
+        table.add_row(weight["name"], weight["form"], *sizes, weight["reason"])
     table.add_section()
     totals = (sum(weight[part] for weight in runtime["weights"]) for part in ("packed_bytes", "decoded_bytes"))
-    table.add_row("[bold]together", "", *(f"[bold]{total:,}" for total in totals), "")
+    table.add_row("together", "", *(f"{total:,}" for total in totals), "", bold=True)
     instructions = ", ".join(runtime["machine"]["instructions"]) or "none that matter"
-    return [_title(f"At run time on {runtime['machine']['processor']} ({instructions})"), table]
+    return Report(_title(f"At run time on {runtime['machine']['processor']} ({instructions})"), table)
 
 
-def report_tables(run: Document) -> list[RenderableType]:
+def report_tables(run: Document) -> Report:
     """All that a finished run measured: networks, tensors, and the bounds on the KL."""
     metrics = run["metrics"]
-    findings: list[RenderableType] = [Text(f"finding: {each['sentence']}") for each in metrics.get("findings", ())]
     blocks = [_block_table(metrics["blocks"])] if "blocks" in metrics else []
-    tables = [*run_tables(metrics), *findings, *blocks, _tensor_table(metrics["size"])]
-    return tables + (bounds_tables(run["bounds"]) if "bounds" in run else [])
+    tensors = [_tensor_table(metrics["size"]), *_others(metrics["size"])]
+    bounds = bounds_tables(run["bounds"]) if "bounds" in run else ()
+    return Report(*run_tables(metrics), *finding_lines(metrics.get("findings", ())), *blocks, *tensors, *bounds)
 
 
-def plan_tables(plan: Document) -> list[RenderableType]:
+def result_tables(result: Document) -> Report:
+    """A compression's outcome in short.
+
+    Args:
+        result: ``size``, ``seconds``, ``validation`` (of the last evaluation, or None) and ``findings``.
+    """
+    table = _size_table(result, result["seconds"])
+    if result["validation"] is not None:
+        table.add_row("validation, %", f"{100 * result['validation']:.2f}")
+    return Report(table, *_others(result["size"]), *finding_lines(result["findings"]))
+
+
+def block_tables(result: Document) -> Report:
+    """The outcome of a compression block after block: ``blocks``, ``size`` and ``seconds``."""
+    size = result["size"]
+    return Report(_block_table(result["blocks"]), *_others(size), _size_table(result, result["seconds"]))
+
+
+def finding_lines(findings: Sequence[Document]) -> list[Line]:
+    """A sentence each."""
+    return [Line(f"finding: {finding['sentence']}") for finding in findings]
+
+
+def plan_tables(plan: Document) -> Report:
     """What memory a compression takes: a row a part, the moments in turn."""
     how = "one block at a time" if plan["streamed"] else "the whole network in memory"
     text = f"{plan['checkpoint']}: {plan['parameters']:,} parameters, {plan['tokens']:,} tokens, {how}"
-    table = _table("moment", "part", "GB")
+    table = FittedTable("moment", "part", "GB", words=("part",))
     for moment, parts in plan["moments"].items():
         for part, size in parts.items():
             table.add_row(moment, part, f"{size / 1e9:.2f}")
-        table.add_row(moment, "[bold]together", f"[bold]{sum(parts.values()) / 1e9:.2f}")
-    return [_title(text), table, Text(f"peak {plan['peak'] / 1e9:.2f} GB, libraries (0.5 GB) not counted")]
+        table.add_row(moment, "together", f"{sum(parts.values()) / 1e9:.2f}", bold=True)
+    return Report(_title(text), table, Line(f"peak {plan['peak'] / 1e9:.2f} GB, libraries (0.5 GB) not counted"))
 
 
 _FIGURES = {  # of networks: label, factor and form; a task has some of them
@@ -110,9 +134,9 @@ _FIGURES = {  # of networks: label, factor and form; a task has some of them
 }
 
 
-def _figures_table(networks: Mapping[str, Document], *, entropy: bool = True) -> Table:
+def _figures_table(networks: Mapping[str, Document], *, entropy: bool = True) -> FittedTable:
     """A row a figure, a column a network."""
-    table = _table("", *networks)
+    table = FittedTable("", *networks)
     first = next(iter(networks.values()))
     for key, (label, factor, form) in _FIGURES.items():
         if key in first and (entropy or key != "entropy"):
@@ -120,11 +144,11 @@ def _figures_table(networks: Mapping[str, Document], *, entropy: bool = True) ->
     return table
 
 
-def _perplexity_table(metrics: Document) -> Table:
+def _perplexity_table(metrics: Document) -> FittedTable:
     """A row a text; the fp32 network's column and the ratio only where they are known."""
     whole = "baseline" in metrics
     columns = ("fp32", "packed file", "ratio") if whole else ("packed file",)
-    table = _table("perplexity", *columns, "tokens", "window", "stride")
+    table = FittedTable("perplexity", *columns, "tokens", "window", "stride")
     for name, packed in metrics["compressed"].items():
         cells = [_number(packed["perplexity"], ".3f")]
         if whole:
@@ -134,28 +158,28 @@ def _perplexity_table(metrics: Document) -> Table:
     return table
 
 
-def _block_table(blocks: Sequence[Document]) -> Table:
-    table = _table("block", "bits a weight", "error", "seconds")
+def _block_table(blocks: Sequence[Document]) -> FittedTable:
+    table = FittedTable("block", "bits a weight", "error", "seconds")
     for block in blocks:
         figures = f"{block['bits']:.3f}", f"{block['error']:.5f}", f"{block['seconds']:.1f}"
         table.add_row(str(block["block"]), *figures)
     return table
 
 
-def _tensor_table(size: Document) -> Table:
-    table = _table("tensor", "shape", "layout", "bits", "non-zeros", "%", "bytes", "bits a weight")
+def _tensor_table(size: Document) -> FittedTable:
+    table = FittedTable("tensor", "shape", "layout", "bits", "non-zeros", "%", "bytes", "bits a weight")
     for tensor in size["tensors"]:
         table.add_row(*_tensor_row(tensor))
     table.add_section()
     for part in ("uncompressed", "manifest", "header", "padding"):
         table.add_row(part, "", "", "", "", "", f"{size['parts'][part]:,}", "")
-    table.add_row("[bold]file", "", "", "", "", "", f"[bold]{size['file_bytes']:,}", "")
+    table.add_row("file", "", "", "", "", "", f"{size['file_bytes']:,}", "", bold=True)
     return table
 
 
-def bounds_tables(report: Document) -> list[RenderableType]:
+def bounds_tables(report: Document) -> Report:
     """The KL's bracket, estimate and dominant value, by temperature and then by site, in nats a weight."""
-    by_temperature = _table("τ", *_KL_COLUMNS, "ELBO from", "to", "± sampling")
+    by_temperature = FittedTable("τ", *_KL_COLUMNS, "ELBO from", "to", "± sampling")
     for at in report["temperatures"]:
         elbo = (
             _number(at["elbo_low"], ",.0f"),
@@ -164,14 +188,14 @@ def bounds_tables(report: Document) -> list[RenderableType]:
         )
         by_temperature.add_row(_temperature(at), *_kl_cells(at["total"]), *elbo)
     first = report["temperatures"][0]
-    by_site = _table("site", "weights", *_KL_COLUMNS)
+    by_site = FittedTable("site", "weights", *_KL_COLUMNS)
     for site in (*first["sites"], first["total"]):
-        by_site.add_row(escape(site["name"]), f"{site['num_weights']:,}", *_kl_cells(site))
+        by_site.add_row(site["name"], f"{site['num_weights']:,}", *_kl_cells(site))
     legend = (
         f"KL in nats a weight, {report['num_samples']} draws of each. ↓: the dominant value is below the KL; "
         "violated: weights whose dominant value is certainly below their KL"
     )
-    return [_title(legend), by_temperature, _title(f"Sites at τ = {_temperature(first)}"), by_site]
+    return Report(Line(legend), by_temperature, _title(f"Sites at τ = {_temperature(first)}"), by_site)
 
 
 _KL_COLUMNS = ("gates", "lower", "KL ± error", "Jensen", "dominant", "violated, %", "width", "bits")
@@ -207,7 +231,7 @@ def _number(value: float | None, form: str) -> str:
 def _tensor_row(tensor: Document) -> list[str]:
     weights = max(math.prod(tensor["shape"]), 1)
     return [
-        escape(tensor["name"]),
+        tensor["name"],
         "×".join(str(side) for side in tensor["shape"]),
         tensor["layout"],
         str(tensor["bits"] or "-"),  # entropy-coded codes have no fixed width
@@ -218,9 +242,9 @@ def _tensor_row(tensor: Document) -> list[str]:
     ]
 
 
-def _size_table(document: Document, seconds: float | None = None) -> Table:
+def _size_table(document: Document, seconds: float | None = None) -> FittedTable:
     size = document["size"]
-    table = _table("size", "")
+    table = FittedTable("size", "")
     table.add_row("fp32 network, bytes", f"{size['fp32_bytes']:,}")
     table.add_row("packed file, bytes", f"{size['file_bytes']:,}")
     if size.get("draws", 1) > 1:
@@ -233,12 +257,14 @@ def _size_table(document: Document, seconds: float | None = None) -> Table:
     return table
 
 
-def _title(text: str) -> Text:
-    return Text(text, style="bold")
+def _others(size: Document) -> list[Line]:
+    """What is not compressed: nothing to say of what an older version has measured."""
+    if "compressed_share" not in size:
+        return []
+    largest = ", ".join(f"{each['name']} {each['numel']:,}" for each in size["largest_uncompressed"])
+    text = f"{100 * size['compressed_share']:.1f} % of the network's elements are compressed"
+    return [Line(f"{text}; the largest others: {largest}" if largest else text)]
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE, header_style="")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", no_wrap=not index)
-    return table
+def _title(text: str) -> Line:
+    return Line(text, style="bold")

@@ -7,28 +7,36 @@ from torch import Tensor
 
 from sqs_pyro.compression import CompressionResult
 from sqs_pyro.inference.elbo_report import elbo_report
-from sqs_pyro.network_io import device_of, move_to
+from sqs_pyro.network_io import device_of, move_to, split_examples
+from sqs_pyro.runs.bounds_recipe import BoundsRecipe
+from sqs_pyro.runs.progress import Progress, silent
 
 _FACTORS = tuple(20 ** (i / 3) for i in range(4))  # of the final temperature; 20 is where the default τ starts
-_EXAMPLES, _PARTICLES = 256, 4
-_MOST_SAMPLES, _BUDGET = 4, 2 * 10**7  # log-densities of one component, a temperature
+_BUDGET = 2 * 10**7  # log-densities of one component, a temperature
 
 
-def run_bounds(result: CompressionResult, train: Any, seed: int) -> dict[str, Any]:
+def run_bounds(
+    recipe: BoundsRecipe, result: CompressionResult, train: Any, seed: int, progress: Progress = silent
+) -> dict[str, Any]:
     """What ``bounds.json`` holds: an :func:`elbo_report` at four temperatures, the guide's own first.
 
-    It costs seconds: the likelihood is that of the first examples alone, and large networks get fewer Monte
-    Carlo draws a weight, but at least 2.
+    It costs at most ``4 (networks + 1)`` passes over ``examples``, and four times the KL of every weight.
 
     Args:
+        recipe: how much to spend.
         result: the compressed network and its posterior.
         train: minibatches of training data.
         seed: of the draws; the global generators stay as they are.
+        progress: told of the stage ``"bounds"``.
     """
-    x, y = _first_examples(train)
+    x, y = _first_examples(train, recipe.examples)
     device = device_of(result.model)
     sites = result.guide.site_guides().values()
     densities = sum(site.mask.numel() * site.num_components for site in sites)
+
+    def tell(done: int, total: int) -> None:
+        progress("bounds", done, total, f"{len(y)} examples")
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         report = elbo_report(
@@ -37,20 +45,22 @@ def run_bounds(result: CompressionResult, train: Any, seed: int) -> dict[str, An
             move_to(x, device),
             y.to(device),
             temperatures=[result.guide.temperature * factor for factor in _FACTORS],
-            num_samples=max(2, min(_MOST_SAMPLES, _BUDGET // densities)),
-            num_particles=_PARTICLES,
+            num_samples=max(2, min(recipe.draws, _BUDGET // densities)),
+            num_particles=recipe.networks,
+            standard_error=recipe.standard_error,
+            progress=tell,
         )
     return {"num_examples": len(y), **report.to_dict()}
 
 
-def _first_examples(train: Any) -> tuple[Any, Tensor]:
-    """Minibatches joined until there are enough; inputs that are no single tensor give one minibatch."""
+def _first_examples(train: Any, count: int) -> tuple[Any, Tensor]:
+    """Minibatches joined until there are enough; of inputs that are no single tensor, those of one minibatch."""
     xs, ys = [], []
     for x, y in train:
+        if not isinstance(x, Tensor):
+            return next(split_examples(x, count)), y[:count]
         xs.append(x)
         ys.append(y)
-        if not isinstance(x, Tensor):
-            return x, y
-        if sum(map(len, ys)) >= _EXAMPLES:
+        if sum(map(len, ys)) >= count:
             break
-    return torch.cat(xs)[:_EXAMPLES], torch.cat(ys)[:_EXAMPLES]
+    return torch.cat(xs)[:count], torch.cat(ys)[:count]

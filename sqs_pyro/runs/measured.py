@@ -16,6 +16,7 @@ from sqs_pyro.reporting.bounds_plot import write_bounds_picture
 from sqs_pyro.reporting.plots import write_pictures
 from sqs_pyro.runs.bookkeeping import Clock, versions
 from sqs_pyro.runs.bounds import run_bounds
+from sqs_pyro.runs.bounds_recipe import BoundsRecipe
 from sqs_pyro.runs.directory import BOUNDS, CHECKPOINT, PACKED, write_csv, write_json
 from sqs_pyro.runs.pictures import layer_pictures
 from sqs_pyro.runs.progress import Progress
@@ -62,7 +63,7 @@ def compress_and_measure(
         seed=recipe.seed,
         checkpoint=directory / CHECKPOINT,
         progress=_teller(progress),
-        metadata={"recipe": recipe.model_dump(mode="json")},
+        metadata={"recipe": recipe.model_dump(mode="json", exclude={"bounds"})},  # which change nothing in it
     )
     clock.lap("compression")
     packed = directory / PACKED
@@ -90,17 +91,31 @@ def compress_and_measure(
     }
 
 
-def write_bounds(result: CompressionResult, train: Any, seed: int, directory: Path) -> None:
-    """Write the KL's bounds and their picture, see :func:`~sqs_pyro.runs.bounds.run_bounds`."""
-    bounds = run_bounds(result, train, seed)
+def write_bounds(
+    recipe: BoundsRecipe | None,
+    result: CompressionResult,
+    train: Any,
+    seed: int,
+    directory: Path,
+    progress: Progress,
+) -> None:
+    """Write the KL's bounds and their picture, unless they are left out; see :func:`~sqs_pyro.runs.bounds.run_bounds`."""
+    if recipe is None:
+        return
+    bounds = run_bounds(recipe, result, train, seed, progress)
     write_json(directory / BOUNDS, bounds)
     write_bounds_picture(directory / "bounds.png", bounds)
 
 
 def _teller(progress: Progress) -> Any:
+    """Tells of steps, the most important figure first: the last validation that there was."""
+    judged = ""
+
     def tell(record: StepRecord) -> None:
-        judged = "" if record.accuracy is None else f", validation {record.accuracy:.2%}"
-        text = f"{record.stage}: loss {record.loss:.3f}, non-zero {record.nonzero_rate:.1%}{judged}"
+        nonlocal judged
+        if record.accuracy is not None:
+            judged = f"validation {record.accuracy:.2%}, "
+        text = f"{judged}loss {record.loss:.3f}, non-zero {record.nonzero_rate:.1%}, {record.stage}"
         progress("compression", record.step, record.total_steps, text)
 
     return tell

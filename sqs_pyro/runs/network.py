@@ -107,8 +107,8 @@ def trained_or_kept(
     """
 
     def progress(record: EpochRecord) -> None:
-        judged = "" if record.validation_accuracy is None else f", validation {record.validation_accuracy:.2%}"
-        tell("baseline", record.epoch, section.epochs, f"loss {record.loss:.3f}{judged}")
+        judged = "" if record.validation_accuracy is None else f"validation {record.validation_accuracy:.2%}, "
+        tell("baseline", record.epoch, section.epochs, f"{judged}loss {record.loss:.3f}")
 
     if not kept.exists():
         check_compressible(net, compression)  # compression checks this too, but after hours of training

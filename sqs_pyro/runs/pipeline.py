@@ -85,6 +85,6 @@ def _compress_and_measure(
         at = metrics["averaged"]["temperature"], recipe.averaging.gate_temperature
         metrics["findings"] += [asdict(finding) for finding in inert_averaging(result.guide, *at)]
     clock.lap("evaluation")
-    write_bounds(result, data.train, recipe.seed, directory)
+    write_bounds(recipe.bounds, result, data.train, recipe.seed, directory, progress)
     clock.lap("bounds")
     return metrics

@@ -14,6 +14,7 @@ from sqs_pyro.errors import RecipeError
 from sqs_pyro.inference.baseline import BaselineRecipe
 from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.recipe import RecipeSection, parse
+from sqs_pyro.runs.bounds_recipe import BoundsRecipe, BoundsSection
 
 
 class NetworkRecipe(RecipeSection):
@@ -108,6 +109,7 @@ class RunRecipe(WholeRecipe):
         baseline: where its fp32 weights come from. Its `seed` is the run's unless it is given.
         compression: how it is compressed.
         averaging: whether the posterior's average is evaluated too.
+        bounds: how `bounds.json` and its picture are measured; `false` leaves them out.
     """
 
     network: NetworkRecipe
@@ -115,6 +117,7 @@ class RunRecipe(WholeRecipe):
     baseline: RunBaselineRecipe = Field(default_factory=RunBaselineRecipe)
     compression: CompressionRecipe = Field(default_factory=CompressionRecipe)
     averaging: AveragingRecipe | None = None
+    bounds: BoundsSection = Field(default_factory=BoundsRecipe)
 
     @model_validator(mode="before")
     @classmethod

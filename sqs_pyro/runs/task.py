@@ -134,9 +134,8 @@ def run(
             recipe, compression, text.task, net, text.loaders(), directory, clock, progress
         )
         clock.lap("evaluation")
-        if recipe.bounds:
-            write_bounds(result, text.loaders().train, recipe.seed, directory)
-            clock.lap("bounds")
+        write_bounds(recipe.bounds, result, text.loaders().train, recipe.seed, directory, progress)
+        clock.lap("bounds")
         metrics["task"] = recipe.task
         metrics["stage_seconds"] = {**clock.seconds, "compression": metrics["seconds"]}
         metrics["versions"] = versions("transformers")

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from sqs_pyro.inference.baseline import BaselineRecipe
 from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.recipe import RecipeSection
+from sqs_pyro.runs.bounds_recipe import BoundsSection
 from sqs_pyro.runs.pretrained_recipe import PretrainedRecipe
 from sqs_pyro.runs.recipe import WholeRecipe
 from sqs_pyro.tasks.classification import ClassificationData, TextClassification
@@ -52,7 +53,7 @@ class TaskRecipe(WholeRecipe):
             `pooler`, `classifier`. `compression.include` takes their place.
         baseline: how it is fine-tuned first; None takes it as the checkpoint has it.
         compression: how it is compressed.
-        bounds: write `bounds.json` and its picture; on a large network that takes as long as hundreds of steps.
+        bounds: how `bounds.json` and its picture are measured; `true` takes the defaults, `false` leaves them out.
         device: `auto` takes a GPU if there is one.
     """
 
@@ -62,7 +63,7 @@ class TaskRecipe(WholeRecipe):
     parts: tuple[str, ...] = Field(default=("blocks",), min_length=1)
     baseline: FineTuning | None = None
     compression: CompressionRecipe = Field(default_factory=CompressionRecipe)
-    bounds: bool = False
+    bounds: BoundsSection = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def build(self) -> Task:
