@@ -4,13 +4,14 @@ from typing import Any, Literal
 
 import torch
 from pyro.distributions import constraints
-from pyro.nn import PyroModule, PyroParam
+from pyro.nn import PyroParam
 from torch import Tensor
 
 from sqs_pyro.distributions import CodebookGMM, LatentSpikeAndSlab
 from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.inference.kmeans import kmeans_1d
 from sqs_pyro.inference.windows import Windows
+from sqs_pyro.models.ownership import OwningModule
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.packing.coded import count_codes
 
@@ -18,7 +19,7 @@ from sqs_pyro.packing.coded import count_codes
 Groups = Literal["layer", "channel"] | int
 
 
-class SiteGuide(PyroModule):
+class SiteGuide(OwningModule):
     """The variational parameters of one site and the distribution they make.
 
     Attributes:
