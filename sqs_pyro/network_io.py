@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from sqs_pyro.errors import NetworkError
+from sqs_pyro.substitution import call_with
 
 
 def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -61,7 +61,7 @@ def average_log_probabilities(
     """
 
     def log_probabilities(tensors: dict[str, Tensor]) -> Tensor:
-        return output_tensor(functional_call(net, tensors, args, dict(kwargs))).float().log_softmax(-1)
+        return output_tensor(call_with(net, tensors, args, kwargs)).float().log_softmax(-1)
 
     num_draws = len(next(iter(draws.values())))
     if draws_at_once > 1:

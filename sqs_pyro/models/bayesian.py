@@ -7,7 +7,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from sqs_pyro.distributions import SpikeAndMixture, SpikeAndSlab
 from sqs_pyro.errors import NetworkError
@@ -17,6 +16,7 @@ from sqs_pyro.models.ownership import OwningModule, claim, point_estimate
 from sqs_pyro.models.priors import scale_matched_prior
 from sqs_pyro.models.sites import select_sites
 from sqs_pyro.network_io import call_arguments, output_tensor, tensors_in
+from sqs_pyro.substitution import call_with
 
 #: One distribution for every weight, a function of a site's name and pretrained value, or a strategy.
 Prior: TypeAlias = dist.TorchDistribution | SitePrior | NetworkPrior
@@ -103,7 +103,7 @@ class BayesianNetwork(OwningModule):
             for name, prior in self.prior().items()
         }
         args, kwargs = call_arguments(inputs)
-        output = functional_call(net, {**weights, **self._point_estimates()}, args, kwargs)
+        output = call_with(net, {**weights, **self._point_estimates()}, args, kwargs)
         observation = self.likelihood(output)
         batch = observation.batch_shape[0]
         # An explicit subsample gives the factor N/B without drawing N random indices a step.
