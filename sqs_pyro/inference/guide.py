@@ -241,7 +241,7 @@ class SpikeGMMGuide(OwningModule):
         """Set the gates of weights whose mask is False to exactly 0."""
         guides = self.site_guides()
         for name, mask in masks.items():
-            guides[name].mask.copy_(mask)
+            guides[name].mask = mask.to(guides[name].mask, copy=True)
 
     @torch.no_grad()
     def hold_gates_open(self) -> None:
