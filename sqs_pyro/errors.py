@@ -21,6 +21,14 @@ class NetworkError(SQSError, ValueError):
     """A network cannot be compressed as asked: no sites, NaN weights, too few weights for a codebook."""
 
 
+class ModelError(SQSError, ValueError):
+    """A Pyro model, its guide and the laws in them do not fit together."""
+
+
+class NotReparametrisedError(ModelError, NotImplementedError):
+    """A guide's law has no draws through which a gradient could flow."""
+
+
 class PackedFileError(SQSError, ValueError):
     """A packed file is truncated, altered, of another version, or made for another network."""
 

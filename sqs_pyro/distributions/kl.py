@@ -26,11 +26,13 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask, sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence, register_kl
+from torch.distributions.kl import _KL_REGISTRY
 
 import sqs_pyro.distributions.student_t_kl  # noqa: F401  registers KL(Normal‖StudentT)
 from sqs_pyro.distributions.numerics import BernoulliDivergence, log_or_neg_inf, weighted
 from sqs_pyro.distributions.spike_and_slab import SpikeAndSlab
 from sqs_pyro.distributions.spike_gmm import SpikeGMM
+from sqs_pyro.errors import ModelError
 
 BOUNDS = ("jensen", "dominant", "lower")
 Bound = Callable[[Any, Any], Tensor]
@@ -40,7 +42,7 @@ _REGISTRY: dict[tuple[str, type, type], Bound] = {}
 def register_bound(kind: str, type_q: type, type_p: type) -> Callable[[Bound], Bound]:
     """Decorator: ``function(q, p) -> [*batch_shape]`` computes the bound ``kind`` for this type pair.
 
-    Subclasses inherit it; the pair that comes first in their method resolution orders wins.
+    Subclasses inherit it: the most specific prior wins, then the most specific q, see :func:`kl_bound`.
 
     Raises:
         ValueError: for an unknown kind or arguments that are not distribution classes.
@@ -60,11 +62,16 @@ def register_bound(kind: str, type_q: type, type_p: type) -> Callable[[Bound], B
 def kl_bound(q: Distribution, p: Distribution, kind: str = "jensen") -> Tensor:
     """The bound ``kind`` on KL(q‖p), ``[*batch_shape]`` of q, by the most specific registered type pair.
 
-    ``Independent`` (``to_event``) and ``MaskedDistribution`` are unwrapped on both sides. Where no
-    bound is registered, an exact KL registered with torch stands for every kind.
+    The most specific prior wins, whoever registered it, then the most specific q: what a prior of one's own says for
+    every :class:`SpikeGMM` counts before what the library says for a guide's subclass of it and a more general
+    prior. An exact KL registered with torch (``register_kl``) stands for every kind, where no bound of this kind is
+    registered for the same or a more specific pair.
+
+    ``Independent`` (``to_event``) and ``MaskedDistribution`` are unwrapped on both sides.
 
     Raises:
         ValueError: for an unknown kind.
+        ModelError: (a ``ValueError``) two registered pairs fit, of which neither is more specific.
         NotImplementedError: when neither is registered; estimate with :func:`monte_carlo_kl` then.
     """
     _check_kind(kind)
@@ -97,12 +104,20 @@ def _check_kind(kind: str) -> None:
 
 
 def _most_specific(kind: str, type_q: type, type_p: type) -> Bound | None:
-    """Registered function whose types come first in the two method resolution orders, q before p."""
-    for parent_q in type_q.__mro__:
-        for parent_p in type_p.__mro__:
-            if (kind, parent_q, parent_p) in _REGISTRY:
-                return _REGISTRY[kind, parent_q, parent_p]
-    return None
+    """The function for the most specific p and, for that, the most specific q; None where no bound is registered."""
+    pairs = [(q, p) for p in type_p.__mro__ for q in type_q.__mro__]
+    if not any((kind, *pair) in _REGISTRY for pair in pairs):
+        return None
+    known = [pair for pair in pairs if (kind, *pair) in _REGISTRY or pair in _KL_REGISTRY]
+    q, p = known[0]
+    for other_q, other_p in known:
+        if not issubclass(p, other_p) or (p is other_p and not issubclass(q, other_q)):
+            raise ModelError(
+                f"KL({type_q.__name__}‖{type_p.__name__}) is ambiguous: it is registered for ({q.__name__}, "
+                f"{p.__name__}) and ({other_q.__name__}, {other_p.__name__}), neither of which is more specific; "
+                f"register a bound for ({type_q.__name__}, {type_p.__name__})."
+            )
+    return _REGISTRY.get((kind, q, p)) or _KL_REGISTRY[q, p]
 
 
 def gate_divergence(gate: Tensor, inclusion: Tensor) -> Tensor:

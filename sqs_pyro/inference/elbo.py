@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sqs_pyro.distributions import kl_bound, sampled_kl
 from sqs_pyro.distributions.monte_carlo import draws_exactly
-from sqs_pyro.errors import RecipeError
+from sqs_pyro.errors import ModelError, NotReparametrisedError, RecipeError
 
 KL_KINDS = ("jensen", "dominant", "monte_carlo")
 Site = dict[str, Any]
@@ -85,8 +85,8 @@ class SQSELBO(TraceMeanField_ELBO):
         """The parts of the loss, from which ``.loss`` follows without a second pass.
 
         Raises:
-            ValueError: when a latent site of the model is missing from the guide.
-            NotImplementedError: when a guide site cannot be reparametrised.
+            ModelError: (a ``ValueError``) a latent site of the model is missing from the guide.
+            NotReparametrisedError: (a ``NotImplementedError``, too) a guide site cannot be reparametrised.
         """
         particles = list(self._particles(model, guide, args, kwargs))
         by_site: dict[str, Tensor] = {}
@@ -165,7 +165,7 @@ class SQSELBO(TraceMeanField_ELBO):
         for name, model_site in latent.items():
             guide_site = guide_trace.nodes.get(name)
             if guide_site is None:
-                raise ValueError(
+                raise ModelError(
                     f"SQSELBO: the model samples '{name}' but the guide does not; add the site to the guide "
                     "or give the model an observed value for it."
                 )
@@ -233,7 +233,7 @@ def _site_kl(model_site: Site, guide_site: Site, kind: str) -> Tensor:
     """KL of one latent site, summed over it, with the guide's scale and mask as in Pyro."""
     q, p = guide_site["fn"], model_site["fn"]
     if torch.is_grad_enabled() and not q.has_rsample:
-        raise NotImplementedError(
+        raise NotReparametrisedError(
             f"SQSELBO: the guide's distribution at site '{guide_site['name']}', {type(q).__name__}, has no "
             "reparametrised draws; all distributions in the guide must be fully reparameterized."
         )
@@ -247,7 +247,12 @@ def _site_kl(model_site: Site, guide_site: Site, kind: str) -> Tensor:
     kl = scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"])
     if not isinstance(kl, Tensor):  # Pyro's answer for a distribution masked by False
         return guide_site["value"].new_zeros(())
-    assert kl.shape == q.batch_shape, f"KL of site '{guide_site['name']}': {kl.shape} for {q.batch_shape}"
+    if kl.shape != q.batch_shape:
+        raise ModelError(
+            f"SQSELBO: the KL of site '{guide_site['name']}' has shape {list(kl.shape)}, but the guide's law has "
+            f"batch shape {list(q.batch_shape)}: a registered bound must give a value for each weight of q, and "
+            "prior and guide must sample the site in the same plates."
+        )
     return kl.sum()
 
 

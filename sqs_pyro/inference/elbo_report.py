@@ -15,7 +15,7 @@ from torch.distributions import Distribution, Independent
 
 from sqs_pyro.distributions import SpikeGMM
 from sqs_pyro.distributions.monte_carlo import draws_exactly
-from sqs_pyro.errors import RecipeError
+from sqs_pyro.errors import ModelError, RecipeError
 from sqs_pyro.inference.elbo import Site, run_paired, sample_sites
 from sqs_pyro.inference.kl_bounds import KLBounds, kl_bounds
 from sqs_pyro.reporting.printed import Printed, Report
@@ -126,7 +126,7 @@ def elbo_report(
 
     Raises:
         RecipeError: fewer than 2 draws, which give no standard error, or a temperature that is not positive.
-        ValueError: when a latent site of the model is missing from the guide.
+        ModelError: (a ``ValueError``) a latent site of the model is missing from the guide.
         NotImplementedError: when a site's KL can be neither bounded nor estimated.
     """
     for name, count in (("num_samples", num_samples), ("num_particles", num_particles)):
@@ -186,7 +186,7 @@ def _latent_sites(
     latent = {name: site for name, site in sample_sites(model_trace) if not site["is_observed"]}
     missing = [name for name in latent if name not in guide_trace]
     if missing:
-        raise ValueError(f"elbo_report: the model samples '{missing[0]}' but the guide does not; add it there.")
+        raise ModelError(f"elbo_report: the model samples '{missing[0]}' but the guide does not; add it there.")
     return {name: (guide_trace.nodes[name], site) for name, site in latent.items()}
 
 

@@ -14,6 +14,7 @@ from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.inference.inclusion_guide import InclusionGuide
 from sqs_pyro.inference.site_guide import Groups, SiteGuide
 from sqs_pyro.inference.windows import PerWeight, Windows
+from sqs_pyro.models.ownership import OwningModule
 from sqs_pyro.packing import CodedTensor
 
 #: ``"dense"``: latents without a codebook (warm-up); ``"coded"``: codes follow the latents; ``"frozen"``:
@@ -24,7 +25,7 @@ Estimator = Literal["straight_through", "soft", "concrete"]
 _LEAST_OPEN_LOGIT = 1e-3  # of the gate: λ = 0.50025
 
 
-class SpikeGMMGuide(PyroModule):
+class SpikeGMMGuide(OwningModule):
     """Spike-and-GMM guide: ``q(θ_i) = (1-λ_i) δ_0 + λ_i Σ_k φ_ik N(μ_k, σ_k²)`` at every site of a model.
 
     Codebooks are initialised by 1-D K-means of the pretrained weights. In training mode a draw is made by
@@ -240,7 +241,7 @@ class SpikeGMMGuide(PyroModule):
         """Set the gates of weights whose mask is False to exactly 0."""
         guides = self.site_guides()
         for name, mask in masks.items():
-            guides[name].mask.copy_(mask)
+            guides[name].mask = mask.to(guides[name].mask, copy=True)
 
     @torch.no_grad()
     def hold_gates_open(self) -> None:

@@ -6,13 +6,14 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
-from pyro.nn import PyroModule, PyroParam
+from pyro.nn import PyroParam
 from torch import Tensor
 
 from sqs_pyro.errors import NetworkError
+from sqs_pyro.models.ownership import OwningModule
 
 
-class InclusionGuide(PyroModule):
+class InclusionGuide(OwningModule):
     """``q(λ₀) = Beta(a, b)`` for the prior inclusion probability of some sites.
 
     Attributes:

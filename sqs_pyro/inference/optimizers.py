@@ -7,6 +7,7 @@ from torch import nn
 
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.recipe import CompressionRecipe
+from sqs_pyro.models.weight_scale import weight_scale
 
 
 def optimizers(model: nn.Module, guide: SpikeGMMGuide, recipe: CompressionRecipe) -> list[torch.optim.Optimizer]:
@@ -42,7 +43,7 @@ def optimizers(model: nn.Module, guide: SpikeGMMGuide, recipe: CompressionRecipe
     )
     for site in sites:
         # Adam's step has the size of its learning rate: give it in units of the layer's weights.
-        size = float(site.latent.detach().square().mean().sqrt()) or 1.0
+        size = float(weight_scale(site.latent))
         groups.append({"params": [site.loc_unconstrained], "highest_lr": recipe.codebook_learning_rate * size})
         shape = [p for p in (site.scale_unconstrained, site.mixing_logits_unconstrained) if p.requires_grad]
         if shape:

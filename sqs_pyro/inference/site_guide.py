@@ -4,13 +4,15 @@ from typing import Any, Literal
 
 import torch
 from pyro.distributions import constraints
-from pyro.nn import PyroModule, PyroParam
+from pyro.nn import PyroParam
 from torch import Tensor
 
 from sqs_pyro.distributions import CodebookGMM, LatentSpikeAndSlab
 from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.inference.kmeans import kmeans_1d
 from sqs_pyro.inference.windows import Windows
+from sqs_pyro.models.ownership import OwningModule
+from sqs_pyro.models.weight_scale import LEAST_SCALE, weight_scale
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.packing.coded import count_codes
 
@@ -18,7 +20,7 @@ from sqs_pyro.packing.coded import count_codes
 Groups = Literal["layer", "channel"] | int
 
 
-class SiteGuide(PyroModule):
+class SiteGuide(OwningModule):
     """The variational parameters of one site and the distribution they make.
 
     Attributes:
@@ -27,7 +29,8 @@ class SiteGuide(PyroModule):
         loc, scale, mixing_logits: the codebook of each group, ``[G, K]``; ``π = softmax(mixing_logits)``.
         mask: weights that pruning has left, bool, the site's shape.
         spike_scale: s of a Gaussian spike, a scalar; ``None`` is a point mass at zero.
-        codes: hard codes, uint8 ``[G, n]``; renewed by :meth:`refresh_codes`.
+        codes: hard codes, uint8 ``[G, n]``; :meth:`refresh_codes` puts others in their place and leaves a tensor
+            that a gradient still needs as it was.
         anchor: what responsibilities are computed from: ``latent`` or its window's mean.
     """
 
@@ -106,7 +109,18 @@ class SiteGuide(PyroModule):
             self.grouped(self.anchor()), self.num_components, self.grouped(self.mask).to(self.latent.dtype)
         )
         self.loc, self.scale, self.mixing_logits = codebook.loc, codebook.scale, codebook.mixing.log()
+        if survivors.numel() and float(survivors.max() - survivors.min()) < LEAST_SCALE:
+            self._spread_codebook(float(survivors[0]))
         self.refresh_codes()
+
+    def _spread_codebook(self, value: float) -> None:
+        """Components for weights that are all equal: one at their value, the rest where they may go from there."""
+        size = weight_scale(self.latent)
+        step = size * min(1.0, 4 / self.num_components)
+        places = torch.arange(self.num_components, device=size.device) - self.num_components // 2
+        self.loc = (value + step * places).expand(self.loc.shape).clone()
+        self.scale = (step / 2).expand(self.loc.shape).clone()
+        self.mixing_logits = torch.zeros_like(self.loc)
 
     @torch.no_grad()
     def _adopt(self, coded: CodedTensor) -> None:
@@ -145,7 +159,7 @@ class SiteGuide(PyroModule):
     @torch.no_grad()
     def refresh_codes(self) -> None:
         """Give each weight its most probable component."""
-        self.codes.copy_(self.most_probable_codes())
+        self.codes = self.most_probable_codes()
 
     def most_probable_codes(self) -> Tensor:
         """``argmax_k φ_k`` of each weight, uint8 ``[G, n]``."""

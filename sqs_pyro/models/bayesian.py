@@ -6,23 +6,23 @@ from typing import Any, TypeAlias
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from sqs_pyro.distributions import SpikeAndMixture, SpikeAndSlab
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.models import likelihoods
 from sqs_pyro.models.network_prior import Codebooks, FixedPrior, HyperPrior, NetworkPrior, SitePrior
+from sqs_pyro.models.ownership import OwningModule, claim, point_estimate
 from sqs_pyro.models.priors import scale_matched_prior
 from sqs_pyro.models.sites import select_sites
 from sqs_pyro.network_io import call_arguments, output_tensor, tensors_in
+from sqs_pyro.substitution import call_with
 
 #: One distribution for every weight, a function of a site's name and pretrained value, or a strategy.
 Prior: TypeAlias = dist.TorchDistribution | SitePrior | NetworkPrior
 
 
-class BayesianNetwork(PyroModule):
+class BayesianNetwork(OwningModule):
     """A network as a Pyro model: one sample site for each compressed tensor, named after its parameter.
 
     ``forward(inputs, y)`` samples every site from its prior, runs the user's network with the samples in place
@@ -103,7 +103,7 @@ class BayesianNetwork(PyroModule):
             for name, prior in self.prior().items()
         }
         args, kwargs = call_arguments(inputs)
-        output = functional_call(net, {**weights, **self._point_estimates()}, args, kwargs)
+        output = call_with(net, {**weights, **self._point_estimates()}, args, kwargs)
         observation = self.likelihood(output)
         batch = observation.batch_shape[0]
         # An explicit subsample gives the factor N/B without drawing N random indices a step.
@@ -116,8 +116,25 @@ class BayesianNetwork(PyroModule):
 
     def _point_estimates(self) -> dict[str, Tensor]:
         """Trainable parameters that are no sites, as Pyro parameters ``net.<name>``."""
-        parameters = self._modules["net"].named_parameters()  # past PyroModule, which warns of frozen ones
-        return {name: pyro.param(f"net.{name}", value) for name, value in parameters if value.requires_grad}
+        return {name: point_estimate(self, self._store_name(name), own) for name, own in self._learned()}
+
+    def take_loaded(self) -> None:
+        """Take over what was loaded into Pyro's store for the parameters that are no sites."""
+        for name, own in self._learned():
+            claim(self, self._store_name(name), own, put=False)
+
+    def _learned(self) -> list[tuple[str, Tensor]]:
+        """Trainable parameters that are no sites, by name."""
+        net = self._modules.get("net")  # past PyroModule, which warns of frozen ones
+        return [] if net is None else [(name, own) for name, own in net.named_parameters() if own.requires_grad]
+
+    def _store_name(self, name: str) -> str:
+        return f"{self._pyro_name}.net.{name}".removeprefix(".")
+
+    def _claim(self, name: str) -> None:
+        if name == "net":  # whoever looks at the network sees what was loaded
+            self.take_loaded()
+        super()._claim(name)
 
     def __repr__(self) -> str:
         values, priors = self.site_values(), self.priors

@@ -11,7 +11,7 @@ from torch import Tensor
 from sqs_pyro.distributions import SpikeAndMixture
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.models.network_prior import Codebooks, NetworkPrior, Scope, check_scope
-from sqs_pyro.models.priors import root_mean_square
+from sqs_pyro.models.weight_scale import weight_scale
 
 _QUANTILE_COMPONENTS = 16
 
@@ -104,6 +104,6 @@ def _quantile_components(weight: Tensor) -> Tensor:
     bins = ordered.tensor_split(min(_QUANTILE_COMPONENTS, len(ordered)))
     loc = torch.stack([values.mean() for values in bins])
     scale = torch.stack([values.std(correction=0) for values in bins])
-    floor = 1e-3 * root_mean_square(weight)  # bins of equal values, or of one
+    floor = 1e-3 * weight_scale(weight)  # bins of equal values, or of one
     mixing = torch.tensor([len(values) / len(ordered) for values in bins], device=weight.device)
     return torch.stack([loc, scale.clamp_min(floor), mixing.log()]).unsqueeze(1)

@@ -7,10 +7,10 @@ from typing import Literal, TypeAlias
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor
 
 from sqs_pyro.errors import NetworkError
+from sqs_pyro.models.ownership import OwningModule
 
 SitePrior: TypeAlias = Callable[[str, Tensor], dist.TorchDistribution]
 Scope = Literal["layer", "global"]
@@ -31,7 +31,7 @@ class HyperPrior:
     sites: tuple[str, ...]
 
 
-class NetworkPrior(PyroModule):
+class NetworkPrior(OwningModule):
     """A prior over all sites of a network, which may have parameters and random quantities of its own.
 
     Subclasses say in :meth:`start` what they need of the pretrained weights and in :meth:`site_priors` what the

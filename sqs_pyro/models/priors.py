@@ -5,6 +5,7 @@ A prior is one distribution for every weight, a function ``(name, weight) -> dis
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 import pyro.distributions as dist
@@ -14,6 +15,7 @@ from torch import Tensor
 from sqs_pyro.distributions import GaussianSpikeAndSlab, SpikeAndSlab
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.models.network_prior import FixedPrior, HyperPrior, Scope, SitePrior, check_scope
+from sqs_pyro.models.weight_scale import weight_scale
 
 Slab = Literal["normal", "laplace", "student_t"]
 
@@ -27,7 +29,8 @@ def scale_matched_prior(
     slab_scale: float | None = None,
     degrees_of_freedom: float = 4.0,
 ) -> SitePrior:
-    """Spike-and-slab; its slab has mean 0 and the root mean square of the layer's pretrained weights.
+    """Spike-and-slab; its slab has mean 0 and the root mean square of the layer's pretrained weights
+    (:func:`~sqs_pyro.models.weight_scale.weight_scale`).
 
     Args:
         inclusion: λ₀, prior probability that a weight is not zero.
@@ -43,11 +46,7 @@ def scale_matched_prior(
     if not degrees_of_freedom > 2:
         raise NetworkError(f"degrees_of_freedom is {degrees_of_freedom}, but must be above 2.")
 
-    def prior(name: str, weight: Tensor) -> dist.TorchDistribution:
-        rms = root_mean_square(weight)
-        return SpikeAndSlab(torch.full_like(rms, inclusion), _slab(slab, rms, slab_scale, degrees_of_freedom))
-
-    return prior
+    return partial(_spike_and_slab, inclusion, slab, slab_scale, degrees_of_freedom)
 
 
 def normal_prior(slab_scale: float | None = None) -> SitePrior:
@@ -57,10 +56,7 @@ def normal_prior(slab_scale: float | None = None) -> SitePrior:
         slab_scale: its standard deviation, instead of the root mean square of the layer's pretrained weights.
     """
 
-    def prior(name: str, weight: Tensor) -> dist.TorchDistribution:
-        return _slab("normal", root_mean_square(weight), slab_scale, 4.0)
-
-    return prior
+    return partial(_normal, slab_scale)
 
 
 def gaussian_spike_prior(
@@ -75,12 +71,30 @@ def gaussian_spike_prior(
             weights.
     """
 
-    def prior(name: str, weight: Tensor) -> dist.TorchDistribution:
-        slab = root_mean_square(weight) if slab_scale is None else slab_scale
-        spike = slab * _SPIKE_OF_SLAB if spike_scale is None else spike_scale
-        return GaussianSpikeAndSlab(torch.full_like(root_mean_square(weight), inclusion), spike, slab)
+    return partial(_two_gaussians, inclusion, spike_scale, slab_scale)
 
-    return prior
+
+# The laws of a site: functions of a module with their options bound, not closures, so that priors can be pickled.
+
+
+def _spike_and_slab(
+    inclusion: float, slab: Slab, slab_scale: float | None, degrees_of_freedom: float, name: str, weight: Tensor
+) -> dist.TorchDistribution:
+    scale = weight_scale(weight)
+    return SpikeAndSlab(torch.full_like(scale, inclusion), _slab(slab, scale, slab_scale, degrees_of_freedom))
+
+
+def _normal(slab_scale: float | None, name: str, weight: Tensor) -> dist.TorchDistribution:
+    return _slab("normal", weight_scale(weight), slab_scale, 4.0)
+
+
+def _two_gaussians(
+    inclusion: float, spike_scale: float | None, slab_scale: float | None, name: str, weight: Tensor
+) -> dist.TorchDistribution:
+    scale = weight_scale(weight)
+    slab = scale if slab_scale is None else slab_scale
+    spike = slab * _SPIKE_OF_SLAB if spike_scale is None else spike_scale
+    return GaussianSpikeAndSlab(torch.full_like(scale, inclusion), spike, slab)
 
 
 def _slab(kind: Slab, rms: Tensor, scale: float | None, degrees_of_freedom: float) -> dist.TorchDistribution:
@@ -93,11 +107,6 @@ def _slab(kind: Slab, rms: Tensor, scale: float | None, degrees_of_freedom: floa
         matched = rms * (1 - 2 / degrees_of_freedom) ** 0.5
         return dist.StudentT(torch.full_like(rms, degrees_of_freedom), zero, matched if given is None else given)
     return dist.Normal(zero, rms if given is None else given)
-
-
-def root_mean_square(weight: Tensor) -> Tensor:
-    """Of a pretrained tensor, a float32 scalar above 0."""
-    return weight.detach().float().square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 class HierarchicalInclusion(FixedPrior):
