@@ -15,8 +15,6 @@ from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
 from sqs_pyro.recipe import parse
 from sqs_pyro.transformer_compression import compress_transformer
 
-_FINGERPRINT = "checkpoint.sha256"
-
 
 def compress_checkpoint(
     checkpoint: str | Path,
@@ -44,7 +42,7 @@ def compress_checkpoint(
             are kept.
     """
     try:
-        from sqs_pyro.integrations.streamed_weights import StreamedWeights, empty_network, fingerprint
+        from sqs_pyro.integrations.streamed_weights import StreamedWeights, empty_network
     except ImportError as error:
         raise NetworkError(
             f"Checkpoints need transformers and accelerate ({error}): pip install 'sqs-pyro[transformers]' "
@@ -55,7 +53,6 @@ def compress_checkpoint(
     net = empty_network(Path(checkpoint), dtype)
     run = partial(compress_transformer, net, sequences, recipe, residency=StreamedWeights(net, Path(checkpoint)))
     try:
-        _belong_together(Path(directory), fingerprint(Path(checkpoint)), checkpoint)
         return run(directory=directory, progress=progress, metadata=metadata)
     except (OSError, MemoryError, torch.OutOfMemoryError) as error:
         raise OutputError(_ended(error, directory)) from error
@@ -63,18 +60,6 @@ def compress_checkpoint(
         if "allocate memory" not in str(error):  # torch has no class of its own for the memory of the CPU
             raise
         raise OutputError(_ended(error, directory)) from error
-
-
-def _belong_together(directory: Path, digest: str, checkpoint: str | Path) -> None:
-    """Blocks of two checkpoints must not end in one file."""
-    kept = directory / _FINGERPRINT
-    if kept.exists() and kept.read_text(encoding="utf-8") != digest:
-        raise OutputError(
-            f"'{directory}' holds finished blocks of another checkpoint than '{checkpoint}', or its files have "
-            "changed since: put them back, or give another directory to start again."
-        )
-    directory.mkdir(parents=True, exist_ok=True)
-    kept.write_text(digest, encoding="utf-8")
 
 
 def _ended(error: BaseException, directory: str | Path) -> str:

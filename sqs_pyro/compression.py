@@ -12,7 +12,9 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
+from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.errors import DataError, RecipeError
+from sqs_pyro.fingerprint import described
 from sqs_pyro.inference.diagnostics import Finding
 from sqs_pyro.inference.driver import Driver, StepRecord
 from sqs_pyro.inference.evaluate import Judge, accuracy
@@ -91,7 +93,7 @@ def compress(
     likelihood: str | Callable[[Any], dist.TorchDistribution] = "categorical",
     judge: Judge = accuracy,
     seed: int = 0,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     progress: Callable[[StepRecord], None] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> CompressionResult:
@@ -111,7 +113,8 @@ def compress(
             NumPy or Python. The order of the data comes from the loader's own seed; a loader without one (torch's
             with ``shuffle=True`` and no generator) follows this.
         checkpoint: file to resume from if it exists, renewed every epoch and on Ctrl-C, which takes effect after
-            the step at hand.
+            the step at hand. It belongs to this network, data, recipe, likelihood and seed: with others it is
+            refused.
         progress: called with a :class:`StepRecord` every few steps.
         metadata: written into the packed file, beside the recipe.
 
@@ -121,6 +124,7 @@ def compress(
     Raises:
         RecipeError, NetworkError, DataError, DivergenceError: one sentence that says what to repair; what can
             be checked is checked before training starts.
+        OutputError: the checkpoint cannot be written.
     """
     start = time.perf_counter()
     if not isinstance(recipe, CompressionRecipe):
@@ -132,6 +136,9 @@ def compress(
         )
     if len(train_loader) == 0 or len(train_loader.dataset) == 0:
         raise DataError("There is no minibatch to train on: the training data is empty.")
+    if checkpoint is not None:
+        checkpoint = resolved(checkpoint)
+        check_place(checkpoint)
     with isolated(net, seed=seed):
         model = BayesianNetwork(
             copy.deepcopy(net),
@@ -154,7 +161,8 @@ def compress(
         )
         bits = None if recipe.target_ratio is None else _bits_for_symbols(model, guide, recipe, metadata)
         with _distilled(model, net, recipe, train_loader) as observed:
-            driver = Driver(model, guide, recipe, observed, validation, progress, bits, judge)
+            setting = {"seed": seed, "likelihood": described(likelihood)}
+            driver = Driver(model, guide, recipe, observed, validation, progress, bits, judge, setting)
             history = driver.run(checkpoint)
         hard, packed = _finish(model, guide, recipe, train_loader, metadata)
     seconds = driver.earlier_seconds + time.perf_counter() - start

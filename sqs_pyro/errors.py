@@ -37,5 +37,9 @@ class DivergenceError(SQSError, ArithmeticError):
     """Training produced a loss that is not finite."""
 
 
+class ResourceError(SQSError, RuntimeError):
+    """Memory or threads are not enough for what was asked."""
+
+
 class OutputError(SQSError, ValueError):
-    """An output path cannot be used: it exists, is in use, or is something else than a run directory."""
+    """An output cannot be written: its path exists, is in use or cannot be used, or the disk is full."""

@@ -8,6 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.errors import DataError
 from sqs_pyro.inference.block_store import BlockRecord
 from sqs_pyro.inference.blockwise import BlockwiseResult, compress_blocks
@@ -38,7 +39,8 @@ def compress_transformer(
         sequences: calibration text, int64 ``[n, T]``, say of :func:`~sqs_pyro.data.tokens.token_sequences` or
             :func:`~sqs_pyro.data.generation.generate_calibration`.
         recipe: what to do, a :class:`BlockwiseRecipe` or a mapping of its keys.
-        directory: where finished blocks are kept: the same call goes on behind them.
+        directory: where finished blocks are kept: the same call goes on behind them. They belong to this network,
+            these sequences and this recipe: with others they are refused.
         residency: which weights are in memory; all of them if left out.
         progress: told of each finished block.
         metadata: written into the packed file.
@@ -51,6 +53,8 @@ def compress_transformer(
     """
     if not isinstance(recipe, BlockwiseRecipe):
         recipe = parse(BlockwiseRecipe, recipe or {}, "blockwise")
+    if directory is not None:
+        check_place(Path(directory) / "block-000.pt")
     architecture = architecture_of(net)
     found = blocks(net)
     _check_sequences(net, sequences)
@@ -62,7 +66,7 @@ def compress_transformer(
             [{"input_ids": part} for part in sequences.split(recipe.batch_size)],
             recipe,
             likelihood=_said,
-            directory=None if directory is None else Path(directory),
+            directory=None if directory is None else resolved(directory),
             residency=residency,
             progress=progress,
             metadata={"recipe": recipe.model_dump(mode="json", exclude_defaults=True), **(metadata or {})},

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from sqs_pyro.atomic import merging
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.exporting.exported import Exported, check_one_network
 from sqs_pyro.exporting.trace import NETWORK, input_tensors, one_sentence, trace
@@ -32,24 +33,25 @@ def export_aoti(packed: nn.Module, inputs: Any, directory: str | Path) -> Export
     Args:
         packed: a packed network on the CPU.
         inputs: an example of a minibatch, two rows or more; the batch stays dynamic.
-        directory: an empty one.
+        directory: made if it is missing; other files in it stay.
 
     Returns:
         Which parameters the package calls an operator for, and which it has as numbers.
 
     Raises:
         NetworkError: an ensemble, a network that cannot be traced or compiled, or no compiler.
-        OSError: the directory cannot be written.
+        OutputError: the directory cannot be written.
     """
     check_one_network(packed)
     program, exported = native_program(packed, inputs)
-    directory = Path(directory)
-    with one_sentence("compiled"):
-        torch._inductor.aoti_compile_and_package(program, package_path=str(directory / PACKAGE))
-    for form in sorted({op.rpartition("_")[2] for said in exported.packed.values() for op in said.split(", ")}):
-        shutil.copyfile(_library(form), directory / f"libsqs_{form}.so")
-    for name in (RUNNER, CPP_RUNNER):
-        shutil.copyfile(Path(__file__).with_name(f"aoti_{name}"), directory / name)
+    forms = sorted({op.rpartition("_")[2] for said in exported.packed.values() for op in said.split(", ")})
+    with merging(directory, last=PACKAGE, stale=("libsqs_*.so",)) as made:
+        with one_sentence("compiled"):
+            torch._inductor.aoti_compile_and_package(program, package_path=str(made / PACKAGE))
+        for form in forms:
+            shutil.copyfile(_library(form), made / f"libsqs_{form}.so")
+        for name in (RUNNER, CPP_RUNNER):
+            shutil.copyfile(Path(__file__).with_name(f"aoti_{name}"), made / name)
     return exported
 
 

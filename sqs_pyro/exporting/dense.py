@@ -3,14 +3,17 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sqs_pyro.atomic import appearing
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.exporting.exported import Exported, check_one_network
 from sqs_pyro.kernels.network import dense_state
 from sqs_pyro.packing.module import stored_weights
 
+_MARK = {"format": "pt", "written_by": "sqs-pyro"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -26,12 +29,22 @@ def export_dense(packed: nn.Module, path: str | Path, dtype: str = "float32") ->
 
     Raises:
         NetworkError: an unknown dtype, a network that is not packed, or an ensemble.
-        OSError, safetensors.SafetensorError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
     check_dtype(dtype)
     check_one_network(packed)
-    save_file({name: _alone(value, DTYPES[dtype]) for name, value in dense_state(packed).items()}, path)
+    with appearing(path) as made:
+        save_file({name: _alone(value, DTYPES[dtype]) for name, value in dense_state(packed).items()}, made, _MARK)
     return Exported(decoded=dict.fromkeys(stored_weights(packed), "a plain checkpoint has no codes"))
+
+
+def is_dense_export(path: Path) -> bool:
+    """Whether a file was written by :func:`export_dense`."""
+    try:
+        with safe_open(path, framework="pt") as content:
+            return content.metadata() == _MARK
+    except (OSError, SafetensorError):
+        return False
 
 
 def check_dtype(dtype: str) -> None:

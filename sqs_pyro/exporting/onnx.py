@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from sqs_pyro.atomic import write_bytes
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.exporting.exported import Exported, check_one_network
 from sqs_pyro.exporting.trace import NETWORK, input_names, input_tensors, one_sentence, trace
@@ -20,6 +21,7 @@ from sqs_pyro.packing.module import StoredWeight, stored_weights
 
 _OPSET, _OPSET_OF_TWO_BITS = 21, 25  # the first with UINT4, the first with UINT2
 _BITS = {"UINT2": 2, "UINT4": 4, "UINT8": 8}
+_PRODUCER = "sqs-pyro"
 _LARGEST = 2**31 - 2**20  # what a file may have, bytes: a limit of protobuf
 
 
@@ -38,7 +40,7 @@ def export_onnx(packed: nn.Module, inputs: Any, path: str | Path) -> Exported:
     Raises:
         NetworkError: an ensemble, a network that cannot be traced or translated, one too large for a file of ONNX,
             or onnx or onnxscript is not installed.
-        OSError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
     check_installed("onnx", "onnxscript")
     check_one_network(packed)
@@ -51,10 +53,21 @@ def export_onnx(packed: nn.Module, inputs: Any, path: str | Path) -> Exported:
     _rename(model.graph, input_names(inputs))
     _strip(model)
     _check_size(model.graph)
+    model.producer_name = _PRODUCER
     content = importlib.import_module("onnx_ir").to_proto(model).SerializeToString()
-    Path(path).write_bytes(content)
+    write_bytes(path, [content])
     first = {name: coded[weight] for name, weight in stored_weights(packed).items() if weight in used}
     return Exported(packed={name: f"Gather of {_dtype(value)} codes" for name, value in first.items()})
+
+
+def is_onnx_export(path: Path) -> bool:
+    """Whether a file was written by :func:`export_onnx`; its maker stands at its beginning."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(64)
+    # fields 1 (version of the format) and 2 (producer, a string behind its length) of a ModelProto
+    return head[:1] == b"\x08" and bytes([0x12, len(_PRODUCER)]) + _PRODUCER.encode() in head
 
 
 def run_onnx(path: str | Path, inputs: Any) -> tuple[Tensor, ...]:

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqs_pyro.errors import DataError, DivergenceError
-from sqs_pyro.inference.checkpoint import check_same, check_same_network, read_checkpoint, write_checkpoint
+from sqs_pyro.fingerprint import Fingerprint, described, fingerprint, loader_fingerprint, network_fingerprint
+from sqs_pyro.inference.checkpoint import check_same, read_checkpoint, write_checkpoint
 from sqs_pyro.inference.evaluate import Judge, evaluate
 from sqs_pyro.inference.input_checks import check_labels
 from sqs_pyro.network_io import device_of, move_to, predictions
 from sqs_pyro.recipe import RecipeSection
 
+_STATE_KEYS = frozenset({"fingerprint", "network", "optimizer", "history", "loader_epoch", "rng", "cuda_rng"})
 _LOSS_CHECK_STEPS = 25  # a look at the loss waits for the device; this often is cheap and early enough
 
 
@@ -83,7 +85,7 @@ def train_baseline(
     *,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     judge: Judge | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     progress: Callable[[EpochRecord], None] | None = None,
 ) -> list[EpochRecord]:
     """Train `net` in place, on the device where it is.
@@ -105,9 +107,11 @@ def train_baseline(
 
     Raises:
         DivergenceError: the loss or a weight is not finite; the last good checkpoint stays.
-        RecipeError: the checkpoint was made with another recipe or other data.
-        NetworkError: the checkpoint is unreadable or made for another network.
-        DataError: there are no minibatches to train on, or labels do not fit the network's classes.
+        RecipeError: the checkpoint was made with another recipe.
+        NetworkError: the checkpoint is damaged, or made of another network or other first weights.
+        OutputError: the checkpoint cannot be written.
+        DataError: there are no minibatches to train on, labels do not fit the network's classes, or the
+            checkpoint was made with other data.
     """
     if len(train) == 0:
         raise DataError("There is no minibatch to train on: lower `batch_size` or add examples.")
@@ -117,7 +121,8 @@ def train_baseline(
         try:
             if recipe.channels_last:
                 _lay_out(net, torch.channels_last)
-            return _Training(net, train, validation, recipe, loss, judge).run(checkpoint, progress)
+            kept = None if checkpoint is None else Path(checkpoint)
+            return _Training(net, train, validation, recipe, loss, judge).run(kept, progress)
         finally:
             if recipe.channels_last:
                 _lay_out(net, torch.contiguous_format)
@@ -146,11 +151,14 @@ class _Training:
         self.loss, self.judge = loss, judge
         self.device = device_of(net)
         self.optimizer = _optimizer(net, recipe)
+        self._fingerprint: Fingerprint = {}
         self.history: list[EpochRecord] = []
 
     def run(self, checkpoint: Path | None, progress: Callable[[EpochRecord], None] | None) -> list[EpochRecord]:
-        if checkpoint is not None and checkpoint.exists():
-            self._restore(read_checkpoint(checkpoint), checkpoint)
+        if checkpoint is not None:
+            self._fingerprint = self._of_this_call()
+            if checkpoint.exists():
+                self._restore(read_checkpoint(checkpoint, _STATE_KEYS), checkpoint)
         for epoch in range(len(self.history), self.recipe.epochs):
             record = self._epoch(epoch)
             self.history.append(record)
@@ -244,26 +252,26 @@ class _Training:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "recipe": self.recipe.model_dump(),
+            "fingerprint": self._fingerprint,
             "network": {name: t.contiguous() for name, t in self.net.state_dict().items()},
             "optimizer": self.optimizer.state_dict(),
             "history": [asdict(record) for record in self.history],
-            "data": self._data(),
             "loader_epoch": getattr(self.train, "epoch", None),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
-    def _data(self) -> dict[str, Any]:
-        """What tells training data apart cheaply."""
-        dataset: Any = getattr(self.train, "dataset", None)
-        examples = len(dataset) if hasattr(dataset, "__len__") else None
-        return {"minibatches": len(self.train), "examples": examples}
+    def _of_this_call(self) -> Fingerprint:
+        """What this call is made of, before it has trained anything."""
+        return fingerprint(
+            self.recipe.model_dump(mode="json"),
+            network_fingerprint(self.net),
+            loader_fingerprint(self.train),
+            {"loss": described(self.loss)},
+        )
 
     def _restore(self, state: dict[str, Any], path: Path) -> None:
-        check_same("recipe", state["recipe"], self.recipe.model_dump(), path)
-        check_same("data", state["data"], self._data(), path)
-        check_same_network(state["network"], self.net, path)
+        check_same(state["fingerprint"], self._fingerprint, path)
         self.net.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = [EpochRecord(**record) for record in state["history"]]

@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sqs_pyro.errors import OutputError
-from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
-from sqs_pyro.inference.checkpoint import read_checkpoint, write_checkpoint
+from sqs_pyro.fingerprint import Fingerprint
+from sqs_pyro.inference.checkpoint import check_same, read_checkpoint, write_checkpoint
 from sqs_pyro.packing import CodedTensor
 
 
@@ -56,12 +55,15 @@ class FinishedBlock:
 
 
 class BlockStore:
-    """Plan and finished blocks on disk, one file each, written whole or not at all."""
+    """Plan and finished blocks on disk, one file each, written whole or not at all.
 
-    def __init__(self, directory: Path | None, recipe: BlockwiseRecipe) -> None:
-        self.directory, self.recipe = directory, recipe.model_dump(mode="json")
-        if directory is not None:
-            directory.mkdir(parents=True, exist_ok=True)
+    Args:
+        directory: where to; None keeps nothing.
+        fingerprint: of the call at hand; what another one kept is refused.
+    """
+
+    def __init__(self, directory: Path | None, fingerprint: Fingerprint) -> None:
+        self.directory, self.fingerprint = directory, fingerprint
 
     def read_plan(self) -> Plan | None:
         """The plan of an interrupted run, or None; errors as :meth:`read`."""
@@ -76,8 +78,8 @@ class BlockStore:
         """A finished block, or None.
 
         Raises:
-            OutputError: it was made with another recipe.
-            NetworkError: it is damaged.
+            NetworkError: it is damaged, or was made of another network.
+            DataError, RecipeError: it was made with other data, or another recipe.
         """
         state = self._read(f"block-{i:03d}", {"coded", "leftovers", "record"})
         if state is None:
@@ -97,13 +99,10 @@ class BlockStore:
     def _read(self, name: str, keys: set[str]) -> dict[str, Any] | None:
         if self.directory is None or not (path := self.directory / f"{name}.pt").exists():
             return None
-        state = read_checkpoint(path, frozenset(keys | {"recipe"}))
-        if state["recipe"] != self.recipe:
-            raise OutputError(
-                f"'{path}' was made with another recipe: go back to it, or give another directory to start again."
-            )
+        state = read_checkpoint(path, frozenset(keys | {"fingerprint"}))
+        check_same(state["fingerprint"], self.fingerprint, path)
         return state
 
     def _write(self, name: str, state: dict[str, Any]) -> None:
         if self.directory is not None:
-            write_checkpoint(self.directory / f"{name}.pt", {"recipe": self.recipe, **state})
+            write_checkpoint(self.directory / f"{name}.pt", {"fingerprint": self.fingerprint, **state})

@@ -22,6 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError
+from sqs_pyro.fingerprint import (
+    Fingerprint,
+    described,
+    fingerprint,
+    network_fingerprint,
+    tensors_fingerprint,
+)
 from sqs_pyro.inference.bit_budget import BitBudget, LayerRate
 from sqs_pyro.inference.block_store import BlockRecord, BlockStore, FinishedBlock, Plan
 from sqs_pyro.inference.block_training import relative_error, settle
@@ -144,14 +151,26 @@ class _Run:
         self.net, self.stack, self.layer_groups = net, stack, layer_groups
         self.minibatches, self.recipe, self.likelihood = minibatches, recipe, likelihood
         self.residency = residency
-        self.store = BlockStore(directory, recipe)
         paths = {id(module): path for path, module in net.named_modules()}
         self.paths = [paths[id(block)] for block in stack.blocks]
+        self.store = BlockStore(directory, {} if directory is None else self._fingerprint())
         self.packed: dict[str, PackedTensor] = {}
         self.leftovers: dict[str, Tensor] = {}
         with residency.held(net, without=stack.blocks):
             entrances = [stack.entrance(inputs) for inputs in minibatches]
         self.states: States = [(entrance.hidden, entrance.arguments) for entrance in entrances]
+
+    def _fingerprint(self) -> Fingerprint:
+        """What this call is made of; of a streamed network every weight is read for it once."""
+        with self.residency.held(self.net, without=self.stack.blocks):
+            network = network_fingerprint(self.net)
+        if not self.residency.whole:
+            for path, block in zip(self.paths, self.stack.blocks, strict=True):
+                with self.residency.held(block):
+                    network |= tensors_fingerprint(block, f"{path}.")
+        data = {"minibatches": len(self.minibatches), "sequences": described(self.minibatches)}
+        setting = {"likelihood": described(self.likelihood)}
+        return fingerprint(self.recipe.model_dump(mode="json"), network, data, setting)
 
     def compress(self, progress: Callable[[BlockRecord], None] | None) -> list[BlockRecord]:
         importance, budget = self._plan()

@@ -1,75 +1,123 @@
-"""Checkpoints of a training run: written whole or not at all, read without executing anything."""
+"""State that is kept between runs: written whole or not at all, with a digest, read without executing anything.
 
-import os
+A kept file is what ``torch.save`` writes and, behind it, a line with the SHA-256 of all bytes before it.
+"""
+
+import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
-from torch import Tensor, nn
 
-from sqs_pyro.errors import NetworkError, RecipeError
-from sqs_pyro.weights import state_difference
+from sqs_pyro.atomic import appearing
+from sqs_pyro.errors import DataError, NetworkError, RecipeError, SQSError
+from sqs_pyro.fingerprint import Fingerprint, first_difference
 
-BASELINE_KEYS = frozenset({"recipe", "data", "network", "optimizer", "history", "loader_epoch", "rng", "cuda_rng"})
-
-
-def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write beside, then rename: an interruption leaves the previous checkpoint whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+_SEAL = b"\nsqs-pyro sha256 "
+_SEAL_BYTES = len(_SEAL) + 64
 
 
-def read_checkpoint(path: Path, keys: frozenset[str] = BASELINE_KEYS) -> dict[str, Any]:
+class _Sealing(io.RawIOBase):
+    """Passes on what is written; remembers its digest, and the system's error, which torch replaces by its own."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.digest.update(data)
+        return len(data)
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Keep a state; an interruption leaves the previous one whole.
+
+    Args:
+        path: the file; missing directories are made.
+        state: tensors and plain data.
+
+    Raises:
+        OutputError: the disk is full, or the place cannot be written.
+    """
+    with appearing(path, parents=True) as made, made.open("wb") as file:
+        sealing = _Sealing(file)
+        try:
+            torch.save(dict(state), cast(BinaryIO, sealing))
+        except RuntimeError:
+            if sealing.error is not None:
+                raise sealing.error from None
+            raise
+        file.write(_SEAL + sealing.digest.hexdigest().encode())
+
+
+def read_checkpoint(path: Path, keys: frozenset[str]) -> dict[str, Any]:
     """Read what :func:`write_checkpoint` wrote, on the CPU; it must hold ``keys``.
 
     Raises:
         NetworkError: the file is damaged, or is no checkpoint.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            _check_seal(file)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a different class for each kind of damage
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise NetworkError(f"Checkpoint '{path}' cannot be read ({reason}): delete it to start again.") from None
     missing = keys - set(state) if isinstance(state, dict) else keys
     if missing:
         raise NetworkError(
-            f"'{path}' is no checkpoint of a training run: it has no {', '.join(sorted(missing))}; give "
-            f"another path."
+            f"'{path}' is no checkpoint of this kind: it has no {', '.join(sorted(missing))}; give another path."
         )
-    return state
+    return dict(state)
 
 
-def check_same(what: str, saved: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
-    """Check that the run that wrote a checkpoint had the same `what`.
+def _check_seal(file: BinaryIO) -> None:
+    """Check the digest over the content, and go back to the beginning."""
+    size = file.seek(0, io.SEEK_END)
+    content = max(size - _SEAL_BYTES, 0)
+    file.seek(content)
+    seal = file.read(_SEAL_BYTES)
+    if not seal.startswith(_SEAL):
+        raise NetworkError("its checksum is missing: it is damaged, or of an older version")
+    file.seek(0)
+    digest = hashlib.sha256()
+    while content and (part := file.read(min(content, 1 << 20))):
+        digest.update(part)
+        content -= len(part)
+    if digest.hexdigest().encode() != seal.removeprefix(_SEAL):
+        raise NetworkError("its checksum does not fit, it was altered")
+    file.seek(0)
+
+
+_ERRORS: dict[str, type[SQSError]] = {"network": NetworkError, "data": DataError}
+
+
+def check_same(saved: Fingerprint, now: Fingerprint, path: Path) -> None:
+    """Check that a kept state belongs to the call at hand.
+
+    Args:
+        saved: fingerprint of the call that kept it.
+        now: of this call.
+        path: where it is kept.
 
     Raises:
-        RecipeError: naming each value that changed.
+        NetworkError: it was made of another network, or of other weights.
+        DataError: of other data.
+        RecipeError: with another recipe or another setting. All name the first thing that differs.
     """
-    changed = [f"{key}: {saved.get(key)!r} -> {now[key]!r}" for key in now if saved.get(key) != now[key]]
-    if changed:
-        raise RecipeError(
-            f"Checkpoint '{path}' was made with another {what} ({', '.join(changed)}): go back to these "
-            f"values, or give another checkpoint path to start again."
-        )
-
-
-def check_same_network(saved: Mapping[str, Tensor], net: nn.Module, path: Path) -> None:
-    """Check names and shapes of a saved state dict.
-
-    Raises:
-        NetworkError: naming the first tensor that differs.
-    """
-    difference = state_difference(saved, net)
+    difference = first_difference(saved, now)
     if difference is not None:
-        raise NetworkError(
-            f"Checkpoint '{path}' was made for another network: {difference}; give another checkpoint path."
+        part, what = difference
+        raise _ERRORS.get(part, RecipeError)(
+            f"'{path}' was made with another {part} ({what}): go back to it, or give another path to start again."
         )

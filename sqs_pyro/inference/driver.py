@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from sqs_pyro.errors import DataError, DivergenceError, NetworkError, SQSError
+from sqs_pyro.fingerprint import Fingerprint, fingerprint, loader_fingerprint, network_fingerprint
 from sqs_pyro.inference.allocation import allocation
-from sqs_pyro.inference.checkpoint import read_checkpoint, write_checkpoint
+from sqs_pyro.inference.checkpoint import check_same, read_checkpoint, write_checkpoint
 from sqs_pyro.inference.diagnostics import Finding, diagnose
 from sqs_pyro.inference.elbo import SQSELBO
 from sqs_pyro.inference.evaluate import Judge, accuracy
@@ -28,7 +29,7 @@ from sqs_pyro.network_io import device_of, move_to
 _WARM_UP = 0.02  # share of the steps over which the learning rate rises
 _STATE_KEYS = frozenset(
     {
-        "recipe",
+        "fingerprint",
         "stage",
         "step",
         "kl",
@@ -90,6 +91,7 @@ class Driver:
         progress: called with a record every few steps, and at each evaluation.
         bits: what symbols, tables and codebooks may take in the file; None follows the recipe's rate or β.
         judge: of the hard network on validation data; by default a classifier's accuracy.
+        setting: what else decides what comes out, plain data; a checkpoint of another one is refused.
 
     Attributes:
         findings: what was wrong with the posterior when it was last looked over, at the end of an epoch or stage.
@@ -106,10 +108,11 @@ class Driver:
         progress: Callable[[StepRecord], None] | None = None,
         bits: float | None = None,
         judge: Judge = accuracy,
+        setting: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.guide, self.recipe = model, guide, recipe
         self.train, self.validation, self.progress = train, validation, progress
-        self.judge = judge
+        self.judge, self.setting = judge, setting
         self.device = device_of(model)
         self.num_data = int(model.num_data or len(train.dataset))
         self.total_steps = recipe.epochs * len(train)
@@ -125,6 +128,7 @@ class Driver:
         self._start = time.perf_counter()
         self._between_steps = True
         self._latest_kl: Tensor | None = None
+        self._fingerprint: Fingerprint = {}
         self.history: list[StepRecord] = []
         self.findings: list[Finding] = []
 
@@ -137,10 +141,14 @@ class Driver:
         Raises:
             DivergenceError: loss or weights are not finite.
             DataError: a minibatch holds NaN or labels that do not fit the network.
-            NetworkError, RecipeError: the checkpoint belongs to another network or recipe.
+            NetworkError, RecipeError: the checkpoint is damaged, or belongs to another network, recipe or setting;
+                with other data a DataError.
+            OutputError: the checkpoint cannot be written.
         """
-        if checkpoint is not None and checkpoint.exists():
-            self._restore(checkpoint)
+        if checkpoint is not None:
+            self._fingerprint = self._of_this_call()
+            if checkpoint.exists():
+                self._restore(checkpoint)
         try:
             with pyro.get_param_store().scope():  # the parameters stay in the modules
                 for x, y in self._minibatches(checkpoint):
@@ -325,10 +333,20 @@ class Driver:
             + "".join(f" Before that: {finding.sentence}" for finding in self.findings[:1])
         )
 
+    def _of_this_call(self) -> Fingerprint:
+        """What this call is made of, before it has trained anything."""
+        frozen = [name for name, parameter in self.model.net.named_parameters() if not parameter.requires_grad]
+        return fingerprint(
+            self.recipe.model_dump(mode="json"),
+            network_fingerprint(self.model.net),
+            loader_fingerprint(self.train),
+            {"num_data": self.num_data, "frozen": frozen, **(self.setting or {})},
+        )
+
     def _state(self) -> dict[str, Any]:
         self._read_kl()
         return {
-            "recipe": self.recipe.model_dump(mode="json"),
+            "fingerprint": self._fingerprint,
             "stage": self.guide.stage,
             "step": self.step,
             "kl": self.kl,
@@ -345,11 +363,7 @@ class Driver:
 
     def _restore(self, path: Path) -> None:
         state = read_checkpoint(path, _STATE_KEYS)
-        if state.get("recipe") != self.recipe.model_dump(mode="json"):
-            raise NetworkError(
-                f"Checkpoint '{path}' was made with another compression recipe: delete it to start again, or go "
-                "back to that recipe."
-            )
+        check_same(state["fingerprint"], self._fingerprint, path)
         try:
             self.model.load_state_dict(state["model"])
             self.guide.load_state_dict(state["guide"])

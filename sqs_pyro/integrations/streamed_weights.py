@@ -1,6 +1,5 @@
 """A transformers network whose weights stay in its safetensors checkpoint until a part of it is at work."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -103,15 +102,6 @@ class StreamedWeights:
             )
         # a tensor of safetensors is a view of the mapped file: cloned, it outlives it
         return value.to(empty.dtype, copy=True)
-
-
-def fingerprint(directory: Path) -> str:
-    """SHA-256 of a checkpoint's configuration and shards, read once; errors as :class:`StreamedWeights`."""
-    digest = hashlib.sha256((directory / "config.json").read_bytes())
-    for file in sorted(set(shard_of_tensors(directory).values())):
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()
 
 
 def shard_of_tensors(directory: Path) -> dict[str, Path]:

@@ -95,7 +95,7 @@ def save(packed: nn.Module, path: str | Path) -> None:
 
     Raises:
         NetworkError: if ``packed`` is not a packed network, or its metadata is not plain JSON.
-        OSError: if the file cannot be written.
+        OutputError: if the file cannot be written.
     """
     write_packed(path, *module_contents(packed))
 

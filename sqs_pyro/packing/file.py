@@ -6,9 +6,7 @@ always gives the same bytes, and a header with any other byte in it is recognise
 
 import hashlib
 import json
-import os
 import struct
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sqs_pyro.atomic import write_bytes
 from sqs_pyro.errors import PackedFileError
 from sqs_pyro.packing.layouts import PackedTensor
 from sqs_pyro.packing.leftovers import buffer
@@ -96,22 +95,10 @@ def write_packed(
 
     Raises:
         NetworkError: if something cannot be stored.
-        OSError: if the place cannot be written.
+        OutputError: if the place cannot be written.
     """
     image = file_image(tensors, leftovers, metadata, draws)
-    target = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.writelines([image.header, image.manifest, *map(buffer, image.data)])
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide the file from others
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_bytes(path, [image.header, image.manifest, *map(buffer, image.data)])
 
 
 def read_packed(path: str | Path) -> PackedContents:
@@ -219,9 +206,3 @@ def _length(header: Mapping[str, Any], name: str) -> int:
     if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or shape[0] < 0:
         raise PackedFileError(f"Its header has no valid entry for {name!r}.")
     return shape[0]
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -21,6 +21,7 @@ from sqs_pyro.reporting.style import (
     YELLOW,
     new_figure,
     tidy,
+    write_figure,
 )
 
 Record = Mapping[str, Any]
@@ -29,7 +30,7 @@ _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, YELLOW)
 
 def write_blocks_picture(path: Path, records: Sequence[Record]) -> None:
     """Draw the blocks as a PNG file, see :func:`blocks_figure`."""
-    blocks_figure(records).savefig(path, dpi=150)
+    write_figure(blocks_figure(records), path)
 
 
 def blocks_figure(records: Sequence[Record]) -> Figure:

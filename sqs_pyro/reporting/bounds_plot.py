@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from sqs_pyro.reporting.layers import Floats
-from sqs_pyro.reporting.style import BLUE, GREY, INK, SKY, VERMILION, new_figure, tidy
+from sqs_pyro.reporting.style import BLUE, GREY, INK, SKY, VERMILION, new_figure, tidy, write_figure
 
 Document = Mapping[str, Any]
 _WORST = 3
@@ -18,7 +18,7 @@ _WORST = 3
 
 def write_bounds_picture(path: Path, report: Document) -> None:
     """Draw :func:`bounds_figure` into a PNG file."""
-    bounds_figure(report).savefig(path, dpi=150)
+    write_figure(bounds_figure(report), path)
 
 
 def bounds_figure(report: Document) -> Figure:

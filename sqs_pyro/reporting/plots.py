@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from sqs_pyro.reporting.layers import Floats, LayerPicture
-from sqs_pyro.reporting.style import BLUE, GREEN, GREY, INK, LIGHT, ORANGE, VERMILION
+from sqs_pyro.reporting.style import BLUE, GREEN, GREY, INK, LIGHT, ORANGE, VERMILION, write_figure
 from sqs_pyro.reporting.style import new_figure as _figure
 from sqs_pyro.reporting.style import tidy as _tidy
 
@@ -60,7 +60,7 @@ def write_pictures(
     paths = []
     for name, figure in figures.items():
         paths.append(directory / f"{name}.png")
-        figure.savefig(paths[-1], dpi=150)
+        write_figure(figure, paths[-1])
     return paths
 
 

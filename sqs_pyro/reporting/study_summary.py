@@ -1,10 +1,13 @@
 """What a study measured: means and standard deviations over seeds, and which points are on the Pareto front."""
 
 import csv
+import io
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from sqs_pyro.atomic import write_text
 
 Document = Mapping[str, Any]
 
@@ -107,12 +110,13 @@ def write_csv(path: Path, summary: Document) -> None:
     points = summary["points"]
     keys = list(dict.fromkeys(key for point in points for key in point["values"]))
     figures = [figure for figure in FIGURES if any(figure in point["by_seed"] for point in points)]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["variant", "point", *keys, "seed", *figures])
-        writer.writeheader()
-        for point in points:
-            for i, seed in enumerate(point["seeds"]):
-                row = {figure: values[i] for figure, values in point["by_seed"].items()}
-                writer.writerow(
-                    {"variant": point["variant"], "point": point["point"], **point["values"], "seed": seed, **row}
-                )
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, ["variant", "point", *keys, "seed", *figures])
+    writer.writeheader()
+    for point in points:
+        for i, seed in enumerate(point["seeds"]):
+            row = {figure: values[i] for figure, values in point["by_seed"].items()}
+            writer.writerow(
+                {"variant": point["variant"], "point": point["point"], **point["values"], "seed": seed, **row}
+            )
+    write_text(path, text.getvalue())

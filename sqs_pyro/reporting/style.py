@@ -4,10 +4,14 @@ Figures are built without pyplot, so that drawing neither opens a window nor cha
 state. Colours are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
+from pathlib import Path
+
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from sqs_pyro.atomic import appearing
 
 BLUE, ORANGE, VERMILION, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
 SKY, PURPLE, YELLOW, BLACK = "#56B4E9", "#CC79A7", "#F0E442", "#000000"
@@ -19,6 +23,16 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Draw a figure into a PNG file, which appears whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with appearing(path) as made:
+        figure.savefig(made, dpi=150)
 
 
 def tidy(axes: Axes) -> None:

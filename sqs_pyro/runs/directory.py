@@ -2,11 +2,12 @@
 
 A run works in ``NAME.partial`` beside the directory it was asked for and is renamed at the end. An
 interrupted run leaves the partial directory with its checkpoint, and the same recipe takes it up again; a run
-that fails because of its input leaves nothing but finished blocks.
+that fails because of its input leaves nothing but what was finished before.
 """
 
 import csv
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -15,11 +16,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqs_pyro.errors import OutputError, SQSError
+from sqs_pyro.atomic import (
+    check_place,
+    clean,
+    clean_inside,
+    is_still,
+    one_sentence,
+    replace_directory,
+    write_text,
+)
+from sqs_pyro.errors import OutputError, ResourceError, SQSError
+from sqs_pyro.runs.seal import check_sealed, foreign_file, seal
 
 RECIPE, METRICS, BOUNDS, CHECKPOINT = "recipe.yaml", "metrics.json", "bounds.json", "checkpoint.pt"
 PACKED = "packed.safetensors"
 BLOCKS = "blocks"  # directory of an unfinished run's finished blocks
+_PARTIAL = ".partial"
+_OLDER = (RECIPE, METRICS, BOUNDS, PACKED, "*.csv", "*.png")  # what runs wrote before they listed it
 
 
 def read_run(directory: Path) -> dict[str, Any]:
@@ -29,12 +42,13 @@ def read_run(directory: Path) -> dict[str, Any]:
         ``metrics`` and, where the run has them, ``bounds``.
 
     Raises:
-        OutputError: the directory is no finished run, or a file in it is no JSON.
+        OutputError: the directory is no finished run, or a file in it is not as the run wrote it.
     """
     if not (directory / METRICS).is_file():
         raise OutputError(
             f"'{directory}' is no finished run (it holds no {METRICS}): give one that `sqs compress` wrote."
         )
+    check_sealed(directory, only=(METRICS, BOUNDS))
     kept = {"metrics": directory / METRICS, "bounds": directory / BOUNDS}
     return {name: _read_json(path) for name, path in kept.items() if path.is_file()}
 
@@ -48,24 +62,25 @@ def _read_json(path: Path) -> Any:
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write a document of finite numbers, readable by people too."""
-    path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows, at least one and all with the same keys, under a line of these keys."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def partial_directory(final: Path) -> Path:
     """Where a run works until it is finished."""
-    return final.with_name(final.name + ".partial")
+    return final.with_name(final.name + _PARTIAL)
 
 
 def check_output(final: Path, recipe_text: str, *, overwrite: bool) -> None:
-    """Check, without changing anything, that a run may write to ``final``.
+    """Check that a run may write to ``final``; nothing but leftovers of killed processes is changed.
 
     Args:
         final: directory that the finished run shall have.
@@ -75,6 +90,8 @@ def check_output(final: Path, recipe_text: str, *, overwrite: bool) -> None:
     Raises:
         OutputError: ``final`` or its partial directory is in the way.
     """
+    check_place(final, room=len(_PARTIAL))
+    clean(final)
     _check_final(final, overwrite=overwrite)
     partial = partial_directory(final)
     if partial.exists() and not partial.is_dir():
@@ -93,21 +110,9 @@ def kept_checkpoint(final: Path, recipe_text: str) -> Path | None:
     return kept if kept.is_file() and _same_recipe(partial, recipe_text) else None
 
 
-def check_writable(directory: Path) -> None:
-    """Check that a directory is there, or can be made, and takes files.
-
-    Raises:
-        OutputError: a file is in the way, or it is not writable.
-    """
-    parent = next(path for path in [directory, *directory.parents] if path.exists())
-    if not parent.is_dir():
-        raise OutputError(f"Output directory '{directory}' cannot be made, because '{parent}' is a file.")
-    if not os.access(parent, os.W_OK):
-        raise OutputError(f"Output directory '{directory}' cannot be made, because '{parent}' is not writable.")
-
-
 def _check_final(final: Path, *, overwrite: bool) -> None:
-    check_writable(final)
+    if final.exists() and not final.is_dir():
+        raise OutputError(f"Output directory '{final}' cannot be made, because '{final}' is a file.")
     if not final.exists() or not any(final.iterdir()):
         return
     if not (final / METRICS).exists():
@@ -118,6 +123,11 @@ def _check_final(final: Path, *, overwrite: bool) -> None:
         raise OutputError(
             f"'{final}' already holds a finished run: choose another output directory, or replace it with "
             "--overwrite."
+        )
+    foreign = foreign_file(final, _OLDER)
+    if foreign is not None:
+        raise OutputError(
+            f"'{final}' holds '{foreign}', which no run wrote: move it away, or choose another output directory."
         )
 
 
@@ -130,32 +140,36 @@ def _same_recipe(partial: Path, recipe_text: str) -> bool:
 def run_directory(final: Path, recipe_text: str, *, overwrite: bool) -> Iterator[Path]:
     """Work in the partial directory; rename it to ``final`` when the body succeeds.
 
-    An :class:`~sqs_pyro.errors.SQSError` in the body removes the partial directory, unless blocks of a language
-    model are finished in it. Any other interruption keeps it if it holds a checkpoint to resume from.
+    What was there to go on from before an :class:`~sqs_pyro.errors.SQSError` in the body stays, and so do the
+    checkpoint and finished blocks of a run that had no room to go on; after any other SQSError nothing is left.
+    Any other interruption keeps the partial directory if it holds a checkpoint.
 
     Raises:
-        OutputError: as :func:`check_output`, or another process works on the same run.
+        OutputError: as :func:`check_output`, the disk is full, or another process works on the same run.
     """
     check_output(final, recipe_text, overwrite=overwrite)
     partial = partial_directory(final)
-    partial.mkdir(parents=True, exist_ok=True)
+    with one_sentence(partial):
+        partial.mkdir(parents=True, exist_ok=True)
     with locked(partial):
+        clean_inside(partial)
         if not _same_recipe(partial, recipe_text):
             _empty(partial)
-            (partial / RECIPE).write_text(recipe_text, encoding="utf-8")
+            write_text(partial / RECIPE, recipe_text)
+        began = (partial / CHECKPOINT).exists()
         try:
             yield partial
-        except SQSError:
-            if not (partial / BLOCKS).exists():  # finished blocks are hours of work: the input may be repaired
+            seal(partial, leave_out=(CHECKPOINT, BLOCKS))
+        except SQSError as error:
+            goes_on = began or isinstance(error, OutputError | ResourceError)
+            if not (partial / BLOCKS).exists() and not (goes_on and (partial / CHECKPOINT).exists()):
                 shutil.rmtree(partial)
             raise
         except BaseException:
             if not (partial / CHECKPOINT).exists():
                 shutil.rmtree(partial)
             raise
-        (partial / CHECKPOINT).unlink(missing_ok=True)
-        shutil.rmtree(partial / BLOCKS, ignore_errors=True)
-        _publish(partial, final)
+        replace_directory(partial, final, without=(CHECKPOINT, BLOCKS))
 
 
 @contextmanager
@@ -181,11 +195,12 @@ def locked(directory: Path) -> Iterator[None]:
 @contextmanager
 def in_turn(lock: Path) -> Iterator[None]:
     """Wait until no other process is in a body of the same lock file, which is gone when the last has left."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        handle = os.open(lock, os.O_CREAT | os.O_RDWR)
+        with one_sentence(lock):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o666)
         fcntl.flock(handle, fcntl.LOCK_EX)
-        if _is_still(lock, handle):  # else its holder has removed it while this process waited: there is a new one
+        if is_still(lock, handle):  # else its holder has removed it while this process waited: there is a new one
             break
         os.close(handle)
     try:
@@ -195,25 +210,6 @@ def in_turn(lock: Path) -> Iterator[None]:
         os.close(handle)  # releases the lock
 
 
-def _is_still(path: Path, handle: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(handle))
-    except FileNotFoundError:
-        return False
-
-
 def _empty(directory: Path) -> None:
     for path in directory.iterdir():
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def _publish(partial: Path, final: Path) -> None:
-    """Put the finished directory in place; a replaced one is deleted only after that."""
-    replaced = final.with_name(final.name + ".replaced")
-    if final.exists():
-        if replaced.exists():
-            shutil.rmtree(replaced)
-        final.rename(replaced)
-    partial.rename(final)
-    if replaced.exists():
-        shutil.rmtree(replaced)

@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sqs_pyro import integrations, size_report
+from sqs_pyro.atomic import appearing
 from sqs_pyro.data import load_data
 from sqs_pyro.errors import NetworkError, OutputError, PackedFileError, RecipeError, SQSError
-from sqs_pyro.exporting.aoti import PACKAGE, export_aoti, run_aoti
-from sqs_pyro.exporting.dense import DTYPES, check_dtype, export_dense
+from sqs_pyro.exporting.aoti import export_aoti, run_aoti
+from sqs_pyro.exporting.dense import DTYPES, check_dtype, export_dense, is_dense_export
 from sqs_pyro.exporting.exported import Exported, check_one_network
-from sqs_pyro.exporting.onnx import check_installed, export_onnx, run_onnx
+from sqs_pyro.exporting.onnx import check_installed, export_onnx, is_onnx_export, run_onnx
 from sqs_pyro.exporting.trace import one_sentence, outputs
 from sqs_pyro.integrations.checkpoint_size import checkpoint_size
 from sqs_pyro.kernels.assemble import unpack_weights
@@ -26,8 +27,9 @@ from sqs_pyro.language_models import longest_input, vocabulary_size
 from sqs_pyro.network_io import split_examples, tensors_in
 from sqs_pyro.packing.module import stored_weights
 from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe
-from sqs_pyro.runs.output import appearing, check_free, tree_bytes
+from sqs_pyro.runs.output import check_free, is_our_directory, tree_bytes
 from sqs_pyro.runs.packed_files import file_network, whole_recipe
+from sqs_pyro.runs.seal import seal
 from sqs_pyro.runs.task import task_text
 from sqs_pyro.runs.task_recipe import TaskRecipe
 
@@ -76,12 +78,13 @@ def export_file(
     path, target = Path(file), Path(out)
     directory = path.is_dir()
     _check_options(export_format, dtype, directory)
-    mark = {"aoti": PACKAGE, "dense": _CONFIG if directory else None}.get(export_format)
-    check_free(target, mark, overwrite=overwrite)
+    as_file = {"dense": is_dense_export, "onnx": is_onnx_export}
+    is_ours = is_our_directory if directory or export_format == "aoti" else as_file[export_format]
+    check_free(target, f"export of format {export_format}", is_ours, overwrite=overwrite)
     net = _directory_network(path) if directory else file_network(path)
     check_one_network(net)
     example = _example(net, path, input_shape, data_from, needed=export_format != "dense")
-    with appearing(target) as made:
+    with appearing(target, parents=True) as made:
         exported, run = _write(export_format, net, path, made, example, dtype or "float32")
         difference = _difference(run, example.expected)
     sizes = tree_bytes(target)
@@ -213,8 +216,9 @@ def _write(
 ) -> tuple[Exported, Callable[[Any], tuple[Tensor, ...]]]:
     """Write the format; return what is in it, and what runs it."""
     if export_format == "aoti":
-        made.mkdir()
-        return export_aoti(net, example.inputs, made), lambda inputs: run_aoti(made, inputs)
+        exported = export_aoti(net, example.inputs, made)
+        seal(made)
+        return exported, lambda inputs: run_aoti(made, inputs)
     if export_format == "onnx":
         return export_onnx(net, example.inputs, made), lambda inputs: run_onnx(made, inputs)
     if path.is_dir():
@@ -234,6 +238,7 @@ def _write_checkpoint(source: Path, made: Path, dtype: str) -> nn.Module:
     for beside in checkpoint_size(source).besides:
         if beside != "README.md":  # which says how to load packed weights
             shutil.copyfile(source / beside, made / beside)
+    seal(made)
     return type(dense).from_pretrained(made).eval()
 
 

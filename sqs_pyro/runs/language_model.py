@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from sqs_pyro import load, save, size_report
-from sqs_pyro.errors import OutputError
+from sqs_pyro.atomic import resolved
+from sqs_pyro.fingerprint import Fingerprint, described, fingerprint, network_fingerprint
 from sqs_pyro.inference.block_store import BlockRecord
 from sqs_pyro.inference.blockwise import BlockwiseResult
-from sqs_pyro.inference.checkpoint import read_checkpoint, write_checkpoint
+from sqs_pyro.inference.checkpoint import check_same, read_checkpoint, write_checkpoint
 from sqs_pyro.inference.evaluate import largest_difference
 from sqs_pyro.language_models import vocabulary_size
 from sqs_pyro.models.architectures import blocks
@@ -37,7 +38,7 @@ from sqs_pyro.runs.language_texts import (
     read_sequences,
     with_generated,
 )
-from sqs_pyro.runs.pretrained import check_causal, check_lengths, find_pretrained, fingerprint
+from sqs_pyro.runs.pretrained import check_causal, check_lengths, find_pretrained
 from sqs_pyro.runs.progress import Progress, silent
 from sqs_pyro.transformer_compression import compress_transformer
 
@@ -51,14 +52,12 @@ class _Subject:
     Attributes:
         net: the network.
         tokenizer: that belongs to it.
-        weights: hexadecimal digits that differ between networks.
         read: calibration sequences of the text ``[n, length]``.
         streams: texts to judge by, tokens ``[T]`` each.
     """
 
     net: nn.Module
     tokenizer: Any
-    weights: str
     read: Tensor
     streams: dict[str, Tensor]
 
@@ -85,12 +84,15 @@ def run(
     Raises:
         SQSError: one sentence that says what is wrong with recipe, network, text or output directory.
     """
-    out_dir = Path(out_dir).absolute()
+    out_dir = resolved(out_dir)
     check_output(out_dir, recipe.as_yaml(), overwrite=overwrite)
     subject = _subject(recipe)
-    _check_same_weights(out_dir, recipe, subject)
+    made_of = _fingerprint(recipe, subject)
+    kept = kept_checkpoint(out_dir, recipe.as_yaml())
+    if kept is not None:  # checked here, where a refusal costs no finished block
+        check_same(read_checkpoint(kept, _KEPT)["fingerprint"], made_of, kept)
     with run_directory(out_dir, recipe.as_yaml(), overwrite=overwrite) as directory:
-        metrics = _compress_and_measure(recipe, subject, directory, progress)
+        metrics = _compress_and_measure(recipe, subject, made_of, directory, progress)
         write_json(directory / METRICS, metrics)
     return metrics
 
@@ -105,37 +107,35 @@ def _subject(recipe: LanguageModelRecipe) -> _Subject:
     streams = judging_streams(recipe, text, foreign, found.tokenizer, vocab_size)
     read = read_sequences(recipe, text, found.tokenizer, vocab_size)
     check_causal(net, read[0, :8])
-    return _Subject(net, found.tokenizer, fingerprint(net), read, streams)
+    return _Subject(net, found.tokenizer, read, streams)
 
 
-def _check_same_weights(out_dir: Path, recipe: LanguageModelRecipe, subject: _Subject) -> None:
-    """Blocks of two networks must not end in one file. Checked here, where a refusal deletes no finished block."""
-    kept = kept_checkpoint(out_dir, recipe.as_yaml())
-    if kept is not None and read_checkpoint(kept, _KEPT)["weights"] != subject.weights:
-        raise OutputError(
-            f"'{kept.parent}' holds an unfinished run of the same recipe, but the weights in "
-            f"'{recipe.network.path}' have changed since: put them back, choose another output directory, or "
-            "delete it to start again."
-        )
+def _fingerprint(recipe: LanguageModelRecipe, subject: _Subject) -> Fingerprint:
+    """What a run is made of: the recipe names files, whose content may change."""
+    data = {"text": described(subject.read)}
+    data |= {f"stream {name}": described(tokens) for name, tokens in subject.streams.items()}
+    return fingerprint(recipe.model_dump(mode="json"), network_fingerprint(subject.net), data)
 
 
-_KEPT = frozenset({"weights", "sequences", "baseline", "seconds"})
+_KEPT = frozenset({"fingerprint", "sequences", "baseline", "seconds"})
 
 
 def _prepared(
-    recipe: LanguageModelRecipe, subject: _Subject, directory: Path, progress: Progress
+    recipe: LanguageModelRecipe, subject: _Subject, made_of: Fingerprint, directory: Path, progress: Progress
 ) -> dict[str, Any]:
     """Calibration sequences and the fp32 network's figures, of an earlier, interrupted call or made now."""
     path = directory / CHECKPOINT
     if path.exists():
-        return read_checkpoint(path, _KEPT)
+        state = read_checkpoint(path, _KEPT)
+        check_same(state["fingerprint"], made_of, path)
+        return state
     clock = Clock()
     sequences = with_generated(recipe, subject.net, subject.tokenizer, subject.read, progress)
     clock.lap("calibration")
     baseline = judged(subject.net, subject.streams, recipe.evaluation, progress)
     clock.lap("baseline")
     state = {
-        "weights": subject.weights,
+        "fingerprint": made_of,
         "sequences": sequences,
         "baseline": baseline,
         "seconds": clock.seconds,
@@ -145,9 +145,9 @@ def _prepared(
 
 
 def _compress_and_measure(
-    recipe: LanguageModelRecipe, subject: _Subject, directory: Path, progress: Progress
+    recipe: LanguageModelRecipe, subject: _Subject, made_of: Fingerprint, directory: Path, progress: Progress
 ) -> dict[str, Any]:
-    prepared = _prepared(recipe, subject, directory, progress)
+    prepared = _prepared(recipe, subject, made_of, directory, progress)
     sequences, baseline = prepared["sequences"], prepared["baseline"]
     clock = Clock()
     result, seconds = _compress(recipe, subject, sequences, directory, progress)

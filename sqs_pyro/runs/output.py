@@ -1,69 +1,38 @@
-"""One file or directory of output that appears under its name only when it is complete."""
+"""What stands in the way of an output, and how large it is. It is written through :mod:`sqs_pyro.atomic`."""
 
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError
-
+from sqs_pyro.atomic import check_place, clean, resolved
 from sqs_pyro.errors import OutputError
-from sqs_pyro.runs.directory import check_writable
+from sqs_pyro.runs.seal import foreign_file, is_sealed
 
 
-def check_free(out: Path, mark: str | None, *, overwrite: bool) -> None:
-    """Check, without changing anything, that output may be written.
+def check_free(out: Path, kind: str, is_ours: Callable[[Path], bool], *, overwrite: bool) -> None:
+    """Check that output may be written; nothing but leftovers of killed processes is changed.
 
     Args:
         out: where to.
-        mark: of a directory, a file that every output of its kind holds; None: the output is a file.
-        overwrite: whether older output of the same kind may be replaced.
+        kind: what it is, for the sentence.
+        is_ours: whether what is there is older output of that kind; only that is ever replaced.
+        overwrite: whether it may be.
 
     Raises:
         OutputError: something is in the way.
     """
-    check_writable(out.absolute().parent)
-    if not out.exists() or (mark is not None and out.is_dir() and not any(out.iterdir())):
+    check_place(out)
+    clean(resolved(out))
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not (out.is_file() if mark is None else (out / mark).is_file()):
-        what = "no file" if mark is None else f"no directory of this format (it holds no {mark})"
-        raise OutputError(f"'{out}' exists and is {what}: choose another path.")
+    if not is_ours(out):
+        raise OutputError(f"'{out}' exists and is no {kind} that sqs-pyro wrote: choose another path.")
     if not overwrite:
         raise OutputError(f"'{out}' exists: choose another path, or replace it with --overwrite.")
 
 
-@contextmanager
-def appearing(out: Path) -> Iterator[Path]:
-    """Give a path beside ``out`` to write to; what is there afterwards is flushed to the disk and becomes ``out``.
-
-    A failure leaves nothing, and what was there before as it was.
-
-    Raises:
-        OutputError: the disk is full, or not writable.
-    """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=out.parent) as place:
-            made = Path(place) / out.name
-            yield made
-            for path in [made, *made.rglob("*")]:
-                _flush(path)
-            if out.is_dir():
-                out.rename(Path(place) / "replaced")
-            made.replace(out)
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise OutputError(f"'{out}' cannot be written ({reason}): make room, or choose another path.") from error
-
-
-def _flush(path: Path) -> None:
-    if path.is_file():
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def is_our_directory(out: Path) -> bool:
+    """Whether a directory was written as a whole by this program, and nobody has put anything into it."""
+    return out.is_dir() and is_sealed(out) and foreign_file(out, ()) is None
 
 
 def tree_bytes(path: Path) -> dict[str, int]:

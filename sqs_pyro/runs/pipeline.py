@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.data import Data, load_data
 from sqs_pyro.inference.diagnostics import inert_averaging
 from sqs_pyro.inference.evaluate import evaluate
@@ -13,6 +14,7 @@ from sqs_pyro.models.likelihoods import categorical
 from sqs_pyro.runs.averaging import run_averaging
 from sqs_pyro.runs.bookkeeping import Clock
 from sqs_pyro.runs.directory import METRICS, PACKED, check_output, run_directory, write_json
+from sqs_pyro.runs.made_of import write_made_of
 from sqs_pyro.runs.measured import HISTORY, compress_and_measure, write_bounds
 from sqs_pyro.runs.network import give_weights, untrained_network
 from sqs_pyro.runs.progress import Progress, silent
@@ -48,9 +50,10 @@ def run(
     Raises:
         SQSError: one sentence that says what is wrong with recipe, data, network or output directory.
     """
-    out_dir = Path(out_dir).absolute()
-    baselines = Path(baselines_dir) if baselines_dir is not None else out_dir.parent / "baselines"
+    out_dir = resolved(out_dir)
+    baselines = resolved(baselines_dir) if baselines_dir is not None else out_dir.parent / "baselines"
     check_output(out_dir, recipe.as_yaml(), overwrite=overwrite)
+    check_place(baselines / "kept.pt")
     data = load_data(recipe.data, recipe.baseline.seed)
     net = untrained_network(recipe, data)
     with run_directory(out_dir, recipe.as_yaml(), overwrite=overwrite) as directory:
@@ -60,6 +63,7 @@ def run(
         metrics = _compress_and_measure(recipe, net, data, directory, clock, progress)
         baseline = sum(epoch.seconds for epoch in epochs)
         metrics["stage_seconds"] = {**clock.seconds, "baseline": baseline, "compression": metrics["seconds"]}
+        write_made_of(directory, recipe)
         write_json(directory / METRICS, metrics)
     return metrics
 

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.language_models import longest_input, vocabulary_size
 from sqs_pyro.models.architectures import architecture_of, base_path, blocks, linear_layers
 from sqs_pyro.network_io import predictions
-from sqs_pyro.packing.leftovers import buffer
 from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe
 from sqs_pyro.runs.pretrained_recipe import PretrainedRecipe
 
@@ -125,15 +123,6 @@ def pad_token(found: Pretrained) -> int:
             f"0 to {known - 1}: use the tokenizer that belongs to the network."
         )
     return int(token)
-
-
-def fingerprint(net: nn.Module) -> str:
-    """Hexadecimal digits that differ between networks, weights included."""
-    digest = sha256()
-    for name, value in net.state_dict().items():
-        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(buffer(value.detach().cpu().flatten().view(torch.uint8)))
-    return digest.hexdigest()
 
 
 def check_lengths(net: nn.Module, recipe: LanguageModelRecipe) -> None:

@@ -5,23 +5,30 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import yaml
 
-from sqs_pyro.errors import OutputError, RecipeError, SQSError
+from sqs_pyro.atomic import check_place, clean_inside, one_sentence, resolved, write_text
+from sqs_pyro.errors import OutputError, RecipeError, ResourceError, SQSError
+from sqs_pyro.fingerprint import Fingerprint, fingerprint, first_difference
 from sqs_pyro.recipe import parse
 from sqs_pyro.reporting.study_plots import comparison_figure, sweep_figure
 from sqs_pyro.reporting.study_summary import summarise, write_csv
-from sqs_pyro.runs.directory import METRICS, RECIPE, check_output, check_writable, locked
+from sqs_pyro.reporting.style import write_figure
+from sqs_pyro.runs.directory import METRICS, RECIPE, check_output, locked, write_json
+from sqs_pyro.runs.made_of import difference, made_of_many
 from sqs_pyro.runs.pipeline import run
 from sqs_pyro.runs.processes import Outcome, run_commands
 from sqs_pyro.runs.progress import Progress, silent
 from sqs_pyro.runs.recipe import RunRecipe
+from sqs_pyro.runs.seal import check_sealed
 from sqs_pyro.runs.study_recipe import Cell, StudyRecipe, cells, point_label
 
+MadeOf = Callable[[RunRecipe], Fingerprint]
 STUDY, RUNS, BASELINES = "study.yaml", "runs", "baselines"
 
 
@@ -67,13 +74,16 @@ def run_study(
 
     Raises:
         RecipeError: the study is not valid.
-        OutputError: ``out_dir`` is another study's, or something else, or in use.
+        OutputError: ``out_dir`` is another study's, or something else, or in use, or cannot be written; a finished
+            run in it was altered.
     """
     found = cells(study)
-    directory = Path(out_dir).absolute()
-    baselines = directory / BASELINES if baselines_dir is None else Path(baselines_dir).absolute()
-    with _study_directory(directory, study, found, overwrite=overwrite) as runs:
-        waiting = [cell for cell in found if not _is_finished(runs / cell.directory, cell.recipe)]
+    directory = resolved(out_dir)
+    baselines = directory / BASELINES if baselines_dir is None else resolved(baselines_dir)
+    check_place(baselines / "kept.pt")
+    now = made_of_many()
+    with _study_directory(directory, study, found, now, overwrite=overwrite) as runs:
+        waiting = [cell for cell in found if _why_again(runs / cell.directory, cell.recipe, now)]
         count = _Count(progress, len(found) - len(waiting), len(found))
         if jobs > 1:
             work = _in_processes(waiting, runs, baselines, jobs, count.say)
@@ -108,6 +118,8 @@ def _one_by_one(
         say(cell.name)
         try:
             run(cell.recipe, runs / cell.directory, overwrite=True, baselines_dir=baselines, progress=progress)
+        except (OutputError, ResourceError):
+            raise  # the next cell would have no room either
         except SQSError as error:
             yield cell.name, str(error)
         else:
@@ -151,14 +163,12 @@ def write_summary(
     Returns:
         What the JSON holds, see :func:`~sqs_pyro.reporting.study_summary.summarise`.
     """
-    directory = Path(out_dir)
+    directory = resolved(out_dir)
     summary = summarise(study.name, [_plain(result) for result in results])
-    (directory / f"{kind}.json").write_text(
-        json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    write_json(directory / f"{kind}.json", summary)
     write_csv(directory / f"{kind}.csv", summary)
     figure = sweep_figure(summary) if kind == "sweep" else comparison_figure(summary)
-    figure.savefig(directory / f"{kind}.png", dpi=150)
+    write_figure(figure, directory / f"{kind}.png")
     return summary
 
 
@@ -176,50 +186,93 @@ def _plain(result: CellResult) -> dict[str, Any]:
 
 @contextmanager
 def _study_directory(
-    directory: Path, study: StudyRecipe, found: Sequence[Cell], *, overwrite: bool
+    directory: Path, study: StudyRecipe, found: Sequence[Cell], now: MadeOf, *, overwrite: bool
 ) -> Iterator[Path]:
     """Check the study's directory, make it, keep others out, and yield where its runs are."""
     runs = directory / RUNS
     _check_directory(directory, study)
     for cell in found:
-        _check_cell(runs / cell.directory, cell.recipe, overwrite=overwrite)
-    runs.mkdir(parents=True, exist_ok=True)
+        _check_cell(runs / cell.directory, cell.recipe, now, overwrite=overwrite)
+    with one_sentence(runs):
+        runs.mkdir(parents=True, exist_ok=True)
     with locked(directory):
-        (directory / STUDY).write_text(study.as_yaml(), encoding="utf-8")
+        clean_inside(directory)
+        write_text(directory / STUDY, _sealed(study.as_yaml()))
         yield runs
 
 
 def _check_directory(directory: Path, study: StudyRecipe) -> None:
-    check_writable(directory)
+    check_place(directory / STUDY)
     if not directory.exists() or not any(directory.iterdir()):
         return
     kept = directory / STUDY
-    if not kept.exists():
+    others = {path.name for path in directory.iterdir() if not path.name.startswith(".sqs-")}
+    if not kept.exists() and not others <= {RUNS, BASELINES}:  # these alone: killed before it was written
         raise OutputError(
             f"'{directory}' exists and is no study (it holds no {STUDY}): choose another output directory."
         )
-    name = (yaml.safe_load(kept.read_text(encoding="utf-8")) or {}).get("name")
+    name = _name_in(kept) if kept.exists() else study.name
     if name != study.name:
         raise OutputError(
             f"'{directory}' holds the study '{name}', not '{study.name}': choose another output directory."
         )
 
 
-def _check_cell(directory: Path, recipe: RunRecipe, *, overwrite: bool) -> None:
+_SUM = "# sha256 of the lines below: "
+
+
+def _sealed(text: str) -> str:
+    return f"{_SUM}{sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def _name_in(kept: Path) -> str:
+    """The name of the study in a directory; a file without a digest is of an older version."""
+    text = kept.read_bytes().decode("utf-8", errors="replace")
+    head, _, below = text.partition("\n")
+    try:
+        if ("#" in head or "sha256" in head) and text != _sealed(below):
+            raise ValueError("its checksum does not fit")
+        return str(yaml.safe_load(text)["name"])
+    except (ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OutputError(
+            f"'{kept}' is damaged ({reason}): write 'name: ' and the study's name into it, as its only line, and "
+            "the same command goes on with the runs that are finished."
+        ) from None
+
+
+def _check_cell(directory: Path, recipe: RunRecipe, now: MadeOf, *, overwrite: bool) -> None:
     if overwrite or not (directory / METRICS).exists():
         check_output(directory, recipe.as_yaml(), overwrite=overwrite)
-    elif not _is_finished(directory, recipe):
+    elif why := _why_again(directory, recipe, now):
         raise OutputError(
-            f"'{directory}' holds a finished run of another recipe: choose another output directory, or run it "
-            "again with --overwrite."
+            f"'{directory}' holds a finished run of {why}: choose another output directory, or run it again with "
+            "--overwrite."
         )
 
 
-def _is_finished(directory: Path, recipe: RunRecipe) -> bool:
-    """Whether a directory holds a finished run of just this recipe; keys that came later have their defaults."""
+def _why_again(directory: Path, recipe: RunRecipe, now: MadeOf) -> str | None:
+    """What a directory holds that is not the finished run of just this recipe and data, or None if it is.
+
+    Keys that came later have their defaults.
+
+    Raises:
+        OutputError: a file of the finished run was altered.
+    """
     if not (directory / METRICS).exists():
-        return False
+        return "nothing"
+    check_sealed(directory)
     try:
-        return parse(RunRecipe, yaml.safe_load((directory / RECIPE).read_text(encoding="utf-8"))) == recipe
+        kept = parse(RunRecipe, yaml.safe_load((directory / RECIPE).read_text(encoding="utf-8")))
     except RecipeError:  # a key that is no more
-        return False
+        return "another recipe"
+    if kept != recipe:
+        return _changed_keys(kept, recipe)
+    return difference(directory, recipe, now)
+
+
+def _changed_keys(kept: RunRecipe, recipe: RunRecipe) -> str:
+    found = first_difference(
+        fingerprint(kept.model_dump(mode="json"), {}, {}), fingerprint(recipe.model_dump(mode="json"), {}, {})
+    )
+    return "another recipe" if found is None else f"another recipe ({found[1]})"

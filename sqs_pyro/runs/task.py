@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.data.token_loader import TokenDataset, TokenLoader
 from sqs_pyro.errors import RecipeError
+from sqs_pyro.fingerprint import network_fingerprint
 from sqs_pyro.inference.baseline import EpochRecord
 from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.language_models import longest_input, vocabulary_size
@@ -19,7 +21,7 @@ from sqs_pyro.runs.bookkeeping import Clock, versions
 from sqs_pyro.runs.directory import METRICS, check_output, run_directory, write_json
 from sqs_pyro.runs.measured import compress_and_measure, write_bounds
 from sqs_pyro.runs.network import check_compressible, trained_or_kept
-from sqs_pyro.runs.pretrained import Pretrained, find_pretrained, fingerprint, pad_token
+from sqs_pyro.runs.pretrained import Pretrained, find_pretrained, pad_token
 from sqs_pyro.runs.progress import Progress, silent
 from sqs_pyro.runs.task_recipe import TaskRecipe
 from sqs_pyro.tasks.task import Parts, Task, judge, loss
@@ -118,9 +120,10 @@ def run(
     Raises:
         SQSError: one sentence that says what is wrong with recipe, data, network or output directory.
     """
-    out_dir = Path(out_dir).absolute()
-    baselines = Path(baselines_dir) if baselines_dir is not None else out_dir.parent / "baselines"
+    out_dir = resolved(out_dir)
+    baselines = resolved(baselines_dir) if baselines_dir is not None else out_dir.parent / "baselines"
     check_output(out_dir, recipe.as_yaml(), overwrite=overwrite)
+    check_place(baselines / "kept.pt")
     text = task_text(recipe)
     net = text.network()
     compression = _with_parts(recipe, net)
@@ -158,7 +161,8 @@ def _fine_tune(
     if recipe.baseline is None:
         return []
     sections = recipe.model_dump(mode="json", include={"task", "network", "data", "baseline", "seed"})
-    key = sha256(f"{fingerprint(net)} {json.dumps(sections, sort_keys=True)}".encode()).hexdigest()[:16]
+    made_of = {"network": network_fingerprint(net), **sections}
+    key = sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     data = text.loaders()
     how = {"loss": loss(text.task), "judge": judge(text.task)}
     section = recipe.baseline.as_baseline(recipe.seed)

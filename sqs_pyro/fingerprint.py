@@ -1,0 +1,251 @@
+"""What tells the inputs of two calls apart: networks, data and settings, as plain text that is cheap to compare.
+
+State that is kept to go on from carries the fingerprint of the call that made it. Another call takes it only if
+its own is equal, and names the first thing that differs if it is not.
+"""
+
+import contextlib
+import functools
+import hashlib
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+#: Of each part (``recipe``, ``network``, ``data``, ``setting``...) what is known of it, by key.
+Fingerprint = dict[str, dict[str, Any]]
+
+LAYOUT = 1  # of kept state; another one is of another version of this library
+_EXAMPLES = 256  # of a data set that makes its examples
+_DIGEST = " digest "
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_NOT_OF_CONFIG = {"transformers_version", "dtype", "torch_dtype"}  # of the file, not of the network
+
+
+def fingerprint(
+    recipe: Mapping[str, Any],
+    network: Mapping[str, Any],
+    data: Mapping[str, Any],
+    setting: Mapping[str, Any] | None = None,
+) -> Fingerprint:
+    """The fingerprint of a call.
+
+    Args:
+        recipe: plain data, nested or not.
+        network: of :func:`network_fingerprint`.
+        data: of :func:`loader_fingerprint`, or digests by name.
+        setting: everything else that decides what comes out: seed, likelihood.
+
+    Returns:
+        Its parts in the order in which they are compared.
+    """
+    return {
+        "version of sqs-pyro's kept state": {"layout": LAYOUT},
+        "recipe": _flat(recipe),
+        "network": dict(network),
+        "data": dict(data),
+        "setting": _flat(setting or {}),
+    }
+
+
+def first_difference(saved: Mapping[str, Any], now: Fingerprint) -> tuple[str, str] | None:
+    """The first part in which two fingerprints differ, and what differs in it; None if they are equal."""
+    for part, values in now.items():
+        before = saved.get(part, {})
+        keys = list(dict.fromkeys([*values, *before]))
+        changed = [key for key in keys if before.get(key, _ABSENT) != values.get(key, _ABSENT)]
+        if changed:
+            said = [_change(key, before.get(key, _ABSENT), values.get(key, _ABSENT)) for key in changed]
+            return part, said[0] if part == "network" else ", ".join(said[:5])
+    return None
+
+
+_ABSENT = "absent"
+
+
+def _change(key: str, before: Any, now: Any) -> str:
+    if isinstance(before, str) and isinstance(now, str):
+        (old, old_digest, _), (new, new_digest, _) = before.partition(_DIGEST), now.partition(_DIGEST)
+        if old_digest and new_digest and old == new:
+            return f"'{key}' has other values"
+        if old_digest or new_digest:
+            return f"'{key}' is {old} there and {new} here"
+    return f"{key}: {before!r} -> {now!r}"
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dots in its keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{before}{key}"
+        found |= _flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return found
+
+
+# ---- networks ----
+
+
+def network_fingerprint(net: nn.Module) -> dict[str, str]:
+    """Modules with their options, configuration, parameters and buffers of a network, by name.
+
+    Tensors on the meta device are left out: :func:`tensors_fingerprint` of a part tells them when they are there.
+    """
+    modules = {f"module {path or 'of all'}": _module(module) for path, module in net.named_modules()}
+    config: Any = getattr(net, "config", None)
+    options = config.to_dict() if hasattr(config, "to_dict") else {}
+    said = {f"config.{key}": described(value) for key, value in options.items() if _of_network(key)}
+    return modules | said | tensors_fingerprint(net)
+
+
+def _of_network(key: str) -> bool:
+    return not key.startswith("_") and key not in _NOT_OF_CONFIG
+
+
+def _module(module: nn.Module) -> str:
+    return f"{type(module).__qualname__}({_ADDRESS.sub('', module.extra_repr())})"
+
+
+def tensors_fingerprint(net: nn.Module, prefix: str = "") -> dict[str, str]:
+    """Dtype, shape and a digest of each parameter and buffer that is in memory, by name behind ``prefix``."""
+    named = [*net.named_parameters(), *net.named_buffers()]
+    return {f"{prefix}{name}": described(value.detach()) for name, value in named if not value.is_meta}
+
+
+# ---- data ----
+
+
+def loader_fingerprint(loader: Any) -> dict[str, Any]:
+    """How many minibatches and examples of which content a loader has, and in which order it gives them.
+
+    Tensors in memory are read as a whole. Of a data set that makes its examples, up to 256 are asked for, evenly
+    spread; of a loader without one, the first minibatch. Random numbers, and an attribute ``epoch``, are
+    afterwards as before.
+    """
+    dataset: Any = getattr(loader, "dataset", None)
+    inner = getattr(loader, "loader", loader)  # what the user gave, under our own that adds a teacher's opinion
+    found: dict[str, Any] = {"minibatches": len(loader)}
+    if hasattr(dataset, "__len__"):
+        found["examples"] = len(dataset)
+    for name in ("batch_size", "shuffle", "seed", "drop_last"):
+        value = getattr(inner, name, None)
+        if value is None or isinstance(value, bool | int):
+            found[name] = value
+    found["order"] = _order(inner)
+    with _random_numbers_kept():
+        found["content"] = described(_content(inner, dataset))
+    return found
+
+
+def _order(loader: Any) -> str:
+    sampler = getattr(loader, "sampler", None)
+    generators = [getattr(owner, "generator", None) for owner in (loader, sampler)]
+    seeds = [each.initial_seed() for each in generators if isinstance(each, torch.Generator)]
+    indices = getattr(sampler, "indices", None)  # of a SubsetRandomSampler
+    said = "of its own" if sampler is None else type(sampler).__name__
+    chosen = f" of {_digest(indices)}" if isinstance(indices, Sequence | Tensor) else ""
+    return f"{said}{chosen}{f', seed {seeds[0]}' if seeds else ''}"
+
+
+def _content(loader: Any, dataset: Any) -> Any:
+    """Something that differs between data sets, cheaply."""
+    if hasattr(dataset, "tensors"):
+        return dataset.tensors
+    if hasattr(dataset, "inputs") and hasattr(dataset, "targets"):
+        return [dataset.inputs, dataset.targets]
+    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        with contextlib.suppress(Exception):  # training meets the same error, and has a sentence for it
+            size = len(dataset)
+            return [dataset[i] for i in sorted({i * (size - 1) // (_EXAMPLES - 1) for i in range(_EXAMPLES)})]
+    return _first_minibatch(loader)
+
+
+def _first_minibatch(loader: Any) -> Any:
+    epoch = getattr(loader, "epoch", None)
+    try:
+        minibatches = iter(loader)
+        return None if minibatches is loader else next(minibatches)  # of an iterator there is no way back
+    except Exception:  # training meets the same error, and has a sentence for it
+        return None
+    finally:
+        if epoch is not None:
+            loader.epoch = epoch
+
+
+@contextmanager
+def _random_numbers_kept() -> Iterator[None]:
+    """Fixed random numbers in the body, which a data set may augment with; then as before."""
+    own, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002 - users' data sets draw from it
+        try:
+            yield
+        finally:
+            random.setstate(own)
+            np.random.set_state(numpys)  # noqa: NPY002
+
+
+# ---- anything ----
+
+
+def described(value: Any) -> str:
+    """A short text that differs between values: numbers as they are, tensors and long ones by a digest."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}{_DIGEST}{_digest(value)}"
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value) if len(repr(value)) <= 80 else f"a {type(value).__name__}{_DIGEST}{_digest(value)}"
+    if isinstance(value, functools.partial) or not callable(value) or not hasattr(value, "__qualname__"):
+        return f"{type(value).__qualname__}{_DIGEST}{_digest(value)}"
+    return f"{value.__module__}.{value.__qualname__}"
+
+
+def _digest(value: Any) -> str:
+    digest = hashlib.sha256()
+    _update(digest, value, set())
+    return digest.hexdigest()[:16]
+
+
+def _update(digest: Any, value: Any, seen: set[int]) -> None:
+    """Add a value, whatever it is made of; an object is its class and its attributes."""
+    digest.update(f"<{type(value).__qualname__}>".encode())
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype} {list(value.shape)}".encode())
+        if not value.is_meta:
+            digest.update(_bytes(value))
+    elif isinstance(value, np.ndarray) and value.dtype != object:
+        digest.update(f"{value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).view(np.uint8).reshape(-1))
+    elif isinstance(value, bytes | bytearray | memoryview):
+        digest.update(value)
+    elif id(value) in seen:
+        digest.update(b"again")
+    elif isinstance(value, Mapping):
+        for key in value:
+            _update(digest, key, seen | {id(value)})
+            _update(digest, value[key], seen | {id(value)})
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for each in value:
+            _update(digest, each, seen | {id(value)})
+    elif isinstance(value, functools.partial):
+        _update(digest, [described(value.func), value.args, value.keywords], seen | {id(value)})
+    elif isinstance(value, nn.Module):
+        _update(digest, network_fingerprint(value), seen | {id(value)})
+    elif hasattr(value, "tobytes"):  # an image
+        digest.update(value.tobytes())
+    elif getattr(value, "__dict__", None) and not hasattr(value, "__qualname__"):
+        _update(digest, vars(value), seen | {id(value)})
+    else:
+        digest.update(_ADDRESS.sub("", repr(value)).encode())
+
+
+def _bytes(value: Tensor) -> Any:
+    dense = value.detach().resolve_conj().resolve_neg()
+    if dense.layout != torch.strided:
+        dense = dense.to_dense()
+    return dense.cpu().contiguous().flatten().view(torch.uint8).numpy()

@@ -1,0 +1,92 @@
+"""A list of digests beside finished files: what belongs to a directory, and whether it is as it was written."""
+
+import fnmatch
+import hashlib
+from pathlib import Path
+
+from sqs_pyro.atomic import one_sentence, write_text
+from sqs_pyro.errors import OutputError
+
+SUMS = "SHA256SUMS"  # in the format of sha256sum, which checks it too
+_HEAD = "# written by sqs-pyro"
+
+
+def seal(directory: Path, leave_out: tuple[str, ...] = ()) -> None:
+    """Write the digests of all files in a directory, those called ``leave_out`` (or inside them) excepted.
+
+    Raises:
+        OutputError: the list cannot be written.
+    """
+    with one_sentence(directory / SUMS):
+        files = [path for path in _files(directory) if path.relative_to(directory).parts[0] not in leave_out]
+        lines = [f"{_digest(path)}  {path.relative_to(directory).as_posix()}" for path in files]
+    write_text(directory / SUMS, "\n".join([_HEAD, *lines]) + "\n")
+
+
+def check_sealed(directory: Path, only: tuple[str, ...] = ()) -> None:
+    """Check the files of a sealed directory, or ``only`` some; one without a list, of older versions, passes.
+
+    Raises:
+        OutputError: naming the file that is missing or was altered.
+    """
+    for name, digest in (_listed(directory) or {}).items():
+        path = directory / name
+        if only and name not in only:
+            continue
+        if not path.is_file():
+            raise OutputError(f"'{path}' is missing: put it back, or delete '{directory}' and make it anew.")
+        if _digest(path) != digest:
+            raise OutputError(
+                f"'{path}' was altered after it was written: put it back, or delete '{directory}' and make it "
+                "anew."
+            )
+
+
+def foreign_file(directory: Path, older: tuple[str, ...]) -> str | None:
+    """The first file of a directory that this program did not write, or None.
+
+    Args:
+        directory: to look at.
+        older: patterns of the names that older versions, which wrote no list, gave to their files.
+
+    Raises:
+        OutputError: the list is damaged.
+    """
+    listed = _listed(directory)
+    for path in _files(directory):
+        name = path.relative_to(directory).as_posix()
+        if listed is not None and name in listed:
+            continue
+        if listed is not None or not any(fnmatch.fnmatchcase(name, pattern) for pattern in older):
+            return name
+    return None
+
+
+def is_sealed(directory: Path) -> bool:
+    """Whether a directory has a list of digests of this program."""
+    try:
+        with (directory / SUMS).open(encoding="utf-8", errors="replace") as file:
+            return file.readline().rstrip("\n") == _HEAD
+    except OSError:
+        return False
+
+
+def _listed(directory: Path) -> dict[str, str] | None:
+    """Digests by name; None: there is no list."""
+    path = directory / SUMS
+    if not path.exists():
+        return None
+    lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
+    parted = [line.partition("  ") for line in lines[1:]]
+    if lines[:1] != [_HEAD] or not all(len(digest) == 64 and name for digest, _, name in parted):
+        raise OutputError(f"'{path}' is damaged: put it back, or delete '{directory}' and make it anew.")
+    return {name: digest for digest, _, name in parted}
+
+
+def _files(directory: Path) -> list[Path]:
+    return [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != SUMS]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
