@@ -28,6 +28,6 @@ class DataRecipe(RecipeSection):
     batch_size: int = Field(default=128, ge=1)
     validation: int | None = Field(default=None, ge=1)
     augment: bool = True
-    image_size: int = Field(default=224, ge=1)
-    num_workers: int = Field(default=2, ge=0)
+    image_size: int = Field(default=224, ge=1, le=4096)
+    num_workers: int = Field(default=2, ge=0, le=256)
     download: bool = False

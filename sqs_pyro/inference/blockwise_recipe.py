@@ -36,7 +36,7 @@ class BlockwiseRecipe(RecipeSection):
     allocation: Literal["importance", "even"] = "importance"
     num_components: int = Field(default=31, ge=1, le=255)
     channel_scales: bool = True
-    rounds: int = Field(default=2, ge=0)
+    rounds: int = Field(default=2, ge=1)
     damping: float = Field(default=0.01, gt=0)
     adapt_inputs: bool = True
     importance_sequences: int = Field(default=24, ge=1)

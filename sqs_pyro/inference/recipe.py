@@ -1,6 +1,6 @@
 """What compression does, as one validated section of a recipe."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,8 +19,8 @@ class WindowsRecipe(RecipeSection):
     """
 
     kind: Literal["per_weight", "equal_mass", "outlier_aware"] = "per_weight"
-    count: int = Field(default=256, ge=1)
-    tail_count: int = Field(default=8, ge=1)
+    count: int = Field(default=256, ge=1, le=65_536)
+    tail_count: int = Field(default=8, ge=1, le=65_536)
 
     def build(self) -> Windows:
         """The strategy this section names."""
@@ -50,12 +50,12 @@ class PriorRecipe(RecipeSection):
     kind: Literal[
         "normal", "laplace", "student_t", "plain_normal", "gaussian_spike", "hierarchical", "learned"
     ] = "normal"
-    inclusion: float = Field(default=0.5, gt=0, lt=1)
-    slab_scale: float | None = Field(default=None, gt=0)
-    degrees_of_freedom: float = Field(default=4.0, gt=2)
-    spike_scale: float | None = Field(default=None, gt=0)
-    concentration1: float = Field(default=1.0, gt=0)
-    concentration0: float = Field(default=1.0, gt=0)
+    inclusion: float = Field(default=0.5, ge=1e-6, le=0.999999)
+    slab_scale: float | None = Field(default=None, ge=1e-4, le=1e6)
+    degrees_of_freedom: float = Field(default=4.0, gt=2, le=1e6)
+    spike_scale: float | None = Field(default=None, ge=1e-6, le=1e6)
+    concentration1: float = Field(default=1.0, ge=1e-3, le=1e6)
+    concentration0: float = Field(default=1.0, ge=1e-3, le=1e6)
     scope: Literal["layer", "global"] = "layer"
 
 
@@ -93,7 +93,7 @@ class DistillationRecipe(RecipeSection):
     """
 
     weight: float = Field(default=0.5, gt=0, le=1)
-    temperature: float = Field(default=2.0, gt=0)
+    temperature: float = Field(default=2.0, ge=0.01, le=100)
 
 
 class CompressionRecipe(RecipeSection):
@@ -150,34 +150,34 @@ class CompressionRecipe(RecipeSection):
     """
 
     epochs: int = Field(default=6, ge=1)
-    nonzero_rate: float = Field(default=0.25, gt=0, le=1)
+    nonzero_rate: float = Field(default=0.25, ge=1e-4, le=1)
     allocation: Literal["schedule", "rate_distortion"] = "schedule"
     target_ratio: float | None = Field(default=None, gt=1)
     curvature: Literal["layer", "network"] = "network"
     num_components: int = Field(default=16, ge=1, le=256)
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
-    groups: Literal["layer", "channel"] | int = "layer"
+    groups: Literal["layer", "channel"] | Annotated[int, Field(ge=1)] = "layer"
     windows: WindowsRecipe = Field(default_factory=WindowsRecipe)
     prior: PriorRecipe = Field(default_factory=PriorRecipe)
     pruning: PruningRecipe = Field(default_factory=PruningRecipe)
     distillation: DistillationRecipe | None = None
     kl: Literal["jensen", "dominant", "monte_carlo"] = "jensen"
-    kl_weight: float = Field(default=0.01, ge=0)
-    kl_every: int = Field(default=4, ge=1)
-    temperature: float = Field(default=1.0, gt=0)
-    final_temperature: float = Field(default=0.05, gt=0)
+    kl_weight: float = Field(default=0.01, ge=0, le=1e3)
+    kl_every: int = Field(default=4, ge=1, le=100)
+    temperature: float = Field(default=1.0, ge=1e-6, le=1e6)
+    final_temperature: float = Field(default=0.05, ge=1e-6, le=1e6)
     estimator: Literal["straight_through", "soft", "concrete"] = "straight_through"
     coding_start: float = Field(default=0.5, ge=0, lt=1)
     freeze_start: float = Field(default=0.8, gt=0, le=1)
     refresh_every: int = Field(default=4, ge=1)
-    learning_rate: float = Field(default=0.02, gt=0)
+    learning_rate: float = Field(default=0.02, gt=0, le=10)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0)
-    codebook_learning_rate: float = Field(default=1e-2, ge=0)
-    gate_learning_rate: float = Field(default=0.0, ge=0)
-    initial_gate: float = Field(default=5.0, gt=0)
+    weight_decay: float = Field(default=5e-4, ge=0, le=1)
+    codebook_learning_rate: float = Field(default=1e-2, ge=0, le=1)
+    gate_learning_rate: float = Field(default=0.0, ge=0, le=100)
+    initial_gate: float = Field(default=5.0, ge=1e-3, le=100)
     precision: Literal["float32", "bfloat16"] = "float32"
     batch_norm_batches: int = Field(default=60, ge=0)
     layout: Literal["auto", "dense", "bitmap", "entropy"] = "auto"
