@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from sqs_pyro.atomic import merging
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.exporting.exported import Exported, check_one_network
+from sqs_pyro.exporting.suffixes import check_suffix
 from sqs_pyro.exporting.trace import NETWORK, input_tensors, one_sentence, trace
 from sqs_pyro.kernels.assemble import unpack_weights
 from sqs_pyro.kernels.native import compiled_kernels, has_native_kernel
@@ -40,8 +41,9 @@ def export_aoti(packed: nn.Module, inputs: Any, directory: str | Path) -> Export
 
     Raises:
         NetworkError: an ensemble, a network that cannot be traced or compiled, or no compiler.
-        OutputError: the directory cannot be written.
+        OutputError: its name has a file's suffix, or it cannot be written.
     """
+    check_suffix(directory, "aoti", directory=True)
     check_one_network(packed)
     program, exported = native_program(packed, inputs)
     forms = sorted({op.rpartition("_")[2] for said in exported.packed.values() for op in said.split(", ")})

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sqs_pyro.atomic import appearing
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.exporting.exported import Exported, check_one_network
+from sqs_pyro.exporting.suffixes import check_suffix
 from sqs_pyro.kernels.network import dense_state
 from sqs_pyro.packing.module import stored_weights
 
@@ -24,14 +25,15 @@ def export_dense(packed: nn.Module, path: str | Path, dtype: str = "float32") ->
 
     Args:
         packed: a packed network.
-        path: the file.
+        path: the file, ``.safetensors``.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``, of every floating tensor.
 
     Raises:
         NetworkError: an unknown dtype, a network that is not packed, or an ensemble.
-        OutputError: the file cannot be written.
+        OutputError: the path has another format's suffix, or the file cannot be written.
     """
     check_dtype(dtype)
+    check_suffix(path, "dense", directory=False)
     check_one_network(packed)
     with appearing(path) as made:
         save_file({name: _alone(value, DTYPES[dtype]) for name, value in dense_state(packed).items()}, made, _MARK)

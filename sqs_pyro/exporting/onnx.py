@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from sqs_pyro.atomic import write_bytes
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.exporting.exported import Exported, check_one_network
+from sqs_pyro.exporting.suffixes import check_suffix
 from sqs_pyro.exporting.trace import NETWORK, input_names, input_tensors, one_sentence, trace
 from sqs_pyro.kernels.assemble import unpack_weights
 from sqs_pyro.packing.bits import pack_bits
@@ -40,8 +41,9 @@ def export_onnx(packed: nn.Module, inputs: Any, path: str | Path) -> Exported:
     Raises:
         NetworkError: an ensemble, a network that cannot be traced or translated, one too large for a file of ONNX,
             or onnx or onnxscript is not installed.
-        OutputError: the file cannot be written.
+        OutputError: the path has another format's suffix, or the file cannot be written.
     """
+    check_suffix(path, "onnx", directory=False)
     check_installed("onnx", "onnxscript")
     check_one_network(packed)
     weights = stored_weights(packed, every_name=True)

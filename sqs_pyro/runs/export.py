@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sqs_pyro import integrations, size_report
-from sqs_pyro.atomic import appearing
+from sqs_pyro.atomic import appearing, resolved
 from sqs_pyro.data import load_data
 from sqs_pyro.errors import NetworkError, OutputError, PackedFileError, RecipeError, SQSError
 from sqs_pyro.exporting.aoti import export_aoti, run_aoti
 from sqs_pyro.exporting.dense import DTYPES, check_dtype, export_dense, is_dense_export
 from sqs_pyro.exporting.exported import Exported, check_one_network
 from sqs_pyro.exporting.onnx import check_installed, export_onnx, is_onnx_export, run_onnx
+from sqs_pyro.exporting.suffixes import check_suffix
 from sqs_pyro.exporting.trace import one_sentence, outputs
 from sqs_pyro.integrations.checkpoint_size import checkpoint_size
 from sqs_pyro.kernels.assemble import unpack_weights
@@ -28,7 +29,7 @@ from sqs_pyro.network_io import split_examples, tensors_in
 from sqs_pyro.packing.module import stored_weights
 from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe
 from sqs_pyro.runs.output import check_free, is_our_directory, tree_bytes
-from sqs_pyro.runs.packed_files import file_network, whole_recipe
+from sqs_pyro.runs.packed_files import existing_file, file_network, whole_recipe
 from sqs_pyro.runs.seal import seal
 from sqs_pyro.runs.task import task_text
 from sqs_pyro.runs.task_recipe import TaskRecipe
@@ -70,14 +71,17 @@ def export_file(
         output, over the example and its first row alone; None: there is no example, or an output is not finite).
 
     Raises:
-        OutputError: the format is unknown, the output is in the way or cannot be written.
+        OutputError: the format is unknown, the output's suffix is another one's, it is in the way or cannot be
+            written.
         PackedFileError: the file is missing, not intact, or names no network.
         NetworkError: an ensemble, a network that the format cannot hold, or a package is missing.
         DataError, RecipeError: there is no example.
     """
     path, target = Path(file), Path(out)
     directory = path.is_dir()
-    _check_options(export_format, dtype, directory)
+    _check_options(export_format, dtype)
+    _check_source(path)
+    check_suffix(resolved(target), export_format, directory=directory or export_format == "aoti")
     as_file = {"dense": is_dense_export, "onnx": is_onnx_export}
     is_ours = is_our_directory if directory or export_format == "aoti" else as_file[export_format]
     check_free(target, f"export of format {export_format}", is_ours, overwrite=overwrite)
@@ -103,7 +107,7 @@ def export_file(
     }
 
 
-def _check_options(export_format: str, dtype: str | None, directory: bool) -> None:
+def _check_options(export_format: str, dtype: str | None) -> None:
     if export_format not in FORMATS:
         raise OutputError(f"Format {export_format!r} is unknown: give one of {', '.join(FORMATS)}.")
     if dtype is not None and export_format != "dense":
@@ -118,11 +122,16 @@ def _check_options(export_format: str, dtype: str | None, directory: bool) -> No
 # ---- the network ----
 
 
-def _directory_network(path: Path) -> nn.Module:
-    if not (path / _CONFIG).is_file():
+def _check_source(path: Path) -> None:
+    if not path.is_dir():
+        existing_file(path)
+    elif not (path / _CONFIG).is_file():
         raise PackedFileError(
             f"'{path}' is a directory without {_CONFIG}: give a packed file, or a packed Hugging Face directory."
         )
+
+
+def _directory_network(path: Path) -> nn.Module:
     try:
         return integrations.from_pretrained(path)
     except ModuleNotFoundError as error:

@@ -14,6 +14,7 @@ from sqs_pyro.kernels.runtime import runtime_weights
 from sqs_pyro.language_models import vocabulary_size
 from sqs_pyro.packing.file import read_packed
 from sqs_pyro.recipe import parse
+from sqs_pyro.runs.directory import PACKED
 from sqs_pyro.runs.language_model_recipe import (
     LanguageModelRecipe,
     is_language_model,
@@ -119,6 +120,8 @@ def evaluate_file(
     if isinstance(whole, TaskRecipe):
         _check_no_images(path, root, shift)
         return _evaluate_task(path, whole)
+    if root is not None and whole.name == "digits":
+        raise DataError(f"--root {root} is for data sets in a directory, but '{path}' is judged by digits: leave it out.")
     recipe = whole if root is None else whole.model_copy(update={"root": Path(root)})
     move = None if shift is None else parse_shift(shift)
     net = load(path)
@@ -141,6 +144,10 @@ def existing_file(file: str | Path) -> Path:
         PackedFileError: it is not.
     """
     path = Path(file)
+    if path.is_dir():
+        inside = path / PACKED
+        hint = f"'{inside}'" if inside.is_file() else "the path of a file that `sqs` wrote"
+        raise PackedFileError(f"'{path}' is a directory, not a packed file: give {hint}.")
     if not path.is_file():
         raise PackedFileError(f"Packed file '{path}' is not there: give the path of a file that `sqs` wrote.")
     return path

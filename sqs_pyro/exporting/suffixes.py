@@ -1,0 +1,35 @@
+"""Names of what is exported: a suffix says what is in a file, or the file is not written."""
+
+from pathlib import Path
+
+from sqs_pyro.errors import OutputError
+
+_FILES = {"dense": ".safetensors", "onnx": ".onnx"}
+_KNOWN = (*_FILES.values(), ".pt", ".pth", ".pt2", ".bin", ".so", ".zip", ".json", ".gguf")
+
+
+def check_suffix(path: str | Path, export_format: str, *, directory: bool) -> None:
+    """Check that the name of an export does not say that it is something else.
+
+    Args:
+        path: its name; one without a suffix is always right.
+        export_format: ``"dense"``, ``"aoti"`` or ``"onnx"``.
+        directory: whether a directory is written, whose name may have any suffix that is not a known file's.
+
+    Raises:
+        OutputError: it does.
+    """
+    suffix = Path(path).suffix.lower()
+    if not suffix:
+        return
+    if directory:
+        if suffix in _KNOWN:
+            raise OutputError(
+                f"'{path}' has the suffix {suffix} of a file, but format {export_format} writes a directory here: "
+                "leave the suffix out."
+            )
+    elif suffix != _FILES[export_format]:
+        raise OutputError(
+            f"'{path}' has the suffix {suffix}, but format {export_format} writes {_FILES[export_format]}: correct "
+            "the suffix or the format."
+        )
