@@ -23,7 +23,7 @@ def compiled(kind: str, sources: Iterable[Path], key: Sequence[str], build: Call
     """Return the compiled library; builds it if there is none of these sources and this key, or a damaged one.
 
     Two processes may do so at once: each builds in a directory of its own, and renames. A library ends with its
-    own digest, so that one that was cut or altered since is known: loading it would end the process without a word.
+    own digest, so that one that was cut or altered since is known: loading it would end the process.
 
     Args:
         kind: what its file is called first.

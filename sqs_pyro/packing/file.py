@@ -6,6 +6,7 @@ always gives the same bytes, and a header with any other byte in it is recognise
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,6 +1,5 @@
 """Studies: every cell is one ordinary run in a directory of its own, and a finished one is not run again."""
 
-import json
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
