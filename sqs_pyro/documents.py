@@ -166,7 +166,9 @@ class _BoundedLoader(yaml.SafeLoader):
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep=deep)
-        except (ValueError, TypeError, OverflowError, KeyError, IndexError) as error:
+        except (yaml.YAMLError, RecipeError, RecursionError):
+            raise
+        except Exception as error:  # PyYAML hands on whatever a value of another kind ends in
             value = node.value if isinstance(node, yaml.ScalarNode) else node.id
             tag = node.tag.removeprefix("tag:yaml.org,2002:")
             raise _wrong(f"{shown(value, 60)} is no value of the kind !!{tag}", node.start_mark) from error

@@ -25,7 +25,7 @@ from sqs_pyro.atomic import (
     replace_directory,
     write_text,
 )
-from sqs_pyro.documents import read_json_object
+from sqs_pyro.documents import read_json_object, shown
 from sqs_pyro.errors import OutputError, ResourceError, SQSError
 from sqs_pyro.runs.seal import check_sealed, foreign_file, seal
 
@@ -53,6 +53,25 @@ def read_run(directory: Path) -> dict[str, Any]:
     check_sealed(directory, only=(METRICS, BOUNDS))
     kept = {"metrics": directory / METRICS, "bounds": directory / BOUNDS}
     return {name: read_json_object(path, OutputError, _REPAIR) for name, path in kept.items() if path.is_file()}
+
+
+@contextmanager
+def reported(directory: Path) -> Iterator[None]:
+    """Say in one sentence that a run's figures, which the body looks up, are not those that a run writes.
+
+    Raises:
+        OutputError: a figure is missing, or of another kind.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, SQSError):
+            raise
+        said = f"it has no {shown(error.args[0], 80)}" if isinstance(error, KeyError) else shown(str(error), 200)
+        raise OutputError(
+            f"'{directory / METRICS}' or '{BOUNDS}' beside it is not what `sqs compress` writes ({said}): run it "
+            "again."
+        ) from error
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
