@@ -216,10 +216,12 @@ def report_command(
     """Show what a finished run measured: accuracy, sizes of all tensors, bounds on the KL."""
     with _one_sentence_errors():
         from sqs_pyro.reporting.tables import report_tables
-        from sqs_pyro.runs.directory import read_run
+        from sqs_pyro.runs.directory import read_run, reported
 
         measured = read_run(directory)
-        _show(measured, report_tables(measured), as_json)
+        with reported(directory):
+            tables = report_tables(measured)
+        _show(measured, tables, as_json)
 
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed on this machine, beside what else there is.")

@@ -2,17 +2,39 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
+from sqs_pyro.documents import shown
 from sqs_pyro.errors import RecipeError
+
+MAX_SEED = 2**62  # torch's seeds have 64 bits with a sign, and seeds of parts are sums
+_MOST_SENTENCES = 5
 
 
 class RecipeSection(BaseModel):
-    """Base of every recipe section: unknown keys are errors, values are checked, instances are frozen."""
+    """Base of every recipe section: unknown keys are errors, values are checked, instances are frozen.
+
+    ``true`` and ``false`` are numbers to Python (1 and 0); in a recipe they are not.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        given = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(each, bool) for each in given):
+            annotation = cls.model_fields[info.field_name].annotation  # type: ignore[index]
+            if not {bool, Any} & set(_types_in(annotation)):
+                raise ValueError("a value of another kind: true and false are no numbers")
+        return value
+
+
+def _types_in(annotation: Any) -> list[Any]:
+    """All types that an annotation names, itself first."""
+    return [annotation, *(each for part in get_args(annotation) for each in _types_in(part))]
 
 
 Section = TypeVar("Section", bound=RecipeSection)
@@ -32,22 +54,25 @@ def parse(section: type[Section], values: Mapping[str, Any], where: str = "") ->
     """
     if not isinstance(values, Mapping):
         place = f"recipe section '{where}'" if where else "the recipe"
-        raise RecipeError(f"{place} must be a mapping of keys to values, but {values!r} was given.")
+        raise RecipeError(f"{place} must be a mapping of keys to values, but {shown(values)} was given.")
     try:
         return section.model_validate(dict(values))
     except ValidationError as error:
-        raise RecipeError(" ".join(_sentence(section, item, where) for item in error.errors())) from None
+        found = error.errors(include_url=False)
+        said = [_sentence(section, item, where) for item in found[:_MOST_SENTENCES]]
+        more = [f"And {len(found) - len(said)} more."] if len(found) > len(said) else []
+        raise RecipeError(" ".join([*said, *more])) from None
 
 
 def _sentence(section: type[RecipeSection], item: Any, where: str) -> str:
-    location = [str(part) for part in item["loc"]]
+    location = [shown(part, 80).strip("'") if isinstance(part, str) else str(part) for part in item["loc"]]
     key = ".".join([where, *location] if where else location)
     if item["type"] == "extra_forbidden":
         return _unknown_key_sentence(section, location, key)
     if item["type"] == "missing":
         return f"Recipe key '{key}' is missing: add it."
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"Recipe key '{key}' is {item['input']!r}, but should be {message}."
+    return f"Recipe key '{key}' is {shown(item['input'])}, but should be {message}."
 
 
 def _unknown_key_sentence(section: type[RecipeSection], location: list[str], key: str) -> str:

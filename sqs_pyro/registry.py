@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from sqs_pyro.errors import RecipeError
+from sqs_pyro.documents import shown
+from sqs_pyro.errors import RecipeError, SQSError
 
 Constructor = TypeVar("Constructor", bound=Callable[..., nn.Module])
 
-_INITIAL_WEIGHTS = "weights"
+#: An option that is never part of a packed file: a path to initial weights.
+INITIAL_WEIGHTS = "weights"
 
 _constructors: dict[str, Callable[..., nn.Module]] = {}
 
@@ -50,7 +52,7 @@ def network_options(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in inspect.signature(_constructors[name]).parameters.values()}
 
 
-def build_network(name: str, **options: Any) -> nn.Module:
+def build_network(name: str, /, **options: Any) -> nn.Module:
     """Build a registered network.
 
     Args:
@@ -62,14 +64,23 @@ def build_network(name: str, **options: Any) -> nn.Module:
         ``weights``, a path to initial weights, is left out: a packed file must not depend on it.
 
     Raises:
-        RecipeError: for an unknown name, an unknown or missing option, or one that is not JSON-able.
+        RecipeError: for an unknown name, an unknown or missing option, one that is not JSON-able, or one that the
+            constructor cannot take.
     """
     if name not in _constructors:
-        raise RecipeError(f"Network {name!r} is unknown: {_allowed('networks', name, network_names())}")
+        raise RecipeError(f"Network {shown(name, 80)} is unknown: {_allowed('networks', name, network_names())}")
     constructor = _constructors[name]
     _check_options(name, constructor, options)
-    net = constructor(**options)
-    stored = {option: value for option, value in options.items() if option != _INITIAL_WEIGHTS}
+    try:
+        net = constructor(**options)
+    except SQSError:
+        raise
+    except Exception as error:  # whatever options of another kind, or too large, end in
+        reason = shown(f"{type(error).__name__}: {error}".splitlines()[0], 300)
+        raise RecipeError(
+            f"Network {name!r} cannot be built with the options {shown(options)} ({reason}): correct the options."
+        ) from error
+    stored = {option: value for option, value in options.items() if option != INITIAL_WEIGHTS}
     net.network_spec = {"name": name, "options": stored}  # type: ignore[assignment]
     return net
 
@@ -81,7 +92,9 @@ def _check_options(name: str, constructor: Callable[..., nn.Module], options: di
     allowed = sorted(p.name for p in named)
     for option, value in options.items():
         if option not in allowed and not takes_any:
-            raise RecipeError(f"Network {name!r} has no option {option!r}: {_allowed('options', option, allowed)}")
+            raise RecipeError(
+                f"Network {name!r} has no option {shown(option, 80)}: {_allowed('options', option, allowed)}"
+            )
         _check_json(name, option, value)
     missing = [p.name for p in named if p.default is p.empty and p.name not in options]
     if missing:
@@ -91,14 +104,14 @@ def _check_options(name: str, constructor: Callable[..., nn.Module], options: di
 def _check_json(name: str, option: str, value: Any) -> None:
     try:
         json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         raise RecipeError(
-            f"Option {option!r} of network {name!r} is {value!r}, which cannot be written to a file: "
+            f"Option {option!r} of network {name!r} is {shown(value)}, which cannot be written to a file: "
             "give numbers, texts, true/false, or lists and mappings of them."
         ) from None
 
 
 def _allowed(what: str, given: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(given, names, n=1)
+    close = difflib.get_close_matches(given[:80], names, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     return f"allowed {what} are {', '.join(names) or '(none)'}{hint}"

@@ -5,6 +5,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch import Tensor
 from sqs_pyro.errors import DataError
 
 _UNSIGNED_BYTE = 0x08
+_MOST_SHRUNK = 100  # images compress to a third, constant ones to a thousandth: those may be small
+_ALWAYS_ALLOWED = 1 << 24
 
 
 def read_idx(path: Path, ndim: int) -> Tensor:
@@ -26,33 +29,39 @@ def read_idx(path: Path, ndim: int) -> Tensor:
     Raises:
         DataError: naming the file, where it cannot be read, is of another kind, or is truncated.
     """
-    content = _read(path)
-    expected = bytes([0, 0, _UNSIGNED_BYTE, ndim])
-    if content[:4] != expected:
-        raise DataError(
-            f"'{path}' is not an idx file of bytes with {ndim} dimensions: it begins with "
-            f"0x{content[:4].hex()} instead of 0x{expected.hex()}; fetch it again."
-        )
-    header = 4 + 4 * ndim
-    if len(content) < header:
-        raise DataError(f"'{path}' is truncated: it ends within its header; fetch it again.")
-    shape = struct.unpack(f">{ndim}I", content[4:header])
-    if len(content) - header != math.prod(shape):
-        raise DataError(
-            f"'{path}' is truncated or altered: its header promises {math.prod(shape)} bytes ({shape}), but "
-            f"{len(content) - header} follow; fetch it again."
-        )
-    if not math.prod(shape):
-        raise DataError(f"'{path}' holds no examples: its dimensions are {shape}; fetch it again.")
-    return torch.frombuffer(content, dtype=torch.uint8, offset=header).reshape(shape)
-
-
-def _read(path: Path) -> bytearray:
-    """The file's bytes, decompressed where its name says so; a bytearray, for tensors must be writable."""
     try:
-        content = path.read_bytes()
-        return bytearray(gzip.decompress(content) if path.suffix == ".gz" else content)
+        compressed = path.stat().st_size
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            is_gzip = path.suffix == ".gz"
+            most = _ALWAYS_ALLOWED + _MOST_SHRUNK * compressed if is_gzip else compressed
+            return _images(stream, ndim, path, most)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"'{path}' is truncated or altered ({error}); fetch it again.") from None
     except OSError as error:
-        raise DataError(f"'{path}' cannot be read: {error.strerror}.") from None
+        raise DataError(f"'{path}' cannot be read: {error.strerror or error}.") from None
+
+
+def _images(stream: BinaryIO, ndim: int, path: Path, most: int) -> Tensor:
+    """Read the header, and then no more bytes than it promises; ``most`` of them are believed."""
+    expected = bytes([0, 0, _UNSIGNED_BYTE, ndim])
+    begin = stream.read(4)
+    if begin != expected:
+        raise DataError(
+            f"'{path}' is not an idx file of bytes with {ndim} dimensions: it begins with "
+            f"0x{begin.hex()} instead of 0x{expected.hex()}; fetch it again."
+        )
+    sizes = stream.read(4 * ndim)
+    if len(sizes) < 4 * ndim:
+        raise DataError(f"'{path}' is truncated: it ends within its header; fetch it again.")
+    shape = struct.unpack(f">{ndim}I", sizes)
+    promised = math.prod(shape)
+    content = bytearray(stream.read(min(promised, most) + 1))  # a bytearray, for tensors must be writable
+    if len(content) != promised:
+        there = f"{len(content)} follow" if len(content) <= min(promised, most) else "more follow"
+        raise DataError(
+            f"'{path}' is truncated or altered: its header promises {promised} bytes ({shape}), but "
+            f"{there}; fetch it again."
+        )
+    if not promised:
+        raise DataError(f"'{path}' holds no examples: its dimensions are {shape}; fetch it again.")
+    return torch.frombuffer(content, dtype=torch.uint8).reshape(shape)

@@ -1,5 +1,7 @@
 """A folder of image files, one directory a class, with the usual ImageNet transforms."""
 
+import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from sqs_pyro.data.split import stratified_split
 from sqs_pyro.errors import DataError
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+_MOST_PIXELS = 1 << 26  # of an image: 200 MB decoded
 _RESIZE = 256 / 224  # evaluation: the shorter side is resized to this times the crop
 
 
@@ -32,7 +35,15 @@ class EpochDataLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.generator.set_state(epoch_generator(self.seed, self.epoch).get_state())
         self.epoch += 1
-        return super().__iter__()
+        return _in_one_sentence(super().__iter__())
+
+
+def _in_one_sentence(minibatches: Iterator[Any]) -> Iterator[Any]:
+    """Minibatches; a worker process's error comes with its traceback before it, which is left out."""
+    try:
+        yield from minibatches
+    except DataError as error:  # that of a worker process comes with its traceback before it
+        raise DataError(str(error).strip().splitlines()[-1].rpartition("DataError: ")[2]) from None
 
 
 def load_image_folder(recipe: DataRecipe, seed: int) -> Data:
@@ -112,7 +123,29 @@ def _folder(directory: Path, transform: Any) -> Any:
                 f"Class '{entry.name}' in '{directory}' has no images ({', '.join(IMG_EXTENSIONS)}): add "
                 f"some or remove the directory."
             )
-    return ImageFolder(directory, transform)
+    return ImageFolder(directory, transform, loader=read_image)
+
+
+def read_image(path: str) -> Any:
+    """Decode an image file, RGB, as PIL's.
+
+    Raises:
+        DataError: it is damaged, no image, or larger than 67 million pixels.
+    """
+    from PIL import Image  # heavy, and only needed here
+
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")
+            if math.prod(image.size) > _MOST_PIXELS:
+                size = "x".join(map(str, image.size))
+                raise DataError(f"Image '{path}' has {size} pixels, more than {_MOST_PIXELS}: make it smaller.")
+            return image.convert("RGB")
+    except DataError:
+        raise
+    except Exception as error:  # each format has errors of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(f"Image '{path}' cannot be read ({reason}): remove or replace it.") from None
 
 
 def _check_same_classes(train: Any, other: Any) -> None:

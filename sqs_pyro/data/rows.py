@@ -3,11 +3,11 @@
 import csv
 import importlib
 import io
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sqs_pyro.documents import parse_json, shown
 from sqs_pyro.errors import DataError
 
 ROW_TYPES = (".json", ".jsonl", ".csv")
@@ -47,6 +47,8 @@ def content_of(path: Path) -> str:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"Text file '{path}' is not UTF-8 (byte {error.start}): convert it.") from None
+    except OSError as error:
+        raise DataError(f"Text file '{path}' cannot be read: {error.strerror}.") from None
     if not content.strip():
         raise DataError(f"Text file '{path}' is empty: give one with text in it.")
     return content
@@ -87,7 +89,8 @@ def cell(row: Any, column: str, number: int, what: str) -> Any:
         DataError: the row is no mapping, or has no such column.
     """
     if not isinstance(row, Mapping) or column not in row:
-        there = ", ".join(map(str, row)) if isinstance(row, Mapping) else f"none (a {type(row).__name__})"
+        names = ", ".join(map(str, list(row)[:20]))[:200] if isinstance(row, Mapping) else ""
+        there = names or f"none (a {type(row).__name__})"
         raise DataError(f"{what} has no column '{column}' in row {number}: its columns are {there}.")
     return row[column]
 
@@ -97,17 +100,14 @@ def text_cell(row: Any, column: str, number: int, what: str) -> str:
     value = cell(row, column, number, what)
     if not isinstance(value, str):
         raise DataError(
-            f"{what} has {value!r} in column '{column}' of row {number}, which is no text: remove the "
+            f"{what} has {shown(value)} in column '{column}' of row {number}, which is no text: remove the "
             "row or name another column."
         )
     return value
 
 
 def _json_rows(content: str, path: Path) -> list[Any]:
-    try:
-        rows = json.loads(content)
-    except json.JSONDecodeError as error:
-        raise DataError(f"'{path}' is not JSON: {error}; one object a line is a .jsonl file.") from None
+    rows = parse_json(content, DataError, f"'{path}'", "one object a line is a .jsonl file", len(content))
     if isinstance(rows, Mapping) and isinstance(rows.get("data"), list):
         return rows["data"]
     if not isinstance(rows, list):
@@ -116,16 +116,12 @@ def _json_rows(content: str, path: Path) -> list[Any]:
 
 
 def _jsonl_rows(content: str, path: Path) -> list[Any]:
-    rows = []
-    for number, line in enumerate(content.split("\n"), 1):  # not splitlines(): JSON may hold U+2028 as it is
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"Line {number} of '{path}' is not JSON: {error}; give an object a line."
-                ) from None
-    return rows
+    lines = enumerate(content.split("\n"), 1)  # not splitlines(): JSON may hold U+2028 as it is
+    return [
+        parse_json(line, DataError, f"Line {number} of '{path}'", "give an object a line", len(line))
+        for number, line in lines
+        if line.strip()
+    ]
 
 
 def _csv_rows(content: str, path: Path) -> list[Any]:

@@ -18,7 +18,7 @@ from sqs_pyro.inference.checkpoint import check_same, read_checkpoint, write_che
 from sqs_pyro.inference.evaluate import Judge, evaluate
 from sqs_pyro.inference.input_checks import check_labels
 from sqs_pyro.network_io import device_of, move_to, predictions
-from sqs_pyro.recipe import RecipeSection
+from sqs_pyro.recipe import MAX_SEED, RecipeSection
 
 _STATE_KEYS = frozenset({"fingerprint", "network", "optimizer", "history", "loader_epoch", "rng", "cuda_rng"})
 _LOSS_CHECK_STEPS = 25  # a look at the loss waits for the device; this often is cheap and early enough
@@ -58,7 +58,7 @@ class BaselineRecipe(RecipeSection):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = True
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
 
 
 @dataclass(frozen=True)

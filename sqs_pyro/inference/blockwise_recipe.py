@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sqs_pyro.recipe import RecipeSection
+from sqs_pyro.recipe import MAX_SEED, RecipeSection
 
 
 class BlockwiseRecipe(RecipeSection):
@@ -46,4 +46,4 @@ class BlockwiseRecipe(RecipeSection):
     leftover_learning_rate: float = Field(default=1e-3, ge=0)
     layout: Literal["auto", "dense", "bitmap", "entropy"] = "auto"
     leftover_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)

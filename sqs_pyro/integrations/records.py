@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
+from sqs_pyro.documents import shown
 from sqs_pyro.errors import PackedFileError
 from sqs_pyro.packing.layouts import PackedTensor
 from sqs_pyro.packing.leftovers import checksum
-from sqs_pyro.packing.manifest import TensorColumns, packed_tensor, tensor_columns
+from sqs_pyro.packing.manifest import RECORD_KEYS, TensorRecord, packed_tensor, tensor_columns, tensor_record
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,26 +71,25 @@ def read_record(name: str, record: Mapping[str, Any]) -> StoredTensor:
         PackedFileError: naming the tensor and the reason, if the record is incomplete or contradicts itself.
     """
     try:
-        columns = _columns(name, record)
-        lengths = columns.lengths[0]
-        parts = {part: torch.empty(size, dtype=torch.uint8, device="meta") for part, size in lengths.items()}
-        return StoredTensor(packed_tensor(columns, 0, parts), columns.crc32[0])
+        found = _record(record)
+        parts = {part: torch.empty(size, dtype=torch.uint8, device="meta") for part, size in found.lengths.items()}
+        return StoredTensor(packed_tensor(found, parts), found.crc32)
     except PackedFileError as error:
         raise PackedFileError(
-            f"Tensor {name!r} is described wrongly in the quantization config: {error}; fetch config.json again."
+            f"Tensor {shown(name)} is described wrongly in the quantization config: {error}; fetch config.json "
+            "again."
         ) from None
 
 
-def _columns(name: str, record: Mapping[str, Any]) -> TensorColumns:
+def _record(record: Any) -> TensorRecord:
     if not isinstance(record, Mapping):
         raise PackedFileError(f"it is a {type(record).__name__} instead of a record")
-    rest = dict(record)
-    parts, lengths = rest.pop("parts", None), rest.pop("lengths", None)
+    missing = [key for key in RECORD_KEYS if key not in record]
+    others = [key for key in record if key not in RECORD_KEYS]
+    if missing or others:
+        said = f"has no {missing[0]!r}" if missing else f"has the unknown key {shown(others[0], 80)}"
+        raise PackedFileError(f"it {said}")
+    parts, lengths = record["parts"], record["lengths"]
     if not isinstance(parts, list) or not isinstance(lengths, list) or len(parts) != len(lengths):
         raise PackedFileError("'parts' and 'lengths' should be lists of the same length")
-    row = {"name": name, **rest, "lengths": dict(zip(map(str, parts), lengths, strict=True))}
-    try:
-        return TensorColumns.model_validate({column: [value] for column, value in row.items()})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise PackedFileError(f"{first['loc'][0]!r}: {first['msg']}") from None
+    return tensor_record({**record, "lengths": dict(zip(map(str, parts), lengths, strict=True))}, "tensor")

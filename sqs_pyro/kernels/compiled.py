@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 _SECONDS = 300
+_SEAL, _DIGEST = b"sqs-pyro sha256 ", 32
 
 
 class KernelWarning(UserWarning):
@@ -19,9 +20,10 @@ class KernelWarning(UserWarning):
 
 
 def compiled(kind: str, sources: Iterable[Path], key: Sequence[str], build: Callable[[Path], None]) -> Path:
-    """Return the compiled library; builds it if there is none of these sources and this key.
+    """Return the compiled library; builds it if there is none of these sources and this key, or a damaged one.
 
-    Two processes may do so at once: each builds in a directory of its own, and renames.
+    Two processes may do so at once: each builds in a directory of its own, and renames. A library ends with its
+    own digest, so that one that was cut or altered since is known: loading it would end the process.
 
     Args:
         kind: what its file is called first.
@@ -40,7 +42,7 @@ def compiled(kind: str, sources: Iterable[Path], key: Sequence[str], build: Call
     name = f"{kind}-{digest.hexdigest()[:16]}.so"
     directory = _cache()
     target = directory / name
-    if target.exists():
+    if _is_whole(target):
         return target
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -52,8 +54,29 @@ def compiled(kind: str, sources: Iterable[Path], key: Sequence[str], build: Call
     with work as part:
         library = Path(part) / name
         build(library)
+        _seal(library)
         library.replace(target)
     return target
+
+
+def _seal(library: Path) -> None:
+    """Put the digest behind a library's bytes, where no loader looks, and all of it on the disk."""
+    with library.open("r+b") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+        file.seek(0, os.SEEK_END)
+        file.write(_SEAL + digest)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a file is there that :func:`_seal` has ended."""
+    try:
+        content = library.read_bytes()
+    except OSError:
+        return False
+    end = len(content) - len(_SEAL) - _DIGEST
+    return end > 0 and content[end:] == _SEAL + hashlib.sha256(memoryview(content)[:end]).digest()
 
 
 def run_together(commands: Iterable[Sequence[str]]) -> None:

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.kernels.assemble import assemble, tensor_slots
+from sqs_pyro.kernels.described import described_network
 from sqs_pyro.kernels.ensemble import PackedEnsemble
 from sqs_pyro.packing.coded import CodedTensor, stack_draws
 from sqs_pyro.packing.file import PackedContents, read_packed, write_packed
+from sqs_pyro.packing.finite import check_finite
 from sqs_pyro.packing.layouts import PackedTensor, pack_tensor
 from sqs_pyro.packing.leftovers import round_to
 from sqs_pyro.packing.module import METADATA, StoredEnsemble, leftover_state, module_contents, stored_weights
-from sqs_pyro.registry import build_network
 
 LEFTOVER_DTYPES = ("float16", "bfloat16", "float32")
 
@@ -109,7 +110,7 @@ def load(path: str | Path, net: nn.Module | Callable[[], nn.Module] | None = Non
             or what builds it. None: built from the file's metadata through :mod:`sqs_pyro.registry`.
 
     Raises:
-        PackedFileError: if the file is not intact, or was made for another network.
+        PackedFileError: if the file is not intact, holds NaN, or was made for another network.
         RecipeError: if the registry does not know the file's network.
     """
     contents = read_packed(path)
@@ -122,6 +123,7 @@ def load(path: str | Path, net: nn.Module | Callable[[], nn.Module] | None = Non
             packed = PackedEnsemble(plain, contents.tensors, contents.draws)
             root = packed.network
         _fill(root, contents.leftovers)
+        check_finite(root)
     except (NetworkError, PackedFileError) as error:
         raise PackedFileError(
             f"Packed file {str(path)!r} cannot be used with this {type(plain).__name__}. {error}"
@@ -194,12 +196,7 @@ def _plain_network(contents: PackedContents, net: nn.Module | Callable[[], nn.Mo
         return net
     if net is not None:
         return net()
-    spec = contents.metadata.get("network")
-    if not isinstance(spec, dict) or not isinstance(spec.get("options"), dict) or "name" not in spec:
-        raise PackedFileError(
-            "The packed file does not say how to build its network: give load the network or its constructor."
-        )
-    return build_network(spec["name"], **spec["options"])
+    return described_network(contents)
 
 
 def _fill(packed: nn.Module, leftovers: Mapping[str, Tensor]) -> None:

@@ -6,16 +6,18 @@ always gives the same bytes, and a header with any other byte in it is recognise
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from sqs_pyro.atomic import write_bytes
+from sqs_pyro.documents import parse_json, shown
 from sqs_pyro.errors import PackedFileError
 from sqs_pyro.packing.layouts import PackedTensor
 from sqs_pyro.packing.leftovers import buffer
@@ -109,32 +111,36 @@ def read_packed(path: str | Path) -> PackedContents:
             packed file, of a newer format, truncated, altered, or contradicting itself.
         OSError: if there is no such file or it cannot be read.
     """
-    content = bytearray(Path(path).stat().st_size)
-    with Path(path).open("rb") as stream:
-        size = stream.readinto(content)
     try:
-        if size != len(content) or size < 8:
-            raise PackedFileError(f"It has only {size} bytes.")
-        return _read(content)
+        with Path(path).open("rb") as stream:
+            return _read(stream)
     except PackedFileError as error:
         raise PackedFileError(f"Packed file {str(path)!r} cannot be used. {error}") from None
+    except MemoryError:
+        raise PackedFileError(f"Packed file {str(path)!r} does not fit into the memory that is left.") from None
 
 
-def _read(content: bytearray) -> PackedContents:
-    header = _read_header(content)
+def _read(stream: BinaryIO) -> PackedContents:
+    """Read a file that is open, so that it stays the same file when another takes its place meanwhile."""
+    size = os.fstat(stream.fileno()).st_size
+    header = _read_header(stream, size)
     version, digest = _read_metadata(header)
     manifest_size, data_size = (_length(header, name) for name in ("manifest", "data"))
     expected = _header(version, digest, manifest_size, data_size)
-    if content[: len(expected)] != expected:
+    stream.seek(0)
+    if stream.read(len(expected)) != expected:
         raise PackedFileError("Its header has been altered, or rewritten by another program.")
     total = len(expected) + manifest_size + data_size
-    if len(content) != total:
-        what = "truncated" if len(content) < total else "followed by other bytes"
-        raise PackedFileError(f"It is {what}: {len(content)} bytes instead of {total}.")
-    split = len(expected) + manifest_size
-    manifest = bytes(memoryview(content)[len(expected) : split])
-    data = torch.frombuffer(content, dtype=torch.uint8)[split:]
-    intact = hashlib.sha256(memoryview(content)[len(expected) :]).hexdigest() == digest
+    if size != total:
+        what = "truncated" if size < total else "followed by other bytes"
+        raise PackedFileError(f"It is {what}: {size} bytes instead of {total}.")
+    content = bytearray(manifest_size + data_size)
+    found = stream.readinto(content)  # type: ignore[attr-defined]  # of a buffered file: all that there is
+    if found != len(content):
+        raise PackedFileError(f"It was cut while it was read: {found} bytes were there instead of {len(content)}.")
+    manifest = bytes(memoryview(content)[:manifest_size])
+    data = torch.frombuffer(content, dtype=torch.uint8)[manifest_size:] if content else torch.empty(0)
+    intact = hashlib.sha256(content).hexdigest() == digest
     tensors, leftovers, metadata, draws = read_manifest(manifest, data)  # names the tensor that is damaged
     if not intact:
         raise PackedFileError("Its checksum does not fit: manifest, data or the checksum itself was altered.")
@@ -169,14 +175,14 @@ def _header(version: str, digest: str, manifest_size: int, data_size: int) -> by
     return struct.pack("<Q", len(text)) + text
 
 
-def _read_header(content: bytearray) -> dict[str, Any]:
-    (length,) = struct.unpack_from("<Q", content)
-    if length > min(_MAX_HEADER, len(content) - 8):
+def _read_header(stream: BinaryIO, size: int) -> dict[str, Any]:
+    if size < 8:
+        raise PackedFileError(f"It has only {size} bytes.")
+    (length,) = struct.unpack("<Q", stream.read(8))
+    if length > min(_MAX_HEADER, size - 8):
         raise PackedFileError("It is truncated within its header, or not a safetensors file of sqs-pyro.")
-    try:
-        header = json.loads(content[8 : 8 + length])
-    except (ValueError, RecursionError):
-        raise PackedFileError("Its header is not JSON: it is damaged, or not a safetensors file.") from None
+    repair = "it is damaged, or not a safetensors file"
+    header = parse_json(stream.read(length), PackedFileError, "Its header", repair)
     if not isinstance(header, dict):
         raise PackedFileError("Its header is not that of a safetensors file.")
     return header
@@ -187,8 +193,8 @@ def _read_metadata(header: Mapping[str, Any]) -> tuple[str, str]:
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise PackedFileError(f"It is a safetensors file, but not one of format {FORMAT!r}.")
     version, digest = metadata.get("format_version"), metadata.get("sha256")
-    if not isinstance(version, str) or not (version.isascii() and version.isdigit()):
-        raise PackedFileError(f"Its format version is {version!r}, which is not a number.")
+    if not isinstance(version, str) or not (version.isascii() and version.isdigit() and len(version) < 10):
+        raise PackedFileError(f"Its format version is {shown(version, 40)}, which is not a number.")
     if int(version) > FORMAT_VERSION:
         raise PackedFileError(
             f"It has format version {version}, this program reads up to {FORMAT_VERSION}: update sqs-pyro."
@@ -203,6 +209,6 @@ def _read_metadata(header: Mapping[str, Any]) -> tuple[str, str]:
 def _length(header: Mapping[str, Any], name: str) -> int:
     entry = header.get(name)
     shape = entry.get("shape") if isinstance(entry, dict) else None
-    if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or shape[0] < 0:
+    if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or not 0 <= shape[0] < 1 << 62:
         raise PackedFileError(f"Its header has no valid entry for {name!r}.")
     return shape[0]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sqs_pyro.documents import shown
 from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.packing.bits import MAX_BITS
 from sqs_pyro.packing.canonical import canonical
@@ -134,7 +135,7 @@ def register_layout(layout: type[Layout]) -> type[Layout]:
 def get_layout(name: str) -> Layout:
     """Return the layout called ``name``; raises PackedFileError, naming those there are, if it is unknown."""
     if name not in _layouts:
-        raise PackedFileError(f"layout {name!r} is unknown; known are {', '.join(layout_names())}")
+        raise PackedFileError(f"layout {shown(name, 80)} is unknown; known are {', '.join(layout_names())}")
     return _layouts[name]
 
 

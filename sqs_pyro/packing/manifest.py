@@ -1,61 +1,63 @@
 """The manifest: what every byte of a packed file's data means, as compact JSON, compressed."""
 
 import json
+import re
 import zlib
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from sqs_pyro.documents import parse_json, shown
 from sqs_pyro.errors import NetworkError, PackedFileError
+from sqs_pyro.packing import checked
 from sqs_pyro.packing.layouts import PackedTensor, get_layout
 from sqs_pyro.packing.leftovers import DTYPES, checksum, describe, restore
 
-MAX_MANIFEST_BYTES = 1 << 26  # uncompressed: far above any network, far below what would hurt
-MAX_ELEMENTS = 1 << 40  # of one tensor: sizes stay far from overflow
+# What a reader takes in follows from the file's own size, before anything is built from it. Honest manifests
+# shrink to a twentieth; a writer whose manifest shrinks more leaves it as it is.
+MAX_MANIFEST_BYTES = 1 << 25  # uncompressed: a hundred thousand tensors
+_ALWAYS_ALLOWED = 1 << 20
+_MOST_SHRUNK = 100
+MAX_TENSORS = 1 << 17
+_MOST_NAMES = 1 << 24  # characters of all names together
 
-Size = Annotated[int, Field(ge=0, le=MAX_ELEMENTS, strict=True)]
-Shape = Annotated[list[Size], Field(max_length=64)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class TensorColumns(_Strict):
-    """Compressed tensors, a column each: columns compress better than a record a tensor."""
-
-    name: list[str]
-    shape: list[Shape]
-    layout: list[str]
-    bits: list[Size]
-    nonzeros: list[Size]
-    groups: list[Size]
-    components: list[Size]
-    codebook: list[Literal["float16", "float32"]]
-    lengths: list[dict[str, Size]]
-    crc32: list[Size]
+_TENSOR_COLUMNS = (
+    *("name", "shape", "layout", "bits", "nonzeros", "groups", "components", "codebook", "lengths", "crc32"),
+)
+#: Of a record that stands for itself, in a checkpoint's config: parts are a list there, for their order.
+RECORD_KEYS = (*_TENSOR_COLUMNS[1:], "parts")
+_CONSTANT = re.compile("([0-9a-f]{2}){1,16}")
 
 
-class _Field(_Strict):
-    name: str
-    dtype: Literal[tuple(DTYPES)]  # type: ignore[valid-type]
-    constant: Annotated[str, Field(pattern="^([0-9a-f]{2}){1,16}$")] | None = None
+@dataclass(frozen=True)
+class TensorRecord:
+    """What a manifest says of one compressed tensor.
+
+    Attributes:
+        layout, shape, bits, nonzeros, groups, components, codebook: see :class:`PackedTensor`.
+        lengths: bytes of each part by name, in their order.
+        crc32: of the parts, one after the other.
+    """
+
+    layout: str
+    shape: tuple[int, ...]
+    bits: int
+    nonzeros: int
+    groups: int
+    components: int
+    codebook: str
+    lengths: dict[str, int]
+    crc32: int
 
 
-class _Kind(_Strict):
-    fields: list[_Field]
-    modules: list[str]
-    shapes: list[list[Shape]]
-    crc32: list[Size]
-
-
-class _Manifest(_Strict):
-    tensors: TensorColumns
-    leftovers: list[_Kind]
+@dataclass(frozen=True)
+class _Manifest:
+    tensors: dict[str, TensorRecord]
+    leftovers: list[dict[str, Any]]
     metadata: dict[str, Any]
-    draws: Annotated[int, Field(ge=1, le=MAX_ELEMENTS, strict=True)] | None = None
+    draws: int | None
 
 
 def write_manifest(
@@ -74,17 +76,20 @@ def write_manifest(
     """
     twice = sorted(set(tensors) & set(leftovers))
     if twice:
-        raise NetworkError(f"Tensor {twice[0]!r} is given both compressed and uncompressed.")
+        raise NetworkError(f"Tensor {shown(twice[0])} is given both compressed and uncompressed.")
+    _check_names([*tensors, *leftovers])
     kinds, data = describe(leftovers)
     manifest: dict[str, Any] = {"tensors": tensor_columns(tensors), "leftovers": kinds, "metadata": dict(metadata)}
     if draws is not None:
         manifest["draws"] = draws
     try:
         text = json.dumps(manifest, allow_nan=False, separators=(",", ":"))
-    except (TypeError, ValueError) as error:
+        about = json.dumps(manifest["metadata"])
+    except (TypeError, ValueError, RecursionError) as error:
         raise NetworkError(f"Metadata of a packed file must be plain JSON, but {error}.") from None
+    parse_json(about, NetworkError, "Metadata of a packed file", "shorten or flatten it")  # else no reader would
     parts = [part for packed in tensors.values() for part in packed.parts.values()]
-    return zlib.compress(text.encode(), level=9), parts + data
+    return _compressed(text.encode()), parts + data
 
 
 def read_manifest(
@@ -101,19 +106,16 @@ def read_manifest(
     tensors: dict[str, PackedTensor] = {}
     leftovers: dict[str, Tensor] = {}
     position = 0
-    for name, packed in _packed_tensors(content.tensors, data):
-        if name in tensors:
-            raise PackedFileError(f"Tensor {name!r} is described twice.")
+    for name, record in content.tensors.items():
+        tensors[name] = packed = _read_tensor(name, record, data[position:])
         if content.draws is not None and packed.shape[-1] != content.draws:
             raise PackedFileError(
                 f"Tensor {name!r} of shape {list(packed.shape)} does not hold the file's {content.draws} draws in "
                 "its last dimension."
             )
-        tensors[name] = packed
         position += packed.num_bytes
-    kinds = [kind.model_dump(exclude_none=True) for kind in content.leftovers]
     try:
-        for name, value in restore(kinds, data[position:]):
+        for name, value in restore(content.leftovers, data[position:]):
             if name in tensors or name in leftovers:
                 raise PackedFileError(f"tensor {name!r} is described twice")
             leftovers[name] = value
@@ -123,7 +125,7 @@ def read_manifest(
 
 
 def tensor_columns(tensors: Mapping[str, PackedTensor]) -> dict[str, list[Any]]:
-    """Return the description of compressed tensors, as :class:`TensorColumns` takes it."""
+    """Return the description of compressed tensors, a list for each column."""
     packed = list(tensors.values())
     return {
         "name": list(tensors),
@@ -139,67 +141,169 @@ def tensor_columns(tensors: Mapping[str, PackedTensor]) -> dict[str, list[Any]]:
     }
 
 
-def _parse(manifest: bytes) -> _Manifest:
-    unzip = zlib.decompressobj()
-    try:
-        text = unzip.decompress(manifest, MAX_MANIFEST_BYTES)
-    except zlib.error as error:
-        raise PackedFileError(f"The manifest cannot be decompressed ({error}).") from None
-    if not unzip.eof or unzip.unused_data:
-        raise PackedFileError(
-            f"The manifest is cut off, followed by other bytes, or larger than {MAX_MANIFEST_BYTES} bytes."
-        )
-    try:
-        content = _Manifest.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise PackedFileError(f"The manifest is wrong at {place!r}: {first['msg']}.") from None
-    _check_columns("tensors", content.tensors, [*TensorColumns.model_fields])
-    for kind in content.leftovers:
-        _check_columns("leftovers", kind, ["modules", "shapes", "crc32"])
-        if any(len(shapes) != len(kind.fields) for shapes in kind.shapes):
-            raise PackedFileError("The manifest is wrong: leftovers have more or fewer shapes than fields.")
-    return content
+def tensor_record(row: Mapping[str, Any], place: str, end: str = "") -> TensorRecord:
+    """Return the record that a row of :func:`tensor_columns` (its name left out) is.
+
+    Args:
+        row: JSON of a file.
+        place: of the row in the file, for messages: ``place.column`` and ``end``.
+        end: ``".3"``, where the file has a list for each column.
+
+    Raises:
+        PackedFileError: a value is of another kind, or outside of what can be.
+    """
+    lengths = checked.record(row["lengths"], f"{place}.lengths{end}", (), optional=row["lengths"])
+    if len(lengths) > checked.MAX_DIMENSIONS:
+        raise checked.wrong(f"{place}.lengths{end}", list(lengths), "a few parts")
+    numbers = {
+        key: checked.integer(row[key], f"{place}.{key}{end}")
+        for key in ("bits", "nonzeros", "groups", "components", "crc32")
+    }
+    return TensorRecord(
+        layout=checked.name(row["layout"], f"{place}.layout{end}"),
+        shape=checked.shape(row["shape"], f"{place}.shape{end}"),
+        codebook=checked.choice(row["codebook"], f"{place}.codebook{end}", ("float16", "float32")),
+        lengths={
+            checked.name(part, f"{place}.lengths{end}"): checked.integer(size, f"{place}.lengths{end}")
+            for part, size in lengths.items()
+        },
+        **numbers,
+    )
 
 
-def _check_columns(what: str, record: BaseModel, columns: list[str]) -> None:
-    lengths = {column: len(getattr(record, column)) for column in columns}
-    if len(set(lengths.values())) > 1:
-        raise PackedFileError(f"The manifest is wrong: columns of {what} differ in length: {lengths}.")
-
-
-def _packed_tensors(columns: TensorColumns, data: Tensor) -> Iterator[tuple[str, PackedTensor]]:
-    position = 0
-    for row, name in enumerate(columns.name):
-        parts = {}
-        for part, length in columns.lengths[row].items():
-            parts[part] = data[position : position + length]
-            position += length
-        try:
-            if position > data.numel():
-                raise PackedFileError("the data ends before it")
-            if checksum(list(parts.values())) != columns.crc32[row]:
-                raise PackedFileError("its bytes are damaged: their checksum does not fit")
-            yield name, packed_tensor(columns, row, parts)
-        except PackedFileError as error:
-            raise PackedFileError(f"Tensor {name!r} cannot be read: {error}.") from None
-
-
-def packed_tensor(columns: TensorColumns, row: int, parts: dict[str, Tensor]) -> PackedTensor:
-    """Return the tensor that a row describes, with its parts, uint8 ``[bytes]`` by name.
+def packed_tensor(record: TensorRecord, parts: dict[str, Tensor]) -> PackedTensor:
+    """Return the tensor that a record describes, with its parts, uint8 ``[bytes]`` by name.
 
     Raises:
         PackedFileError: description and parts contradict each other, or the layout is unknown.
     """
-    get_layout(columns.layout[row])
+    get_layout(record.layout)
     return PackedTensor(
-        layout=columns.layout[row],
-        shape=tuple(columns.shape[row]),
-        bits=columns.bits[row],
-        nonzeros=columns.nonzeros[row],
-        num_groups=columns.groups[row],
-        num_components=columns.components[row],
-        codebook_dtype=columns.codebook[row],
+        layout=record.layout,
+        shape=record.shape,
+        bits=record.bits,
+        nonzeros=record.nonzeros,
+        num_groups=record.groups,
+        num_components=record.components,
+        codebook_dtype=record.codebook,
         parts=parts,
     )
+
+
+def _check_names(names: list[str]) -> None:
+    """Refuse to write what no reader would take."""
+    longest = max(names, key=len, default="")
+    if len(longest) > checked.MAX_NAME:
+        raise NetworkError(
+            f"A tensor's name has {len(longest)} characters, and a packed file takes {checked.MAX_NAME}: "
+            f"{shown(longest, 80)}; give its modules shorter names."
+        )
+    if len(names) > MAX_TENSORS or sum(map(len, names)) > _MOST_NAMES:
+        raise NetworkError(
+            f"{len(names)} tensors, of names with {sum(map(len, names))} characters, are more than the "
+            f"{MAX_TENSORS} and {_MOST_NAMES} that a packed file takes: split the network."
+        )
+
+
+def _compressed(text: bytes) -> bytes:
+    """The text compressed, or only wrapped where it would shrink to less than a reader believes."""
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise NetworkError(
+            f"The network's description has {len(text)} bytes, and a packed file takes {MAX_MANIFEST_BYTES}: "
+            "shorten the metadata (recipe, metrics)."
+        )
+    smallest = zlib.compress(text, level=9)
+    return smallest if len(text) <= _most_bytes(smallest) else zlib.compress(text, level=0)
+
+
+def _most_bytes(manifest: bytes) -> int:
+    return min(MAX_MANIFEST_BYTES, _ALWAYS_ALLOWED + _MOST_SHRUNK * len(manifest))
+
+
+def _parse(manifest: bytes) -> _Manifest:
+    unzip, most = zlib.decompressobj(), _most_bytes(manifest)
+    try:
+        text = unzip.decompress(manifest, most)
+    except zlib.error as error:
+        raise PackedFileError(f"The manifest cannot be decompressed ({error}).") from None
+    if not unzip.eof or unzip.unused_data:
+        raise PackedFileError(f"The manifest is cut off, followed by other bytes, or larger than {most} bytes.")
+    content = parse_json(text, PackedFileError, "The manifest is wrong: it", "the file is damaged")
+    top = checked.record(content, "manifest", ("tensors", "leftovers", "metadata"), ("draws",))
+    if not isinstance(top["metadata"], dict):
+        raise checked.wrong("metadata", top["metadata"], "an object")
+    draws = top.get("draws")
+    return _Manifest(
+        tensors=_tensor_records(top["tensors"]),
+        leftovers=_kinds(top["leftovers"]),
+        metadata=top["metadata"],
+        draws=draws if draws is None else checked.integer(draws, "draws", least=1),
+    )
+
+
+def _tensor_records(value: Any) -> dict[str, TensorRecord]:
+    columns = checked.record(value, "tensors", _TENSOR_COLUMNS)
+    rows = _length("tensors", columns, _TENSOR_COLUMNS)
+    records: dict[str, TensorRecord] = {}
+    for row in range(rows):
+        each = {column: columns[column][row] for column in _TENSOR_COLUMNS}
+        name = checked.name(each.pop("name"), f"tensors.name.{row}")
+        if name in records:
+            raise PackedFileError(f"Tensor {shown(name)} is described twice.")
+        records[name] = tensor_record(each, "tensors", f".{row}")
+    return records
+
+
+def _kinds(value: Any) -> list[dict[str, Any]]:
+    """Descriptions of leftovers, as :func:`restore` takes them."""
+    found, tensors, names = [], 0, 0
+    for row, each in enumerate(checked.items(value, "leftovers")):
+        place = f"leftovers.{row}"
+        kind = checked.record(each, place, ("fields", "modules", "shapes", "crc32"))
+        fields = [_field(field, f"{place}.fields") for field in checked.items(kind["fields"], f"{place}.fields")]
+        modules = _length(place, kind, ("modules", "shapes", "crc32"))
+        paths = [checked.name(module, f"{place}.modules") for module in kind["modules"]]
+        tensors += modules * len(fields)
+        names += len(fields) * sum(map(len, paths)) + modules * sum(len(field["name"]) for field in fields)
+        if tensors > MAX_TENSORS or names > _MOST_NAMES + MAX_TENSORS:
+            raise PackedFileError(f"The manifest is wrong: it has more than {MAX_TENSORS} uncompressed tensors.")
+        if any(len(checked.items(shapes, f"{place}.shapes")) != len(fields) for shapes in kind["shapes"]):
+            raise PackedFileError("The manifest is wrong: leftovers have more or fewer shapes than fields.")
+        shapes = [[checked.shape(s, f"{place}.shapes") for s in shapes] for shapes in kind["shapes"]]
+        crc32 = [checked.integer(crc, f"{place}.crc32") for crc in kind["crc32"]]
+        found.append({"fields": fields, "modules": paths, "shapes": shapes, "crc32": crc32})
+    return found
+
+
+def _field(value: Any, place: str) -> dict[str, Any]:
+    field = checked.record(value, place, ("name", "dtype"), ("constant",))
+    checked.name(field["name"], f"{place}.name")
+    checked.choice(field["dtype"], f"{place}.dtype", DTYPES)
+    constant = field.get("constant", "00")
+    if not isinstance(constant, str) or not _CONSTANT.fullmatch(constant):
+        raise checked.wrong(f"{place}.constant", constant, "1 to 16 bytes in hexadecimal digits")
+    return dict(field)
+
+
+def _length(what: str, record: Mapping[str, Any], columns: tuple[str, ...]) -> int:
+    lengths = {column: len(checked.items(record[column], f"{what}.{column}")) for column in columns}
+    if len(set(lengths.values())) > 1:
+        raise PackedFileError(f"The manifest is wrong: columns of {what} differ in length: {lengths}.")
+    length = next(iter(lengths.values()))
+    if length > MAX_TENSORS:
+        raise PackedFileError(f"The manifest is wrong: {length} rows of {what}, and {MAX_TENSORS} are allowed.")
+    return length
+
+
+def _read_tensor(name: str, record: TensorRecord, data: Tensor) -> PackedTensor:
+    """The tensor whose bytes begin with ``data``."""
+    sizes = list(record.lengths.values())
+    try:
+        if sum(sizes) > data.numel():
+            raise PackedFileError("the data ends before it")
+        parts = dict(zip(record.lengths, data[: sum(sizes)].split(sizes), strict=True)) if sizes else {}
+        if checksum(list(parts.values())) != record.crc32:
+            raise PackedFileError("its bytes are damaged: their checksum does not fit")
+        return packed_tensor(record, parts)
+    except PackedFileError as error:
+        raise PackedFileError(f"Tensor {shown(name)} cannot be read: {error}.") from None

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.packing.coded import CodedTensor
+from sqs_pyro.packing.finite import check_finite
 from sqs_pyro.packing.layouts import PackedTensor, pack_tensor
 from sqs_pyro.packing.leftovers import smallest_exact
 
@@ -61,7 +62,7 @@ def module_contents(
     A tensor that several modules share stands under its first name only.
 
     Raises:
-        NetworkError: if the module is not a packed network, or has state that is not a tensor.
+        NetworkError: if the module is not a packed network, has state that is not a tensor, or holds NaN.
     """
     metadata = getattr(net, METADATA, None)
     if metadata is None:
@@ -71,6 +72,7 @@ def module_contents(
         )
     draws = net.num_draws if isinstance(net, StoredEnsemble) else None
     net = net.network if isinstance(net, StoredEnsemble) else net
+    check_finite(net)
     weights = stored_weights(net)
     tensors = {name: pack_tensor(weight.coded(), weight.layout) for name, weight in weights.items()}
     leftovers = {name: smallest_exact(value) for name, value in leftover_state(net).items()}

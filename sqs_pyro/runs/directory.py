@@ -25,11 +25,13 @@ from sqs_pyro.atomic import (
     replace_directory,
     write_text,
 )
+from sqs_pyro.documents import read_json_object, shown
 from sqs_pyro.errors import OutputError, ResourceError, SQSError
 from sqs_pyro.runs.seal import check_sealed, foreign_file, seal
 
 RECIPE, METRICS, BOUNDS, CHECKPOINT = "recipe.yaml", "metrics.json", "bounds.json", "checkpoint.pt"
 PACKED = "packed.safetensors"
+_REPAIR = "the run directory was altered, run it again"
 BLOCKS = "blocks"  # directory of an unfinished run's finished blocks
 _PARTIAL = ".partial"
 _OLDER = (RECIPE, METRICS, BOUNDS, PACKED, "*.csv", "*.png")  # what runs wrote before they listed it
@@ -50,14 +52,26 @@ def read_run(directory: Path) -> dict[str, Any]:
         )
     check_sealed(directory, only=(METRICS, BOUNDS))
     kept = {"metrics": directory / METRICS, "bounds": directory / BOUNDS}
-    return {name: _read_json(path) for name, path in kept.items() if path.is_file()}
+    return {name: read_json_object(path, OutputError, _REPAIR) for name, path in kept.items() if path.is_file()}
 
 
-def _read_json(path: Path) -> Any:
+@contextmanager
+def reported(directory: Path) -> Iterator[None]:
+    """Say in one sentence that a run's figures, which the body looks up, are not those that a run writes.
+
+    Raises:
+        OutputError: a figure is missing, or of another kind.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise OutputError(f"'{path}' is no JSON: the run directory was altered; run it again.") from None
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, SQSError):
+            raise
+        said = f"it has no {shown(error.args[0], 80)}" if isinstance(error, KeyError) else shown(str(error), 200)
+        raise OutputError(
+            f"'{directory / METRICS}' or '{BOUNDS}' beside it is not what `sqs compress` writes ({said}): run it "
+            "again."
+        ) from error
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from sqs_pyro.data.text import TextRecipe
+from sqs_pyro.documents import read_yaml, shown
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
 from sqs_pyro.recipe import RecipeSection, parse
 from sqs_pyro.runs.pretrained_recipe import PretrainedRecipe
-from sqs_pyro.runs.recipe import RunRecipe, WholeRecipe, changed, read_yaml, with_seed
+from sqs_pyro.runs.recipe import RunRecipe, WholeRecipe, changed, with_seed
 from sqs_pyro.runs.task_recipe import TASK, TASK_RECIPES, TaskRecipe
 
 BLOCKWISE = "blockwise"
@@ -88,9 +89,9 @@ def parse_any_recipe(values: Any) -> RunRecipe | LanguageModelRecipe | TaskRecip
         return parse(LanguageModelRecipe, values)
     if not is_task(values):
         return parse(RunRecipe, values)
-    if values[TASK] not in TASK_RECIPES:
+    if not isinstance(values[TASK], str) or values[TASK] not in TASK_RECIPES:
         raise RecipeError(
-            f"Recipe key '{TASK}' is {values[TASK]!r}, but should be one of {', '.join(TASK_RECIPES)}."
+            f"Recipe key '{TASK}' is {shown(values[TASK])}, but should be one of {', '.join(TASK_RECIPES)}."
         )
     return parse(TASK_RECIPES[values[TASK]], values)
 

@@ -1,13 +1,13 @@
 """What a finished run was made of: its recipe names files, whose content may have changed since."""
 
-import json
 from collections.abc import Callable
 from functools import cache
 from hashlib import file_digest
 from pathlib import Path
 
 from sqs_pyro.data import load_data
-from sqs_pyro.errors import DataError
+from sqs_pyro.documents import read_json_object
+from sqs_pyro.errors import DataError, OutputError
 from sqs_pyro.fingerprint import Fingerprint, fingerprint, first_difference, loader_fingerprint
 from sqs_pyro.runs.directory import write_json
 from sqs_pyro.runs.recipe import RunRecipe
@@ -47,7 +47,7 @@ def difference(directory: Path, recipe: RunRecipe, now: Callable[[RunRecipe], Fi
     if not path.is_file():
         return None
     try:
-        found = first_difference(json.loads(path.read_text(encoding="utf-8")), now(recipe))
+        found = first_difference(read_json_object(path, OutputError, "run it again"), now(recipe))
     except (DataError, FileNotFoundError):
         return None
     return None if found is None else f"another {found[0]} ({found[1]})"

@@ -10,10 +10,11 @@ import yaml
 from pydantic import Field, model_validator
 
 from sqs_pyro.data import DataRecipe
+from sqs_pyro.documents import parse_yaml, read_yaml, shown
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.inference.baseline import BaselineRecipe
 from sqs_pyro.inference.recipe import CompressionRecipe
-from sqs_pyro.recipe import RecipeSection, parse
+from sqs_pyro.recipe import MAX_SEED, RecipeSection, parse
 from sqs_pyro.runs.bounds_recipe import BoundsRecipe, BoundsSection
 
 
@@ -82,7 +83,7 @@ class WholeRecipe(RecipeSection):
     """
 
     name: str = ""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
 
     def as_yaml(self) -> str:
         """This recipe with every default filled in."""
@@ -145,35 +146,6 @@ def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> RunRecipe:
     return parse(RunRecipe, changed(read_yaml(Path(path)), changes))
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys in silence; a recipe with two is a mistake."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise RecipeError(f"Recipe key '{key}' is given twice, again in line {line}: keep one.")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> Any:
-    """What a YAML file says; an empty one says ``{}``.
-
-    Raises:
-        RecipeError: the file is missing or is no YAML, or a key in it is given twice.
-    """
-    if not path.is_file():
-        raise RecipeError(f"Recipe '{path}' is not there: give the path of a YAML file.")
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:  # TypeError: a key that is a list
-        reason = " ".join(str(error).split())
-        raise RecipeError(f"Recipe '{path}' is no valid YAML ({reason}): correct it there.") from None
-
-
 def changed(values: Any, changes: Sequence[str]) -> Any:
     """``values`` with dotted keys set, e.g. ``data.root=/data``; mappings on the way are made.
 
@@ -189,11 +161,8 @@ def changed(values: Any, changes: Sequence[str]) -> Any:
 def _key_and_value(change: str) -> tuple[str, Any]:
     key, equals, text = change.partition("=")
     if not equals or not all(key.split(".")):
-        raise RecipeError(f"Change {change!r} should be KEY=VALUE, as in compression.nonzero_rate=0.2.")
-    try:
-        return key, yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RecipeError(f"Change {change!r} has a value that is no valid YAML: put it in quotes.") from None
+        raise RecipeError(f"Change {shown(change)} should be KEY=VALUE, as in compression.nonzero_rate=0.2.")
+    return key, parse_yaml(text, f"Change {shown(change)} has a value that")
 
 
 def with_value(values: Any, key: str, value: Any) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Studies: every cell is one ordinary run in a directory of its own, and a finished one is not run again."""
 
-import json
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -10,16 +9,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import yaml
-
 from sqs_pyro.atomic import check_place, clean_inside, one_sentence, resolved, write_text
+from sqs_pyro.documents import parse_yaml, read_yaml
 from sqs_pyro.errors import OutputError, RecipeError, ResourceError, SQSError
 from sqs_pyro.fingerprint import Fingerprint, fingerprint, first_difference
 from sqs_pyro.recipe import parse
 from sqs_pyro.reporting.study_plots import comparison_figure, sweep_figure
 from sqs_pyro.reporting.study_summary import summarise, write_csv
 from sqs_pyro.reporting.style import write_figure
-from sqs_pyro.runs.directory import METRICS, RECIPE, check_output, locked, write_json
+from sqs_pyro.runs.directory import METRICS, RECIPE, check_output, locked, read_run, write_json
 from sqs_pyro.runs.made_of import difference, made_of_many
 from sqs_pyro.runs.pipeline import run
 from sqs_pyro.runs.processes import Outcome, run_commands
@@ -145,8 +143,7 @@ def _in_processes(
 def _result(cell: Cell, runs: Path, error: str | None) -> CellResult:
     if error is not None:
         return CellResult(cell, None, error)
-    metrics = (runs / cell.directory / METRICS).read_text(encoding="utf-8")
-    return CellResult(cell, json.loads(metrics), None)
+    return CellResult(cell, read_run(runs / cell.directory)["metrics"], None)
 
 
 def write_summary(
@@ -232,8 +229,8 @@ def _name_in(kept: Path) -> str:
     try:
         if ("#" in head or "sha256" in head) and text != _sealed(below):
             raise ValueError("its checksum does not fit")
-        return str(yaml.safe_load(text)["name"])
-    except (ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
+        return str(parse_yaml(text, "it")["name"])
+    except (ValueError, TypeError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise OutputError(
             f"'{kept}' is damaged ({reason}): write 'name: ' and the study's name into it, as its only line, and "
@@ -263,8 +260,8 @@ def _why_again(directory: Path, recipe: RunRecipe, now: MadeOf) -> str | None:
         return "nothing"
     check_sealed(directory)
     try:
-        kept = parse(RunRecipe, yaml.safe_load((directory / RECIPE).read_text(encoding="utf-8")))
-    except RecipeError:  # a key that is no more
+        kept = parse(RunRecipe, read_yaml(directory / RECIPE))
+    except RecipeError:  # a key that is no more, or a file that was cut
         return "another recipe"
     if kept != recipe:
         return _changed_keys(kept, recipe)

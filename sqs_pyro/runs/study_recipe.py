@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field
 
+from sqs_pyro.documents import read_yaml, shown
 from sqs_pyro.errors import RecipeError
-from sqs_pyro.recipe import RecipeSection, parse
-from sqs_pyro.runs.recipe import RunRecipe, changed, read_yaml, with_value
+from sqs_pyro.recipe import MAX_SEED, RecipeSection, parse
+from sqs_pyro.runs.recipe import RunRecipe, changed, with_value
 
 STUDY_KEYS = frozenset({"base", "variants", "grid", "seeds"})
 _LONGEST_NAME = 120  # of a directory, in characters
@@ -48,7 +49,7 @@ class StudyRecipe(RecipeSection):
 
     name: str = Field(min_length=1)
     base: dict[str, Any]
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = (0,)
     variants: dict[str, VariantRecipe] = Field(default_factory=dict)
     grid: Grid = Field(default_factory=dict)
 
@@ -173,7 +174,7 @@ def _check_values(key: str, values: Sequence[Any]) -> None:
         raise RecipeError(f"Recipe key '{key}' is empty: give a list of at least one value, or remove the key.")
     for i, value in enumerate(values):
         if value in values[:i]:
-            raise RecipeError(f"Recipe key '{key}' has the value {value!r} twice: keep one.")
+            raise RecipeError(f"Recipe key '{key}' has the value {shown(value)} twice: keep one.")
 
 
 def _check_distinct(found: Sequence[Cell]) -> None:

@@ -1,6 +1,5 @@
 """SQuAD 1.1 (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250): its rows, exact match and F1."""
 
-import json
 import re
 import string
 from collections import Counter
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqs_pyro.data.rows import cell, text_cell
+from sqs_pyro.documents import parse_json, shown
 from sqs_pyro.errors import DataError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -91,7 +91,7 @@ def _without_articles(rows: Iterable[Any]) -> Iterable[Any]:
 def _answers(value: Any, number: int, what: str) -> list[tuple[str, int | None]]:
     """Texts and starts, None where a start is not given."""
     try:
-        given = json.loads(value) if isinstance(value, str) else value
+        given = parse_json(value, DataError, what, "") if isinstance(value, str) else value
         if isinstance(given, Mapping):
             starts = given.get("answer_start") or [None] * len(given["text"])
             given = [{"text": t, "answer_start": s} for t, s in zip(given["text"], starts, strict=True)]
@@ -100,7 +100,8 @@ def _answers(value: Any, number: int, what: str) -> list[tuple[str, int | None]]
         found = []
     if not found or not all(text.strip() for text, _ in found):
         raise DataError(
-            f'{what} has {value!r} as answers of row {number}: give {{"text": [...], "answer_start": [...]}} with '
+            f"{what} has {shown(value)} as answers of row {number}: give "
+            '{"text": [...], "answer_start": [...]} with '
             "at least one answer (SQuAD 1.1 has no question without)."
         )
     return found

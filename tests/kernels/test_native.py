@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from sqs_pyro.kernels.compiled import compiled
 from sqs_pyro.kernels.native import compiled_kernels, has_native_kernel, native_kernels
 from sqs_pyro.kernels.ops import OPS
 
@@ -62,6 +63,29 @@ def compiler(tmp_path, body):
 
 
 needs_compiler = pytest.mark.skipif(not native_kernels("tiled"), reason="no C++ compiler")
+
+
+def _cut(content):
+    return content[: len(content) // 2]
+
+
+def _flip(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [_cut, _flip, lambda content: b"", lambda content: content + b"more"])
+def test_a_damaged_library_is_built_again(tmp_path, monkeypatch, damage):
+    monkeypatch.setenv("SQS_CACHE", str(tmp_path))
+
+    def build(library):
+        library.write_bytes(bytes(range(256)))
+
+    first = compiled("kind", [], ["key"], build)
+    whole = first.read_bytes()
+    assert compiled("kind", [], ["key"], pytest.fail) == first
+    first.write_bytes(damage(whole))
+    assert compiled("kind", [], ["key"], build).read_bytes() == whole
 
 
 def test_no_compiler(tmp_path):

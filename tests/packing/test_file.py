@@ -167,7 +167,7 @@ def test_newer_version(packed_file):
         (b"PK\x03\x04" + bytes(100), "not a safetensors file"),
         (struct.pack("<Q", 2) + b"[]", "not that of a safetensors file"),
         (struct.pack("<Q", 2) + b"{}", "not one of format 'sqs-pyro'"),
-        (struct.pack("<Q", 4000) + b"[" * 4000, "not JSON"),
+        (struct.pack("<Q", 4000) + b"[" * 4000, "no JSON"),
         (b"\xff" * 64, "not a safetensors file"),
     ],
 )
@@ -308,7 +308,7 @@ def test_decompression_bomb(tmp_path, tensors):
     block = bytes(1 << 24)
     bomb = b"".join(squeeze.compress(block) for _ in range(MAX_MANIFEST_BYTES // len(block) + 1)) + squeeze.flush()
     forge(tmp_path / "bomb", tensors, {}, lambda manifest: bomb)
-    with pytest.raises(PackedFileError, match=f"larger than {MAX_MANIFEST_BYTES} bytes"):
+    with pytest.raises(PackedFileError, match=r"larger than \d+ bytes"):
         read_packed(tmp_path / "bomb")
 
 

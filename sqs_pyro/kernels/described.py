@@ -1,0 +1,126 @@
+"""The network that a packed file describes: tried without memory, compared with the file, then built.
+
+What a file says of its network is data: a name that is looked up, and options that may be of any kind and size.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from sqs_pyro.documents import shown
+from sqs_pyro.errors import NetworkError, PackedFileError
+from sqs_pyro.kernels.assemble import parameters_to_pack
+from sqs_pyro.packing.file import PackedContents
+from sqs_pyro.registry import INITIAL_WEIGHTS, build_network
+
+# Weights of which a file may be the description: 1,024 a byte is a five-hundredth of a bit for each.
+_ELEMENTS_A_BYTE = 1024
+_ALWAYS_ALLOWED = 1 << 24
+# Modules and parameters that a network may have: far more than the file has tensors.
+_PARTS_A_TENSOR, _FIRST_PARTS = 20, 10_000
+
+
+def described_network(contents: PackedContents) -> nn.Module:
+    """Build the network that a packed file names; torch's random numbers are left as they were.
+
+    Raises:
+        PackedFileError: the file does not say how, or its tensors are not those of the network that it says.
+        RecipeError: the registry does not know the network, or its constructor not the options.
+    """
+    name, options = _spec(contents.metadata.get("network"))
+    _check_size(contents, [*contents.tensors.values(), *contents.leftovers.values()])
+    parts = _FIRST_PARTS + _PARTS_A_TENSOR * (len(contents.tensors) + len(contents.leftovers))
+    with torch.random.fork_rng(devices=[]):
+        with _at_most(parts):
+            trial = _without_memory(name, options)
+        if trial is not None:
+            _check_fits(trial, contents)
+            _check_size(contents, [*trial.parameters(), *trial.buffers()])
+        with _at_most(parts):
+            return build_network(name, **options)
+
+
+def _spec(spec: Any) -> tuple[str, dict[str, Any]]:
+    if spec is None:
+        raise PackedFileError(
+            "The packed file does not say how to build its network: give load the network or its constructor."
+        )
+    name, options = (spec.get("name"), spec.get("options")) if isinstance(spec, dict) else (None, None)
+    if not isinstance(name, str) or not isinstance(options, dict) or INITIAL_WEIGHTS in options:
+        raise PackedFileError(
+            f"The packed file says {shown(spec)} of its network, which is no name with options: give load the "
+            "network or its constructor."
+        )
+    return name, options
+
+
+def _without_memory(name: str, options: dict[str, Any]) -> nn.Module | None:
+    """The network on the meta device; None where its constructor needs the values of its tensors."""
+    try:
+        with torch.device("meta"):
+            return build_network(name, **options)
+    except Exception as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, NotImplementedError | RuntimeError) and "meta" in str(cause).lower():
+            return None
+        raise
+
+
+def _check_fits(net: nn.Module, contents: PackedContents) -> None:
+    """Compare names and shapes; whether the file lacks a tensor is seen when it is filled in."""
+    known = net.state_dict(keep_vars=True)
+    try:
+        parameters_to_pack(net, contents.tensors, () if contents.draws is None else (contents.draws,))
+    except NetworkError as error:
+        raise PackedFileError(f"The packed file does not fit the network that it names. {error}") from None
+    for name, value in contents.leftovers.items():
+        expected = known.get(name)
+        if expected is None or expected.shape != value.shape:
+            there = "is not there" if expected is None else f"has the shape {list(expected.shape)}"
+            raise PackedFileError(
+                f"The packed file does not fit the network that it names: tensor {shown(name)} of shape "
+                f"{list(value.shape)} {there} in the network."
+            )
+
+
+def _check_size(contents: PackedContents, values: list[Any]) -> None:
+    size = len(contents.header) + contents.manifest_bytes + contents.data_bytes
+    elements = sum(value.numel if isinstance(value.numel, int) else value.numel() for value in values)
+    if elements > _ALWAYS_ALLOWED + _ELEMENTS_A_BYTE * size:
+        raise PackedFileError(
+            f"The packed file of {size} bytes describes a network of {elements} numbers, which is not believed: "
+            "give load the network or its constructor."
+        )
+
+
+@contextmanager
+def _at_most(parts: int) -> Iterator[None]:
+    """Stop a constructor of this thread that makes more modules and parameters."""
+    thread, count = threading.get_ident(), 0
+
+    def one_more(module: nn.Module, name: str, part: Any) -> None:
+        nonlocal count
+        count += threading.get_ident() == thread
+        if count > parts:
+            raise PackedFileError(
+                f"The packed file names a network of more than {parts} parts, many more than it has tensors: give "
+                "load the network or its constructor."
+            )
+
+    hooks = [
+        register_module_module_registration_hook(one_more),
+        register_module_parameter_registration_hook(one_more),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

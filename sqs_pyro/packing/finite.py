@@ -1,0 +1,37 @@
+"""Numbers that a network can compute with: one check for what is compressed, saved and loaded."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
+
+from sqs_pyro.errors import NetworkError
+
+
+def check_finite(net: nn.Module) -> None:
+    """Check the network's parameters and buffers; those on the meta device have no values.
+
+    A buffer may hold infinity, as masks of attention do. A parameter may not, and nothing may hold NaN: from there
+    on every output is NaN.
+
+    Raises:
+        NetworkError: naming the first tensor that does.
+    """
+    for name, parameter in net.named_parameters():
+        _check(name, "Parameter", parameter, torch.isfinite, "NaN or infinite")
+    for name, buffer in net.named_buffers():
+        _check(name, "Buffer", buffer, lambda value: ~torch.isnan(value), "NaN")
+
+
+def _check(name: str, kind: str, value: Tensor, is_right: Callable[[Tensor], Tensor], what: str) -> None:
+    if value.is_meta or not (value.is_floating_point() or value.is_complex()):
+        return
+    if isinstance(value, UninitializedTensorMixin):
+        return
+    right = is_right(value.detach())
+    if not bool(right.all()):
+        raise NetworkError(
+            f"{kind} {name!r} has {int((~right).sum())} values of {value.numel()} that are {what}, so that the "
+            "network's outputs mean nothing: start from a network that works."
+        )
