@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 
-def call_with(net: nn.Module, tensors: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def call_with(
+    net: nn.Module, tensors: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
     """What ``net`` returns with other values of some parameters and buffers; the network itself stays as it is.
 
     A tensor that hangs in several places (tied parameters, a module under several names) is replaced in all of

@@ -103,7 +103,9 @@ def claim(
     if not (loaded or put):
         return
     if found is not None and _owner_of(found) is None:
-        del store[name]  # the store remembers names of parameters, for optimizers; of those without an owner no more
+        del store[
+            name
+        ]  # the store remembers names of parameters, for optimizers; of those without an owner no more
     store.set_state({"params": {name: parameter}, "constraints": {name: constraint}})
     _owners[parameter] = weakref.ref(owner)
 

@@ -173,7 +173,9 @@ class _Shown:
         title = max(map(cell_len, self.titles[column].split(" ")))
         if not self.foldable[column]:
             return max([title, *map(cell_len, self.cells[column])])
-        longest = max((cell_len(p) for c in self.cells[column] for w in c.split(" ") for p in _pieces(w)), default=0)
+        longest = max(
+            (cell_len(p) for c in self.cells[column] for w in c.split(" ") for p in _pieces(w)), default=0
+        )
         narrow = self.narrowest_name if column == 0 else _NARROW
         return max(title, min(self._most(column), max(narrow, min(longest, _WIDEST_PIECE))))
 
