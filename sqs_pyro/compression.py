@@ -15,17 +15,17 @@ from torch import nn
 from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.errors import DataError, RecipeError
 from sqs_pyro.fingerprint import described
-from sqs_pyro.inference.diagnostics import Finding
+from sqs_pyro.inference.agreement import check_agreement
+from sqs_pyro.inference.batch_norm import reestimate_batch_norm
+from sqs_pyro.inference.diagnostics import Finding, unrepeatable
 from sqs_pyro.inference.driver import Driver, StepRecord
 from sqs_pyro.inference.evaluate import Judge, accuracy
-from sqs_pyro.inference.export import (
-    fold_batch_norm,
-    hard_network,
-    reestimate_batch_norm,
-    round_leftovers,
-)
+from sqs_pyro.inference.export import hard_network
+from sqs_pyro.inference.first_inputs import first_inputs
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.recipe import CompressionRecipe, PriorRecipe
+from sqs_pyro.inference.rehearsal import rehearse
+from sqs_pyro.inference.shipping import copied, shipped_network
 from sqs_pyro.isolation import isolated
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.models import (
@@ -51,7 +51,8 @@ class CompressionResult(Printed):
 
     Attributes:
         network: the packed network: what is saved, shipped and measured.
-        hard: the same network with dense float weights.
+        hard: the same network with dense float weights; both are compared on a minibatch of the training data.
+        unrounded: the hard network before batch norms were folded and other parameters rounded.
         model: the Bayesian network.
         guide: its trained variational posterior.
         recipe: what was done.
@@ -62,6 +63,7 @@ class CompressionResult(Printed):
 
     network: nn.Module
     hard: nn.Module
+    unrounded: nn.Module = field(repr=False)
     model: BayesianNetwork
     guide: SpikeGMMGuide
     recipe: CompressionRecipe
@@ -141,7 +143,7 @@ def compress(
         check_place(checkpoint)
     with isolated(net, seed=seed):
         model = BayesianNetwork(
-            copy.deepcopy(net),
+            copied(net),
             prior=_prior(recipe.prior),
             likelihood=likelihood,
             num_data=len(train_loader.dataset),
@@ -159,14 +161,22 @@ def compress(
             refresh_every=recipe.refresh_every,
             stage="dense",
         )
+        inputs = first_inputs(train_loader)
+        rehearse(model.net, guide, recipe, inputs, metadata)
         bits = None if recipe.target_ratio is None else _bits_for_symbols(model, guide, recipe, metadata)
         with _distilled(model, net, recipe, train_loader) as observed:
             setting = {"seed": seed, "likelihood": described(likelihood)}
-            driver = Driver(model, guide, recipe, observed, validation, progress, bits, judge, setting)
+            driver = Driver(model, guide, recipe, observed, validation, progress, bits, judge, setting, inputs)
             history = driver.run(checkpoint)
-        hard, packed = _finish(model, guide, recipe, train_loader, metadata)
+        coded = guide.harden(getattr(torch, recipe.codebook_dtype))
+        unrounded = hard_network(model.net, coded).eval()
+        if recipe.batch_norm_batches:
+            reestimate_batch_norm(unrounded, train_loader, recipe.batch_norm_batches)
+        hard, packed = _pack(unrounded, coded, recipe, metadata, inputs)
+        difference = None if inputs is None else check_agreement(hard, packed, inputs)
+    findings = driver.findings + ([] if difference is None else [unrepeatable(difference.relative)])
     seconds = driver.earlier_seconds + time.perf_counter() - start
-    return CompressionResult(packed, hard, model, guide, recipe, history, driver.findings, seconds)
+    return CompressionResult(packed, hard, unrounded, model, guide, recipe, history, findings, seconds)
 
 
 @contextmanager
@@ -192,35 +202,20 @@ def _distilled(
         model.likelihood = own
 
 
-def _finish(
-    model: BayesianNetwork,
-    guide: SpikeGMMGuide,
-    recipe: CompressionRecipe,
-    train_loader: Any,
-    metadata: Mapping[str, Any] | None,
-) -> tuple[nn.Module, nn.Module]:
-    """The hard network and its packed twin: the same values, weight by weight."""
-    coded = guide.harden(getattr(torch, recipe.codebook_dtype))
-    hard = hard_network(model.net, coded)
-    if recipe.batch_norm_batches:
-        reestimate_batch_norm(hard, train_loader, recipe.batch_norm_batches)
-    return _pack(hard, coded, recipe, metadata)
-
-
 def _pack(
-    hard: nn.Module,
+    unrounded: nn.Module,
     coded: Mapping[str, CodedTensor],
     recipe: CompressionRecipe,
     metadata: Mapping[str, Any] | None,
+    inputs: Any | None,
 ) -> tuple[nn.Module, nn.Module]:
-    fold_batch_norm(hard)
-    round_leftovers(hard, coded, recipe.leftover_dtype)
-    hard.eval()
+    """The hard network as it ships and its packed twin: the same values, weight by weight."""
+    hard = shipped_network(unrounded, coded, recipe.leftover_dtype, inputs)
     packed = packed_network(
         hard,
         coded,
         layout=recipe.layout,
-        leftover_dtype=recipe.leftover_dtype,
+        leftover_dtype=None,
         metadata={"recipe": recipe.model_dump(mode="json", exclude_defaults=True), **(metadata or {})},
     )
     return hard, packed
@@ -244,7 +239,7 @@ def _bits_for_symbols(
             if name not in coded and model.net.get_parameter(name).requires_grad:
                 spread = torch.linspace(0, 1, parameter.numel(), device=parameter.device)
                 parameter.add_(spread.view_as(parameter))
-    _, packed = _pack(hard, coded, recipe, metadata)
+    _, packed = _pack(hard, coded, recipe, metadata, None)
     size = size_report(packed)
     rest = size.total - size.codes - size.masks - size.codebooks - size.tables
     assert recipe.target_ratio is not None

@@ -25,6 +25,7 @@ THRESHOLDS = {
     "unused_components": 0.5,  # share of the components that stand for a weight
     "vanishing_component": 0.5,  # |μ| in units of the root mean square of the weights it stands for
     "inert_averaging": 0.02,  # share of the weights at which a draw differs from the most probable network
+    "unrepeatable": 1.0,  # 1 / (1 + relative difference of a network's outputs from one call to the next)
 }
 _SHARE_OF_ZEROS = 0.25  # from which on a codeword that is nearly zero is a waste
 _SENTENCES = {
@@ -47,6 +48,8 @@ _SENTENCES = {
     "components.",
     "inert_averaging": "Drawn networks differ from the most probable one in {measured:.2%} of the weights only, "
     "so that averaging them does nothing; {repair}.",
+    "unrepeatable": "The network's outputs differ from call to call even in evaluation mode, so that packed and "
+    "dense weights could not be compared; make its forward follow torch's random state and `training`.",
 }
 
 
@@ -70,6 +73,11 @@ class Finding:
 
     def __str__(self) -> str:
         return self.sentence
+
+
+def unrepeatable(difference: float) -> Finding:
+    """The finding that a network's outputs change from call to call, by so much of the largest."""
+    return _finding("unrepeatable", None, 1 / (1 + difference))
 
 
 @torch.no_grad()

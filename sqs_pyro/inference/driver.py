@@ -18,12 +18,13 @@ from sqs_pyro.inference.checkpoint import check_same, read_checkpoint, write_che
 from sqs_pyro.inference.diagnostics import Finding, diagnose
 from sqs_pyro.inference.elbo import SQSELBO
 from sqs_pyro.inference.evaluate import Judge, accuracy
-from sqs_pyro.inference.export import hard_network
+from sqs_pyro.inference.export import hard_network, network_with
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.input_checks import check_inputs, check_labels, num_classes
 from sqs_pyro.inference.interruption import deferred_interrupt
 from sqs_pyro.inference.optimizers import optimizers
 from sqs_pyro.inference.recipe import CompressionRecipe
+from sqs_pyro.inference.shipping import shipped_network
 from sqs_pyro.network_io import device_of, move_to
 
 _WARM_UP = 0.02  # share of the steps over which the learning rate rises
@@ -92,6 +93,8 @@ class Driver:
         bits: what symbols, tables and codebooks may take in the file; None follows the recipe's rate or β.
         judge: of the hard network on validation data; by default a classifier's accuracy.
         setting: what else decides what comes out, plain data; a checkpoint of another one is refused.
+        inputs: of a minibatch, on which what is not compressed must keep outputs; see
+            :func:`~sqs_pyro.inference.shipping.shipped_network`.
 
     Attributes:
         findings: what was wrong with the posterior when it was last looked over, at the end of an epoch or stage.
@@ -109,10 +112,11 @@ class Driver:
         bits: float | None = None,
         judge: Judge = accuracy,
         setting: Mapping[str, Any] | None = None,
+        inputs: Any | None = None,
     ) -> None:
         self.model, self.guide, self.recipe = model, guide, recipe
         self.train, self.validation, self.progress = train, validation, progress
-        self.judge, self.setting = judge, setting
+        self.judge, self.setting, self.inputs = judge, setting, inputs
         self.device = device_of(model)
         self.num_data = int(model.num_data or len(train.dataset))
         self.total_steps = recipe.epochs * len(train)
@@ -303,15 +307,15 @@ class Driver:
     def _validation_accuracy(self) -> float | None:
         if self.validation is None:
             return None
+        sites = self.guide.site_guides()
         if self.guide.stage == "dense":
-            net = hard_network(self.model.net, {})
-            parameters = dict(net.named_parameters())
-            with torch.no_grad():
-                for name, site in self.guide.site_guides().items():
-                    parameters[name].copy_(site.latent * (site.gates() > 0.5))
+            net = network_with(
+                self.model.net, {name: site.latent * (site.gates() > 0.5) for name, site in sites.items()}
+            )
         else:
-            net = hard_network(self.model.net, self.guide.harden())
-        return self.judge(net, self.validation)
+            net = hard_network(self.model.net, self.guide.harden(getattr(torch, self.recipe.codebook_dtype)))
+        shipped = shipped_network(net, sites, self.recipe.leftover_dtype, self.inputs)
+        return self.judge(shipped, self.validation)
 
     def _explain(self, error: Exception, x: Any, y: Tensor) -> None:
         """Raise the sentence for a step that failed, if the data or a divergence explain it."""

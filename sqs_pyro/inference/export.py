@@ -1,22 +1,30 @@
 """From a trained guide to the network that is shipped."""
 
-import copy
-import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError
+from sqs_pyro.inference.agreement import check_agreement
+from sqs_pyro.inference.batch_norm import batch_norm_statistics, fold_batch_norm, reestimate_batch_norm
 from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.shipping import copied, shipped_network
 from sqs_pyro.kernels import PackedEnsemble, packed_ensemble, packed_network
-from sqs_pyro.network_io import call_arguments, device_of, move_to
 from sqs_pyro.packing import CodedTensor
-from sqs_pyro.packing.leftovers import round_to
-from sqs_pyro.packing.module import METADATA
+from sqs_pyro.packing.module import METADATA, round_leftovers
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+__all__ = [
+    "batch_norm_statistics",
+    "fold_batch_norm",
+    "hard_network",
+    "network_with",
+    "pack",
+    "pack_ensemble",
+    "reestimate_batch_norm",
+    "round_leftovers",
+]
 
 
 def hard_network(net: nn.Module, coded: Mapping[str, CodedTensor]) -> nn.Module:
@@ -31,7 +39,7 @@ def hard_network(net: nn.Module, coded: Mapping[str, CodedTensor]) -> nn.Module:
 
 def network_with(net: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """A copy of ``net`` with other values in the named parameters."""
-    changed = copy.deepcopy(net)
+    changed = copied(net)
     parameters = dict(changed.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():
@@ -39,104 +47,54 @@ def network_with(net: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     return changed
 
 
-@torch.no_grad()
-def reestimate_batch_norm(net: nn.Module, loader: Iterable[Any], num_batches: int) -> None:
-    """Replace running statistics by cumulative averages over minibatches of the network as it now is.
-
-    Hardening changes what every layer sees; statistics from training belong to the softer network. Everything
-    but the batch norms is in evaluation mode (no dropout), as it will be when the statistics are used.
-    """
-    norms = [m for m in net.modules() if isinstance(m, _BATCH_NORMS) and m.track_running_stats]
-    if not norms:
-        return
-    modes, momenta, device = [m.training for m in net.modules()], [m.momentum for m in norms], device_of(net)
-    net.eval()
-    for norm in norms:
-        norm.train()
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
-    for batch in itertools.islice(loader, num_batches):
-        args, kwargs = call_arguments(move_to(batch[0], device))
-        net(*args, **kwargs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    for module, training in zip(net.modules(), modes, strict=True):
-        module.training = training
-
-
-def batch_norm_statistics(net: nn.Module) -> dict[str, Tensor]:
-    """The running means and variances of a network, by the names of their buffers."""
-    norms = {name: m for name, m in net.named_modules() if isinstance(m, _BATCH_NORMS) and m.track_running_stats}
-    return {
-        f"{name}.{buffer}" if name else buffer: getattr(norm, buffer)
-        for name, norm in norms.items()
-        for buffer in ("running_mean", "running_var")
-    }
-
-
-@torch.no_grad()
-def fold_batch_norm(net: nn.Module) -> None:
-    """Fold running statistics into weight and bias, in place; evaluation-mode outputs stay the same.
-
-    Batch norm in evaluation is one scale and one shift a channel; with mean 0 and variance 1 in place of the
-    statistics only those two are left to store. Layers without affine parameters or statistics are left.
-    """
-    for module in net.modules():
-        if not isinstance(module, _BATCH_NORMS) or module.running_mean is None or not module.affine:
-            continue
-        assert module.running_var is not None
-        scale = module.weight / (module.running_var + module.eps).sqrt()
-        module.bias.sub_(module.running_mean * scale)
-        module.weight.copy_(scale * (1 + module.eps) ** 0.5)
-        module.running_mean.zero_()
-        module.running_var.fill_(1)
-
-
-@torch.no_grad()
-def round_leftovers(net: nn.Module, coded: Mapping[str, CodedTensor], dtype: str) -> None:
-    """Round, in place, every stored tensor that is not compressed as :func:`packed_network` will round it."""
-    stored = net.state_dict().keys()
-    for name, tensor in itertools.chain(net.named_parameters(), net.named_buffers()):
-        if name in stored and name not in coded:
-            tensor.copy_(round_to(tensor, dtype))
-
-
 def pack(
     source: Any,
     *,
-    layout: str = "auto",
-    leftover_dtype: str = "float16",
-    codebook_dtype: str = "float16",
+    layout: str | None = None,
+    leftover_dtype: str | None = None,
+    codebook_dtype: str | None = None,
     metadata: Mapping[str, Any] | None = None,
+    inputs: Any | None = None,
 ) -> nn.Module:
     """The packed network of a compression result or of a trained guide.
 
+    Batch norms are folded and other parameters rounded by
+    :func:`~sqs_pyro.inference.shipping.shipped_network`.
+
     Args:
-        source: a :class:`~sqs_pyro.compression.CompressionResult`, whose packed network is returned, or
-            a :class:`SpikeGMMGuide` made for a ``BayesianNetwork``: its most probable network is packed.
-        layout: ``"auto"``, or a layout's name.
-        leftover_dtype: of what is not compressed.
-        codebook_dtype: of codebook values.
-        metadata: written into the file.
+        source: a :class:`~sqs_pyro.compression.CompressionResult`, whose packed network is returned as it is, or
+            packed anew where anything else is asked for; or a :class:`SpikeGMMGuide` made for a
+            ``BayesianNetwork``, whose most probable network is packed.
+        layout: ``"auto"``, or a layout's name. This and the dtypes are by default a result's recipe's; of a guide
+            ``"auto"`` and ``"float16"``.
+        leftover_dtype: of parameters that are not compressed, each where its values survive that.
+        codebook_dtype: of codebook values, each codebook where its values survive that.
+        metadata: written into the file; beside what a result's has.
+        inputs: a minibatch's, on which dense and packed weights must agree; None does not compare.
 
     Raises:
-        NetworkError: the guide's model has no network, or it is still in its dense stage.
+        NetworkError: the guide's model has no network, or it is still in its dense stage; the packed network would
+            compute something else; or options are given that this source cannot honour.
     """
+    options = {"layout": layout, "leftover_dtype": leftover_dtype, "codebook_dtype": codebook_dtype}
     if isinstance(getattr(source, "network", None), nn.Module):
-        return source.network
-    if not isinstance(source, SpikeGMMGuide):
+        if metadata is None and not any(options.values()):
+            packed, dense = source.network, getattr(source, "hard", None)
+        else:
+            packed, dense = _packed_anew(source, options, metadata)
+    elif isinstance(source, SpikeGMMGuide):
+        coded = source.harden(_dtype("codebook_dtype", codebook_dtype or "float16"))
+        dense = shipped_network(
+            hard_network(_network_of(source), coded), coded, leftover_dtype or "float16", inputs
+        )
+        packed = packed_network(dense, coded, layout=layout or "auto", leftover_dtype=None, metadata=metadata)
+    else:
         raise NetworkError(
             f"pack was given a {type(source).__name__}, but packs a SpikeGMMGuide or a CompressionResult."
         )
-    net = _network_of(source)
-    coded = source.harden(getattr(torch, codebook_dtype))
-    return packed_network(
-        hard_network(net, coded).eval(),
-        coded,
-        layout=layout,
-        leftover_dtype=leftover_dtype,
-        metadata=metadata,
-    )
+    if inputs is not None and dense is not None:
+        check_agreement(dense, packed, inputs)
+    return packed
 
 
 def pack_ensemble(
@@ -146,8 +104,8 @@ def pack_ensemble(
     temperature: float | None = None,
     gate_temperature: float | None = None,
     layout: str = "auto",
-    leftover_dtype: str = "float16",
-    codebook_dtype: str = "float16",
+    leftover_dtype: str | None = None,
+    codebook_dtype: str | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> PackedEnsemble:
     """Draw networks from a posterior and pack them as one, whose forward gives their averaged log-probabilities.
@@ -172,11 +130,57 @@ def pack_ensemble(
             f"pack_ensemble was given a {type(source).__name__}, but draws from a SpikeGMMGuide or a "
             "CompressionResult."
         )
-    net, about = (_network_of(guide), {}) if guide is source else (source.hard, getattr(source.network, METADATA))
-    dtype = getattr(torch, codebook_dtype)
+    if guide is source:
+        sites = guide.site_guides()
+        net, about = shipped_network(_network_of(guide), sites, leftover_dtype or "float16"), {}
+    else:
+        net, about = _with_leftovers(source, leftover_dtype), getattr(source.network, METADATA)
+        codebook_dtype = codebook_dtype or source.recipe.codebook_dtype
+    dtype = _dtype("codebook_dtype", codebook_dtype or "float16")
     draws = [guide.draw(temperature, gate_temperature, dtype) for _ in range(num_samples)]
     about = {**about, **(metadata or {})}
-    return packed_ensemble(net, draws, layout=layout, leftover_dtype=leftover_dtype, metadata=about)
+    return packed_ensemble(net, draws, layout=layout, leftover_dtype=None, metadata=about)
+
+
+def _packed_anew(
+    source: Any, options: Mapping[str, str | None], metadata: Mapping[str, Any] | None
+) -> tuple[nn.Module, nn.Module]:
+    """A result's network packed in another way, and its dense twin."""
+    guide = getattr(source, "guide", None)
+    if not isinstance(guide, SpikeGMMGuide):
+        given = ", ".join(
+            [name for name, value in options.items() if value] + ["metadata"] * (metadata is not None)
+        )
+        raise NetworkError(
+            f"pack cannot honour {given} for a {type(source).__name__}, which has no guide to pack anew "
+            "from: give it in the recipe (metadata: to the call that compressed)."
+        )
+    coded = guide.harden(_dtype("codebook_dtype", options["codebook_dtype"] or source.recipe.codebook_dtype))
+    dense = hard_network(_with_leftovers(source, options["leftover_dtype"]), coded).eval()
+    about = {**getattr(source.network, METADATA), **(metadata or {})}
+    layout = options["layout"] or source.recipe.layout
+    return packed_network(dense, coded, layout=layout, leftover_dtype=None, metadata=about), dense
+
+
+def _with_leftovers(source: Any, leftover_dtype: str | None) -> nn.Module:
+    """A result's dense network, with what is not compressed rounded to another dtype if one is given."""
+    if leftover_dtype is None or leftover_dtype == source.recipe.leftover_dtype:
+        return source.hard
+    whole = dict(source.unrounded.named_modules())
+    same = [name for name, module in source.hard.named_modules() if _same_buffers(module, whole[name])]
+    return shipped_network(source.unrounded, source.model.site_values(), leftover_dtype, kept=same)
+
+
+def _same_buffers(first: nn.Module, second: nn.Module) -> bool:
+    """Whether a norm's statistics are still there: what inputs have kept from being folded."""
+    pairs = zip(first.buffers(recurse=False), second.buffers(recurse=False), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+def _dtype(argument: str, name: str) -> torch.dtype:
+    if name not in ("float16", "float32"):
+        raise NetworkError(f"{argument} is {name!r}, but should be 'float16' or 'float32'.")
+    return getattr(torch, name)
 
 
 def _network_of(guide: SpikeGMMGuide) -> nn.Module:

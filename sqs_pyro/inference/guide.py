@@ -259,7 +259,8 @@ class SpikeGMMGuide(OwningModule):
         """The most probable network, weight by weight: what is shipped.
 
         Args:
-            codebook_dtype: codewords are rounded to this type, so that the file holds them exactly.
+            codebook_dtype: codewords are rounded to this type, so that the file holds them exactly; a codebook
+                whose values do not survive that (beyond 65504 or below 6e-8 in float16) stays float32.
         """
         self._check_coded("harden")
         keep_codes = self.stage == "frozen"

@@ -195,6 +195,16 @@ class CompressionRecipe(RecipeSection):
         return self
 
     @model_validator(mode="after")
+    def _codes_fit_the_layout(self) -> "CompressionRecipe":
+        has_zeros = self.nonzero_rate < 1 or self.allocation != "schedule" or self.target_ratio is not None
+        if self.layout == "dense" and has_zeros and self.num_components > 255:
+            raise ValueError(
+                f"num_components of at most 255 beside layout 'dense', not {self.num_components}: its 8 bits must "
+                "tell zero apart, too"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rate_distortion_decides_alone(self) -> "CompressionRecipe":
         if self.allocation != "rate_distortion":
             return self

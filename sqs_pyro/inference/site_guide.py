@@ -15,6 +15,7 @@ from sqs_pyro.models.ownership import OwningModule
 from sqs_pyro.models.weight_scale import LEAST_SCALE, weight_scale
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.packing.coded import count_codes
+from sqs_pyro.packing.leftovers import round_to
 
 #: Weights that share a codebook: a layer's, an out-channel's, or so many consecutive ones.
 Groups = Literal["layer", "channel"] | int
@@ -200,7 +201,7 @@ class SiteGuide(OwningModule):
         """The most probable network's weights: gate above ½ or zero, most probable component's mean.
 
         Args:
-            codebook_dtype: codewords are rounded to this type.
+            codebook_dtype: codewords are rounded to this type if they survive it.
             keep_codes: use ``codes`` as they are; else the latents' most probable components.
         """
         codes = self.codes if keep_codes else self.most_probable_codes()
@@ -213,7 +214,12 @@ class SiteGuide(OwningModule):
         return self._coded(mask, codes.to(torch.uint8), codebook_dtype)
 
     def _coded(self, mask: Tensor, codes: Tensor, codebook_dtype: torch.dtype) -> CodedTensor:
-        codebook = self.loc.detach().to(codebook_dtype, copy=True).float()
+        if not bool(self.loc.isfinite().all()):
+            raise NetworkError(
+                f"The codebook of '{self.site_name}' holds NaN or infinite values: training has diverged, so "
+                "lower learning_rate or kl_weight."
+            )
+        codebook = round_to(self.loc.detach().float(), str(codebook_dtype).removeprefix("torch.")).clone()
         return CodedTensor(codes.masked_fill(~mask, 0).cpu(), mask.cpu(), codebook.cpu())
 
 

@@ -145,6 +145,11 @@ def _packed_module(module: nn.Module, weights: Mapping[str, StoredWeight]) -> nn
         return packed.train(module.training)
     check_reads_weights(module, weights)
     for name, weight in weights.items():
+        if WEIGHT_PREFIX + name in module._modules:
+            raise NetworkError(
+                f"{type(module).__name__} has a child {WEIGHT_PREFIX + name!r} of its own, where the packed "
+                f"{name!r} would be: rename the child, or exclude the parameter."
+            )
         del module._parameters[name]
         module.add_module(WEIGHT_PREFIX + name, weight)
         weight.used_for("decoded")

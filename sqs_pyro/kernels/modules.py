@@ -200,16 +200,26 @@ _PACKED: dict[type[nn.Module], type[PackedModule]] = {
 }
 
 
+_FORWARD = ("forward", "__call__", "_conv_forward", "_output_padding", "get_extra_state")
+
+
 def packed_type(module: nn.Module) -> type[PackedModule] | None:
-    """Return the packed module that can replace ``module``; None for types whose ``forward`` is not torch's."""
+    """Return the packed module that can replace ``module``; None where it computes or holds more than torch's."""
     for plain, packed in _PACKED.items():
-        if isinstance(module, plain) and type(module).forward is plain.forward:
+        if isinstance(module, plain) and _computes_as(type(module), plain):
             renormalises = isinstance(module, nn.Embedding) and module.max_norm is not None
             return None if renormalises or _has_extras(module) else packed
     return None
 
 
+def _computes_as(kind: type[nn.Module], plain: type[nn.Module]) -> bool:
+    """Whether a subclass overrides nothing that its forward runs through."""
+    return all(getattr(kind, name, None) is getattr(plain, name, None) for name in _FORWARD)
+
+
 def _has_extras(module: nn.Module) -> bool:
-    """Hooks or a parametrisation change what the module computes: it stays, with a decoded parameter."""
+    """Hooks, a parametrisation or tensors and modules of its own: it stays, with a decoded parameter."""
+    if not module._parameters.keys() <= {"weight", "bias"} or module._buffers or module._modules:
+        return True
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
     return any(hooks) or torch.nn.utils.parametrize.is_parametrized(module)

@@ -15,8 +15,14 @@ from sqs_pyro.packing.coded import CodedTensor, stack_draws
 from sqs_pyro.packing.file import PackedContents, read_packed, write_packed
 from sqs_pyro.packing.finite import check_finite
 from sqs_pyro.packing.layouts import PackedTensor, pack_tensor
-from sqs_pyro.packing.leftovers import round_to
-from sqs_pyro.packing.module import METADATA, StoredEnsemble, leftover_state, module_contents, stored_weights
+from sqs_pyro.packing.module import (
+    METADATA,
+    StoredEnsemble,
+    leftover_state,
+    module_contents,
+    round_leftovers,
+    stored_weights,
+)
 
 LEFTOVER_DTYPES = ("float16", "bfloat16", "float32")
 
@@ -26,7 +32,7 @@ def packed_network(
     coded: Mapping[str, CodedTensor | PackedTensor],
     *,
     layout: str = "auto",
-    leftover_dtype: str = "float16",
+    leftover_dtype: str | None = "float16",
     metadata: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Return a copy of ``net``, in eval mode, that runs on packed weights.
@@ -36,9 +42,9 @@ def packed_network(
         coded: the compressed weights by parameter name; of a shared parameter, one of its names. What is
             packed already stays in its layout.
         layout: ``"dense"``, ``"bitmap"``, ``"entropy"``, or ``"auto"`` for the smallest, tensor by tensor.
-        leftover_dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``: other floating tensors are rounded to it
-            at once, so that the packed network and its file agree bit for bit; they keep their own dtype to
-            compute. A tensor with a value too large for it is left as it is.
+        leftover_dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``: other parameters are rounded to it at once,
+            so that the packed network and its file agree bit for bit; they keep their own dtype to compute. A
+            tensor whose values do not survive that is left as it is, and so are all buffers; None leaves all.
         metadata: plain JSON to keep in the file; ``"network"`` is filled in where :mod:`sqs_pyro.registry`
             has built the network. The result's ``packed_metadata`` can be edited until it is saved.
 
@@ -52,7 +58,8 @@ def packed_network(
         for name, value in coded.items()
     }
     packed = assemble(net, tensors)
-    _round_leftovers(packed, leftover_dtype)
+    if leftover_dtype is not None:
+        round_leftovers(packed, (), leftover_dtype)
     return _finish(packed, _about(net, metadata))
 
 
@@ -61,7 +68,7 @@ def packed_ensemble(
     draws: Sequence[Mapping[str, CodedTensor]],
     *,
     layout: str = "auto",
-    leftover_dtype: str = "float16",
+    leftover_dtype: str | None = "float16",
     metadata: Mapping[str, Any] | None = None,
 ) -> PackedEnsemble:
     """Return the average of packed draws of ``net``, in eval mode: codebooks and all other tensors are shared.
@@ -84,7 +91,8 @@ def packed_ensemble(
         for name, value in stacked.items()
     }
     packed = PackedEnsemble(net, tensors, len(draws))
-    _round_leftovers(packed.network, leftover_dtype)
+    if leftover_dtype is not None:
+        round_leftovers(packed.network, (), leftover_dtype)
     setattr(packed, METADATA, _about(net, metadata))
     return packed
 
@@ -151,17 +159,11 @@ def dense_state(packed: nn.Module) -> dict[str, Tensor]:
     return {**state, **{name: weight.coded().dense() for name, weight in weights.items()}}
 
 
-def _check_dtype(leftover_dtype: str) -> None:
-    if leftover_dtype not in LEFTOVER_DTYPES:
+def _check_dtype(leftover_dtype: str | None) -> None:
+    if leftover_dtype is not None and leftover_dtype not in LEFTOVER_DTYPES:
         raise NetworkError(
             f"leftover_dtype is {leftover_dtype!r}, but should be one of {', '.join(LEFTOVER_DTYPES)}."
         )
-
-
-@torch.no_grad()
-def _round_leftovers(packed: nn.Module, dtype: str) -> None:
-    for value in leftover_state(packed).values():
-        value.copy_(round_to(value, dtype))
 
 
 def _about(net: nn.Module, metadata: Mapping[str, Any] | None) -> dict[str, Any]:

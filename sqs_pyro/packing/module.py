@@ -1,15 +1,17 @@
 """Packed networks as modules, seen from storage: which tensors a file of the module would hold."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.packing.coded import CodedTensor
 from sqs_pyro.packing.finite import check_finite
 from sqs_pyro.packing.layouts import PackedTensor, pack_tensor
-from sqs_pyro.packing.leftovers import smallest_exact
+from sqs_pyro.packing.leftovers import round_to, smallest_exact
 
 WEIGHT_PREFIX = "packed_"  # parameter `name` of a module is held by its child `packed_name`
 METADATA = "packed_metadata"  # attribute of a packed network's root
@@ -101,3 +103,23 @@ def leftover_state(net: nn.Module) -> dict[str, Tensor]:
             inside.add(id(value))
             state[name] = value
     return state
+
+
+@torch.no_grad()
+def round_leftovers(net: nn.Module, coded: Collection[str], dtype: str, kept: Collection[str] = ()) -> None:
+    """Round, in place, the parameters that are not compressed, each where its values survive it.
+
+    Parameters are what training finds, to no more digits than float16 has. Buffers are what a network was told:
+    means and scales of its inputs, positions, masks, times, counts; they stay exact.
+
+    Args:
+        net: a network, packed or dense.
+        coded: names of parameters whose values are codewords; none in a packed network.
+        dtype: see :func:`~sqs_pyro.packing.leftovers.round_to`.
+        kept: names of modules whose parameters stay exact.
+    """
+    exact = {id(value) for name, value in net.named_parameters(remove_duplicate=False) if name in coded}
+    exact |= {id(value) for name in kept for value in net.get_submodule(name).parameters(recurse=False)}
+    for value in net.parameters():
+        if id(value) not in exact:
+            value.copy_(round_to(value, dtype))

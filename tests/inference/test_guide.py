@@ -389,12 +389,21 @@ class TestPruningAndHardening:
                 site.codes.fill_(0)
         assert all(torch.equal(tensor.dense(), before[name]) for name, tensor in coded.items())
 
-    def test_a_codeword_that_float16_cannot_hold_is_refused(self):
+    @pytest.mark.parametrize("factor", [1e6, 1e-9])
+    def test_codewords_that_float16_cannot_hold_stay_float32(self, factor):
         net = nn.Sequential(nn.Linear(8, 8))
         with torch.no_grad():
-            net[0].weight.mul_(1e6)
+            net[0].weight.mul_(factor)
         guide = SpikeGMMGuide(BayesianNetwork(net), 2)
-        with pytest.raises(ValueError, match=r"float16|finite"):
+        coded = guide.harden()["0.weight"]
+        assert coded.codebook_dtype == "float32"
+        assert torch.equal(coded.codebook, guide.site_guides()["0.weight"].loc.detach())
+
+    def test_a_codebook_that_is_not_finite_says_whose_it_is(self):
+        guide = SpikeGMMGuide(BayesianNetwork(nn.Sequential(nn.Linear(8, 8))), 2)
+        with torch.no_grad():
+            guide.site_guides()["0.weight"].loc_unconstrained[0, 0] = float("inf")
+        with pytest.raises(NetworkError, match=r"codebook of '0.weight' holds NaN .* training has diverged"):
             guide.harden()
 
     def test_open_gates_count(self, model):

@@ -74,12 +74,15 @@ def test_plain_packed_and_loaded_agree(layout, tmp_path):
     torch.testing.assert_close(packed(*INPUTS), with_weights(net, coded)(*INPUTS), rtol=0, atol=1e-5)
 
 
-def test_leftovers_are_rounded_at_once(tmp_path):
+def test_parameters_are_rounded_at_once_and_buffers_stay(tmp_path):
     net = tower()
+    buffers = {name: value.clone() for name, value in net.named_buffers()}
     packed = packed_network(net, code_all(net))
     assert packed.norm.weight.dtype == torch.float32
     for name, value in packed.state_dict().items():
-        if value.is_floating_point():
+        if name in buffers:
+            assert torch.equal(value, buffers[name]), name
+        elif value.is_floating_point():
             assert torch.equal(value, value.half().float()), name
     save(packed, tmp_path / "net")
     loaded = load(tmp_path / "net", Tower)
@@ -168,8 +171,8 @@ def test_what_the_report_says():
     assert report.codebooks == 2 * 5 * len(coded)
     assert report.tables == 0
     # attention's two biases and the running statistics differ from element to element or are constants
-    varying = [net.norm.running_mean, net.norm.running_var, net.head.bias, net.positions]
-    assert report.uncompressed == 2 * sum(p.numel() for p in varying)
+    statistics, rounded = [net.norm.running_mean, net.norm.running_var], [net.head.bias, net.positions]
+    assert report.uncompressed == sum(4 * b.numel() for b in statistics) + sum(2 * p.numel() for p in rounded)
     assert report.bits_per_weight == 8 * (report.codes + report.masks + report.codebooks) / weights
     assert report.ratio == report.fp32_bytes / report.total
     assert report.paper_ratio == pytest.approx(32 / (math.log2(5) * nonzeros / weights))

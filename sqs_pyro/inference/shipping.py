@@ -1,0 +1,105 @@
+"""What ships: the hard network with what is not compressed folded and rounded, as the file will hold it.
+
+The one way from weights to what is judged and written: validation in training, ``CompressionResult.hard`` and the
+packed file all pass through :func:`shipped_network`.
+"""
+
+import copy
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import nn
+
+from sqs_pyro.errors import NetworkError
+from sqs_pyro.inference.agreement import first_difference, tolerance
+from sqs_pyro.inference.batch_norm import fold_batch_norm
+from sqs_pyro.kernels.network import LEFTOVER_DTYPES
+from sqs_pyro.packing.module import round_leftovers
+
+# Relative difference of outputs that rounding to float16 explains; beyond it something else than digits is lost.
+_ROUNDING = 2.0**-5
+
+
+def shipped_network(
+    hard: nn.Module,
+    coded: Collection[str],
+    leftover_dtype: str,
+    inputs: Any | None = None,
+    kept: Collection[str] = (),
+) -> nn.Module:
+    """A copy of a hard network as it ships, in evaluation mode: batch norms folded, other parameters rounded.
+
+    Both are done where they keep the network's function by construction (see
+    :func:`~sqs_pyro.inference.batch_norm.fold_batch_norm` and
+    :func:`~sqs_pyro.packing.module.round_leftovers`) and, where inputs are given, where outputs stay what they
+    were: a module that they change stays as it is. (A forward may read a norm's statistics by itself; a bias may
+    be the offset that its inputs are measured from.)
+
+    Args:
+        hard: the network with dense weights; it stays as it is.
+        coded: names of the compressed parameters, which the copy shares.
+        leftover_dtype: of what is not compressed.
+        inputs: a minibatch's, or None.
+        kept: names of modules whose norms are not folded whatever the inputs say.
+
+    Raises:
+        NetworkError: an unknown dtype, or a network that cannot be copied.
+    """
+    if leftover_dtype not in LEFTOVER_DTYPES:
+        raise NetworkError(
+            f"leftover_dtype is {leftover_dtype!r}, but should be one of {', '.join(LEFTOVER_DTYPES)}."
+        )
+
+    def fold(net: nn.Module, changed_by_it: Collection[str]) -> None:
+        fold_batch_norm(net, coded, {*kept, *changed_by_it})
+
+    def round_others(net: nn.Module, changed_by_it: Collection[str]) -> None:
+        round_leftovers(net, coded, leftover_dtype, changed_by_it)
+
+    folded = _where_it_keeps_outputs(hard, coded, fold, inputs, 4 * tolerance(hard))
+    return _where_it_keeps_outputs(folded, coded, round_others, inputs, _ROUNDING).eval()
+
+
+def copied(net: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy.
+
+    Raises:
+        NetworkError: the network holds what cannot be copied.
+    """
+    try:
+        return copy.deepcopy(net, memo)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise NetworkError(
+            f"{type(net).__name__} cannot be copied ({reason}): make its tensors parameters or buffers of their "
+            "own (torch.nn.utils.remove_weight_norm, torch.nn.utils.prune.remove), and hold no files or locks."
+        ) from error
+
+
+def _where_it_keeps_outputs(
+    net: nn.Module,
+    coded: Collection[str],
+    change: Callable[[nn.Module, Collection[str]], None],
+    inputs: Any | None,
+    relative: float,
+) -> nn.Module:
+    """A changed copy of a network; modules whose outputs would change are left out, one after the other."""
+    parameters = [value for name, value in net.named_parameters(remove_duplicate=False) if name in coded]
+    everything = {name for name, _ in net.named_modules(remove_duplicate=False)}
+    kept: set[str] = set()
+    while True:
+        changed = copied(net, {id(value): value for value in parameters})
+        with torch.no_grad():
+            change(changed, kept)
+        if inputs is None or kept == everything:
+            return changed
+        found = first_difference(net, changed, inputs, relative)
+        if found is None or not found.repeatable:
+            return changed
+        kept = everything if found.module in kept or not _has_own(net, found.module) else {*kept, found.module}
+
+
+def _has_own(net: nn.Module, name: str) -> bool:
+    module = net.get_submodule(name)
+    return any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False))
