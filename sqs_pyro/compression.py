@@ -63,7 +63,7 @@ class CompressionResult(Printed):
 
     network: nn.Module
     hard: nn.Module
-    unrounded: nn.Module = field(repr=False)
+    unrounded: nn.Module
     model: BayesianNetwork
     guide: SpikeGMMGuide
     recipe: CompressionRecipe

@@ -14,7 +14,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +29,27 @@ from sqs_pyro.fingerprint import (
     network_fingerprint,
     tensors_fingerprint,
 )
+from sqs_pyro.inference.agreement import check_agreement
 from sqs_pyro.inference.bit_budget import BitBudget, LayerRate
 from sqs_pyro.inference.block_store import BlockRecord, BlockStore, FinishedBlock, Plan
 from sqs_pyro.inference.block_training import relative_error, settle
 from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
 from sqs_pyro.inference.channel_scales import channel_scales, in_units_of, scale_bits
+from sqs_pyro.inference.diagnostics import Finding, uncompressed, unrepeatable
 from sqs_pyro.inference.importance import output_importance
 from sqs_pyro.inference.interruption import deferred_interrupt
 from sqs_pyro.inference.laplace import LayerLikelihood, input_moments
 from sqs_pyro.inference.sequential_coding import fit
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.models.block_stack import BlockArguments, BlockStack, input_of, run_block
+from sqs_pyro.models.coverage import coverage
 from sqs_pyro.models.likelihoods import Likelihood, categorical
 from sqs_pyro.models.residency import InMemory, Residency
 from sqs_pyro.network_io import split_examples
 from sqs_pyro.packing import CodedTensor, size_report
 from sqs_pyro.packing.layouts import PackedTensor, pack_tensor
 from sqs_pyro.packing.leftovers import round_to
+from sqs_pyro.packing.module import check_storable, round_leftovers
 from sqs_pyro.reporting.printed import Printed, Report
 
 #: Sequences whose gradients are taken at once.
@@ -64,11 +68,13 @@ class BlockwiseResult(Printed):
         network: the packed network.
         records: of each block.
         seconds: of the whole, without what earlier, interrupted calls took.
+        findings: what of the network is not compressed, if it is a good part.
     """
 
     network: nn.Module
     records: list[BlockRecord]
     seconds: float
+    findings: list[Finding] = field(default_factory=list)
 
     def table(self) -> Report:
         """A row a block, and what the file weighs."""
@@ -119,19 +125,24 @@ def compress_blocks(
     start = time.perf_counter()
     residency = residency or InMemory()
     _check_allocation(net, recipe, residency)
+    check_storable(net)
     stack = BlockStack(net, blocks)
     run = _Run(net, stack, layer_groups, list(minibatches), recipe, likelihood, directory, residency)
     with torch.no_grad():
         records = run.compress(progress)
+    findings = uncompressed(coverage(net, run.packed))
     with residency.held(net, without=blocks):
+        finished = run.finished_network()
         packed = packed_network(
-            run.finished_network(),
+            finished,
             run.packed,
             layout=recipe.layout,
             leftover_dtype=recipe.leftover_dtype,
             metadata=metadata,
         )
-    return BlockwiseResult(packed, records, time.perf_counter() - start)
+        if residency.whole:
+            findings += run.compare(finished, packed)
+    return BlockwiseResult(packed, records, time.perf_counter() - start, findings)
 
 
 class _Run:
@@ -351,6 +362,16 @@ class _Run:
                 else:
                     place.copy_(value)
         return net
+
+    @torch.no_grad()
+    def compare(self, finished: nn.Module, packed: nn.Module) -> list[Finding]:
+        """Check on one example that the packed network computes what ``finished`` does with the coded weights."""
+        for name, weight in self.packed.items():
+            finished.get_parameter(name).copy_(weight.unpack().dense())
+        round_leftovers(finished, self.packed, self.recipe.leftover_dtype)
+        example = next(split_examples(self.minibatches[0], 1))
+        found = check_agreement(finished, packed, example)
+        return [] if found is None else [unrepeatable(found.relative)]
 
 
 def _check_allocation(net: nn.Module, recipe: BlockwiseRecipe, residency: Residency) -> None:

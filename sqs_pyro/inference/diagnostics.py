@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sqs_pyro.distributions.monte_carlo import has_atom
 from sqs_pyro.inference.disagreement import expected_disagreement, temperature_for_disagreement
 from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.inference.site_guide import SiteGuide
+from sqs_pyro.models.coverage import Coverage, Uncompressed, coverage
+from sqs_pyro.models.network_prior import FixedPrior, NetworkPrior
 
 #: A finding is a measured value below its threshold.
 THRESHOLDS = {
@@ -25,29 +28,30 @@ THRESHOLDS = {
     "unused_components": 0.5,  # share of the components that stand for a weight
     "vanishing_component": 0.5,  # |μ| in units of the root mean square of the weights it stands for
     "inert_averaging": 0.02,  # share of the weights at which a draw differs from the most probable network
+    "uncompressed": 0.9,  # share of the network's parameters that is compressed
     "unrepeatable": 1.0,  # 1 / (1 + relative difference of a network's outputs from one call to the next)
 }
 _SHARE_OF_ZEROS = 0.25  # from which on a codeword that is nearly zero is a waste
 _SENTENCES = {
     "gates_closed": "Posterior collapse in '{site}': only {measured:.2%} of the gates that pruning left are open, "
-    "because the KL pulls them to the spike; lower kl_weight or raise the prior's inclusion.",
+    "because the KL pulls them to the spike; lower kl_weight{inclusion}.",
     "gates_open": "Posterior collapse in '{site}': every gate is within {measured:.1g} of 1, where its gradient "
-    "vanishes, so that the posterior says nothing of zeros; lower initial_gate or the prior's inclusion, or let a "
-    "pruning schedule decide.",
-    "starving_layer": "Layer '{site}' starves: it has {measured:.2g} non-zero weights for each output; raise "
-    "nonzero_rate, prune by layer instead of globally, or exclude the layer.",
+    "vanishes, so that the posterior says nothing of zeros; lower initial_gate{schedule}.",
+    "starving_layer": "Layer '{site}' starves: it has {measured:.2g} non-zero weights for each output; "
+    "{denser}, or exclude the layer.",
     "narrow_component": "A component of '{site}' is only {measured:.1g} of the layer's weights wide, and "
     "gradients of the KL grow as 1/(σ² τ); raise the temperature, or use fewer components than there are distinct "
     "weights.",
     "merged_components": "Two components of '{site}' are {measured:.2g} widths apart and have become one; use "
-    "fewer components, or lower kl_weight or the codebook's learning rate.",
+    "fewer components, or {gentler}.",
     "unused_components": "Only {measured:.0%} of the components of '{site}' stand for a weight; use fewer "
     "components, or finer windows (per_weight).",
     "vanishing_component": "A codebook value of '{site}' is {measured:.2g} of the size of the weights it stands "
-    "for, a second zero beside the exact one; lower kl_weight or the codebook's learning rate, or use more "
-    "components.",
+    "for, a second zero beside the exact one; {gentler}, or use more components.",
     "inert_averaging": "Drawn networks differ from the most probable one in {measured:.2%} of the weights only, "
     "so that averaging them does nothing; {repair}.",
+    "uncompressed": "Only {measured:.1%} of the network's {total:,} parameters are compressed; the largest others "
+    "are {largest}. Name what is to be compressed in include=[...], which replaces the choice by layer type.",
     "unrepeatable": "The network's outputs differ from call to call even in evaluation mode, so that packed and "
     "dense weights could not be compared; make its forward follow torch's random state and `training`.",
 }
@@ -81,8 +85,10 @@ def unrepeatable(difference: float) -> Finding:
 
 
 @torch.no_grad()
-def diagnose(model: Any, guide: SpikeGMMGuide, *, averaging: bool = True) -> list[Finding]:
-    """Look a posterior over: gates, layers, codebooks, draws.
+def diagnose(
+    model: Any, guide: SpikeGMMGuide, *, averaging: bool = True, recipe: CompressionRecipe | None = None
+) -> list[Finding]:
+    """Look a posterior over: gates, layers, codebooks, draws, and how much of the network they are.
 
     Call it now and then in a training loop, or after it; it costs about as much as a step.
 
@@ -90,19 +96,71 @@ def diagnose(model: Any, guide: SpikeGMMGuide, *, averaging: bool = True) -> lis
         model: the Bayesian network; its ``priors`` say whether gates can close at all.
         guide: its guide.
         averaging: whether draws are to be averaged, so that they should differ.
+        recipe: by which it is trained; what a schedule, a target or a learned prior does on purpose is then no
+            finding, and repairs name the keys that have an effect. None: the KL alone decides.
 
     Returns:
         Nothing if all is well.
     """
     priors = getattr(model, "priors", {})
+    intended, words = _intended(recipe), _repairs(model, recipe)
     findings: list[Finding] = []
     for name, site in guide.site_guides().items():
         has_spike = name not in priors or has_atom(priors[name])
-        measured = _gate_measures(site, site.gates(guide.gate_temperature), has_spike)
+        measured = _gate_measures(site, site.gates(guide.gate_temperature), has_spike, "gates_closed" in intended)
         if guide.stage != "dense":
             measured |= _codebook_measures(site, guide)
-        findings += [_finding(kind, name, value) for kind, value in measured.items() if value < THRESHOLDS[kind]]
-    return findings + (inert_averaging(guide) if averaging and guide.stage != "dense" else [])
+        findings += [
+            _finding(kind, name, value, **words)
+            for kind, value in measured.items()
+            if value < THRESHOLDS[kind] and kind not in intended
+        ]
+    if averaging and guide.stage != "dense":
+        findings += inert_averaging(guide)
+    net = getattr(model, "net", None)
+    return findings + (uncompressed(coverage(net, guide.site_guides())) if isinstance(net, nn.Module) else [])
+
+
+def uncompressed(found: Coverage) -> list[Finding]:
+    """A finding if a good part of a network's weights is not compressed; it names the largest."""
+    largest = found.largest()
+    if found.share >= THRESHOLDS["uncompressed"] or not largest:
+        return []
+    listed = " and ".join(filter(None, [", ".join(map(_named, largest[:-1])), _named(largest[-1])]))
+    return [_finding("uncompressed", None, found.share, total=found.total, largest=listed)]
+
+
+def _named(other: Uncompressed) -> str:
+    return f"'{other.name}' ({other.numel:,}{', ' if other.reason else ''}{other.reason})"
+
+
+def _intended(recipe: CompressionRecipe | None) -> set[str]:
+    """Kinds that are no findings: what decides instead of the KL means them, or the KL has no gradient."""
+    if recipe is None:
+        return set()
+    if recipe.allocation == "rate_distortion":  # closes gates and drops components in closed form
+        return {"gates_closed", "gates_open", "unused_components", "narrow_component"}
+    held = {"gates_closed", "gates_open"} if recipe.gate_learning_rate == 0 else set()
+    return held | ({"narrow_component"} if recipe.kl_weight == 0 else set())
+
+
+def _repairs(model: Any, recipe: CompressionRecipe | None) -> dict[str, str]:
+    """Clauses that name what has an effect."""
+    prior = getattr(model, "prior", None)
+    given = not isinstance(prior, NetworkPrior) or isinstance(prior, FixedPrior)  # else λ₀ follows the gates
+    by_kl = recipe is None or (recipe.kl_weight > 0 and recipe.allocation == "schedule")
+    denser = "raise nonzero_rate, prune by layer instead of globally"
+    if recipe is not None and recipe.target_ratio is not None:
+        denser = "lower target_ratio"
+    elif recipe is not None and recipe.allocation == "rate_distortion":
+        denser = "lower kl_weight"
+    return {
+        "denser": denser,
+        "gentler": "lower kl_weight or the codebook's learning rate" if by_kl else "lower codebook_learning_rate",
+        "inclusion": " or raise the prior's inclusion" if given else "",
+        "schedule": (" or the prior's inclusion" if given else "")
+        + (", or let a pruning schedule decide" if recipe is None else ""),
+    }
 
 
 def inert_averaging(
@@ -128,16 +186,16 @@ def inert_averaging(
     return [_finding("inert_averaging", None, measured, repair=repair)]
 
 
-def _finding(kind: str, site: str | None, measured: float, **words: str) -> Finding:
+def _finding(kind: str, site: str | None, measured: float, **words: Any) -> Finding:
     sentence = _SENTENCES[kind].format(site=site, measured=measured, **words)
     return Finding(kind, site, measured, THRESHOLDS[kind], sentence)
 
 
-def _gate_measures(site: SiteGuide, gates: Tensor, has_spike: bool) -> dict[str, float]:
+def _gate_measures(site: SiteGuide, gates: Tensor, has_spike: bool, closed_on_purpose: bool) -> dict[str, float]:
     free = gates[site.mask]
     num_open = int((free > 0.5).sum())
     measured = {"gates_closed": num_open / len(free)} if len(free) else {}
-    if not len(free) or measured["gates_closed"] >= THRESHOLDS["gates_closed"]:  # one finding is enough
+    if closed_on_purpose or not len(free) or measured["gates_closed"] >= THRESHOLDS["gates_closed"]:
         measured["starving_layer"] = num_open / site.shape[0]
     if has_spike and len(free) == gates.numel():
         measured["gates_open"] = float(1 - free.min())

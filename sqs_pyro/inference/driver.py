@@ -295,7 +295,7 @@ class Driver:
         return record
 
     def _diagnose(self) -> None:
-        self.findings = diagnose(self.model, self.guide, averaging=False)
+        self.findings = diagnose(self.model, self.guide, averaging=False, recipe=self.recipe)
 
     def _read_kl(self) -> None:
         known = self.allocation.kl()
@@ -334,7 +334,7 @@ class Driver:
         return DivergenceError(
             f"The loss is not finite at step {step} of {self.total_steps} (stage '{self.guide.stage}'): "
             f"lower learning_rate ({self.recipe.learning_rate}) or kl_weight ({self.recipe.kl_weight})."
-            + "".join(f" Before that: {finding.sentence}" for finding in self.findings[:1])
+            + "".join(f" Before that: {finding.sentence}" for finding in self.findings[:1] if finding.site)
         )
 
     def _of_this_call(self) -> Fingerprint:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sqs_pyro.distributions import SpikeAndMixture, SpikeAndSlab
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.models import likelihoods
+from sqs_pyro.models.coverage import coverage
 from sqs_pyro.models.network_prior import Codebooks, FixedPrior, HyperPrior, NetworkPrior, SitePrior
 from sqs_pyro.models.ownership import OwningModule, claim, point_estimate
 from sqs_pyro.models.priors import scale_matched_prior
@@ -147,8 +148,12 @@ class BayesianNetwork(OwningModule):
         total = sum(parameter.numel() for parameter in self.net.parameters())
         return (
             f"BayesianNetwork({type(self.net).__name__}, num_data={self.num_data}): "
-            f"{len(lines)} sites, {weights:,} of {total:,} parameters\n" + "\n".join(lines)
+            f"{len(lines)} sites, {weights:,} of {total:,} parameters\n" + "\n".join(lines + self._left_out())
         )
+
+    def _left_out(self) -> list[str]:
+        largest = coverage(self.net, self._names).largest()
+        return [f"  {other.name} {other.shape} is not compressed" for other in largest]
 
 
 def _network_prior(prior: Prior) -> NetworkPrior:

@@ -58,6 +58,12 @@ def smallest_exact(value: Tensor) -> Tensor:
     return value
 
 
+def check_dtype(name: str, value: Tensor) -> None:
+    """Raise :class:`NetworkError` if no file can hold a tensor of this dtype."""
+    if value.dtype not in _NAMES:
+        raise NetworkError(f"Tensor {name!r} is {value.dtype}, which cannot be stored: {', '.join(DTYPES)} can.")
+
+
 def describe(leftovers: Mapping[str, Tensor]) -> tuple[list[dict[str, Any]], list[Tensor]]:
     """Return the manifest's description of the leftovers and their bytes, in the order of the description."""
     kinds: dict[str, dict[str, Any]] = {}
@@ -124,10 +130,7 @@ def buffer(part: Tensor) -> memoryview:
 def _by_module(leftovers: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     modules: dict[str, dict[str, Tensor]] = {}
     for name, value in leftovers.items():
-        if value.dtype not in _NAMES:
-            raise NetworkError(
-                f"Tensor {name!r} is {value.dtype}, which cannot be stored: {', '.join(DTYPES)} can."
-            )
+        check_dtype(name, value)
         module, _, attribute = name.rpartition(".")
         modules.setdefault(module, {})[attribute] = value.detach().cpu()
     return modules

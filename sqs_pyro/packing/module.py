@@ -11,7 +11,7 @@ from sqs_pyro.errors import NetworkError
 from sqs_pyro.packing.coded import CodedTensor
 from sqs_pyro.packing.finite import check_finite
 from sqs_pyro.packing.layouts import PackedTensor, pack_tensor
-from sqs_pyro.packing.leftovers import round_to, smallest_exact
+from sqs_pyro.packing.leftovers import check_dtype, round_to, smallest_exact
 
 WEIGHT_PREFIX = "packed_"  # parameter `name` of a module is held by its child `packed_name`
 METADATA = "packed_metadata"  # attribute of a packed network's root
@@ -103,6 +103,16 @@ def leftover_state(net: nn.Module) -> dict[str, Tensor]:
             inside.add(id(value))
             state[name] = value
     return state
+
+
+def check_storable(net: nn.Module) -> None:
+    """Check that a file can hold everything that a network's state has.
+
+    Raises:
+        NetworkError: state that is no tensor, or a dtype that no file has; the sentence names it.
+    """
+    for name, value in leftover_state(net).items():
+        check_dtype(name, value)
 
 
 @torch.no_grad()

@@ -178,6 +178,7 @@ def _compress_and_measure(
             "tokens": sequences.numel(),
         },
         "blocks": records,
+        "findings": [asdict(finding) for finding in result.findings],
         "seconds": seconds,
         "stage_seconds": {**prepared["seconds"], **clock.seconds, "compression": seconds},
         "versions": versions("transformers"),

@@ -11,6 +11,7 @@ from sqs_pyro.compression import CompressionResult, StepRecord, compress
 from sqs_pyro.data import Data
 from sqs_pyro.inference.evaluate import largest_difference
 from sqs_pyro.inference.recipe import CompressionRecipe
+from sqs_pyro.models.coverage import coverage
 from sqs_pyro.network_io import device_of
 from sqs_pyro.reporting.bounds_plot import write_bounds_picture
 from sqs_pyro.reporting.plots import write_pictures
@@ -84,6 +85,7 @@ def compress_and_measure(
         "max_logit_difference": largest_difference(result.hard, loaded, data.test),
         "size": report.to_dict(),
         "nonzero_rate": report.nonzero_rate,
+        "coverage": asdict(coverage(result.hard, result.model.site_values())),
         "beta": result.history[-1].kl_weight,
         "findings": [asdict(finding) for finding in result.findings],
         "seconds": result.seconds,

@@ -191,4 +191,4 @@ class TestInCompression:
         late = {"pruning": {"start": 0.9, "end": 0.95}, "coding_start": 0.96, "freeze_start": 0.98}
         sentence = r"lower learning_rate \(.*\) or kl_weight .* Before that: Posterior collapse in '1.weight'"
         with pytest.raises(DivergenceError, match=sentence):
-            self.compress(initial_gate=20.0, learning_rate=1e3, epochs=30, **late)
+            self.compress(initial_gate=20.0, gate_learning_rate=1e-9, learning_rate=1e3, epochs=30, **late)
