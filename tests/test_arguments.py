@@ -40,6 +40,7 @@ from sqs_pyro import (
     save,
     size_report,
 )
+from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.inference.windows import EqualMass
 from sqs_pyro.integrations import save_pretrained
 from sqs_pyro.models import normal_prior
@@ -253,6 +254,7 @@ CALLS = {
             "model": BayesianNetwork(network(), prior=normal_prior(), num_data=24),
             "guide": posterior(initial_gate=0.1),
             "averaging": False,
+            "recipe": CompressionRecipe(),  # gates that a schedule decides are no finding
         },
     ),
     "elbo_report": Call(
@@ -294,6 +296,7 @@ CALLS = {
             "leftover_dtype": "float32",
             "codebook_dtype": "float32",
             "metadata": {"owner": "someone"},
+            "inputs": torch.randn(3, 5),  # one too many
         },
     ),
     "pack of a result": Call(
@@ -305,6 +308,7 @@ CALLS = {
             "leftover_dtype": "float32",
             "codebook_dtype": "float32",
             "metadata": {"owner": "someone"},
+            "inputs": torch.randn(3, 5),  # one too many
         },
     ),
     "pack_ensemble": Call(

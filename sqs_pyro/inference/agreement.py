@@ -17,11 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sqs_pyro.errors import NetworkError
+from sqs_pyro.errors import DataError, NetworkError, SQSError
 from sqs_pyro.network_io import call_arguments, device_of, move_to
 
 _EXACT = 2.0**-10  # of the largest output: sums of float32 in another order, through many layers
 _COARSE = 2.0**-5  # the same for two-byte floats, and for GPUs, which multiply with fewer bits
+
+
+#: What a forward raises that meets something it does not know.
+_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,23 @@ def first_difference(first: nn.Module, second: nn.Module, inputs: Any, relative:
 
     Returns:
         None where they agree.
+
+    Raises:
+        DataError: the first one cannot run on these inputs.
     """
-    expected = outputs(first, inputs)
+    try:
+        expected = outputs(first, inputs)
+    except SQSError:
+        raise
+    except _ERRORS as error:
+        raise DataError(
+            f"{type(first).__name__} cannot run on the inputs in evaluation mode ({_first_line(error)}): give them as "
+            "its forward takes them."
+        ) from error
     try:
         found = outputs(second, inputs)
-    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
-        raise _CannotRun((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+    except _ERRORS as error:
+        raise _CannotRun(_first_line(error)) from error
     distance = _distance(expected, found)
     if distance <= relative:
         return None
@@ -106,6 +121,10 @@ def outputs(net: nn.Module, inputs: Any) -> list[Tensor]:
     args, kwargs = call_arguments(move_to(inputs, device_of(net)))
     with _undisturbed(net):
         return list(_tensors(net(*args, **kwargs)))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .")
 
 
 class _CannotRun(Exception):
