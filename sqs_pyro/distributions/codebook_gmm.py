@@ -1,6 +1,7 @@
 """Spike-and-GMM whose responsibilities follow from a latent weight and a shared codebook, computed when needed."""
 
-from typing import Any
+import copy
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from sqs_pyro.distributions.parameters import as_scalar
 from sqs_pyro.distributions.spike_and_slab import SpikeAndSlab, straight_through_gate
 from sqs_pyro.distributions.spike_gmm import SpikeGMM
 
+Law = TypeVar("Law", bound=SpikeGMM)
+
 
 class CodebookGMM(SpikeGMM):
     """A :class:`SpikeGMM` over N weights in G groups that share codebooks of K components.
@@ -26,8 +29,8 @@ class CodebookGMM(SpikeGMM):
     ``φ_i = softmax_k[(log π_k + log N(w_i; μ_k, σ_k²)) / τ]``. Nothing of size N x K is kept: the
     straight-through value, its gradient and Jensen's bound work from latents and codebooks.
 
-    Shapes: ``batch_shape = latent.shape``, ``event_shape = ()``. Weights belong to groups in row-major order:
-    ``latent.view(G, N / G)``.
+    Shapes: ``batch_shape = base_shape = latent.shape``, ``event_shape = ()``; :meth:`expand` enlarges ``batch_shape``
+    alone. Weights belong to groups in row-major order: ``latent.view(G, N / G)``.
 
     Args:
         gates: λ, ``[*shape]``.
@@ -56,7 +59,7 @@ class CodebookGMM(SpikeGMM):
         validate_args: bool | None = None,
     ) -> None:
         self.spike_scale = as_scalar(spike_scale, gates)
-        self.latent = latent
+        self.latent, self.base_shape = latent, latent.shape
         self.anchor = latent if anchor is None else anchor
         self.codebook_loc, self.codebook_scale, self.log_mixing = loc, scale, log_mixing
         self._hard_codes = codes
@@ -66,12 +69,12 @@ class CodebookGMM(SpikeGMM):
     @property
     def loc(self) -> Tensor:
         """μ, broadcastable to ``[*shape, K]``."""
-        return per_weight(self.codebook_loc, self.batch_shape)
+        return per_weight(self.codebook_loc, self.base_shape)
 
     @property
     def scale(self) -> Tensor:
         """σ, broadcastable to ``[*shape, K]``."""
-        return per_weight(self.codebook_scale, self.batch_shape)
+        return per_weight(self.codebook_scale, self.base_shape)
 
     @property
     def num_groups(self) -> int:
@@ -84,11 +87,11 @@ class CodebookGMM(SpikeGMM):
 
     @property
     def logits(self) -> Tensor:
-        """Unnormalised log responsibilities at temperature 1, ``[*shape, K]``; computed anew at each access."""
+        """Unnormalised log responsibilities at temperature 1, ``[*base_shape, K]``; computed anew at each access."""
         logits = assignment_logits(
             self.grouped(self.anchor), self.codebook_loc, self.codebook_scale, self.log_mixing
         )
-        return logits.movedim(0, -1).reshape(*self.batch_shape, self.num_components)
+        return logits.movedim(0, -1).reshape(*self.base_shape, self.num_components)
 
     def map_codes(self) -> Tensor:
         """The most probable component of each weight, uint8 ``[G, N / G]``."""
@@ -96,23 +99,32 @@ class CodebookGMM(SpikeGMM):
 
     @property
     def codes(self) -> Tensor:
-        """The codes of the straight-through value, int64 ``[*shape]``."""
-        return self._current_codes().view(self.batch_shape).long()
+        """The codes of the straight-through value, int64 ``[*batch_shape]``."""
+        return self._current_codes().view(self.base_shape).long().expand(self.batch_shape)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> SpikeGMM:
-        """The same law with ``batch_shape`` enlarged, as an explicit :class:`SpikeGMM` (its logits are N x K)."""
-        if torch.Size(batch_shape) == self.batch_shape:
-            return self
-        return self.explicit().expand(batch_shape, _instance)
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+        """The same law with ``batch_shape`` enlarged: estimators and bounds stay those of latents and codebooks."""
+        return _enlarged(self, batch_shape)
 
     def _current_codes(self) -> Tensor:
         return self.map_codes() if self._hard_codes is None else self._hard_codes
 
     def _rsample_straight_through(self, shape: torch.Size) -> Tensor:
         value = HardValue.apply(
-            self.grouped(self.latent), self.grouped(self.gates), self.codebook_loc, self._current_codes()
+            self.grouped(self.latent), self.grouped(self._gates), self.codebook_loc, self._current_codes()
         )
-        return value.view(self.batch_shape).expand(shape)
+        return value.view(self.base_shape).expand(shape)
+
+
+def _enlarged(law: Law, batch_shape: Any) -> Law:
+    """The same law with a larger batch shape, its parameters as they are."""
+    batch_shape = torch.Size(batch_shape)
+    if batch_shape == law.batch_shape:
+        return law
+    law.gates.expand(batch_shape)  # torch's own error for a shape that cannot be reached
+    new = copy.copy(law)
+    new._batch_shape = batch_shape
+    return new
 
 
 @register_bound("jensen", CodebookGMM, SpikeAndSlab)
@@ -142,7 +154,7 @@ def _expected_divergence(q: CodebookGMM, slab: Distribution) -> Tensor:
     expected = ExpectedDivergence.apply(
         q.grouped(q.anchor), q.codebook_loc, q.codebook_scale, q.log_mixing, divergence, q.temperature
     )
-    return expected.view(q.batch_shape)
+    return expected.view(q.base_shape)
 
 
 def _is_one_number(expanded: Tensor) -> bool:
@@ -183,9 +195,9 @@ class LatentSpikeAndSlab(SpikeGMM):
             validate_args=validate_args,
         )
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> SpikeGMM:
-        """The same law with ``batch_shape`` enlarged, as a :class:`SpikeGMM` of one component."""
-        return self if torch.Size(batch_shape) == self.batch_shape else self.explicit().expand(batch_shape)
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+        """The same law with ``batch_shape`` enlarged."""
+        return _enlarged(self, batch_shape)
 
     def _rsample_straight_through(self, shape: torch.Size) -> Tensor:
         return (straight_through_gate(self.gates > 0.5, self.gates) * self.latent).expand(shape)

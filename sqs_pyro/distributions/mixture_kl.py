@@ -27,7 +27,7 @@ from sqs_pyro.distributions.spike_gmm import SpikeGMM
 
 def shares_components(q: SpikeGMM, p: SpikeAndMixture) -> bool:
     """Whether the laws have the same components, code by code."""
-    if isinstance(q, CodebookGMM) and p.base_shape == q.batch_shape:
+    if isinstance(q, CodebookGMM) and p.base_shape == q.base_shape:
         pairs = ((q.codebook_loc, p.codebook_loc), (q.codebook_scale, p.codebook_scale))
     else:
         pairs = ((q.loc, p.loc), (q.scale, p.scale))
@@ -58,12 +58,12 @@ def _jensen_codebook(q: CodebookGMM, p: SpikeAndMixture) -> Tensor:
     slab = ExpectedDivergence.apply(
         q.grouped(q.anchor), q.codebook_loc, q.codebook_scale, q.log_mixing, divergence, q.temperature, shared
     )
-    return _with_gate(q, p, slab.view(q.batch_shape))
+    return _with_gate(q, p, slab.view(q.base_shape))
 
 
 def _same_groups(q: CodebookGMM, p: SpikeAndMixture) -> bool:
     """Whether a group of q has one mixture of p: then all is said by ``[G, K]`` and ``[G, J]`` (or ``[1, J]``)."""
-    return p.num_groups == 1 or (p.base_shape == q.batch_shape and q.num_groups == p.num_groups)
+    return p.num_groups == 1 or (p.base_shape == q.base_shape and q.num_groups == p.num_groups)
 
 
 def _codebook_divergence(q: CodebookGMM, p: SpikeAndMixture) -> Tensor:
@@ -75,20 +75,25 @@ def _codebook_divergence(q: CodebookGMM, p: SpikeAndMixture) -> Tensor:
 @register_bound("dominant", LatentSpikeAndSlab, SpikeAndMixture)
 def _jensen_latent(q: LatentSpikeAndSlab, p: SpikeAndMixture) -> Tensor:
     """Warm-up: one Gaussian a weight against K; nothing of size N x K is kept."""
-    if p.base_shape != q.batch_shape:
+    if not _same_weights(q, p):
         return _jensen(q, p)
     slab = LogSumDivergence.apply(*_latent_groups(q, p), p.codebook_loc, p.codebook_scale, p.log_mixing)
-    return _with_gate(q, p, slab.view(q.batch_shape))
+    return _with_gate(q, p, slab.view(q.latent.shape))
 
 
 @register_bound("lower", LatentSpikeAndSlab, SpikeAndMixture)
 @torch.no_grad()
 def _lower_latent(q: LatentSpikeAndSlab, p: SpikeAndMixture) -> Tensor:
     """Warm-up: the cells are those of the prior's components."""
-    if p.base_shape != q.batch_shape or not p.has_atom_at_zero:
+    if not _same_weights(q, p) or not p.has_atom_at_zero:
         return _lower(q, p)
     slab = gaussian_cell_divergence(*_latent_groups(q, p), p.log_mixing, p.codebook_loc, p.codebook_scale)
-    return _with_gate(q, p, slab.view(q.batch_shape))
+    return _with_gate(q, p, slab.view(q.latent.shape))
+
+
+def _same_weights(q: LatentSpikeAndSlab, p: SpikeAndMixture) -> bool:
+    """Whether the groups of p are those of q's latents, however far both are expanded."""
+    return p.base_shape in (q.batch_shape, q.latent.shape)
 
 
 def _latent_groups(q: LatentSpikeAndSlab, p: SpikeAndMixture) -> tuple[Tensor, Tensor]:
@@ -142,21 +147,24 @@ def _with_gate(q: SpikeGMM, p: SpikeAndMixture, slab: Tensor) -> Tensor:
 
 
 def _cells(q: SpikeGMM, p: SpikeGMM) -> Tensor:
-    """A lower bound on the slabs' KL, ``[*batch_shape]``."""
-    return cell_divergence(*_grouped(q, p)).view(q.batch_shape)
+    """A lower bound on the slabs' KL, broadcastable to ``[*batch_shape]``."""
+    divergence = cell_divergence(*_grouped(q, p))
+    if isinstance(q, CodebookGMM) and isinstance(p, SpikeAndMixture) and _same_groups(q, p):
+        return divergence.view(q.base_shape)
+    return divergence.view(q.batch_shape)
 
 
 def _grouped(q: SpikeGMM, p: SpikeGMM) -> tuple[Tensor, ...]:
     """φ as ``[G, n, K]`` and the two laws' components as ``[G, ...]``; G = N where no codebook is shared."""
-    phi = q.responsibilities.expand(*q.batch_shape, q.num_components)
     one_codebook = q.loc.dim() == q.scale.dim() == p.loc.dim() == p.scale.dim() == p.logits.dim() == 1
     if isinstance(q, CodebookGMM) and isinstance(p, SpikeAndMixture) and _same_groups(q, p):
-        groups = q.num_groups
+        phi, groups = q.responsibilities, q.num_groups
         of_q: tuple[Tensor, ...] = (q.codebook_loc, q.codebook_scale)
         of_p: tuple[Tensor, ...] = tuple(
             x.expand(groups, -1) for x in (p.log_mixing, p.codebook_loc, p.codebook_scale)
         )
     else:
+        phi = q.responsibilities.expand(*q.batch_shape, q.num_components)
         groups = 1 if one_codebook else q.batch_shape.numel()
         shape = torch.Size() if one_codebook else q.batch_shape
 

@@ -15,6 +15,7 @@ from sqs_pyro.inference.inclusion_guide import InclusionGuide
 from sqs_pyro.inference.site_guide import Groups, SiteGuide
 from sqs_pyro.inference.windows import PerWeight, Windows
 from sqs_pyro.models.ownership import OwningModule
+from sqs_pyro.models.prediction import predicting
 from sqs_pyro.packing import CodedTensor
 
 #: ``"dense"``: latents without a codebook (warm-up); ``"coded"``: codes follow the latents; ``"frozen"``:
@@ -29,8 +30,9 @@ class SpikeGMMGuide(OwningModule):
     """Spike-and-GMM guide: ``q(θ_i) = (1-λ_i) δ_0 + λ_i Σ_k φ_ik N(μ_k, σ_k²)`` at every site of a model.
 
     Codebooks are initialised by 1-D K-means of the pretrained weights. In training mode a draw is made by
-    ``estimator``; in evaluation mode (``guide.eval()``) it is a discrete network (gates and codes drawn, slab
-    noise left out), at :meth:`evaluation_temperatures`: what Bayesian averaging averages.
+    ``estimator``; in evaluation mode (``guide.eval()``), and whenever ``pyro.infer.Predictive`` asks, it is a discrete
+    network (gates and codes drawn, slab noise left out), at :meth:`evaluation_temperatures`: what Bayesian averaging
+    averages.
 
     Args:
         model: a :class:`~sqs_pyro.models.BayesianNetwork`, or any Pyro model together with ``init``.
@@ -118,10 +120,10 @@ class SpikeGMMGuide(OwningModule):
             if spike_scale is not None or (prior is not None and not has_atom(prior)):
                 site.spread_spike(getattr(prior, "spike_scale", None) if spike_scale is None else spike_scale)
             site.learn_shape(estimator != "straight_through")
-            self.sites[name.replace(".", "/")] = site
+            self.sites[_key(name)] = site
         self.inclusions = PyroModule[nn.ModuleDict]()
         for name, hyper in model.hyper_priors().items() if hasattr(model, "hyper_priors") else ():
-            self.inclusions[name.replace(".", "/")] = InclusionGuide(name, hyper.law, hyper.sites)
+            self.inclusions[_key(name)] = InclusionGuide(name, hyper.law, hyper.sites)
         self.fit_inclusions()
         self.resume(stage, draws=0)
         if hasattr(model, "bind_codebooks"):
@@ -138,7 +140,7 @@ class SpikeGMMGuide(OwningModule):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw every site's weights, after the model's hyper-sites; the arguments are the model's and not used."""
-        if self.training and self.stage == "coded" and self.estimator == "straight_through":
+        if self._trains() and self.stage == "coded" and self.estimator == "straight_through":
             if self.draws % self.refresh_every == 0:
                 for site in self.site_guides().values():
                     site.refresh_codes()
@@ -154,12 +156,15 @@ class SpikeGMMGuide(OwningModule):
         """The variational distribution of one site at the guide's present stage, mode and temperatures."""
         if self.stage == "dense":
             return site.dense_distribution(self.gate_temperature)
-        if not self.training:
+        if not self._trains():
             return site.coded_distribution(*self.evaluation_temperatures(), "discrete")
         # Frozen codes are the shipped network's: whatever came before, it is trained as it will be.
         estimator = "straight_through" if self.stage == "frozen" else self.estimator
         codes = site.codes if estimator == "straight_through" else None
         return site.coded_distribution(self.temperature, self.gate_temperature, estimator, codes)
+
+    def _trains(self) -> bool:
+        return self.training and not predicting()
 
     def codebook(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """μ, σ and ``log π`` of a site, each ``[G, K]``: what a learned prior shares."""
@@ -298,6 +303,12 @@ class SpikeGMMGuide(OwningModule):
     def _check_coded(self, asked: str) -> None:
         if self.stage == "dense":
             raise NetworkError(f"The guide is still in its dense stage: call start_coding() before {asked}().")
+
+
+def _key(name: str) -> str:
+    """A site's key in a ModuleDict, where a point is not allowed, nor a name that the dictionary has itself."""
+    key = name.replace(".", "/")
+    return f"{key}/" if hasattr(nn.ModuleDict, key) else key
 
 
 def _initial_values(model: Callable[..., Any], init: Mapping[str, Tensor] | None) -> dict[str, Tensor]:

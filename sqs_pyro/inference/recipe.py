@@ -1,8 +1,8 @@
 """What compression does, as one validated section of a recipe."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sqs_pyro.inference.windows import EqualMass, OutlierAware, PerWeight, Windows
 from sqs_pyro.recipe import RecipeSection
@@ -111,9 +111,9 @@ class CompressionRecipe(RecipeSection):
         curvature: for `rate_distortion`, h of the likelihood's expansion: one mean squared gradient for the whole
             `network`, or that of each `layer`.
         num_components: K, values in a codebook besides zero.
-        include: regular expressions of parameter names to compress; None takes the weights of Linear and
+        include: regular expressions (or one) of parameter names to compress; None takes the weights of Linear and
             convolution layers.
-        exclude: regular expressions of parameter names to leave uncompressed.
+        exclude: regular expressions (or one) of parameter names to leave uncompressed.
         groups: weights that share a codebook: `layer`, `channel` (out-channel), or a number of consecutive
             weights.
         windows: how weights share responsibilities.
@@ -184,6 +184,11 @@ class CompressionRecipe(RecipeSection):
     leftover_dtype: Literal["float16", "float32"] = "float16"
     codebook_dtype: Literal["float16", "float32"] = "float16"
     evaluate_every: int = Field(default=1, ge=1)
+
+    @field_validator("include", "exclude", mode="before")
+    @classmethod
+    def _one_pattern_or_several(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given  # not one for each of its letters
 
     @model_validator(mode="after")
     def _target_is_of_an_entropy_coded_file(self) -> "CompressionRecipe":

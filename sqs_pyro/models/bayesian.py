@@ -1,6 +1,7 @@
 """Any ``nn.Module`` as a Pyro model whose weights are random."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import pyro
@@ -14,13 +15,17 @@ from sqs_pyro.models import likelihoods
 from sqs_pyro.models.coverage import coverage
 from sqs_pyro.models.network_prior import Codebooks, FixedPrior, HyperPrior, NetworkPrior, SitePrior
 from sqs_pyro.models.ownership import OwningModule, claim, point_estimate
+from sqs_pyro.models.prediction import evaluation_mode, predicting
 from sqs_pyro.models.priors import scale_matched_prior
 from sqs_pyro.models.sites import select_sites
+from sqs_pyro.models.stacked import StackedLaw, drawn_networks, plates_around, stack_networks
 from sqs_pyro.network_io import call_arguments, output_tensor, tensors_in
 from sqs_pyro.substitution import call_with
 
 #: One distribution for every weight, a function of a site's name and pretrained value, or a strategy.
 Prior: TypeAlias = dist.TorchDistribution | SitePrior | NetworkPrior
+
+_OWN_SITES = ("data", "logits", "obs")
 
 
 class BayesianNetwork(OwningModule):
@@ -29,7 +34,8 @@ class BayesianNetwork(OwningModule):
     ``forward(inputs, y)`` samples every site from its prior, runs the user's network with the samples in place
     of its weights (``torch.func.functional_call``, the network itself is not rewritten) and observes ``y`` at
     site ``"obs"`` inside ``plate("data", num_data)``, so that a minibatch counts for the whole data set. The
-    network's output is recorded at the deterministic site ``"logits"``.
+    network's output is recorded at the deterministic site ``"logits"``. Weights drawn in plates (``num_particles`` with
+    ``vectorize_particles``, ``Predictive(parallel=True)``) are so many networks, which run one after the other.
 
     Compressed parameters are frozen (``requires_grad=False``): their pretrained values only initialise a
     guide. All other parameters (biases, norms, ...) stay trainable and are learned as point estimates.
@@ -44,8 +50,16 @@ class BayesianNetwork(OwningModule):
         include, exclude: see :func:`sqs_pyro.models.sites.select_sites`.
 
     Raises:
-        NetworkError: nothing to compress, weights that are not finite, or an impossible argument.
+        NetworkError: nothing to compress, weights that are not finite, a site named like one of the model's own, or an
+            impossible argument.
+
+    Attributes:
+        evaluates_predictions: under ``pyro.infer.Predictive`` the network runs in evaluation mode, whatever its own
+            mode is: batch norms use and keep their statistics, nothing is dropped out. Set it to False for Monte
+            Carlo dropout; the network's own mode counts then.
     """
+
+    evaluates_predictions = True
 
     def __init__(
         self,
@@ -53,8 +67,8 @@ class BayesianNetwork(OwningModule):
         prior: Prior | None = None,
         likelihood: str | likelihoods.Likelihood = "categorical",
         num_data: int | None = None,
-        include: Sequence[str] | None = None,
-        exclude: Sequence[str] = (),
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] = (),
     ) -> None:
         super().__init__()
         if num_data is not None and num_data < 1:
@@ -67,6 +81,7 @@ class BayesianNetwork(OwningModule):
         self.prior = _network_prior(prior or scale_matched_prior())
         self.prior.start(sites)
         self.prior.belongs_to_a_network = True
+        _check_names(sites, self.prior)
         for weight in sites.values():
             weight.requires_grad_(False)
 
@@ -98,22 +113,34 @@ class BayesianNetwork(OwningModule):
         Returns:
             What was observed or sampled at ``"obs"``.
         """
-        net = self._modules["net"]
+        own = dict(self._modules["net"].named_parameters())
         weights = {
-            name: pyro.sample(name, prior).to(net.get_parameter(name).dtype)  # guides work in float32
+            name: pyro.sample(name, prior).to(own[name].dtype)  # guides work in float32
             for name, prior in self.prior().items()
         }
-        args, kwargs = call_arguments(inputs)
-        output = call_with(net, {**weights, **self._point_estimates()}, args, kwargs)
-        observation = self.likelihood(output)
-        batch = observation.batch_shape[0]
+        drawn, networks = drawn_networks({**weights, **self._point_estimates()}, own)
+        outputs = [self._output(tensors, inputs) for tensors in networks]
+        observations = [self.likelihood(output) for output in outputs]
+        batch = observations[0].batch_shape[0]
         # An explicit subsample gives the factor N/B without drawing N random indices a step.
         subsample = torch.arange(batch, device=tensors_in(inputs)[0].device)
-        with pyro.plate("data", max(self.num_data or batch, batch), subsample=subsample):
-            if torch.is_tensor(output) or hasattr(output, "logits"):
-                logits = output_tensor(output)
-                pyro.deterministic("logits", logits, event_dim=logits.dim() - 1)
-            return pyro.sample("obs", observation, obs=y)
+        examples = pyro.plate("data", max(self.num_data or batch, batch), subsample=subsample)
+        with examples:
+            plates = plates_around(drawn, examples.dim)
+            if all(torch.is_tensor(output) or hasattr(output, "logits") for output in outputs):
+                logits = [output_tensor(output) for output in outputs]
+                event_dims = logits[0].dim() - 1
+                joint = stack_networks(logits, plates, examples.dim, event_dims) if drawn else logits[0]
+                pyro.deterministic("logits", joint, event_dim=event_dims)
+            law = StackedLaw(observations, plates, examples.dim) if drawn else observations[0]
+            return pyro.sample("obs", law, obs=y)
+
+    def _output(self, tensors: dict[str, Tensor], inputs: Any) -> Any:
+        """What the network returns with these tensors in place of its own."""
+        net = self._modules["net"]
+        args, kwargs = call_arguments(inputs)
+        with evaluation_mode(net) if self.evaluates_predictions and predicting() else nullcontext():
+            return call_with(net, tensors, args, kwargs)
 
     def _point_estimates(self) -> dict[str, Tensor]:
         """Trainable parameters that are no sites, as Pyro parameters ``net.<name>``."""
@@ -162,6 +189,17 @@ def _network_prior(prior: Prior) -> NetworkPrior:
     if prior.belongs_to_a_network:
         raise NetworkError(f"This {type(prior).__name__} already belongs to a network: make another one.")
     return prior
+
+
+def _check_names(sites: Iterable[str], prior: NetworkPrior) -> None:
+    """Raise a :class:`NetworkError` if the model samples something else under the name of a site."""
+    taken = dict.fromkeys(_OWN_SITES, "the model") | dict.fromkeys(prior.hyper_priors(), "its prior")
+    for name in sites:
+        if name in taken:
+            raise NetworkError(
+                f"Parameter '{name}' cannot be a site, because {taken[name]} has a site of that name: rename the "
+                f"parameter, wrap the network in a module, or leave it out with exclude=['^{name}$']."
+            )
 
 
 def _describe(prior: dist.TorchDistribution) -> str:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.models.ownership import OwningModule
@@ -71,17 +72,14 @@ class FixedPrior(NetworkPrior):
         """Make the law of each site.
 
         Raises:
-            NetworkError: a law that is not one of single weights.
+            NetworkError: a law that is not one of single weights, or that cannot be expanded to a tensor of them.
         """
         self._laws: dict[str, dist.TorchDistribution] = {}
         self._shapes: dict[str, torch.Size] = {}
         for name, weight in sites.items():
-            law = self.prior if isinstance(self.prior, dist.Distribution) else self.prior(name, weight)
-            if law.event_shape:
-                raise NetworkError(
-                    f"The prior of '{name}' has event shape {tuple(law.event_shape)}, but must be a "
-                    "distribution over single weights (event shape ()), batch shape () or the weight's."
-                )
+            given = self.prior
+            law = given if isinstance(given, Distribution) or not callable(given) else given(name, weight)
+            _check_law(name, law, weight.shape)
             self._laws[name], self._shapes[name] = law, weight.shape
 
     def site_priors(self, hyper: Mapping[str, Tensor]) -> dict[str, dist.TorchDistribution]:
@@ -99,6 +97,41 @@ def of_shape(law: dist.TorchDistribution, shape: torch.Size) -> dist.TorchDistri
     return law.expand(shape).to_event(len(shape))
 
 
+def _check_law(name: str, law: Any, shape: torch.Size) -> None:
+    """Raise a :class:`NetworkError` unless a law can be that of every weight of a site."""
+    kind = type(law).__name__
+    if not isinstance(law, Distribution) or not hasattr(law, "to_event"):
+        raise NetworkError(
+            f"The prior of '{name}' is a {kind}, but must be a Pyro distribution of single weights, such as "
+            "pyro.distributions.Normal(0.0, 1.0), or a function (name, weight) -> distribution."
+        )
+    if law.event_shape:
+        raise NetworkError(
+            f"The prior of '{name}' has event shape {tuple(law.event_shape)}, but must be a "
+            "distribution over single weights (event shape ()), batch shape () or the weight's."
+        )
+    if len(law.batch_shape) > len(shape) or not all(
+        own in (1, wanted) for own, wanted in zip(reversed(law.batch_shape), reversed(shape), strict=False)
+    ):
+        raise NetworkError(
+            f"The prior of '{name}' has batch shape {tuple(law.batch_shape)}, which does not broadcast to the "
+            f"weight's, {tuple(shape)}: give a law of one weight (batch shape ()), or one for each."
+        )
+    try:
+        expanded = of_shape(law, shape)
+    except NotImplementedError as error:
+        raise NetworkError(
+            f"The prior of '{name}', a {kind}, cannot be expanded to the weight's shape: a class with an __init__ of "
+            "its own needs expand(self, batch_shape, _instance=None), which returns the same law with a larger "
+            f"batch shape ({error})."
+        ) from None
+    if expanded.event_shape != shape:
+        raise NetworkError(
+            f"The prior of '{name}', a {kind}, was expanded to {tuple(shape)}, but its expand() returned batch shape "
+            f"{tuple(expanded.event_shape)}: it must return the batch shape it is given."
+        )
+
+
 def check_scope(scope: str) -> None:
     """Raise a :class:`NetworkError` unless ``scope`` is ``"layer"`` or ``"global"``."""
     if scope not in ("layer", "global"):
@@ -111,7 +144,7 @@ def _apply_to_distribution(d: dist.TorchDistribution, fn: Callable[[Tensor], Ten
     for key, value in d.__dict__.items():
         if isinstance(value, Tensor):
             value = fn(value)
-        elif isinstance(value, torch.distributions.Distribution):
+        elif isinstance(value, Distribution):
             value = _apply_to_distribution(value, fn)
         moved.__dict__[key] = value
     return moved

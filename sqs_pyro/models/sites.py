@@ -22,8 +22,8 @@ DEFAULT_TYPES: tuple[type[nn.Module], ...] = (
 
 def select_sites(
     net: nn.Module,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] = (),
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
     types: tuple[type[nn.Module], ...] = DEFAULT_TYPES,
 ) -> dict[str, nn.Parameter]:
     """The parameters of ``net`` to compress, by name, in the network's own order.
@@ -34,15 +34,17 @@ def select_sites(
 
     Args:
         net: any module.
-        include: regular expressions; a floating-point parameter of any module whose name one of them
+        include: regular expressions, or one; a floating-point parameter of any module whose name one of them
             matches (``re.search``) is a site. Replaces the choice by module type.
-        exclude: regular expressions; names that match are left uncompressed.
+        exclude: regular expressions, or one; names that match are left uncompressed.
         types: the module types of the default choice.
 
     Raises:
         NetworkError: a pattern is not a regular expression or matches nothing, no parameter is left, or a
             selected parameter holds NaN or infinity.
     """
+    include = None if include is None else as_patterns(include)
+    exclude = as_patterns(exclude)
     names_of = _names_by_parameter(net)
     for pattern in (*(include or ()), *exclude):
         _check_pattern(pattern, [name for names in names_of.values() for name in names])
@@ -67,6 +69,11 @@ def select_sites(
     for name, parameter in sites.items():
         check_finite(name, parameter)
     return sites
+
+
+def as_patterns(given: str | Iterable[str]) -> tuple[str, ...]:
+    """Patterns as a tuple; a text is one pattern, not one for each of its letters."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def check_finite(name: str, value: torch.Tensor) -> None:
