@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
 from sqs_pyro.kernels.rows import pack_rows, unpack_rows
@@ -72,7 +73,8 @@ class DecodedWeights:
             entry = self._entries.get(packed.codes)
             if entry is None or not entry.is_of(packed):
                 entry = self._entries[packed.codes] = _Entry(packed)
-            with torch.inference_mode(False), torch.no_grad():  # the copy outlives an inference-mode call
+            # The copy outlives a call in inference mode or within a transform of torch.func.
+            with torch.inference_mode(False), torch.no_grad(), temporarily_clear_interpreter_stack():
                 found = entry.copies[key] = make(packed)
         return found
 

@@ -4,7 +4,9 @@ The forms are ``dense``, ``bitmap``, and of CPU kernels ``tiled`` and ``rows`` (
 
 ``sqs::linear_dense(x, bias, codes, table, scales, shape, bits)``; the bitmap form has ``mask`` behind ``table``.
 Likewise ``convolution_*``, ``embedding_*``, ``weight_*`` (just the weight) and the gradients
-``linear_grad_*`` and ``convolution_grad_*``. Packed weights are constants: gradients flow to ``x`` and ``bias``.
+``linear_grad_*`` and ``convolution_grad_*``. Packed weights are constants: gradients of any order flow to ``x``
+and ``bias``. Under a transform of ``torch.func`` (``vmap``, ``jvp``, ``grad``, ...) or forward differentiation,
+:func:`call` multiplies with the decoded weight.
 
 The implementations here decode once and keep the result (:mod:`sqs_pyro.kernels.decode`): always right, never
 fast. Kernels take an op over for a device: on CPUs ``linear_tiled``, ``convolution_tiled``, ``linear_rows`` and
@@ -19,12 +21,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.library import CustomOpDef, custom_op
 
+from sqs_pyro.errors import NetworkError
 from sqs_pyro.kernels.decode import PackedArgs, decoded_weights
 
 OPS: dict[str, CustomOpDef] = {}
 _OVERLOADS: dict[tuple[str, str], Any] = {}
+_COMPUTED: dict[str, Callable[..., Tensor]] = {}
 _PRODUCTS = ("linear", "convolution")
 REFERENCES: dict[str, Callable[..., Tensor]] = {}
 
@@ -49,13 +54,37 @@ def call(name: str, packed: PackedArgs, *operands: Any) -> Tensor:
     op, compiling = _OVERLOADS[name, packed.form], torch.compiler.is_compiling()
     if name in _PRODUCTS and (compiling or torch._C._is_any_autocast_enabled()):
         operands = _autocast(packed.codes.device.type, *operands)
-    mask = () if packed.mask is None else (packed.mask,)
-    arguments = (*operands, packed.codes, packed.table, *mask, packed.scales, packed.shape, packed.bits)
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return _transformed(name, packed, operands)
+    arguments = (*operands, *_arguments(packed))
     learns = torch.is_grad_enabled() and any(map(_learns, operands))
     if compiling or learns or torch.is_inference_mode_enabled():
         return op(*arguments)
     with torch._C._AutoDispatchBelowAutograd():  # Python's part of autograd takes longer than a small product
         return op(*arguments)
+
+
+def _transformed(name: str, packed: PackedArgs, operands: tuple[Any, ...]) -> Tensor:
+    """The same with the decoded weight, whose products torch knows how to vectorise and to differentiate forward.
+
+    Raises:
+        NetworkError: it is the packed weight itself that is transformed.
+    """
+    compute, dtype = _COMPUTED[name], _dtype(operands)
+    if torch.compiler.is_compiling():
+        like = torch.empty(0, dtype=dtype, device=packed.codes.device)
+        return compute(_OVERLOADS["weight", packed.form](like, *_arguments(packed)), *operands)
+    if any(map(torch._C._functorch.is_functorch_wrapped_tensor, packed.buffers())):
+        raise NetworkError(
+            "A transform of torch.func runs over the codes of a packed weight, but takes only inputs and biases: "
+            "leave the buffers out (in_dims=None), or transform networks made from sqs_pyro.kernels.dense_state."
+        )
+    return compute(decoded_weights.get(packed, dtype), *operands)
+
+
+def _arguments(packed: PackedArgs) -> tuple[Any, ...]:
+    mask = () if packed.mask is None else (packed.mask,)
+    return packed.codes, packed.table, *mask, packed.scales, packed.shape, packed.bits
 
 
 def _autocast(device: str, x: Tensor, *others: Any) -> tuple[Any, ...]:
@@ -95,6 +124,7 @@ def _weight(weight: Tensor, like: Tensor) -> Tensor:
 
 def _define(name: str, operands: str, compute: Callable[..., Tensor]) -> None:
     """Define the op in every form; its fake kernel is the same computation with an empty weight."""
+    _COMPUTED[name] = compute
     for form in _forms(name):
         _define_form(f"{name}_{form}", f"({operands}, {_FORMS[form]}) -> Tensor", compute)
 
@@ -151,34 +181,66 @@ _define("embedding", "Tensor indices, ScalarType dtype", _embedding)
 _define("weight", "Tensor like", _weight)
 
 
-def _register_gradient(name: str, grad_x: Callable[..., Tensor], channel_dim: int) -> None:
-    """Let gradients flow to ``x`` through ``grad_x(packed, grad, x_size, geometry)``, and to ``bias``."""
+def _register_gradient(name: str, channel_dim: int) -> None:
+    """Let gradients flow to ``x``, and to ``bias``."""
+
+    def grad_x(ctx: Any, grad: Tensor) -> Tensor:
+        size = (ctx.x_size,) if name == "convolution" else ()
+        return call(f"{name}_grad", _kept(ctx), grad, *size, *ctx.geometry)
+
+    def setup_context(ctx: Any, operands: tuple[Any, ...]) -> None:
+        x, bias, *ctx.geometry = operands
+        ctx.x_size, ctx.bias_dtype = x.shape, None if bias is None else bias.dtype
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        bias = None
+        if ctx.needs_input_grad[1]:
+            kept = channel_dim % grad.dim()
+            bias = grad.sum([d for d in range(grad.dim()) if d != kept]) if grad.dim() > 1 else grad
+            bias = bias.to(ctx.bias_dtype)
+        return grad_x(ctx, grad) if ctx.needs_input_grad[0] else None, bias
+
+    _register_autograd(name, setup_context, backward)
+
+
+def _register_second_gradient(name: str) -> None:
+    """Let gradients flow to a gradient, whose op is linear: its transpose is the product itself."""
+
+    def setup_context(ctx: Any, operands: tuple[Any, ...]) -> None:
+        ctx.geometry = operands[2:]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return (call(name, _kept(ctx), grad, None, *ctx.geometry),)
+
+    _register_autograd(f"{name}_grad", setup_context, backward)
+
+
+def _register_autograd(
+    name: str, setup_operands: Callable[..., None], backward_operands: Callable[..., Any]
+) -> None:
+    """Register a gradient with the op in every form: ``backward_operands`` gives those of its first operands."""
     for form in _forms(name):
         op_name = f"{name}_{form}"
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor, op_name: str = op_name) -> None:
-            (x, bias, *ctx.geometry), packed = _split(op_name, inputs)
-            ctx.x_size, ctx.bias_dtype = x.shape, None if bias is None else bias.dtype
+            operands, packed = _split(op_name, inputs)
+            setup_operands(ctx, operands)
             ctx.shape, ctx.bits, ctx.form = packed.shape, packed.bits, packed.form
             ctx.save_for_backward(packed.codes, packed.table, packed.mask, packed.scales)
 
         def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-            codes, table, mask, scales = ctx.saved_tensors
-            packed = PackedArgs(codes, table, mask, ctx.shape, ctx.bits, scales, ctx.form)
-            x = grad_x(packed, grad, ctx.x_size, ctx.geometry) if ctx.needs_input_grad[0] else None
-            bias = None
-            if ctx.needs_input_grad[1]:
-                kept = channel_dim % grad.dim()
-                bias = grad.sum([d for d in range(grad.dim()) if d != kept]) if grad.dim() > 1 else grad
-                bias = bias.to(ctx.bias_dtype)
-            return x, bias, *[None] * (len(ctx.needs_input_grad) - 2)
+            gradients = backward_operands(ctx, grad)
+            return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
 
         OPS[op_name].register_autograd(backward, setup_context=setup_context)
 
 
-_register_gradient("linear", lambda packed, grad, size, geometry: call("linear_grad", packed, grad), -1)
-_register_gradient(
-    "convolution",
-    lambda packed, grad, size, geometry: call("convolution_grad", packed, grad, size, *geometry),
-    1,
-)
+def _kept(ctx: Any) -> PackedArgs:
+    """The packed weight of an op whose gradient is asked for."""
+    codes, table, mask, scales = ctx.saved_tensors
+    return PackedArgs(codes, table, mask, ctx.shape, ctx.bits, scales, ctx.form)
+
+
+for _name, _channel_dim in (("linear", -1), ("convolution", 1)):
+    _register_gradient(_name, _channel_dim)
+    _register_second_gradient(_name)
