@@ -16,6 +16,7 @@ from sqs_pyro.errors import OutputError, RecipeError, SQSError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
     from sqs_pyro.reporting.printed import Report
 
 BAD_INPUT, INTERRUPTED = 2, 130

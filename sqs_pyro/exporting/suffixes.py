@@ -30,6 +30,6 @@ def check_suffix(path: str | Path, export_format: str, *, directory: bool) -> No
             )
     elif suffix != _FILES[export_format]:
         raise OutputError(
-            f"'{path}' has the suffix {suffix}, but format {export_format} writes {_FILES[export_format]}: correct "
-            "the suffix or the format."
+            f"'{path}' has the suffix {suffix}, but format {export_format} writes {_FILES[export_format]}: "
+            "correct the suffix or the format."
         )

@@ -47,7 +47,7 @@ def _in_pieces(word: str, width: int) -> list[str]:
 
 
 def _pieces(word: str) -> list[str]:
-    return re.split(r"(?<=[/_.\-=,])(?!\d)", word)
+    return re.split(r"(?<=[/_=])|(?<=[.\-,])(?!\d)", word)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class _Shown:
         self.cells: list[Sequence[str]] = [*columns] if columns else [()] * len(self.titles)
 
     def bands(self) -> list[list[int]]:
-        """Columns that fit beside each other, the names left out; names fold less where more than one is needed."""
+        """Columns that fit beside each other, without the names, which fold less where they are repeated."""
         bands = list(self._bands())
         if len(bands) > 1:
             self.narrowest_name = min(self._most(0), self.width // 3)
@@ -173,9 +173,8 @@ class _Shown:
         title = max(map(cell_len, self.titles[column].split(" ")))
         if not self.foldable[column]:
             return max([title, *map(cell_len, self.cells[column])])
-        longest = max(
-            (cell_len(p) for c in self.cells[column] for w in c.split(" ") for p in _pieces(w)), default=0
-        )
+        words = [word for cell in self.cells[column] for word in cell.split(" ")]
+        longest = max((cell_len(piece) for word in words for piece in _pieces(word)), default=0)
         narrow = self.narrowest_name if column == 0 else _NARROW
         return max(title, min(self._most(column), max(narrow, min(longest, _WIDEST_PIECE))))
 

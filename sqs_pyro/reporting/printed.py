@@ -1,4 +1,4 @@
-"""Reports that print themselves: ``print(report)``, a notebook's cell, a file and the `sqs` command are one thing."""
+"""Reports that print themselves, alike by ``print``, in a notebook, in a file and by the `sqs` command."""
 
 import io
 import os

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import RenderableType
+
 from sqs_pyro.reporting.fitted import FittedTable, Line
 from sqs_pyro.reporting.printed import Report
 
@@ -77,10 +79,10 @@ def _runtime_tables(runtime: Document) -> Report:
 def report_tables(run: Document) -> Report:
     """All that a finished run measured: networks, tensors, and the bounds on the KL."""
     metrics = run["metrics"]
-    blocks = [_block_table(metrics["blocks"])] if "blocks" in metrics else []
-    tensors = [_tensor_table(metrics["size"]), *_others(metrics["size"])]
-    bounds = bounds_tables(run["bounds"]) if "bounds" in run else ()
-    return Report(*run_tables(metrics), *finding_lines(metrics.get("findings", ())), *blocks, *tensors, *bounds)
+    parts: list[RenderableType] = [*run_tables(metrics), *finding_lines(metrics.get("findings", ()))]
+    parts += [_block_table(metrics["blocks"])] if "blocks" in metrics else []
+    parts += [_tensor_table(metrics["size"]), *_others(metrics["size"])]
+    return Report(*parts, *(bounds_tables(run["bounds"]) if "bounds" in run else ()))
 
 
 def result_tables(result: Document) -> Report:

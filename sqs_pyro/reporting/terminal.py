@@ -1,7 +1,7 @@
 """Progress on stderr: a bar on a terminal, a line now and then elsewhere.
 
-At any width from 60 characters on there are the bar, the percentage, the time that remains and the first figures of
-the stage's text: it puts the most important one first, and those that do not fit are left out whole.
+At any width from 60 characters on there are the bar, the percentage, the time that remains and the first figures
+of the stage's text: it puts the most important one first, and those that do not fit are left out whole.
 """
 
 import sys

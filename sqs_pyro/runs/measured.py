@@ -101,7 +101,7 @@ def write_bounds(
     directory: Path,
     progress: Progress,
 ) -> None:
-    """Write the KL's bounds and their picture, unless they are left out; see :func:`~sqs_pyro.runs.bounds.run_bounds`."""
+    """Write the bounds of :func:`~sqs_pyro.runs.bounds.run_bounds` and their picture, unless they are left out."""
     if recipe is None:
         return
     bounds = run_bounds(recipe, result, train, seed, progress)
