@@ -41,6 +41,19 @@ def check_files(files: Sequence[str | Path], packed: Mapping[str, int], leftover
         )
 
 
+def tensor_names(file: str | Path) -> set[str]:
+    """Return the names of the tensors in a file.
+
+    Raises:
+        PackedFileError: it is truncated or damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as content:
+            return set(content.keys())
+    except SafetensorError as error:
+        raise PackedFileError(f"Checkpoint file '{file}' is truncated or damaged ({error}): {_REPAIR}.") from None
+
+
 def _check_file(file: str | Path, packed: Mapping[str, int], leftovers: Mapping[str, int]) -> set[str]:
     """Check the tensors of one file and return their names."""
     with safe_open(file, framework="pt") as content:

@@ -1,6 +1,5 @@
 """Honest size of a Hugging Face checkpoint: every byte that loading it needs, by what it is for."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from sqs_pyro.documents import read_json_object
 from sqs_pyro.errors import PackedFileError
 from sqs_pyro.integrations.records import StoredTensor, read_record
 from sqs_pyro.packing.size import KINDS
@@ -106,11 +106,10 @@ def packed_config(config: Mapping[str, Any], where: object) -> dict[str, Any]:
 
 
 def _records(directory: Path) -> dict[str, StoredTensor]:
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except ValueError:
-        raise PackedFileError(f"'{directory / 'config.json'}' is no JSON: fetch it again.") from None
+    config = read_json_object(directory / "config.json", PackedFileError, "fetch it again")
     records = packed_config(config, directory).get("tensors", {})
+    if not isinstance(records, dict):
+        raise PackedFileError(f"'{directory / 'config.json'}' has no records of tensors: fetch it again.")
     return {name: read_record(name, record) for name, record in records.items()}
 
 
@@ -121,6 +120,8 @@ def _entries(file: Path) -> Iterator[tuple[bool, int, int]]:
             for name in content.keys():  # noqa: SIM118
                 entry = content.get_slice(name)
                 dtype = entry.get_dtype()
+                if dtype not in {**_FLOATS, **_OTHERS}:
+                    raise PackedFileError(f"Tensor {name!r} in '{file}' is {dtype}, which no network here has.")
                 yield dtype in _FLOATS, {**_FLOATS, **_OTHERS}[dtype], math.prod(entry.get_shape())
     except SafetensorError as error:
         raise PackedFileError(f"Checkpoint file '{file}' is truncated or damaged ({error}).") from None

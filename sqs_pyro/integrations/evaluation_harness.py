@@ -42,7 +42,7 @@ def harness_model(network: str | Path | nn.Module, tokenizer: Any = None, **opti
     else:
         from transformers import AutoTokenizer
 
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(network)
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(network, trust_remote_code=False)
         network = from_pretrained(network)
     return HFLM(pretrained=network, tokenizer=tokenizer, **options)
 

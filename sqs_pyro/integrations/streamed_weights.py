@@ -1,10 +1,8 @@
 """A transformers network whose weights stay in its safetensors checkpoint until a part of it is at work."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -13,10 +11,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError
+from sqs_pyro.integrations.checkpoint_documents import INDEX, check_placed, read_config, read_index
 from sqs_pyro.kernels.assemble import tensor_slots
 from sqs_pyro.models.architectures import architecture_of
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 
 
 def empty_network(directory: Path, dtype: torch.dtype) -> nn.Module:
@@ -28,19 +27,27 @@ def empty_network(directory: Path, dtype: torch.dtype) -> nn.Module:
     """
     if not (directory / "config.json").is_file():
         raise NetworkError(f"'{directory}' has no config.json: give the directory of a transformers checkpoint.")
+    read_config(directory, NetworkError)
     try:
-        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a class of its own for each value that is wrong
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise NetworkError(f"'{directory}/config.json' cannot be read ({reason}): fetch it again.") from error
     architecture_of(config)
     name = next(iter(config.architectures or ()), "")
     network_class = getattr(transformers, name, None)
     if network_class is None:
         raise NetworkError(f"'{directory}/config.json' names the class {name!r}, which transformers lacks.")
-    with init_empty_weights(include_buffers=False), torch.random.fork_rng(devices=[]):
-        net = network_class._from_config(config, dtype=dtype)
-    net.tie_weights()
+    try:
+        with init_empty_weights(include_buffers=False), torch.random.fork_rng(devices=[]):
+            net = network_class._from_config(config, dtype=dtype)
+        net.tie_weights()
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise NetworkError(
+            f"transformers cannot build the {name} that '{directory}/config.json' describes ({reason}): fetch it "
+            "again."
+        ) from error
     return net.eval()
 
 
@@ -95,10 +102,20 @@ class StreamedWeights:
         name = self._names[id(empty)]
         with safe_open(self._files[name], framework="pt") as content:
             value: Tensor = content.get_tensor(name)
+        if value.is_floating_point() != empty.is_floating_point():
+            raise NetworkError(
+                f"Tensor {name!r} is {value.dtype} in '{self._files[name]}': give a checkpoint of floating-point "
+                "weights."
+            )
         if value.shape != empty.shape:
             raise NetworkError(
                 f"Tensor {name!r} is {list(value.shape)} in '{self._files[name]}', but {list(empty.shape)} in the "
                 "network: config.json belongs to another checkpoint."
+            )
+        if not bool(value.isfinite().all()):
+            raise NetworkError(
+                f"Tensor {name!r} in '{self._files[name]}' holds values that are NaN or infinite: give a "
+                "checkpoint of a network that works."
             )
         # a tensor of safetensors is a view of the mapped file: cloned, it outlives it
         return value.to(empty.dtype, copy=True)
@@ -114,27 +131,9 @@ def shard_of_tensors(directory: Path) -> dict[str, Path]:
                 "save_pretrained."
             )
         return dict.fromkeys(_names_in(directory / SINGLE), directory / SINGLE)
-    placed = _weight_map(index)
-    files = sorted(set(placed.values()))
-    missing = [file for file in files if not (directory / file).is_file()]
-    if missing:
-        raise NetworkError(f"Checkpoint '{directory}' lacks the shards {', '.join(missing)}: fetch them again.")
-    inside = {file: _names_in(directory / file) for file in files}
-    absent = [name for name, file in placed.items() if name not in inside[file]]
-    if absent:
-        raise NetworkError(
-            f"'{index}' says that tensor {absent[0]!r} is in {placed[absent[0]]}, but it is not (as {len(absent)} "
-            f"of {len(placed)}): index and shards belong to different checkpoints."
-        )
+    placed = read_index(index, NetworkError)
+    check_placed(index, placed, {f: _names_in(directory / f) for f in set(placed.values())}, NetworkError)
     return {name: directory / file for name, file in placed.items()}
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        content: Any = json.loads(index.read_text(encoding="utf-8"))
-        return {str(name): str(file) for name, file in content["weight_map"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise NetworkError(f"'{index}' is damaged, it has no 'weight_map': fetch it again.") from None
 
 
 def _names_in(file: Path) -> set[str]:

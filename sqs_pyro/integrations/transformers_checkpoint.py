@@ -6,10 +6,14 @@ from typing import Any
 
 import transformers
 
-from sqs_pyro.errors import NetworkError
+from sqs_pyro.documents import shown
+from sqs_pyro.errors import NetworkError, PackedFileError, SQSError
+from sqs_pyro.integrations.checkpoint_documents import INDEX, check_config, check_placed, read_config, read_index
+from sqs_pyro.integrations.checkpoint_files import tensor_names
 from sqs_pyro.integrations.checkpoint_size import packed_config
 from sqs_pyro.integrations.model_card import write_model_card
 from sqs_pyro.integrations.transformers_quantizer import SQSQuantizer, attach
+from sqs_pyro.kernels.described import at_most_parts, parts_of
 from sqs_pyro.packing.module import METADATA, StoredEnsemble
 
 # What `from_pretrained` takes to find files; the rest is for the model.
@@ -38,14 +42,48 @@ def save_pretrained(
 def from_pretrained(directory: "str | PathLike[str]", *, auto_class: Any, dequantize: bool, **options: Any) -> Any:
     """Load a packed checkpoint; see :func:`sqs_pyro.from_pretrained`."""
     where = {key: options[key] for key in _WHERE if key in options}
-    config, _ = transformers.PreTrainedConfig.get_config_dict(directory, **where)
-    packed_config(config, directory)
-    loaded = _loader(config, auto_class).from_pretrained(directory, **options)
-    if dequantize:
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
-        if hasattr(model, "hf_quantizer"):  # else the config says the same
-            model.dequantize()
+    folder = Path(directory, options.get("subfolder") or "")
+    try:
+        if folder.is_dir():
+            config = _checked(folder)
+        else:
+            config, _ = transformers.PreTrainedConfig.get_config_dict(directory, **where)
+        found = packed_config(config, directory)
+        with at_most_parts(_many_more(found)):
+            loaded = _loader(config, auto_class).from_pretrained(
+                directory, **{"trust_remote_code": False, **options}
+            )
+        if dequantize:
+            model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
+            if hasattr(model, "hf_quantizer"):  # else the config says the same
+                model.dequantize()
+    except (SQSError, OSError):
+        raise
+    except Exception as error:  # transformers hands on whatever a value that it did not expect ends in
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")[:300]
+        raise PackedFileError(
+            f"Checkpoint '{directory}' cannot be loaded ({reason}): fetch it again, or correct the options."
+        ) from error
     return loaded
+
+
+def _checked(directory: Path) -> dict[str, Any]:
+    """The config of a checkpoint on this machine, whose files belong together."""
+    config = read_config(directory, PackedFileError)
+    index = directory / INDEX
+    files = sorted(directory.glob("*.safetensors"))
+    if index.is_file():
+        placed = read_index(index, PackedFileError)
+        files = sorted({directory / file for file in placed.values()})
+    check_config(config, files)
+    if index.is_file():
+        check_placed(index, placed, {file.name: tensor_names(file) for file in files}, PackedFileError)
+    return config
+
+
+def _many_more(quantization: dict[str, Any]) -> int:
+    described = [quantization.get(key) for key in ("tensors", "leftovers")]
+    return parts_of(sum(len(each) for each in described if isinstance(each, dict)))
 
 
 def _check_packed(packed: Any) -> None:
@@ -63,11 +101,12 @@ def _check_packed(packed: Any) -> None:
 
 def _loader(config: dict[str, Any], auto_class: Any) -> Any:
     """Return the class to load a checkpoint as."""
-    names = [auto_class] if auto_class is not None else config.get("architectures") or []
-    if names and not isinstance(names[0], str):
-        return names[0]
-    found = getattr(transformers, names[0], None) if names else None
-    if found is None:
-        what = f"has no class {names[0]!r}" if names else "is not told a class by config.json"
+    named = config.get("architectures")
+    names = [auto_class] if auto_class is not None else named if isinstance(named, list) else []
+    if auto_class is not None and not isinstance(auto_class, str):
+        return auto_class
+    found = getattr(transformers, names[0], None) if names and isinstance(names[0], str) else None
+    if not hasattr(found, "from_pretrained"):
+        what = f"has no class {shown(names[0])}" if names else "is not told a class by config.json"
         raise NetworkError(f"transformers {what}: give auto_class=, say 'AutoModelForCausalLM'.")
     return found

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from sqs_pyro.documents import shown
 from sqs_pyro.errors import PackedFileError
 from sqs_pyro.integrations.pending import STORED
 from sqs_pyro.integrations.records import StoredTensor, read_record
@@ -48,11 +49,11 @@ class SQSConfig(QuantizationConfigMixin):
             format_version = _version(tensors)
         _check_version(format_version)
         if quant_method != METHOD:
-            raise PackedFileError(f"The quantization method is {quant_method!r}, but {METHOD!r} is needed.")
+            raise PackedFileError(f"The quantization method is {shown(quant_method)}, but {METHOD!r} is needed.")
         if others:
             raise PackedFileError(
-                f"The quantization config has the unknown key {next(iter(others))!r}: fetch config.json again, or "
-                "update sqs-pyro."
+                f"The quantization config has the unknown key {shown(next(iter(others)))}: fetch config.json again, "
+                "or update sqs-pyro."
             )
         self.quant_method, self.format_version, self.dequantize = METHOD, format_version, bool(dequantize)
         self.tensors = _mapping("tensors", tensors)
@@ -60,8 +61,11 @@ class SQSConfig(QuantizationConfigMixin):
         self.leftovers = _mapping("leftovers", leftovers)
         self.metadata = _mapping("metadata", metadata)
         for name, first in self.shared.items():
-            if first not in self.tensors:
-                raise PackedFileError(f"Tensor {name!r} shares the bytes of {first!r}, which is not described.")
+            if not isinstance(first, str) or first not in self.tensors:
+                raise PackedFileError(
+                    f"Tensor {shown(name)} shares the bytes of {shown(first)}, which is not described: fetch "
+                    "config.json again."
+                )
 
     def stored_tensors(self) -> dict[str, StoredTensor]:
         """Return the descriptions of the compressed tensors by parameter name, checked.
@@ -80,12 +84,19 @@ def stored_name(parameter: str) -> str:
 
 def _version(tensors: Mapping[str, Any] | None) -> int:
     records = tensors.values() if isinstance(tensors, Mapping) else ()
-    return 2 if any("scales" in record.get("parts", ()) for record in records) else 1
+    return 2 if any(_has_scales(record) for record in records) else 1
+
+
+def _has_scales(record: Any) -> bool:
+    parts = record.get("parts") if isinstance(record, Mapping) else None
+    return isinstance(parts, list) and "scales" in parts
 
 
 def _check_version(version: int) -> None:
     if type(version) is not int or version < 1:
-        raise PackedFileError(f"The checkpoint's format version is {version!r}, which is not a number above 0.")
+        raise PackedFileError(
+            f"The checkpoint's format version is {shown(version)}, which is not a number above 0."
+        )
     if version > CHECKPOINT_VERSION:
         raise PackedFileError(
             f"The checkpoint has format version {version}, this program reads up to {CHECKPOINT_VERSION}: update "

@@ -3,7 +3,10 @@
 Importing this module registers it; :mod:`sqs_pyro.integrations` does that when transformers is imported.
 """
 
+import copy
+import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +16,13 @@ from transformers.quantizers.base import HfQuantizer
 
 from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.integrations import pending
+from sqs_pyro.integrations.checkpoint_documents import CONFIG_DIGEST, check_config, config_digest, read_config
 from sqs_pyro.integrations.checkpoint_files import check_files
 from sqs_pyro.integrations.records import record_of, stored_bytes
 from sqs_pyro.integrations.transformers_config import METHOD, SQSConfig, stored_name
 from sqs_pyro.kernels.assemble import unpack_weights
 from sqs_pyro.kernels.network import after_packing
+from sqs_pyro.packing.finite import check_finite
 from sqs_pyro.packing.leftovers import checksum, to_bytes
 from sqs_pyro.packing.module import METADATA, module_contents, stored_weights
 
@@ -69,6 +74,8 @@ class SQSQuantizer(HfQuantizer):
         config = self.quantization_config
         tensors = config.stored_tensors()
         if kwargs.get("checkpoint_files"):
+            directory = Path(kwargs["checkpoint_files"][0]).parent
+            check_config(read_config(directory, PackedFileError), kwargs["checkpoint_files"])
             sizes = {stored_name(name): tensor.num_bytes for name, tensor in tensors.items()}
             check_files(kwargs["checkpoint_files"], sizes, config.leftovers)
         local = _local_names(model, [*tensors, *config.shared])
@@ -86,6 +93,7 @@ class SQSQuantizer(HfQuantizer):
         pending.complete(model)
         if self.quantization_config.dequantize:
             return _tie_again(unpack_weights(model))
+        check_finite(model)
         setattr(model, METADATA, self.quantization_config.metadata)
         model._weight_conversions = []
         return model
@@ -108,7 +116,7 @@ class SQSQuantizer(HfQuantizer):
             metadata=metadata,
         )
         stored = {stored_name(name): stored_bytes(packed) for name, packed in tensors.items()}
-        return {**stored, **leftovers}, {}
+        return {**stored, **leftovers}, {CONFIG_DIGEST: config_digest(_config_to_be(model))}
 
     def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
         """Make ``model`` a plain dense network, in place."""
@@ -134,6 +142,14 @@ def attach(packed: nn.Module) -> None:
         # Names stay the network's own: those of an original checkpoint would have to be translated twice.
         packed._weight_conversions = []
         _untie(packed, stored_weights(packed, every_name=True))
+
+
+def _config_to_be(model: Any) -> dict[str, Any]:
+    """What ``save_pretrained`` is going to write into config.json, after the tensors have been asked for."""
+    config = copy.copy(model.config)
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    config.architectures = [type(model).__name__.removeprefix("FSDP")]
+    return json.loads(config.to_json_string(use_diff=True))
 
 
 def _local_names(model: Any, names: Iterable[str]) -> dict[str, str]:

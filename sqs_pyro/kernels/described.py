@@ -37,14 +37,14 @@ def described_network(contents: PackedContents) -> nn.Module:
     """
     name, options = _spec(contents.metadata.get("network"))
     _check_size(contents, [*contents.tensors.values(), *contents.leftovers.values()])
-    parts = _FIRST_PARTS + _PARTS_A_TENSOR * (len(contents.tensors) + len(contents.leftovers))
+    parts = parts_of(len(contents.tensors) + len(contents.leftovers))
     with torch.random.fork_rng(devices=[]):
-        with _at_most(parts):
+        with at_most_parts(parts):
             trial = _without_memory(name, options)
         if trial is not None:
             _check_fits(trial, contents)
             _check_size(contents, [*trial.parameters(), *trial.buffers()])
-        with _at_most(parts):
+        with at_most_parts(parts):
             return build_network(name, **options)
 
 
@@ -101,9 +101,18 @@ def _check_size(contents: PackedContents, values: list[Any]) -> None:
         )
 
 
+def parts_of(tensors: int) -> int:
+    """Return how many modules and parameters a network of that many stored tensors may have."""
+    return _FIRST_PARTS + _PARTS_A_TENSOR * tensors
+
+
 @contextmanager
-def _at_most(parts: int) -> Iterator[None]:
-    """Stop a constructor of this thread that makes more modules and parameters."""
+def at_most_parts(parts: int) -> Iterator[None]:
+    """Stop a constructor of this thread that makes more modules and parameters.
+
+    Raises:
+        PackedFileError: it has made more.
+    """
     thread, count = threading.get_ident(), 0
 
     def one_more(module: nn.Module, name: str, part: Any) -> None:

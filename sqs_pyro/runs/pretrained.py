@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sqs_pyro.errors import NetworkError, RecipeError
+from sqs_pyro.errors import NetworkError, RecipeError, SQSError
 from sqs_pyro.language_models import longest_input, vocabulary_size
 from sqs_pyro.models.architectures import architecture_of, base_path, blocks, linear_layers
 from sqs_pyro.network_io import predictions
@@ -80,7 +80,9 @@ class Pretrained:
         transformers = transformers_package()
         with _one_sentence("network", self.recipe), torch.random.fork_rng(devices=[]):
             dtype = getattr(torch, self.recipe.dtype)
-            return transformers.AutoModelForCausalLM.from_config(self.config, dtype=dtype).eval()
+            return transformers.AutoModelForCausalLM.from_config(
+                self.config, dtype=dtype, trust_remote_code=False
+            ).eval()
 
 
 def find_pretrained(recipe: PretrainedRecipe) -> Pretrained:
@@ -92,6 +94,10 @@ def find_pretrained(recipe: PretrainedRecipe) -> Pretrained:
     """
     _check_path(recipe.path)
     transformers = transformers_package()
+    if recipe.gguf_file is None and Path(recipe.path, "config.json").is_file():
+        from sqs_pyro.integrations.checkpoint_documents import read_config  # needs transformers
+
+        read_config(Path(recipe.path), NetworkError)
     with _one_sentence("configuration", recipe), _quiet(transformers, recipe):
         config = transformers.AutoConfig.from_pretrained(recipe.path, **_where(recipe))
     architecture_of(config)
@@ -184,7 +190,7 @@ def _check_path(path: str) -> None:
 
 def _where(recipe: PretrainedRecipe) -> dict[str, Any]:
     gguf = {} if recipe.gguf_file is None else {"gguf_file": recipe.gguf_file}
-    return {"local_files_only": Path(recipe.path).is_dir(), **gguf}
+    return {"local_files_only": Path(recipe.path).is_dir(), "trust_remote_code": False, **gguf}
 
 
 def transformers_package() -> Any:
@@ -206,8 +212,10 @@ def transformers_package() -> Any:
 def _one_sentence(part: str, recipe: PretrainedRecipe) -> Iterator[None]:
     try:
         yield
+    except SQSError:
+        raise
     except Exception as error:  # each of transformers, tokenizers, safetensors, gguf has classes of its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")[:300]
         place = f"'{recipe.path}'" if recipe.gguf_file is None else f"'{recipe.gguf_file}' in '{recipe.path}'"
         if Path(recipe.path).is_dir():
             raise NetworkError(

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from fuzz.kind import Kind
-from fuzz.mutations import changed, damaged, json_text
+from fuzz.mutations import changed, damaged, json_textfrom safetensors.torch import load_file, save_file
+
 from sqs_pyro import integrations
+from sqs_pyro.integrations.checkpoint_documents import CONFIG_DIGEST, config_digest
 from sqs_pyro.integrations.checkpoint_size import checkpoint_size
 
 
@@ -38,11 +40,22 @@ class PackedCheckpoints(Kind):
         file = self.path / random.choice(self.files)
         content = file.read_bytes()
         if file.suffix == ".json" and random.random() < 0.5:
-            made = json_text(changed(json.loads(content), random), random)
+            value = json.loads(content)
+            part = value.get("quantization_config") if random.random() < 0.5 else None
+            changed(value if part is None else part, random)
+            made = json_text(value, random)
+            if file.name == "config.json" and random.random() < 0.7:
+                self._fit_digest(value)
         else:
             made = damaged(content, random)
         file.write_bytes(made)
-        return False
+        return file.name in ("config.json", "generation_config.json")
+
+    def _fit_digest(self, config: Any) -> None:
+        """Let the weights say that they were saved with another config."""
+        for file in self.path.glob("*.safetensors"):
+            metadata = {"format": "pt", CONFIG_DIGEST: config_digest(config)}
+            save_file(load_file(file), file, metadata)
 
     def read(self, directory: Path) -> Any:
         """Load it, call it and count it."""

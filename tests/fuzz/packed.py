@@ -42,7 +42,7 @@ class FuzzedNet(nn.Module):
 
 def network(seed: int) -> nn.Module:
     """One whose tensors are not constant."""
-    net = build_network("fuzzed")
+    net = build_network("fuzzed", width=8, classes=3, rows=5, depth=1)
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -118,7 +118,7 @@ class Packed(Kind):
             if how < 0.3:
                 data = damaged(data, random)
             elif how < 0.6:
-                changed(manifest["metadata"], random)
+                changed(manifest["metadata"]["network" if random.random() < 0.6 else "recipe"], random)
             else:
                 manifest = changed(manifest, random)
             if random.random() < 0.9:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import sqs_pyro
 from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.integrations import SQSConfig, checkpoint_size, save_pretrained
+from sqs_pyro.integrations.checkpoint_documents import CONFIG_DIGEST, config_digest
 from sqs_pyro.kernels import packed_ensemble, packed_network
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
@@ -37,11 +38,21 @@ def change_tensors(directory, change):
     save_file(stored, directory / "model.safetensors", {"format": "pt"})
 
 
+def write_config(directory, config):
+    """With the digest of it in the weights, as if it had been saved so."""
+    (directory / "config.json").write_text(json.dumps(config))
+    save_file(
+        load_file(directory / "model.safetensors"),
+        directory / "model.safetensors",
+        {"format": "pt", CONFIG_DIGEST: config_digest(config)},
+    )
+
+
 def change_config(directory, change):
     path = directory / "config.json"
     config = json.loads(path.read_text())
     change(config["quantization_config"])
-    path.write_text(json.dumps(config))
+    write_config(directory, config)
 
 
 @pytest.mark.parametrize("keep", [5, 300, -1])
@@ -158,10 +169,10 @@ def test_an_incomplete_record(checkpoint):
 def test_a_config_of_another_network(checkpoint):
     path = checkpoint / "config.json"
     config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "intermediate_size": 64}))
+    write_config(checkpoint, {**config, "intermediate_size": 64})
     sentence = r"another LlamaForCausalLM\. Parameter '.*' has shape \[32, 64\] in the network, but \[32, 48\]"
     load_both_ways(checkpoint, PackedFileError, sentence)
-    path.write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    write_config(checkpoint, {**config, "num_hidden_layers": 1})
     load_both_ways(
         checkpoint, PackedFileError, "has no parameter 'model.layers.1.mlp.down_proj.weight'; did you mean"
     )

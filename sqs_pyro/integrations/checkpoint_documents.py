@@ -1,0 +1,108 @@
+"""``config.json`` and the index of a checkpoint's shards: read with bounds, checked before transformers does."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from sqs_pyro.documents import read_json_object, shown
+from sqs_pyro.errors import PackedFileError, SQSError
+
+CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+#: Key in the metadata of the weights' files: digest of what config.json says.
+CONFIG_DIGEST = "sqs_config_sha256"
+_NOT_COUNTED = ("transformers_version", "auto_map", "_name_or_path")  # rewritten without another meaning
+
+
+def read_config(directory: Path, error: type[SQSError]) -> dict[str, Any]:
+    """Return what ``config.json`` says.
+
+    Raises:
+        SQSError: of class ``error``; it is no JSON object, or names code of its own that only itself could read.
+        OSError: there is none.
+    """
+    config = read_json_object(directory / CONFIG, error, "fetch it again")
+    check_needs_no_code(config, directory, error)
+    return config
+
+
+def check_needs_no_code(config: Mapping[str, Any], directory: object, error: type[SQSError]) -> None:
+    """Refuse a checkpoint whose network is code inside of it: that code is never run, nor asked for.
+
+    Raises:
+        SQSError: of class ``error``; ``auto_map`` names code, and transformers has no class of its own.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = config.get("model_type")
+    if config.get("auto_map") and not (isinstance(kind, str) and kind in CONFIG_MAPPING):
+        raise error(
+            f"'{directory}/{CONFIG}' names code of its own ('auto_map'), which is not run: load the network in "
+            "Python by yourself, and call sqs_pyro with it."
+        )
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """Return the digest of what a config says, however it is written."""
+    counted = {key: value for key, value in config.items() if key not in _NOT_COUNTED}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
+
+
+def check_config(config: Mapping[str, Any], files: Iterable[str | Path]) -> None:
+    """Check that a config is the one that was saved with the weights; older checkpoints do not say.
+
+    Raises:
+        PackedFileError: it was altered, or a file of weights is damaged.
+    """
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as content:
+                digest = (content.metadata() or {}).get(CONFIG_DIGEST)
+        except SafetensorError as error:
+            raise PackedFileError(
+                f"Checkpoint file '{file}' is truncated or damaged ({error}): fetch the checkpoint again, or save "
+                "it anew."
+            ) from None
+        if digest is not None and digest != config_digest(config):
+            raise PackedFileError(
+                f"'{Path(file).parent / CONFIG}' is not the one that was saved with the weights in "
+                f"'{Path(file).name}', it was altered: fetch it again, or save the checkpoint anew."
+            )
+
+
+def read_index(index: Path, error: type[SQSError]) -> dict[str, str]:
+    """Return the file of each tensor out of an index; every file is there, and beside the index.
+
+    Raises:
+        SQSError: of class ``error``; the index is damaged, names a file elsewhere, or one that is missing.
+    """
+    placed = read_json_object(index, error, "fetch it again").get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
+        raise error(f"'{index}' is damaged, it has no 'weight_map' of files: fetch it again.")
+    files = sorted(set(placed.values()))
+    odd = [file for file in files if not file.endswith(".safetensors") or Path(file).name != file or "\0" in file]
+    if odd:
+        raise error(f"'{index}' names {shown(odd[0])}, which is no safetensors file beside it: fetch it again.")
+    missing = [file for file in files if not (index.parent / file).is_file()]
+    if missing:
+        raise error(f"Checkpoint '{index.parent}' lacks the shards {', '.join(missing[:20])}: fetch them again.")
+    return placed
+
+
+def check_placed(
+    index: Path, placed: Mapping[str, str], inside: Mapping[str, set[str]], error: type[SQSError]
+) -> None:
+    """Check that an index and the names of the tensors inside of each file say the same.
+
+    Raises:
+        SQSError: of class ``error``; a tensor is not in the file that the index names.
+    """
+    absent = [name for name, file in placed.items() if name not in inside[file]]
+    if absent:
+        raise error(
+            f"'{index}' says that tensor {shown(absent[0])} is in {placed[absent[0]]}, but it is not (as "
+            f"{len(absent)} of {len(placed)}): index and shards belong to different checkpoints."
+        )
