@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.kernels import PackedEnsemble, packed_ensemble, packed_network
+from sqs_pyro.minibatches import minibatches
 from sqs_pyro.network_io import call_arguments, device_of, move_to
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.packing.leftovers import round_to
@@ -55,8 +56,8 @@ def reestimate_batch_norm(net: nn.Module, loader: Iterable[Any], num_batches: in
         norm.train()
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
-    for batch in itertools.islice(loader, num_batches):
-        args, kwargs = call_arguments(move_to(batch[0], device))
+    for x, _ in itertools.islice(minibatches(loader, net, "training", labelled=False), num_batches):
+        args, kwargs = call_arguments(move_to(x, device), net)
         net(*args, **kwargs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -15,7 +15,8 @@ from sqs_pyro.models.network_prior import Codebooks, FixedPrior, HyperPrior, Net
 from sqs_pyro.models.ownership import OwningModule, claim, point_estimate
 from sqs_pyro.models.priors import scale_matched_prior
 from sqs_pyro.models.sites import select_sites
-from sqs_pyro.network_io import call_arguments, output_tensor, tensors_in
+from sqs_pyro.network_checks import check_network
+from sqs_pyro.network_io import call_arguments, device_of, output_tensor
 from sqs_pyro.substitution import call_with
 
 #: One distribution for every weight, a function of a site's name and pretrained value, or a strategy.
@@ -37,13 +38,15 @@ class BayesianNetwork(OwningModule):
         net: the network, with its pretrained weights.
         prior: a scalar distribution used for every weight, a callable ``(name, weight) -> distribution``, or a
             :class:`~sqs_pyro.models.NetworkPrior`; by default :func:`scale_matched_prior`.
-        likelihood: ``"categorical"``, ``"gaussian"``, or a callable from the network's output to a
-            distribution with batch shape ``[B]``.
+        likelihood: ``"categorical"``, ``"gaussian"``, ``"bernoulli"`` (or ``"multilabel"``), or a callable from
+            the network's output to a distribution with batch shape ``[B]``; see
+            :mod:`sqs_pyro.models.likelihoods`.
         num_data: N, the number of training examples; by default the size of the minibatch at hand.
         include, exclude: see :func:`sqs_pyro.models.sites.select_sites`.
 
     Raises:
-        NetworkError: nothing to compress, weights that are not finite, or an impossible argument.
+        NetworkError: nothing to compress, weights that are not finite or cannot be replaced (see
+            :func:`~sqs_pyro.network_checks.check_network`), or an impossible argument.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class BayesianNetwork(OwningModule):
         super().__init__()
         if num_data is not None and num_data < 1:
             raise NetworkError(f"num_data is {num_data}, but must be at least 1: the number of training examples.")
+        check_network(net)
         sites = select_sites(net, include, exclude)
         self.net = net
         self.num_data = num_data
@@ -96,18 +100,25 @@ class BayesianNetwork(OwningModule):
 
         Returns:
             What was observed or sampled at ``"obs"``.
+
+        Raises:
+            DataError: the observations do not have the shape that the likelihood describes.
         """
         net = self._modules["net"]
         weights = {
             name: pyro.sample(name, prior).to(net.get_parameter(name).dtype)  # guides work in float32
             for name, prior in self.prior().items()
         }
-        args, kwargs = call_arguments(inputs)
+        args, kwargs = call_arguments(inputs, net)
         output = call_with(net, {**weights, **self._point_estimates()}, args, kwargs)
-        observation = self.likelihood(output)
+        if y is None:
+            observation = likelihoods.examples(self.likelihood(output))
+        else:
+            self.likelihood = likelihoods.settle(self.likelihood, output, y)
+            observation, y = likelihoods.observe(self.likelihood, output, y)
         batch = observation.batch_shape[0]
         # An explicit subsample gives the factor N/B without drawing N random indices a step.
-        subsample = torch.arange(batch, device=tensors_in(inputs)[0].device)
+        subsample = torch.arange(batch, device=device_of(net))
         with pyro.plate("data", max(self.num_data or batch, batch), subsample=subsample):
             if torch.is_tensor(output) or hasattr(output, "logits"):
                 logits = output_tensor(output)
