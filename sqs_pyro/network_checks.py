@@ -28,6 +28,15 @@ def check_network(net: Any) -> None:
             spectral norm, pruning that was not made permanent).
     """
     check_runs(net)
+    check_replaceable(net)
+
+
+def check_replaceable(net: nn.Module) -> None:
+    """Check that other weights can take the place of a network's own, wherever those are.
+
+    Raises:
+        NetworkError: as :func:`check_network`, but for weights that are not there yet.
+    """
     for path, module in net.named_modules():
         where = f"'{path}'" if path else "the network"
         for found, repair in _obstacles(module):

@@ -18,6 +18,7 @@ from sqs_pyro.language_models import check_tokens, longest_input, vocabulary_siz
 from sqs_pyro.models.architectures import architecture_of, blocks, layer_groups
 from sqs_pyro.models.likelihoods import Gaussian, categorical_last
 from sqs_pyro.models.residency import Residency
+from sqs_pyro.network_checks import check_network, check_replaceable
 from sqs_pyro.recipe import parse
 
 
@@ -55,6 +56,7 @@ def compress_transformer(
         recipe = parse(BlockwiseRecipe, recipe or {}, "blockwise")
     if directory is not None:
         check_place(Path(directory) / "block-000.pt")
+    (check_network if residency is None else check_replaceable)(net)  # others may have weights elsewhere
     architecture = architecture_of(net)
     found = blocks(net)
     _check_sequences(net, sequences)

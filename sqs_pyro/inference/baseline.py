@@ -114,8 +114,8 @@ def train_baseline(
     Raises:
         DivergenceError: the loss or a weight is not finite; the last good checkpoint stays.
         RecipeError: the checkpoint was made with another recipe.
-        NetworkError: the checkpoint is damaged, or made of another network or other first weights; the network, loss
-            or judge fails on the first minibatch.
+        NetworkError: the checkpoint is damaged, or made of another network or other first weights; the network or
+            the judge fails on the first minibatch.
         OutputError: the checkpoint cannot be written.
         DataError: there are no minibatches to train on, labels do not fit the network's classes, or the
             checkpoint was made with other data.

@@ -79,8 +79,8 @@ class Categorical:
     """Classification: one of C classes for every example, or for every pixel or token of one.
 
     Logits are ``[B, C]`` with labels ``[B]``, or have more dimensions. Then classes are in dimension 1 if that
-    leaves the labels' shape, ``[B, C, ...]`` as torch's own ``cross_entropy`` has it, and in the last if that does,
-    ``[B, ..., C]`` as transformers' tokens have it. Where both do, ``class_axis`` must say.
+    leaves the labels' shape, ``[B, C, ...]`` as torch's own ``cross_entropy`` has it, and in the last if that
+    does, ``[B, ..., C]`` as transformers' tokens have it. Where both do, ``class_axis`` must say.
 
     Labels are integers of any type (also ``[B, 1]``, floats without a fraction, bool), or what has the shape of
     the logits: one-hot integers, or probabilities of the classes, which sum to 1.
@@ -270,6 +270,10 @@ def resolve(likelihood: str | Likelihood) -> Likelihood:
     Raises:
         NetworkError: any other value.
     """
+    if isinstance(likelihood, type):
+        raise NetworkError(
+            f"likelihood is the class {likelihood.__name__}: give one made of it, say {likelihood.__name__}()."
+        )
     if callable(likelihood):
         return likelihood
     known: dict[str, Likelihood] = {
