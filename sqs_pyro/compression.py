@@ -13,21 +13,22 @@ import torch
 from torch import nn
 
 from sqs_pyro.atomic import check_place, resolved
-from sqs_pyro.errors import DataError, RecipeError
+from sqs_pyro.errors import RecipeError
 from sqs_pyro.fingerprint import described
 from sqs_pyro.inference.agreement import check_agreement
 from sqs_pyro.inference.batch_norm import reestimate_batch_norm
 from sqs_pyro.inference.diagnostics import Finding, unrepeatable
 from sqs_pyro.inference.driver import Driver, StepRecord
-from sqs_pyro.inference.evaluate import Judge, accuracy
 from sqs_pyro.inference.export import hard_network
-from sqs_pyro.inference.first_inputs import first_inputs
+from sqs_pyro.inference.first_minibatch import first_inputs, try_first_minibatch
 from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.judging import Judge, judge_by
 from sqs_pyro.inference.recipe import CompressionRecipe, PriorRecipe
 from sqs_pyro.inference.rehearsal import rehearse
 from sqs_pyro.inference.shipping import copied, shipped_network
 from sqs_pyro.isolation import isolated
 from sqs_pyro.kernels import packed_network
+from sqs_pyro.minibatches import check_training_loader
 from sqs_pyro.models import (
     HierarchicalInclusion,
     LearnedPrior,
@@ -37,7 +38,8 @@ from sqs_pyro.models import (
 )
 from sqs_pyro.models.bayesian import BayesianNetwork, Prior
 from sqs_pyro.models.distillation import DistillationLikelihood, DistilledLoader
-from sqs_pyro.models.likelihoods import categorical
+from sqs_pyro.models.likelihoods import Categorical
+from sqs_pyro.network_checks import check_network
 from sqs_pyro.packing import CodedTensor, size_report
 from sqs_pyro.recipe import parse
 from sqs_pyro.reporting.printed import Printed, Report
@@ -93,7 +95,7 @@ def compress(
     *,
     validation: Any | None = None,
     likelihood: str | Callable[[Any], dist.TorchDistribution] = "categorical",
-    judge: Judge = accuracy,
+    judge: Judge | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     progress: Callable[[StepRecord], None] | None = None,
@@ -106,11 +108,18 @@ def compress(
 
     Args:
         net: a trained network; it is copied, not changed.
-        train_loader: minibatches ``(x, y)``, with ``len(train_loader)`` and ``len(train_loader.dataset)``.
+        train_loader: minibatches of inputs and labels: ``(x, y)``, several inputs ``((u, v), y)`` or
+            ``({"u": u, "v": v}, y)``, a mapping with ``"labels"``, see
+            :func:`~sqs_pyro.minibatches.split_minibatch`; with ``len(train_loader)`` and
+            ``len(train_loader.dataset)``. The first one is tried before anything is trained.
         recipe: a :class:`CompressionRecipe`, or a mapping of its keys; by default the recipe's defaults.
         validation: minibatches on which the hard network is evaluated during training.
-        likelihood: see :class:`~sqs_pyro.models.BayesianNetwork`.
-        judge: ``(net, validation) -> 0..1``, how good a hard network is; by default a classifier's accuracy.
+        likelihood: ``"categorical"`` (integer classes, one-hot or probabilities), ``"multilabel"`` (or
+            ``"bernoulli"``), ``"gaussian"``, one of :mod:`sqs_pyro.models.likelihoods` with arguments (class axis,
+            labels to leave out, class weights), or a callable from the network's output to a distribution.
+        judge: ``(net, validation)`` to a figure of at most 1, how good a hard network is; by default accuracy of
+            classes, the share of right labels of several at once, R² of numbers. One of your own is tried on the
+            whole validation data before training.
         seed: of everything random in here: initialisation, draws, dropout, and what the data draws from torch,
             NumPy or Python. The order of the data comes from the loader's own seed; a loader without one (torch's
             with ``shuffle=True`` and no generator) follows this.
@@ -131,13 +140,8 @@ def compress(
     start = time.perf_counter()
     if not isinstance(recipe, CompressionRecipe):
         recipe = parse(CompressionRecipe, recipe or {}, "compression")
-    if not hasattr(train_loader, "__len__") or not hasattr(train_loader, "dataset"):
-        raise DataError(
-            f"The training data is a {type(train_loader).__name__}, but must say how much there is: give a torch "
-            "DataLoader, or any iterable of (x, y) with len(loader) minibatches and len(loader.dataset) examples."
-        )
-    if len(train_loader) == 0 or len(train_loader.dataset) == 0:
-        raise DataError("There is no minibatch to train on: the training data is empty.")
+    check_network(net)
+    check_training_loader(train_loader)
     if checkpoint is not None:
         checkpoint = resolved(checkpoint)
         check_place(checkpoint)
@@ -146,10 +150,10 @@ def compress(
             copied(net),
             prior=_prior(recipe.prior),
             likelihood=likelihood,
-            num_data=len(train_loader.dataset),
             include=recipe.include,
             exclude=recipe.exclude,
         )
+        _try(model, net, train_loader, validation, judge, recipe, checkpoint)
         guide = SpikeGMMGuide(
             model,
             recipe.num_components,
@@ -161,9 +165,10 @@ def compress(
             refresh_every=recipe.refresh_every,
             stage="dense",
         )
-        inputs = first_inputs(train_loader)
+        inputs = first_inputs(train_loader, model.net)
         rehearse(model.net, guide, recipe, inputs, metadata)
         bits = None if recipe.target_ratio is None else _bits_for_symbols(model, guide, recipe, metadata)
+        judge = judge or judge_by(model.likelihood)
         with _distilled(model, net, recipe, train_loader) as observed:
             setting = {"seed": seed, "likelihood": described(likelihood)}
             driver = Driver(model, guide, recipe, observed, validation, progress, bits, judge, setting, inputs)
@@ -179,25 +184,50 @@ def compress(
     return CompressionResult(packed, hard, unrounded, model, guide, recipe, history, findings, seconds)
 
 
+def _try(
+    model: BayesianNetwork,
+    net: nn.Module,
+    train_loader: Any,
+    validation: Any | None,
+    judge: Judge | None,
+    recipe: CompressionRecipe,
+    checkpoint: Path | None,
+) -> None:
+    """Try data, likelihood and judge on the network; what that settles becomes the model's.
+
+    Raises:
+        RecipeError: distillation, and the likelihood is not that of a classifier.
+        DataError, NetworkError: they do not fit.
+    """
+    if recipe.distillation is not None and not isinstance(model.likelihood, Categorical):
+        raise RecipeError("Recipe key 'compression.distillation' needs the likelihood 'categorical': remove it.")
+    resumed = checkpoint is not None and checkpoint.exists()  # then it has been judged before
+    tried = try_first_minibatch(
+        net,
+        train_loader,
+        model.likelihood,
+        validation=None if resumed else validation,
+        judge=judge,
+        dtype=torch.bfloat16 if recipe.precision == "bfloat16" else None,
+    )
+    model.likelihood, model.num_data = tried.likelihood, tried.num_data
+
+
 @contextmanager
 def _distilled(
     model: BayesianNetwork, net: nn.Module, recipe: CompressionRecipe, train_loader: Any
 ) -> Iterator[Any]:
-    """Minibatches to train on; while they observe the fp32 network's opinion, the model's likelihood does, too.
-
-    Raises:
-        RecipeError: the likelihood is not that of a classifier.
-    """
+    """Minibatches to train on; while they observe the fp32 network's opinion, the model's likelihood does, too."""
     section, own = recipe.distillation, model.likelihood
     if section is None:
         yield train_loader
         return
-    if own is not categorical:
-        raise RecipeError("Recipe key 'compression.distillation' needs the likelihood 'categorical': remove it.")
+    assert isinstance(own, Categorical)
     dtype = torch.bfloat16 if recipe.precision == "bfloat16" else None
-    model.likelihood = DistillationLikelihood(section.weight, section.temperature)
+    observed = DistilledLoader(train_loader, copy.deepcopy(net).eval(), section.temperature, dtype, own)
+    model.likelihood = DistillationLikelihood(section.weight, section.temperature, own.class_axis or -1)
     try:
-        yield DistilledLoader(train_loader, copy.deepcopy(net).eval(), section.temperature, dtype)
+        yield observed
     finally:
         model.likelihood = own
 

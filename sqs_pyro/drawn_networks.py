@@ -51,19 +51,25 @@ def average_log_probabilities(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     draws_at_once: int = 1,
+    class_axis: int | None = None,
 ) -> Tensor:
-    """``log 1/S Σ_s softmax(f(x; θ_s))``, ``[B, C]``, of S networks that differ in some of their tensors.
+    """``log 1/S Σ_s softmax(f(x; θ_s))``, as the logits ``[B, C]``, of S networks that differ in some tensors.
 
     Args:
         net: f, a module from inputs to logits, from which :func:`leave_to_draws` took these tensors.
         draws: θ, tensors ``[S, *shape]`` by name.
         args, kwargs: x, the network's arguments.
         draws_at_once: networks that run together, by ``torch.vmap``; 1 is a loop.
+        class_axis: the dimension of the logits that holds the classes; needed if there are more than two.
+
+    Raises:
+        NetworkError: it is needed.
     """
 
     def log_probabilities(tensors: Mapping[str, Tensor]) -> Tensor:
         with _running(tensors):
-            return output_tensor(net(*args, **kwargs)).float().log_softmax(-1)
+            output = net(*args, **kwargs)
+            return output_tensor(output).float().log_softmax(_class_axis(output, class_axis))
 
     num_draws = len(next(iter(draws.values())))
     if draws_at_once > 1:
@@ -72,6 +78,18 @@ def average_log_probabilities(
         each = ({name: tensor[s] for name, tensor in draws.items()} for s in range(num_draws))
         every = torch.stack([log_probabilities(tensors) for tensors in each])
     return every.logsumexp(0) - math.log(num_draws)
+
+
+def _class_axis(output: Any, given: int | None) -> int:
+    dims = output_tensor(output).dim()
+    tokens = dims == 3 and not isinstance(output, (Tensor, tuple, list))  # of transformers
+    if given is None and dims > 2 and not tokens:
+        raise NetworkError(
+            f"The network's output has the shape {list(output_tensor(output).shape)}, and nothing says which "
+            "dimension holds the classes that are averaged: set class_axis of the averaged network, 1 or -1 for the "
+            "last."
+        )
+    return -1 if given is None else given
 
 
 @contextmanager

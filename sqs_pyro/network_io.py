@@ -1,19 +1,56 @@
 """How minibatches enter a network and predictions come out of it, whoever made the network."""
 
-from collections.abc import Iterator, Mapping
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from sqs_pyro.errors import NetworkError
 
 
-def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of a network's call: a mapping becomes keywords, a tuple positions."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+def call_arguments(inputs: Any, net: nn.Module | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a network's call.
+
+    A mapping becomes keywords and a tuple or a list positions; but where the network's ``forward`` does not take
+    them so and takes one argument, that argument is the whole mapping, tuple or list. Everything else, a
+    ``PackedSequence`` too, is one argument.
+
+    Args:
+        inputs: what :func:`~sqs_pyro.minibatches.split_minibatch` gives.
+        net: the network that is called; None asks no signature.
+    """
+    if isinstance(inputs, PackedSequence) or not isinstance(inputs, (Mapping, tuple, list)):
+        return (inputs,), {}
+    args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
+    if net is not None and not takes(net, args, kwargs) and takes(net, (inputs,), {}):
+        return (inputs,), {}
+    return args, kwargs
+
+
+def takes(net: nn.Module, args: Sequence[Any], kwargs: Mapping[Any, Any]) -> bool:
+    """Whether the signature of ``net.forward`` has room for these arguments; yes where it is unknown."""
+    signature = forward_signature(net)
+    try:
+        if signature is not None:
+            signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def forward_signature(net: nn.Module) -> inspect.Signature | None:
+    """The signature of a network's ``forward``, of what is inside if it only hands its arguments on."""
+    while isinstance(inside := getattr(net, "called_like", getattr(net, "module", None)), nn.Module):
+        net = inside
+    try:
+        return inspect.signature(net.forward)
+    except (TypeError, ValueError):  # compiled or native: it cannot be told
+        return None
 
 
 def output_tensor(output: Any) -> Tensor:
@@ -38,41 +75,69 @@ def output_tensor(output: Any) -> Tensor:
 
 def predictions(net: nn.Module, inputs: Any) -> Tensor:
     """Run ``net`` on a minibatch's inputs and return its predictions."""
-    args, kwargs = call_arguments(inputs)
+    args, kwargs = call_arguments(inputs, net)
     return output_tensor(net(*args, **kwargs))
 
 
 def move_to(inputs: Any, device: torch.device) -> Any:
-    """The same inputs, every tensor on ``device``."""
+    """The same inputs in the same containers, every tensor on ``device``; objects by their own method ``to``."""
     if isinstance(inputs, Tensor):
         return inputs.to(device, non_blocking=True)
-    if isinstance(inputs, Mapping):
-        return {key: move_to(value, device) for key, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return tuple(move_to(value, device) for value in inputs)
-    return inputs
+    if not isinstance(inputs, Mapping) and callable(getattr(inputs, "to", None)):
+        return inputs.to(device)  # a PackedSequence, a graph
+    return _each(lambda value: move_to(value, device), inputs)
 
 
 def split_examples(inputs: Any, size: int) -> Iterator[Any]:
     """A minibatch's inputs as smaller ones of at most ``size`` examples, tensors cut along their first dimension.
 
-    What is no tensor goes with each of them.
+    What is no tensor of as many examples goes with each of them.
     """
     count = len(tensors_in(inputs)[0])
+
+    def cut(value: Any, part: slice) -> Any:
+        if isinstance(value, Tensor):
+            return value[part] if value.dim() and len(value) == count else value
+        return _each(lambda inside: cut(inside, part), value)
+
     for start in range(0, count, size):
-        part = slice(start, start + size)
-        if isinstance(inputs, Tensor):
-            yield inputs[part]
-        elif isinstance(inputs, Mapping):
-            yield {key: value[part] if isinstance(value, Tensor) else value for key, value in inputs.items()}
-        else:
-            yield tuple(value[part] if isinstance(value, Tensor) else value for value in inputs)
+        yield cut(inputs, slice(start, start + size))
 
 
 def tensors_in(inputs: Any) -> list[Tensor]:
-    """The tensors of a minibatch's inputs."""
-    args, kwargs = call_arguments(inputs)
-    return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    """The tensors of a minibatch's inputs, however deep; of other objects those among their attributes."""
+    if isinstance(inputs, Tensor):
+        return [inputs]
+    if isinstance(inputs, PackedSequence):
+        return [inputs.data]
+    if isinstance(inputs, Mapping):
+        inside: Iterable[Any] = inputs.values()
+    elif isinstance(inputs, (tuple, list)):
+        inside = inputs
+    else:
+        inside = [value for value in getattr(inputs, "__dict__", {}).values() if isinstance(value, Tensor)]
+    return [tensor for value in inside for tensor in tensors_in(value)]
+
+
+def _each(function: Callable[[Any], Any], value: Any) -> Any:
+    """The same container with a function's value in place of everything in it; what is none comes back."""
+    if isinstance(value, Mapping):
+        changed = {key: function(item) for key, item in value.items()}
+        if not isinstance(value, MutableMapping) or type(value) is dict:
+            return changed
+        same = copy.copy(value)  # keeps the class, and what else it knows
+        same.update(changed)
+        return same
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(function, value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(function, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        other: Any = copy.copy(value)
+        for field in dataclasses.fields(value):
+            object.__setattr__(other, field.name, function(getattr(value, field.name)))  # frozen ones, too
+        return other
+    return value
 
 
 def device_of(net: nn.Module) -> torch.device:

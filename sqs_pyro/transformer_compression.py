@@ -16,8 +16,9 @@ from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
 from sqs_pyro.isolation import isolated
 from sqs_pyro.language_models import check_tokens, longest_input, vocabulary_size
 from sqs_pyro.models.architectures import architecture_of, blocks, layer_groups
-from sqs_pyro.models.likelihoods import Gaussian, categorical
+from sqs_pyro.models.likelihoods import Gaussian, categorical_last
 from sqs_pyro.models.residency import Residency
+from sqs_pyro.network_checks import check_network, check_replaceable
 from sqs_pyro.recipe import parse
 
 
@@ -55,6 +56,7 @@ def compress_transformer(
         recipe = parse(BlockwiseRecipe, recipe or {}, "blockwise")
     if directory is not None:
         check_place(Path(directory) / "block-000.pt")
+    (check_network if residency is None else check_replaceable)(net)  # others may have weights elsewhere
     architecture = architecture_of(net)
     found = blocks(net)
     _check_sequences(net, sequences)
@@ -75,7 +77,7 @@ def compress_transformer(
 
 def _said(output: Any) -> dist.TorchDistribution:
     """Logits are a categorical's; a network without a head says where its hidden states are, with unit noise."""
-    return categorical(output) if hasattr(output, "logits") else Gaussian()(output[0])
+    return categorical_last(output) if hasattr(output, "logits") else Gaussian()(output[0])
 
 
 def _check_sequences(net: nn.Module, sequences: Tensor) -> None:

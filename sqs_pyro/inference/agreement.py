@@ -118,7 +118,7 @@ def first_difference(first: nn.Module, second: nn.Module, inputs: Any, relative:
 
 def outputs(net: nn.Module, inputs: Any) -> list[Tensor]:
     """Every tensor that a network puts out in evaluation mode, in order."""
-    args, kwargs = call_arguments(move_to(inputs, device_of(net)))
+    args, kwargs = call_arguments(move_to(inputs, device_of(net)), net)
     with _undisturbed(net):
         return list(_tensors(net(*args, **kwargs)))
 

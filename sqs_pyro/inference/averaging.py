@@ -30,6 +30,10 @@ class AveragedNetwork(nn.Module):
         draws_at_once: networks that run together, by ``torch.vmap``; 1 runs one after the other, which is faster
             on CPUs (``benchmarks/draws.py``).
 
+    Attributes:
+        class_axis: the dimension of the networks' outputs that holds the classes; to be set where there are more
+            than two dimensions.
+
     Raises:
         RecipeError: there is no draw, or ``draws_at_once`` is below 1.
     """
@@ -43,6 +47,7 @@ class AveragedNetwork(nn.Module):
             )
         self.net = copy.deepcopy(net)
         self.num_draws, self.draws_at_once = len(draws), draws_at_once
+        self.class_axis: int | None = None
         tensors = self.net.state_dict(keep_vars=True)
         for name in draws[0]:
             stacked = torch.stack([draw[name] for draw in draws]).to(tensors[name].dtype)
@@ -53,7 +58,12 @@ class AveragedNetwork(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The arguments are the network's."""
         draws = {name.replace("/", "."): stacked for name, stacked in self._buffers.items() if stacked is not None}
-        return average_log_probabilities(self.net, draws, args, kwargs, self.draws_at_once)
+        return average_log_probabilities(self.net, draws, args, kwargs, self.draws_at_once, self.class_axis)
+
+    @property
+    def called_like(self) -> nn.Module:
+        """The network to which arguments are handed on."""
+        return self.net
 
 
 def averaged_network(

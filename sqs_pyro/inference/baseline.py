@@ -1,5 +1,6 @@
 """Training of the uncompressed network that everything else is measured against."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +16,13 @@ from torch.nn import functional as F
 from sqs_pyro.errors import DataError, DivergenceError
 from sqs_pyro.fingerprint import Fingerprint, described, fingerprint, loader_fingerprint, network_fingerprint
 from sqs_pyro.inference.checkpoint import check_same, read_checkpoint, write_checkpoint
-from sqs_pyro.inference.evaluate import Judge, evaluate
-from sqs_pyro.inference.input_checks import check_labels
+from sqs_pyro.inference.evaluate import evaluate
+from sqs_pyro.inference.first_minibatch import try_loader
+from sqs_pyro.inference.input_checks import check_labels, check_minibatch
+from sqs_pyro.inference.judging import Judge, judged
+from sqs_pyro.minibatches import check_repeatable, minibatches, undisturbed
+from sqs_pyro.models.likelihoods import Categorical, categorical
+from sqs_pyro.network_checks import check_network
 from sqs_pyro.network_io import device_of, move_to, predictions
 from sqs_pyro.recipe import MAX_SEED, RecipeSection
 
@@ -91,8 +97,8 @@ def train_baseline(
     """Train `net` in place, on the device where it is.
 
     Args:
-        net: classifier, minibatch to logits [B, num_classes]; with `loss` and `judge`, anything.
-        train: training minibatches.
+        net: classifier, minibatch to logits; with `loss` and `judge`, anything.
+        train: training minibatches; labels as :class:`~sqs_pyro.models.likelihoods.Categorical` reads them.
         validation: minibatches to evaluate on after each epoch, or None.
         recipe: how to train.
         loss: (predictions, targets) -> mean over the minibatch; by default a classifier's cross-entropy.
@@ -108,11 +114,13 @@ def train_baseline(
     Raises:
         DivergenceError: the loss or a weight is not finite; the last good checkpoint stays.
         RecipeError: the checkpoint was made with another recipe.
-        NetworkError: the checkpoint is damaged, or made of another network or other first weights.
+        NetworkError: the checkpoint is damaged, or made of another network or other first weights; the network or
+            the judge fails on the first minibatch.
         OutputError: the checkpoint cannot be written.
         DataError: there are no minibatches to train on, labels do not fit the network's classes, or the
             checkpoint was made with other data.
     """
+    check_network(net)
     if len(train) == 0:
         raise DataError("There is no minibatch to train on: lower `batch_size` or add examples.")
     devices = [p.device for p in net.parameters() if p.device.type == "cuda"][:1]
@@ -149,6 +157,7 @@ class _Training:
     ) -> None:
         self.net, self.train, self.validation, self.recipe = net, train, validation, recipe
         self.loss, self.judge = loss, judge
+        self.labels: Categorical = categorical
         self.device = device_of(net)
         self.optimizer = _optimizer(net, recipe)
         self._fingerprint: Fingerprint = {}
@@ -157,8 +166,10 @@ class _Training:
     def run(self, checkpoint: Path | None, progress: Callable[[EpochRecord], None] | None) -> list[EpochRecord]:
         if checkpoint is not None:
             self._fingerprint = self._of_this_call()
-            if checkpoint.exists():
-                self._restore(read_checkpoint(checkpoint, _STATE_KEYS), checkpoint)
+        if checkpoint is not None and checkpoint.exists():
+            self._restore(read_checkpoint(checkpoint, _STATE_KEYS), checkpoint)
+        else:
+            self._try_validation()
         for epoch in range(len(self.history), self.recipe.epochs):
             record = self._epoch(epoch)
             self.history.append(record)
@@ -168,19 +179,41 @@ class _Training:
                 progress(record)
         return self.history
 
+    def _try_validation(self) -> None:
+        """Labels and judge, before anything is trained."""
+        if self.validation is None:
+            return
+        check_repeatable(self.validation, "validation")
+        if self.judge is None:
+            try_loader(self.net, self.validation, self.labels, "validation")
+            return
+        with undisturbed(self.validation):
+            judged(self.judge, copy.deepcopy(self.net).eval(), self.validation)
+
+    def _try(self, x: Any, y: Tensor) -> None:
+        """The first minibatch, before the network is trained on it."""
+        if self.loss is None:
+            dtype = torch.bfloat16 if self.recipe.precision == "bfloat16" else None
+            self.labels = check_minibatch(  # type: ignore[assignment]
+                self.net, self.labels, x, y.to(self.device), dtype=dtype
+            )
+
     def _epoch(self, epoch: int) -> EpochRecord:
         start = time.perf_counter()
         steps = len(self.train)
         self.net.train()
         losses: list[Tensor] = []
         correct = torch.zeros((), device=self.device)
-        count = 0
-        for i, (x, y) in enumerate(self.train):
+        count = torch.zeros((), device=self.device)
+        for i, (x, y) in enumerate(minibatches(self.train, self.net, "training")):
             step = epoch * steps + i
-            loss, hits = self._step(move_to(x, self.device), y, step)
+            x = move_to(x, self.device)
+            if step == 0:
+                self._try(x, y)
+            loss, hits, labelled = self._step(x, y, step)
             losses.append(loss)
             correct += hits
-            count += len(y)
+            count += labelled
             if len(losses) % _LOSS_CHECK_STEPS == 0 or i + 1 == steps:
                 self._check_losses(losses, epoch * steps)
         self._check_weights(epoch)
@@ -188,7 +221,7 @@ class _Training:
         return EpochRecord(
             epoch=epoch + 1,
             loss=float(torch.stack(losses).mean()),
-            accuracy=float(correct) / count if self.loss is None else None,
+            accuracy=float(correct / count) if self.loss is None else None,
             validation_loss=validation_loss,
             validation_accuracy=validation_accuracy,
             seconds=time.perf_counter() - start,
@@ -198,11 +231,11 @@ class _Training:
         if self.validation is None:
             return None, None
         if self.judge is not None:
-            return None, self.judge(self.net, self.validation)
-        held_out = evaluate(self.net, self.validation)
+            return None, judged(self.judge, self.net, self.validation)
+        held_out = evaluate(self.net, self.validation, self.labels)
         return held_out.nll, held_out.accuracy
 
-    def _step(self, x: Any, y: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def _step(self, x: Any, y: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         steps = len(self.train)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(step, steps)
@@ -211,21 +244,26 @@ class _Training:
         bfloat16 = self.recipe.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16):
             logits = predictions(self.net, x).float()
-        loss, hits = self._loss(logits, y, step)
+        loss, hits, labelled = self._loss(logits, y, step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        return loss.detach(), hits
+        return loss.detach(), hits, labelled
 
-    def _loss(self, logits: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Mean loss, and how many classes are right."""
+    def _loss(self, logits: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean loss, how many classes are right, and of how many labels."""
         if self.loss is not None:
-            return self.loss(logits, y.to(self.device)), torch.zeros((), device=self.device)
-        # Before they move: no wait for the device.
-        check_labels(y, logits.shape[-1], f"Labels at step {step + 1}")
-        y = y.to(self.device)
-        loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
-        return loss, (logits.detach().argmax(dim=1) == y).sum()
+            nothing = torch.zeros((), device=self.device)
+            return self.loss(logits, y.to(self.device)), nothing, nothing
+        ignored = self.labels.ignore_index
+        if not y.is_floating_point() and y.shape != logits.shape:
+            # Before they move: no wait for the device.
+            check_labels(y[y != ignored], logits.shape[self.labels.axis(logits, y)], f"Labels at step {step + 1}")
+        rows, y = self.labels.rows(logits, y.to(self.device))
+        rows, y = rows.flatten(0, -2), y.flatten() if not y.is_floating_point() else y.flatten(0, -2)
+        loss = F.cross_entropy(rows, y, ignore_index=ignored, label_smoothing=self.recipe.label_smoothing)
+        predicted, wanted = rows.detach().argmax(dim=1), y.argmax(1) if y.dim() == 2 else y
+        return loss, (predicted == wanted).sum(), (wanted != ignored).sum()
 
     def _learning_rate(self, step: int, steps: int) -> float:
         total = self.recipe.epochs * steps

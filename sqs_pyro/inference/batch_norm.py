@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sqs_pyro.minibatches import minibatches
 from sqs_pyro.network_io import call_arguments, device_of, move_to
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -35,11 +36,12 @@ def reestimate_batch_norm(net: nn.Module, loader: Iterable[Any], num_batches: in
         return
     device = device_of(net)
     with _cumulative(net, norms):
-        for seen, batch in enumerate(itertools.islice(loader, num_batches)):
+        batches = minibatches(loader, net, "training", labelled=False)
+        for seen, (x, _) in enumerate(itertools.islice(batches, num_batches)):
             for norm in norms:
                 if type(norm).forward not in _KNOWN_FORWARDS:  # which may compute with the momentum
                     norm.momentum = 1 / (seen + 1)
-            args, kwargs = call_arguments(move_to(batch[0], device))
+            args, kwargs = call_arguments(move_to(x, device), net)
             net(*args, **kwargs)
 
 

@@ -43,7 +43,7 @@ from sqs_pyro.inference.sequential_coding import fit
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.models.block_stack import BlockArguments, BlockStack, input_of, run_block
 from sqs_pyro.models.coverage import coverage
-from sqs_pyro.models.likelihoods import Likelihood, categorical
+from sqs_pyro.models.likelihoods import Likelihood, categorical_last
 from sqs_pyro.models.residency import InMemory, Residency
 from sqs_pyro.network_io import split_examples
 from sqs_pyro.packing import CodedTensor, size_report
@@ -96,7 +96,7 @@ def compress_blocks(
     minibatches: Iterable[Any],
     recipe: BlockwiseRecipe,
     *,
-    likelihood: Likelihood = categorical,
+    likelihood: Likelihood = categorical_last,
     directory: Path | None = None,
     residency: Residency | None = None,
     progress: Callable[[BlockRecord], None] | None = None,

@@ -17,14 +17,15 @@ from sqs_pyro.inference.allocation import allocation
 from sqs_pyro.inference.checkpoint import check_same, read_checkpoint, write_checkpoint
 from sqs_pyro.inference.diagnostics import Finding, diagnose
 from sqs_pyro.inference.elbo import SQSELBO
-from sqs_pyro.inference.evaluate import Judge, accuracy
 from sqs_pyro.inference.export import hard_network, network_with
 from sqs_pyro.inference.guide import SpikeGMMGuide
-from sqs_pyro.inference.input_checks import check_inputs, check_labels, num_classes
+from sqs_pyro.inference.input_checks import check_inputs, check_minibatch
 from sqs_pyro.inference.interruption import deferred_interrupt
+from sqs_pyro.inference.judging import Judge, judge_by, judged
 from sqs_pyro.inference.optimizers import optimizers
 from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.inference.shipping import shipped_network
+from sqs_pyro.minibatches import examples_an_epoch, minibatches
 from sqs_pyro.network_io import device_of, move_to
 
 _WARM_UP = 0.02  # share of the steps over which the learning rate rises
@@ -63,8 +64,8 @@ class StepRecord:
         nonzero_rate: share of open gates.
         temperature: τ.
         learning_rate: of latents.
-        accuracy: of the hard network on validation data, 0..1, where it was evaluated at this step; of a task that
-            is no classification, its headline figure.
+        accuracy: of the hard network on validation data, where it was evaluated at this step: what the judge says,
+            at most 1.
     """
 
     step: int
@@ -87,11 +88,12 @@ class Driver:
         model: a ``BayesianNetwork``.
         guide: its guide, in the dense stage.
         recipe: what to do when.
-        train: minibatches ``(x, y)``; ``len(train)`` steps an epoch.
+        train: minibatches, see :func:`~sqs_pyro.minibatches.split_minibatch`; ``len(train)`` steps an epoch.
         validation: minibatches on which the hard network is evaluated during training, or None.
         progress: called with a record every few steps, and at each evaluation.
         bits: what symbols, tables and codebooks may take in the file; None follows the recipe's rate or β.
-        judge: of the hard network on validation data; by default a classifier's accuracy.
+        judge: of the hard network on validation data; by default what the model's likelihood asks for, see
+            :func:`~sqs_pyro.inference.judging.judge_by`.
         setting: what else decides what comes out, plain data; a checkpoint of another one is refused.
         inputs: of a minibatch, on which what is not compressed must keep outputs; see
             :func:`~sqs_pyro.inference.shipping.shipped_network`.
@@ -110,15 +112,15 @@ class Driver:
         validation: Any | None = None,
         progress: Callable[[StepRecord], None] | None = None,
         bits: float | None = None,
-        judge: Judge = accuracy,
+        judge: Judge | None = None,
         setting: Mapping[str, Any] | None = None,
         inputs: Any | None = None,
     ) -> None:
         self.model, self.guide, self.recipe = model, guide, recipe
         self.train, self.validation, self.progress = train, validation, progress
-        self.judge, self.setting, self.inputs = judge, setting, inputs
+        self.judge, self.setting, self.inputs = judge or judge_by(model.likelihood), setting, inputs
         self.device = device_of(model)
-        self.num_data = int(model.num_data or len(train.dataset))
+        self.num_data = int(model.num_data or examples_an_epoch(train, model.net))
         self.total_steps = recipe.epochs * len(train)
         self.elbo = SQSELBO(kl=recipe.kl)
         self.allocation = allocation(model, guide, recipe, self.total_steps, self.num_data, bits)
@@ -144,7 +146,8 @@ class Driver:
 
         Raises:
             DivergenceError: loss or weights are not finite.
-            DataError: a minibatch holds NaN or labels that do not fit the network.
+            DataError: a minibatch holds NaN or labels that do not fit the network, the loader fails, or it yields
+                another number of minibatches than it says.
             NetworkError, RecipeError: the checkpoint is damaged, or belongs to another network, recipe or setting;
                 with other data a DataError.
             OutputError: the checkpoint cannot be written.
@@ -190,9 +193,15 @@ class Driver:
         for epoch in range(first_epoch, self.recipe.epochs):
             if hasattr(self.train, "epoch"):
                 self.train.epoch = epoch
-            for i, batch in enumerate(self.train):
+            for i, (x, y) in enumerate(minibatches(self.train, self.model.net, "training")):
+                if i >= per_epoch:
+                    raise DataError(
+                        f"The training data goes on after {per_epoch} minibatches in epoch {epoch + 1}: its "
+                        "length must be the number of minibatches it yields (an IterableDataset must share its "
+                        "examples among the workers of its DataLoader)."
+                    )
                 if epoch > first_epoch or i >= done:
-                    yield batch[0], batch[1]
+                    yield x, y
             if self.step < (epoch + 1) * per_epoch:
                 raise DataError(
                     f"The training data ended after {self.step - epoch * per_epoch} of {per_epoch} minibatches in "
@@ -220,17 +229,18 @@ class Driver:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                 terms = self.elbo.terms(self.model, self.guide, x, y)
             (terms.loss / self.num_data).backward()
-        except SQSError:
+        except (MemoryError, torch.OutOfMemoryError):
             raise
-        except (ValueError, IndexError, RuntimeError) as error:
-            self._explain(error, x, y)
+        except Exception as error:
+            if not isinstance(error, SQSError) or isinstance(error, DataError):
+                self._explain(error, x, y)
             raise
         self.allocation.after_backward(self.step, len(y))
         for optimizer in self.optimizers:
             optimizer.step()
         self.allocation.after_step()
         self.step += 1
-        record = self._look(terms, x)
+        record = self._look(terms, x, y)
         self._between_steps = True
         if record is not None and self.progress is not None:
             self.progress(record)
@@ -262,7 +272,7 @@ class Driver:
         progress = (step - self.coding_step) / max(1, self.freeze_step - self.coding_step)
         return first * (last / first) ** min(max(progress, 0.0), 1.0)
 
-    def _look(self, terms: Any, x: Any) -> StepRecord | None:
+    def _look(self, terms: Any, x: Any, y: Tensor) -> StepRecord | None:
         """Every few steps: check that all is finite and record it."""
         if terms.kl_by_site:
             self._latest_kl = terms.kl.detach()  # read only when looked at: reading waits for the device
@@ -272,7 +282,7 @@ class Driver:
         nll = float(terms.nll.detach()) / self.num_data
         self._read_kl()
         if not math.isfinite(nll) or not math.isfinite(self.kl):
-            check_inputs(x, f"Training minibatch {self.step}")
+            check_inputs((x, y), f"Training minibatch {self.step}")
             raise self._divergence(self.step)
         if last_of_epoch:
             self._diagnose()
@@ -315,18 +325,20 @@ class Driver:
         else:
             net = hard_network(self.model.net, self.guide.harden(getattr(torch, self.recipe.codebook_dtype)))
         shipped = shipped_network(net, sites, self.recipe.leftover_dtype, self.inputs)
-        return self.judge(shipped, self.validation)
+        return judged(self.judge, shipped, self.validation)
 
     def _explain(self, error: Exception, x: Any, y: Tensor) -> None:
         """Raise the sentence for a step that failed, if the data or a divergence explain it."""
         step = self.step + 1
+        dtype = torch.bfloat16 if self.recipe.precision == "bfloat16" else None
         try:
-            check_inputs(x, f"Training minibatch {step}")
-            classes = None if y.is_floating_point() else num_classes(self.model, x)
-            if classes is not None:
-                check_labels(y, classes, f"Training labels in minibatch {step}")
+            check_minibatch(self.model.net, self.model.likelihood, x, y, "training", step, dtype)
         except DataError as explained:
-            raise explained from error
+            # A first step that fails by itself is a mistake in the network, which its own error explains.
+            if explained.__cause__ is None or self.step > 0:
+                raise explained from error
+        except NetworkError:  # it may have come to that in training
+            pass
         if "Expected parameter" in str(error):  # a distribution's own check of the network's output
             raise self._divergence(step) from error
 

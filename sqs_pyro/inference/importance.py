@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.errors import DataError
-from sqs_pyro.models.likelihoods import Likelihood, categorical
+from sqs_pyro.models.likelihoods import Likelihood, categorical_last
 from sqs_pyro.network_io import call_arguments
 
 
@@ -17,7 +17,7 @@ def output_importance(
     net: nn.Module,
     layers: Mapping[str, nn.Linear],
     minibatches: Iterable[Any],
-    likelihood: Likelihood = categorical,
+    likelihood: Likelihood = categorical_last,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """Mean squared gradient of ``log p(y | x)`` in each output of each layer, y drawn from the network itself.
@@ -43,7 +43,7 @@ def output_importance(
     with watch, _frozen(net), torch.random.fork_rng(devices), torch.enable_grad():
         torch.manual_seed(seed)
         for inputs in minibatches:
-            args, kwargs = call_arguments(inputs)
+            args, kwargs = call_arguments(inputs, net)
             observation = likelihood(net(*args, **kwargs))
             drawn = observation.sample().detach()
             torch.autograd.grad(observation.log_prob(drawn).sum(), watch.leaves)

@@ -27,6 +27,10 @@ class PackedEnsemble(StoredEnsemble):
         draws_at_once: networks that run together, by ``torch.vmap``; 1 runs one after the other, which is faster
             on CPUs.
 
+    Attributes:
+        class_axis: the dimension of the networks' outputs that holds the classes; to be set where there are more
+            than two dimensions.
+
     Raises:
         NetworkError: for a name that is not a parameter, or a shape that is not the parameter's with S behind.
         PackedFileError: if the bytes of a tensor do not decode to what it says it is.
@@ -40,6 +44,7 @@ class PackedEnsemble(StoredEnsemble):
         stand_ins = {id(p): nn.Parameter(torch.empty(0), requires_grad=False) for p in parameters.values()}
         self.network = copy.deepcopy(net, dict(stand_ins))
         self.num_draws, self.draws_at_once = num_draws, draws_at_once
+        self.class_axis: int | None = None
         weights = {
             id(stand_ins[id(parameter)]): packed_weight(name, tensors[name], parameter.dtype)
             for name, parameter in parameters.items()
@@ -57,7 +62,12 @@ class PackedEnsemble(StoredEnsemble):
         """The arguments are the network's."""
         weights = stored_weights(self.network, every_name=True)  # moving a network separates its shared buffers
         draws = {name: weight.draws() for name, weight in weights.items() if isinstance(weight, PackedWeight)}
-        return average_log_probabilities(self.network, draws, args, kwargs, self.draws_at_once)
+        return average_log_probabilities(self.network, draws, args, kwargs, self.draws_at_once, self.class_axis)
+
+    @property
+    def called_like(self) -> nn.Module:
+        """The network to which arguments are handed on."""
+        return self.network
 
     def train(self, mode: bool = True) -> "PackedEnsemble":
         """The networks always run in evaluation mode."""

@@ -11,6 +11,7 @@ from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.kernels.assemble import assemble, tensor_slots
 from sqs_pyro.kernels.described import described_network
 from sqs_pyro.kernels.ensemble import PackedEnsemble
+from sqs_pyro.network_checks import check_replaceable
 from sqs_pyro.packing.coded import CodedTensor, stack_draws
 from sqs_pyro.packing.file import PackedContents, read_packed, write_packed
 from sqs_pyro.packing.finite import check_finite
@@ -53,6 +54,7 @@ def packed_network(
             whose weights cannot be packed.
     """
     _check_dtype(leftover_dtype)
+    check_replaceable(net)
     tensors = {
         name: value if isinstance(value, PackedTensor) else pack_tensor(value, layout)
         for name, value in coded.items()
@@ -83,6 +85,7 @@ def packed_ensemble(
         NetworkError: as :func:`packed_network`; or there is no draw, or draws differ in names or codebooks.
     """
     _check_dtype(leftover_dtype)
+    check_replaceable(net)
     if not draws or any(set(draw) != set(draws[0]) for draw in draws):
         raise NetworkError(f"The {len(draws)} draws to pack must be at least one, and all of the same parameters.")
     stacked = {name: stack_draws([draw[name] for draw in draws]) for name in draws[0]}
@@ -123,6 +126,7 @@ def load(path: str | Path, net: nn.Module | Callable[[], nn.Module] | None = Non
     """
     contents = read_packed(path)
     plain = _plain_network(contents, net)
+    check_replaceable(plain)
     try:
         packed: nn.Module
         if contents.draws is None:

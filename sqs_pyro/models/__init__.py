@@ -4,7 +4,7 @@ from sqs_pyro.models.architectures import Architecture, architecture_of, include
 from sqs_pyro.models.bayesian import BayesianNetwork
 from sqs_pyro.models.catalogue import digits_net, resnet18, resnet20, resnet32, resnet44, resnet50, resnet56
 from sqs_pyro.models.learned_prior import LearnedPrior
-from sqs_pyro.models.likelihoods import Gaussian
+from sqs_pyro.models.likelihoods import Bernoulli, Categorical, Gaussian
 from sqs_pyro.models.network_prior import NetworkPrior
 from sqs_pyro.models.priors import (
     HierarchicalInclusion,
@@ -16,6 +16,8 @@ from sqs_pyro.models.priors import (
 __all__ = [
     "Architecture",
     "BayesianNetwork",
+    "Bernoulli",
+    "Categorical",
     "Gaussian",
     "HierarchicalInclusion",
     "LearnedPrior",

@@ -19,7 +19,8 @@ from sqs_pyro.models.prediction import evaluation_mode, predicting
 from sqs_pyro.models.priors import scale_matched_prior
 from sqs_pyro.models.sites import select_sites
 from sqs_pyro.models.stacked import StackedLaw, drawn_networks, plates_around, stack_networks
-from sqs_pyro.network_io import call_arguments, output_tensor, tensors_in
+from sqs_pyro.network_checks import check_network
+from sqs_pyro.network_io import call_arguments, device_of, output_tensor
 from sqs_pyro.substitution import call_with
 
 #: One distribution for every weight, a function of a site's name and pretrained value, or a strategy.
@@ -44,14 +45,16 @@ class BayesianNetwork(OwningModule):
         net: the network, with its pretrained weights.
         prior: a scalar distribution used for every weight, a callable ``(name, weight) -> distribution``, or a
             :class:`~sqs_pyro.models.NetworkPrior`; by default :func:`scale_matched_prior`.
-        likelihood: ``"categorical"``, ``"gaussian"``, or a callable from the network's output to a
-            distribution with batch shape ``[B]``.
+        likelihood: ``"categorical"``, ``"gaussian"``, ``"bernoulli"`` (or ``"multilabel"``), or a callable from
+            the network's output to a distribution with batch shape ``[B]``; see
+            :mod:`sqs_pyro.models.likelihoods`.
         num_data: N, the number of training examples; by default the size of the minibatch at hand.
         include, exclude: see :func:`sqs_pyro.models.sites.select_sites`.
 
     Raises:
-        NetworkError: nothing to compress, weights that are not finite, a site named like one of the model's own, or an
-            impossible argument.
+        NetworkError: nothing to compress, weights that are not finite or cannot be replaced (see
+            :func:`~sqs_pyro.network_checks.check_network`), a site named like one of the model's own, or an impossible
+            argument.
 
     Attributes:
         evaluates_predictions: under ``pyro.infer.Predictive`` the network runs in evaluation mode, whatever its own
@@ -73,6 +76,7 @@ class BayesianNetwork(OwningModule):
         super().__init__()
         if num_data is not None and num_data < 1:
             raise NetworkError(f"num_data is {num_data}, but must be at least 1: the number of training examples.")
+        check_network(net)
         sites = select_sites(net, include, exclude)
         self.net = net
         self.num_data = num_data
@@ -112,6 +116,9 @@ class BayesianNetwork(OwningModule):
 
         Returns:
             What was observed or sampled at ``"obs"``.
+
+        Raises:
+            DataError: the observations do not have the shape that the likelihood describes.
         """
         own = dict(self._modules["net"].named_parameters())
         weights = {
@@ -120,10 +127,15 @@ class BayesianNetwork(OwningModule):
         }
         drawn, networks = drawn_networks({**weights, **self._point_estimates()}, own)
         outputs = [self._output(tensors, inputs) for tensors in networks]
-        observations = [self.likelihood(output) for output in outputs]
+        if y is None:
+            observations = [likelihoods.examples(self.likelihood(output)) for output in outputs]
+        else:
+            self.likelihood = likelihoods.settle(self.likelihood, outputs[0], y)
+            observed = [likelihoods.observe(self.likelihood, output, y) for output in outputs]
+            observations, y = [observation for observation, _ in observed], observed[0][1]
         batch = observations[0].batch_shape[0]
         # An explicit subsample gives the factor N/B without drawing N random indices a step.
-        subsample = torch.arange(batch, device=tensors_in(inputs)[0].device)
+        subsample = torch.arange(batch, device=device_of(self._modules["net"]))
         examples = pyro.plate("data", max(self.num_data or batch, batch), subsample=subsample)
         with examples:
             plates = plates_around(drawn, examples.dim)
@@ -138,7 +150,7 @@ class BayesianNetwork(OwningModule):
     def _output(self, tensors: dict[str, Tensor], inputs: Any) -> Any:
         """What the network returns with these tensors in place of its own."""
         net = self._modules["net"]
-        args, kwargs = call_arguments(inputs)
+        args, kwargs = call_arguments(inputs, net)
         with evaluation_mode(net) if self.evaluates_predictions and predicting() else nullcontext():
             return call_with(net, tensors, args, kwargs)
 

@@ -17,15 +17,26 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import one_hot
 
-from sqs_pyro.errors import DataError
+from sqs_pyro.errors import DataError, NetworkError
+from sqs_pyro.minibatches import minibatches
+from sqs_pyro.models.likelihoods import Categorical, categorical
 from sqs_pyro.network_io import device_of, move_to, output_tensor, predictions
+
+
+class _OpinionOrNothing(constraints.Constraint):
+    """Probabilities ``[C]``, or zeros where there is no label."""
+
+    event_dim = 1
+
+    def check(self, value: Tensor) -> Tensor:
+        return constraints.simplex.check(value) | (value == 0).all(-1)
 
 
 class DistilledCategorical(TorchDistribution):
     """Law of a label and of what a teacher thinks, ``batch_shape [...]``, ``event_shape [2, C]``.
 
     A value has the label, one-hot, in its first row, and the teacher's probabilities at the temperature in its
-    second. A sample draws both from this network's own opinion.
+    second; both are zeros where a label is left out. A sample draws both from this network's own opinion.
 
     Args:
         logits: z, ``[..., C]``.
@@ -34,7 +45,7 @@ class DistilledCategorical(TorchDistribution):
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"logits": constraints.real_vector}
-    support = pyro_constraints.independent(constraints.simplex, 1)
+    support = pyro_constraints.independent(_OpinionOrNothing(), 1)
 
     def __init__(
         self, logits: Tensor, weight: float, temperature: float, validate_args: bool | None = None
@@ -74,14 +85,15 @@ class DistillationLikelihood:
     Args:
         weight: w, from 0 to 1.
         temperature: T.
+        class_axis: the dimension of the logits that holds the classes.
     """
 
-    def __init__(self, weight: float, temperature: float) -> None:
-        self.weight, self.temperature = weight, temperature
+    def __init__(self, weight: float, temperature: float, class_axis: int = -1) -> None:
+        self.weight, self.temperature, self.class_axis = weight, temperature, class_axis
 
     def __call__(self, output: Any) -> TorchDistribution:
-        """The observation's law, batch shape ``[B]``; logits ``[B, ..., C]``."""
-        logits = output_tensor(output).float()
+        """The observation's law, batch shape ``[B]``."""
+        logits = output_tensor(output).float().movedim(self.class_axis, -1)
         return DistilledCategorical(logits, self.weight, self.temperature).to_event(logits.dim() - 2)
 
 
@@ -89,22 +101,32 @@ class DistilledLoader:
     """Minibatches of a loader with the teacher's opinion beside each label.
 
     Args:
-        loader: of ``(x, y)``, labels ``[B, ...]``.
+        loader: of ``(x, y)``, labels of any form that the likelihood reads.
         teacher: the network whose opinion is asked, in evaluation mode.
         temperature: T.
         dtype: the teacher multiplies in, under autocast; None leaves it alone.
+        likelihood: reads the labels.
 
     Yields:
-        ``(x, value)``, values ``[B, ..., 2, C]`` of :class:`DistilledCategorical`.
+        ``(x, value)``, values ``[B, ..., 2, C]`` of :class:`DistilledCategorical`, zeros where no label is.
 
     Raises:
         DataError: a label is none of the teacher's classes.
+        NetworkError: the likelihood has class weights, which an opinion has not.
     """
 
     def __init__(
-        self, loader: Any, teacher: nn.Module, temperature: float, dtype: torch.dtype | None = None
+        self,
+        loader: Any,
+        teacher: nn.Module,
+        temperature: float,
+        dtype: torch.dtype | None = None,
+        likelihood: Categorical = categorical,
     ) -> None:
+        if likelihood.class_weights is not None:
+            raise NetworkError("Distillation knows no class_weights: leave out the weights, or distillation.")
         self.loader, self.teacher, self.temperature, self.dtype = loader, teacher, temperature, dtype
+        self.likelihood = likelihood
         self.dataset = loader.dataset
 
     def __len__(self) -> int:
@@ -122,18 +144,25 @@ class DistilledLoader:
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         device = device_of(self.teacher)
-        for batch in self.loader:
-            x, y = move_to(batch[0], device), batch[1].to(device)
+        for x, y in minibatches(self.loader, self.teacher, "training"):
+            x, y = move_to(x, device), y.to(device)
             with torch.no_grad(), torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
                 logits = predictions(self.teacher, x).float()
-            _check_labels(y, logits.shape[-1])
-            opinion = (logits / self.temperature).softmax(-1)
-            yield x, torch.stack([one_hot(y, logits.shape[-1]).float(), opinion], -2)
+            self.likelihood = self.likelihood.settle(logits, y)
+            rows, labels = self.likelihood.rows(logits, y)
+            opinion = (rows / self.temperature).softmax(-1)
+            if labels.is_floating_point():
+                yield x, torch.stack([labels.to(opinion.dtype), opinion], -2)
+                continue
+            known = labels != self.likelihood.ignore_index
+            _check_labels(labels[known], rows.shape[-1])
+            both = torch.stack([one_hot(labels * known, rows.shape[-1]).float(), opinion], -2)
+            yield x, both * known[..., None, None]
 
 
 def _check_labels(y: Tensor, classes: int) -> None:
-    if y.is_floating_point() or int(y.min()) < 0 or int(y.max()) >= classes:
+    if y.numel() and (int(y.min()) < 0 or int(y.max()) >= classes):
         raise DataError(
-            f"Distillation needs labels from 0 to {classes - 1}, the teacher's classes, but {y.dtype} from "
-            f"{float(y.min()):g} to {float(y.max()):g} were given: use a network and data that belong together."
+            f"Distillation needs labels from 0 to {classes - 1}, the teacher's classes, but labels from "
+            f"{int(y.min())} to {int(y.max())} were given: use a network and data that belong together."
         )

@@ -1,22 +1,253 @@
-"""From a network's output to the distribution of what was observed."""
+"""From a network's output to the distribution of what was observed, and from labels of any form to a value of it.
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+A likelihood is any callable from a network's output to a distribution with batch shape ``[B]``. What it describes
+is never broadcast against what was observed: :func:`observe` compares the shapes, and says in a sentence where
+they do not fit.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+from torch.distributions import constraints
 
-from sqs_pyro.errors import NetworkError
+from sqs_pyro.errors import DataError, NetworkError
+from sqs_pyro.minibatches import IGNORED, shown
+from sqs_pyro.models.label_distributions import ClassLabels, ClassProbabilities, SeveralLabels
 from sqs_pyro.network_io import output_tensor
 
 #: Maps a network's output to a distribution with batch shape ``[B]`` over one example's observation.
 Likelihood: TypeAlias = Callable[[Any], dist.TorchDistribution]
 
 
-def categorical(output: Any) -> dist.TorchDistribution:
-    """Class logits ``[B, ..., C]`` to a categorical; the middle dimensions (tokens) are one event."""
-    logits = output_tensor(output)
-    return dist.Categorical(logits=logits).to_event(logits.dim() - 2)
+@runtime_checkable
+class ReadsLabels(Protocol):
+    """A likelihood that knows several forms of labels."""
+
+    def settle(self, output: Any, y: Tensor) -> Likelihood:
+        """The same likelihood with everything decided that the first minibatch decides for all."""
+
+    def observe(self, output: Any, y: Tensor) -> tuple[dist.TorchDistribution, Tensor]:
+        """The distribution of labels of this form, batch shape ``[B]``, and the labels as a value of it."""
+
+
+def observe(likelihood: Likelihood, output: Any, y: Tensor) -> tuple[dist.TorchDistribution, Tensor]:
+    """The distribution of what was observed, batch shape ``[B]``, and the observation as a value of it.
+
+    Args:
+        likelihood: from a network's output to a distribution.
+        output: the network's output for a minibatch of B examples.
+        y: what was observed, first dimension B.
+
+    Raises:
+        DataError: the observation does not have the distribution's shape ``batch + event``; nothing is broadcast.
+        NetworkError: the likelihood gives no distribution of B examples.
+    """
+    if isinstance(likelihood, ReadsLabels):
+        return likelihood.observe(output, y)
+    return _fitted(examples(likelihood(output)), y)
+
+
+def settle(likelihood: Likelihood, output: Any, y: Tensor) -> Likelihood:
+    """A likelihood with its open questions (where the classes are) decided by a first minibatch."""
+    return likelihood.settle(output, y) if isinstance(likelihood, ReadsLabels) else likelihood
+
+
+def examples(distribution: Any) -> dist.TorchDistribution:
+    """The same distribution with batch shape ``[B]``: what else is in its batch is part of an example.
+
+    Raises:
+        NetworkError: it is no distribution of Pyro's, or has no batch.
+    """
+    if not isinstance(distribution, TorchDistributionMixin):
+        raise NetworkError(
+            f"The likelihood gave {shown(distribution)}, but must give a distribution of pyro.distributions."
+        )
+    if not distribution.batch_shape:
+        raise NetworkError(
+            f"The likelihood gave a {type(distribution).__name__} with an empty batch shape, but its first "
+            "dimension must be the examples of the minibatch: use fewer event dimensions."
+        )
+    return distribution.to_event(len(distribution.batch_shape) - 1)
+
+
+class Categorical:
+    """Classification: one of C classes for every example, or for every pixel or token of one.
+
+    Logits are ``[B, C]`` with labels ``[B]``, or have more dimensions. Then classes are in dimension 1 if that
+    leaves the labels' shape, ``[B, C, ...]`` as torch's own ``cross_entropy`` has it, and in the last if that
+    does, ``[B, ..., C]`` as transformers' tokens have it. Where both do, ``class_axis`` must say.
+
+    Labels are integers of any type (also ``[B, 1]``, floats without a fraction, bool), or what has the shape of
+    the logits: one-hot integers, or probabilities of the classes, which sum to 1.
+
+    Args:
+        class_axis: the dimension of the logits that holds the classes; None: as the labels say.
+        ignore_index: labels of this value count for nothing: neither in the likelihood nor in any figure.
+        class_weights: ``[C]``, powers of the classes' likelihoods, as ``weight`` of ``cross_entropy``; they should
+            have mean 1 over the data, or the KL weighs more or less. Figures are without them.
+
+    Raises:
+        NetworkError: an impossible argument.
+    """
+
+    def __init__(
+        self,
+        class_axis: int | None = None,
+        ignore_index: int = IGNORED,
+        class_weights: Sequence[float] | Tensor | None = None,
+    ) -> None:
+        if class_axis == 0:
+            raise NetworkError("class_axis is 0, which are the examples: give 1, or -1 for the last.")
+        self.class_axis, self.ignore_index = class_axis, ignore_index
+        self.class_weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
+        w = self.class_weights
+        if w is not None and (w.dim() != 1 or not bool((torch.isfinite(w) & (w >= 0)).all())):
+            raise NetworkError("class_weights must be one finite number a class, none of them negative.")
+
+    def __call__(self, output: Any) -> dist.TorchDistribution:
+        """Integer classes, batch shape ``[B]``; where labels would decide, tokens of transformers are known.
+
+        Raises:
+            NetworkError: logits of more than two dimensions, and nothing says where the classes are.
+        """
+        logits = self._logits(output)
+        if self.class_axis is None and logits.dim() > 2 and not _has_tokens(output, logits):
+            raise NetworkError(
+                f"The network's output has the shape {list(logits.shape)}, and without labels nothing says which "
+                "dimension holds the classes: give likelihood=Categorical(class_axis=1), or -1 for the last."
+            )
+        return self._classes(logits.movedim(self._last_unless_given(logits), -1))
+
+    def settle(self, output: Any, y: Tensor) -> "Categorical":
+        """The same with ``class_axis`` decided by a first minibatch."""
+        axis = self.axis(output, y)
+        if self.class_axis is not None or output_tensor(output).dim() == 2:
+            return self
+        settled = copy.copy(self)
+        settled.class_axis = axis
+        return settled
+
+    def observe(self, output: Any, y: Tensor) -> tuple[dist.TorchDistribution, Tensor]:
+        """See :class:`ReadsLabels`."""
+        rows, value = self.rows(output, y)
+        if value.is_floating_point():
+            weights = self._weights(rows)
+            return ClassProbabilities(rows, weights).to_event(rows.dim() - 2), value
+        return self._classes(rows), value
+
+    def rows(self, output: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``[B, ..., C]`` with classes last; labels ``[B, ...]`` int64, or probabilities as the logits.
+
+        Raises:
+            DataError: labels of a shape or with values that are no classes.
+            NetworkError: the output is no logits of at least two classes.
+        """
+        logits = self._logits(output)
+        axis = self.axis(output, y)
+        rows = logits.movedim(axis, -1)
+        if y.shape == logits.shape:
+            y = y.movedim(axis, -1)
+            if y.is_floating_point():
+                return rows, y
+            _check_one_hot(y)
+            return rows, y.long().argmax(-1)
+        if _squeezed(y.shape) != _squeezed(rows.shape[:-1]):
+            raise self._misfit(logits, y)
+        return rows, _whole(y).reshape(rows.shape[:-1])
+
+    def axis(self, output: Any, y: Tensor) -> int:
+        """The dimension of the logits that holds the classes, from 1.
+
+        Raises:
+            DataError: the labels' shape fits neither convention, or both.
+        """
+        logits = self._logits(output)
+        last = logits.dim() - 1
+        if self.class_axis is not None or last == 1:
+            return self._last_unless_given(logits)
+        fits = [axis for axis in (1, last) if _fits_without(axis, logits, y)]
+        if len(fits) == 2 and _has_tokens(output, logits):
+            return last
+        if len(fits) == 1:
+            return fits[0]
+        if fits:
+            raise DataError(
+                f"Labels of the shape {list(y.shape)} fit logits of the shape {list(logits.shape)} with the "
+                "classes in dimension 1 and in the last: say which with likelihood=Categorical(class_axis=1), "
+                "torch's convention, or Categorical(class_axis=-1)."
+            )
+        raise self._misfit(logits, y)
+
+    def _misfit(self, logits: Tensor, y: Tensor) -> DataError:
+        shape = logits.shape
+        axes = (1, logits.dim() - 1) if self.class_axis is None else (self._last_unless_given(logits),)
+        wanted = " or ".join(dict.fromkeys(str([*shape[:axis], *shape[axis + 1 :]]) for axis in axes))
+        return DataError(
+            f"Labels are {shown(y)} for logits of the shape {list(shape)}, but classes must be "
+            f"{wanted}, and probabilities of classes as the logits: give such labels, or the likelihood that they "
+            "have ('gaussian' for numbers, 'multilabel' for several classes at once)."
+        )
+
+    def _logits(self, output: Any) -> Tensor:
+        logits = output_tensor(output)
+        axis = None if logits.dim() < 2 else self._last_unless_given(logits)
+        if axis is None or (logits.dim() == 2 and logits.shape[1] < 2):
+            raise NetworkError(
+                f"The network's output has the shape {list(logits.shape)}, one number an example, but the "
+                "likelihood 'categorical' needs the logits of at least two classes, [B, C]: use 'bernoulli' for "
+                "labels 0 and 1, 'gaussian' for numbers."
+            )
+        return logits
+
+    def _last_unless_given(self, logits: Tensor) -> int:
+        axis = -1 if self.class_axis is None else self.class_axis
+        if not -logits.dim() < axis < logits.dim():
+            raise NetworkError(
+                f"class_axis is {axis}, but the network's output has the shape {list(logits.shape)}: give 1, or "
+                "-1 for its last dimension."
+            )
+        return axis % logits.dim()
+
+    def _classes(self, rows: Tensor) -> dist.TorchDistribution:
+        return ClassLabels(rows, self.ignore_index, self._weights(rows)).to_event(rows.dim() - 2)
+
+    def _weights(self, rows: Tensor) -> Tensor | None:
+        if self.class_weights is not None and len(self.class_weights) != rows.shape[-1]:
+            raise NetworkError(
+                f"class_weights has {len(self.class_weights)} numbers, but there are {rows.shape[-1]} classes."
+            )
+        return None if self.class_weights is None else self.class_weights.to(rows)
+
+
+#: :class:`Categorical` as it is by default.
+categorical = Categorical()
+#: Of tokens or whatever else has its classes last, ``[B, ..., C]``.
+categorical_last = Categorical(class_axis=-1)
+
+
+class Bernoulli:
+    """Several classes at once, or one of two from a single logit: labels 0 or 1 (or between), as the logits.
+
+    Args:
+        ignore_index: labels of this value count for nothing: neither in the likelihood nor in any figure.
+        pos_weight: power of the likelihood of ones, as of torch's ``binary_cross_entropy_with_logits``: a number,
+            or what broadcasts against the logits.
+    """
+
+    def __init__(self, ignore_index: int = IGNORED, pos_weight: float | Tensor | None = None) -> None:
+        self.ignore_index = ignore_index
+        self.pos_weight = None if pos_weight is None else torch.as_tensor(pos_weight, dtype=torch.float32)
+
+    def __call__(self, output: Any) -> dist.TorchDistribution:
+        """Labels of the shape of the logits, batch shape ``[B]``."""
+        logits = output_tensor(output)
+        weight = None if self.pos_weight is None else self.pos_weight.to(logits)
+        return examples(SeveralLabels(logits, self.ignore_index, weight))
 
 
 class Gaussian:
@@ -34,17 +265,103 @@ class Gaussian:
 
 
 def resolve(likelihood: str | Likelihood) -> Likelihood:
-    """``"categorical"``, ``"gaussian"`` or a callable, as a callable.
+    """``"categorical"``, ``"gaussian"``, ``"bernoulli"`` (or ``"multilabel"``) or a callable, as a callable.
 
     Raises:
         NetworkError: any other value.
     """
+    if isinstance(likelihood, type):
+        raise NetworkError(
+            f"likelihood is the class {likelihood.__name__}: give one made of it, say {likelihood.__name__}()."
+        )
     if callable(likelihood):
         return likelihood
-    known: dict[str, Likelihood] = {"categorical": categorical, "gaussian": Gaussian()}
+    known: dict[str, Likelihood] = {
+        "categorical": categorical,
+        "gaussian": Gaussian(),
+        "bernoulli": Bernoulli(),
+        "multilabel": Bernoulli(),
+    }
     if likelihood not in known:
         raise NetworkError(
-            f"likelihood={likelihood!r} is unknown: use 'categorical', 'gaussian', or a callable from the "
-            "network's output to a distribution."
+            f"likelihood={likelihood!r} is unknown: use 'categorical', 'gaussian', 'bernoulli' (or 'multilabel'), "
+            "or a callable from the network's output to a distribution."
         )
     return known[likelihood]
+
+
+def _fitted(distribution: dist.TorchDistribution, y: Tensor) -> tuple[dist.TorchDistribution, Tensor]:
+    """An observation in the distribution's own shape and, if it is integers of what is none, in its dtype."""
+    shape = distribution.batch_shape + distribution.event_shape
+    if y.shape != shape:
+        if _squeezed(y.shape) != _squeezed(shape):
+            raise DataError(
+                f"Labels are {shown(y)}, but for the network's output the likelihood describes "
+                f"{distribution.batch_shape[0]} examples with observations of the shape "
+                f"{list(distribution.event_shape)}, {list(shape)} in all: give labels or a likelihood that fit "
+                "each other (nothing is broadcast)."
+            )
+        y = y.reshape(shape)
+    support = base_support(distribution)
+    if support is constraints.boolean or not (y.is_floating_point() or support.is_discrete):
+        y = y.to(_float_dtype(distribution))
+    return distribution, y
+
+
+def base_support(distribution: Any) -> Any:
+    """The support of a single number of an observation."""
+    support = distribution.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
+def _float_dtype(distribution: Any) -> torch.dtype:
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    parameters = (vars(distribution).get(name) for name in distribution.arg_constraints)
+    found = (p.dtype for p in parameters if isinstance(p, Tensor) and p.is_floating_point())
+    return next(found, torch.get_default_dtype())
+
+
+def _squeezed(shape: torch.Size) -> tuple[int, ...]:
+    """A shape without its ones, but for the examples in front."""
+    return (*shape[:1], *(size for size in shape[1:] if size != 1))
+
+
+def _has_tokens(output: Any, logits: Tensor) -> bool:
+    """Whether this is an output of transformers with logits ``[B, T, C]``, which always has classes last."""
+    return not isinstance(output, (Tensor, tuple, list)) and logits.dim() == 3
+
+
+def _fits_without(axis: int, logits: Tensor, y: Tensor) -> bool:
+    if logits.shape[axis] < 2:
+        return False
+    if y.shape == logits.shape:  # one-hot, or probabilities
+        total = y.double().sum(axis)
+        return bool((total - 1).abs().max() < 1e-3)
+    return _squeezed(y.shape) == _squeezed(logits.shape[:axis] + logits.shape[axis + 1 :])
+
+
+def _whole(y: Tensor) -> Tensor:
+    """Labels as int64.
+
+    Raises:
+        DataError: they have fractions or are not finite.
+    """
+    if y.is_floating_point():
+        bad = int((~(y == y.round()) | y.isinf()).sum())
+        if bad:
+            raise DataError(
+                f"Labels hold {bad} numbers of {y.numel()} that are NaN or have a fraction, and so are no "
+                "classes: give integers, or likelihood='gaussian' for numbers."
+            )
+    return y.long()
+
+
+def _check_one_hot(y: Tensor) -> None:
+    if bool((y.long().sum(-1) != 1).any()) or int(y.min()) < 0:
+        raise DataError(
+            f"Labels of the logits' shape ({shown(y)}) are integers, but not one 1 and otherwise 0 for every "
+            "example: for several classes at once use likelihood='multilabel'."
+        )

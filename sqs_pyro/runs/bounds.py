@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sqs_pyro.compression import CompressionResult
 from sqs_pyro.inference.elbo_report import elbo_report
+from sqs_pyro.minibatches import minibatches
 from sqs_pyro.network_io import device_of, move_to, split_examples
 from sqs_pyro.runs.bounds_recipe import BoundsRecipe
 from sqs_pyro.runs.progress import Progress, silent
@@ -29,7 +30,7 @@ def run_bounds(
         seed: of the draws; the global generators stay as they are.
         progress: told of the stage ``"bounds"``.
     """
-    x, y = _first_examples(train, recipe.examples)
+    x, y = _first_examples(train, result.model.net, recipe.examples)
     device = device_of(result.model)
     sites = result.guide.site_guides().values()
     densities = sum(site.mask.numel() * site.num_components for site in sites)
@@ -53,10 +54,10 @@ def run_bounds(
     return {"num_examples": len(y), **report.to_dict()}
 
 
-def _first_examples(train: Any, count: int) -> tuple[Any, Tensor]:
+def _first_examples(train: Any, net: nn.Module, count: int) -> tuple[Any, Tensor]:
     """Minibatches joined until there are enough; of inputs that are no single tensor, those of one minibatch."""
     xs, ys = [], []
-    for x, y in train:
+    for x, y in minibatches(train, net, "training"):
         if not isinstance(x, Tensor):
             return next(split_examples(x, count)), y[:count]
         xs.append(x)

@@ -72,7 +72,7 @@ class _Images:
     """The task of every network that takes images: their classes."""
 
     headline = "accuracy"
-    likelihood = staticmethod(categorical)
+    likelihood = categorical
 
     def measure(self, net: nn.Module, loader: Any) -> dict[str, Any]:
         return asdict(evaluate(net, loader))

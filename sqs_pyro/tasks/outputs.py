@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqs_pyro.errors import DataError
+from sqs_pyro.minibatches import minibatches
 from sqs_pyro.network_io import device_of, move_to, predictions
 
 
@@ -28,7 +29,10 @@ def outputs(net: nn.Module, loader: Any, fill: float = 0.0) -> tuple[Tensor, Ten
     device, was_training = device_of(net), net.training
     net.eval()
     try:
-        pairs = [(predictions(net, move_to(x, device)).float().cpu(), y) for x, y in loader]
+        pairs = [
+            (predictions(net, move_to(x, device)).float().cpu(), y)
+            for x, y in minibatches(loader, net, "evaluation")
+        ]
     finally:
         net.train(was_training)
     if not pairs:

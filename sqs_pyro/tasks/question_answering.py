@@ -11,7 +11,7 @@ from torch import nn
 from sqs_pyro.data.rows import is_file
 from sqs_pyro.data.token_loader import TokenDataset
 from sqs_pyro.errors import DataError
-from sqs_pyro.models.likelihoods import categorical
+from sqs_pyro.models.likelihoods import categorical_last
 from sqs_pyro.tasks.outputs import outputs
 from sqs_pyro.tasks.parts import TextData, read_parts
 from sqs_pyro.tasks.passages import passages, predicted_texts
@@ -112,7 +112,7 @@ class QuestionAnswering:
 
     def likelihood(self, output: Any) -> TorchDistribution:
         """Of starts and ends, from logits ``[B, 2, T]``."""
-        return categorical(output)
+        return categorical_last(output)
 
     def measure(self, net: nn.Module, loader: Any) -> dict[str, Any]:
         """F1 and exact match over questions, NLL in nats a window."""

@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch import Tensor, nn
 
 from sqs_pyro.data.token_loader import TokenDataset
-from sqs_pyro.inference.evaluate import Judge
+from sqs_pyro.inference.judging import Judge
 from sqs_pyro.models.likelihoods import Likelihood
 
 T = TypeVar("T")

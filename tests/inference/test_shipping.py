@@ -12,7 +12,7 @@ from sqs_pyro import BayesianNetwork, SpikeGMMGuide, compress, pack, pack_ensemb
 from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.inference.agreement import check_agreement, first_difference
 from sqs_pyro.inference.batch_norm import fold_batch_norm, reestimate_batch_norm
-from sqs_pyro.inference.first_inputs import first_inputs
+from sqs_pyro.inference.first_minibatch import first_inputs
 from sqs_pyro.inference.shipping import shipped_network
 from sqs_pyro.packing.leftovers import round_to
 
@@ -443,10 +443,10 @@ def test_reading_the_first_inputs_changes_nothing():
     generator = torch.Generator().manual_seed(3)
     loader = DataLoader(TensorDataset(X, Y), 16, shuffle=True, generator=generator)
     state, own = torch.get_rng_state(), generator.get_state()
-    first = first_inputs(loader)
+    first = first_inputs(loader, nn.Identity())
     assert torch.equal(state, torch.get_rng_state()) and torch.equal(own, generator.get_state())
     assert torch.equal(first, next(iter(loader))[0])
-    assert first_inputs(iter([(X, Y)])) is None and first_inputs([]) is None
+    assert first_inputs([], nn.Identity()) is None
 
 
 def test_kit_looks_at_every_output():

@@ -6,9 +6,11 @@ import torch
 from kits.statistics import assert_rate
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from sqs_pyro import SQSELBO, BayesianNetwork, SpikeGMMGuide
 from sqs_pyro.errors import DataError
+from sqs_pyro.models import Categorical
 from sqs_pyro.models.distillation import DistillationLikelihood, DistilledCategorical, DistilledLoader
 
 
@@ -70,6 +72,10 @@ class Loader:
         return iter([(part, torch.tensor([0, 2])) for part in x])
 
 
+def loader_of(x, y):
+    return DataLoader(TensorDataset(x, y), len(x))
+
+
 class TestLoader:
     def test_says_what_the_teacher_thinks(self):
         teacher = nn.Linear(2, 3).eval()
@@ -84,6 +90,26 @@ class TestLoader:
         loader.epoch = 5
         first = next(iter(loader))[0]
         assert float(first[0, 0]) == 5 and loader.epoch == 6
+
+    @pytest.mark.parametrize("axis", [1, -1])
+    def test_images_and_tokens_with_labels_that_are_left_out(self, axis):
+        """The same loss as of the labelled places alone, one by one."""
+        labels = torch.tensor([[0, 2, 255], [255, 1, 1]])
+        x = torch.randn(2, 5, 3)  # classes in dimension 1
+        x = x if axis == 1 else x.transpose(1, 2)
+        teacher, likelihood = nn.Identity(), Categorical(ignore_index=255)
+        ((_, observed),) = DistilledLoader(loader_of(x, labels), teacher, 2.0, likelihood=likelihood)
+        law = DistillationLikelihood(0.4, 2.0, axis)(x * 2)
+        rows, known = x.movedim(axis, -1), labels != 255
+        each = DistilledCategorical(rows[known] * 2, 0.4, 2.0)
+        expected = each.log_prob(value(labels[known], (rows[known] / 2).softmax(-1))).sum()
+        torch.testing.assert_close(law.log_prob(observed).sum(), expected)
+        assert law.batch_shape == (2,)
+
+    def test_probabilities_for_labels(self):
+        x, soft = torch.randn(4, 3), torch.randn(4, 3).softmax(-1)
+        ((_, observed),) = DistilledLoader(loader_of(x, soft), nn.Identity(), 2.0)
+        torch.testing.assert_close(observed, torch.stack([soft, (x / 2).softmax(-1)], -2))
 
     def test_labels_of_other_classes(self):
         with pytest.raises(DataError, match="labels from 0 to 1, the teacher's classes"):

@@ -199,7 +199,9 @@ def test_other_shapes():
     state = copy.deepcopy(pyro.get_param_store().get_state())
     pyro.clear_param_store()
     pyro.get_param_store().set_state(state)
-    with pytest.raises(NetworkError, match=r"holds 'net\.0\.bias' of shape \[8\], but this module's is of shape \[6\]"):
+    with pytest.raises(
+        NetworkError, match=r"holds 'net\.0\.bias' of shape \[8\], but this module's is of shape \[6\]"
+    ):
         pair(width=6)
 
 

@@ -1,0 +1,113 @@
+"""The first minibatch is tried through network, likelihood, labels and judge before anything is trained."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sqs_pyro.errors import DataError
+from sqs_pyro.inference.input_checks import check_minibatch
+from sqs_pyro.inference.judging import Judge, judged
+from sqs_pyro.minibatches import (
+    check_repeatable,
+    check_training_loader,
+    examples_an_epoch,
+    minibatches,
+    undisturbed,
+)
+from sqs_pyro.models.likelihoods import Likelihood
+from sqs_pyro.network_io import device_of, move_to, split_examples, tensors_in
+
+
+@dataclass(frozen=True)
+class FirstMinibatch:
+    """What the first minibatch has settled.
+
+    Attributes:
+        likelihood: with everything decided that labels decide.
+        num_data: N, examples that an epoch yields.
+    """
+
+    likelihood: Likelihood
+    num_data: int
+
+
+def try_first_minibatch(
+    net: nn.Module,
+    train: Any,
+    likelihood: Likelihood,
+    *,
+    validation: Any | None = None,
+    judge: Judge | None = None,
+    dtype: torch.dtype | None = None,
+) -> FirstMinibatch:
+    """Try training and validation data, network, likelihood and judge on each other, before anything is trained.
+
+    Networks, loaders and random state are as before, but for state that a data set keeps to itself.
+
+    Args:
+        net: the network.
+        train: minibatches to train on, see :func:`~sqs_pyro.minibatches.split_minibatch`.
+        likelihood: from the network's output to a distribution.
+        validation: minibatches to judge by, or None.
+        judge: of the user's own, tried on the whole validation data; None tries the labels alone.
+        dtype: of autocast in training, or None.
+
+    Raises:
+        DataError, NetworkError: one sentence that says what does not fit, and what would.
+    """
+    check_training_loader(train)
+    settled = try_loader(net, train, likelihood, "training", dtype)
+    num_data = examples_an_epoch(train, net)
+    _try_last(net, train, settled, num_data, dtype)
+    if validation is not None:
+        check_repeatable(validation, "validation")
+        if judge is None:
+            try_loader(net, validation, settled, "validation")
+        else:
+            with undisturbed(validation):
+                judged(judge, copy.deepcopy(net).eval(), validation)
+    return FirstMinibatch(settled, num_data)
+
+
+def try_loader(
+    net: nn.Module, loader: Any, likelihood: Likelihood, what: str, dtype: torch.dtype | None = None
+) -> Likelihood:
+    """The likelihood as a loader's first minibatch settles it; errors as :func:`try_first_minibatch`."""
+    device = device_of(net)
+    with undisturbed(loader):
+        x, y = next(minibatches(loader, net, what), (None, None))
+        if y is None:
+            raise DataError(f"There is no {what} minibatch: the loader is empty.")
+        return check_minibatch(eager(net), likelihood, move_to(x, device), y.to(device), what, 1, dtype)
+
+
+def first_inputs(loader: Any, net: nn.Module) -> Any | None:
+    """Inputs of a loader's first minibatch, on the network's device; None of an empty one."""
+    with undisturbed(loader):
+        x, _ = next(minibatches(loader, net, "training", labelled=False), (None, None))
+    return move_to(x, device_of(net))
+
+
+def eager(net: nn.Module) -> nn.Module:
+    """What ``torch.compile`` has wrapped: one pass is not worth compiling for."""
+    return getattr(net, "_orig_mod", net)
+
+
+def _try_last(
+    net: nn.Module, train: Any, likelihood: Likelihood, num_data: int, dtype: torch.dtype | None
+) -> None:
+    """A last minibatch of one example, if there will be one, under batch norm."""
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):
+        return
+    device = device_of(net)
+    with undisturbed(train):
+        x, y = next(minibatches(train, net, "training"))
+        if len(y) < 2 or num_data % len(y) != 1 or len(train) * len(y) < num_data or not tensors_in(x):
+            return
+        one = next(split_examples(x, 1))
+        check_minibatch(
+            eager(net), likelihood, move_to(one, device), y[:1].to(device), "training", len(train), dtype
+        )
