@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo test lint slow sanitize gpu clean fashion-mnist foreign-text
+.PHONY: demo test lint slow fuzz sanitize gpu clean fashion-mnist foreign-text
 
 demo: $(STAMP)
 	$(BIN)/sqs compress recipes/digits.yaml --out runs/demo --overwrite
@@ -31,6 +31,12 @@ gpu:
 	$(PYTHON) -c "import torch; assert torch.cuda.is_available(), 'torch sees no CUDA device'"
 	$(PYTHON) -m pytest tests/kernels/gpu
 	$(PYTHON) -m sqs_pyro bench kernels --device cuda --out benchmarks/kernels_gpu.json
+
+# Damaged files of every kind that is read: CASES packed ones, a fifth of it of each other kind, the same every time.
+CASES ?= 10000
+fuzz: $(STAMP)
+	mkdir -p build
+	cd tests && OMP_NUM_THREADS=1 SQS_KERNELS=reference HF_HUB_OFFLINE=1 $(abspath $(BIN))/python -m fuzz --cases $(CASES) --out ../build/fuzz.json
 
 slow: $(STAMP)
 	$(PYTEST) -m slow

@@ -6,13 +6,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from sqs_pyro.documents import read_json_object, shown
 from sqs_pyro.errors import PackedFileError, SQSError
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
-#: Key in the metadata of the weights' files: digest of what config.json says.
+#: Name of a tensor beside the weights, uint8 ``[32]``: digest of what config.json says. (Not in the metadata of
+#: their file: there safetensors writes several keys in another order each time.)
 CONFIG_DIGEST = "sqs_config_sha256"
 _NOT_COUNTED = ("transformers_version", "auto_map", "_name_or_path")  # rewritten without another meaning
 
@@ -45,10 +48,13 @@ def check_needs_no_code(config: Mapping[str, Any], directory: object, error: typ
         )
 
 
-def config_digest(config: Mapping[str, Any]) -> str:
-    """Return the digest of what a config says, however it is written."""
+def config_digest(config: Mapping[str, Any]) -> Tensor:
+    """Return the digest of what a config says, uint8 ``[32]``, ``dequantize`` left out, however it is written."""
     counted = {key: value for key, value in config.items() if key not in _NOT_COUNTED}
-    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
+    if isinstance(packed := counted.get("quantization_config"), dict):
+        counted["quantization_config"] = {key: packed[key] for key in packed if key != "dequantize"}
+    digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).digest()
+    return torch.tensor(list(digest), dtype=torch.uint8, device="cpu")  # transformers loads under "meta"
 
 
 def check_config(config: Mapping[str, Any], files: Iterable[str | Path]) -> None:
@@ -57,16 +63,17 @@ def check_config(config: Mapping[str, Any], files: Iterable[str | Path]) -> None
     Raises:
         PackedFileError: it was altered, or a file of weights is damaged.
     """
+    expected = config_digest(config).tolist()
     for file in files:
         try:
             with safe_open(file, framework="pt") as content:
-                digest = (content.metadata() or {}).get(CONFIG_DIGEST)
+                digest = content.get_tensor(CONFIG_DIGEST) if CONFIG_DIGEST in content.keys() else None  # noqa: SIM118
         except SafetensorError as error:
             raise PackedFileError(
                 f"Checkpoint file '{file}' is truncated or damaged ({error}): fetch the checkpoint again, or save "
                 "it anew."
             ) from None
-        if digest is not None and digest != config_digest(config):
+        if digest is not None and digest.tolist() != expected:
             raise PackedFileError(
                 f"'{Path(file).parent / CONFIG}' is not the one that was saved with the weights in "
                 f"'{Path(file).name}', it was altered: fetch it again, or save the checkpoint anew."

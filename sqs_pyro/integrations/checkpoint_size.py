@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from sqs_pyro.documents import read_json_object
 from sqs_pyro.errors import PackedFileError
+from sqs_pyro.integrations.checkpoint_documents import CONFIG_DIGEST
 from sqs_pyro.integrations.records import StoredTensor, read_record
 from sqs_pyro.packing.size import KINDS
 
@@ -26,7 +27,7 @@ class CheckpointSize:
     Attributes:
         parts: bytes by what they are for; their sum is :attr:`total`. ``codes``, ``masks``, ``codebooks`` and
             ``tables`` of the compressed tensors, ``uncompressed`` of all others, ``headers`` of the safetensors
-            files, ``configs``: the other files that loading reads.
+            files, ``configs``: the other files that loading reads, and the digest of config.json beside the weights.
         besides: bytes of the directory's remaining files (tokenizer, README.md) by name, which no size counts.
         fp32_bytes: the whole network at 4 bytes for each weight and each element of its other floating tensors.
         num_weights: number of compressed weights, zeros included.
@@ -72,7 +73,9 @@ def checkpoint_size(directory: "str | PathLike[str]") -> CheckpointSize:
     for tensor in tensors.values():
         for part, value in tensor.structure.parts.items():
             packed[KINDS.get(part, "codes")] += value.numel()
-    stored = [entry for name in weights for entry in _entries(directory / name)]
+    every = [entry for name in weights for entry in _entries(directory / name)]
+    digests = sum(count for name, _, _, count in every if name == CONFIG_DIGEST)
+    stored = [(is_float, bits, count) for name, is_float, bits, count in every if name != CONFIG_DIGEST]
     data = sum(bits * count // 8 for _, bits, count in stored)
     num_weights = sum(tensor.structure.numel for tensor in tensors.values())
     floats = sum(count for is_float, _, count in stored if is_float)
@@ -80,8 +83,8 @@ def checkpoint_size(directory: "str | PathLike[str]") -> CheckpointSize:
         parts={
             **packed,
             "uncompressed": data - sum(packed.values()),
-            "headers": sum(weights.values()) - data,
-            "configs": sum(files[name] for name in configs),
+            "headers": sum(weights.values()) - data - digests,
+            "configs": sum(files[name] for name in configs) + digests,
         },
         besides={name: size for name, size in files.items() if name not in (*weights, *configs)},
         fp32_bytes=4 * (num_weights + floats),
@@ -113,8 +116,8 @@ def _records(directory: Path) -> dict[str, StoredTensor]:
     return {name: read_record(name, record) for name, record in records.items()}
 
 
-def _entries(file: Path) -> Iterator[tuple[bool, int, int]]:
-    """Yield of each tensor of a file whether it is floating, its bits an element and its number of elements."""
+def _entries(file: Path) -> Iterator[tuple[str, bool, int, int]]:
+    """Yield of each tensor of a file its name, whether it is floating, bits an element and number of elements."""
     try:
         with safe_open(file, framework="pt") as content:
             for name in content.keys():  # noqa: SIM118
@@ -122,6 +125,6 @@ def _entries(file: Path) -> Iterator[tuple[bool, int, int]]:
                 dtype = entry.get_dtype()
                 if dtype not in {**_FLOATS, **_OTHERS}:
                     raise PackedFileError(f"Tensor {name!r} in '{file}' is {dtype}, which no network here has.")
-                yield dtype in _FLOATS, {**_FLOATS, **_OTHERS}[dtype], math.prod(entry.get_shape())
+                yield name, dtype in _FLOATS, {**_FLOATS, **_OTHERS}[dtype], math.prod(entry.get_shape())
     except SafetensorError as error:
         raise PackedFileError(f"Checkpoint file '{file}' is truncated or damaged ({error}).") from None

@@ -92,4 +92,4 @@ def _record(record: Any) -> TensorRecord:
     parts, lengths = record["parts"], record["lengths"]
     if not isinstance(parts, list) or not isinstance(lengths, list) or len(parts) != len(lengths):
         raise PackedFileError("'parts' and 'lengths' should be lists of the same length")
-    return tensor_record({**record, "lengths": dict(zip(map(str, parts), lengths, strict=True))}, "tensor")
+    return tensor_record({**record, "lengths": dict(zip(map(str, parts), lengths, strict=True))}, "record")

@@ -10,12 +10,14 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from sqs_pyro.errors import NetworkError
+from sqs_pyro.errors import NetworkError, SQSError
 from sqs_pyro.integrations.checkpoint_documents import INDEX, check_placed, read_config, read_index
 from sqs_pyro.kernels.assemble import tensor_slots
+from sqs_pyro.kernels.described import at_most_parts, parts_of
 from sqs_pyro.models.architectures import architecture_of
 
 SINGLE = "model.safetensors"
+_MOST_PARTS = 400_000  # three times those of 256 experts in 60 layers
 
 
 def empty_network(directory: Path, dtype: torch.dtype) -> nn.Module:
@@ -39,9 +41,15 @@ def empty_network(directory: Path, dtype: torch.dtype) -> nn.Module:
     if network_class is None:
         raise NetworkError(f"'{directory}/config.json' names the class {name!r}, which transformers lacks.")
     try:
-        with init_empty_weights(include_buffers=False), torch.random.fork_rng(devices=[]):
+        with (
+            at_most_parts(_parts(directory), NetworkError),
+            init_empty_weights(include_buffers=False),
+            torch.random.fork_rng(devices=[]),
+        ):
             net = network_class._from_config(config, dtype=dtype)
         net.tie_weights()
+    except SQSError:
+        raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise NetworkError(
@@ -134,6 +142,12 @@ def shard_of_tensors(directory: Path) -> dict[str, Path]:
     placed = read_index(index, NetworkError)
     check_placed(index, placed, {f: _names_in(directory / f) for f in set(placed.values())}, NetworkError)
     return {name: directory / file for name, file in placed.items()}
+
+
+def _parts(directory: Path) -> int:
+    """Modules and parameters that a checkpoint's network may have; a plan needs no weights."""
+    there = (directory / INDEX).is_file() or (directory / SINGLE).is_file()
+    return parts_of(len(shard_of_tensors(directory))) if there else _MOST_PARTS
 
 
 def _names_in(file: Path) -> set[str]:

@@ -52,8 +52,8 @@ class SQSConfig(QuantizationConfigMixin):
             raise PackedFileError(f"The quantization method is {shown(quant_method)}, but {METHOD!r} is needed.")
         if others:
             raise PackedFileError(
-                f"The quantization config has the unknown key {shown(next(iter(others)))}: fetch config.json again, "
-                "or update sqs-pyro."
+                f"The quantization config has the unknown key {shown(next(iter(others)))}: fetch config.json "
+                "again, or update sqs-pyro."
             )
         self.quant_method, self.format_version, self.dequantize = METHOD, format_version, bool(dequantize)
         self.tensors = _mapping("tensors", tensors)

@@ -78,6 +78,10 @@ class SQSQuantizer(HfQuantizer):
             check_config(read_config(directory, PackedFileError), kwargs["checkpoint_files"])
             sizes = {stored_name(name): tensor.num_bytes for name, tensor in tensors.items()}
             check_files(kwargs["checkpoint_files"], sizes, config.leftovers)
+        model._keys_to_ignore_on_load_unexpected = {
+            *(model._keys_to_ignore_on_load_unexpected or ()),
+            f"^{CONFIG_DIGEST}$",
+        }
         local = _local_names(model, [*tensors, *config.shared])
         shared = {
             local[name]: local[first] for name, first in config.shared.items() if {name, first} <= local.keys()
@@ -116,7 +120,7 @@ class SQSQuantizer(HfQuantizer):
             metadata=metadata,
         )
         stored = {stored_name(name): stored_bytes(packed) for name, packed in tensors.items()}
-        return {**stored, **leftovers}, {CONFIG_DIGEST: config_digest(_config_to_be(model))}
+        return {**stored, **leftovers, CONFIG_DIGEST: config_digest(_config_to_be(model))}, {}
 
     def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
         """Make ``model`` a plain dense network, in place."""

@@ -16,7 +16,7 @@ from torch.nn.modules.module import (
 )
 
 from sqs_pyro.documents import shown
-from sqs_pyro.errors import NetworkError, PackedFileError
+from sqs_pyro.errors import NetworkError, PackedFileError, SQSError
 from sqs_pyro.kernels.assemble import parameters_to_pack
 from sqs_pyro.packing.file import PackedContents
 from sqs_pyro.registry import INITIAL_WEIGHTS, build_network
@@ -107,11 +107,11 @@ def parts_of(tensors: int) -> int:
 
 
 @contextmanager
-def at_most_parts(parts: int) -> Iterator[None]:
+def at_most_parts(parts: int, error: type[SQSError] = PackedFileError) -> Iterator[None]:
     """Stop a constructor of this thread that makes more modules and parameters.
 
     Raises:
-        PackedFileError: it has made more.
+        SQSError: of class ``error``; it has made more.
     """
     thread, count = threading.get_ident(), 0
 
@@ -119,9 +119,9 @@ def at_most_parts(parts: int) -> Iterator[None]:
         nonlocal count
         count += threading.get_ident() == thread
         if count > parts:
-            raise PackedFileError(
-                f"The packed file names a network of more than {parts} parts, many more than it has tensors: give "
-                "load the network or its constructor."
+            raise error(
+                f"A network of more than {parts} parts is described, many more than there are tensors of it: the "
+                "description is damaged, or give load the network itself."
             )
 
     hooks = [

@@ -12,20 +12,24 @@ MAX_DIMENSIONS = 64
 MAX_NAME = 1000  # characters of a tensor's or module's name
 
 
+class Wrong(PackedFileError):
+    """A value is wrong: where it stands, what it is, what it should be, without a period."""
+
+
 def record(value: Any, place: str, needed: Collection[str], optional: Collection[str] = ()) -> Mapping[str, Any]:
     """Return an object with just these keys.
 
     Raises:
-        PackedFileError: it is something else, lacks a key, or has another.
+        Wrong: it is something else, lacks a key, or has another.
     """
     if not isinstance(value, dict):
         raise wrong(place, value, "an object")
     for key in needed:
         if key not in value:
-            raise PackedFileError(f"The manifest is wrong at {place!r}: it has no {key!r}.")
+            raise Wrong(f"at {place!r}: it has no {key!r}")
     for key in value:
         if key not in needed and key not in optional:
-            raise PackedFileError(f"The manifest is wrong at {shown(f'{place}.{key}', 80)}: there is no such key.")
+            raise Wrong(f"at {shown(f'{place}.{key}', 80)}: there is no such key")
     return value
 
 
@@ -67,8 +71,6 @@ def shape(value: Any, place: str) -> tuple[int, ...]:
     return sides
 
 
-def wrong(place: str, value: Any, allowed: str) -> PackedFileError:
+def wrong(place: str, value: Any, allowed: str) -> Wrong:
     """Return what says that a value is wrong, and what it should be."""
-    return PackedFileError(
-        f"The manifest is wrong at {place!r}: it is {shown(value, 80)}, but should be {allowed}."
-    )
+    return Wrong(f"at {place!r}: it is {shown(value, 80)}, but should be {allowed}")

@@ -150,7 +150,7 @@ def tensor_record(row: Mapping[str, Any], place: str, end: str = "") -> TensorRe
         end: ``".3"``, where the file has a list for each column.
 
     Raises:
-        PackedFileError: a value is of another kind, or outside of what can be.
+        Wrong: a value is of another kind, or outside of what can be.
     """
     lengths = checked.record(row["lengths"], f"{place}.lengths{end}", (), optional=row["lengths"])
     if len(lengths) > checked.MAX_DIMENSIONS:
@@ -228,7 +228,13 @@ def _parse(manifest: bytes) -> _Manifest:
         raise PackedFileError(f"The manifest cannot be decompressed ({error}).") from None
     if not unzip.eof or unzip.unused_data:
         raise PackedFileError(f"The manifest is cut off, followed by other bytes, or larger than {most} bytes.")
-    content = parse_json(text, PackedFileError, "The manifest is wrong: it", "the file is damaged")
+    try:
+        return _checked(parse_json(text, PackedFileError, "The manifest is wrong: it", "the file is damaged"))
+    except checked.Wrong as error:
+        raise PackedFileError(f"The manifest is wrong {error}.") from None
+
+
+def _checked(content: Any) -> _Manifest:
     top = checked.record(content, "manifest", ("tensors", "leftovers", "metadata"), ("draws",))
     if not isinstance(top["metadata"], dict):
         raise checked.wrong("metadata", top["metadata"], "an object")

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 import sqs_pyro
 from sqs_pyro.integrations import checkpoint_size, save_pretrained
+from sqs_pyro.integrations.checkpoint_documents import CONFIG_DIGEST
 from sqs_pyro.kernels import PackedEmbedding, PackedLinear, PackedWeight, dense_state, load, packed_network, save
 from sqs_pyro.kernels.tiled import tiled_size
 from sqs_pyro.packing import size_report
@@ -106,6 +107,7 @@ def test_what_is_in_the_files(tmp_path):
     save_pretrained(packed, tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
     report = size_report(packed)
+    assert stored.pop(CONFIG_DIGEST).shape == (32,)
     by_name = {row.name.replace(".weight", ".packed_weight.stored"): row.bytes for row in report.tensors}
     assert {name: value.numel() for name, value in stored.items() if value.dtype == torch.uint8} == by_name
     others = {name: value for name, value in stored.items() if name not in by_name}

@@ -8,7 +8,7 @@ from kits.layout import random_coded
 from kits.tiny_transformers import code_matrices, packed_tiny, tiny
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 import sqs_pyro
 from sqs_pyro.errors import NetworkError, PackedFileError
@@ -41,11 +41,9 @@ def change_tensors(directory, change):
 def write_config(directory, config):
     """With the digest of it in the weights, as if it had been saved so."""
     (directory / "config.json").write_text(json.dumps(config))
-    save_file(
-        load_file(directory / "model.safetensors"),
-        directory / "model.safetensors",
-        {"format": "pt", CONFIG_DIGEST: config_digest(config)},
-    )
+    stored = load_file(directory / "model.safetensors")
+    stored[CONFIG_DIGEST] = config_digest(config)
+    save_file(stored, directory / "model.safetensors", {"format": "pt"})
 
 
 def change_config(directory, change):
@@ -147,11 +145,11 @@ def test_a_wrong_config(change, sentence, checkpoint):
     [
         ({"bits": 3}, "3 bits a code are given where the layout takes 0"),
         ({"layout": "zip"}, "layout 'zip' is unknown; known are entropy"),
-        ({"crc32": "1"}, "'crc32': Input should be a valid integer"),
+        ({"crc32": "1"}, "at 'record.crc32': it is '1', but should be a whole number"),
         ({"parts": ["codebook"]}, "'parts' and 'lengths' should be lists of the same length"),
         ({"parts": ["codes", "codebook", "table"]}, "has the parts"),
         ({"shape": [8, 8]}, "non-zeros are impossible in 64 weights"),
-        ({"color": "red"}, "'color': Extra inputs are not permitted"),
+        ({"color": "red"}, "unknown key 'color'"),
     ],
 )
 def test_a_wrong_record(change, sentence, checkpoint):
@@ -161,9 +159,7 @@ def test_a_wrong_record(change, sentence, checkpoint):
 
 def test_an_incomplete_record(checkpoint):
     change_config(checkpoint, lambda config: config["tensors"][Q_PROJ].pop("nonzeros"))
-    load_both_ways(
-        checkpoint, PackedFileError, f"Tensor '{Q_PROJ}' is described wrongly .*'nonzeros': Field required"
-    )
+    load_both_ways(checkpoint, PackedFileError, f"Tensor '{Q_PROJ}' is described wrongly .*it has no 'nonzeros'")
 
 
 def test_a_config_of_another_network(checkpoint):
@@ -201,9 +197,8 @@ def test_offloading(device_map, checkpoint):
 def test_no_class_to_load_as(checkpoint):
     with pytest.raises(NetworkError, match=r"has no class 'AutoModelForCausalML': give auto_class="):
         sqs_pyro.from_pretrained(checkpoint, auto_class="AutoModelForCausalML")
-    config = AutoConfig.from_pretrained(checkpoint)
-    config.architectures = None
-    config.save_pretrained(checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text())
+    write_config(checkpoint, {**config, "architectures": None})
     with pytest.raises(NetworkError, match=r"is not told a class by config\.json: give auto_class="):
         sqs_pyro.from_pretrained(checkpoint)
 
