@@ -41,6 +41,7 @@ from sqs_pyro.models.distillation import DistillationLikelihood, DistilledLoader
 from sqs_pyro.models.likelihoods import Categorical
 from sqs_pyro.network_checks import check_network
 from sqs_pyro.packing import CodedTensor, size_report
+from sqs_pyro.packing.finite import check_finite
 from sqs_pyro.recipe import parse
 from sqs_pyro.reporting.printed import Printed, Report
 
@@ -153,6 +154,7 @@ def compress(
             include=recipe.include,
             exclude=recipe.exclude,
         )
+        check_finite(net)
         _try(model, net, train_loader, validation, judge, recipe, checkpoint)
         guide = SpikeGMMGuide(
             model,

@@ -27,7 +27,7 @@ class CheckpointSize:
     Attributes:
         parts: bytes by what they are for; their sum is :attr:`total`. ``codes``, ``masks``, ``codebooks`` and
             ``tables`` of the compressed tensors, ``uncompressed`` of all others, ``headers`` of the safetensors
-            files, ``configs``: the other files that loading reads, and the digest of config.json beside the weights.
+            files, ``configs``: the other files that loading reads, and the digest of config.json.
         besides: bytes of the directory's remaining files (tokenizer, README.md) by name, which no size counts.
         fp32_bytes: the whole network at 4 bytes for each weight and each element of its other floating tensors.
         num_weights: number of compressed weights, zeros included.

@@ -109,8 +109,9 @@ def check_storable(net: nn.Module) -> None:
     """Check that a file can hold everything that a network's state has.
 
     Raises:
-        NetworkError: state that is no tensor, or a dtype that no file has; the sentence names it.
+        NetworkError: state that is no tensor, a dtype that no file has, or NaN; the sentence names it.
     """
+    check_finite(net)
     for name, value in leftover_state(net).items():
         check_dtype(name, value)
 

@@ -1,5 +1,6 @@
 """What can be said of a packed file alone: what it holds, and how well it does on its data."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from torch import nn
 
 from sqs_pyro import load, size_report
 from sqs_pyro.data import DataRecipe, ShiftedLoader, load_data, parse_shift
+from sqs_pyro.documents import shown
 from sqs_pyro.errors import DataError, PackedFileError, RecipeError
 from sqs_pyro.inference.evaluate import evaluate
 from sqs_pyro.kernels.runtime import runtime_weights
@@ -69,7 +71,7 @@ def file_network(file: str | Path) -> nn.Module:
     """
     path = existing_file(file)
     metadata = read_packed(path).metadata
-    recipe = metadata.get("recipe") or {}
+    recipe = _stored_recipe(path, metadata)
     if metadata.get("network") is not None:
         return load(path)
     if is_language_model(recipe):
@@ -164,7 +166,7 @@ def whole_recipe(path: Path, data_from: str | Path | None) -> DataRecipe | Langu
     if data_from is not None:
         recipe = load_any_recipe(data_from)
         return recipe.data if isinstance(recipe, RunRecipe) else recipe
-    stored = read_packed(path).metadata.get("recipe") or {}
+    stored = _stored_recipe(path, read_packed(path).metadata)
     if is_language_model(stored) or is_task(stored):
         whole = parse_any_recipe(stored)
         assert not isinstance(whole, RunRecipe)
@@ -172,6 +174,17 @@ def whole_recipe(path: Path, data_from: str | Path | None) -> DataRecipe | Langu
     if stored.get("data") is None:
         raise RecipeError(f"Packed file '{path}' does not say which data it is for: give --data RECIPE.")
     return parse(DataRecipe, stored["data"], "data")
+
+
+def _stored_recipe(path: Path, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe that a file holds, as it was written there; programs may write anything."""
+    recipe = metadata.get("recipe") or {}
+    if not isinstance(recipe, Mapping):
+        raise PackedFileError(
+            f"Packed file '{path}' holds {shown(recipe)} as its recipe, which is none: load it in Python with the "
+            "network's constructor."
+        )
+    return recipe
 
 
 def _check_no_images(path: Path, root: str | Path | None, shift: str | None) -> None:
