@@ -5,7 +5,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -30,10 +30,10 @@ def read_idx(path: Path, ndim: int) -> Tensor:
         DataError: naming the file, where it cannot be read, is of another kind, or is truncated.
     """
     try:
-        compressed = path.stat().st_size
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            is_gzip = path.suffix == ".gz"
-            most = _ALWAYS_ALLOWED + _MOST_SHRUNK * compressed if is_gzip else compressed
+        size, is_gzip = path.stat().st_size, path.suffix == ".gz"
+        most = _ALWAYS_ALLOWED + _MOST_SHRUNK * size if is_gzip else size
+        opened: IO[bytes] = gzip.open(path) if is_gzip else path.open("rb")  # type: ignore[assignment]
+        with opened as stream:
             return _images(stream, ndim, path, most)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"'{path}' is truncated or altered ({error}); fetch it again.") from None
@@ -41,7 +41,7 @@ def read_idx(path: Path, ndim: int) -> Tensor:
         raise DataError(f"'{path}' cannot be read: {error.strerror or error}.") from None
 
 
-def _images(stream: BinaryIO, ndim: int, path: Path, most: int) -> Tensor:
+def _images(stream: IO[bytes], ndim: int, path: Path, most: int) -> Tensor:
     """Read the header, and then no more bytes than it promises; ``most`` of them are believed."""
     expected = bytes([0, 0, _UNSIGNED_BYTE, ndim])
     begin = stream.read(4)
@@ -57,10 +57,10 @@ def _images(stream: BinaryIO, ndim: int, path: Path, most: int) -> Tensor:
     promised = math.prod(shape)
     content = bytearray(stream.read(min(promised, most) + 1))  # a bytearray, for tensors must be writable
     if len(content) != promised:
-        there = f"{len(content)} follow" if len(content) <= min(promised, most) else "more follow"
+        follow = len(content) if path.suffix == ".gz" else path.stat().st_size - 4 - 4 * ndim
         raise DataError(
             f"'{path}' is truncated or altered: its header promises {promised} bytes ({shape}), but "
-            f"{there}; fetch it again."
+            f"{follow} follow; fetch it again."
         )
     if not promised:
         raise DataError(f"'{path}' holds no examples: its dimensions are {shape}; fetch it again.")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from sqs_pyro.errors import NetworkError
 
@@ -25,9 +25,7 @@ def check_finite(net: nn.Module) -> None:
 
 
 def _check(name: str, kind: str, value: Tensor, is_right: Callable[[Tensor], Tensor], what: str) -> None:
-    if value.is_meta or not (value.is_floating_point() or value.is_complex()):
-        return
-    if isinstance(value, UninitializedTensorMixin):
+    if is_lazy(value) or value.is_meta or not (value.is_floating_point() or value.is_complex()):
         return
     right = is_right(value.detach())
     if not bool(right.all()):
