@@ -5,7 +5,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import torch
 from torch import Tensor
@@ -32,9 +32,8 @@ def read_idx(path: Path, ndim: int) -> Tensor:
     try:
         size, is_gzip = path.stat().st_size, path.suffix == ".gz"
         most = _ALWAYS_ALLOWED + _MOST_SHRUNK * size if is_gzip else size
-        opened: IO[bytes] = gzip.open(path) if is_gzip else path.open("rb")  # type: ignore[assignment]
-        with opened as stream:
-            return _images(stream, ndim, path, most)
+        with gzip.open(path) if is_gzip else path.open("rb") as stream:
+            return _images(cast(IO[bytes], stream), ndim, path, most)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"'{path}' is truncated or altered ({error}); fetch it again.") from None
     except OSError as error:

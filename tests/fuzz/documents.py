@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from fuzz.kind import Documents, Kind
 from fuzz.mutations import changed, damaged, json_text, yaml_text
@@ -15,6 +16,7 @@ from sqs_pyro.reporting.tables import report_tables
 from sqs_pyro.runs.directory import read_run, reported
 from sqs_pyro.runs.language_model_recipe import load_any_recipe
 from sqs_pyro.runs.study_recipe import load_study
+from sqs_pyro.weights import load_weights
 
 _RUN = {
     "name": "small",
@@ -104,6 +106,29 @@ class Metrics(Documents):
         """Read it and make the tables."""
         with reported(directory):
             return report_tables(read_run(directory))
+
+
+class Weights(Kind):
+    """State dicts from elsewhere, as ``baseline.checkpoint`` takes them; altered values cannot be told."""
+
+    name = "weights"
+
+    def prepare(self, directory: Path) -> None:
+        """Of both formats."""
+        self.net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+        torch.save({"state_dict": self.net.state_dict()}, directory / "w.pt")
+        save_file(self.net.state_dict(), directory / "w.safetensors")
+        self.good = {name: (directory / name).read_bytes() for name in ("w.pt", "w.safetensors")}
+
+    def damage(self, directory: Path, random: Random) -> bool:
+        """Damage bytes."""
+        self.file, content = random.choice(list(self.good.items()))
+        (directory / self.file).write_bytes(damaged(content, random))
+        return True
+
+    def read(self, directory: Path) -> Any:
+        """Read them into a network."""
+        load_weights(self.net, directory / self.file)
 
 
 class Checkpoints(Kind):
