@@ -8,7 +8,6 @@ import json
 import os
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -47,7 +46,7 @@ def main() -> int:
         print(f"{made.name:<14}{cells}{last}", flush=True)
         for case, said in found.failures[:20]:
             print(f"    --seed {asked.seed} --kind {made.name} --first {case} --cases 1: {said}", flush=True)
-        document[made.name] = {"seed": asked.seed, **asdict(found)}
+        document[made.name] = {"seed": asked.seed, **vars(found)}
     if asked.out:
         asked.out.write_text(json.dumps(document, indent=2) + "\n")
     return int(any(each["failures"] for each in document.values()))
