@@ -84,3 +84,24 @@ class TestSaysWhatIsWrong:
             compress_transformer(net, sequences() + 30)
         with pytest.raises(DataError, match="have 40 tokens, but LlamaForCausalLM takes at most 32"):
             compress_transformer(net, sequences(length=40))
+
+
+class TestShips:
+    def test_what_no_file_holds_is_refused_before_any_block(self):
+        net, told = make("Llama", "ForCausalLM"), []
+        net.register_buffer("table", torch.zeros(4, dtype=torch.float8_e4m3fn))
+        with pytest.raises(NetworkError, match=r"'table' is torch\.float8_e4m3fn, which cannot be stored"):
+            compress_transformer(net, sequences(), RECIPE, progress=told.append)
+        assert not told
+
+    def test_packed_computes_what_is_judged_and_the_rest_is_said(self, monkeypatch):
+        def compared(dense, packed, inputs):
+            seen.append((dense(**inputs).logits, packed(**inputs).logits))
+
+        seen = []
+        monkeypatch.setattr("sqs_pyro.inference.blockwise.check_agreement", compared)
+        result = compress_transformer(make("Llama", "ForCausalLM"), sequences(2), RECIPE)
+        ((dense, packed),) = seen
+        torch.testing.assert_close(packed, dense, rtol=1e-4, atol=1e-4)
+        assert [finding.kind for finding in result.findings] == ["uncompressed"]
+        assert "embed_tokens.weight" in result.findings[0].sentence

@@ -101,8 +101,8 @@ def first_difference(first: nn.Module, second: nn.Module, inputs: Any, relative:
         raise
     except _ERRORS as error:
         raise DataError(
-            f"{type(first).__name__} cannot run on the inputs in evaluation mode ({_first_line(error)}): give them as "
-            "its forward takes them."
+            f"{type(first).__name__} cannot run on the inputs in evaluation mode ({_first_line(error)}): give "
+            "them as its forward takes them."
         ) from error
     try:
         found = outputs(second, inputs)

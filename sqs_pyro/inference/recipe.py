@@ -144,8 +144,9 @@ class CompressionRecipe(RecipeSection):
         precision: of the network's multiplications in training.
         batch_norm_batches: minibatches from which batch-norm statistics are estimated anew at the end.
         layout: of packed tensors in the file: `auto` takes the smallest of `dense`, `bitmap` and `entropy`.
-        leftover_dtype: of everything that is not compressed (norms, biases).
-        codebook_dtype: of codebook values.
+        leftover_dtype: of parameters that are not compressed (norms, biases), each where its values survive it;
+            buffers stay exact.
+        codebook_dtype: of codebook values; a codebook whose values do not survive it is stored as `float32`.
         evaluate_every: epochs between two evaluations of the hard network on the validation data.
     """
 

@@ -24,7 +24,7 @@ def drawn_networks(
     """
     plates = {name: value.shape[: max(value.dim() - like[name].dim(), 0)] for name, value in tensors.items()}
     joint = torch.broadcast_shapes(*plates.values())
-    wide = {name: value.expand(*joint, *value.shape[len(plates[name]) :]) for name, value in tensors.items()}
+    wide = {name: value.expand((*joint, *value.shape[len(plates[name]) :])) for name, value in tensors.items()}
     if joint.numel() == 1:
         first = (0,) * len(joint)
         return torch.Size(), [{name: value[first] for name, value in wide.items()}]

@@ -9,9 +9,11 @@ from torch import nn
 from sqs_pyro import SQSELBO, BayesianNetwork, SpikeGMMGuide, compress, diagnose
 from sqs_pyro.data import ArrayLoader
 from sqs_pyro.errors import DivergenceError, RecipeError
-from sqs_pyro.inference.diagnostics import THRESHOLDS, inert_averaging
+from sqs_pyro.inference.diagnostics import THRESHOLDS, inert_averaging, uncompressed
 from sqs_pyro.inference.disagreement import expected_disagreement, temperature_for_disagreement
+from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.inference.windows import EqualMass
+from sqs_pyro.models.coverage import coverage
 from sqs_pyro.models.priors import scale_matched_prior
 
 X, Y = torch.randn(96, 8, generator=torch.Generator().manual_seed(0)), torch.arange(96) % 3
@@ -191,4 +193,92 @@ class TestInCompression:
         late = {"pruning": {"start": 0.9, "end": 0.95}, "coding_start": 0.96, "freeze_start": 0.98}
         sentence = r"lower learning_rate \(.*\) or kl_weight .* Before that: Posterior collapse in '1.weight'"
         with pytest.raises(DivergenceError, match=sentence):
-            self.compress(initial_gate=20.0, gate_learning_rate=1e-9, learning_rate=1e3, epochs=30, **late)
+            self.compress(initial_gate=20.0, gate_learning_rate=1e-9, learning_rate=10.0, epochs=30, **late)
+
+    @pytest.mark.parametrize(
+        "recipe",
+        [
+            {"nonzero_rate": 1.0, "initial_gate": 20.0},
+            {"target_ratio": 1.2, "prior": {"kind": "learned"}, "initial_gate": 20.0},
+            {"allocation": "rate_distortion", "prior": {"kind": "learned"}, "target_ratio": 1.1},
+            {"allocation": "rate_distortion", "prior": {"kind": "learned"}, "kl_weight": 1e-3},
+        ],
+        ids=["schedule", "target", "rate_distortion", "beta"],
+    )
+    def test_what_an_allocation_does_on_purpose_is_no_finding(self, recipe):
+        kinds = {finding.kind for finding in self.compress(**recipe).findings}
+        assert not kinds & {"gates_open", "gates_closed"}
+        assert "unused_components" not in kinds or "allocation" not in recipe
+
+    @pytest.mark.parametrize(
+        "recipe, repair, without",
+        [
+            ({"nonzero_rate": 0.03}, "raise nonzero_rate", "target_ratio"),
+            ({"target_ratio": 1.6, "num_components": 2}, "lower target_ratio", "nonzero_rate"),
+            (
+                {"allocation": "rate_distortion", "prior": {"kind": "learned"}, "kl_weight": 10.0},
+                "lower kl_weight",
+                "nonzero_rate",
+            ),
+        ],
+        ids=["schedule", "target", "beta"],
+    )
+    def test_repairs_name_keys_that_have_an_effect(self, recipe, repair, without):
+        guide = posterior(stage="dense")
+        prune_to(guide, 0.05)
+        recipe = CompressionRecipe(**recipe)
+        (finding,) = diagnose(guide.model, guide, averaging=False, recipe=recipe)
+        assert finding.kind == "starving_layer" and repair in finding.sentence and without not in finding.sentence
+
+
+class Partly(nn.Module):
+    """Weights that are compressed, that could be, and that cannot."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(50, 8, max_norm=1.0)
+        self.table = nn.Parameter(torch.randn(4, 8, 8))
+        self.rnn = nn.LSTM(8, 16, batch_first=True)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))
+        self.fc = nn.Linear(16, 3)
+
+
+class TestCoverage:
+    def test_names_the_share_and_the_largest_others(self):
+        net = Partly()
+        model = BayesianNetwork(net, num_data=8)
+        found = coverage(net, list(model.site_values()))
+        assert list(model.site_values()) == ["fc.weight"]
+        assert found.compressed == 48 and found.total == sum(p.numel() for p in net.parameters())
+        sizes = [other.numel for other in found.others]
+        assert sizes == sorted(sizes, reverse=True) and sum(sizes) == found.total - 48
+        (finding,) = uncompressed(found)
+        assert finding.measured == found.share == 48 / found.total
+        for said in (
+            f"Only {found.share:.1%} of the network's {found.total:,} parameters",
+            "'rnn.weight_hh_l0' (1,024, which its LSTM keeps by itself)",
+        ):
+            assert said in finding.sentence
+        assert "rnn.weight_hh_l0 (64, 16) is not compressed" in repr(model)
+
+    def test_reasons(self):
+        net = Partly()
+        reasons = {other.name: other.reason for other in coverage(net, ["fc.weight"]).others}
+        assert reasons["table"] == "" and "max_norm" in reasons["words.weight"]
+        assert "remove_parametrizations" in reasons["normed.parametrizations.weight.original1"]
+
+    def test_biases_alone_are_no_finding(self):
+        net = nn.Linear(2, 2)
+        assert coverage(net, ["weight"]).share < 0.9 and uncompressed(coverage(net, ["weight"])) == []
+
+    def test_diagnose_and_compress_say_it(self):
+        net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 3))
+        model = BayesianNetwork(net, num_data=96, exclude=["0"])
+        kinds = [f.kind for f in diagnose(model, SpikeGMMGuide(model, 2), averaging=False)]
+        assert kinds == ["uncompressed"]
+        result = compress(net, _rows(), {"epochs": 1, "exclude": ["0"]})
+        assert result.findings[-1].kind == "uncompressed"
+
+
+def _rows():
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=48)

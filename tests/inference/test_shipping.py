@@ -222,7 +222,7 @@ def test_validation_judges_what_ships():
         return 0.5
 
     compress(Normed(), data(), {**RECIPE, "epochs": 4}, validation=[0], judge=judge)
-    assert seen == [([1.0], True)] * 4
+    assert seen[-4:] == [([1.0], True)] * 4  # the first is the try of the judge before training
 
 
 class TestAgreement:
@@ -373,7 +373,7 @@ class TestBeforeTraining:
     def test_a_network_that_cannot_be_copied(self):
         net = nn.Sequential(nn.Linear(8, 3))
         net[0].computed = net[0].weight * 2
-        assert "Sequential cannot be copied" in self.refused(net)
+        assert "a tensor 'computed' that was computed from others and cannot be copied" in self.refused(net)
 
     def test_a_child_of_the_name_that_packing_takes(self):
         class Net(nn.Module):
