@@ -152,6 +152,12 @@ class BayesianNetwork(OwningModule):
         net = self._modules["net"]
         args, kwargs = call_arguments(inputs, net)
         with evaluation_mode(net) if self.evaluates_predictions and predicting() else nullcontext():
+            try:
+                return call_with(net, tensors, args, kwargs)
+            except ValueError as error:
+                if not _is_batch_of_one(error):
+                    raise
+        with evaluation_mode(net):  # a single example has no statistics: normalise it by the running ones
             return call_with(net, tensors, args, kwargs)
 
     def _point_estimates(self) -> dict[str, Tensor]:
@@ -201,6 +207,11 @@ def _network_prior(prior: Prior) -> NetworkPrior:
     if prior.belongs_to_a_network:
         raise NetworkError(f"This {type(prior).__name__} already belongs to a network: make another one.")
     return prior
+
+
+def _is_batch_of_one(error: ValueError) -> bool:
+    """Whether a batch norm refused to take statistics of one value a channel."""
+    return str(error).startswith("Expected more than 1 value per channel when training")
 
 
 def _check_names(sites: Iterable[str], prior: NetworkPrior) -> None:
