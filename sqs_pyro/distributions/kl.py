@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from pyro.distributions.torch_distribution import MaskedDistribution
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.util import scale_and_mask, sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence, register_kl
@@ -81,6 +81,8 @@ def kl_bound(q: Distribution, p: Distribution, kind: str = "jensen") -> Tensor:
     if isinstance(q, MaskedDistribution) and isinstance(p, MaskedDistribution):
         inner = kl_bound(q.base_dist, p.base_dist, kind)
         return scale_and_mask(scale_and_mask(inner, mask=q._mask), mask=p._mask)
+    if isinstance(p, ExpandedDistribution):  # of a class without an expand of its own: registered is the class
+        return kl_bound(q, p.base_dist, kind).expand(q.batch_shape)
     if isinstance(q, SpikeGMM) and not q.has_atom_at_zero and getattr(p, "has_atom_at_zero", False):
         q = q.as_mixture()  # a density never uses the prior's atom: its gate is open
     function = _most_specific(kind, type(q), type(p))

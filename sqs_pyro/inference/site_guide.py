@@ -117,7 +117,7 @@ class SiteGuide(OwningModule):
     def _spread_codebook(self, value: float) -> None:
         """Components for weights that are all equal: one at their value, the rest where they may go from there."""
         size = weight_scale(self.latent)
-        step = size * min(1.0, 4 / self.num_components)
+        step = size * min(0.5, 2 / self.num_components)
         places = torch.arange(self.num_components, device=size.device) - self.num_components // 2
         self.loc = (value + step * places).expand(self.loc.shape).clone()
         self.scale = (step / 2).expand(self.loc.shape).clone()

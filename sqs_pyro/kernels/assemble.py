@@ -2,7 +2,9 @@
 
 import copy
 import difflib
+import functools
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -180,10 +182,24 @@ def check_reads_weights(module: nn.Module, names: Iterable[str]) -> None:
         )
 
 
+@functools.cache
 def _decoding_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
-    """Return a subclass whose attributes ``names`` decode the packed weights that hold them."""
+    """Return a subclass whose attributes ``names`` decode the packed weights that hold them; one for each pair.
+
+    It is found under no name of a module, so its instances are pickled as what it is made of.
+    """
 
     def decoded(name: str) -> property:
         return property(lambda module: module._modules[WEIGHT_PREFIX + name].dense())
 
-    return type(plain.__name__, (plain,), {name: decoded(name) for name in names})
+    def reduced(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        _, _, *state = plain.__reduce_ex__(module, protocol)
+        return _empty_decoding, (plain, names), *state
+
+    return type(plain.__name__, (plain,), {name: decoded(name) for name in names} | {"__reduce_ex__": reduced})
+
+
+def _empty_decoding(plain: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    """Return an instance without state, as unpickling starts from."""
+    made = _decoding_class(plain, names)
+    return made.__new__(made)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.distributions import SpikeAndMixture, SpikeAndSlab
-from sqs_pyro.errors import NetworkError
+from sqs_pyro.errors import DataError, NetworkError
 from sqs_pyro.models import likelihoods
 from sqs_pyro.models.coverage import coverage
 from sqs_pyro.models.network_prior import Codebooks, FixedPrior, HyperPrior, NetworkPrior, SitePrior
@@ -118,7 +118,8 @@ class BayesianNetwork(OwningModule):
             What was observed or sampled at ``"obs"``.
 
         Raises:
-            DataError: the observations do not have the shape that the likelihood describes.
+            DataError: the observations do not have the shape that the likelihood describes, or batch norm cannot take
+                statistics of one example.
         """
         own = dict(self._modules["net"].named_parameters())
         weights = {
@@ -144,6 +145,8 @@ class BayesianNetwork(OwningModule):
                 event_dims = logits[0].dim() - 1
                 joint = stack_networks(logits, plates, examples.dim, event_dims) if drawn else logits[0]
                 pyro.deterministic("logits", joint, event_dim=event_dims)
+            if y is not None:  # plates of the user's own may be to the right of the examples
+                y = y.reshape(batch, *[1] * (-1 - examples.dim), *y.shape[1:])
             law = StackedLaw(observations, plates, examples.dim) if drawn else observations[0]
             return pyro.sample("obs", law, obs=y)
 
@@ -152,7 +155,15 @@ class BayesianNetwork(OwningModule):
         net = self._modules["net"]
         args, kwargs = call_arguments(inputs, net)
         with evaluation_mode(net) if self.evaluates_predictions and predicting() else nullcontext():
-            return call_with(net, tensors, args, kwargs)
+            try:
+                return call_with(net, tensors, args, kwargs)
+            except ValueError as error:
+                if not str(error).startswith("Expected more than 1 value per channel"):
+                    raise
+                raise DataError(
+                    "A minibatch has one example, of which batch norm in training can make no statistics: leave it "
+                    "out (DataLoader(..., drop_last=True)), choose another batch size, or call model.net.eval()."
+                ) from error
 
     def _point_estimates(self) -> dict[str, Tensor]:
         """Trainable parameters that are no sites, as Pyro parameters ``net.<name>``."""

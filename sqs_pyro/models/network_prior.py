@@ -125,10 +125,11 @@ def _check_law(name: str, law: Any, shape: torch.Size) -> None:
             "its own needs expand(self, batch_shape, _instance=None), which returns the same law with a larger "
             f"batch shape ({error})."
         ) from None
-    if expanded.event_shape != shape:
+    returned = expanded.batch_shape + expanded.event_shape
+    if returned != shape:
         raise NetworkError(
             f"The prior of '{name}', a {kind}, was expanded to {tuple(shape)}, but its expand() returned batch shape "
-            f"{tuple(expanded.event_shape)}: it must return the batch shape it is given."
+            f"{tuple(returned)}: it must return the batch shape it is given."
         )
 
 

@@ -95,7 +95,7 @@ def test_a_plate_of_networks_beside_the_examples():
     """A plate of the user's own at the right: examples go to its left."""
     model, _ = pair()
     with poutine.trace() as tracer, pyro.plate("ensemble", S, dim=-1):
-        model.eval()(X, Y.unsqueeze(-1))
+        model.eval()(X, Y)
     logits = tracer.trace.nodes["logits"]["value"]
     assert logits.shape == (B, S, 3)
     tracer.trace.compute_log_prob(site_filter=lambda name, site: name == "obs")
