@@ -96,9 +96,13 @@ def _meanings(section: type[RecipeSection]) -> dict[str, str]:
 def _allowed(field: FieldInfo) -> str:
     is_mapping = get_origin(field.annotation) is dict
     types = ["a section"] if _section_of(field) is not None and not is_mapping else _types(field.annotation)
-    limits = ", ".join(f"{word} {value:g}" for kind, word in _LIMITS for value in _limit(field, kind))
+    limits = ", ".join(f"{word} {_shown(value)}" for kind, word in _LIMITS for value in _limit(field, kind))
     null = " or `null`" if type(None) in get_args(field.annotation) else ""
     return f"{' or '.join(types)} {limits}".strip() + null
+
+
+def _shown(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 _LIMITS = (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most"))

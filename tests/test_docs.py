@@ -1,17 +1,21 @@
 """What the documentation says runs, and what it lists is what there is."""
 
 import ast
+import io
 import json
 import re
 import shlex
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import pyro
 import pytest
+import typer
 import yaml
-from typer.testing import CliRunner
 
 from sqs_pyro.cli import app
 from sqs_pyro.recipe import parse
@@ -21,32 +25,89 @@ from sqs_pyro.runs.study_recipe import STUDY_KEYS, StudyRecipe, cells
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-_BLOCK = re.compile(r"(?P<slow><!-- test: slow -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
+_BLOCK = re.compile(
+    r"(?:<!-- test: (?P<marks>[^\n]*) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S
+)
+_WIDTH = 80
 
 
-def _blocks(page: Path, language: str) -> list[tuple[str, bool]]:
-    """Code blocks of a page, indented as in the page's line numbers, and whether each is marked slow."""
+@dataclass(frozen=True)
+class Block:
+    """A code block of a page.
+
+    Attributes:
+        code: indented as in the page's line numbers.
+        slow: whether it takes more than a few seconds: ``<!-- test: slow -->`` above it.
+        context: what it is meant for, a key of `CONTEXTS`: ``<!-- test: with a transformer -->``.
+        prints: what it must have printed: ``<!-- test: prints this; and that -->``. Marks have semicolons between.
+    """
+
+    code: str
+    slow: bool
+    context: str | None
+    prints: tuple[str, ...]
+
+
+def _blocks(page: Path, language: str) -> list[Block]:
     text = page.read_text(encoding="utf-8")
     return [
-        ("\n" * text[: match.start("code")].count("\n") + match["code"], match["slow"] is not None)
+        _block("\n" * text[: match.start("code")].count("\n") + match["code"], match["marks"] or "")
         for match in _BLOCK.finditer(text)
         if match["language"] == language
     ]
 
 
+def _block(code: str, marks: str) -> Block:
+    before, _, printed = marks.partition("prints ")
+    words = [mark.strip() for mark in before.split(";") if mark.strip()]
+    context = next((word.removeprefix("with ") for word in words if word.startswith("with ")), None)
+    assert all(word == "slow" or word.startswith("with ") for word in words), f"unknown mark in {marks!r}"
+    return Block(code, "slow" in words, context, tuple(p.strip() for p in printed.split(";") if p.strip()))
+
+
+def _transformer() -> dict[str, object]:
+    """A causal language model, its tokenizer, and calibration text."""
+    from kits.language_checkpoint import text, tokenizer
+    from kits.tiny_transformers import tiny
+
+    from sqs_pyro.data.tokens import token_sequences
+
+    words = tokenizer()
+    sequences = token_sequences(words, text(0), length=24)[:16]
+    return {"net": tiny("llama", vocab_size=len(words)), "sequences": sequences, "tokenizer": words}
+
+
+#: What a block that is no whole program by itself finds there, by the words of its mark.
+CONTEXTS = {"a transformer": _transformer}
+
+
 def _run_blocks(page: Path, *, slow: bool, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a page's python blocks in one namespace; slow ones only if asked for."""
+    """Run a page's python blocks in one namespace, on a terminal of 80 columns; slow ones only if asked for."""
     monkeypatch.chdir(directory)
+    monkeypatch.setenv("COLUMNS", str(_WIDTH))
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     namespace: dict[str, object] = {"__name__": "__docs__"}
-    for code, is_slow in _blocks(page, "python"):
-        if slow or not is_slow:
-            exec(compile(code, str(page), "exec"), namespace)
+    for block in _blocks(page, "python"):
+        if slow or not block.slow:
+            namespace |= CONTEXTS[block.context]() if block.context is not None else {}
+            printed = io.StringIO()
+            with redirect_stdout(printed):
+                exec(compile(block.code, str(page), "exec"), namespace)
+            _check_printed(printed.getvalue(), block)
+
+
+def _check_printed(shown: str, block: Block) -> None:
+    """What is promised is there, reports fit the terminal, and nothing shows its address."""
+    assert "object at 0x" not in shown
+    for words in block.prints:
+        assert words in " ".join(shown.split()), f"{words!r} is not in what was printed:\n{shown}"
+    if block.prints:
+        assert max(map(len, shown.splitlines())) <= _WIDTH
 
 
 def _pages(*, slow: bool) -> list[Path]:
-    return [page for page in PAGES if any(is_slow == slow for _, is_slow in _blocks(page, "python"))]
+    return [page for page in PAGES if any(block.slow == slow for block in _blocks(page, "python"))]
 
 
 @pytest.mark.parametrize("page", _pages(slow=False), ids=lambda page: page.name)
@@ -61,6 +122,21 @@ def test_slow_python_blocks_run(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_is_in_blocks_that_run(page):
+    """Not indented in the text, where nobody tries it."""
+    text = _BLOCK.sub("", page.read_text(encoding="utf-8"))
+    assert not re.findall(r"^    (?:import |from \w+ import |\w+ = \w+[.(]|print\()", text, re.M)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "print(report)" in page.read_text()], ids=lambda p: p.name
+)
+def test_a_printed_report_is_checked_for_its_text(page):
+    for block in _blocks(page, "python"):
+        assert "print(report)" not in block.code or block.prints
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_code_block_is_of_a_language_that_is_tested(page):
     fences = re.findall(r"^```(\S+)$", page.read_text(encoding="utf-8"), re.M)
     assert len(fences) == sum(len(_blocks(page, language)) for language in ("python", "yaml", "json", "text"))
@@ -68,9 +144,9 @@ def test_every_code_block_is_of_a_language_that_is_tested(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_yaml_blocks_are_recipes(page):
-    for code, _ in _blocks(page, "yaml"):
+    for block in _blocks(page, "yaml"):
         rest = {"network": {"name": "digits_net"}, "data": {"name": "digits"}}  # a block may show one section
-        values = yaml.safe_load(code)
+        values = yaml.safe_load(block.code)
         if _is_study(values):
             cells(parse(StudyRecipe, {"name": "shown", **values, "base": {**rest, **values.get("base", {})}}))
         elif is_language_model(values):
@@ -130,12 +206,16 @@ def _commands() -> list[str]:
 
 
 @pytest.mark.parametrize("command", _commands())
-def test_commands_and_their_options_exist(command):
-    name, *words = shlex.split(command, comments=True)
-    shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"})
-    assert shown.exit_code == 0
-    for option in (word for word in words if word.startswith("--")):
-        assert option in shown.output
+def test_commands_are_taken_as_they_stand(command):
+    """Every option exists and has a value of its kind, nothing is missing; what it names need not be there."""
+    words = shlex.split(command, comments=True)
+    group = typer.main.get_command(app)
+    while isinstance(group, click.Group):
+        name = words.pop(0)
+        assert name in group.commands, f"there is no command {name}"
+        group = group.commands[name]
+    if "..." not in words:
+        group.make_context(group.name, [word for word in words if word not in ("[OPTIONS]",)])
 
 
 def _is_study(values: dict[str, object]) -> bool:

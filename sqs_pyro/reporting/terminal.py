@@ -50,19 +50,19 @@ def _bars(console: Console) -> Progress:
     columns = [TextColumn("{task.description:<11}"), BarColumn(bar), TextColumn("{task.percentage:>3.0f}%")]
     elapsed = [TimeElapsedColumn()] if wide else []
     left = console.width - sum((11, bar, 4, 7 * len(elapsed), 7)) - len(columns) - len(elapsed) - 1  # gaps
-    return Progress(*columns, *elapsed, TimeRemainingColumn(), _Figures(left), console=console)
+    return Progress(*columns, *elapsed, TimeRemainingColumn(), _Figures(left, console.encoding), console=console)
 
 
 class _Figures(ProgressColumn):
     """As many of the figures of a stage's text as fit."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, encoding: str) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.encoding = width, encoding
 
     def render(self, task: Task) -> Text:
-        encoding = sys.stderr.encoding or "utf-8"
-        return Text(first_figures(written(task.fields["text"], encoding), self.width), no_wrap=True)
+        text = written(task.fields["text"], self.encoding)
+        return Text(first_figures(text, self.width), no_wrap=True)
 
 
 def first_figures(text: str, width: int) -> str:

@@ -1,8 +1,9 @@
 """The `bounds` section of a recipe: how much is spent on measuring how far the ELBO is from the truth."""
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from sqs_pyro.recipe import RecipeSection
 
@@ -23,10 +24,8 @@ class BoundsRecipe(RecipeSection):
     standard_error: float = Field(default=0.01, ge=0)
 
 
-def _section(given: Any) -> Any:
-    """``true`` stands for the defaults, ``false`` for none."""
-    return {True: {}, False: None}[given] if isinstance(given, bool) else given
-
-
-BoundsSection = Annotated[BoundsRecipe | None, BeforeValidator(_section)]
-"""A field of a recipe: a section, ``true`` for its defaults, ``false`` or null to leave the bounds out."""
+def with_bounds(values: Any) -> Any:
+    """A recipe's values in which ``bounds: true`` is a section of defaults, and ``false`` is none."""
+    if not isinstance(values, Mapping) or not isinstance(values.get("bounds"), bool):
+        return values
+    return {**values, "bounds": {} if values["bounds"] else None}

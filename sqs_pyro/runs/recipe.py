@@ -15,7 +15,7 @@ from sqs_pyro.errors import RecipeError
 from sqs_pyro.inference.baseline import BaselineRecipe
 from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.recipe import MAX_SEED, RecipeSection, parse
-from sqs_pyro.runs.bounds_recipe import BoundsRecipe, BoundsSection
+from sqs_pyro.runs.bounds_recipe import BoundsRecipe, with_bounds
 
 
 class NetworkRecipe(RecipeSection):
@@ -120,13 +120,13 @@ class RunRecipe(WholeRecipe):
     baseline: RunBaselineRecipe = Field(default_factory=RunBaselineRecipe)
     compression: CompressionRecipe = Field(default_factory=CompressionRecipe)
     averaging: AveragingRecipe | None = None
-    bounds: BoundsSection = Field(default_factory=BoundsRecipe)
+    bounds: BoundsRecipe | None = Field(default_factory=BoundsRecipe)
 
     @model_validator(mode="before")
     @classmethod
     def _baseline_follows_the_seed(cls, values: Any) -> Any:
         """Seed 3 has a baseline of its own, unless the recipe fixes one baseline for all seeds."""
-        return with_seed(values, "baseline")
+        return with_bounds(with_seed(values, "baseline"))
 
     @property
     def baseline_key(self) -> str:

@@ -1,13 +1,13 @@
 """The whole recipe of a run on a task: which network, on which text, how it is fine-tuned and compressed."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from sqs_pyro.inference.baseline import BaselineRecipe
 from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.recipe import RecipeSection
-from sqs_pyro.runs.bounds_recipe import BoundsSection
+from sqs_pyro.runs.bounds_recipe import BoundsRecipe, with_bounds
 from sqs_pyro.runs.pretrained_recipe import PretrainedRecipe
 from sqs_pyro.runs.recipe import WholeRecipe
 from sqs_pyro.tasks.classification import ClassificationData, TextClassification
@@ -63,7 +63,7 @@ class TaskRecipe(WholeRecipe):
     parts: tuple[str, ...] = Field(default=("blocks",), min_length=1)
     baseline: FineTuning | None = None
     compression: CompressionRecipe = Field(default_factory=CompressionRecipe)
-    bounds: BoundsSection = None
+    bounds: BoundsRecipe | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def build(self) -> Task:
@@ -73,6 +73,11 @@ class TaskRecipe(WholeRecipe):
     def no_classes(self) -> str:
         """Why there is nothing to distil; empty where there is."""
         return ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bounds_are_a_section(cls, values: Any) -> Any:
+        return with_bounds(values)
 
     @model_validator(mode="after")
     def _distillation_is_for_classes(self) -> "TaskRecipe":
