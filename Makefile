@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo test lint slow sanitize gpu clean fashion-mnist foreign-text
+.PHONY: demo test lint slow reliability sanitize gpu clean fashion-mnist foreign-text
 
 demo: $(STAMP)
 	$(BIN)/sqs compress recipes/digits.yaml --out runs/demo --overwrite
@@ -31,6 +31,11 @@ gpu:
 	$(PYTHON) -c "import torch; assert torch.cuda.is_available(), 'torch sees no CUDA device'"
 	$(PYTHON) -m pytest tests/kernels/gpu
 	$(PYTHON) -m sqs_pyro bench kernels --device cuda --out benchmarks/kernels_gpu.json
+
+# Runs that are killed at random moments, and disks that are full at ten: same bytes, nothing left over.
+reliability: $(STAMP)
+	$(BIN)/python tests/reliability/kill.py --count 100
+	$(BIN)/python tests/reliability/full_disk.py --moments 10
 
 slow: $(STAMP)
 	$(PYTEST) -m slow

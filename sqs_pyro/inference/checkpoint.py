@@ -60,7 +60,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         file.write(_SEAL + sealing.digest.hexdigest().encode())
 
 
-def read_checkpoint(path: Path, keys: frozenset[str]) -> dict[str, Any]:
+def read_checkpoint(path: Path, keys: frozenset[str] = frozenset()) -> dict[str, Any]:
     """Read what :func:`write_checkpoint` wrote, on the CPU; it must hold ``keys``.
 
     Raises:
@@ -99,6 +99,7 @@ def _check_seal(file: BinaryIO) -> None:
     file.seek(0)
 
 
+_MADE = {"network": "of another network", "data": "with other data"}
 _ERRORS: dict[str, type[SQSError]] = {"network": NetworkError, "data": DataError}
 
 
@@ -119,5 +120,6 @@ def check_same(saved: Fingerprint, now: Fingerprint, path: Path) -> None:
     if difference is not None:
         part, what = difference
         raise _ERRORS.get(part, RecipeError)(
-            f"'{path}' was made with another {part} ({what}): go back to it, or give another path to start again."
+            f"'{path}' was made {_MADE.get(part, f'with another {part}')} ({what}): go back to what it was made "
+            "of, or give another path to start again."
         )
