@@ -4,7 +4,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqs_pyro.errors import ResourceError, SQSError
+from sqs_pyro.errors import OutputError, ResourceError, SQSError
 
 # torch (CPU, CUDA, mapped files), C++, the loader of shared libraries, zlib, Python's threads
 _MEMORY = (
@@ -34,13 +34,20 @@ def enough_resources(what: str, lower: str = "close other programs, or raise the
     """
     try:
         yield
-    except SQSError:
+    except (ResourceError, OutputError):
         raise
     except Exception as error:
-        said = shortage(error)
+        said = shortage(_first(error) if isinstance(error, SQSError) else error)
         if said is None:
             raise
         raise ResourceError(f"{what} needs more {said}: {lower}.") from None
+
+
+def _first(error: BaseException) -> BaseException:
+    """The error that a sentence explains: what fails on data may have failed for want of memory."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return error
 
 
 def shortage(error: BaseException) -> str | None:
