@@ -314,7 +314,7 @@ def _check_bench_out(out: Path | None) -> None:
         return
     if out.suffix != ".json" or not out.absolute().parent.is_dir():
         raise OutputError(f"--out '{out}' should be a file *.json in a directory that is there: correct the path.")
-    check_place(out, room=len(".png"))
+    check_place(out)
     if out.exists() and not _is_bench(out):
         raise OutputError(f"'{out}' exists and holds no figures of `sqs bench`: choose another path.")
 

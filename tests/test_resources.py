@@ -49,9 +49,9 @@ def test_compression_says_so_and_leaves_nothing(at_once, tmp_path):
     ],
 )
 def test_every_library_is_understood(greedy):
-    with pytest.raises(ResourceError, match=r"^Packing needs more (memory|threads) than .* \(.+\): raise it\.$"):
-        with enough_resources("Packing", "raise it"):
-            greedy()
+    sentence = r"^Packing needs more (memory|threads) than .* \(.+\): raise it\.$"
+    with pytest.raises(ResourceError, match=sentence), enough_resources("Packing", "raise it"):
+        greedy()
 
 
 @pytest.mark.parametrize("error", [RuntimeError("size mismatch"), ValueError("memory_format"), KeyError("memory")])
@@ -63,5 +63,5 @@ def test_other_errors_pass(error):
 
 def test_loading_names_itself(tmp_path, monkeypatch):
     monkeypatch.setattr("sqs_pyro.kernels.network.read_packed", lambda path: bytearray(1 << 60))
-    with pytest.raises(ResourceError, match="^Loading a packed file needs more memory"):
+    with pytest.raises(ResourceError, match=r"^Loading a packed file needs more memory"):
         load(tmp_path / "net")

@@ -67,7 +67,9 @@ def read_checkpoint(path: Path, keys: frozenset[str] = frozenset()) -> dict[str,
         NetworkError: the file is damaged, or is no checkpoint.
     """
     if path.is_dir():
-        raise NetworkError(f"Checkpoint '{path}' is a directory: give the path of a file, say '{path / 'kept.pt'}'.")
+        raise NetworkError(
+            f"Checkpoint '{path}' is a directory: give the path of a file, say '{path / 'kept.pt'}'."
+        )
     try:
         with path.open("rb") as file:
             _check_seal(file)
