@@ -27,6 +27,7 @@ _RECIPE = {
     "network": {"name": "digits_net", "options": {"width": 4}},
     "baseline": {"epochs": 2},
     "compression": {"epochs": 4, "num_components": 2, "nonzero_rate": 0.4, "batch_norm_batches": 1},
+    "bounds": None,
 }
 
 
