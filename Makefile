@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo test lint slow fuzz sanitize gpu clean fashion-mnist foreign-text
+.PHONY: demo test lint slow fuzz reliability sanitize gpu clean fashion-mnist foreign-text
 
 demo: $(STAMP)
 	$(BIN)/sqs compress recipes/digits.yaml --out runs/demo --overwrite
@@ -37,6 +37,11 @@ CASES ?= 10000
 fuzz: $(STAMP)
 	mkdir -p build
 	cd tests && OMP_NUM_THREADS=1 SQS_KERNELS=reference HF_HUB_OFFLINE=1 $(abspath $(BIN))/python -m fuzz --cases $(CASES) --out ../build/fuzz.json
+
+# Runs that are killed at random moments, and disks that are full at ten: same bytes, nothing left over.
+reliability: $(STAMP)
+	$(BIN)/python tests/reliability/kill.py --count 100
+	$(BIN)/python tests/reliability/full_disk.py --moments 10
 
 slow: $(STAMP)
 	$(PYTEST) -m slow

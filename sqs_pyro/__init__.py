@@ -4,6 +4,7 @@ A network's weights become random variables; variational inference decides, weig
 zero and which value of a small codebook the others take; the result is a packed file that runs.
 """
 
+from sqs_pyro import _command as _command  # before anything that takes time
 from sqs_pyro import _torchvision as _torchvision  # before anything that may import torchvision
 from sqs_pyro.compression import CompressionResult, compress
 from sqs_pyro.distributions import SpikeAndSlab, SpikeGMM

@@ -46,7 +46,10 @@ def one_sentence(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise OutputError(f"'{shown(path)}' cannot be written ({_reason(error)}): {_repair(error)}.") from error
+        repair = _repair(error)
+        if isinstance(error, FileNotFoundError) and Path(path).parent.is_dir():
+            repair = "choose another path"  # as in /proc
+        raise OutputError(f"'{shown(path)}' cannot be written ({_reason(error)}): {repair}.") from error
 
 
 def _reason(error: OSError | SafetensorError) -> str:
@@ -193,11 +196,12 @@ def merging(directory: str | Path, *, last: str, stale: Iterable[str] = ()) -> I
             yield made
             _give_mode(made, place.stat().st_mode)
             flush(made)
-            names = sorted((path.name for path in made.iterdir()), key=lambda name: (name == last, name))
+            names = [path.relative_to(made) for path in tree(made) if path.is_file()]
             for old in {path for pattern in stale for path in target.glob(pattern)}:
-                if old.name not in names:
+                if old.relative_to(target) not in names:
                     old.unlink()
-            for name in names:
+            for name in sorted(names, key=lambda name: (str(name) == last, name)):
+                (target / name).parent.mkdir(exist_ok=True)
                 (made / name).replace(target / name)
             _flush_one(target)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sqs_pyro.errors import NetworkError, OutputError
+from sqs_pyro.errors import NetworkError, OutputError, ResourceError
 from sqs_pyro.inference.block_store import BlockRecord
 from sqs_pyro.inference.blockwise import BlockwiseResult
 from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
@@ -38,8 +38,8 @@ def compress_checkpoint(
         metadata: written into the packed file.
 
     Raises:
-        NetworkError, DataError, RecipeError, OutputError: one sentence that says what to repair; finished blocks
-            are kept.
+        NetworkError, DataError, RecipeError, OutputError, ResourceError: one sentence that says what to repair;
+            finished blocks are kept.
     """
     try:
         from sqs_pyro.integrations.streamed_weights import StreamedWeights, empty_network
@@ -54,17 +54,11 @@ def compress_checkpoint(
     run = partial(compress_transformer, net, sequences, recipe, residency=StreamedWeights(net, Path(checkpoint)))
     try:
         return run(directory=directory, progress=progress, metadata=metadata)
-    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
-        raise OutputError(_ended(error, directory)) from error
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):  # torch has no class of its own for the memory of the CPU
-            raise
-        raise OutputError(_ended(error, directory)) from error
-
-
-def _ended(error: BaseException, directory: str | Path) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .")
-    return (
-        f"Compression stopped ({reason}): make room on the disk or in memory and call it again, finished blocks "
-        f"are kept in '{directory}'."
-    )
+    except (OutputError, ResourceError) as error:
+        kept = f"finished blocks are kept in '{directory}', and the same call goes on behind them."
+        raise type(error)(f"{str(error).rstrip('.')}; {kept}") from error
+    except OSError as error:
+        raise OutputError(
+            f"Compression stopped ({error}): make room and call it again, finished blocks are kept in "
+            f"'{directory}'."
+        ) from error

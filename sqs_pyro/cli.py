@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sqs_pyro.reporting.printed import Report
 
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
 
 app = typer.Typer(
     name="sqs",
@@ -308,17 +308,33 @@ def bench_model_command(
 
 
 def _check_bench_out(out: Path | None) -> None:
-    if out is not None and (out.suffix != ".json" or not out.absolute().parent.is_dir()):
+    from sqs_pyro.atomic import check_place
+
+    if out is None:
+        return
+    if out.suffix != ".json" or not out.absolute().parent.is_dir():
         raise OutputError(f"--out '{out}' should be a file *.json in a directory that is there: correct the path.")
+    check_place(out)
+    if out.exists() and not _is_bench(out):
+        raise OutputError(f"'{out}' exists and holds no figures of `sqs bench`: choose another path.")
+
+
+def _is_bench(path: Path) -> bool:
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and {"machine", "rows"} <= document.keys()
 
 
 def _write_bench(out: Path | None, document: dict[str, Any], figure: "Callable[[dict[str, Any]], Figure]") -> None:
     """Write figures, and their picture beside them."""
     if out is not None:
+        from sqs_pyro.reporting.style import write_figure
         from sqs_pyro.runs.directory import write_json
 
         write_json(out, document)
-        figure(document).savefig(out.with_suffix(".png"), dpi=150)
+        write_figure(figure(document), out.with_suffix(".png"))
         typer.echo(f"Wrote {out} and {out.with_suffix('.png').name}", err=True)
 
 
@@ -367,14 +383,32 @@ def study_command(
 @contextmanager
 def _one_sentence_errors(resume: str = "") -> Iterator[None]:
     """Errors of the input become one sentence on stderr; bugs pass with their traceback."""
+    from sqs_pyro.inference.interruption import Terminated, interruptions_as_exceptions
+    from sqs_pyro.resources import enough_resources
+
     try:
-        yield
+        with interruptions_as_exceptions(), enough_resources("This command"):
+            yield
     except SQSError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(BAD_INPUT) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) as error:
+        interruption = _interruption(error)
+        if interruption is None and isinstance(error, OSError) and error.strerror:
+            where = f"'{error.filename}'" if error.filename else "The output"
+            typer.echo(f"error: {where} cannot be used ({error.strerror}): correct it, or make room.", err=True)
+            raise typer.Exit(BAD_INPUT) from None
+        if interruption is None:
+            raise
         typer.echo(f"Interrupted{': ' + resume if resume else ''}.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(TERMINATED if isinstance(interruption, Terminated) else INTERRUPTED) from None
+
+
+def _interruption(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interruption behind an error: what is interrupted while it is imported raises errors of its own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _show(document: dict[str, Any], report: "Report", as_json: bool) -> None:

@@ -44,6 +44,7 @@ from sqs_pyro.packing import CodedTensor, size_report
 from sqs_pyro.packing.finite import check_finite
 from sqs_pyro.recipe import parse
 from sqs_pyro.reporting.printed import Printed, Report
+from sqs_pyro.resources import enough_resources
 
 __all__ = ["CompressionResult", "Finding", "StepRecord", "compress"]
 
@@ -89,6 +90,10 @@ class CompressionResult(Printed):
         )
 
 
+_LOWER = "lower the batch size or num_components, or raise the limit"
+
+
+@enough_resources("Compression", _LOWER)
 def compress(
     net: nn.Module,
     train_loader: Any,
@@ -137,6 +142,7 @@ def compress(
         RecipeError, NetworkError, DataError, DivergenceError: one sentence that says what to repair; what can
             be checked is checked before training starts.
         OutputError: the checkpoint cannot be written.
+        ResourceError: there is too little memory.
     """
     start = time.perf_counter()
     if not isinstance(recipe, CompressionRecipe):
@@ -171,16 +177,17 @@ def compress(
         rehearse(model.net, guide, recipe, inputs, metadata)
         bits = None if recipe.target_ratio is None else _bits_for_symbols(model, guide, recipe, metadata)
         judge = judge or judge_by(model.likelihood)
-        with _distilled(model, net, recipe, train_loader) as observed:
+        with _distilled(model, net, recipe, train_loader) as observed, enough_resources("Training", _LOWER):
             setting = {"seed": seed, "likelihood": described(likelihood)}
             driver = Driver(model, guide, recipe, observed, validation, progress, bits, judge, setting, inputs)
             history = driver.run(checkpoint)
-        coded = guide.harden(getattr(torch, recipe.codebook_dtype))
-        unrounded = hard_network(model.net, coded).eval()
-        if recipe.batch_norm_batches:
-            reestimate_batch_norm(unrounded, train_loader, recipe.batch_norm_batches)
-        hard, packed = _pack(unrounded, coded, recipe, metadata, inputs)
-        difference = None if inputs is None else check_agreement(hard, packed, inputs)
+        with enough_resources("Packing"):
+            coded = guide.harden(getattr(torch, recipe.codebook_dtype))
+            unrounded = hard_network(model.net, coded).eval()
+            if recipe.batch_norm_batches:
+                reestimate_batch_norm(unrounded, train_loader, recipe.batch_norm_batches)
+            hard, packed = _pack(unrounded, coded, recipe, metadata, inputs)
+            difference = None if inputs is None else check_agreement(hard, packed, inputs)
     findings = driver.findings + ([] if difference is None else [unrepeatable(difference.relative)])
     seconds = driver.earlier_seconds + time.perf_counter() - start
     return CompressionResult(packed, hard, unrounded, model, guide, recipe, history, findings, seconds)

@@ -20,8 +20,10 @@ from sqs_pyro.models.likelihoods import Gaussian, categorical_last
 from sqs_pyro.models.residency import Residency
 from sqs_pyro.network_checks import check_network, check_replaceable
 from sqs_pyro.recipe import parse
+from sqs_pyro.resources import enough_resources
 
 
+@enough_resources("Compression", "give fewer sequences, or lower batch_size, or raise the limit")
 def compress_transformer(
     net: nn.Module,
     sequences: Tensor,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sqs_pyro.errors import NetworkError
 
 
-def load_weights(net: nn.Module, path: Path) -> None:
+def load_weights(net: nn.Module, path: str | Path) -> None:
     """Read a state dict into a network, in place. Nothing in the file is executed.
 
     Args:
@@ -21,6 +21,7 @@ def load_weights(net: nn.Module, path: Path) -> None:
     Raises:
         NetworkError: the file is missing, unreadable or of another network, or holds weights that are not finite.
     """
+    path = Path(path)
     if not path.is_file():
         raise NetworkError(f"The file of weights '{path}' does not exist: correct the path.")
     state = _read_state(path)

@@ -279,7 +279,7 @@ class TestInterruption:
     def test_a_recipe_of_another_kind(self, tmp_path):
         checkpoint = tmp_path / "compression.pt"
         compress(self.net(), self.loader(), {**SHORT, "epochs": 1}, checkpoint=checkpoint)
-        with pytest.raises(NetworkError, match="another compression recipe: delete it to start again"):
+        with pytest.raises(RecipeError, match=r"another recipe \(epochs: 1 -> "):
             compress(self.net(), self.loader(), SHORT, checkpoint=checkpoint)
         with pytest.raises(NetworkError, match="another network"):
             net = build_network("digits_net", width=5)

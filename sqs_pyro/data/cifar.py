@@ -15,7 +15,7 @@ _STATISTICS = {  # per channel, of the training images
 }
 
 
-def load_cifar(num_classes: int, root: Path | None = None, download: bool = False) -> ImageArrays:
+def load_cifar(num_classes: int, root: str | Path | None = None, download: bool = False) -> ImageArrays:
     """Read torchvision's layout (the original python batches, checked by their MD5) below `root`.
 
     Args:
@@ -29,7 +29,7 @@ def load_cifar(num_classes: int, root: Path | None = None, download: bool = Fals
     from torchvision import datasets  # heavy, and only needed here
 
     kind = {10: datasets.CIFAR10, 100: datasets.CIFAR100}[num_classes]
-    root = root or Path("data")
+    root = Path(root or "data")
     if not download:
         _check_files(kind, root)
     try:

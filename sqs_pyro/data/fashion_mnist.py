@@ -24,13 +24,13 @@ _FILES = (
 )
 
 
-def load_fashion_mnist(root: Path | None = None, download: bool = False) -> ImageArrays:
+def load_fashion_mnist(root: str | Path | None = None, download: bool = False) -> ImageArrays:
     """Read the four original idx files, compressed or not, from `root` or from one of `PLACES`.
 
     Raises:
         DataError: no such directory, a missing, truncated or altered file, counts that do not fit.
     """
-    directory = _directory(root, download)
+    directory = _directory(None if root is None else Path(root), download)
     paths = [_file(directory, name) for name in _FILES]
     train_images, train_labels = _pair(paths[0], paths[1])
     test_images, test_labels = _pair(paths[2], paths[3])

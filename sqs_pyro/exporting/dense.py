@@ -14,7 +14,7 @@ from sqs_pyro.exporting.suffixes import check_suffix
 from sqs_pyro.kernels.network import dense_state
 from sqs_pyro.packing.module import stored_weights
 
-_MARK = {"format": "pt", "written_by": "sqs-pyro"}
+_MARK = {"written_by": "sqs-pyro"}  # one key: safetensors writes several in any order
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -25,6 +25,7 @@ from sqs_pyro.models.likelihoods import Categorical, categorical
 from sqs_pyro.network_checks import check_network
 from sqs_pyro.network_io import device_of, move_to, predictions
 from sqs_pyro.recipe import MAX_SEED, RecipeSection
+from sqs_pyro.resources import enough_resources
 
 _STATE_KEYS = frozenset({"fingerprint", "network", "optimizer", "history", "loader_epoch", "rng", "cuda_rng"})
 _LOSS_CHECK_STEPS = 25  # a look at the loss waits for the device; this often is cheap and early enough
@@ -83,6 +84,7 @@ class EpochRecord:
     seconds: float
 
 
+@enough_resources("Training", "lower the batch size, or raise the limit")
 def train_baseline(
     net: nn.Module,
     train: Loader,

@@ -97,7 +97,7 @@ def compress_blocks(
     recipe: BlockwiseRecipe,
     *,
     likelihood: Likelihood = categorical_last,
-    directory: Path | None = None,
+    directory: str | Path | None = None,
     residency: Residency | None = None,
     progress: Callable[[BlockRecord], None] | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -127,7 +127,8 @@ def compress_blocks(
     _check_allocation(net, recipe, residency)
     check_storable(net)
     stack = BlockStack(net, blocks)
-    run = _Run(net, stack, layer_groups, list(minibatches), recipe, likelihood, directory, residency)
+    kept = None if directory is None else Path(directory)
+    run = _Run(net, stack, layer_groups, list(minibatches), recipe, likelihood, kept, residency)
     with torch.no_grad():
         records = run.compress(progress)
     findings = uncompressed(coverage(net, run.packed))

@@ -60,12 +60,16 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         file.write(_SEAL + sealing.digest.hexdigest().encode())
 
 
-def read_checkpoint(path: Path, keys: frozenset[str]) -> dict[str, Any]:
+def read_checkpoint(path: Path, keys: frozenset[str] = frozenset()) -> dict[str, Any]:
     """Read what :func:`write_checkpoint` wrote, on the CPU; it must hold ``keys``.
 
     Raises:
         NetworkError: the file is damaged, or is no checkpoint.
     """
+    if path.is_dir():
+        raise NetworkError(
+            f"Checkpoint '{path}' is a directory: give the path of a file, say '{path / 'kept.pt'}'."
+        )
     try:
         with path.open("rb") as file:
             _check_seal(file)
@@ -99,6 +103,7 @@ def _check_seal(file: BinaryIO) -> None:
     file.seek(0)
 
 
+_MADE = {"network": "of another network", "data": "with other data"}
 _ERRORS: dict[str, type[SQSError]] = {"network": NetworkError, "data": DataError}
 
 
@@ -119,5 +124,6 @@ def check_same(saved: Fingerprint, now: Fingerprint, path: Path) -> None:
     if difference is not None:
         part, what = difference
         raise _ERRORS.get(part, RecipeError)(
-            f"'{path}' was made with another {part} ({what}): go back to it, or give another path to start again."
+            f"'{path}' was made {_MADE.get(part, f'with another {part}')} ({what}): go back to what it was made "
+            "of, or give another path to start again."
         )

@@ -138,7 +138,7 @@ class Driver:
         self.history: list[StepRecord] = []
         self.findings: list[Finding] = []
 
-    def run(self, checkpoint: Path | None = None) -> list[StepRecord]:
+    def run(self, checkpoint: str | Path | None = None) -> list[StepRecord]:
         """Train to the end; from ``checkpoint`` if that file exists, which is renewed each epoch and on Ctrl-C.
 
         Ctrl-C takes effect after the step at hand, so that the checkpoint is exact. A second one takes effect at
@@ -153,6 +153,7 @@ class Driver:
             OutputError: the checkpoint cannot be written.
         """
         if checkpoint is not None:
+            checkpoint = Path(checkpoint)
             self._fingerprint = self._of_this_call()
             if checkpoint.exists():
                 self._restore(checkpoint)

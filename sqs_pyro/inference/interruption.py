@@ -1,4 +1,4 @@
-"""Ctrl-C at a moment of our choosing."""
+"""Ctrl-C and SIGTERM: at a moment of our choosing, and as one exception."""
 
 import signal
 import threading
@@ -6,29 +6,65 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which is taken like Ctrl-C."""
+
+
+@contextmanager
+def interruptions_as_exceptions() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt, and SIGTERM :class:`Terminated`, in the body.
+
+    Only the main thread may change handlers; elsewhere nothing changes. A signal that is ignored stays so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    wanted = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
+    before = {number: signal.getsignal(number) for number in wanted}
+    changed = [number for number in wanted if before[number] not in (signal.SIG_IGN, None)]
+    try:
+        for number in changed:
+            signal.signal(number, wanted[number])
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, before[number])
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
 
 @contextmanager
 def deferred_interrupt() -> Iterator[None]:
-    """Let SIGINT take effect when the body ends; a second one takes effect at once.
+    """Let Ctrl-C and SIGTERM take effect when the body ends; a second one takes effect at once.
 
-    What it does then is up to the handler that was there before: Python's own raises KeyboardInterrupt. Only the
-    main thread may change handlers; elsewhere, and under a handler that Python did not install, nothing changes.
+    What they do then is up to the handlers that were there before: Python's own raises KeyboardInterrupt. Only the
+    main thread may change handlers; elsewhere, and of a signal that no Python handler waits for, nothing changes.
     """
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or previous is None:
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    interrupted = False
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: handler for number, handler in handlers.items() if callable(handler)}
+    received: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupted
-        interrupted = True
-        signal.signal(signal.SIGINT, previous)
+        received.append(number)
+        put_back()
 
-    signal.signal(signal.SIGINT, remember)
+    def put_back() -> None:
+        for waited, handler in before.items():
+            signal.signal(waited, handler)
+
+    for waited in before:
+        signal.signal(waited, remember)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
-    if interrupted:
-        signal.raise_signal(signal.SIGINT)
+        put_back()
+    for caught in received:
+        signal.raise_signal(caught)

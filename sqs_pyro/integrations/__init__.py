@@ -44,7 +44,7 @@ def save_pretrained(
     Raises:
         NetworkError: ``packed`` is not a packed transformers model.
         ModuleNotFoundError: transformers is not installed.
-        OSError: the directory cannot be written.
+        OutputError: the directory cannot be written.
     """
     _require_transformers()
     from sqs_pyro.integrations import transformers_checkpoint

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from sqs_pyro.atomic import write_text
 from sqs_pyro.integrations.checkpoint_size import CheckpointSize, checkpoint_size
 
 _MARK = "<!-- written by sqs_pyro.integrations.save_pretrained; delete this line to keep your own text -->"
@@ -18,15 +19,20 @@ _MEANINGS = {
 
 
 def write_model_card(directory: Path, architecture: str) -> None:
-    """Write the README.md of a checkpoint, unless somebody else has written one.
+    """Write the README.md of a checkpoint.
 
     Args:
         directory: of the checkpoint, complete but for the card.
         architecture: name of the transformers class that was saved.
     """
+    card = model_card(directory.resolve().name, architecture, checkpoint_size(directory))
+    write_text(directory / "README.md", card)
+
+
+def is_foreign_card(directory: Path) -> bool:
+    """Whether the README.md of a directory is somebody else's; it is then left alone."""
     path = directory / "README.md"
-    if not path.exists() or _MARK in path.read_text(encoding="utf-8"):
-        path.write_text(model_card(directory.resolve().name, architecture, checkpoint_size(directory)), "utf-8")
+    return path.exists() and _MARK not in path.read_bytes().decode("utf-8", errors="replace")
 
 
 def model_card(name: str, architecture: str, size: CheckpointSize) -> str:

@@ -6,16 +6,19 @@ from typing import Any
 
 import transformers
 
+from sqs_pyro.atomic import merging
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import NetworkError, PackedFileError, SQSError
 from sqs_pyro.integrations.checkpoint_documents import INDEX, check_config, check_placed, read_config, read_index
 from sqs_pyro.integrations.checkpoint_files import tensor_names
 from sqs_pyro.integrations.checkpoint_size import packed_config
-from sqs_pyro.integrations.model_card import write_model_card
+from sqs_pyro.integrations.model_card import is_foreign_card, write_model_card
 from sqs_pyro.integrations.transformers_quantizer import SQSQuantizer, attach
 from sqs_pyro.kernels.described import at_most_parts, parts_of
 from sqs_pyro.packing.module import METADATA, StoredEnsemble
 
+# Weights of an older checkpoint, in other shards: a reader would take them for the new one's.
+_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 # What `from_pretrained` takes to find files; the rest is for the model.
 _WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -32,11 +35,12 @@ def save_pretrained(
             f"tokenizer is a {type(tokenizer).__name__} without save_pretrained: give a tokenizer or processor of "
             "transformers, or None."
         )
-    packed.save_pretrained(directory, **options)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(directory)
-    if model_card:
-        write_model_card(Path(directory), type(packed).__name__)
+    with merging(Path(directory), last="config.json", stale=_WEIGHTS) as made:
+        packed.save_pretrained(made, **options)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(made)
+        if model_card and not is_foreign_card(Path(directory)):
+            write_model_card(made, type(packed).__name__)
 
 
 def from_pretrained(directory: "str | PathLike[str]", *, auto_class: Any, dequantize: bool, **options: Any) -> Any:

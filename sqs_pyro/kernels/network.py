@@ -24,6 +24,7 @@ from sqs_pyro.packing.module import (
     round_leftovers,
     stored_weights,
 )
+from sqs_pyro.resources import enough_resources
 
 LEFTOVER_DTYPES = ("float16", "bfloat16", "float32")
 
@@ -100,6 +101,7 @@ def packed_ensemble(
     return packed
 
 
+@enough_resources("Saving a packed file")
 def save(packed: nn.Module, path: str | Path) -> None:
     """Write a packed network to a file, which appears complete or not at all.
 
@@ -112,6 +114,7 @@ def save(packed: nn.Module, path: str | Path) -> None:
     write_packed(path, *module_contents(packed))
 
 
+@enough_resources("Loading a packed file")
 def load(path: str | Path, net: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
     """Return the packed network of a file, in eval mode; its outputs equal those of the saved one exactly.
 
@@ -123,6 +126,7 @@ def load(path: str | Path, net: nn.Module | Callable[[], nn.Module] | None = Non
     Raises:
         PackedFileError: if the file is not intact, holds NaN, or was made for another network.
         RecipeError: if the registry does not know the file's network.
+        ResourceError: if there is too little memory.
     """
     contents = read_packed(path)
     plain = _plain_network(contents, net)

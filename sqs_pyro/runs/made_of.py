@@ -13,6 +13,7 @@ from sqs_pyro.runs.directory import write_json
 from sqs_pyro.runs.recipe import RunRecipe
 
 MADE_OF = "fingerprint.json"
+_NAMES = {"network": "weights"}
 
 
 def write_made_of(directory: Path, recipe: RunRecipe) -> None:
@@ -50,7 +51,7 @@ def difference(directory: Path, recipe: RunRecipe, now: Callable[[RunRecipe], Fi
         found = first_difference(read_json_object(path, OutputError, "run it again"), now(recipe))
     except (DataError, FileNotFoundError):
         return None
-    return None if found is None else f"another {found[0]} ({found[1]})"
+    return None if found is None else f"other {_NAMES.get(found[0], found[0])} ({found[1]})"
 
 
 def made_of_many() -> Callable[[RunRecipe], Fingerprint]:

@@ -76,9 +76,9 @@ def _listed(directory: Path) -> dict[str, str] | None:
     path = directory / SUMS
     if not path.exists():
         return None
-    lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
-    parted = [line.partition("  ") for line in lines[1:]]
-    if lines[:1] != [_HEAD] or not all(len(digest) == 64 and name for digest, _, name in parted):
+    lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")  # not at every control character
+    parted = [line.partition("  ") for line in lines[1:-1]]
+    if lines[0] != _HEAD or lines[-1] or not all(len(digest) == 64 and name for digest, _, name in parted):
         raise OutputError(f"'{path}' is damaged: put it back, or delete '{directory}' and make it anew.")
     return {name: digest for digest, _, name in parted}
 

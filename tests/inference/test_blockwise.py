@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sqs_pyro import load, save, size_report
-from sqs_pyro.errors import NetworkError, OutputError
+from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.inference.block_training import relative_error, settle
 from sqs_pyro.inference.blockwise import compress_blocks, every_linear
 from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
@@ -213,12 +213,12 @@ class TestInterruption:
 
     def test_blocks_of_another_recipe_are_left_alone(self, net, tmp_path):
         compressed(net, tmp_path, bits=2.0)
-        with pytest.raises(OutputError, match=r"plan\.pt' was made with another recipe"):
+        with pytest.raises(RecipeError, match=r"plan\.pt' was made with another recipe \(bits: 2.0 -> 3.0\)"):
             compressed(net, tmp_path, bits=3.0)
 
     def test_also_with_an_even_allocation(self, net, tmp_path):
         compressed(net, tmp_path, allocation="even")
-        with pytest.raises(OutputError, match=r"block-000\.pt' was made with another recipe"):
+        with pytest.raises(RecipeError, match=r"block-000\.pt' was made with another recipe \(bits: .* -> 2.0\)"):
             compressed(net, tmp_path, allocation="even", bits=2.0)
 
     def test_a_damaged_block_is_named(self, net, tmp_path):

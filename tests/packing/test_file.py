@@ -11,7 +11,7 @@ import torch
 from kits.layout import random_coded
 from safetensors import safe_open
 
-from sqs_pyro.errors import NetworkError, PackedFileError
+from sqs_pyro.errors import NetworkError, OutputError, PackedFileError
 from sqs_pyro.packing import pack_tensor, read_packed, write_packed
 from sqs_pyro.packing.file import _header, file_image
 from sqs_pyro.packing.manifest import MAX_MANIFEST_BYTES
@@ -319,7 +319,7 @@ def test_a_failed_write_leaves_everything_as_it_was(packed_file, tensors, leftov
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutputError, match=r"No space left on device.*: make room on the disk"):
         write_packed(packed_file, tensors, {}, {})
     assert packed_file.read_bytes() == before
     assert [p.name for p in packed_file.parent.iterdir()] == [packed_file.name]

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from sqs_pyro.errors import DataError, OutputError
+from sqs_pyro.errors import DataError, OutputError, ResourceError
 from sqs_pyro.runs.directory import (
     BLOCKS,
     CHECKPOINT,
@@ -14,8 +14,10 @@ from sqs_pyro.runs.directory import (
     check_output,
     in_turn,
     partial_directory,
+    read_run,
     run_directory,
 )
+from sqs_pyro.runs.seal import SUMS, check_sealed
 
 
 def _finish(final, text="recipe: 1\n", *, overwrite=False, metrics="{}"):
@@ -36,7 +38,7 @@ def test_a_finished_run_has_its_final_name_and_no_leftovers(tmp_path):
         assert not final.exists()
         (partial / METRICS).write_text("{}")
         (partial / CHECKPOINT).write_bytes(b"state")
-    assert sorted(path.name for path in final.iterdir()) == [METRICS, RECIPE]
+    assert sorted(path.name for path in final.iterdir()) == [SUMS, METRICS, RECIPE]
     assert [path.name for path in final.parent.iterdir()] == ["run"]
 
 
@@ -145,3 +147,38 @@ def test_a_lock_is_given_back_after_an_error(tmp_path):
     with in_turn(tmp_path / "lock"):
         assert (tmp_path / "lock").exists()
     assert not (tmp_path / "lock").exists()
+
+
+def test_no_room_keeps_the_checkpoint_and_so_does_a_refusal_of_it(tmp_path):
+    final = tmp_path / "run"
+    _interrupt(final, error=OutputError)
+    for error in (DataError, OutputError, ResourceError):  # what was there before stays, whatever comes now
+        _interrupt(final, error=error, checkpoint=False)
+        assert (partial_directory(final) / CHECKPOINT).exists()
+    _finish(final)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_file_of_somebody_else_in_a_run_is_not_replaced(tmp_path):
+    final = tmp_path / "run"
+    _finish(final)
+    (final / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match=r"holds 'thesis\.tex', which no run wrote: move it away"):
+        _finish(final, overwrite=True)
+    assert (final / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_finished_run_that_was_altered_is_refused(tmp_path):
+    final = tmp_path / "run"
+    _finish(final, metrics='{"accuracy": 0.5}')
+    check_sealed(final)
+    for path in (final / METRICS, final / RECIPE, final / SUMS):
+        whole = path.read_bytes()
+        for i in range(len(whole)):
+            path.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
+            with pytest.raises(OutputError, match=r"was altered after|is damaged|is missing"):
+                check_sealed(final)
+        path.write_bytes(whole)
+    (final / METRICS).write_text('{"accuracy": 0.9}')
+    with pytest.raises(OutputError, match=r"metrics\.json' was altered after it was written: put it back"):
+        read_run(final)

@@ -111,21 +111,23 @@ def test_bad_options_leave_nothing(file, tmp_path, options, error, sentence):
 def test_what_is_in_the_way(file, tmp_path):
     out = tmp_path / "out"
     out.write_text("mine")
-    with pytest.raises(OutputError, match="out' exists: choose another path, or replace it with --overwrite"):
-        export_file(file, "dense", out)
-    with pytest.raises(OutputError, match="no directory of this format"):
-        export_file(file, "aoti", out, overwrite=True)
+    for export_format, overwrite in [("dense", False), ("dense", True), ("onnx", True), ("aoti", True)]:
+        with pytest.raises(OutputError, match=f"is no export of format {export_format} that sqs-pyro wrote"):
+            export_file(file, export_format, out, overwrite=overwrite)
     with pytest.raises(OutputError, match=r"because '.*out' is a file"):
         export_file(file, "dense", out / "inside")
     assert out.read_text() == "mine"
+    out.unlink()
+    export_file(file, "dense", out)
+    with pytest.raises(OutputError, match="out' exists: choose another path, or replace it with --overwrite"):
+        export_file(file, "dense", out)
     export_file(file, "dense", out, overwrite=True)
     assert len(load_file(out)) > 4
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("mine")
-    with pytest.raises(OutputError, match="exists and is no file"):
-        export_file(file, "dense", tmp_path / "full", overwrite=True)
-    with pytest.raises(OutputError, match=r"no directory of this format \(it holds no model.pt2\)"):
-        export_file(file, "aoti", tmp_path / "full", overwrite=True)
+    for export_format in ("dense", "onnx", "aoti"):
+        with pytest.raises(OutputError, match="exists and is no export of format"):
+            export_file(file, export_format, tmp_path / "full", overwrite=True)
 
 
 def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(file, tmp_path, monkeypatch):

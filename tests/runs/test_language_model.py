@@ -14,7 +14,7 @@ from kits.language_checkpoint import LENGTH, write_checkpoint
 from torch.nn import functional as F
 
 from sqs_pyro import load, size_report
-from sqs_pyro.errors import DataError, NetworkError, OutputError, RecipeError
+from sqs_pyro.errors import DataError, NetworkError, RecipeError
 from sqs_pyro.models.architectures import block_paths
 from sqs_pyro.recipe import parse
 from sqs_pyro.runs.language_model import run
@@ -151,7 +151,7 @@ def test_blocks_of_two_networks_do_not_end_in_one_file(tiny_language_recipe, tmp
         run(recipe, tmp_path / "run", progress=interrupt)
     write_checkpoint(checkpoint, seed=1)
     with pytest.raises(
-        OutputError, match=r"run\.partial' holds an unfinished run .* weights .* have changed since"
+        NetworkError, match=r"run\.partial/checkpoint\.pt' was made of another network \('.*' has other values"
     ):
         run(recipe, tmp_path / "run")
     assert (tmp_path / "run.partial" / "blocks" / "block-000.pt").exists()

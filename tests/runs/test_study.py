@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from sqs_pyro.data import load_data
 from sqs_pyro.errors import OutputError
 from sqs_pyro.recipe import parse
 from sqs_pyro.runs.study import run_study, write_summary
@@ -112,7 +113,7 @@ def test_an_interrupted_study_goes_on(finished, study, baselines, tmp_path):
 
 def test_a_cell_of_another_recipe_is_run_again_only_when_asked(copied, study, baselines):
     changed = _changed(study, variants={"mild": {"set": {"compression.nonzero_rate": 0.4}}})
-    with pytest.raises(OutputError, match=r"mild-seed0' holds a finished run of another recipe"):
+    with pytest.raises(OutputError, match=r"run of another recipe \(compression\.nonzero_rate: 0\.5 -> 0\.4\)"):
         run_study(changed, copied, baselines_dir=baselines)
     (result,) = run_study(changed, copied, baselines_dir=baselines, overwrite=True)
     assert result.metrics["nonzero_rate"] == pytest.approx(0.4, abs=1e-3)
@@ -127,6 +128,37 @@ def test_the_directory_of_something_else_is_left_alone(copied, study, small_run,
     with pytest.raises(OutputError, match="is a file"):
         run_study(study, tmp_path / "file" / "out")
     assert [path.name for path in tmp_path.iterdir() if path.name != "out"] == ["file"]
+
+
+def test_a_damaged_study_is_refused_and_can_be_repaired(copied, study, baselines):
+    kept = copied / "study.yaml"
+    whole = kept.read_bytes()
+    damaged = [whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :] for i in range(0, len(whole), 29)]
+    for content in [b"", whole[:-1], *damaged]:
+        kept.write_bytes(content)
+        with pytest.raises(OutputError, match=r"study\.yaml' is damaged \(.*\): write 'name: '"):
+            run_study(study, copied, baselines_dir=baselines)
+    kept.write_text("name: small study")
+    assert [result.error is None for result in run_study(study, copied, baselines_dir=baselines)].count(True) == 3
+    assert kept.read_bytes() == whole
+
+
+def test_a_finished_run_in_it_that_was_altered_is_refused(copied, study, baselines):
+    metrics = copied / "runs" / "mild-seed0" / "metrics.json"
+    metrics.write_bytes(metrics.read_bytes().replace(b"0", b"9", 1))
+    with pytest.raises(OutputError, match=r"metrics\.json' was altered after it was written"):
+        run_study(study, copied, baselines_dir=baselines)
+
+
+def test_a_finished_run_of_other_data_is_run_again_only_when_asked(copied, study, baselines, monkeypatch):
+    def other(recipe, seed):
+        data = load_data(recipe, seed)
+        data.train.dataset.tensors[0][0, 0, 0, 0] += 1
+        return data
+
+    monkeypatch.setattr("sqs_pyro.runs.made_of.load_data", other)
+    with pytest.raises(OutputError, match=r"mild-seed0' holds a finished run of other data \('?training content"):
+        run_study(study, copied, baselines_dir=baselines)
 
 
 def test_two_at_a_time_are_not_let_in(copied, study, baselines):

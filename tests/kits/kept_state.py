@@ -1,0 +1,70 @@
+"""What every state that is kept to go on from promises: inherit :class:`KeptState`, and say how it is made."""
+
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from sqs_pyro.errors import NetworkError, SQSError
+from sqs_pyro.inference.checkpoint import read_checkpoint
+
+
+class KeptState:
+    """The contract.
+
+    Attributes:
+        changes: by what differs, changes of the call, and what the refusal must say.
+    """
+
+    changes: ClassVar[dict[str, tuple[dict[str, Any], str]]]
+
+    def call(self, path: str | Path, **changes: Any) -> Any:
+        """Do the work with its state kept at ``path``; return what can be compared by ``==``."""
+        raise NotImplementedError
+
+    def files(self, path: Path) -> list[Path]:
+        """The files that are kept."""
+        return [path]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def made(cls, tmp_path_factory):
+        path = tmp_path_factory.mktemp("kept") / "kept"
+        return path, cls().call(path)
+
+    @pytest.fixture
+    def kept(self, made, tmp_path):
+        copied = tmp_path / "kept"
+        (shutil.copytree if made[0].is_dir() else shutil.copyfile)(made[0], copied)
+        return copied, made[1]
+
+    def test_the_same_call_takes_it_by_text_too(self, kept):
+        path, result = kept
+        before = {file: file.read_bytes() for file in self.files(path)}
+        assert self.call(str(path)) == result
+        assert {file: file.read_bytes() for file in self.files(path)} == before
+        assert {each.name for each in path.parent.iterdir()} == {path.name}
+
+    def test_what_another_call_kept_is_refused(self, kept):
+        path, result = kept
+        for what, (change, sentence) in self.changes.items():
+            with pytest.raises(SQSError, match=sentence) as found:
+                self.call(path, **change)
+            assert "\n" not in str(found.value) and len(str(found.value)) < 500, what
+        assert self.call(path) == result
+
+    def test_damage_anywhere_is_refused(self, kept):
+        path, _ = kept
+        for file in self.files(path):
+            whole = file.read_bytes()
+            places = [*range(0, len(whole), max(1, len(whole) // 50)), len(whole) - 1]
+            damaged = [whole[:i] + bytes([whole[i] ^ (1 << i % 8)]) + whole[i + 1 :] for i in places]
+            for content in [*damaged, b"", whole[:-1], whole + b"\n"]:
+                file.write_bytes(content)
+                with pytest.raises(NetworkError, match=rf"{file.name}' cannot be read \(.*: delete it to start"):
+                    read_checkpoint(file)
+            with pytest.raises(SQSError, match=rf"{file.name}' cannot be read") as found:
+                self.call(path)
+            assert "\n" not in str(found.value)
+            file.write_bytes(whole)
