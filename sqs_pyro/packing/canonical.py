@@ -30,7 +30,7 @@ def canonical(coded: CodedTensor) -> CodedTensor:
     new_index, fresh = _number_distinct(values)
     rename = torch.empty_like(new_index).scatter_(1, order, new_index)  # [G, K]: old code -> new code
     components = max(1, int(fresh.sum(dim=1).max()))
-    rows = torch.zeros(groups, components)
+    rows = values.new_zeros(groups, components)
     keep = fresh.nonzero()
     rows[keep[:, 0], new_index[keep[:, 0], keep[:, 1]]] = values[fresh]
     if groups > 1:

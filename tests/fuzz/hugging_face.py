@@ -7,10 +7,10 @@ from random import Random
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from fuzz.kind import Kind
-from fuzz.mutations import changed, damaged, json_textfrom safetensors.torch import load_file, save_file
-
+from fuzz.mutations import changed, damaged, json_text
 from sqs_pyro import integrations
 from sqs_pyro.integrations.checkpoint_documents import CONFIG_DIGEST, config_digest
 from sqs_pyro.integrations.checkpoint_size import checkpoint_size
