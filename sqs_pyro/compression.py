@@ -153,7 +153,7 @@ def compress(
             include=recipe.include,
             exclude=recipe.exclude,
         )
-        _try(model, net, train_loader, validation, judge, recipe, checkpoint)
+        _try(model, train_loader, validation, judge, recipe, checkpoint)
         guide = SpikeGMMGuide(
             model,
             recipe.num_components,
@@ -186,7 +186,6 @@ def compress(
 
 def _try(
     model: BayesianNetwork,
-    net: nn.Module,
     train_loader: Any,
     validation: Any | None,
     judge: Judge | None,
@@ -203,7 +202,7 @@ def _try(
         raise RecipeError("Recipe key 'compression.distillation' needs the likelihood 'categorical': remove it.")
     resumed = checkpoint is not None and checkpoint.exists()  # then it has been judged before
     tried = try_first_minibatch(
-        net,
+        model.net,  # a copy: the user's own network is not even run in training mode
         train_loader,
         model.likelihood,
         validation=None if resumed else validation,
