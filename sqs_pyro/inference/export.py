@@ -113,8 +113,8 @@ def pack_ensemble(
 ) -> PackedEnsemble:
     """Draw networks from a posterior and pack them as one, whose forward gives their averaged log-probabilities.
 
-    Codebooks and everything that is not compressed are shared; :func:`~sqs_pyro.save` writes one file. Draws follow
-    torch's random state, which stays as it is: ``torch.manual_seed`` chooses other ones.
+    Codebooks and everything that is not compressed are shared; :func:`~sqs_pyro.save` writes one file. Draws
+    follow torch's random state, which stays as it is: ``torch.manual_seed`` chooses other ones.
 
     Args:
         source: a :class:`~sqs_pyro.compression.CompressionResult`, whose shipped norms and biases are used, or a
