@@ -161,7 +161,7 @@ def compress(
             exclude=recipe.exclude,
         )
         check_finite(net)
-        _try(model, net, train_loader, validation, judge, recipe, checkpoint)
+        _try(model, train_loader, validation, judge, recipe, checkpoint)
         guide = SpikeGMMGuide(
             model,
             recipe.num_components,
@@ -195,7 +195,6 @@ def compress(
 
 def _try(
     model: BayesianNetwork,
-    net: nn.Module,
     train_loader: Any,
     validation: Any | None,
     judge: Judge | None,
@@ -212,7 +211,7 @@ def _try(
         raise RecipeError("Recipe key 'compression.distillation' needs the likelihood 'categorical': remove it.")
     resumed = checkpoint is not None and checkpoint.exists()  # then it has been judged before
     tried = try_first_minibatch(
-        net,
+        model.net,  # a copy: the user's own network is not even run in training mode
         train_loader,
         model.likelihood,
         validation=None if resumed else validation,

@@ -1,6 +1,5 @@
 """Calls leave process, thread and networks as they found them, and do not depend on how they found them."""
 
-import contextlib
 import os
 import random
 import threading
@@ -8,11 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyro
-import pyro.distributions as dist
 import pytest
 import torch
+from kits.ambient import AMBIENT, float64
 from kits.untouched import untouched
-from pyro import poutine
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -46,49 +44,6 @@ def weights(result) -> dict:
 def assert_equal(first: dict, second: dict) -> None:
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-@contextlib.contextmanager
-def float64():
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@contextlib.contextmanager
-def other_random_states():
-    torch.manual_seed(99), random.seed(99), np.random.seed(99)  # noqa: NPY002
-    yield
-
-
-@contextlib.contextmanager
-def parameters_and_a_plate():
-    """Within a model, as it is run: handlers, plates and a store that has the names that we use."""
-    pyro.param("0.weight", torch.ones(3))
-    pyro.param("scale", torch.tensor(2.0), constraint=dist.constraints.positive)
-    with poutine.trace(), poutine.condition(data={"0.weight": torch.zeros(6, 4)}), pyro.plate("data", 3):
-        yield
-
-
-@contextlib.contextmanager
-def no_validation():
-    with pyro.settings.context(validate_distributions_pyro=False, validate_poutine=False, validate_infer=False):
-        yield
-
-
-AMBIENT = {
-    "as usual": contextlib.nullcontext,
-    "float64": float64,
-    "no_grad": torch.no_grad,
-    "inference_mode": torch.inference_mode,
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "meta device": lambda: torch.device("meta"),
-    "random states": other_random_states,
-    "Pyro": parameters_and_a_plate,
-    "no validation": no_validation,
-}
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from sqs_pyro.inference.disagreement import expected_disagreement, temperature_f
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.inference.site_guide import SiteGuide
+from sqs_pyro.isolation import isolated
 from sqs_pyro.models.coverage import Coverage, Uncompressed, coverage
 from sqs_pyro.models.network_prior import FixedPrior, NetworkPrior
 
@@ -84,6 +85,7 @@ def unrepeatable(difference: float) -> Finding:
     return _finding("unrepeatable", None, 1 / (1 + difference))
 
 
+@isolated(sees_parameters=True)
 @torch.no_grad()
 def diagnose(
     model: Any, guide: SpikeGMMGuide, *, averaging: bool = True, recipe: CompressionRecipe | None = None

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
@@ -18,6 +17,7 @@ from sqs_pyro.distributions.monte_carlo import draws_exactly
 from sqs_pyro.errors import ModelError, RecipeError
 from sqs_pyro.inference.elbo import Site, run_paired, sample_sites
 from sqs_pyro.inference.kl_bounds import KLBounds, kl_bounds
+from sqs_pyro.isolation import isolated
 from sqs_pyro.reporting.printed import Printed, Report
 
 
@@ -94,6 +94,7 @@ class ElboReport(Printed):
         return bounds_tables(self.to_dict())
 
 
+@isolated(sees_parameters=True)
 @torch.no_grad()
 def elbo_report(
     model: Callable[..., Any],
@@ -136,8 +137,7 @@ def elbo_report(
     for temperature in wanted:
         if temperature is not None and not temperature > 0:
             raise RecipeError(f"elbo_report: a temperature is {temperature!r}, but must be positive.")
-    store = pyro.get_param_store()
-    with _evaluation_mode(model, guide), store.scope(store.get_state()):
+    with _evaluation_mode(model, guide):
         latent = _latent_sites(model, guide, args, kwargs)
         values = {name: q["value"] for name, (q, _) in latent.items()}
         at: list[ElboBounds] = []

@@ -11,6 +11,7 @@ from sqs_pyro.inference.agreement import check_agreement
 from sqs_pyro.inference.batch_norm import batch_norm_statistics, fold_batch_norm, reestimate_batch_norm
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.shipping import copied, shipped_network
+from sqs_pyro.isolation import isolated
 from sqs_pyro.kernels import PackedEnsemble, packed_ensemble, packed_network
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.packing.module import METADATA, round_leftovers
@@ -47,6 +48,7 @@ def network_with(net: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     return changed
 
 
+@isolated(sees_parameters=True)
 def pack(
     source: Any,
     *,
@@ -97,6 +99,7 @@ def pack(
     return packed
 
 
+@isolated(sees_parameters=True)
 def pack_ensemble(
     source: Any,
     num_samples: int = 20,
@@ -110,7 +113,8 @@ def pack_ensemble(
 ) -> PackedEnsemble:
     """Draw networks from a posterior and pack them as one, whose forward gives their averaged log-probabilities.
 
-    Codebooks and everything that is not compressed are shared; :func:`~sqs_pyro.save` writes one file.
+    Codebooks and everything that is not compressed are shared; :func:`~sqs_pyro.save` writes one file. Draws
+    follow torch's random state, which stays as it is: ``torch.manual_seed`` chooses other ones.
 
     Args:
         source: a :class:`~sqs_pyro.compression.CompressionResult`, whose shipped norms and biases are used, or a

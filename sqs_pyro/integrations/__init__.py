@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqs_pyro.integrations.checkpoint_size import CheckpointSize, checkpoint_size
 from sqs_pyro.integrations.post_import import after_import
+from sqs_pyro.isolation import isolated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,7 +50,8 @@ def save_pretrained(
     _require_transformers()
     from sqs_pyro.integrations import transformers_checkpoint
 
-    transformers_checkpoint.save_pretrained(packed, directory, tokenizer, model_card=model_card, **options)
+    with isolated():
+        transformers_checkpoint.save_pretrained(packed, directory, tokenizer, model_card=model_card, **options)
 
 
 def from_pretrained(
@@ -82,9 +84,10 @@ def from_pretrained(
     _require_transformers()
     from sqs_pyro.integrations import transformers_checkpoint
 
-    return transformers_checkpoint.from_pretrained(
-        directory, auto_class=auto_class, dequantize=dequantize, **options
-    )
+    with isolated():
+        return transformers_checkpoint.from_pretrained(
+            directory, auto_class=auto_class, dequantize=dequantize, **options
+        )
 
 
 def __getattr__(name: str) -> Any:

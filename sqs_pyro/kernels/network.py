@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError, PackedFileError
+from sqs_pyro.isolation import isolated
 from sqs_pyro.kernels.assemble import assemble, tensor_slots
 from sqs_pyro.kernels.described import described_network
 from sqs_pyro.kernels.ensemble import PackedEnsemble
@@ -102,6 +103,7 @@ def packed_ensemble(
 
 
 @enough_resources("Saving a packed file")
+@isolated()
 def save(packed: nn.Module, path: str | Path) -> None:
     """Write a packed network to a file, which appears complete or not at all.
 
@@ -128,23 +130,20 @@ def load(path: str | Path, net: nn.Module | Callable[[], nn.Module] | None = Non
         RecipeError: if the registry does not know the file's network.
         ResourceError: if there is too little memory.
     """
-    contents = read_packed(path)
-    plain = _plain_network(contents, net)
-    check_replaceable(plain)
-    try:
-        packed: nn.Module
-        if contents.draws is None:
-            packed = root = assemble(plain, contents.tensors)
-        else:
-            packed = PackedEnsemble(plain, contents.tensors, contents.draws)
-            root = packed.network
-        _fill(root, contents.leftovers)
-        check_finite(root)
-    except (NetworkError, PackedFileError) as error:
-        raise PackedFileError(
-            f"Packed file {str(path)!r} cannot be used with this {type(plain).__name__}. {error}"
-        ) from None
-    return _finish(packed, contents.metadata)
+    with isolated():
+        contents = read_packed(path)
+        plain = described_network(contents) if net is None else net
+    if not isinstance(plain, nn.Module):
+        plain = plain()  # the caller's own code, in the caller's own state
+    with isolated(plain):
+        check_replaceable(plain)
+        try:
+            packed = _assembled(contents, plain)
+        except (NetworkError, PackedFileError) as error:
+            raise PackedFileError(
+                f"Packed file {str(path)!r} cannot be used with this {type(plain).__name__}. {error}"
+            ) from None
+        return _finish(packed, contents.metadata)
 
 
 def dense_state(packed: nn.Module) -> dict[str, Tensor]:
@@ -201,12 +200,16 @@ def _finish(packed: nn.Module, metadata: dict[str, Any]) -> nn.Module:
     return packed.eval()
 
 
-def _plain_network(contents: PackedContents, net: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
-    if isinstance(net, nn.Module):
-        return net
-    if net is not None:
-        return net()
-    return described_network(contents)
+def _assembled(contents: PackedContents, plain: nn.Module) -> nn.Module:
+    packed: nn.Module
+    if contents.draws is None:
+        packed = root = assemble(plain, contents.tensors)
+    else:
+        packed = PackedEnsemble(plain, contents.tensors, contents.draws)
+        root = packed.network
+    _fill(root, contents.leftovers)
+    check_finite(root)
+    return packed
 
 
 def _fill(packed: nn.Module, leftovers: Mapping[str, Tensor]) -> None:

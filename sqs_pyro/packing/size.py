@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sqs_pyro.isolation import isolated
 from sqs_pyro.packing.file import file_image, read_packed
 from sqs_pyro.packing.layouts import PackedTensor
 from sqs_pyro.packing.module import module_contents
@@ -146,6 +147,7 @@ class SizeReport(Printed):
         }
 
 
+@isolated()
 def size_report(packed: nn.Module | str | Path) -> SizeReport:
     """Report the bytes of a packed file, or of the file that a packed module would be saved as.
 
