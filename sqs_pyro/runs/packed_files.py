@@ -121,7 +121,9 @@ def evaluate_file(
         _check_no_images(path, root, shift)
         return _evaluate_task(path, whole)
     if root is not None and whole.name == "digits":
-        raise DataError(f"--root {root} is for data sets in a directory, but '{path}' is judged by digits: leave it out.")
+        raise DataError(
+            f"--root {root} is for data sets in a directory, but '{path}' is judged by digits: leave it out."
+        )
     recipe = whole if root is None else whole.model_copy(update={"root": Path(root)})
     move = None if shift is None else parse_shift(shift)
     net = load(path)

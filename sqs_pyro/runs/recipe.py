@@ -59,7 +59,9 @@ class AveragingRecipe(RecipeSection):
 
     samples: int = Field(default=20, ge=1, le=10_000)
     temperature: float | None = Field(default=None, ge=1e-6, le=1e6)
-    candidates: tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...] = Field(default=(0.1, 0.2, 0.35, 0.5, 1.0), min_length=1)
+    candidates: tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...] = Field(
+        default=(0.1, 0.2, 0.35, 0.5, 1.0), min_length=1
+    )
     gate_temperature: float | None = Field(default=None, ge=1e-6, le=1e6)
     batch_norm_batches: int = Field(default=0, ge=0)
     pack: bool = False
