@@ -86,8 +86,8 @@ def _class_axis(output: Any, given: int | None) -> int:
     if given is None and dims > 2 and not tokens:
         raise NetworkError(
             f"The network's output has the shape {list(output_tensor(output).shape)}, and nothing says which "
-            "dimension holds the classes that are averaged: set class_axis of the averaged network, 1 or -1 for the "
-            "last."
+            "dimension holds the classes that are averaged: set class_axis of the averaged network, 1, or -1 for "
+            "the last."
         )
     return -1 if given is None else given
 

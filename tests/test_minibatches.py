@@ -301,7 +301,7 @@ def test_a_causal_language_model_is_trained_on_transformers_own_loss():
     batch = transformers.BatchEncoding(
         {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
     )
-    expected = net(**batch).loss
+    expected = net(**batch).loss.detach()
     found = evaluate(net, [batch])
     assert found.num_examples == int((labels[:, 1:] != -100).sum())
     assert found.nll == pytest.approx(float(expected), rel=1e-5)

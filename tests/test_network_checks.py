@@ -1,6 +1,7 @@
-"""Networks that cannot be compressed as they are: each is one sentence that says how to repair it, and the repair works."""
+"""Networks that cannot be compressed as they are: a sentence says how to repair each, and the repair works."""
 
 import copy
+from typing import ClassVar
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def on_meta() -> nn.Module:
     "ignore::FutureWarning", "ignore:torch.ao.quantization", "ignore:torch.quantize_per_tensor"
 )
 class TestNetworks:
-    cases = {
+    cases: ClassVar = {
         "parallel": (lambda: nn.DataParallel(plain()), "net.module", lambda net: net.module),
         "parallel inside": (lambda: nn.Sequential(nn.DataParallel(plain())), "'0' is a DataParallel", None),
         "old weight norm": (

@@ -1,5 +1,7 @@
 """What does not fit is told before the first step, and named by its minibatch when it comes later."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from pyro import distributions as dist
@@ -54,7 +56,7 @@ LATER[20, 3] = torch.nan
 
 
 class TestBeforeTraining:
-    cases = {
+    cases: ClassVar = {
         "labels out of range": (mlp, loader(y=Y + 1), {}, "run from 1 to 3, but the network has 3 classes"),
         "a class to leave out": (mlp, loader(y=Y.masked_fill(Y == 1, 255)), {}, "Categorical(ignore_index=255)"),
         "fractions": (mlp, loader(y=Y + 0.5), {}, "have a fraction"),

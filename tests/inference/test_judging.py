@@ -1,4 +1,6 @@
-"""Figures of every kind of label against torchmetrics and scikit-learn, and the judges that likelihoods ask for."""
+"""Figures of all kinds of labels against torchmetrics and scikit-learn, and the judges likelihoods ask for."""
+
+from typing import ClassVar
 
 import pytest
 import torch
@@ -145,7 +147,7 @@ def test_no_label_and_no_mean():
 
 
 class TestCompression:
-    recipe = {"epochs": 2, "num_components": 4, "batch_norm_batches": 0}
+    recipe: ClassVar = {"epochs": 2, "num_components": 4, "batch_norm_batches": 0}
 
     @pytest.mark.parametrize(
         ("likelihood", "y"),
