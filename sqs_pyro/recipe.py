@@ -10,7 +10,7 @@ from sqs_pyro.documents import shown
 from sqs_pyro.errors import RecipeError
 
 MAX_SEED = 2**62  # torch's seeds have 64 bits with a sign, and seeds of parts are sums
-_MOST_SENTENCES = 5
+_MOST_SENTENCES = 3
 
 
 class RecipeSection(BaseModel):
