@@ -29,8 +29,8 @@ class CodebookGMM(SpikeGMM):
     ``φ_i = softmax_k[(log π_k + log N(w_i; μ_k, σ_k²)) / τ]``. Nothing of size N x K is kept: the
     straight-through value, its gradient and Jensen's bound work from latents and codebooks.
 
-    Shapes: ``batch_shape = base_shape = latent.shape``, ``event_shape = ()``; :meth:`expand` enlarges ``batch_shape``
-    alone. Weights belong to groups in row-major order: ``latent.view(G, N / G)``.
+    Shapes: ``batch_shape = base_shape = latent.shape``, ``event_shape = ()``; :meth:`expand` enlarges
+    ``batch_shape`` alone. Weights belong to groups in row-major order: ``latent.view(G, N / G)``.
 
     Args:
         gates: λ, ``[*shape]``.
@@ -87,7 +87,7 @@ class CodebookGMM(SpikeGMM):
 
     @property
     def logits(self) -> Tensor:
-        """Unnormalised log responsibilities at temperature 1, ``[*base_shape, K]``; computed anew at each access."""
+        """Unnormalised log responsibilities at temperature 1, ``[*base_shape, K]``; computed at each access."""
         logits = assignment_logits(
             self.grouped(self.anchor), self.codebook_loc, self.codebook_scale, self.log_mixing
         )
@@ -103,7 +103,7 @@ class CodebookGMM(SpikeGMM):
         return self._current_codes().view(self.base_shape).long().expand(self.batch_shape)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
-        """The same law with ``batch_shape`` enlarged: estimators and bounds stay those of latents and codebooks."""
+        """The same law with ``batch_shape`` enlarged; estimators and bounds stay those of the codebooks."""
         return _enlarged(self, batch_shape)
 
     def _current_codes(self) -> Tensor:

@@ -62,10 +62,10 @@ def register_bound(kind: str, type_q: type, type_p: type) -> Callable[[Bound], B
 def kl_bound(q: Distribution, p: Distribution, kind: str = "jensen") -> Tensor:
     """The bound ``kind`` on KL(q‖p), ``[*batch_shape]`` of q, by the most specific registered type pair.
 
-    The most specific prior wins, whoever registered it, then the most specific q: what a prior of one's own says for
-    every :class:`SpikeGMM` counts before what the library says for a guide's subclass of it and a more general
-    prior. An exact KL registered with torch (``register_kl``) stands for every kind, where no bound of this kind is
-    registered for the same or a more specific pair.
+    The most specific prior wins, whoever registered it, then the most specific q: what a prior of one's own says
+    for every :class:`SpikeGMM` counts before what the library says for a guide's subclass of it and a more
+    general prior. An exact KL registered with torch (``register_kl``) stands for every kind, where no bound of
+    this kind is registered for the same or a more specific pair.
 
     ``Independent`` (``to_event``) and ``MaskedDistribution`` are unwrapped on both sides.
 
@@ -106,7 +106,7 @@ def _check_kind(kind: str) -> None:
 
 
 def _most_specific(kind: str, type_q: type, type_p: type) -> Bound | None:
-    """The function for the most specific p and, for that, the most specific q; None where no bound is registered."""
+    """That of the most specific p and, for it, the most specific q; None where no bound is registered."""
     pairs = [(q, p) for p in type_p.__mro__ for q in type_q.__mro__]
     if not any((kind, *pair) in _REGISTRY for pair in pairs):
         return None

@@ -30,9 +30,9 @@ class SpikeGMMGuide(OwningModule):
     """Spike-and-GMM guide: ``q(θ_i) = (1-λ_i) δ_0 + λ_i Σ_k φ_ik N(μ_k, σ_k²)`` at every site of a model.
 
     Codebooks are initialised by 1-D K-means of the pretrained weights. In training mode a draw is made by
-    ``estimator``; in evaluation mode (``guide.eval()``), and whenever ``pyro.infer.Predictive`` asks, it is a discrete
-    network (gates and codes drawn, slab noise left out), at :meth:`evaluation_temperatures`: what Bayesian averaging
-    averages.
+    ``estimator``; in evaluation mode (``guide.eval()``), and whenever ``pyro.infer.Predictive`` asks, it is a
+    discrete network (gates and codes drawn, slab noise left out), at :meth:`evaluation_temperatures`: what
+    Bayesian averaging averages.
 
     Args:
         model: a :class:`~sqs_pyro.models.BayesianNetwork`, or any Pyro model together with ``init``.

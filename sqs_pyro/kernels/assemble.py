@@ -155,7 +155,8 @@ def _packed_module(module: nn.Module, weights: Mapping[str, StoredWeight]) -> nn
         del module._parameters[name]
         module.add_module(WEIGHT_PREFIX + name, weight)
         weight.used_for("decoded")
-    module.__class__ = _decoding_class(type(module), tuple(weights))
+    plain: Any = type(module)
+    module.__class__ = _decoding_class(plain, tuple(weights))
     return module
 
 
@@ -183,7 +184,7 @@ def check_reads_weights(module: nn.Module, names: Iterable[str]) -> None:
 
 
 @functools.cache
-def _decoding_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+def _decoding_class(plain: Any, names: tuple[str, ...]) -> type[nn.Module]:
     """Return a subclass whose attributes ``names`` decode the packed weights that hold them; one for each pair.
 
     It is found under no name of a module, so its instances are pickled as what it is made of.
@@ -193,13 +194,14 @@ def _decoding_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
         return property(lambda module: module._modules[WEIGHT_PREFIX + name].dense())
 
     def reduced(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
-        _, _, *state = plain.__reduce_ex__(module, protocol)
+        parts: Any = plain.__reduce_ex__(module, protocol)
+        _, _, *state = parts
         return _empty_decoding, (plain, names), *state
 
     return type(plain.__name__, (plain,), {name: decoded(name) for name in names} | {"__reduce_ex__": reduced})
 
 
-def _empty_decoding(plain: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+def _empty_decoding(plain: Any, names: tuple[str, ...]) -> nn.Module:
     """Return an instance without state, as unpickling starts from."""
     made = _decoding_class(plain, names)
     return made.__new__(made)

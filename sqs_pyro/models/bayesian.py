@@ -35,8 +35,8 @@ class BayesianNetwork(OwningModule):
     ``forward(inputs, y)`` samples every site from its prior, runs the user's network with the samples in place
     of its weights (``torch.func.functional_call``, the network itself is not rewritten) and observes ``y`` at
     site ``"obs"`` inside ``plate("data", num_data)``, so that a minibatch counts for the whole data set. The
-    network's output is recorded at the deterministic site ``"logits"``. Weights drawn in plates (``num_particles`` with
-    ``vectorize_particles``, ``Predictive(parallel=True)``) are so many networks, which run one after the other.
+    network's output is recorded at the deterministic site ``"logits"``. Weights drawn in plates
+    (``vectorize_particles``, ``Predictive(parallel=True)``) are so many networks, which run one after the other.
 
     Compressed parameters are frozen (``requires_grad=False``): their pretrained values only initialise a
     guide. All other parameters (biases, norms, ...) stay trainable and are learned as point estimates.
@@ -53,13 +53,13 @@ class BayesianNetwork(OwningModule):
 
     Raises:
         NetworkError: nothing to compress, weights that are not finite or cannot be replaced (see
-            :func:`~sqs_pyro.network_checks.check_network`), a site named like one of the model's own, or an impossible
-            argument.
+            :func:`~sqs_pyro.network_checks.check_network`), a site named like one of the model's own, or an
+            impossible argument.
 
     Attributes:
-        evaluates_predictions: under ``pyro.infer.Predictive`` the network runs in evaluation mode, whatever its own
-            mode is: batch norms use and keep their statistics, nothing is dropped out. Set it to False for Monte
-            Carlo dropout; the network's own mode counts then.
+        evaluates_predictions: under ``pyro.infer.Predictive`` the network runs in evaluation mode, whatever its
+            own mode is: batch norms use and keep their statistics, nothing is dropped out. Set it to False for
+            Monte Carlo dropout; the network's own mode counts then.
     """
 
     evaluates_predictions = True
@@ -118,8 +118,8 @@ class BayesianNetwork(OwningModule):
             What was observed or sampled at ``"obs"``.
 
         Raises:
-            DataError: the observations do not have the shape that the likelihood describes, or batch norm cannot take
-                statistics of one example.
+            DataError: the observations do not have the shape that the likelihood describes, or batch norm cannot
+                take statistics of one example.
         """
         own = dict(self._modules["net"].named_parameters())
         weights = {
@@ -161,8 +161,9 @@ class BayesianNetwork(OwningModule):
                 if not str(error).startswith("Expected more than 1 value per channel"):
                     raise
                 raise DataError(
-                    "A minibatch has one example, of which batch norm in training can make no statistics: leave it "
-                    "out (DataLoader(..., drop_last=True)), choose another batch size, or call model.net.eval()."
+                    "A minibatch has one example, of which batch norm in training can make no statistics: leave "
+                    "it out (DataLoader(..., drop_last=True)), choose another batch size, or call "
+                    "model.net.eval()."
                 ) from error
 
     def _point_estimates(self) -> dict[str, Tensor]:

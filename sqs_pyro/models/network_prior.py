@@ -121,15 +121,15 @@ def _check_law(name: str, law: Any, shape: torch.Size) -> None:
         expanded = of_shape(law, shape)
     except NotImplementedError as error:
         raise NetworkError(
-            f"The prior of '{name}', a {kind}, cannot be expanded to the weight's shape: a class with an __init__ of "
-            "its own needs expand(self, batch_shape, _instance=None), which returns the same law with a larger "
+            f"The prior of '{name}', a {kind}, cannot be expanded to the weight's shape: a class with an __init__ "
+            "of its own needs expand(self, batch_shape, _instance=None), which returns the same law with a larger "
             f"batch shape ({error})."
         ) from None
     returned = expanded.batch_shape + expanded.event_shape
     if returned != shape:
         raise NetworkError(
-            f"The prior of '{name}', a {kind}, was expanded to {tuple(shape)}, but its expand() returned batch shape "
-            f"{tuple(returned)}: it must return the batch shape it is given."
+            f"The prior of '{name}', a {kind}, was expanded to {tuple(shape)}, but its expand() returned batch "
+            f"shape {tuple(returned)}: it must return the batch shape it is given."
         )
 
 

@@ -1,12 +1,12 @@
 """Who owns a parameter: the module. Pyro's global store is a view of it, brought up to date before every use.
 
-Pyro finds parameters by name in one store for the whole process, so that two networks with equal names would share
-them, and a module would not know what was loaded into the store. Here a name in the store leads to the parameter of
-the module that was used last. What else is found under the name
+Pyro finds parameters by name in one store for the whole process, so that two networks with equal names would
+share them, and a module would not know what was loaded into the store. Here a name in the store leads to the
+parameter of the module that was used last. What else is found under the name
 
 * is another module's parameter: that module keeps it, and is given its name back when it is used again;
-* is nobody's: it was loaded (``store.load``, ``set_state``, ``store[name] = value``) and is taken over by the module,
-  in place, so that optimizers go on with the parameters they know.
+* is nobody's: it was loaded (``store.load``, ``set_state``, ``store[name] = value``) and is taken over by the
+  module, in place, so that optimizers go on with the parameters they know.
 """
 
 import weakref
@@ -111,12 +111,13 @@ def claim(
 
 
 def point_estimate(owner: nn.Module, name: str, parameter: Tensor) -> Tensor:
-    """``pyro.param(name)`` of a parameter that a module owns: the value to use, which effects may have replaced."""
+    """``pyro.param(name)`` of a module's parameter: the value to use, which effects may have replaced."""
     claim(owner, name, parameter)
-    value = pyro.param(name, parameter)
+    value: Tensor = pyro.param(name, parameter)
     if value is parameter:
         # Pyro marks a value with a weak reference, which would keep the user's network from being pickled.
-        value.unconstrained = _Itself(value)
+        marked: Any = value
+        marked.unconstrained = _Itself(value)
     return value
 
 

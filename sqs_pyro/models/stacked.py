@@ -85,11 +85,11 @@ class StackedLaw(TorchDistribution):
         return all(law.has_rsample for law in self.laws)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """``[*sample, *batch_shape]``; a value without the networks' dimensions is what each of them is asked for."""
+        """``[*sample, *batch_shape]``; a value without the networks' dimensions is asked of each of them."""
         events = len(self.event_shape)
         value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape))
         value = value.movedim(self.dim - events, -1 - events)  # [*sample, *networks, B, *event]
-        behind = (slice(None),) * (1 + events)
+        behind: tuple[Any, ...] = (slice(None),) * (1 + events)
         networks = value.shape[value.dim() - events - len(self.plates) : value.dim() - events - 1]
         places = itertools.product(*map(range, networks))
         parts = [law.log_prob(value[(..., *at, *behind)]) for law, at in zip(self.laws, places, strict=True)]

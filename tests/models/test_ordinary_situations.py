@@ -48,7 +48,7 @@ def svi(model, guide, rate: float = 0.05) -> SVI:
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("value", [0.0, 1e-40, 0.3, -2.0])
 def test_a_layer_of_equal_weights_trains(prior, value):
-    """A branch that starts as nothing has a prior of usable width, and a codebook that it can leave its value by."""
+    """A branch that starts as nothing has a prior of usable width, and a codebook with places to go to."""
     net = mlp()
     nn.init.constant_(net[2].weight, value)
     model = BayesianNetwork(net, prior=PRIORS[prior](), num_data=12)
@@ -101,7 +101,7 @@ class TestPredictions:
         assert modes == [module.training for module in model.net.modules()]
 
     def test_of_a_network_in_training_mode_for_those_who_ask(self):
-        model, guide = self.pair(nn.Dropout(0.5))
+        model, _ = self.pair(nn.Dropout(0.5))
         model.evaluates_predictions = False
         given = {name: value.expand(2, *value.shape) for name, value in model.site_values().items()}
         logits = Predictive(model, given, return_sites=("logits",))(X)["logits"]
@@ -160,7 +160,10 @@ class TestAPriorOfOnesOwn:
         [
             (lambda: WithoutExpand(torch.tensor(0.5)), r"a WithoutExpand, cannot be expanded .* needs expand\("),
             (lambda: OtherExpand(torch.tensor(0.5)), r"its expand\(\) returned batch shape \(2, 6, 4\)"),
-            (lambda: dist.Normal(torch.zeros(5), 1.0), r"batch shape \(5,\), which does not broadcast .* \(6, 4\)"),
+            (
+                lambda: dist.Normal(torch.zeros(5), 1.0),
+                r"batch shape \(5,\), which does not broadcast .* \(6, 4\)",
+            ),
             (lambda: dist.Normal(torch.zeros(2, 6, 4), 1.0), r"batch shape \(2, 6, 4\), which does not broadcast"),
             (lambda: dist.Normal(torch.zeros(4), 1.0).to_event(1), r"event shape \(4,\), but must be"),
             (lambda: torch.distributions.Normal(0.0, 1.0), r"is a Normal, but must be a Pyro distribution"),
@@ -312,7 +315,9 @@ class TestCodesThatAGradientNeeds:
     def test_masks_are_renewed_between_forward_and_backward(self):
         model, guide = self.parts()
         loss = SQSELBO().differentiable_loss(model, guide, X, Y)
-        guide.prune({name: torch.zeros(site.shape, dtype=torch.bool) for name, site in guide.site_guides().items()})
+        guide.prune(
+            {name: torch.zeros(site.shape, dtype=torch.bool) for name, site in guide.site_guides().items()}
+        )
         guide.freeze_codes()
         loss.backward()
 

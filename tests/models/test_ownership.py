@@ -1,4 +1,4 @@
-"""One owner of every parameter: what is trained is what predicts, packs and is saved, whatever Pyro's store holds."""
+"""One owner of every parameter: what is trained is what predicts, packs and is saved."""
 
 import copy
 import pickle

@@ -85,7 +85,7 @@ def test_predictive_gives_what_each_drawn_network_answers(parallel):
 
 
 def test_posterior_samples_in_parallel():
-    model, guide = pair()
+    model, _ = pair()
     given = {name: torch.randn(S, *value.shape) for name, value in model.site_values().items()}
     each, together = (Predictive(model, given, return_sites=("logits",), parallel=p)(X) for p in (False, True))
     torch.testing.assert_close(each["logits"], together["logits"])
