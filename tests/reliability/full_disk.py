@@ -1,4 +1,4 @@
-"""Let the disk be full at ten moments of each run: python tests/reliability/full_disk.py [--moments 10].
+"""Let the disk be full at ten moments of each run: tests/reliability/full_disk.py [--moments 10] [--runs ...].
 
 Every file ends at a limit that lies between the sizes of the files that the run writes. The run must end in one
 sentence, what was there must stay, and done again with room it must end in the bytes of a run that always had it.
@@ -20,14 +20,20 @@ def main() -> None:
     """Print a line for each run and exit with 1 if any outcome was another."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--moments", type=int, default=10)
+    options.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     asked = options.parse_args()
     wrong = 0
     with tempfile.TemporaryDirectory() as place:
         assert ended(start(lambda: make_packed(Path(place, "packed.safetensors")))) == 0
-        for name, each in RUNS.items():
-            failures = _filled(name, each, Path(place), asked.moments)
+        for name in asked.runs:
+            failures = _filled(name, RUNS[name], Path(place), asked.moments)
             wrong += len(failures)
-            print(f"{name}: {asked.moments} moments, {len(failures)} wrong outcomes", *failures, sep="\n  ")
+            print(
+                f"{name}: {asked.moments} moments, {len(failures)} wrong outcomes",
+                *failures,
+                sep="\n  ",
+                flush=True,
+            )
     sys.exit(1 if wrong else 0)
 
 
