@@ -227,7 +227,7 @@ def test_a_language_model_from_the_command_line(language_recipe_file, tmp_path):
     lines = result.stderr.splitlines()
     assert any(line.startswith("compression 2/2 ") and "bits a weight" in line for line in lines), lines
     assert lines[-1] == f"Wrote {out}"
-    assert {line.split()[0] for line in lines[:-1]} <= {"calibration", "compression", "perplexity"}
+    assert {line.split()[0] for line in lines[:-1]} <= {"calibration", "compression", "perplexity", "finding:"}
     refused = _sqs("compress", language_recipe_file, "--out", out)
     assert refused.exit_code == 2 and "already holds a finished run" in refused.stderr
 

@@ -29,7 +29,15 @@ def commands(small_run, tmp_path_factory):
         "evaluate": ["evaluate", packed],
         "report": ["report", small_run],
         "plan": ["plan", checkpoint],
-        "export": ["export", packed, "--format", "dense", "--overwrite", "--out", checkpoint / "plain.safetensors"],
+        "export": [
+            "export",
+            packed,
+            "--format",
+            "dense",
+            "--overwrite",
+            "--out",
+            checkpoint / "plain.safetensors",
+        ],
     }
 
 
@@ -74,7 +82,19 @@ def test_json_is_one_document(commands, name):
 @pytest.mark.parametrize("width", [60, 80])
 @pytest.mark.parametrize(
     "command",
-    ["", "compress", "evaluate", "inspect", "export", "plan", "report", "compare", "sweep", "bench", "bench model"],
+    [
+        "",
+        "compress",
+        "evaluate",
+        "inspect",
+        "export",
+        "plan",
+        "report",
+        "compare",
+        "sweep",
+        "bench",
+        "bench model",
+    ],
 )
 def test_help_fits_and_says_all(command, width, monkeypatch):
     monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", width)
