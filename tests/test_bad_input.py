@@ -58,7 +58,10 @@ def _sentence(result, before, directory):
             "'compression.nonzero_rate' is 1.5, but should be less than or equal to",
         ),
         ("compression.nonzero_rate=.nan", "'compression.nonzero_rate' is nan, but should be a finite number"),
-        ("compression.temperature=-1", "'compression.temperature' is -1, but should be greater than 0"),
+        (
+            "compression.temperature=-1",
+            "'compression.temperature' is -1, but should be greater than or equal to 0.000001",
+        ),
         (
             "compression.kl=exact",
             "'compression.kl' is 'exact', but should be 'jensen', 'dominant' or 'monte_carlo'",
@@ -101,7 +104,8 @@ def test_weights_that_are_not_there(refused, tmp_path):
 
 def test_training_that_diverges(refused, tmp_path):
     assert "lower `lr`" in refused("baseline.lr=1e12", baselines=tmp_path / "baselines")
-    assert "The loss is not finite at step" in refused("compression.learning_rate=1e12")
+    steep = ("learning_rate=10", "weight_decay=1", "epochs=20")
+    assert "The loss is not finite at step" in refused(*(f"compression.{change}" for change in steep))
 
 
 def test_missing_data(refused, tmp_path):
@@ -186,9 +190,8 @@ def test_a_network_of_ones_own_that_is_not_finite():
 
 def test_a_loss_that_is_not_finite():
     with pytest.raises(DivergenceError, match=r"The loss is not finite at step .*: lower learning_rate"):
-        sqs_pyro.compress(
-            build_network("digits_net", width=8), _loader(), {**RECIPE, "epochs": 20, "learning_rate": 1e12}
-        )
+        steep = {**RECIPE, "epochs": 20, "learning_rate": 10.0, "weight_decay": 1.0}
+        sqs_pyro.compress(build_network("digits_net", width=8), _loader(), steep)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "inspect"])

@@ -286,6 +286,9 @@ class TestInterruption:
             compress(net, self.loader(), {**SHORT, "epochs": 1}, checkpoint=checkpoint)
 
 
+STEEP = {"num_components": 4, "learning_rate": 10.0, "weight_decay": 1.0, "epochs": 20}
+
+
 class TestBadInput:
     def test_nothing_to_train_on(self):
         empty = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.empty(0, 6), torch.empty(0)))
@@ -306,7 +309,7 @@ class TestBadInput:
 
     def test_divergence(self):
         with pytest.raises(DivergenceError, match="lower learning_rate"):
-            compress(tabular(), separable(), {"num_components": 4, "learning_rate": 1e20, "epochs": 10})
+            compress(tabular(), separable(), STEEP)
 
     def test_nan_in_the_weights(self):
         net = tabular()
