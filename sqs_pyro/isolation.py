@@ -9,17 +9,23 @@ while a call runs, both see one state. Processes do not share any of it.
 """
 
 import copy
+import functools
+import inspect
 import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import pyro
 import torch
 from pyro.poutine import runtime
 from torch import nn
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 _turn = threading.RLock()  # re-entrant: public calls call each other
 _VALIDATION = ("validate_distributions_pyro", "validate_distributions_torch", "validate_infer", "validate_poutine")
@@ -66,6 +72,44 @@ def isolated(
         if not sees_autocast:
             for device in ("cpu", "cuda"):
                 undo.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def isolating(
+    *networks: str, sees_parameters: bool = False, sees_autocast: bool = False
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Decorator: every call is :func:`isolated`.
+
+    Args:
+        networks: the arguments that are networks of the caller; anything else given for them is left alone. An
+            argument ``seed`` is taken as such.
+        sees_parameters, sees_autocast: see :func:`isolated`.
+    """
+
+    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            given = [bound.arguments[name] for name in networks if isinstance(bound.arguments[name], nn.Module)]
+            seed = bound.arguments.get("seed")
+            with isolated(*given, seed=seed, sees_parameters=sees_parameters, sees_autocast=sees_autocast):
+                return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+@contextmanager
+def lasting_tensors() -> Iterator[None]:
+    """Make tensors that outlive the caller's modes: none of inference mode, on the CPU if nothing else is said.
+
+    For what neither draws nor uses Pyro, which need not wait for its turn; a decorator, too.
+    """
+    with torch.inference_mode(False), torch.device("cpu"):
         yield
 
 

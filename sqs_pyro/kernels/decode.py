@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
+from sqs_pyro.isolation import lasting_tensors
 from sqs_pyro.kernels.rows import pack_rows, unpack_rows
 from sqs_pyro.kernels.tiled import pack_tiles, unpack_tiles
 from sqs_pyro.packing.bits import unpack_bits
@@ -73,8 +74,8 @@ class DecodedWeights:
             entry = self._entries.get(packed.codes)
             if entry is None or not entry.is_of(packed):
                 entry = self._entries[packed.codes] = _Entry(packed)
-            # The copy outlives a call in inference mode or within a transform of torch.func.
-            with torch.inference_mode(False), torch.no_grad(), temporarily_clear_interpreter_stack():
+            # The copy outlives modes and transforms of the call.
+            with lasting_tensors(), torch.no_grad(), temporarily_clear_interpreter_stack():
                 found = entry.copies[key] = make(packed)
         return found
 
