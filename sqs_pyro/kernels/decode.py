@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
+from sqs_pyro.errors import NetworkError
 from sqs_pyro.isolation import lasting_tensors
 from sqs_pyro.kernels.rows import pack_rows, unpack_rows
 from sqs_pyro.kernels.tiled import pack_tiles, unpack_tiles
@@ -124,6 +125,11 @@ decoded_weights = DecodedWeights()
 
 def decode(packed: PackedArgs) -> Tensor:
     """Decode a weight, float32 ``[*shape]``, on the device of the codes."""
+    if packed.codes.is_meta:
+        raise NetworkError(
+            "The packed weights are on the meta device, which holds no values: load the network with "
+            "sqs_pyro.load, or use to_empty and load_state_dict."
+        )
     symbols, keep = read_symbols(packed)
     table = read_table(packed)
     values = look_up(table, symbols.view(table.shape[0], -1)).view(packed.shape)
