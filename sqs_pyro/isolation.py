@@ -47,6 +47,7 @@ def isolated(
     seed: int | None = None,
     sees_parameters: bool = False,
     sees_autocast: bool = False,
+    sees_dtype: bool = False,
 ) -> Iterator[None]:
     """Run a block that leaves everything outside as it was.
 
@@ -60,13 +61,14 @@ def isolated(
         seed: of torch, NumPy and Python; without it they go on from where they are.
         sees_parameters: whether the store holds the caller's parameters at the beginning.
         sees_autocast: whether the caller's autocast stays on.
+        sees_dtype: whether the caller's default dtype stays, whatever the networks.
     """
     given = [net for net in networks if net is not None]
     with _turn, ExitStack() as undo:
         undo.enter_context(_training_flags(given))
         undo.enter_context(_pyro(sees_parameters))
         undo.enter_context(_random_states(seed))
-        undo.enter_context(_defaults(given))
+        undo.enter_context(_defaults(given, sees_dtype))
         undo.enter_context(torch.inference_mode(False))
         undo.enter_context(torch.enable_grad())
         if not sees_autocast:
@@ -174,11 +176,11 @@ def _random_states(seed: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _defaults(networks: list[nn.Module]) -> Iterator[None]:
+def _defaults(networks: list[nn.Module], sees_dtype: bool) -> Iterator[None]:
     """Default dtype and device: the caller's code in networks and data may count on them, ours may not."""
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
-    tensors = [tensor for net in networks for tensor in net.parameters()]
-    if not any(tensor.dtype == dtype for tensor in tensors):
+    tensors = [tensor for net in networks for tensor in net.parameters() if not tensor.is_meta]
+    if not sees_dtype and not any(tensor.dtype == dtype for tensor in tensors):
         torch.set_default_dtype(torch.float32)
     try:
         if device.type == "cpu" or any(tensor.device == device for tensor in tensors):

@@ -198,7 +198,7 @@ def _decoding_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
 
     def load(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         refuse_dense_weights(names, state_dict, prefix)
-        plain._load_from_state_dict(module, state_dict, prefix, *args)
+        plain._load_from_state_dict(module, state_dict, prefix, *args)  # type: ignore[arg-type]
 
     attributes: dict[str, Any] = {name: decoded(name) for name in names}
     attributes |= {"__reduce_ex__": reduced, "_load_from_state_dict": load}

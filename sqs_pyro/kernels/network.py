@@ -136,7 +136,8 @@ def load(path: str | Path, net: nn.Module | Callable[[], nn.Module] | None = Non
         contents = read_packed(path)
         plain = described_network(contents) if net is None else net
     if not isinstance(plain, nn.Module):
-        plain = plain()  # the caller's own code, in the caller's own state
+        with isolated(sees_dtype=True):  # what the caller builds has the caller's dtype; first weights are drawn
+            plain = plain()
     with isolated(plain):
         check_replaceable(plain)
         try:
