@@ -192,16 +192,16 @@ def _decoding_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
     def decoded(name: str) -> property:
         return property(lambda module: module._modules[WEIGHT_PREFIX + name].dense())
 
-    def reduced(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
-        _, _, *state = plain.__reduce_ex__(module, protocol)
-        return _empty_decoding, (plain, names), *state
+    def reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        reduced: Any = plain.__reduce_ex__(module, protocol)
+        return _empty_decoding, (plain, names), *reduced[2:]
 
     def load(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         refuse_dense_weights(names, state_dict, prefix)
-        plain._load_from_state_dict(module, state_dict, prefix, *args)  # type: ignore[arg-type]
+        plain._load_from_state_dict(module, state_dict, prefix, *args)
 
     attributes: dict[str, Any] = {name: decoded(name) for name in names}
-    attributes |= {"__reduce_ex__": reduced, "_load_from_state_dict": load}
+    attributes |= {"__reduce_ex__": reduce, "_load_from_state_dict": load}
     return type(plain.__name__, (plain,), attributes)
 
 
