@@ -104,10 +104,14 @@ def _running(tensors: Mapping[str, Tensor]) -> Iterator[None]:
 
 def _drawn_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     """Return a subclass whose attributes ``names`` are tensors of the draw at hand."""
+
+    def reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        """Copies and pickles make the class anew: it stands in no file."""
+        reduced: Any = plain.__reduce_ex__(module, protocol)
+        return _empty, (plain, names), *reduced[2:]
+
     attributes: dict[str, Any] = {name: _drawn_attribute(name) for name in names}
-    # Copies and pickles make the class anew: it stands in no module.
-    attributes["__reduce_ex__"] = lambda module, protocol: (_empty, (plain, names), vars(module))
-    return type(plain.__name__, (plain,), attributes)
+    return type(plain.__name__, (plain,), attributes | {"__reduce_ex__": reduce})
 
 
 def _drawn_attribute(name: str) -> property:

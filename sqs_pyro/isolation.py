@@ -9,17 +9,23 @@ while a call runs, both see one state. Processes do not share any of it.
 """
 
 import copy
+import functools
+import inspect
 import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import pyro
 import torch
 from pyro.poutine import runtime
 from torch import nn
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 _turn = threading.RLock()  # re-entrant: public calls call each other
 _VALIDATION = ("validate_distributions_pyro", "validate_distributions_torch", "validate_infer", "validate_poutine")
@@ -41,6 +47,7 @@ def isolated(
     seed: int | None = None,
     sees_parameters: bool = False,
     sees_autocast: bool = False,
+    sees_dtype: bool = False,
 ) -> Iterator[None]:
     """Run a block that leaves everything outside as it was.
 
@@ -54,18 +61,57 @@ def isolated(
         seed: of torch, NumPy and Python; without it they go on from where they are.
         sees_parameters: whether the store holds the caller's parameters at the beginning.
         sees_autocast: whether the caller's autocast stays on.
+        sees_dtype: whether the caller's default dtype stays, whatever the networks.
     """
     given = [net for net in networks if net is not None]
     with _turn, ExitStack() as undo:
         undo.enter_context(_training_flags(given))
         undo.enter_context(_pyro(sees_parameters))
         undo.enter_context(_random_states(seed))
-        undo.enter_context(_defaults(given))
+        undo.enter_context(_defaults(given, sees_dtype))
         undo.enter_context(torch.inference_mode(False))
         undo.enter_context(torch.enable_grad())
         if not sees_autocast:
             for device in ("cpu", "cuda"):
                 undo.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def isolating(
+    *networks: str, sees_parameters: bool = False, sees_autocast: bool = False
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Decorator: every call is :func:`isolated`.
+
+    Args:
+        networks: the arguments that are networks of the caller; anything else given for them is left alone. An
+            argument ``seed`` is taken as such.
+        sees_parameters, sees_autocast: see :func:`isolated`.
+    """
+
+    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            given = [bound.arguments[name] for name in networks if isinstance(bound.arguments[name], nn.Module)]
+            seed = bound.arguments.get("seed")
+            with isolated(*given, seed=seed, sees_parameters=sees_parameters, sees_autocast=sees_autocast):
+                return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+@contextmanager
+def lasting_tensors() -> Iterator[None]:
+    """Make tensors that outlive the caller's modes: none of inference mode, on the CPU if nothing else is said.
+
+    For what neither draws nor uses Pyro, which need not wait for its turn; a decorator, too.
+    """
+    with torch.inference_mode(False), torch.device("cpu"):
         yield
 
 
@@ -130,11 +176,11 @@ def _random_states(seed: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _defaults(networks: list[nn.Module]) -> Iterator[None]:
+def _defaults(networks: list[nn.Module], sees_dtype: bool) -> Iterator[None]:
     """Default dtype and device: the caller's code in networks and data may count on them, ours may not."""
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
-    tensors = [tensor for net in networks for tensor in net.parameters()]
-    if not any(tensor.dtype == dtype for tensor in tensors):
+    tensors = [tensor for net in networks for tensor in net.parameters() if not tensor.is_meta]
+    if not sees_dtype and not any(tensor.dtype == dtype for tensor in tensors):
         torch.set_default_dtype(torch.float32)
     try:
         if device.type == "cpu" or any(tensor.device == device for tensor in tensors):

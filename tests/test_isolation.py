@@ -14,8 +14,11 @@ from kits.untouched import untouched
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from sqs_pyro import compress
+from sqs_pyro import compress, diagnose, elbo_report, load, pack, pack_ensemble, save, size_report
 from sqs_pyro.errors import SQSError
+from sqs_pyro.inference.averaging import averaged_network, choose_temperature, evaluate_averaged
+from sqs_pyro.inference.baseline import BaselineRecipe, train_baseline
+from sqs_pyro.inference.evaluate import evaluate, largest_difference
 from sqs_pyro.isolation import isolated
 
 RECIPE = {"epochs": 2, "num_components": 2, "nonzero_rate": 0.5, "batch_norm_batches": 2}
@@ -37,8 +40,12 @@ def small_data(wrong: bool = False) -> DataLoader:
     return DataLoader(TensorDataset(x, y + 5 * wrong), batch_size=8, shuffle=True)
 
 
+def weights_of(net: nn.Module) -> dict:
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
 def weights(result) -> dict:
-    return {name: tensor.clone() for name, tensor in result.hard.state_dict().items()}
+    return weights_of(result.hard)
 
 
 def assert_equal(first: dict, second: dict) -> None:
@@ -163,3 +170,93 @@ class TestThreads:
             results = list(pool.map(lambda _: compress(net, data, RECIPE), range(8)))
         for result in results:
             assert_equal(weights(result), expected)
+
+
+@pytest.fixture(scope="module")
+def result():
+    return compress(small_network(), small_data(), RECIPE)
+
+
+@pytest.fixture(scope="module")
+def packed_file(result, tmp_path_factory):
+    path = tmp_path_factory.mktemp("packed") / "net.safetensors"
+    save(result.network, path)
+    return path
+
+
+def a_wrong_network() -> nn.Module:
+    torch.manual_seed(7)
+    return nn.Linear(3, 3)
+
+
+DATA, WRONG = small_data(), small_data(wrong=True)
+CALLS = {
+    "evaluate": (lambda r, _, net: evaluate(net, DATA), lambda r, _, net: evaluate(net, WRONG)),
+    "largest_difference": (lambda r, _, net: largest_difference(r.hard, net, DATA), None),
+    "evaluate_averaged": (
+        lambda r, _, net: evaluate_averaged(r.model, r.guide, DATA, 2),
+        lambda r, _, net: evaluate_averaged(r.model, r.guide, WRONG, 2),
+    ),
+    "averaged_network": (
+        lambda r, _, net: averaged_network(r.hard, r.guide, 2, seed=1)(observed()[0][0]),
+        lambda r, _, net: averaged_network(r.hard, r.guide, 0),
+    ),
+    "choose_temperature": (
+        lambda r, _, net: choose_temperature(r.hard, r.guide, DATA, (0.5, 1.0), 2),
+        lambda r, _, net: choose_temperature(r.hard, r.guide, DATA, ()),
+    ),
+    "elbo_report": (
+        lambda r, _, net: elbo_report(r.model, r.guide, *observed()[0], num_samples=2, num_particles=2),
+        lambda r, _, net: elbo_report(r.model, r.guide, *observed()[0], num_samples=1),
+    ),
+    "diagnose": (lambda r, _, net: diagnose(r.model, r.guide), None),
+    "pack": (lambda r, _, net: pack(r.guide), lambda r, _, net: pack(net)),
+    "pack_ensemble": (lambda r, _, net: pack_ensemble(r, 2), lambda r, _, net: pack_ensemble(net)),
+    "load": (
+        lambda r, path, net: load(path, lambda: small_network()),
+        lambda r, path, net: load(path, a_wrong_network),
+    ),
+    "save": (
+        lambda r, path, net: save(r.network, path.parent / "again.safetensors"),
+        lambda r, path, net: save(net, path.parent / "again.safetensors"),
+    ),
+    "size_report": (lambda r, _, net: size_report(r.network), lambda r, _, net: size_report(net)),
+}
+BASELINE = BaselineRecipe(epochs=1, lr=0.01, channels_last=False)
+SURROUNDINGS = ("as usual", "float64", "inference_mode", "meta device", "Pyro")
+
+
+def observed():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(8, 4, generator=generator, dtype=torch.float32, device="cpu")
+    return [(x, torch.arange(8, device="cpu") % 2)]
+
+
+@pytest.mark.parametrize("ambient", SURROUNDINGS)
+@pytest.mark.parametrize("call", CALLS)
+def test_every_call_leaves_everything_as_it_was(call, ambient, result, packed_file):
+    net = small_network()
+    inputs = [result.hard, result.network, result.model, result.guide, net]
+    works, raises = CALLS[call]
+    with AMBIENT[ambient]():
+        with untouched(*inputs):
+            works(result, packed_file, net)
+        if raises is not None:
+            with untouched(*inputs), pytest.raises(SQSError):
+                raises(result, packed_file, net)
+
+
+@pytest.mark.parametrize("ambient", SURROUNDINGS)
+def test_training_changes_only_its_network(ambient):
+    net, data, wrong = small_network(), small_data(), small_data(wrong=True)
+    before = weights_of(net)
+    with AMBIENT[ambient](), untouched():
+        train_baseline(net, data, None, BASELINE)
+        with pytest.raises(SQSError):
+            train_baseline(net, wrong, None, BASELINE)
+    assert not torch.equal(net[0].weight, before["0.weight"])
+    again = small_network()
+    train_baseline(again, data, None, BASELINE)
+    with pytest.raises(SQSError):
+        train_baseline(again, wrong, None, BASELINE)
+    assert_equal(weights_of(again), weights_of(net))

@@ -16,6 +16,7 @@ from sqs_pyro.errors import RecipeError
 from sqs_pyro.inference.evaluate import Evaluation, evaluate
 from sqs_pyro.inference.export import batch_norm_statistics, network_with, reestimate_batch_norm
 from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.isolation import isolating
 
 
 class AveragedNetwork(nn.Module):
@@ -66,6 +67,7 @@ class AveragedNetwork(nn.Module):
         return self.net
 
 
+@isolating("net", sees_parameters=True)
 def averaged_network(
     net: nn.Module,
     guide: SpikeGMMGuide,
@@ -76,6 +78,7 @@ def averaged_network(
     batch_norm_batches: int = 0,
     loader: Iterable[Any] = (),
     draws_at_once: int = 1,
+    seed: int | None = None,
 ) -> AveragedNetwork:
     """Draw networks from a guide and average them.
 
@@ -89,6 +92,8 @@ def averaged_network(
             draw; 0 uses those of ``net`` for all. Needs a network whose batch norms are not folded: ``model.net``.
         loader: minibatches of training data for that.
         draws_at_once: see :class:`AveragedNetwork`.
+        seed: of the draws; without it they follow torch's random state, which stays as it is, so that the same
+            call draws the same again.
     """
     draws = []
     for _ in range(num_samples):
@@ -118,6 +123,7 @@ def mean_network(
     return network_with(net, guide.mean(temperature, gate_temperature))
 
 
+@isolating("model", sees_parameters=True)
 def evaluate_averaged(
     model: nn.Module,
     guide: SpikeGMMGuide,
@@ -148,6 +154,7 @@ def evaluate_averaged(
     return evaluate(net, loader)
 
 
+@isolating("net", sees_parameters=True)
 def choose_temperature(
     net: nn.Module,
     guide: SpikeGMMGuide,

@@ -20,6 +20,7 @@ from sqs_pyro.inference.evaluate import evaluate
 from sqs_pyro.inference.first_minibatch import try_loader
 from sqs_pyro.inference.input_checks import check_labels, check_minibatch
 from sqs_pyro.inference.judging import Judge, judged
+from sqs_pyro.isolation import isolated
 from sqs_pyro.minibatches import check_repeatable, minibatches, undisturbed
 from sqs_pyro.models.likelihoods import Categorical, categorical
 from sqs_pyro.network_checks import check_network
@@ -125,9 +126,7 @@ def train_baseline(
     check_network(net)
     if len(train) == 0:
         raise DataError("There is no minibatch to train on: lower `batch_size` or add examples.")
-    devices = [p.device for p in net.parameters() if p.device.type == "cuda"][:1]
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(recipe.seed)
+    with isolated(net, seed=recipe.seed):
         try:
             if recipe.channels_last:
                 _lay_out(net, torch.channels_last)

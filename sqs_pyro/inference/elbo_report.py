@@ -17,7 +17,7 @@ from sqs_pyro.distributions.monte_carlo import draws_exactly
 from sqs_pyro.errors import ModelError, RecipeError
 from sqs_pyro.inference.elbo import Site, run_paired, sample_sites
 from sqs_pyro.inference.kl_bounds import KLBounds, kl_bounds
-from sqs_pyro.isolation import isolated
+from sqs_pyro.isolation import isolating
 from sqs_pyro.reporting.printed import Printed, Report
 
 
@@ -94,7 +94,8 @@ class ElboReport(Printed):
         return bounds_tables(self.to_dict())
 
 
-@isolated(sees_parameters=True)
+@torch.no_grad()
+@isolating("model", "guide", sees_parameters=True)
 @torch.no_grad()
 def elbo_report(
     model: Callable[..., Any],

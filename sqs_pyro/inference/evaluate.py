@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from sqs_pyro.errors import DataError, NetworkError
 from sqs_pyro.inference.input_checks import check_inputs, check_labels, check_observation, named, run
+from sqs_pyro.isolation import isolating
 from sqs_pyro.minibatches import minibatches
 from sqs_pyro.models.label_distributions import ClassProbabilities
 from sqs_pyro.models.likelihoods import Categorical, Likelihood, observe, resolve, settle
@@ -61,6 +62,7 @@ def accuracy(net: nn.Module, loader: Iterable[Any], likelihood: str | Likelihood
     return evaluate(net, loader, likelihood).accuracy
 
 
+@isolating("net", sees_parameters=True, sees_autocast=True)
 @torch.no_grad()
 def predict(
     net: nn.Module, loader: Iterable[Any], likelihood: str | Likelihood = "categorical"
@@ -114,6 +116,7 @@ def _rows(likelihood: Likelihood, output: Any, y: Tensor) -> tuple[Tensor, Tenso
     return rows[known], value[known]
 
 
+@isolating("first", "second", sees_parameters=True, sees_autocast=True)
 @torch.no_grad()
 def largest_difference(first: nn.Module, second: nn.Module, loader: Iterable[Any]) -> float:
     """Largest absolute difference between two networks' predictions, over all examples of a loader.

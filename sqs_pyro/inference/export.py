@@ -11,7 +11,7 @@ from sqs_pyro.inference.agreement import check_agreement
 from sqs_pyro.inference.batch_norm import batch_norm_statistics, fold_batch_norm, reestimate_batch_norm
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.shipping import copied, shipped_network
-from sqs_pyro.isolation import isolated
+from sqs_pyro.isolation import isolated, isolating
 from sqs_pyro.kernels import PackedEnsemble, packed_ensemble, packed_network
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.packing.module import METADATA, round_leftovers
@@ -99,7 +99,7 @@ def pack(
     return packed
 
 
-@isolated(sees_parameters=True)
+@isolating(sees_parameters=True)
 def pack_ensemble(
     source: Any,
     num_samples: int = 20,
@@ -110,6 +110,7 @@ def pack_ensemble(
     leftover_dtype: str | None = None,
     codebook_dtype: str | None = None,
     metadata: Mapping[str, Any] | None = None,
+    seed: int | None = None,
 ) -> PackedEnsemble:
     """Draw networks from a posterior and pack them as one, whose forward gives their averaged log-probabilities.
 
@@ -124,6 +125,8 @@ def pack_ensemble(
         layout: ``"auto"``, which tries ``"conditional"`` too, or a layout's name.
         leftover_dtype, codebook_dtype: as for :func:`pack`.
         metadata: written into the file, over that of a result's packed network.
+        seed: of the draws; without it they follow torch's random state, which stays as it is, so that the same
+            call draws the same again.
 
     Raises:
         NetworkError: the source is neither, or its guide is still in its dense stage.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqs_pyro.errors import DataError, NetworkError
+from sqs_pyro.isolation import isolating
 from sqs_pyro.language_models import check_tokens, longest_input, vocabulary_size
 from sqs_pyro.network_io import device_of, output_tensor
 
@@ -36,6 +37,7 @@ class PerplexityResult:
     stride: int
 
 
+@isolating("model", sees_parameters=True, sees_autocast=True)
 @torch.no_grad()
 def perplexity(
     model: nn.Module,

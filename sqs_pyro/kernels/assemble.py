@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.kernels.decode import decode
 from sqs_pyro.kernels.modules import PackedModule, packed_type
-from sqs_pyro.kernels.weight import PackedWeight
+from sqs_pyro.kernels.weight import PackedWeight, refuse_dense_weights
 from sqs_pyro.packing.layouts import PackedTensor
 from sqs_pyro.packing.module import WEIGHT_PREFIX, StoredWeight
 
@@ -193,12 +193,17 @@ def _decoding_class(plain: Any, names: tuple[str, ...]) -> type[nn.Module]:
     def decoded(name: str) -> property:
         return property(lambda module: module._modules[WEIGHT_PREFIX + name].dense())
 
-    def reduced(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
-        parts: Any = plain.__reduce_ex__(module, protocol)
-        _, _, *state = parts
-        return _empty_decoding, (plain, names), *state
+    def reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        reduced: Any = plain.__reduce_ex__(module, protocol)
+        return _empty_decoding, (plain, names), *reduced[2:]
 
-    return type(plain.__name__, (plain,), {name: decoded(name) for name in names} | {"__reduce_ex__": reduced})
+    def load(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        refuse_dense_weights(names, state_dict, prefix)
+        plain._load_from_state_dict(module, state_dict, prefix, *args)
+
+    attributes: dict[str, Any] = {name: decoded(name) for name in names}
+    attributes |= {"__reduce_ex__": reduce, "_load_from_state_dict": load}
+    return type(plain.__name__, (plain,), attributes)
 
 
 def _empty_decoding(plain: Any, names: tuple[str, ...]) -> nn.Module:

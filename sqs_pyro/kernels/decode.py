@@ -17,6 +17,8 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
+from sqs_pyro.errors import NetworkError
+from sqs_pyro.isolation import lasting_tensors
 from sqs_pyro.kernels.rows import pack_rows, unpack_rows
 from sqs_pyro.kernels.tiled import pack_tiles, unpack_tiles
 from sqs_pyro.packing.bits import unpack_bits
@@ -73,8 +75,8 @@ class DecodedWeights:
             entry = self._entries.get(packed.codes)
             if entry is None or not entry.is_of(packed):
                 entry = self._entries[packed.codes] = _Entry(packed)
-            # The copy outlives a call in inference mode or within a transform of torch.func.
-            with torch.inference_mode(False), torch.no_grad(), temporarily_clear_interpreter_stack():
+            # The copy outlives modes and transforms of the call.
+            with lasting_tensors(), torch.no_grad(), temporarily_clear_interpreter_stack():
                 found = entry.copies[key] = make(packed)
         return found
 
@@ -123,6 +125,11 @@ decoded_weights = DecodedWeights()
 
 def decode(packed: PackedArgs) -> Tensor:
     """Decode a weight, float32 ``[*shape]``, on the device of the codes."""
+    if packed.codes.is_meta:
+        raise NetworkError(
+            "The packed weights are on the meta device, which holds no values: load the network with "
+            "sqs_pyro.load, or use to_empty and load_state_dict."
+        )
     symbols, keep = read_symbols(packed)
     table = read_table(packed)
     values = look_up(table, symbols.view(table.shape[0], -1)).view(packed.shape)

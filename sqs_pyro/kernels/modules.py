@@ -5,12 +5,18 @@ import itertools
 from typing import Any, ClassVar
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sqs_pyro.kernels.decode import PackedArgs
 from sqs_pyro.kernels.ops import call
-from sqs_pyro.kernels.weight import PackedWeight
+from sqs_pyro.kernels.weight import PackedWeight, refuse_dense_weights
 from sqs_pyro.packing.module import StoredWeight
+
+# torch.fx.symbolic_trace records the products as they are.
+torch.fx.wrap("call")
+torch.fx.wrap("_convolution")
 
 
 class PackedModule(nn.Module):
@@ -31,6 +37,10 @@ class PackedModule(nn.Module):
         module = copy.copy(self._replaced[0])
         module._parameters = {"weight": weight, **self._parameters}
         return module.train(self.training)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        refuse_dense_weights(["weight"], state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def weight(self) -> Tensor:
@@ -99,14 +109,9 @@ class _PackedConv(PackedModule):
         return self._convolve(x, self.output_padding)
 
     def _convolve(self, x: Tensor, output_padding: tuple[int, ...]) -> Tensor:
-        batched = x.dim() == self.num_dims + 2
-        x = x if batched else x.unsqueeze(0)
-        if any(self.pad_first):
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x = F.pad(x, self.pad_first, mode=mode)
         geometry = (self.stride, self.padding, self.dilation, self.transposed, output_padding, self.groups)
-        y = call("convolution", self.packed_weight.args, x, self.bias, *geometry)
-        return y if batched else y.squeeze(0)
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        return _convolution(x, self.packed_weight.args, self.bias, self.num_dims, self.pad_first, mode, geometry)
 
     def extra_repr(self) -> str:
         """Say what the replaced module would."""
@@ -114,6 +119,23 @@ class _PackedConv(PackedModule):
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"padding={self.padding}, groups={self.groups}, bias={self.bias is not None}"
         )
+
+
+def _convolution(
+    x: Tensor,
+    packed: PackedArgs,
+    bias: Tensor | None,
+    num_dims: int,
+    pad_first: tuple[int, ...],
+    padding_mode: str,
+    geometry: tuple[Any, ...],
+) -> Tensor:
+    batched = x.dim() == num_dims + 2
+    x = x if batched else x.unsqueeze(0)
+    if any(pad_first):
+        x = F.pad(x, pad_first, mode=padding_mode)
+    y = call("convolution", packed, x, bias, *geometry)
+    return y if batched else y.squeeze(0)
 
 
 class PackedConv1d(_PackedConv):

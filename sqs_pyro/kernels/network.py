@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError, PackedFileError
-from sqs_pyro.isolation import isolated
+from sqs_pyro.isolation import isolated, lasting_tensors
 from sqs_pyro.kernels.assemble import assemble, tensor_slots
 from sqs_pyro.kernels.described import described_network
 from sqs_pyro.kernels.ensemble import PackedEnsemble
@@ -30,6 +30,7 @@ from sqs_pyro.resources import enough_resources
 LEFTOVER_DTYPES = ("float16", "bfloat16", "float32")
 
 
+@lasting_tensors()
 def packed_network(
     net: nn.Module,
     coded: Mapping[str, CodedTensor | PackedTensor],
@@ -67,6 +68,7 @@ def packed_network(
     return _finish(packed, _about(net, metadata))
 
 
+@lasting_tensors()
 def packed_ensemble(
     net: nn.Module,
     draws: Sequence[Mapping[str, CodedTensor]],
@@ -134,7 +136,8 @@ def load(path: str | Path, net: nn.Module | Callable[[], nn.Module] | None = Non
         contents = read_packed(path)
         plain = described_network(contents) if net is None else net
     if not isinstance(plain, nn.Module):
-        plain = plain()  # the caller's own code, in the caller's own state
+        with isolated(sees_dtype=True):  # what the caller builds has the caller's dtype; first weights are drawn
+            plain = plain()
     with isolated(plain):
         check_replaceable(plain)
         try:
@@ -146,6 +149,7 @@ def load(path: str | Path, net: nn.Module | Callable[[], nn.Module] | None = Non
         return _finish(packed, contents.metadata)
 
 
+@lasting_tensors()
 def dense_state(packed: nn.Module) -> dict[str, Tensor]:
     """Return the way back to a plain checkpoint: a state dict for the original network.
 

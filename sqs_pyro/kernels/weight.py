@@ -1,12 +1,13 @@
 """``PackedWeight``: one compressed parameter inside a running network."""
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from sqs_pyro.errors import NetworkError
 from sqs_pyro.kernels.decode import (
     TRANSCODERS,
     PackedArgs,
@@ -25,7 +26,7 @@ from sqs_pyro.kernels.tiled import tiled_bits
 from sqs_pyro.packing.bits import MAX_BITS, pack_bits, packed_size, unpack_bits
 from sqs_pyro.packing.coded import CodedTensor
 from sqs_pyro.packing.layouts import PackedTensor, get_layout, pack_tensor
-from sqs_pyro.packing.module import StoredWeight
+from sqs_pyro.packing.module import WEIGHT_PREFIX, StoredWeight
 
 
 class RuntimeForm(NamedTuple):
@@ -125,12 +126,20 @@ class PackedWeight(StoredWeight):
     @torch.inference_mode(False)
     def _choose_form(self) -> None:
         """Rewrite the codes in the form that is best on the device they are on."""
+        if self.codes.is_meta:  # holds no values; once it does, they are loaded
+            self._become_plain()
+            return
         form = self.best_form().name
         if form != self.form:
             device, codes = self.codes.device, self._dense_codes()
             self.codes, self.form = self._in_order_of(form, codes).to(device), form
             self._code_bits = tiled_bits(self.bits) if form in TRANSCODERS else self.bits
         prepare(self.args)
+
+    def _become_plain(self) -> None:
+        if self.form in TRANSCODERS:
+            self.form, self._code_bits = "dense", self.bits
+            self.codes = self.codes.new_empty(packed_size(math.prod(self.shape), self.bits))
 
     @torch.inference_mode(False)
     def _in_order_of(self, form: str, codes: Tensor) -> Tensor:
@@ -145,7 +154,10 @@ class PackedWeight(StoredWeight):
         return pack_bits(read_symbols(self.args)[0], self.bits) if self.form in TRANSCODERS else self.codes
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedWeight":
+        had_values = not self.codes.is_meta
         super()._apply(fn, recurse)
+        if not had_values and not self.codes.is_meta:  # to_empty: any codes would do, but these are valid
+            self.codes.zero_()
         self._choose_form()
         return self
 
@@ -155,10 +167,36 @@ class PackedWeight(StoredWeight):
             destination[f"{prefix}codes"] = self._dense_codes()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        codes, size = state_dict.get(f"{prefix}codes"), packed_size(math.prod(self.shape), self.bits)
-        if codes is not None and codes.numel() == size:  # torch tells of wrong sizes
+        self._check_state(state_dict, prefix)
+        codes = state_dict.get(f"{prefix}codes")
+        if codes is not None:
             state_dict = {**state_dict, f"{prefix}codes": self._in_order_of(self.form, codes)}
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Check that a state dict holds this weight packed as it is here, or nothing of it.
+
+        Raises:
+            NetworkError: it holds codes of another form.
+        """
+        owner, _, child = prefix.removesuffix(".").rpartition(".")
+        name = ".".join(filter(None, (owner, child.removeprefix(WEIGHT_PREFIX))))
+        codes, table = state_dict.get(f"{prefix}codes"), state_dict.get(f"{prefix}table")
+        if codes is None or table is None:
+            return
+        given, size = (tuple(codes.shape), tuple(table.shape)), packed_size(math.prod(self.shape), self.bits)
+        expected = ((size,) if self.mask is None else tuple(self.codes.shape), tuple(self.table.shape))
+        if given != expected:
+            raise NetworkError(
+                f"The state dict holds {name!r} packed with codes and table of the shapes {given}, but here they "
+                f"are {expected}: it is of another compression; load that one's file with sqs_pyro.load instead."
+            )
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Say that there is no script of packed weights: torch's own errors do not."""
+        raise NetworkError(
+            "torch.jit.script cannot compile a packed network: use torch.compile, torch.export or torch.jit.trace."
+        )
 
     def dense(self) -> Tensor:
         """Return the weight in the network's dtype: one shared copy, not to be written to."""
@@ -190,6 +228,20 @@ class PackedWeight(StoredWeight):
     def extra_repr(self) -> str:
         """Say what is packed."""
         return f"{list(self.shape)}, layout={self.layout!r}, form={self.form!r}, bits={self.bits}"
+
+
+def refuse_dense_weights(names: Iterable[str], state_dict: Mapping[str, Any], prefix: str) -> None:
+    """Check that a state dict does not hold parameters dense that a module has packed.
+
+    Raises:
+        NetworkError: it does; with ``strict=False`` torch would leave them out without a word.
+    """
+    for name in names:
+        if prefix + name in state_dict:
+            raise NetworkError(
+                f"The state dict holds {prefix + name!r} as a dense weight, but this network is packed: load it "
+                "into the network that was packed and pack that, or load a state dict of a packed network."
+            )
 
 
 def _draws_first(weight: Tensor) -> Tensor:

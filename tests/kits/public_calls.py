@@ -321,6 +321,7 @@ CALLS = {
             "leftover_dtype": "float32",
             "codebook_dtype": "float32",
             "metadata": {"owner": "someone"},
+            "seed": 5,
         },
     ),
     "save": Call(
