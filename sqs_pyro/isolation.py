@@ -72,8 +72,7 @@ def isolated(
         undo.enter_context(torch.inference_mode(False))
         undo.enter_context(torch.enable_grad())
         if not sees_autocast:
-            for device in ("cpu", "cuda"):
-                undo.enter_context(torch.autocast(device, enabled=False))
+            undo.enter_context(_no_autocast())
         yield
 
 
@@ -113,6 +112,30 @@ def lasting_tensors() -> Iterator[None]:
     """
     with torch.inference_mode(False), torch.device("cpu"):
         yield
+
+
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    """As outside of every ``torch.autocast``.
+
+    Autocast keeps the casts of weights until the outermost of its contexts ends. Within another one (of the
+    caller's, or one that only switches it off) a training step would go on with the casts of the first step's weights.
+    """
+    devices = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+    depth = torch.autocast_increment_nesting() - 1
+    for _ in range(depth + 1):
+        torch.autocast_decrement_nesting()
+    torch.clear_autocast_cache()
+    for device in devices:
+        torch.set_autocast_enabled(device, False)
+    try:
+        yield
+    finally:
+        torch.clear_autocast_cache()
+        for device in devices:
+            torch.set_autocast_enabled(device, True)
+        for _ in range(depth):
+            torch.autocast_increment_nesting()
 
 
 @contextmanager

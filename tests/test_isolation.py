@@ -4,6 +4,7 @@ import os
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import pyro
@@ -260,3 +261,21 @@ def test_training_changes_only_its_network(ambient):
     with pytest.raises(SQSError):
         train_baseline(again, wrong, None, BASELINE)
     assert_equal(weights_of(again), weights_of(net))
+
+
+@pytest.mark.parametrize(
+    "outer", [nullcontext, lambda: torch.autocast("cpu", torch.bfloat16)], ids=["alone", "within"]
+)
+def test_autocast_inside_multiplies_with_weights_as_they_are(outer):
+    layer = nn.Linear(2, 1, bias=False)
+    with outer():
+        enabled = torch.is_autocast_enabled("cpu")
+        with isolated():
+            assert layer(torch.ones(1, 2)).dtype == torch.float32
+            for value in (1.0, 2.0):  # a training step lies between them
+                torch.nn.init.constant_(layer.weight, value)
+                with torch.autocast("cpu", torch.bfloat16):
+                    assert layer(torch.ones(1, 2)).item() == 2 * value
+        assert torch.is_autocast_enabled("cpu") == enabled
+        assert layer(torch.ones(1, 2)).item() == 4.0
+    assert not torch.is_autocast_enabled("cpu")

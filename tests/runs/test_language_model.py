@@ -25,7 +25,7 @@ from sqs_pyro.runs.recipe import RunRecipe
 
 transformers = pytest.importorskip("transformers")
 
-FILES = {"packed.safetensors", "metrics.json", "recipe.yaml", "blocks.csv", "blocks.png"}
+FILES = {"packed.safetensors", "metrics.json", "recipe.yaml", "blocks.csv", "blocks.png", "SHA256SUMS"}
 
 
 def changed(recipe, **sections):

@@ -20,6 +20,7 @@ from sqs_pyro.runs.pipeline import run
 from sqs_pyro.runs.recipe import RunRecipe
 
 FILES = {"packed.safetensors", "ensemble.safetensors", "metrics.json", "bounds.json", "recipe.yaml", "history.csv"}
+FILES |= {"fingerprint.json", "SHA256SUMS"}
 PICTURES = {"layers.png", "bits.png", "curves.png", "bounds.png"}
 
 

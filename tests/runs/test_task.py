@@ -28,6 +28,7 @@ FILES = {
     "bits.png",
     "curves.png",
     "layers.png",
+    "SHA256SUMS",
 }
 MAKERS = {
     "bert on classes": kit.classification_values,
