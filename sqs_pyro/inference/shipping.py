@@ -5,14 +5,16 @@ packed file all pass through :func:`shipped_network`.
 """
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from sqs_pyro.errors import NetworkError
-from sqs_pyro.inference.agreement import first_difference, tolerance
+from sqs_pyro.inference.agreement import first_difference, outputs, tolerance
 from sqs_pyro.inference.batch_norm import fold_batch_norm
 from sqs_pyro.kernels.network import LEFTOVER_DTYPES
 from sqs_pyro.packing.module import round_leftovers
@@ -75,6 +77,55 @@ def copied(net: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
             f"{type(net).__name__} cannot be copied ({reason}): make its tensors parameters or buffers of their "
             "own (torch.nn.utils.remove_weight_norm, torch.nn.utils.prune.remove), and hold no files or locks."
         ) from error
+
+
+def check_stands_alone(copy_of_it: nn.Module, net: nn.Module, inputs: Any | None) -> None:
+    """Check that a copy of a network computes with its own tensors, and not with those that it was copied from.
+
+    Functions are not copied: a lambda or a closure that has the network in it goes on to call the original, whose
+    weights are never trained, pruned or packed.
+
+    Args:
+        copy_of_it: the copy.
+        net: what it was copied from.
+        inputs: of a minibatch, on which the copy runs; None leaves the check out.
+
+    Raises:
+        NetworkError: it reads a tensor of the original.
+    """
+    if inputs is None:
+        return
+    held = {id(tensor) for tensor in (*copy_of_it.parameters(), *copy_of_it.buffers())}
+    named = (*net.named_parameters(), *net.named_buffers())
+    reads = _Reads({id(tensor): name for name, tensor in named if id(tensor) not in held})
+    with reads:
+        outputs(copy_of_it, inputs)
+    if reads.found is not None:
+        raise NetworkError(
+            f"A copy of {type(net).__name__} still computes with '{reads.found}' of the original, because its "
+            "forward calls a function that has the network in it (a lambda, a closure, a patched forward), and "
+            "functions are not copied: make it a method that calls modules through `self`."
+        )
+
+
+class _Reads(TorchFunctionMode):
+    """Notes which of some tensors anything is computed from.
+
+    Attributes:
+        found: name of the first; None as long as there is none.
+    """
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self.names = names
+        self.found: str | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self.found is None and any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # no mere shape
+            given = (self.names.get(id(leaf)) for leaf in tree_leaves((args, kwargs)))
+            self.found = next((name for name in given if name is not None), None)
+        return result
 
 
 def _where_it_keeps_outputs(

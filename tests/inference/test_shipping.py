@@ -1,6 +1,7 @@
 """What is judged is what ships: folding and rounding keep a network's function, whatever it is made of."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -455,3 +456,61 @@ def test_kit_looks_at_every_output():
             return {"logits": x, "more": (x + 1, [x + 2])}
 
     assert len(outputs(Two(), X)) == 3
+
+
+class Calls(nn.Module):
+    """Two layers; ``through`` says how the forward reaches the first."""
+
+    def __init__(self, through):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.reach = through(self)
+
+    def forward(self, x):
+        return self.last(self.reach(x).relu())
+
+    def by_itself(self, x):
+        return self.first(x)
+
+
+class TestCopiesStandAlone:
+    @pytest.mark.parametrize(
+        "through",
+        [
+            lambda net: lambda x: net.first(x),
+            lambda net: lambda x: x @ net.first.weight.T,
+            lambda net: (lambda forward: lambda x: forward(x))(net.by_itself),
+        ],
+        ids=["module", "parameter", "method"],
+    )
+    def test_a_function_that_has_the_network_in_it_is_told(self, through):
+        with pytest.raises(NetworkError, match=r"still computes with 'first.weight' of the original"):
+            compress(Calls(through), data(), RECIPE)
+
+    @pytest.mark.parametrize(
+        "through",
+        [
+            lambda net: net.by_itself,
+            lambda net: functools.partial(Calls.by_itself, net),
+            lambda net: lambda x: x * len(net.__dict__) * net.first.weight.shape[0],
+        ],
+        ids=["method", "partial", "shape"],
+    )
+    def test_what_is_copied_with_it_is_right(self, through):
+        result = compress(Calls(through), data(), RECIPE)
+        assert_shipped(result, X)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_the_last_accuracy_is_that_of_the_file(epochs):
+    """Statistics are estimated anew after the last step, and with few steps masks and codes change, too."""
+    net = Normed().train()
+    result = compress(net, data(), {**RECIPE, "epochs": epochs}, validation=data(), judge=_mean_logit)
+    assert result.history[-1].accuracy == _mean_logit(result.hard, data())
+    assert result.history[-1].accuracy == pytest.approx(_mean_logit(result.network, data()), rel=1e-5)
+
+
+def _mean_logit(net, loader):
+    with torch.no_grad():
+        return -float(torch.cat([net(x) for x, _ in loader]).square().mean())
