@@ -22,7 +22,7 @@ from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.input_checks import check_inputs, check_minibatch
 from sqs_pyro.inference.interruption import deferred_interrupt
 from sqs_pyro.inference.judging import Judge, judge_by, judged
-from sqs_pyro.inference.optimizers import optimizers
+from sqs_pyro.inference.optimizers import make_gradients_dense, optimizers
 from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.inference.shipping import shipped_network
 from sqs_pyro.minibatches import examples_an_epoch, minibatches
@@ -236,6 +236,7 @@ class Driver:
             if not isinstance(error, SQSError) or isinstance(error, DataError):
                 self._explain(error, x, y)
             raise
+        make_gradients_dense(self.optimizers)
         self.allocation.after_backward(self.step, len(y))
         for optimizer in self.optimizers:
             optimizer.step()
