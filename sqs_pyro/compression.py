@@ -1,6 +1,5 @@
 """Compression in one call."""
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -237,7 +236,7 @@ def _distilled(
         return
     assert isinstance(own, Categorical)
     dtype = torch.bfloat16 if recipe.precision == "bfloat16" else None
-    observed = DistilledLoader(train_loader, copy.deepcopy(net).eval(), section.temperature, dtype, own)
+    observed = DistilledLoader(train_loader, copied(net).eval(), section.temperature, dtype, own)
     model.likelihood = DistillationLikelihood(section.weight, section.temperature, own.class_axis or -1)
     try:
         yield observed

@@ -255,16 +255,16 @@ def examples_an_epoch(loader: Any, net: nn.Module | None = None) -> int:
     """
     if isinstance(loader, Sequence):
         return _counted(loader, net)
-    batches: Any = getattr(loader, "batch_sampler", None)
-    if isinstance(loader.dataset, IterableDataset) or not isinstance(loader, DataLoader):
-        batches = None
+    own = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+    batches: Any = loader.batch_sampler if own else None
     with undisturbed(loader):
         if batches is not None and not (type(batches) is BatchSampler and hasattr(batches.sampler, "__len__")):
             return sum(len(list(indices)) for indices in batches)
-        said = len(loader.dataset) if batches is None else len(batches.sampler)
+        counted: Any = loader.dataset if batches is None else batches.sampler
+        said = len(counted)
         if batches is not None and batches.drop_last:
             said -= said % batches.batch_size
-        first = len(next(minibatches(loader, net, "training"), (None, ()))[1])
+        first = next((len(y) for _, y in minibatches(loader, net, "training")), 0)
         agree = first * (len(loader) - 1) < said <= first * len(loader)
         return said if agree else _counted(loader, net)
 

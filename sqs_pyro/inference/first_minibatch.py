@@ -1,6 +1,5 @@
 """The first minibatch is tried through network, likelihood, labels and judge before anything is trained."""
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import nn
 from sqs_pyro.errors import DataError
 from sqs_pyro.inference.input_checks import check_minibatch
 from sqs_pyro.inference.judging import Judge, judged
+from sqs_pyro.inference.shipping import copied
 from sqs_pyro.minibatches import (
     check_repeatable,
     check_training_loader,
@@ -68,7 +68,7 @@ def try_first_minibatch(
             try_loader(net, validation, settled, "validation")
         else:
             with undisturbed(validation):
-                judged(judge, copy.deepcopy(net).eval(), validation)
+                judged(judge, copied(net).eval(), validation)
     return FirstMinibatch(settled, num_data)
 
 

@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from sqs_pyro.errors import DataError, NetworkError, SQSError
 from sqs_pyro.minibatches import said, shown
 from sqs_pyro.models.likelihoods import Likelihood, base_support, observe, settle
-from sqs_pyro.network_io import call_arguments, device_of, forward_signature, takes, tensors_in
+from sqs_pyro.network_io import call_arguments, device_of, forward_signature, own_copy, takes, tensors_in
 
 _ONE_VALUE = "Expected more than 1 value per channel"  # batch norm of torch, in training
 
@@ -106,7 +106,7 @@ def check_minibatch(
         _tried(net, what == "training"),
         torch.autocast(device.type, dtype, enabled=dtype is not None),
     ):
-        output = run(net, x, name)
+        output = run(net, own_copy(x), name)
         check_inputs(x, name)
         try:
             with named(name):

@@ -17,6 +17,7 @@ from sqs_pyro.errors import NetworkError
 from sqs_pyro.inference.agreement import first_difference, outputs, tolerance
 from sqs_pyro.inference.batch_norm import fold_batch_norm
 from sqs_pyro.kernels.network import LEFTOVER_DTYPES
+from sqs_pyro.network_io import tensors_in
 from sqs_pyro.packing.module import round_leftovers
 
 # Relative difference of outputs that rounding to float16 explains; beyond it something else than digits is lost.
@@ -64,13 +65,14 @@ def shipped_network(
 
 
 def copied(net: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A deep copy.
+    """A deep copy; results that a forward has left in attributes are copied without their graph.
 
     Raises:
         NetworkError: the network holds what cannot be copied.
     """
+    results = {id(tensor): tensor.detach().clone() for _, tensor in _results(net)}
     try:
-        return copy.deepcopy(net, memo)
+        return copy.deepcopy(net, {**(memo or {}), **results})
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise NetworkError(
@@ -95,6 +97,7 @@ def check_stands_alone(copy_of_it: nn.Module, net: nn.Module, inputs: Any | None
     """
     if inputs is None:
         return
+    _check_results(copy_of_it, net, inputs)
     held = {id(tensor) for tensor in (*copy_of_it.parameters(), *copy_of_it.buffers())}
     named = (*net.named_parameters(), *net.named_buffers())
     reads = _Reads({id(tensor): name for name, tensor in named if id(tensor) not in held})
@@ -106,6 +109,33 @@ def check_stands_alone(copy_of_it: nn.Module, net: nn.Module, inputs: Any | None
             "forward calls a function that has the network in it (a lambda, a closure, a patched forward), and "
             "functions are not copied: make it a method that calls modules through `self`."
         )
+
+
+def _check_results(copy_of_it: nn.Module, net: nn.Module, inputs: Any) -> None:
+    """Raise if a forward needs what was computed from parameters before it, which training cannot follow."""
+    copies = dict(copy_of_it.named_modules())
+    owners = {name: name.rpartition(".") for name, _ in _results(net)}
+    there = {name: vars(copies[owner])[attribute] for name, (owner, _, attribute) in owners.items()}
+    reads = _Reads({id(tensor): name for name, held in there.items() for tensor in tensors_in(held)})
+    if there:
+        with reads:
+            outputs(copy_of_it, inputs)
+    if reads.found is not None:
+        raise NetworkError(
+            f"The forward of {type(net).__name__} reads '{reads.found}', a tensor that was computed from others "
+            "before the call, so that no training reaches it: make it a parameter, or compute it within `forward`."
+        )
+
+
+def _results(net: nn.Module) -> list[tuple[str, Tensor]]:
+    """Tensors with a graph in attributes of a network's modules, by name."""
+    return [
+        (f"{path}.{name}".removeprefix("."), value)
+        for path, module in net.named_modules()
+        for name, held in vars(module).items()
+        for value in (tensors_in(held) if isinstance(held, (Tensor, list, tuple, dict)) else ())
+        if value.grad_fn is not None
+    ]
 
 
 class _Reads(TorchFunctionMode):

@@ -191,7 +191,7 @@ def _built(function: Any) -> nn.Module:
 
 
 def _about(net: nn.Module, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    about = {"network": getattr(net, "network_spec", None), "recipe": {}, "metrics": {}}
+    about: dict[str, Any] = {"network": getattr(net, "network_spec", None), "recipe": {}, "metrics": {}}
     return with_metadata(about, metadata)
 
 

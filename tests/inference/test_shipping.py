@@ -2,11 +2,13 @@
 
 import copy
 import functools
+import threading
 
 import pytest
 import torch
 from kits.shipped import assert_shipped, outputs
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from sqs_pyro import BayesianNetwork, SpikeGMMGuide, compress, pack, pack_ensemble, save, size_report
@@ -373,8 +375,66 @@ class TestBeforeTraining:
 
     def test_a_network_that_cannot_be_copied(self):
         net = nn.Sequential(nn.Linear(8, 3))
-        net[0].computed = net[0].weight * 2
-        assert "a tensor 'computed' that was computed from others and cannot be copied" in self.refused(net)
+        net[0].lock = threading.Lock()
+        assert "cannot be copied" in self.refused(net)
+
+    def test_a_forward_that_needs_what_was_computed_before(self):
+        class Net(nn.Linear):
+            def __init__(self):
+                super().__init__(8, 3)
+                self.doubled = self.weight * 2
+
+            def forward(self, x):
+                return super().forward(x) + x @ self.doubled.T
+
+        assert "reads '0.doubled', a tensor that was computed from others" in self.refused(nn.Sequential(Net()))
+
+    @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # without gradients
+    @pytest.mark.parametrize("reentrant", [False, True])
+    def test_a_forward_that_runs_again_in_the_backward_pass(self, reentrant):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+            def forward(self, x):
+                return self.c(checkpoint(self.b, self.a(x), use_reentrant=reentrant).relu())
+
+        assert "recomputes activations in the backward pass" in self.refused(Net())
+
+    @pytest.mark.parametrize("kept", [lambda h: h, lambda h: [h]])
+    @pytest.mark.parametrize("has_run", [False, True])
+    def test_activations_that_a_forward_leaves_behind_are_no_obstacle(self, kept, has_run):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.c, self.last = nn.Linear(8, 8), nn.Linear(8, 3), None
+
+            def forward(self, x):
+                hidden = self.a(x).relu()
+                self.last = kept(hidden)
+                return self.c(hidden)
+
+        net = Net()
+        if has_run:
+            net(X)
+        before = net.last
+        result = compress(net, data(), {**RECIPE, "distillation": {}}, validation=data())
+        assert_shipped(result, X)
+        assert net.last is before
+
+    def test_inputs_that_a_forward_writes_into_are_compared_as_they_were(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(8, 3)
+
+            def forward(self, x):
+                return self.layer(x.mul_(2))
+
+        before = X.clone()
+        result = compress(Net(), data(), RECIPE)
+        assert result.findings == [] and torch.equal(X, before)
 
     def test_a_child_of_the_name_that_packing_takes(self):
         class Net(nn.Module):
