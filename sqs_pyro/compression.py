@@ -1,10 +1,9 @@
 """Compression in one call."""
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,16 @@ from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.fingerprint import described
 from sqs_pyro.inference.agreement import check_agreement
-from sqs_pyro.inference.batch_norm import reestimate_batch_norm
+from sqs_pyro.inference.batch_norm import batch_norm_statistics, reestimate_batch_norm
 from sqs_pyro.inference.diagnostics import Finding, unrepeatable
 from sqs_pyro.inference.driver import Driver, StepRecord
 from sqs_pyro.inference.export import hard_network
 from sqs_pyro.inference.first_minibatch import first_inputs, try_first_minibatch
 from sqs_pyro.inference.guide import SpikeGMMGuide
-from sqs_pyro.inference.judging import Judge, judge_by
+from sqs_pyro.inference.judging import Judge, judge_by, judged
 from sqs_pyro.inference.recipe import CompressionRecipe, PriorRecipe
 from sqs_pyro.inference.rehearsal import rehearse
-from sqs_pyro.inference.shipping import copied, shipped_network
+from sqs_pyro.inference.shipping import check_stands_alone, copied, shipped_network
 from sqs_pyro.isolation import isolated
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.minibatches import check_training_loader
@@ -42,6 +41,7 @@ from sqs_pyro.models.likelihoods import Categorical
 from sqs_pyro.network_checks import check_network
 from sqs_pyro.packing import CodedTensor, size_report
 from sqs_pyro.packing.finite import check_finite
+from sqs_pyro.packing.module import with_metadata
 from sqs_pyro.recipe import parse
 from sqs_pyro.reporting.printed import Printed, Report
 from sqs_pyro.resources import enough_resources
@@ -60,7 +60,7 @@ class CompressionResult(Printed):
         model: the Bayesian network.
         guide: its trained variational posterior.
         recipe: what was done.
-        history: what training was like.
+        history: what training was like; the accuracy of the last record is that of ``hard``, if it has one.
         findings: what is wrong with the posterior at the end, if anything.
         seconds: wall-clock time of the whole call; after a resumption, of all parts up to their checkpoints.
     """
@@ -175,6 +175,7 @@ def compress(
         )
         inputs = first_inputs(train_loader, model.net)
         rehearse(model.net, guide, recipe, inputs, metadata)
+        check_stands_alone(model.net, net, inputs)
         bits = None if recipe.target_ratio is None else _bits_for_symbols(model, guide, recipe, metadata)
         judge = judge or judge_by(model.likelihood)
         with _distilled(model, net, recipe, train_loader) as observed, enough_resources("Training", _LOWER):
@@ -188,6 +189,9 @@ def compress(
                 reestimate_batch_norm(unrounded, train_loader, recipe.batch_norm_batches)
             hard, packed = _pack(unrounded, coded, recipe, metadata, inputs)
             difference = None if inputs is None else check_agreement(hard, packed, inputs)
+            anew = recipe.batch_norm_batches and batch_norm_statistics(unrounded)
+        if history[-1].accuracy is not None and (anew or history[-1].stage != "frozen"):  # it has changed since
+            history[-1] = replace(history[-1], accuracy=judged(judge, copied(hard), validation))
     findings = driver.findings + ([] if difference is None else [unrepeatable(difference.relative)])
     seconds = driver.earlier_seconds + time.perf_counter() - start
     return CompressionResult(packed, hard, unrounded, model, guide, recipe, history, findings, seconds)
@@ -232,7 +236,7 @@ def _distilled(
         return
     assert isinstance(own, Categorical)
     dtype = torch.bfloat16 if recipe.precision == "bfloat16" else None
-    observed = DistilledLoader(train_loader, copy.deepcopy(net).eval(), section.temperature, dtype, own)
+    observed = DistilledLoader(train_loader, copied(net).eval(), section.temperature, dtype, own)
     model.likelihood = DistillationLikelihood(section.weight, section.temperature, own.class_axis or -1)
     try:
         yield observed
@@ -254,7 +258,7 @@ def _pack(
         coded,
         layout=recipe.layout,
         leftover_dtype=None,
-        metadata={"recipe": recipe.model_dump(mode="json", exclude_defaults=True), **(metadata or {})},
+        metadata=with_metadata({"recipe": recipe.model_dump(mode="json", exclude_defaults=True)}, metadata),
     )
     return hard, packed
 

@@ -11,6 +11,7 @@ while a call runs, both see one state. Processes do not share any of it.
 import copy
 import functools
 import inspect
+import operator
 import os
 import random
 import threading
@@ -23,6 +24,8 @@ import pyro
 import torch
 from pyro.poutine import runtime
 from torch import nn
+
+from sqs_pyro.errors import RecipeError
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -119,7 +122,7 @@ def _no_autocast() -> Iterator[None]:
     """As outside of every ``torch.autocast``.
 
     Autocast keeps the casts of weights until the outermost of its contexts ends. Within another one (of the
-    caller's, or one that only switches it off) a training step would go on with the casts of the first step's weights.
+    caller's, or one that only switches it off) training would go on with the casts of the first step's weights.
     """
     devices = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
     depth = torch.autocast_increment_nesting() - 1
@@ -181,6 +184,7 @@ def _pyro(sees_parameters: bool) -> Iterator[None]:
 @contextmanager
 def _random_states(seed: int | None) -> Iterator[None]:
     """GPUs that are not in use yet have no state to keep; seeding them would be remembered until they are."""
+    seed = None if seed is None else _checked(seed)
     before = pyro.util.get_rng_state()  # of torch on the CPU, NumPy and Python
     on_gpu = torch.cuda.is_initialized()
     gpus = torch.cuda.get_rng_state_all() if on_gpu else []
@@ -196,6 +200,20 @@ def _random_states(seed: int | None) -> Iterator[None]:
         pyro.util.set_rng_state(before)
         if on_gpu:
             torch.cuda.set_rng_state_all(gpus)
+
+
+def _checked(seed: object) -> int:
+    """A seed as all three random number generators take it."""
+    try:
+        number = None if isinstance(seed, bool) else operator.index(seed)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or not -(2**63) <= number < 2**64:
+        given = repr(seed) if isinstance(seed, int | float | str) else f"a {type(seed).__name__}"
+        raise RecipeError(
+            f"The seed is {given:.40}, but must be a whole number from -2^63 to 2^64 - 1: give one, say 0."
+        )
+    return number
 
 
 @contextmanager

@@ -248,21 +248,29 @@ def check_repeatable(loader: Any, what: str) -> None:
 
 
 def examples_an_epoch(loader: Any, net: nn.Module | None = None) -> int:
-    """N: how many examples an epoch of a loader yields, which its sampler may decide.
+    """N: how many examples an epoch of a loader yields, whatever its data set, sampler and collation are.
 
-    A loader that is no torch DataLoader and no sequence is believed: ``len(loader.dataset)``.
+    What data set and sampler say is believed where the first minibatch and the number of minibatches agree with
+    it; otherwise the examples of one pass are counted.
     """
     if isinstance(loader, Sequence):
-        return sum(len(y) for _, y in minibatches(loader, net, "training"))
+        return _counted(loader, net)
     own = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
-    if not own or loader.batch_sampler is None:
-        return len(loader.dataset)
-    batches: Any = loader.batch_sampler
-    if type(batches) is BatchSampler and hasattr(batches.sampler, "__len__"):
-        count = len(batches.sampler)  # type: ignore[arg-type]
-        return count - count % batches.batch_size if batches.drop_last else count
+    batches: Any = loader.batch_sampler if own else None
     with undisturbed(loader):
-        return sum(len(list(indices)) for indices in batches)
+        if batches is not None and not (type(batches) is BatchSampler and hasattr(batches.sampler, "__len__")):
+            return sum(len(list(indices)) for indices in batches)
+        counted: Any = loader.dataset if batches is None else batches.sampler
+        said = len(counted)
+        if batches is not None and batches.drop_last:
+            said -= said % batches.batch_size
+        first = next((len(y) for _, y in minibatches(loader, net, "training")), 0)
+        agree = first * (len(loader) - 1) < said <= first * len(loader)
+        return said if agree else _counted(loader, net)
+
+
+def _counted(loader: Any, net: nn.Module | None) -> int:
+    return sum(len(y) for _, y in minibatches(loader, net, "training"))
 
 
 @contextmanager

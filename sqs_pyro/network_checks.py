@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune, spectral_norm, weight_norm
 
@@ -82,12 +82,6 @@ def _obstacles(module: nn.Module) -> Iterator[tuple[str, str]]:
             yield f"has '{name}' sharded over devices", "give a network with whole weights"
         if parameter.is_quantized or _module_name(parameter.data).startswith("torchao."):
             yield f"has '{name}' quantized already", "give the network in floating point"
-    for name, value in vars(module).items():
-        if isinstance(value, Tensor) and value.grad_fn is not None:
-            yield (
-                f"has a tensor '{name}' that was computed from others and cannot be copied",
-                "make it a parameter, or compute it within `forward`",
-            )
 
 
 def _computed(hook: Callable[..., Any], kind: str) -> Iterator[tuple[str, str]]:

@@ -88,6 +88,11 @@ def move_to(inputs: Any, device: torch.device) -> Any:
     return _each(lambda value: move_to(value, device), inputs)
 
 
+def own_copy(inputs: Any) -> Any:
+    """The same inputs in the same containers, every tensor a copy: what a forward writes into is not the data."""
+    return inputs.clone() if isinstance(inputs, Tensor) else _each(own_copy, inputs)
+
+
 def split_examples(inputs: Any, size: int) -> Iterator[Any]:
     """A minibatch's inputs as smaller ones of at most ``size`` examples, tensors cut along their first dimension.
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sqs_pyro import compress, diagnose, elbo_report, load, pack, pack_ensemble, save, size_report
-from sqs_pyro.errors import SQSError
+from sqs_pyro.errors import RecipeError, SQSError
 from sqs_pyro.inference.averaging import averaged_network, choose_temperature, evaluate_averaged
 from sqs_pyro.inference.baseline import BaselineRecipe, train_baseline
 from sqs_pyro.inference.evaluate import evaluate, largest_difference
@@ -279,3 +279,20 @@ def test_autocast_inside_multiplies_with_weights_as_they_are(outer):
         assert torch.is_autocast_enabled("cpu") == enabled
         assert layer(torch.ones(1, 2)).item() == 4.0
     assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("seed", [True, 1.5, "a", 2**64, [1]])
+def test_seeds_that_no_generator_takes(seed):
+    before = torch.get_rng_state()
+    with pytest.raises(RecipeError, match=r"The seed is .*, but must be a whole number"), isolated(seed=seed):
+        pass
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64 - 1, np.int64(3)])
+def test_seeds_of_any_size_and_kind(seed):
+    drawn = []
+    for _ in range(2):
+        with isolated(seed=seed):
+            drawn.append((torch.rand(()).item(), np.random.random(), random.random()))  # noqa: NPY002
+    assert drawn[0] == drawn[1]

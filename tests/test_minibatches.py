@@ -265,6 +265,41 @@ class TestHowMuchThereIs:
         assert examples_an_epoch(DataLoader(DATA, batch_sampler=BatchSampler(range(10), 4, True))) == 8
         assert examples_an_epoch([(X, Y), (X, Y)]) == 8
 
+    def test_of_minibatches_that_are_not_as_large_as_data_set_and_sampler_say(self):
+        class Ready(torch.utils.data.Dataset):
+            """Minibatches of 8, ready-made."""
+
+            def __len__(self):
+                return 5
+
+            def __getitem__(self, i):
+                return DATA[8 * i : 8 * i + 8]
+
+        class Stream(IterableDataset):
+            def __len__(self):
+                return 5
+
+            def __iter__(self):
+                return iter([DATA[8 * i : 8 * i + 8] for i in range(5)])
+
+        class Mine:
+            dataset = range(3300)  # frames, of which a minibatch takes some
+
+            def __len__(self):
+                return 5
+
+            def __iter__(self):
+                return iter(DataLoader(DATA, 8))
+
+        def twice(rows):
+            x, y = torch.utils.data.default_collate(rows)
+            return torch.cat([x, x.flip(1)]), torch.cat([y, y])
+
+        for loader in (DataLoader(Ready(), batch_size=None), DataLoader(Stream(), batch_size=None), Mine()):
+            assert examples_an_epoch(loader) == 33
+        assert examples_an_epoch(DataLoader(Ready(), batch_size=None, shuffle=True)) == 33
+        assert examples_an_epoch(DataLoader(DATA, 8, collate_fn=twice)) == 66
+
     @pytest.mark.parametrize(
         "loader", [DataLoader(Endless(), 2), iter([]), [(X, Y)], DataLoader(DATA, 40, drop_last=True)]
     )

@@ -31,12 +31,6 @@ def hooked(function):
     return net
 
 
-def derived() -> nn.Module:
-    net = plain()
-    net[2].half = net[0].weight * 0.5
-    return net
-
-
 def on_meta() -> nn.Module:
     net = plain()
     net[2] = net[2].to("meta")
@@ -73,7 +67,6 @@ class TestNetworks:
             "in floating point",
             None,
         ),
-        "computed": (derived, "a tensor 'half' that was computed", None),
         "a class": (lambda: nn.Linear, "must be a torch.nn.Module", None),
         "a function": (lambda: plain().forward, "must be a torch.nn.Module", None),
     }

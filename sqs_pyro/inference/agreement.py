@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.errors import DataError, NetworkError, SQSError
-from sqs_pyro.network_io import call_arguments, device_of, move_to
+from sqs_pyro.network_io import call_arguments, device_of, move_to, own_copy
 
 _EXACT = 2.0**-10  # of the largest output: sums of float32 in another order, through many layers
 _COARSE = 2.0**-5  # the same for two-byte floats, and for GPUs, which multiply with fewer bits
@@ -118,7 +118,7 @@ def first_difference(first: nn.Module, second: nn.Module, inputs: Any, relative:
 
 def outputs(net: nn.Module, inputs: Any) -> list[Tensor]:
     """Every tensor that a network puts out in evaluation mode, in order."""
-    args, kwargs = call_arguments(move_to(inputs, device_of(net)), net)
+    args, kwargs = call_arguments(own_copy(move_to(inputs, device_of(net))), net)
     with _undisturbed(net):
         return list(_tensors(net(*args, **kwargs)))
 

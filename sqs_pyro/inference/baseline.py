@@ -1,6 +1,5 @@
 """Training of the uncompressed network that everything else is measured against."""
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from sqs_pyro.inference.evaluate import evaluate
 from sqs_pyro.inference.first_minibatch import try_loader
 from sqs_pyro.inference.input_checks import check_labels, check_minibatch
 from sqs_pyro.inference.judging import Judge, judged
+from sqs_pyro.inference.shipping import copied
 from sqs_pyro.isolation import isolated
 from sqs_pyro.minibatches import check_repeatable, minibatches, undisturbed
 from sqs_pyro.models.likelihoods import Categorical, categorical
@@ -189,7 +189,7 @@ class _Training:
             try_loader(self.net, self.validation, self.labels, "validation")
             return
         with undisturbed(self.validation):
-            judged(self.judge, copy.deepcopy(self.net).eval(), self.validation)
+            judged(self.judge, copied(self.net).eval(), self.validation)
 
     def _try(self, x: Any, y: Tensor) -> None:
         """The first minibatch, before the network is trained on it."""

@@ -4,6 +4,7 @@ Nothing here trains, draws or changes anything. (What is wrong with *data* is to
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from sqs_pyro.inference.site_guide import SiteGuide
 from sqs_pyro.isolation import isolated
 from sqs_pyro.models.coverage import Coverage, Uncompressed, coverage
 from sqs_pyro.models.network_prior import FixedPrior, NetworkPrior
+from sqs_pyro.models.weight_scale import weight_scale
 
 #: A finding is a measured value below its threshold.
 THRESHOLDS = {
@@ -29,6 +31,9 @@ THRESHOLDS = {
     "unused_components": 0.5,  # share of the components that stand for a weight
     "vanishing_component": 0.5,  # |μ| in units of the root mean square of the weights it stands for
     "inert_averaging": 0.02,  # share of the weights at which a draw differs from the most probable network
+    "unequal_layers": 1e-3,  # root mean square weight of the smallest layer in units of the largest's
+    "equal_gates": 1e-6,  # difference of the network's largest and smallest gate logit
+    "grown_weights": 0.01,  # root mean square of the pretrained weights in units of the present one
     "uncompressed": 0.9,  # share of the network's parameters that is compressed
     "unrepeatable": 1.0,  # 1 / (1 + relative difference of a network's outputs from one call to the next)
 }
@@ -51,6 +56,13 @@ _SENTENCES = {
     "for, a second zero beside the exact one; {gentler}, or use more components.",
     "inert_averaging": "Drawn networks differ from the most probable one in {measured:.2%} of the weights only, "
     "so that averaging them does nothing; {repair}.",
+    "unequal_layers": "The weights of '{site}' are {measured:.1g} of the size of those of '{largest}', so that "
+    "one threshold for the magnitudes of all layers prunes them first; set pruning.scope to 'layer', or "
+    "pruning.saliency to 'activation'.",
+    "equal_gates": "All gates are equal, so that pruning by saliency 'gate' goes by the position of weights; set "
+    "gate_learning_rate above 0, or pruning.saliency to 'magnitude'.",
+    "grown_weights": "Training has made the weights of '{site}' {times:.1g} times as large as they were; unless "
+    "they had to grow from almost nothing, lower learning_rate{or_kl}.",
     "uncompressed": "Only {measured:.1%} of the network's {total:,} parameters are compressed; the largest others "
     "are {largest}. Name what is to be compressed in include=[...], which replaces the choice by layer type.",
     "unrepeatable": "The network's outputs differ from call to call even in evaluation mode, so that packed and "
@@ -117,6 +129,7 @@ def diagnose(
             for kind, value in measured.items()
             if value < THRESHOLDS[kind] and kind not in intended
         ]
+    findings += _compared(guide, recipe) + _grown(model, guide, recipe)
     if averaging and guide.stage != "dense":
         findings += inert_averaging(guide)
     net = getattr(model, "net", None)
@@ -130,6 +143,46 @@ def uncompressed(found: Coverage) -> list[Finding]:
         return []
     listed = " and ".join(filter(None, [", ".join(map(_named, largest[:-1])), _named(largest[-1])]))
     return [_finding("uncompressed", None, found.share, total=found.total, largest=listed)]
+
+
+def _compared(guide: SpikeGMMGuide, recipe: CompressionRecipe | None) -> list[Finding]:
+    """Findings if pruning compares what cannot be compared."""
+    if recipe is None or recipe.allocation != "schedule" or guide.nonzero_rate() == 1:
+        return []
+    sites = guide.site_guides()
+    if recipe.pruning.saliency == "gate":
+        logits = [site.gate_logit for site in sites.values()]
+        spread = float(torch.stack([x.max() for x in logits]).max() - torch.stack([x.min() for x in logits]).min())
+        return [_finding("equal_gates", None, spread)] if spread < THRESHOLDS["equal_gates"] else []
+    if recipe.pruning.scope != "global" or recipe.pruning.saliency != "magnitude":
+        return []
+    sizes = {name: _size(site) for name, site in sites.items()}
+    smallest, largest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
+    measured = sizes[smallest] / sizes[largest] if sizes[largest] else 1.0
+    if measured >= THRESHOLDS["unequal_layers"]:
+        return []
+    return [_finding("unequal_layers", smallest, measured, largest=largest)]
+
+
+def _grown(model: Any, guide: SpikeGMMGuide, recipe: CompressionRecipe | None) -> list[Finding]:
+    """Findings for layers that training has thrown far from where they started."""
+    before = model.site_values() if hasattr(model, "site_values") else {}
+    found = {name: float(weight_scale(before[name])) / (_size(site) or 1.0) for name, site in _in(guide, before)}
+    or_kl = "" if recipe is not None and recipe.kl_weight == 0 else " or kl_weight"
+    return [
+        _finding("grown_weights", name, measured, times=1 / measured, or_kl=or_kl)
+        for name, measured in found.items()
+        if measured < THRESHOLDS["grown_weights"]
+    ]
+
+
+def _in(guide: SpikeGMMGuide, names: Mapping[str, Any]) -> list[tuple[str, SiteGuide]]:
+    return [(name, site) for name, site in guide.site_guides().items() if name in names]
+
+
+def _size(site: SiteGuide) -> float:
+    """Root mean square of the latents."""
+    return float(site.latent.double().square().mean().sqrt())
 
 
 def _named(other: Uncompressed) -> str:

@@ -22,8 +22,9 @@ from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.input_checks import check_inputs, check_minibatch
 from sqs_pyro.inference.interruption import deferred_interrupt
 from sqs_pyro.inference.judging import Judge, judge_by, judged
-from sqs_pyro.inference.optimizers import optimizers
+from sqs_pyro.inference.optimizers import make_gradients_dense, optimizers
 from sqs_pyro.inference.recipe import CompressionRecipe
+from sqs_pyro.inference.recomputation import check_not_recomputed, no_recomputation
 from sqs_pyro.inference.shipping import shipped_network
 from sqs_pyro.minibatches import examples_an_epoch, minibatches
 from sqs_pyro.network_io import device_of, move_to
@@ -229,13 +230,17 @@ class Driver:
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                 terms = self.elbo.terms(self.model, self.guide, x, y)
-            (terms.loss / self.num_data).backward()
+            if not self.history:
+                check_not_recomputed(terms.loss)
+            with no_recomputation():
+                (terms.loss / self.num_data).backward()
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             if not isinstance(error, SQSError) or isinstance(error, DataError):
                 self._explain(error, x, y)
             raise
+        make_gradients_dense(self.optimizers)
         self.allocation.after_backward(self.step, len(y))
         for optimizer in self.optimizers:
             optimizer.step()

@@ -14,7 +14,7 @@ from sqs_pyro.inference.shipping import copied, shipped_network
 from sqs_pyro.isolation import isolated, isolating
 from sqs_pyro.kernels import PackedEnsemble, packed_ensemble, packed_network
 from sqs_pyro.packing import CodedTensor
-from sqs_pyro.packing.module import METADATA, round_leftovers
+from sqs_pyro.packing.module import METADATA, round_leftovers, with_metadata
 
 __all__ = [
     "batch_norm_statistics",
@@ -144,8 +144,10 @@ def pack_ensemble(
         net, about = _with_leftovers(source, leftover_dtype), getattr(source.network, METADATA)
         codebook_dtype = codebook_dtype or source.recipe.codebook_dtype
     dtype = _dtype("codebook_dtype", codebook_dtype or "float16")
+    if not isinstance(num_samples, int) or num_samples < 1:
+        raise NetworkError(f"num_samples is {num_samples!r}, but must be a whole number of draws, at least 1.")
     draws = [guide.draw(temperature, gate_temperature, dtype) for _ in range(num_samples)]
-    about = {**about, **(metadata or {})}
+    about = with_metadata(about, metadata)
     return packed_ensemble(net, draws, layout=layout, leftover_dtype=None, metadata=about)
 
 
@@ -164,7 +166,7 @@ def _packed_anew(
         )
     coded = guide.harden(_dtype("codebook_dtype", options["codebook_dtype"] or source.recipe.codebook_dtype))
     dense = hard_network(_with_leftovers(source, options["leftover_dtype"]), coded).eval()
-    about = {**getattr(source.network, METADATA), **(metadata or {})}
+    about = with_metadata(getattr(source.network, METADATA), metadata)
     layout = options["layout"] or source.recipe.layout
     return packed_network(dense, coded, layout=layout, leftover_dtype=None, metadata=about), dense
 

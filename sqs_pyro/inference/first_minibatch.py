@@ -1,6 +1,5 @@
 """The first minibatch is tried through network, likelihood, labels and judge before anything is trained."""
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import nn
 from sqs_pyro.errors import DataError
 from sqs_pyro.inference.input_checks import check_minibatch
 from sqs_pyro.inference.judging import Judge, judged
+from sqs_pyro.inference.shipping import copied
 from sqs_pyro.minibatches import (
     check_repeatable,
     check_training_loader,
@@ -68,20 +68,31 @@ def try_first_minibatch(
             try_loader(net, validation, settled, "validation")
         else:
             with undisturbed(validation):
-                judged(judge, copy.deepcopy(net).eval(), validation)
+                judged(judge, copied(net).eval(), validation)
     return FirstMinibatch(settled, num_data)
 
 
 def try_loader(
     net: nn.Module, loader: Any, likelihood: Likelihood, what: str, dtype: torch.dtype | None = None
 ) -> Likelihood:
-    """The likelihood as a loader's first minibatch settles it; errors as :func:`try_first_minibatch`."""
-    device = device_of(net)
+    """The likelihood as a loader's first minibatch settles it; errors as :func:`try_first_minibatch`.
+
+    A minibatch whose labels are all left out settles nothing, so that the next one is tried.
+    """
+    device, number = device_of(net), 0
     with undisturbed(loader):
-        x, y = next(minibatches(loader, net, what), (None, None))
-        if y is None:
-            raise DataError(f"There is no {what} minibatch: the loader is empty.")
-        return check_minibatch(eager(net), likelihood, move_to(x, device), y.to(device), what, 1, dtype)
+        for number, (x, y) in enumerate(minibatches(loader, net, what), 1):
+            x, y = move_to(x, device), y.to(device)
+            settled = check_minibatch(eager(net), likelihood, x, y, what, number, dtype)
+            ignored = getattr(settled, "ignore_index", None)
+            if ignored is None or bool((y != ignored).any()):
+                return settled
+    if not number:
+        raise DataError(f"There is no {what} minibatch: the loader is empty.")
+    raise DataError(
+        f"Every one of the {what} labels is {ignored}, which is left out: give labels that count, or a likelihood "
+        "with another ignore_index."
+    )
 
 
 def first_inputs(loader: Any, net: nn.Module) -> Any | None:

@@ -1,6 +1,6 @@
 """What is wrong with a minibatch: what can be said of data and network, and nothing that is only guessed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from sqs_pyro.errors import DataError, NetworkError, SQSError
 from sqs_pyro.minibatches import said, shown
 from sqs_pyro.models.likelihoods import Likelihood, base_support, observe, settle
-from sqs_pyro.network_io import call_arguments, device_of, forward_signature, takes, tensors_in
+from sqs_pyro.network_io import call_arguments, device_of, forward_signature, own_copy, takes, tensors_in
 
 _ONE_VALUE = "Expected more than 1 value per channel"  # batch norm of torch, in training
 
@@ -106,7 +106,7 @@ def check_minibatch(
         _tried(net, what == "training"),
         torch.autocast(device.type, dtype, enabled=dtype is not None),
     ):
-        output = run(net, x, name)
+        output = run(net, own_copy(x), name)
         check_inputs(x, name)
         try:
             with named(name):
@@ -123,6 +123,11 @@ def check_minibatch(
                 f"The likelihood fails for the network's output ({shown(output)}) and labels ({shown(y)}) with "
                 f"{said(error)}: give one that takes them."
             ) from error
+    if found.is_complex():
+        raise NetworkError(
+            f"The network's output is complex ({shown(output)}), which the likelihood cannot take: give a "
+            "likelihood=callable that makes a distribution of its real part, its absolute value or both parts."
+        )
     if not torch.isfinite(found).all():
         raise _not_finite(net, name)
     return settled
@@ -172,9 +177,13 @@ def _explained(error: Exception, net: nn.Module, x: Any, name: str) -> DataError
             f"{name} is {shown(others[0])}, but the weights of {type(net).__name__} are "
             f"{str(dtype).removeprefix('torch.')} ({said(error)}): convert the inputs (x.to({dtype}){of_images})."
         )
+    repair = "give inputs that it takes"
+    signature = forward_signature(net)
+    if isinstance(x, Mapping) and signature is not None and call_arguments(x, net)[0]:  # it is given as a whole
+        lacking = ", ".join(repr(key) for key in x if key not in signature.parameters)
+        repair = f"its forward{signature} has no argument {lacking or 'of these'}, so leave that out or rename it"
     return DataError(
-        f"{type(net).__name__} fails on {name[0].lower()}{name[1:]} ({shown(x)}) with {said(error)}: give inputs "
-        "that it takes."
+        f"{type(net).__name__} fails on {name[0].lower()}{name[1:]} ({shown(x)}) with {said(error)}: {repair}."
     )
 
 

@@ -36,7 +36,8 @@ def judged(judge: Judge, net: nn.Module, loader: Any) -> float:
         NetworkError: it fails, or says nothing of use: a finite number of at most 1.
     """
     try:
-        figure: Any = judge(net, loader)
+        with torch.set_grad_enabled(torch.is_grad_enabled()):  # a judge may turn gradients off for good
+            figure: Any = judge(net, loader)
     except SQSError:
         raise
     except Exception as error:  # of the user's judge
@@ -78,8 +79,8 @@ def agreement(net: nn.Module, loader: Any, likelihood: Likelihood) -> float:
                 distribution, value = observe(likelihood, output, y.to(device))
             discrete = distribution.support.is_discrete
             centre, known = _centre(distribution, value, discrete)
-            found.append(centre[known] if discrete else centre.flatten(1).double())
-            observed.append(value[known] if discrete else value.flatten(1).double())
+            found.append(centre[known] if discrete else _by_example(centre))
+            observed.append(value[known] if discrete else _by_example(value))
     if not observed:
         raise DataError("There is no example to evaluate on: the loader is empty.")
     if len({part.shape[1:] for part in observed}) > 1:  # lengths that differ from minibatch to minibatch
@@ -91,6 +92,11 @@ def agreement(net: nn.Module, loader: Any, likelihood: Likelihood) -> float:
         return float((centres == values).double().mean())
     error, spread = (values - centres).square().sum(), (values - values.mean(0)).square().sum()
     return float(1 - error / spread) if float(spread) > 0 else float(error == 0)
+
+
+def _by_example(values: Tensor) -> Tensor:
+    """Numbers ``[B, n]`` of any shape ``[B, ...]``, one an example where that is ``[B]``."""
+    return values.reshape(len(values), -1).double()
 
 
 def _centre(distribution: Any, value: Tensor, discrete: bool) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Which parameter learns how fast in compression."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,15 +29,16 @@ def optimizers(model: nn.Module, guide: SpikeGMMGuide, recipe: CompressionRecipe
         {"params": plain, "weight_decay": 0.0, "highest_lr": recipe.learning_rate},
     ]
     of_weights: torch.optim.Optimizer
+    fused = not any(p.is_complex() for p in leftovers)  # for which there are no fused kernels
     if recipe.optimizer == "adamw":
-        of_weights = torch.optim.AdamW(weights, lr=recipe.learning_rate, fused=True)
+        of_weights = torch.optim.AdamW(weights, lr=recipe.learning_rate, fused=fused)
     else:
         of_weights = torch.optim.SGD(
             weights,
             lr=recipe.learning_rate,
             momentum=recipe.momentum,
             nesterov=recipe.momentum > 0,
-            fused=True,
+            fused=fused,
         )
     groups: list[dict[str, Any]] = (
         [{"params": prior, "highest_lr": recipe.codebook_learning_rate}] if prior else []
@@ -53,3 +55,12 @@ def optimizers(model: nn.Module, guide: SpikeGMMGuide, recipe: CompressionRecipe
         else:
             site.gate_logit_unconstrained.requires_grad_(False)
     return [of_weights, torch.optim.Adam(groups, lr=recipe.codebook_learning_rate, fused=True)]
+
+
+def make_gradients_dense(optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Turn sparse gradients (of ``nn.Embedding(sparse=True)``) into dense ones, which momentum and decay need."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    parameter.grad = parameter.grad.to_dense()

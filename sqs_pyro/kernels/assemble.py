@@ -16,6 +16,9 @@ from sqs_pyro.kernels.weight import PackedWeight, refuse_dense_weights
 from sqs_pyro.packing.layouts import PackedTensor
 from sqs_pyro.packing.module import WEIGHT_PREFIX, StoredWeight
 
+#: Attributes of a module in which torch keeps its own; all others may hold modules a second time.
+_OF_TORCH = frozenset(vars(nn.Module()))
+
 
 def assemble(net: nn.Module, tensors: Mapping[str, PackedTensor]) -> nn.Module:
     """Return a deep copy of ``net`` with packed weights in place of the named parameters.
@@ -88,12 +91,28 @@ def unpack_weights(
 
 
 def _swap(net: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:
-    """Put other modules in place of those with the given ``id``."""
+    """Put other modules in place of those with the given ``id``, in plain lists that modules keep of them, too."""
     for module in list(net.modules()):
         for name, child in module._modules.items():
             if id(child) in replaced:
                 module._modules[name] = replaced[id(child)]
+        for name, value in vars(module).items():
+            if isinstance(value, (list, tuple, dict)) and name not in _OF_TORCH:
+                vars(module)[name] = _with_others(value, replaced)
     return replaced.get(id(net), net)
+
+
+def _with_others(value: Any, replaced: Mapping[int, nn.Module]) -> Any:
+    """A list, tuple or dictionary with other modules in it; the same one where there is nothing to replace."""
+    if isinstance(value, nn.Module):
+        return replaced.get(id(value), value)
+    if type(value) is dict:
+        found: Any = {key: _with_others(item, replaced) for key, item in value.items()}
+        return found if any(found[key] is not value[key] for key in value) else value
+    if type(value) not in (list, tuple):
+        return value
+    found = [_with_others(item, replaced) for item in value]
+    return type(value)(found) if any(new is not old for new, old in zip(found, value, strict=True)) else value
 
 
 def tensor_slots(net: nn.Module) -> dict[int, list[tuple[dict[str, Tensor | None], str]]]:

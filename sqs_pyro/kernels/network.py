@@ -24,6 +24,7 @@ from sqs_pyro.packing.module import (
     module_contents,
     round_leftovers,
     stored_weights,
+    with_metadata,
 )
 from sqs_pyro.resources import enough_resources
 
@@ -130,6 +131,7 @@ def load(path: str | Path, net: nn.Module | Callable[[], nn.Module] | None = Non
     Raises:
         PackedFileError: if the file is not intact, holds NaN, or was made for another network.
         RecipeError: if the registry does not know the file's network.
+        NetworkError: if ``net`` is no network and builds none.
         ResourceError: if there is too little memory.
     """
     with isolated():
@@ -137,7 +139,7 @@ def load(path: str | Path, net: nn.Module | Callable[[], nn.Module] | None = Non
         plain = described_network(contents) if net is None else net
     if not isinstance(plain, nn.Module):
         with isolated(sees_dtype=True):  # what the caller builds has the caller's dtype; first weights are drawn
-            plain = plain()
+            plain = _built(plain)
     with isolated(plain):
         check_replaceable(plain)
         try:
@@ -177,8 +179,20 @@ def _check_dtype(leftover_dtype: str | None) -> None:
         )
 
 
+def _built(function: Any) -> nn.Module:
+    built = function() if callable(function) else function
+    if not isinstance(built, nn.Module):
+        given = "what load was given made" if callable(function) else "load was given"
+        raise NetworkError(
+            f"For the network {given} a {type(built).__name__}: give a torch.nn.Module, or a function without "
+            "arguments that makes one."
+        )
+    return built
+
+
 def _about(net: nn.Module, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {"network": getattr(net, "network_spec", None), "recipe": {}, "metrics": {}, **(metadata or {})}
+    about: dict[str, Any] = {"network": getattr(net, "network_spec", None), "recipe": {}, "metrics": {}}
+    return with_metadata(about, metadata)
 
 
 def _smallest(draws: CodedTensor) -> PackedTensor:

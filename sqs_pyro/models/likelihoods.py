@@ -75,6 +75,28 @@ def examples(distribution: Any) -> dist.TorchDistribution:
     return distribution.to_event(len(distribution.batch_shape) - 1)
 
 
+def _numbers(name: str, given: Any) -> Tensor | None:
+    """What was given as finite float32 numbers; None if it is None."""
+    if given is None:
+        return None
+    try:
+        numbers = torch.as_tensor(given, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        numbers = torch.tensor(torch.nan)
+    if not bool(numbers.isfinite().all()):
+        raise NetworkError(f"{name} is {shown(given)}, but must be finite numbers.")
+    return numbers
+
+
+def _label_to_ignore(given: Any) -> int:
+    if isinstance(given, bool) or not isinstance(given, int):
+        raise NetworkError(
+            f"ignore_index is {given!r}, but must be a whole number: the label that counts for nothing, "
+            f"{IGNORED} if there is none."
+        )
+    return given
+
+
 class Categorical:
     """Classification: one of C classes for every example, or for every pixel or token of one.
 
@@ -103,11 +125,13 @@ class Categorical:
     ) -> None:
         if class_axis == 0:
             raise NetworkError("class_axis is 0, which are the examples: give 1, or -1 for the last.")
-        self.class_axis, self.ignore_index = class_axis, ignore_index
-        self.class_weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
+        if class_axis is not None and not isinstance(class_axis, int):
+            raise NetworkError(f"class_axis is {class_axis!r}, but must be a whole number: 1, or -1 for the last.")
+        self.class_axis, self.ignore_index = class_axis, _label_to_ignore(ignore_index)
+        self.class_weights = _numbers("class_weights", class_weights)
         w = self.class_weights
-        if w is not None and (w.dim() != 1 or not bool((torch.isfinite(w) & (w >= 0)).all())):
-            raise NetworkError("class_weights must be one finite number a class, none of them negative.")
+        if w is not None and (w.dim() != 1 or not bool((w >= 0).all()) or not bool(w.any())):
+            raise NetworkError("class_weights must be one finite number a class, none negative and not all zero.")
 
     def __call__(self, output: Any) -> dist.TorchDistribution:
         """Integer classes, batch shape ``[B]``; where labels would decide, tokens of transformers are known.
@@ -240,8 +264,10 @@ class Bernoulli:
     """
 
     def __init__(self, ignore_index: int = IGNORED, pos_weight: float | Tensor | None = None) -> None:
-        self.ignore_index = ignore_index
-        self.pos_weight = None if pos_weight is None else torch.as_tensor(pos_weight, dtype=torch.float32)
+        self.ignore_index = _label_to_ignore(ignore_index)
+        self.pos_weight = _numbers("pos_weight", pos_weight)
+        if self.pos_weight is not None and not bool((self.pos_weight > 0).all()):
+            raise NetworkError("pos_weight must be positive: how many times a one counts as much as a zero.")
 
     def __call__(self, output: Any) -> dist.TorchDistribution:
         """Labels of the shape of the logits, batch shape ``[B]``."""
@@ -254,9 +280,10 @@ class Gaussian:
     """Regression: output ``[B, ...]`` is the mean, ``scale`` the standard deviation of the noise."""
 
     def __init__(self, scale: float = 1.0) -> None:
-        if not scale > 0:
-            raise NetworkError(f"The Gaussian likelihood's scale is {scale!r}, but must be positive.")
-        self.scale = scale
+        number = _numbers("The Gaussian likelihood's scale", scale)
+        if number is None or number.numel() != 1 or not number > 0:
+            raise NetworkError(f"The Gaussian likelihood's scale is {scale!r}, but must be one positive number.")
+        self.scale = float(number)
 
     def __call__(self, output: Any) -> dist.TorchDistribution:
         """The observation's distribution, batch shape ``[B]``."""

@@ -1,12 +1,13 @@
 """Which parameters of a network become sample sites."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from sqs_pyro.errors import NetworkError
+from sqs_pyro.models.weight_scale import LARGEST_WEIGHT
 
 #: Modules whose ``weight`` is a site unless patterns say otherwise.
 DEFAULT_TYPES: tuple[type[nn.Module], ...] = (
@@ -40,14 +41,16 @@ def select_sites(
         types: the module types of the default choice.
 
     Raises:
-        NetworkError: a pattern is not a regular expression or matches nothing, no parameter is left, or a
-            selected parameter holds NaN or infinity.
+        NetworkError: a pattern is not a regular expression or matches nothing of use, no parameter is left, or a
+            selected parameter is a single number or holds NaN, infinity or numbers beyond 1e15.
     """
     include = None if include is None else as_patterns(include)
     exclude = as_patterns(exclude)
     names_of = _names_by_parameter(net)
     for pattern in (*(include or ()), *exclude):
         _check_pattern(pattern, [name for names in names_of.values() for name in names])
+    for pattern in include or ():
+        _check_floating(pattern, {name: p for p, names in names_of.items() for name in names})
     if include is None:
         chosen = {p: names for p, names in names_of.items() if all(_is_weight_of(net, n, types) for n in names)}
     else:
@@ -68,6 +71,7 @@ def select_sites(
         )
     for name, parameter in sites.items():
         check_finite(name, parameter)
+        _check_compressible(name, parameter)
     return sites
 
 
@@ -85,6 +89,17 @@ def check_finite(name: str, value: torch.Tensor) -> None:
         raise NetworkError(
             f"Weight '{name}' has {bad} values of {value.numel()} that are NaN or infinite: "
             "repair the checkpoint, or exclude the layer."
+        )
+
+
+def _check_compressible(name: str, value: torch.Tensor) -> None:
+    if not value.dim():
+        raise NetworkError(f"Weight '{name}' is a single number, which no codebook makes smaller: exclude it.")
+    largest = float(value.detach().abs().max())
+    if largest > LARGEST_WEIGHT:
+        raise NetworkError(
+            f"Weight '{name}' has values up to {largest:.2g}, whose squares float32 cannot add up (those of "
+            f"{LARGEST_WEIGHT:.0g} it can): repair the checkpoint, or exclude the layer."
         )
 
 
@@ -113,6 +128,16 @@ def _check_pattern(pattern: str, names: list[str]) -> None:
         raise NetworkError(
             f"Pattern {pattern!r} matches no parameter of the network; its parameters are named like "
             f"{', '.join(names[:4])}."
+        )
+
+
+def _check_floating(pattern: str, parameters: Mapping[str, torch.Tensor]) -> None:
+    named = {name: value for name, value in parameters.items() if re.search(pattern, name)}
+    if not any(value.is_floating_point() for value in named.values()):
+        name, value = next(iter(named.items()))
+        raise NetworkError(
+            f"Pattern {pattern!r} of include matches nothing that can be compressed, because '{name}' is "
+            f"{str(value.dtype).removeprefix('torch.')}: leave it out, only real floating-point weights can be."
         )
 
 

@@ -4,6 +4,8 @@ from torch import Tensor
 
 #: Below this a float32 square is lost; such weights are zeros to every density.
 LEAST_SCALE = 1e-15
+#: Above this sums of float32 squares are lost, and with them every density.
+LARGEST_WEIGHT = 1e15
 
 
 def weight_scale(weight: Tensor) -> Tensor:

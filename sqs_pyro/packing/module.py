@@ -1,7 +1,7 @@
 """Packed networks as modules, seen from storage: which tensors a file of the module would hold."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -114,6 +114,19 @@ def check_storable(net: nn.Module) -> None:
     check_finite(net)
     for name, value in leftover_state(net).items():
         check_dtype(name, value)
+
+
+def with_metadata(about: Mapping[str, Any], own: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a file says of itself, and over it what the caller gives.
+
+    Raises:
+        NetworkError: that is no mapping.
+    """
+    if own is not None and not isinstance(own, Mapping):
+        raise NetworkError(
+            f"The metadata is a {type(own).__name__}, but must be a mapping: give {{'a name': value}}."
+        )
+    return {**about, **(own or {})}
 
 
 @torch.no_grad()

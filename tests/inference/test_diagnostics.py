@@ -231,6 +231,48 @@ class TestInCompression:
         assert finding.kind == "starving_layer" and repair in finding.sentence and without not in finding.sentence
 
 
+class TestScales:
+    def kinds(self, guide, **recipe):
+        found = diagnose(guide.model, guide, averaging=False, recipe=CompressionRecipe(**recipe))
+        for finding in found:
+            assert finding.measured < finding.threshold and finding.sentence.endswith(".")
+        return {finding.kind: finding for finding in found}
+
+    @pytest.mark.parametrize("scale", [1e-5, 1e5])
+    def test_layers_of_other_sizes_do_not_compare(self, scale):
+        guide = posterior(stage="dense")
+        name, other = guide.site_guides()
+        with torch.no_grad():
+            guide.site_guides()[name].latent_unconstrained.mul_(scale)
+        guide.model.net[0].weight.data.mul_(scale)
+        assert "unequal_layers" not in self.kinds(guide)  # nothing is pruned yet
+        prune_to(guide, 0.5)
+        finding = self.kinds(guide)["unequal_layers"]
+        assert finding.site == (name if scale < 1 else other)
+        assert "set pruning.scope to 'layer'" in finding.sentence
+        for pruning in ({"scope": "layer"}, {"saliency": "activation"}):
+            assert "unequal_layers" not in self.kinds(guide, pruning=pruning)
+
+    def test_equal_gates_do_not_compare(self):
+        guide = posterior(stage="dense")
+        prune_to(guide, 0.5)
+        by_gate = {"pruning": {"saliency": "gate"}}
+        assert "gate_learning_rate" in self.kinds(guide, **by_gate)["equal_gates"].sentence
+        assert "equal_gates" not in self.kinds(guide)
+        with torch.no_grad():
+            next(iter(guide.site_guides().values())).gate_logit_unconstrained[0, 0] += 0.1
+        assert "equal_gates" not in self.kinds(guide, **by_gate)
+
+    def test_layers_that_training_has_thrown_away(self):
+        guide = posterior(stage="dense")
+        name = next(iter(guide.site_guides()))
+        with torch.no_grad():
+            guide.site_guides()[name].latent_unconstrained.mul_(1e4)
+        finding = self.kinds(guide)["grown_weights"]
+        assert finding.site == name and "1e+04 times" in finding.sentence and "kl_weight" in finding.sentence
+        assert "kl_weight" not in self.kinds(guide, kl_weight=0)["grown_weights"].sentence
+
+
 class Partly(nn.Module):
     """Weights that are compressed, that could be, and that cannot."""
 

@@ -47,12 +47,28 @@ class Flags(nn.Module):
         return self.net(u + v)
 
 
+class Complex(Flags):
+    def forward(self, x):
+        return torch.complex(self.net(x), self.net(x))
+
+
 def judge_that_raises(net, validation):
     raise KeyError("top-5")
 
 
 LATER = X.clone()
 LATER[20, 3] = torch.nan
+
+
+def changed(at, x=lambda x: x, y=lambda y: y):
+    """A loader that is wrong in one minibatch."""
+
+    class Batches(list):
+        dataset = range(32)
+
+    pairs = [(X[i : i + 8], Y[i : i + 8]) for i in range(0, 32, 8)]
+    pairs[at] = (x(pairs[at][0]), y(pairs[at][1]))
+    return Batches(pairs)
 
 
 class TestBeforeTraining:
@@ -71,10 +87,26 @@ class TestBeforeTraining:
         ),
         "float64": (mlp, loader(X.double()), {}, "convert the inputs (x.to(torch.float32))"),
         "float64 weights": (lambda: mlp().double(), loader(), {}, "convert the inputs (x.to(torch.float64))"),
+        "a key that nothing takes": (
+            mlp,
+            changed(0, x=lambda x: {"input": x, "path": ["a"] * 8}),
+            {},
+            "forward(input) has no argument 'path', so leave that out or rename it",
+        ),
+        "metadata": (mlp, loader(), {"metadata": ["mine"]}, "The metadata is a list, but must be a mapping"),
+        "seed": (mlp, loader(), {"seed": "a"}, "The seed is 'a'"),
         "other features": (mlp, loader(X[:, :5]), {}, "fails on training minibatch 1 (float32 [8, 5])"),
         "one of two inputs": (Flags, loader(), {}, "to Flags.forward(u, v), which takes other arguments"),
         "not broadcast": (mlp, loader(y=X[:, :1]), {"likelihood": "gaussian"}, "nothing is broadcast"),
         "single logit": (lambda: mlp(1), loader(), {}, "use 'bernoulli' for labels 0 and 1"),
+        "no label at all": (mlp, loader(y=Y * 0 - 100), {}, "Every one of the training labels is -100"),
+        "no label to judge by": (
+            mlp,
+            loader(),
+            {"validation": loader(y=Y * 0 - 100)},
+            "Every one of the validation labels is -100",
+        ),
+        "complex": (Complex, loader(), {}, "output is complex (complex64 [8, 3])"),
         "multi-hot": (mlp, loader(y=torch.ones(32, 3)), {}, "use likelihood='multilabel'"),
         "shares": (mlp, loader(y=X[:, :3]), {"likelihood": "multilabel"}, "which the likelihood can never give"),
         "likelihood": (mlp, loader(), {"likelihood": lambda z: dist.Categorical(z["a"])}, "The likelihood fails"),
@@ -145,17 +177,6 @@ class Failing(Dataset):
         return X[i], Y[i]
 
 
-def changed(at, x=lambda x: x, y=lambda y: y):
-    """A loader that is wrong in one minibatch."""
-
-    class Batches(list):
-        dataset = range(32)
-
-    pairs = [(X[i : i + 8], Y[i : i + 8]) for i in range(0, 32, 8)]
-    pairs[at] = (x(pairs[at][0]), y(pairs[at][1]))
-    return Batches(pairs)
-
-
 class TestLater:
     @pytest.mark.parametrize(
         ("train", "sentence"),
@@ -196,6 +217,25 @@ class TestLater:
                 return iter(list(zip(X, Y, strict=True)))
 
         assert "goes on after 2 minibatches in epoch 1" in told(mlp(), DataLoader(Twice(), 8), before=2)
+
+
+def test_what_has_no_label_settles_nothing():
+    images, where = torch.randn(32, 2, 4, 3), torch.arange(32 * 12).view(32, 4, 3) % 3
+    late = where.masked_fill((torch.arange(32) < 10)[:, None, None], -100)
+    net = nn.Conv2d(2, 3, 1)
+    options = {"validation": loader(images, late)}
+    result = sqs_pyro.compress(net, loader(images, late), {**RECIPE, "num_components": 2}, **options)
+    assert result.model.likelihood.class_axis == 1
+    assert result.history[-1].accuracy == evaluate(result.network, loader(images[10:], late[10:])).accuracy
+
+
+def test_a_judge_that_turns_gradients_off_does_so_for_itself():
+    def judge(net, validation):
+        torch.set_grad_enabled(False)
+        return 0.5
+
+    result = sqs_pyro.compress(mlp(), loader(), RECIPE, validation=loader(), judge=judge)
+    assert result.history[-1].accuracy == 0.5 and torch.is_grad_enabled()
 
 
 def test_n_is_what_an_epoch_yields():

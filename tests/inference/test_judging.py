@@ -106,6 +106,13 @@ R2 = r2_score(NUMBERS.numpy(), FLAT.numpy(), multioutput="variance_weighted")
         ("gaussian", FLAT, NUMBERS, R2),
         (Gaussian(0.3), FLAT[:, :1], NUMBERS[:, 0], r2_score(NUMBERS[:, 0].numpy(), FLAT[:, 0].numpy())),
         (lambda z: dist.Laplace(z, 1.0).to_event(1), FLAT, NUMBERS, R2),
+        ("gaussian", FLAT[:, 0], NUMBERS[:, :1], r2_score(NUMBERS[:, 0].numpy(), FLAT[:, 0].numpy())),
+        (
+            lambda z: dist.Normal(z[:, 0], z[:, 1].exp()),
+            FLAT,
+            NUMBERS[:, 0],
+            r2_score(NUMBERS[:, 0].numpy(), FLAT[:, 0].numpy()),
+        ),
         ("gaussian", FLAT, FLAT, 1.0),
         ("gaussian", FLAT * 0, torch.zeros(N, C), 1.0),
     ],

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from sqs_pyro.inference.elbo import SQSELBO
 from sqs_pyro.inference.guide import SpikeGMMGuide
-from sqs_pyro.inference.optimizers import optimizers
+from sqs_pyro.inference.optimizers import make_gradients_dense, optimizers
 from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.models import BayesianNetwork
 
@@ -70,3 +71,28 @@ def test_decay_shrinks_matrices_alone_and_by_the_learning_rate(model, optimizer)
     for (p, before), without in zip(decayed, values, strict=True):
         expected = without - 1e-2 * 0.5 * before if any(p is latent for latent in latents) else without
         torch.testing.assert_close(p.detach(), expected)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_complex_and_sparse_gradients_move_what_is_not_compressed(optimizer):
+    class Spectral(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.words, self.linear = nn.Embedding(9, 8, sparse=True), nn.Linear(8, 3)
+            self.response = nn.Parameter(torch.randn(5, dtype=torch.cfloat))
+
+        def forward(self, words):
+            seen = torch.fft.rfft(self.words(words).mean(1)) * self.response
+            return self.linear(torch.fft.irfft(seen, n=8))
+
+    model = BayesianNetwork(Spectral(), num_data=6)
+    guide = SpikeGMMGuide(model, 3)
+    found = optimizers(model, guide, CompressionRecipe(optimizer=optimizer, learning_rate=0.01))
+    own = {"words": model.net.words.weight, "response": model.net.response}
+    before = {name: value.detach().clone() for name, value in own.items()}
+    SQSELBO().terms(model, guide, torch.arange(6).view(3, 2), torch.arange(3)).loss.backward()
+    make_gradients_dense(found)
+    for each in found:
+        each.step()
+    assert all((value != before[name]).any() for name, value in own.items())

@@ -1,11 +1,14 @@
 """What is judged is what ships: folding and rounding keep a network's function, whatever it is made of."""
 
 import copy
+import functools
+import threading
 
 import pytest
 import torch
 from kits.shipped import assert_shipped, outputs
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from sqs_pyro import BayesianNetwork, SpikeGMMGuide, compress, pack, pack_ensemble, save, size_report
@@ -372,8 +375,66 @@ class TestBeforeTraining:
 
     def test_a_network_that_cannot_be_copied(self):
         net = nn.Sequential(nn.Linear(8, 3))
-        net[0].computed = net[0].weight * 2
-        assert "a tensor 'computed' that was computed from others and cannot be copied" in self.refused(net)
+        net[0].lock = threading.Lock()
+        assert "cannot be copied" in self.refused(net)
+
+    def test_a_forward_that_needs_what_was_computed_before(self):
+        class Net(nn.Linear):
+            def __init__(self):
+                super().__init__(8, 3)
+                self.doubled = self.weight * 2
+
+            def forward(self, x):
+                return super().forward(x) + x @ self.doubled.T
+
+        assert "reads '0.doubled', a tensor that was computed from others" in self.refused(nn.Sequential(Net()))
+
+    @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # without gradients
+    @pytest.mark.parametrize("reentrant", [False, True])
+    def test_a_forward_that_runs_again_in_the_backward_pass(self, reentrant):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+            def forward(self, x):
+                return self.c(checkpoint(self.b, self.a(x), use_reentrant=reentrant).relu())
+
+        assert "recomputes activations in the backward pass" in self.refused(Net())
+
+    @pytest.mark.parametrize("kept", [lambda h: h, lambda h: [h]])
+    @pytest.mark.parametrize("has_run", [False, True])
+    def test_activations_that_a_forward_leaves_behind_are_no_obstacle(self, kept, has_run):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.c, self.last = nn.Linear(8, 8), nn.Linear(8, 3), None
+
+            def forward(self, x):
+                hidden = self.a(x).relu()
+                self.last = kept(hidden)
+                return self.c(hidden)
+
+        net = Net()
+        if has_run:
+            net(X)
+        before = net.last
+        result = compress(net, data(), {**RECIPE, "distillation": {}}, validation=data())
+        assert_shipped(result, X)
+        assert net.last is before
+
+    def test_inputs_that_a_forward_writes_into_are_compared_as_they_were(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(8, 3)
+
+            def forward(self, x):
+                return self.layer(x.mul_(2))
+
+        before = X.clone()
+        result = compress(Net(), data(), RECIPE)
+        assert result.findings == [] and torch.equal(X, before)
 
     def test_a_child_of_the_name_that_packing_takes(self):
         class Net(nn.Module):
@@ -455,3 +516,61 @@ def test_kit_looks_at_every_output():
             return {"logits": x, "more": (x + 1, [x + 2])}
 
     assert len(outputs(Two(), X)) == 3
+
+
+class Calls(nn.Module):
+    """Two layers; ``through`` says how the forward reaches the first."""
+
+    def __init__(self, through):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.reach = through(self)
+
+    def forward(self, x):
+        return self.last(self.reach(x).relu())
+
+    def by_itself(self, x):
+        return self.first(x)
+
+
+class TestCopiesStandAlone:
+    @pytest.mark.parametrize(
+        "through",
+        [
+            lambda net: lambda x: net.first(x),
+            lambda net: lambda x: x @ net.first.weight.T,
+            lambda net: (lambda forward: lambda x: forward(x))(net.by_itself),
+        ],
+        ids=["module", "parameter", "method"],
+    )
+    def test_a_function_that_has_the_network_in_it_is_told(self, through):
+        with pytest.raises(NetworkError, match=r"still computes with 'first.weight' of the original"):
+            compress(Calls(through), data(), RECIPE)
+
+    @pytest.mark.parametrize(
+        "through",
+        [
+            lambda net: net.by_itself,
+            lambda net: functools.partial(Calls.by_itself, net),
+            lambda net: lambda x: x * len(net.__dict__) * net.first.weight.shape[0],
+        ],
+        ids=["method", "partial", "shape"],
+    )
+    def test_what_is_copied_with_it_is_right(self, through):
+        result = compress(Calls(through), data(), RECIPE)
+        assert_shipped(result, X)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_the_last_accuracy_is_that_of_the_file(epochs):
+    """Statistics are estimated anew after the last step, and with few steps masks and codes change, too."""
+    net = Normed().train()
+    result = compress(net, data(), {**RECIPE, "epochs": epochs}, validation=data(), judge=_mean_logit)
+    assert result.history[-1].accuracy == _mean_logit(result.hard, data())
+    assert result.history[-1].accuracy == pytest.approx(_mean_logit(result.network, data()), rel=1e-5)
+
+
+def _mean_logit(net, loader):
+    with torch.no_grad():
+        return -float(torch.cat([net(x) for x, _ in loader]).square().mean())

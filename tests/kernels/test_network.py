@@ -10,7 +10,7 @@ from torch import nn
 
 from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.kernels import dense_state, load, packed_network, save
-from sqs_pyro.packing import PackedTensor, layout_names, pack_tensor, size_report, write_packed
+from sqs_pyro.packing import CodedTensor, PackedTensor, layout_names, pack_tensor, size_report, write_packed
 from sqs_pyro.registry import build_network, register_network
 
 
@@ -252,6 +252,35 @@ def test_module_shared_by_two_parents(tmp_path):
     assert torch.equal(load(tmp_path / "net", Twice)(x), packed(x))
 
 
+def test_modules_that_are_kept_in_plain_lists_as_well(tmp_path):
+    class Kept(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+            self.steps, self.head = [self.a, (self.b, "relu")], {"head": self.c}
+
+        def forward(self, x):
+            return self.head["head"](self.steps[1][0](self.steps[0](x)).relu())
+
+    net, x = Kept(), torch.randn(3, 4)
+    own = dict(vars(net))
+    mask = torch.ones(4, 4, dtype=torch.bool)
+    coded = {
+        name: CodedTensor(torch.zeros(4, 4, dtype=torch.uint8), mask, torch.tensor([[value]]))
+        for name, value in (("a.weight", 0.25), ("b.weight", -0.5))
+    }
+    packed = packed_network(net, coded, leftover_dtype=None)
+    expected = Kept()
+    with torch.no_grad():
+        expected.a.weight.fill_(0.25), expected.b.weight.fill_(-0.5)
+    torch.testing.assert_close(packed(x), expected(x))
+    assert packed.steps[1][1] == "relu" and packed.head["head"] is packed.c
+    assert vars(net) == own and net.steps[0] is net.a
+    save(packed, tmp_path / "kept.safetensors")
+    assert torch.equal(load(tmp_path / "kept.safetensors", Kept())(x), packed(x))
+
+
 def test_names_and_shapes_that_are_not_the_networks():
     net = tower()
     with pytest.raises(NetworkError, match=r"no parameter 'conv.weigth'; did you mean 'conv.weight'\?"):
@@ -383,3 +412,13 @@ def test_ahead_of_time_export_in_half_precision():
     x = torch.randn(6, 64).bfloat16()
     exported = torch.export.export(packed, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     assert torch.equal(exported.module()(x[:3]), packed(x[:3]))
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"), [("tower", "load was given a str"), (dict, "load was given made a dict")]
+)
+def test_what_is_no_network_and_builds_none(given, sentence, tmp_path):
+    path = tmp_path / "t.safetensors"
+    save(packed_network(nn.Linear(4, 3), {"weight": random_coded((3, 4), 1, 2)}), path)
+    with pytest.raises(NetworkError, match=sentence):
+        load(path, given)

@@ -262,3 +262,26 @@ def test_a_column_is_read_as_the_numbers_it_holds():
         svi = pyro.infer.SVI(model, SpikeGMMGuide(model, 2), pyro.optim.Adam({"lr": 1e-2}), loss=SQSELBO())
         losses.append(svi.step(torch.ones(B, 5), y))
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Categorical(class_weights="abc"),
+        lambda: Categorical(class_weights=[0.0, 0.0]),
+        lambda: Categorical(ignore_index=None),
+        lambda: Categorical(ignore_index=1.5),
+        lambda: Categorical(class_axis=1.0),
+        lambda: Bernoulli(pos_weight=-1.0),
+        lambda: Bernoulli(pos_weight="a"),
+        lambda: Bernoulli(ignore_index=True),
+        lambda: Gaussian("a"),
+        lambda: Gaussian(float("inf")),
+        lambda: Gaussian(torch.ones(2)),
+        lambda: Gaussian(None),
+    ],
+)
+def test_impossible_arguments_are_told_at_once(make):
+    with pytest.raises(NetworkError, match=r"(must be|should be)") as raised:
+        make()
+    assert "\n" not in str(raised.value)

@@ -102,6 +102,16 @@ def test_integer_parameters_are_no_sites():
     assert list(select_sites(net, include=[""])) == ["0.weight", "0.bias"]
 
 
+class Spectral(nn.Module):
+    """A layer, and parameters that no codebook can take."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+        self.response = nn.Parameter(torch.zeros(5, dtype=torch.cfloat))
+        self.gain = nn.Parameter(torch.tensor(1.0))
+
+
 @pytest.mark.parametrize(
     ("net", "arguments", "sentence"),
     [
@@ -113,6 +123,8 @@ def test_integer_parameters_are_no_sites():
             "Pattern 'conv9' matches no parameter.*named like scale, embedding.weight",
         ),
         (Zoo(), {"exclude": ["haed"]}, "Pattern 'haed' matches no parameter"),
+        (Spectral(), {"include": ["response"]}, "'response' of include .* because 'response' is complex64"),
+        (Spectral(), {"include": ["gain", "fc"]}, "'gain' is a single number"),
         (Zoo(), {"include": ["(conv"]}, r"Pattern '\(conv' is not a regular expression"),
     ],
 )
@@ -129,6 +141,14 @@ def test_weights_that_are_not_finite(bad):
     with pytest.raises(NetworkError, match=r"'1.weight' has 2 values of 8 that are NaN or infinite"):
         select_sites(net)
     assert list(select_sites(net, exclude=[r"^1\."])) == ["0.weight"]
+
+
+def test_weights_whose_squares_are_beyond_float32():
+    net = nn.Linear(3, 4)
+    with torch.no_grad():
+        net.weight[0, 0] = -1e20
+    with pytest.raises(NetworkError, match=r"'weight' has values up to 1e\+20, whose squares float32 cannot"):
+        select_sites(net)
 
 
 def test_empty_weights():
