@@ -144,6 +144,7 @@ class SpikeGMMGuide(OwningModule):
 
     @stage.setter
     def stage(self, stage: Stage) -> None:
+        _check_stage(stage)
         self.progress.stage = stage
 
     @property
@@ -162,6 +163,7 @@ class SpikeGMMGuide(OwningModule):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw every site's weights, after the model's hyper-sites; the arguments are the model's and not used."""
         self._hold_codes()
+        check_temperatures(temperature=self.temperature, gate_temperature=self.gate_temperature)
         if self._trains() and self.stage == "coded" and self.estimator == "straight_through":
             if self.draws % self.refresh_every == 0:
                 for site in self.site_guides().values():
@@ -279,8 +281,22 @@ class SpikeGMMGuide(OwningModule):
 
     @torch.no_grad()
     def prune(self, masks: Mapping[str, Tensor]) -> None:
-        """Set the gates of weights whose mask is False to exactly 0."""
+        """Set the gates of weights whose mask is False to exactly 0.
+
+        Args:
+            masks: by site name, each of its site's shape, of bool or of zeros and ones.
+
+        Raises:
+            NetworkError: a mask is of no site, or of another shape.
+            RecipeError: it holds something else than zeros and ones.
+        """
         guides = self.site_guides()
+        for name, mask in masks.items():
+            check_like_sites("mask", name, mask, {name: site.mask for name, site in guides.items()})
+            if mask.dtype is not torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+                raise RecipeError(
+                    f"The mask of '{name}' holds other values than 0 and 1: compare it with a threshold."
+                )
         for name, mask in masks.items():
             guides[name].mask = mask.to(guides[name].mask, copy=True)
 
@@ -369,14 +385,33 @@ def _check_support(name: str, prior: Any, weight: Tensor) -> None:
 
 
 def _initial_values(model: Callable[..., Any], init: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    own: Mapping[str, Tensor] | None = model.site_values() if hasattr(model, "site_values") else None
     if init is not None:
+        if own is not None:
+            for name, value in init.items():
+                check_like_sites("init", name, value, own)
         return dict(init)
-    if hasattr(model, "site_values"):
-        return model.site_values()
+    if own is not None:
+        return dict(own)
     raise NetworkError(
         f"{type(model).__name__} does not tell its pretrained weights: give init={{site name: tensor}}, "
         "or wrap the network in BayesianNetwork."
     )
+
+
+def check_like_sites(what: str, name: str, value: Tensor, sites: Mapping[str, Tensor]) -> None:
+    """Check that a tensor is named and shaped like that of a site: torch would stretch it to fit.
+
+    Raises:
+        NetworkError: it is not.
+    """
+    if name not in sites:
+        raise NetworkError(f"There is no '{name}' to take the {what} given for it: there are {', '.join(sites)}.")
+    if value.shape != sites[name].shape:
+        raise NetworkError(
+            f"The {what} of '{name}' has shape {list(value.shape)}, but the weights have "
+            f"{list(sites[name].shape)}: give one value for each weight."
+        )
 
 
 def check_temperatures(**temperatures: float | None) -> None:
@@ -390,12 +425,16 @@ def check_temperatures(**temperatures: float | None) -> None:
             raise RecipeError(f"{name} is {value}, but must be positive.")
 
 
+def _check_stage(stage: str) -> None:
+    if stage not in STAGES:
+        raise RecipeError(f"stage {stage!r} is unknown: use 'dense', 'coded' or 'frozen'.")
+
+
 def _check_arguments(num_components: int, estimator: str, refresh_every: int, stage: str) -> None:
     if not 1 <= num_components <= 256:
         raise RecipeError(f"num_components is {num_components}, but must be 1 to 256.")
     if estimator not in ("straight_through", "soft", "concrete"):
         raise RecipeError(f"estimator {estimator!r} is unknown: use 'straight_through', 'soft' or 'concrete'.")
-    if stage not in STAGES:
-        raise RecipeError(f"stage {stage!r} is unknown: use 'dense', 'coded' or 'frozen'.")
+    _check_stage(stage)
     if refresh_every < 1:
         raise RecipeError(f"refresh_every is {refresh_every}, but must be at least 1 step.")
