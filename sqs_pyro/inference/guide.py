@@ -17,7 +17,7 @@ from sqs_pyro.inference.inclusion_guide import InclusionGuide
 from sqs_pyro.inference.site_guide import Groups, SiteGuide
 from sqs_pyro.inference.windows import PerWeight, Windows
 from sqs_pyro.models.ownership import OwningModule
-from sqs_pyro.models.prediction import predicting
+from sqs_pyro.models.prediction import guide_predicts
 from sqs_pyro.packing import CodedTensor
 
 Estimator = Literal["straight_through", "soft", "concrete"]
@@ -188,7 +188,7 @@ class SpikeGMMGuide(OwningModule):
         return site.coded_distribution(self.temperature, self.gate_temperature, estimator, codes)
 
     def _trains(self) -> bool:
-        return self.training and not predicting()
+        return self.training and not guide_predicts()
 
     def codebook(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """μ, σ and ``log π`` of a site, each ``[G, K]``: what a learned prior shares."""

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI, JitTrace_ELBO, JitTraceMeanField_ELBO, Predictive, Trace_ELBO
+from pyro.infer import SVI, JitTrace_ELBO, JitTraceMeanField_ELBO, Predictive, Trace_ELBO, WeighedPredictive
 from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
@@ -90,6 +90,18 @@ class TestPredictions:
         assert guide.training and model.training
         assert torch.equal(training, self.logits(model.eval(), guide.eval()))
         assert float(training.std(0).min()) > 0
+
+    @pytest.mark.parametrize("estimator", ["straight_through", "soft"])
+    def test_with_weights_are_the_same_draws_in_either_mode(self, estimator):
+        model, guide = self.pair()
+        guide.estimator = estimator
+        drawn = []
+        for mode in (True, False):
+            torch.manual_seed(1)
+            drawn.append(WeighedPredictive(model, guide=guide.train(mode), num_samples=8)(X))
+        assert torch.equal(drawn[0].samples["logits"], drawn[1].samples["logits"])
+        assert torch.equal(drawn[0].log_weights, drawn[1].log_weights)
+        assert float(drawn[0].samples["logits"].std(0).min()) > 0
 
     def test_leave_the_network_as_it_is(self):
         model, guide = self.pair(nn.BatchNorm1d(6), nn.Dropout(0.5))
