@@ -15,7 +15,7 @@ from sqs_pyro.drawn_networks import average_log_probabilities, leave_to_draws
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.inference.evaluate import Evaluation, evaluate
 from sqs_pyro.inference.export import batch_norm_statistics, network_with, reestimate_batch_norm
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guide import SpikeGMMGuide, check_like_sites
 from sqs_pyro.isolation import isolating
 
 
@@ -37,6 +37,7 @@ class AveragedNetwork(nn.Module):
 
     Raises:
         RecipeError: there is no draw, or ``draws_at_once`` is below 1.
+        NetworkError: draws are not the network's.
     """
 
     def __init__(self, net: nn.Module, draws: Sequence[Mapping[str, Tensor]], draws_at_once: int = 1) -> None:
@@ -51,6 +52,7 @@ class AveragedNetwork(nn.Module):
         self.class_axis: int | None = None
         tensors = self.net.state_dict(keep_vars=True)
         for name in draws[0]:
+            check_like_sites("draw", name, draws[0][name], tensors)
             stacked = torch.stack([draw[name] for draw in draws]).to(tensors[name].dtype)
             self.register_buffer(name.replace(".", "/"), stacked, persistent=False)
         leave_to_draws(self.net, {id(tensors[name]): name for name in draws[0]})

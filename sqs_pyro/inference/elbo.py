@@ -113,7 +113,22 @@ class SQSELBO(TraceMeanField_ELBO):
     def loss_and_grads(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> float:
-        """The loss as a number; gradients are added to the parameters' ``grad``, one particle at a time."""
+        """The loss as a number; gradients are added to the parameters' ``grad``, one particle at a time.
+
+        Raises:
+            ModelError: in inference mode, where nothing can be trained.
+        """
+        if torch.is_inference_mode_enabled():
+            raise ModelError(
+                "SVI.step was called in torch.inference_mode(), in which nothing can be trained: call it outside, "
+                "or SVI.evaluate_loss for the loss alone."
+            )
+        with torch.enable_grad():
+            return self._loss_and_grads(model, guide, args, kwargs)
+
+    def _loss_and_grads(
+        self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
+    ) -> float:
         total = 0.0
         for particle in self._particles(model, guide, args, kwargs):
             if particle.loss.requires_grad:

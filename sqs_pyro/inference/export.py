@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.inference.agreement import check_agreement
 from sqs_pyro.inference.batch_norm import batch_norm_statistics, fold_batch_norm, reestimate_batch_norm
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guide import SpikeGMMGuide, check_like_sites
 from sqs_pyro.inference.shipping import copied, shipped_network
 from sqs_pyro.isolation import isolated, isolating
 from sqs_pyro.kernels import PackedEnsemble, packed_ensemble, packed_network
@@ -39,11 +39,16 @@ def hard_network(net: nn.Module, coded: Mapping[str, CodedTensor]) -> nn.Module:
 
 
 def network_with(net: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of ``net`` with other values in the named parameters."""
+    """A copy of ``net`` with other values in the named parameters.
+
+    Raises:
+        NetworkError: the network has no parameter of a name, or one of another shape.
+    """
     changed = copied(net)
-    parameters = dict(changed.named_parameters())
+    parameters = dict(changed.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, value in weights.items():
+            check_like_sites("weight", name, value, parameters)
             parameters[name].copy_(value)
     return changed
 

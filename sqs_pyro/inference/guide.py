@@ -5,22 +5,21 @@ from typing import Any, Literal
 
 import pyro
 import torch
+from pyro.distributions import constraints
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from sqs_pyro.distributions import CodebookGMM, LatentSpikeAndSlab
 from sqs_pyro.distributions.monte_carlo import has_atom
 from sqs_pyro.errors import NetworkError, RecipeError
+from sqs_pyro.inference.guide_progress import STAGES, GuideProgress, Stage
 from sqs_pyro.inference.inclusion_guide import InclusionGuide
 from sqs_pyro.inference.site_guide import Groups, SiteGuide
 from sqs_pyro.inference.windows import PerWeight, Windows
 from sqs_pyro.models.ownership import OwningModule
-from sqs_pyro.models.prediction import predicting
+from sqs_pyro.models.prediction import guide_predicts
 from sqs_pyro.packing import CodedTensor
 
-#: ``"dense"``: latents without a codebook (warm-up); ``"coded"``: codes follow the latents; ``"frozen"``:
-#: codes and gates stay, only codebooks learn.
-Stage = Literal["dense", "coded", "frozen"]
 Estimator = Literal["straight_through", "soft", "concrete"]
 
 _LEAST_OPEN_LOGIT = 1e-3  # of the gate: λ = 0.50025
@@ -60,7 +59,8 @@ class SpikeGMMGuide(OwningModule):
 
     Raises:
         RecipeError: an impossible value.
-        NetworkError: a layer with fewer weights a codebook than components, or no ``init``.
+        NetworkError: a layer with fewer weights a codebook than components, a prior that excludes some values, or
+            no ``init``.
     """
 
     def __init__(
@@ -103,8 +103,6 @@ class SpikeGMMGuide(OwningModule):
                 f"There is no site '{unknown[0]}' to start as coded: sites are {', '.join(values)}."
             )
         priors = getattr(model, "priors", {})
-        self.stage: Stage
-        self.draws: int
         self._model = (model,)  # in a tuple: a reference, not a submodule whose parameters would be the guide's
         self.estimator = estimator
         self.temperature = temperature
@@ -117,15 +115,20 @@ class SpikeGMMGuide(OwningModule):
             start = (coded or {}).get(name)
             site = SiteGuide(name, value, num_components, groups, windows or PerWeight(), initial_gate, start)
             prior = getattr(priors.get(name), "base_dist", None)
+            _check_support(name, prior, value)
             if spike_scale is not None or (prior is not None and not has_atom(prior)):
                 site.spread_spike(getattr(prior, "spike_scale", None) if spike_scale is None else spike_scale)
             site.learn_shape(estimator != "straight_through")
             self.sites[_key(name)] = site
         self.inclusions = PyroModule[nn.ModuleDict]()
         for name, hyper in model.hyper_priors().items() if hasattr(model, "hyper_priors") else ():
-            self.inclusions[_key(name)] = InclusionGuide(name, hyper.law, hyper.sites)
-        self.fit_inclusions()
-        self.resume(stage, draws=0)
+            inclusion = InclusionGuide(name, hyper.law, hyper.sites)
+            self._fit_inclusion(inclusion)
+            self.inclusions[_key(name)] = inclusion
+        self.progress = GuideProgress(stage)
+        self._codes_are_held = False
+        self._hold_codes()
+        self.register_load_state_dict_post_hook(_hold_loaded_codes)
         if hasattr(model, "bind_codebooks"):
             model.bind_codebooks(self.codebook)
 
@@ -134,12 +137,33 @@ class SpikeGMMGuide(OwningModule):
         """The model this guide was made for."""
         return self._model[0]
 
+    @property
+    def stage(self) -> Stage:
+        """``"dense"``, ``"coded"`` or ``"frozen"``."""
+        return self.progress.stage
+
+    @stage.setter
+    def stage(self, stage: Stage) -> None:
+        _check_stage(stage)
+        self.progress.stage = stage
+
+    @property
+    def draws(self) -> int:
+        """Draws in training so far, which say when codes are renewed."""
+        return self.progress.draws
+
+    @draws.setter
+    def draws(self, draws: int) -> None:
+        self.progress.draws = draws
+
     def site_guides(self) -> dict[str, SiteGuide]:
         """The parts of the guide by site name, in the model's order."""
         return {site.site_name: site for site in self.sites.values()}
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw every site's weights, after the model's hyper-sites; the arguments are the model's and not used."""
+        self._hold_codes()
+        check_temperatures(temperature=self.temperature, gate_temperature=self.gate_temperature)
         if self._trains() and self.stage == "coded" and self.estimator == "straight_through":
             if self.draws % self.refresh_every == 0:
                 for site in self.site_guides().values():
@@ -164,7 +188,7 @@ class SpikeGMMGuide(OwningModule):
         return site.coded_distribution(self.temperature, self.gate_temperature, estimator, codes)
 
     def _trains(self) -> bool:
-        return self.training and not predicting()
+        return self.training and not guide_predicts()
 
     def codebook(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """μ, σ and ``log π`` of a site, each ``[G, K]``: what a learned prior shares."""
@@ -189,9 +213,12 @@ class SpikeGMMGuide(OwningModule):
 
     def fit_inclusions(self) -> None:
         """Set the posteriors of random inclusion probabilities to their optimum for the present gates."""
-        sites = self.site_guides()
         for inclusion in self.inclusions.values():
-            inclusion.fit(sites[name].gates(self.gate_temperature) for name in inclusion.weight_sites)
+            self._fit_inclusion(inclusion)
+
+    def _fit_inclusion(self, inclusion: InclusionGuide) -> None:
+        sites = self.site_guides()
+        inclusion.fit(sites[name].gates(self.gate_temperature) for name in inclusion.weight_sites)
 
     def start_coding(self, fit_codebooks: bool = True) -> None:
         """End the warm-up: fit codebooks to the weights that survived pruning, or keep those there are."""
@@ -209,10 +236,21 @@ class SpikeGMMGuide(OwningModule):
     def resume(self, stage: Stage, draws: int) -> None:
         """Continue in ``stage`` after ``draws`` draws, with the state that was loaded."""
         self.stage, self.draws = stage, draws
-        if stage == "frozen":
+        self._hold_codes()
+
+    def take_loaded(self) -> None:
+        """As of every :class:`OwningModule`; a stage that was loaded says what learns."""
+        super().take_loaded()
+        self._hold_codes()
+
+    def _hold_codes(self) -> None:
+        """Let latents and gates learn, or not: they do not while codes are frozen."""
+        held = self.stage == "frozen"
+        if held != self._codes_are_held:
+            self._codes_are_held = held
             for site in self.site_guides().values():
-                site.latent_unconstrained.requires_grad_(False)
-                site.gate_logit_unconstrained.requires_grad_(False)
+                site.latent_unconstrained.requires_grad_(not held)
+                site.gate_logit_unconstrained.requires_grad_(not held)
 
     @torch.no_grad()
     def saliencies(
@@ -243,8 +281,22 @@ class SpikeGMMGuide(OwningModule):
 
     @torch.no_grad()
     def prune(self, masks: Mapping[str, Tensor]) -> None:
-        """Set the gates of weights whose mask is False to exactly 0."""
+        """Set the gates of weights whose mask is False to exactly 0.
+
+        Args:
+            masks: by site name, each of its site's shape, of bool or of zeros and ones.
+
+        Raises:
+            NetworkError: a mask is of no site, or of another shape.
+            RecipeError: it holds something else than zeros and ones.
+        """
         guides = self.site_guides()
+        for name, mask in masks.items():
+            check_like_sites("mask", name, mask, {name: site.mask for name, site in guides.items()})
+            if mask.dtype is not torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+                raise RecipeError(
+                    f"The mask of '{name}' holds other values than 0 and 1: compare it with a threshold."
+                )
         for name, mask in masks.items():
             guides[name].mask = mask.to(guides[name].mask, copy=True)
 
@@ -305,21 +357,61 @@ class SpikeGMMGuide(OwningModule):
             raise NetworkError(f"The guide is still in its dense stage: call start_coding() before {asked}().")
 
 
+def _hold_loaded_codes(guide: nn.Module, incompatible_keys: Any) -> None:
+    assert isinstance(guide, SpikeGMMGuide)
+    guide._hold_codes()
+
+
 def _key(name: str) -> str:
     """A site's key in a ModuleDict, where a point is not allowed, nor a name that the dictionary has itself."""
     key = name.replace(".", "/")
     return f"{key}/" if hasattr(nn.ModuleDict, key) else key
 
 
+def _check_support(name: str, prior: Any, weight: Tensor) -> None:
+    """Raise a :class:`NetworkError` if a prior excludes values that weights are going to have."""
+    size = 4 * weight.abs().max().float().cpu()
+    try:
+        support = getattr(prior, "support", constraints.real)
+        excludes = not all(bool(support.check(size * factor).all()) for factor in (-1, 0, 1))
+    except NotImplementedError:  # a class that does not say
+        return
+    if excludes:
+        raise NetworkError(
+            f"The prior of '{name}' is a {type(prior).__name__}, whose values are {support}, but weights of a "
+            f"SpikeGMMGuide may be any number, and here about from {-size:.3g} to {size:.3g}: give a prior of the "
+            "whole real line, or take another guide, such as pyro.infer.autoguide.AutoNormal."
+        )
+
+
 def _initial_values(model: Callable[..., Any], init: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    own: Mapping[str, Tensor] | None = model.site_values() if hasattr(model, "site_values") else None
     if init is not None:
+        if own is not None:
+            for name, value in init.items():
+                check_like_sites("init", name, value, own)
         return dict(init)
-    if hasattr(model, "site_values"):
-        return model.site_values()
+    if own is not None:
+        return dict(own)
     raise NetworkError(
         f"{type(model).__name__} does not tell its pretrained weights: give init={{site name: tensor}}, "
         "or wrap the network in BayesianNetwork."
     )
+
+
+def check_like_sites(what: str, name: str, value: Tensor, sites: Mapping[str, Tensor]) -> None:
+    """Check that a tensor is named and shaped like that of a site: torch would stretch it to fit.
+
+    Raises:
+        NetworkError: it is not.
+    """
+    if name not in sites:
+        raise NetworkError(f"There is no '{name}' to take the {what} given for it: there are {', '.join(sites)}.")
+    if value.shape != sites[name].shape:
+        raise NetworkError(
+            f"The {what} of '{name}' has shape {list(value.shape)}, but the weights have "
+            f"{list(sites[name].shape)}: give one value for each weight."
+        )
 
 
 def check_temperatures(**temperatures: float | None) -> None:
@@ -333,12 +425,16 @@ def check_temperatures(**temperatures: float | None) -> None:
             raise RecipeError(f"{name} is {value}, but must be positive.")
 
 
+def _check_stage(stage: str) -> None:
+    if stage not in STAGES:
+        raise RecipeError(f"stage {stage!r} is unknown: use 'dense', 'coded' or 'frozen'.")
+
+
 def _check_arguments(num_components: int, estimator: str, refresh_every: int, stage: str) -> None:
     if not 1 <= num_components <= 256:
         raise RecipeError(f"num_components is {num_components}, but must be 1 to 256.")
     if estimator not in ("straight_through", "soft", "concrete"):
         raise RecipeError(f"estimator {estimator!r} is unknown: use 'straight_through', 'soft' or 'concrete'.")
-    if stage not in ("dense", "coded", "frozen"):
-        raise RecipeError(f"stage {stage!r} is unknown: use 'dense', 'coded' or 'frozen'.")
+    _check_stage(stage)
     if refresh_every < 1:
         raise RecipeError(f"refresh_every is {refresh_every}, but must be at least 1 step.")

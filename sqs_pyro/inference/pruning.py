@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sqs_pyro.errors import RecipeError
+from sqs_pyro.errors import DivergenceError, RecipeError
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,16 @@ class PruningSchedule:
             saliencies: for each site a tensor of its weight's shape; higher is kept longer. Ties are broken by
                 position, so that the count is exact.
             step: the current step.
+
+        Raises:
+            DivergenceError: saliencies hold NaN, which no order has a place for.
         """
+        for name, values in saliencies.items():
+            if bool(values.isnan().any()):
+                raise DivergenceError(
+                    f"The saliencies of '{name}' hold NaN, so that nothing says which weights to keep: training "
+                    "has diverged, or what they were made of; lower learning_rate or kl_weight."
+                )
         rate = self.rate(step)
         if self.scope == "layer":
             return {

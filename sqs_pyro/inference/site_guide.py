@@ -1,6 +1,6 @@
 """The variational parameters of one compressed tensor."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pyro.distributions import constraints
@@ -34,6 +34,8 @@ class SiteGuide(OwningModule):
             that a gradient still needs as it was.
         anchor: what responsibilities are computed from: ``latent`` or its window's mean.
     """
+
+    stored_buffers: ClassVar[tuple[str, ...]] = ("mask", "codes", "edges", "spike_scale")
 
     mask: Tensor
     codes: Tensor
@@ -188,6 +190,12 @@ class SiteGuide(OwningModule):
             spike_scale=self.spike_scale,
             validate_args=False,
         )
+
+    def _take_over_buffer(self, name: str, loaded: Tensor) -> None:
+        """Window edges differ in number from fit to fit."""
+        if name == "edges":
+            self._buffers[name] = torch.empty_like(loaded, device=self._parameters["latent_unconstrained"].device)
+        super()._take_over_buffer(name, loaded)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Window edges differ in number from fit to fit: take the number that was saved."""

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.distributions import SpikeAndMixture, SpikeAndSlab
-from sqs_pyro.errors import DataError, NetworkError
+from sqs_pyro.errors import DataError, ModelError, NetworkError
 from sqs_pyro.models import likelihoods
 from sqs_pyro.models.coverage import coverage
 from sqs_pyro.models.network_prior import Codebooks, FixedPrior, HyperPrior, NetworkPrior, SitePrior
-from sqs_pyro.models.ownership import OwningModule, claim, point_estimate
+from sqs_pyro.models.ownership import OwningModule, claim, point_estimate, show_buffer, take_over_in_place
 from sqs_pyro.models.prediction import evaluation_mode, predicting
 from sqs_pyro.models.priors import scale_matched_prior
 from sqs_pyro.models.sites import select_sites
@@ -120,7 +120,13 @@ class BayesianNetwork(OwningModule):
         Raises:
             DataError: the observations do not have the shape that the likelihood describes, or batch norm cannot
                 take statistics of one example.
+            ModelError: it is traced by ``torch.jit.trace``.
         """
+        if torch.jit.is_tracing():
+            raise ModelError(
+                "torch.jit.trace, and with it Pyro's JitTrace_ELBO and jit_compile, cannot follow a network whose "
+                "weights are sampled: use SQSELBO() or a loss without Jit, or leave jit_compile out."
+            )
         own = dict(self._modules["net"].named_parameters())
         weights = {
             name: pyro.sample(name, prior).to(own[name].dtype)  # guides work in float32
@@ -167,26 +173,42 @@ class BayesianNetwork(OwningModule):
                 ) from error
 
     def _point_estimates(self) -> dict[str, Tensor]:
-        """Trainable parameters that are no sites, as Pyro parameters ``net.<name>``."""
+        """Trainable parameters that are no sites, as Pyro parameters ``net.<name>``, which the buffers go with."""
+        for name, buffer in self._statistics():
+            take_over_in_place(self._store_name(name), buffer)
+            show_buffer(self, self._store_name(name), buffer)
         return {name: point_estimate(self, self._store_name(name), own) for name, own in self._learned()}
 
     def take_loaded(self) -> None:
         """Take over what was loaded into Pyro's store for the parameters that are no sites."""
         for name, own in self._learned():
             claim(self, self._store_name(name), own, put=False)
+        for name, buffer in self._statistics():
+            take_over_in_place(self._store_name(name), buffer)
 
     def _learned(self) -> list[tuple[str, Tensor]]:
         """Trainable parameters that are no sites, by name."""
         net = self._modules.get("net")  # past PyroModule, which warns of frozen ones
         return [] if net is None else [(name, own) for name, own in net.named_parameters() if own.requires_grad]
 
+    def _statistics(self) -> list[tuple[str, Tensor]]:
+        """Buffers of the network that its state dict holds, by name; none where Pyro does not use its store."""
+        if "net" not in self._modules or pyro.settings.get("module_local_params"):
+            return []
+        return [
+            (f"{prefix}.{name}".removeprefix("."), buffer)
+            for prefix, module in self._modules["net"].named_modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None and name not in module._non_persistent_buffers_set
+        ]
+
     def _store_name(self, name: str) -> str:
         return f"{self._pyro_name}.net.{name}".removeprefix(".")
 
-    def _claim(self, name: str) -> None:
+    def _claim(self, name: str, put: bool = False) -> None:
         if name == "net":  # whoever looks at the network sees what was loaded
             self.take_loaded()
-        super()._claim(name)
+        super()._claim(name, put)
 
     def __repr__(self) -> str:
         values, priors = self.site_values(), self.priors
@@ -237,6 +259,6 @@ def _describe(prior: dist.TorchDistribution) -> str:
 
 
 def _scalar(value: Any) -> str:
-    value = torch.as_tensor(value).detach().float()
+    value = value.detach().float() if torch.is_tensor(value) else torch.tensor(float(value), device="cpu")
     low, high = float(value.min()), float(value.max())
     return f"{low:.3g}" if low == high else f"{low:.3g}..{high:.3g}"

@@ -72,15 +72,32 @@ class FixedPrior(NetworkPrior):
         """Make the law of each site.
 
         Raises:
-            NetworkError: a law that is not one of single weights, or that cannot be expanded to a tensor of them.
+            NetworkError: a law that is not one of single weights, or that cannot be expanded to a tensor of them;
+                or the function cannot be called.
         """
         self._laws: dict[str, dist.TorchDistribution] = {}
         self._shapes: dict[str, torch.Size] = {}
         for name, weight in sites.items():
-            given = self.prior
-            law = given if isinstance(given, Distribution) or not callable(given) else given(name, weight)
+            law = self._law(name, weight.detach())
             _check_law(name, law, weight.shape)
             self._laws[name], self._shapes[name] = law, weight.shape
+
+    def _law(self, name: str, weight: Tensor) -> Any:
+        given = self.prior
+        if isinstance(given, Distribution) or not callable(given):
+            return given
+        if isinstance(given, type):
+            raise NetworkError(
+                f"The prior is the class {given.__name__}, but must be a distribution made with it, such as "
+                "pyro.distributions.Normal(0.0, 1.0), or a function (name, weight) -> distribution."
+            )
+        try:
+            return given(name, weight)
+        except Exception as error:
+            raise NetworkError(
+                f"The prior's function failed for '{name}' with {type(error).__name__}: {error}; it is called "
+                "with a site's name and its pretrained weight, and returns a Pyro distribution."
+            ) from error
 
     def site_priors(self, hyper: Mapping[str, Tensor]) -> dict[str, dist.TorchDistribution]:
         """The laws that were given, of as many weights as a site has."""

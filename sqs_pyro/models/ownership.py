@@ -7,11 +7,14 @@ parameter of the module that was used last. What else is found under the name
 * is another module's parameter: that module keeps it, and is given its name back when it is used again;
 * is nobody's: it was loaded (``store.load``, ``set_state``, ``store[name] = value``) and is taken over by the
   module, in place, so that optimizers go on with the parameters they know.
+
+What says how parameters are read (masks, codes, the stage of training, statistics of batch norms) are buffers. The
+store shows those that a module names, too, so that what was saved is whole; no optimizer sees them.
 """
 
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -31,16 +34,29 @@ _owners: WeakIdKeyDictionary = WeakIdKeyDictionary()
 class OwningModule(PyroModule):
     """A :class:`~pyro.nn.PyroModule` that owns its parameters (see above).
 
-    Reading a parameter, :meth:`named_parameters`, ``state_dict`` and pickling take over what was loaded first.
+    Reading a parameter, :meth:`named_parameters`, ``state_dict`` and pickling take over what was loaded first;
+    so does ``load_state_dict``, which is then the last word.
     """
+
+    #: Buffers that the store shows.
+    stored_buffers: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()
         self.register_state_dict_pre_hook(_before_state_dict)
+        self.register_load_state_dict_pre_hook(_before_loading)
 
     def __getattr__(self, name: str) -> Any:
         self._claim(name)
         return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        kept = name in self.stored_buffers or name in self.__dict__.get("_pyro_params", ())
+        if kept:
+            self._claim(name)  # what was loaded before is past
+        super().__setattr__(name, value)
+        if kept and self._uses_store() and self._is_in_store():  # who saves the store next saves it whole
+            self._claim(name, put=True)
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """As torch's, of the values that were loaded last.
@@ -59,22 +75,61 @@ class OwningModule(PyroModule):
         Raises:
             NetworkError: it has another shape.
         """
-        for name in tuple(self.__dict__.get("_parameters", ())):
+        for name in (*self.__dict__.get("_parameters", ()), *self.stored_buffers):
             self._claim(name)
 
-    def _claim(self, name: str) -> None:
-        """Settle with the store who owns the parameter behind an attribute, if it is one."""
+    def _claim(self, name: str, put: bool = False) -> None:
+        """Settle with the store who owns the parameter behind an attribute, if it is one.
+
+        Args:
+            name: of the attribute.
+            put: enter it into the store in any case, else only while Pyro runs the module.
+        """
         state = self.__dict__
-        # A module that has no place yet has no name; and with local parameters Pyro does not use the store.
-        if not state.get("_pyro_name") or pyro.settings.get("module_local_params"):
+        if not self._uses_store():
             return
+        put = put or self._pyro_context.active > 0
         name = name.removesuffix(_UNCONSTRAINED)
+        if name in self.stored_buffers:
+            self._claim_buffer(name, put)
+            return
         if name in state["_pyro_params"]:
             parameter, constraint = state["_parameters"].get(name + _UNCONSTRAINED), state["_pyro_params"][name][0]
         else:
             parameter, constraint = state.get("_parameters", {}).get(name), constraints.real
         if parameter is not None:
-            claim(self, f"{state['_pyro_name']}.{name}", parameter, constraint, put=self._pyro_context.active > 0)
+            claim(self, f"{state['_pyro_name']}.{name}", parameter, constraint, put=put)
+
+    def _uses_store(self) -> bool:
+        """A module that has no place yet has no name; and with local parameters Pyro does not use the store."""
+        return bool(self.__dict__.get("_pyro_name")) and not pyro.settings.get("module_local_params")
+
+    def _claim_buffer(self, name: str, put: bool) -> None:
+        """Take over what was loaded for a buffer, and let the store show the module's own."""
+        shown = f"{self._pyro_name}.{name}"
+        loaded = loaded_buffer(shown)
+        if loaded is not None:
+            self._take_over_buffer(name, loaded)
+        if put or loaded is not None:
+            show_buffer(self, shown, self._buffers[name])
+
+    def _take_over_buffer(self, name: str, loaded: Tensor) -> None:
+        """Replace a buffer by what was loaded for it.
+
+        Raises:
+            NetworkError: it has another shape.
+        """
+        own = self._buffers[name]
+        if own is not None:
+            _check_shape(f"{self._pyro_name}.{name}", loaded, own)
+            loaded = loaded.to(own)
+        self._buffers[name] = loaded.detach().clone()
+
+    def _is_in_store(self) -> bool:
+        """Whether the store shows anything of this module."""
+        params, held = pyro.get_param_store()._params, {**self._parameters, **self._buffers}
+        names = (f"{self._pyro_name}.{name.removesuffix(_UNCONSTRAINED)}" for name in held)
+        return any(_owner_of(params[name]) is self for name in names if name in params)
 
 
 def claim(
@@ -110,6 +165,41 @@ def claim(
     _owners[parameter] = weakref.ref(owner)
 
 
+def loaded_buffer(name: str) -> Tensor | None:
+    """What was loaded into the store under the name of a buffer, None if nothing was."""
+    found = pyro.get_param_store()._params.get(name)
+    return None if found is None or _is_owned(found) else found
+
+
+def show_buffer(owner: nn.Module, name: str, buffer: Tensor | None) -> None:
+    """Let the store show a buffer, by another tensor of the same memory: Pyro marks what it hands out."""
+    store = pyro.get_param_store()
+    found = store._params.get(name)
+    if found is not None:
+        if _owner_of(found) is owner and _same_memory(found, buffer):
+            return
+        del store[name]
+    if buffer is not None:
+        alias = buffer.detach()
+        store.set_state({"params": {name: alias}, "constraints": {name: constraints.real}})
+        _owners[alias] = weakref.ref(owner)
+
+
+def take_over_in_place(name: str, buffer: Tensor) -> None:
+    """Write what was loaded for a buffer into it.
+
+    Raises:
+        NetworkError: it has another shape.
+    """
+    loaded = loaded_buffer(name)
+    if loaded is None:
+        return
+    _check_shape(name, loaded, buffer)
+    with torch.no_grad():
+        if not torch.equal(loaded.to(buffer), buffer):  # buffers may be expanded, and are not written to then
+            buffer.copy_(loaded)
+
+
 def point_estimate(owner: nn.Module, name: str, parameter: Tensor) -> Tensor:
     """``pyro.param(name)`` of a module's parameter: the value to use, which effects may have replaced."""
     claim(owner, name, parameter)
@@ -138,6 +228,14 @@ def _before_state_dict(module: OwningModule, prefix: str, keep_vars: bool) -> No
     module.take_loaded()
 
 
+def _before_loading(module: OwningModule, *args: Any) -> None:
+    module.take_loaded()
+
+
+def _same_memory(found: Tensor, own: Tensor | None) -> bool:
+    return own is not None and found.data_ptr() == own.data_ptr() and found.shape == own.shape
+
+
 def _owner_of(found: Tensor) -> nn.Module | None:
     known = _owners.get(found)
     return None if known is None else known()
@@ -149,12 +247,16 @@ def _is_owned(found: Tensor) -> bool:
 
 
 def _take_over(name: str, parameter: Tensor, constraint: Any, found: Tensor, its_constraint: Any) -> None:
-    if found.shape != parameter.shape:
-        raise NetworkError(
-            f"Pyro's parameter store holds '{name}' of shape {list(found.shape)}, but this module's is of shape "
-            f"{list(parameter.shape)}: load the parameters of this very network and guide, or call "
-            "pyro.clear_param_store()."
-        )
+    _check_shape(name, found, parameter)
     with torch.no_grad():
         wanted, given = transform_to(constraint), transform_to(its_constraint)
         parameter.copy_(found if wanted == given else wanted.inv(given(found)))
+
+
+def _check_shape(name: str, found: Tensor, own: Tensor) -> None:
+    if found.shape != own.shape:
+        raise NetworkError(
+            f"Pyro's parameter store holds '{name}' of shape {list(found.shape)}, but this module's is of shape "
+            f"{list(own.shape)}: load the parameters of this very network and guide, or call "
+            "pyro.clear_param_store()."
+        )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from sqs_pyro.errors import RecipeError
+from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.inference.averaging import (
     AveragedNetwork,
     averaged_network,
@@ -169,3 +169,12 @@ def test_the_temperature_of_the_smallest_nll_on_validation_data(net):
     assert choose_temperature(net, guide, wrong, candidates) == 100.0
     with pytest.raises(RecipeError, match="no temperature to choose from"):
         choose_temperature(net, guide, own, ())
+
+
+@pytest.mark.parametrize("average", [averaged_network, mean_network])
+def test_of_another_network(average):
+    _, guide = guide_of(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)))
+    with pytest.raises(NetworkError, match=r"There is no '1\.weight' to take the"):
+        average(nn.Sequential(nn.Linear(4, 6)), guide)
+    with pytest.raises(NetworkError, match=r"of '0\.weight' has shape \[6, 4\], but the weights have \[5, 4\]"):
+        average(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)), guide)

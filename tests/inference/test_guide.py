@@ -495,3 +495,43 @@ class TestPyro:
 def test_impossible_arguments(model, arguments, sentence):
     with pytest.raises(RecipeError, match=sentence):
         SpikeGMMGuide(model, **{"num_components": K, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("masks", "error", "sentence"),
+    [
+        (
+            {"0.weight": torch.ones(3, dtype=torch.bool)},
+            NetworkError,
+            r"The mask of '0\.weight' has shape \[3\], but",
+        ),
+        ({"other": torch.ones(3)}, NetworkError, "There is no 'other' to take the mask given for it"),
+        ({"0.weight": torch.full((6, 5), 0.5)}, RecipeError, "holds other values than 0 and 1: compare it"),
+    ],
+)
+def test_masks_are_those_of_the_sites(model, masks, error, sentence):
+    guide = SpikeGMMGuide(model, num_components=3)
+    shape = guide.site_guides()["0.weight"].shape
+    masks = {name: mask.new_full(shape, 0.5) if mask.is_floating_point() else mask for name, mask in masks.items()}
+    with pytest.raises(error, match=sentence):
+        guide.prune(masks)
+    assert guide.nonzero_rate() == 1.0
+
+
+def test_zeros_and_ones_are_masks(model):
+    guide = SpikeGMMGuide(model, num_components=3)
+    guide.prune({name: torch.zeros(site.shape) for name, site in guide.site_guides().items()})
+    assert guide.nonzero_rate() == 0.0
+
+
+def test_starting_values_are_not_stretched(model):
+    with pytest.raises(NetworkError, match=r"The init of '0\.weight' has shape \[1, 5\], but the weights have"):
+        SpikeGMMGuide(model, num_components=3, init={"0.weight": torch.randn(1, 5)})
+
+
+@pytest.mark.parametrize(("name", "value"), [("stage", "froze"), ("temperature", 0.0), ("gate_temperature", -1.0)])
+def test_attributes_are_checked_before_they_count(model, name, value):
+    guide = SpikeGMMGuide(model, num_components=3)
+    with pytest.raises(RecipeError, match=name):
+        setattr(guide, name, value)
+        guide()

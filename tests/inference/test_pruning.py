@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sqs_pyro.errors import RecipeError
+from sqs_pyro.errors import DivergenceError, RecipeError
 from sqs_pyro.inference.pruning import PruningSchedule
 
 targets = st.floats(1e-3, 1.0)
@@ -103,3 +103,10 @@ def test_order_does_not_depend_on_scale_of_saliency():
 def test_impossible_values(options, sentence):
     with pytest.raises(RecipeError, match=sentence.replace("(", r"\(")):
         PruningSchedule(**{"target": 0.5, "total_steps": 100, **options})
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_nan_has_no_place_in_an_order(scope):
+    saliencies = {"a": torch.ones(3), "b": torch.tensor([1.0, torch.nan, 2.0])}
+    with pytest.raises(DivergenceError, match="The saliencies of 'b' hold NaN"):
+        PruningSchedule(0.5, 10, scope=scope).masks(saliencies, 10)

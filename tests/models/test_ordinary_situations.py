@@ -1,12 +1,13 @@
 """What Pyro users do without thinking of it: names, dtypes, modes, texts for lists, priors of their own."""
 
 import pickle
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI, Predictive, Trace_ELBO
+from pyro.infer import SVI, JitTrace_ELBO, JitTraceMeanField_ELBO, Predictive, Trace_ELBO, WeighedPredictive
 from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
@@ -90,6 +91,18 @@ class TestPredictions:
         assert torch.equal(training, self.logits(model.eval(), guide.eval()))
         assert float(training.std(0).min()) > 0
 
+    @pytest.mark.parametrize("estimator", ["straight_through", "soft"])
+    def test_with_weights_are_the_same_draws_in_either_mode(self, estimator):
+        model, guide = self.pair()
+        guide.estimator = estimator
+        drawn = []
+        for mode in (True, False):
+            torch.manual_seed(1)
+            drawn.append(WeighedPredictive(model, guide=guide.train(mode), num_samples=8)(X))
+        assert torch.equal(drawn[0].samples["logits"], drawn[1].samples["logits"])
+        assert torch.equal(drawn[0].log_weights, drawn[1].log_weights)
+        assert float(drawn[0].samples["logits"].std(0).min()) > 0
+
     def test_leave_the_network_as_it_is(self):
         model, guide = self.pair(nn.BatchNorm1d(6), nn.Dropout(0.5))
         before = {name: value.clone() for name, value in model.net.state_dict().items()}
@@ -169,11 +182,41 @@ class TestAPriorOfOnesOwn:
             (lambda: torch.distributions.Normal(0.0, 1.0), r"is a Normal, but must be a Pyro distribution"),
             (lambda: 0.5, "is a float, but must be a Pyro distribution"),
             (lambda: lambda name, weight: None, "is a NoneType, but must be a Pyro distribution"),
+            (
+                lambda: lambda name: None,
+                r"failed for '0\.weight' with TypeError: .* called with a site's name and",
+            ),
+            (lambda: dist.Normal, "is the class Normal, but must be a distribution made with it"),
         ],
     )
     def test_sentences(self, prior, sentence):
         with pytest.raises(NetworkError, match=sentence):
             BayesianNetwork(mlp(), prior=prior())
+
+    def test_a_function_of_the_weight_learns_nothing_of_it(self):
+        model = BayesianNetwork(mlp(), prior=lambda name, weight: dist.Normal(0.0, weight.std()), num_data=12)
+        run = svi(model, SpikeGMMGuide(model, num_components=4))
+        assert run.step(X, Y) != run.step(X, Y)
+
+    @pytest.mark.parametrize(
+        "prior", [dist.HalfNormal(1.0), dist.Uniform(-0.01, 0.01), dist.Categorical(torch.ones(3))], ids=repr
+    )
+    def test_that_excludes_weights(self, prior):
+        model = BayesianNetwork(mlp(), prior=prior, num_data=12)
+        with pytest.raises(NetworkError, match=f"is a {type(prior).__name__}, whose values are .* any number"):
+            SpikeGMMGuide(model, num_components=4)
+
+    @pytest.mark.parametrize(
+        "prior",
+        [
+            dist.Uniform(-50.0, 50.0),
+            dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), torch.ones(2))),
+        ],
+        ids=repr,
+    )
+    def test_of_all_weights_there_will_be(self, prior):
+        model = BayesianNetwork(mlp(), prior=prior, num_data=12)
+        assert svi(model, SpikeGMMGuide(model, num_components=4)).step(X, Y) > 0
 
     def test_two_that_are_equally_specific(self):
         class A(OwnPrior):
@@ -311,6 +354,31 @@ class TestCodesThatAGradientNeeds:
         model, guide = self.parts()
         elbo(num_particles=3).differentiable_loss(model, guide, X, Y).backward()
         elbo(num_particles=2)(model, guide)(X, Y).backward()
+
+    def test_steps_inside_no_grad_train(self):
+        losses = []
+        for context in (nullcontext(), torch.no_grad()):
+            model = BayesianNetwork(mlp(), num_data=12)
+            run = svi(model, SpikeGMMGuide(model, num_components=4))
+            with context:
+                losses.append([run.step(X, Y) for _ in range(3)])
+        assert losses[0] == losses[1]
+
+    def test_steps_in_inference_mode_are_refused(self):
+        model = BayesianNetwork(mlp(), num_data=12)
+        run = svi(model, SpikeGMMGuide(model, num_components=4))
+        with torch.inference_mode():
+            assert run.evaluate_loss(X, Y) > 0
+            with pytest.raises(ModelError, match=r"inference_mode\(\), in which nothing can be trained: call it"):
+                run.step(X, Y)
+
+    @pytest.mark.filterwarnings("ignore")  # torch's, that jit.trace is deprecated and what it does not follow
+    @pytest.mark.parametrize("elbo", [JitTrace_ELBO, JitTraceMeanField_ELBO])
+    def test_no_trace_of_a_random_network(self, elbo):
+        model = BayesianNetwork(mlp(), num_data=12)
+        with pytest.raises(ModelError, match="JitTrace_ELBO and jit_compile, cannot follow a network"):
+            SVI(model, SpikeGMMGuide(model, num_components=4), pyro.optim.Adam({"lr": 0.1}), elbo()).step(X, Y)
+        assert all(isinstance(p, nn.Parameter) for p in model.net.parameters())
 
     def test_masks_are_renewed_between_forward_and_backward(self):
         model, guide = self.parts()
