@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,8 @@ from safetensors import SafetensorError
 from sqs_pyro.errors import OutputError
 
 _REPLACED = "replaced"  # in a place: the directory that is being replaced
+_PLACE = re.compile(r"\.sqs-[0-9a-f]{12}-[0-9a-f]{8}\.part/")
+_NUMBER = re.compile(r"(?:code: |os error )(\d{1,4})\b")  # as releases of safetensors say it
 _REPAIRS = {
     errno.ENOSPC: "make room on the disk",
     errno.EDQUOT: "make room within your quota",
@@ -33,6 +36,7 @@ _REPAIRS = {
     errno.EACCES: "choose a place that you may write to",
     errno.EPERM: "choose a place that you may write to",
     errno.EISDIR: "choose another path",
+    errno.EEXIST: "choose another path",
 }
 
 
@@ -64,14 +68,13 @@ def _repair(error: OSError | SafetensorError) -> str:
 
 
 def _number_in(text: str) -> int:
-    _, _, rest = text.partition("code: ")
-    digits = rest.partition(",")[0].strip()
-    return int(digits) if digits.isdecimal() else 0
+    found = _NUMBER.search(text)
+    return int(found[1]) if found else 0
 
 
 def shown(path: str | Path) -> str:
-    """A path for a sentence; one of hundreds of letters is cut in the middle."""
-    text = str(path)
+    """A path for a sentence: where it shall be once its place is gone; one of hundreds of letters is cut."""
+    text = _PLACE.sub("", str(path))
     return text if len(text) <= 200 else f"{text[:90]}…{text[-90:]}"
 
 
@@ -103,6 +106,8 @@ def check_place(path: str | Path, *, room: int = 0) -> None:
     """
     target = resolved(path)
     with one_sentence(path):
+        if target == target.parent:
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         parent = next(above for above in target.parents if above.exists())
         if not parent.is_dir():
             raise OutputError(f"'{shown(path)}' cannot be made, because '{shown(parent)}' is a file.")

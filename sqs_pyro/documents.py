@@ -116,7 +116,8 @@ def read_yaml(path: Path) -> Any:
 def parse_yaml(text: str, what: str) -> Any:
     """Return what a YAML text says.
 
-    Dates stay texts, and numbers are decimal as in YAML 1.2: ``1e-3`` is one, ``010`` is ten and ``1:30`` none.
+    Dates stay texts, and numbers are decimal as in YAML 1.2: ``1e-3`` is one, ``010`` is ten and ``1:30`` none;
+    ``yes``, ``no``, ``on`` and ``off`` are true and false as in YAML 1.1.
 
     Args:
         text: of one document.

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from kits.writers import WRITERS, content, file_size_limit
+from safetensors.torch import save_file
 
 from sqs_pyro.atomic import appearing, check_place, clean, merging, resolved, write_text
 from sqs_pyro.errors import OutputError
@@ -25,7 +27,7 @@ def test_a_disk_that_fills_at_any_moment_leaves_what_was_there(writer, tmp_path)
     for size in sorted({0, 1, largest // 3, largest - 1}):
         with file_size_limit(size), pytest.raises(OutputError, match=r"File too large.*: make room") as found:
             writer.write(path)
-        assert "\n" not in str(found.value)
+        assert "\n" not in str(found.value) and ".sqs-" not in str(found.value)
         assert content(tmp_path) == whole
     writer.write(path)
     assert content(tmp_path) == whole
@@ -36,6 +38,21 @@ def test_a_disk_that_fills_at_any_moment_leaves_what_was_there(writer, tmp_path)
 def test_a_place_that_takes_no_files(writer, place):
     with pytest.raises(OutputError, match=r"'/(proc|dev)/.*' cannot be (written|made)"):
         writer.write(Path(f"{place}{writer.suffix}"))
+
+
+def test_the_root_of_the_file_system_is_no_place():
+    with pytest.raises(OutputError, match=r"'/' cannot be written \(Is a directory\): choose another path"):
+        check_place("/")
+
+
+def test_a_writer_within_a_place_speaks_of_the_place_to_come(tmp_path):
+    with file_size_limit(1), pytest.raises(OutputError) as found, appearing(tmp_path / "net") as made:
+        save_file({"weight": torch.ones(9)}, made)
+    assert str(found.value).startswith(f"'{tmp_path}/net' cannot be written")
+    assert str(found.value).endswith("make room, or raise the limit on the size of files.")
+    with file_size_limit(1), pytest.raises(OutputError) as found, appearing(tmp_path / "net") as made:
+        write_text(made, "two")
+    assert str(found.value).startswith(f"'{tmp_path}/net' cannot be written")
 
 
 @every_writer

@@ -27,14 +27,16 @@ from sqs_pyro.atomic import (
 )
 from sqs_pyro.documents import read_json_object, shown
 from sqs_pyro.errors import OutputError, ResourceError, SQSError
-from sqs_pyro.runs.seal import check_sealed, foreign_file, seal
+from sqs_pyro.runs.seal import check_sealed, foreign_file, seal, unknown_file
 
 RECIPE, METRICS, BOUNDS, CHECKPOINT = "recipe.yaml", "metrics.json", "bounds.json", "checkpoint.pt"
 PACKED = "packed.safetensors"
 _REPAIR = "the run directory was altered, run it again"
 BLOCKS = "blocks"  # directory of an unfinished run's finished blocks
 _PARTIAL = ".partial"
-_OLDER = (RECIPE, METRICS, BOUNDS, PACKED, "*.csv", "*.png")  # what runs wrote before they listed it
+_BEING_WRITTEN = ".sqs-*.part/*"
+_OLDER = (RECIPE, METRICS, BOUNDS, PACKED, "ensemble.safetensors", "*.csv", "*.png")  # before runs listed it
+_UNFINISHED = (*_OLDER, CHECKPOINT, "fingerprint.json")
 
 
 def read_run(directory: Path) -> dict[str, Any]:
@@ -108,8 +110,7 @@ def check_output(final: Path, recipe_text: str, *, overwrite: bool) -> None:
     clean(final)
     _check_final(final, overwrite=overwrite)
     partial = partial_directory(final)
-    if partial.exists() and not partial.is_dir():
-        raise OutputError(f"'{partial}' is needed for the unfinished run but is a file: move it away.")
+    _check_partial(partial)
     if (partial / CHECKPOINT).exists() and not overwrite and not _same_recipe(partial, recipe_text):
         raise OutputError(
             f"'{partial}' holds an unfinished run of another recipe: finish it with that recipe, choose "
@@ -145,9 +146,23 @@ def _check_final(final: Path, *, overwrite: bool) -> None:
         )
 
 
+def _check_partial(partial: Path) -> None:
+    """Check that what has the name of an unfinished run is one: it is emptied, or becomes the finished run."""
+    if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
+        kind = "a symbolic link" if partial.is_symlink() else "a file"
+        raise OutputError(f"'{partial}' is needed for the unfinished run but is {kind}: move it away.")
+    whole = _UNFINISHED if (partial / RECIPE).is_file() else (CHECKPOINT,)  # a recipe is written first
+    foreign = unknown_file(partial, (*whole, f"{BLOCKS}/*", _BEING_WRITTEN))
+    if foreign is not None:
+        raise OutputError(
+            f"'{partial}' is needed for the unfinished run but holds '{foreign}', which no run wrote: move it "
+            "away, or choose another output directory."
+        )
+
+
 def _same_recipe(partial: Path, recipe_text: str) -> bool:
     recipe = partial / RECIPE
-    return recipe.exists() and recipe.read_text(encoding="utf-8") == recipe_text
+    return recipe.is_file() and recipe.read_bytes() == recipe_text.encode()
 
 
 @contextmanager
@@ -167,11 +182,11 @@ def run_directory(final: Path, recipe_text: str, *, overwrite: bool) -> Iterator
         partial.mkdir(parents=True, exist_ok=True)
     with locked(partial):
         clean_inside(partial)
-        if not _same_recipe(partial, recipe_text):
-            _empty(partial)
-            write_text(partial / RECIPE, recipe_text)
-        began = (partial / CHECKPOINT).exists()
+        began = (partial / CHECKPOINT).exists() and _same_recipe(partial, recipe_text)
         try:
+            if not _same_recipe(partial, recipe_text):
+                _empty(partial)
+                write_text(partial / RECIPE, recipe_text)
             yield partial
             seal(partial, leave_out=(CHECKPOINT, BLOCKS))
         except SQSError as error:

@@ -53,11 +53,15 @@ def foreign_file(directory: Path, older: tuple[str, ...]) -> str | None:
         OutputError: the list is damaged.
     """
     listed = _listed(directory)
-    for path in _files(directory):
-        name = path.relative_to(directory).as_posix()
-        if listed is not None and name in listed:
-            continue
-        if listed is not None or not any(fnmatch.fnmatchcase(name, pattern) for pattern in older):
+    if listed is None:
+        return unknown_file(directory, older)
+    return next((name for name in _names(directory) if name not in listed), None)
+
+
+def unknown_file(directory: Path, known: tuple[str, ...]) -> str | None:
+    """The first file of a directory whose path in it fits no pattern of ``known``, or None."""
+    for name in _names(directory):
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in known):
             return name
     return None
 
@@ -85,6 +89,10 @@ def _listed(directory: Path) -> dict[str, str] | None:
 
 def _files(directory: Path) -> list[Path]:
     return [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != SUMS]
+
+
+def _names(directory: Path) -> list[str]:
+    return [path.relative_to(directory).as_posix() for path in _files(directory)]
 
 
 def _digest(path: Path) -> str:

@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+from kits.writers import file_size_limit
 
 from sqs_pyro.errors import DataError, OutputError, ResourceError
 from sqs_pyro.runs.directory import (
@@ -166,6 +167,49 @@ def test_a_file_of_somebody_else_in_a_run_is_not_replaced(tmp_path):
     with pytest.raises(OutputError, match=r"holds 'thesis\.tex', which no run wrote: move it away"):
         _finish(final, overwrite=True)
     assert (final / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("beside", [None, RECIPE])
+def test_what_has_the_name_of_an_unfinished_run_but_is_none_stays(beside, overwrite, tmp_path):
+    final = tmp_path / "run"
+    partial = partial_directory(final)
+    (partial / "chapters").mkdir(parents=True)
+    (partial / "chapters" / "thesis.tex").write_text("years of work")
+    if beside:
+        (partial / beside).write_text("recipe: 1\n")
+    with pytest.raises(OutputError, match=r"holds 'chapters/thesis\.tex', which no run wrote: move it away"):
+        _finish(final, overwrite=overwrite)
+    assert (partial / "chapters" / "thesis.tex").read_text() == "years of work"
+    partial.rename(tmp_path / "elsewhere")
+    partial.symlink_to("elsewhere")
+    with pytest.raises(OutputError, match="is a symbolic link: move it away"):
+        _finish(final, overwrite=overwrite)
+    assert (tmp_path / "elsewhere" / "chapters" / "thesis.tex").exists()
+
+
+def test_an_unfinished_run_whose_recipe_is_no_text_is_one_of_another_recipe(tmp_path):
+    final = tmp_path / "run"
+    _interrupt(final)
+    (partial_directory(final) / RECIPE).write_bytes(b"\xff\xfe\0")
+    with pytest.raises(OutputError, match="an unfinished run of another recipe"):
+        _finish(final)
+    _finish(final, overwrite=True)
+
+
+def test_a_run_of_an_older_version_is_replaced_with_all_that_it_wrote(tmp_path):
+    final = tmp_path / "run"
+    final.mkdir()
+    for name in (METRICS, RECIPE, "packed.safetensors", "ensemble.safetensors", "history.csv", "bits.png"):
+        (final / name).write_text("{}")
+    _finish(final, overwrite=True)
+    assert sorted(path.name for path in final.iterdir()) == [SUMS, METRICS, RECIPE]
+
+
+def test_no_room_for_the_recipe_leaves_nothing(tmp_path):
+    with file_size_limit(1), pytest.raises(OutputError, match="File too large"):
+        _finish(tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_finished_run_that_was_altered_is_refused(tmp_path):
