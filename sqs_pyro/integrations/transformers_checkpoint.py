@@ -9,7 +9,14 @@ import transformers
 from sqs_pyro.atomic import merging
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import NetworkError, PackedFileError, SQSError
-from sqs_pyro.integrations.checkpoint_documents import INDEX, check_config, check_placed, read_config, read_index
+from sqs_pyro.integrations.checkpoint_documents import (
+    CONFIG,
+    INDEX,
+    check_config,
+    check_placed,
+    read_config,
+    read_index,
+)
 from sqs_pyro.integrations.checkpoint_files import tensor_names
 from sqs_pyro.integrations.checkpoint_size import packed_config
 from sqs_pyro.integrations.model_card import is_foreign_card, write_model_card
@@ -17,8 +24,9 @@ from sqs_pyro.integrations.transformers_quantizer import SQSQuantizer, attach
 from sqs_pyro.kernels.described import at_most_parts, parts_of
 from sqs_pyro.packing.module import METADATA, StoredEnsemble
 
+_WEIGHTS = "model.safetensors"
 # Weights of an older checkpoint, in other shards: a reader would take them for the new one's.
-_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+_STALE = (_WEIGHTS, "model-*-of-*.safetensors", INDEX)
 # What `from_pretrained` takes to find files; the rest is for the model.
 _WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -35,7 +43,7 @@ def save_pretrained(
             f"tokenizer is a {type(tokenizer).__name__} without save_pretrained: give a tokenizer or processor of "
             "transformers, or None."
         )
-    with merging(Path(directory), last="config.json", stale=_WEIGHTS) as made:
+    with merging(Path(directory), last="config.json", stale=_STALE) as made:
         packed.save_pretrained(made, **options)
         if tokenizer is not None:
             tokenizer.save_pretrained(made)
@@ -72,13 +80,19 @@ def from_pretrained(directory: "str | PathLike[str]", *, auto_class: Any, dequan
 
 
 def _checked(directory: Path) -> dict[str, Any]:
-    """The config of a checkpoint on this machine, whose files belong together."""
+    """The config of a checkpoint on this machine, whose files are there and belong together."""
+    if not (directory / CONFIG).is_file():
+        raise PackedFileError(f"'{directory}' has no file {CONFIG}: give the directory of a packed checkpoint.")
     config = read_config(directory, PackedFileError)
     index = directory / INDEX
     files = sorted(directory.glob("*.safetensors"))
     if index.is_file():
         placed = read_index(index, PackedFileError)
         files = sorted({directory / file for file in placed.values()})
+    packed_config(config, directory)
+    missing = [path for path in files or [directory / _WEIGHTS] if not path.is_file()]
+    if missing:
+        raise PackedFileError(f"'{missing[0]}' is missing, or no file: fetch it again, or save it anew.")
     check_config(config, files)
     if index.is_file():
         check_placed(index, placed, {file.name: tensor_names(file) for file in files}, PackedFileError)

@@ -53,6 +53,15 @@ def change_config(directory, change):
     write_config(directory, config)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file_and_a_directory_of_its_name(name, checkpoint):
+    (checkpoint / name).unlink()
+    for _ in range(2):
+        with pytest.raises(PackedFileError, match=rf"{name}.*: (give|fetch)"):
+            sqs_pyro.from_pretrained(checkpoint)
+        (checkpoint / name).mkdir(exist_ok=True)
+
+
 @pytest.mark.parametrize("keep", [5, 300, -1])
 def test_a_truncated_file(keep, checkpoint):
     path = checkpoint / "model.safetensors"
