@@ -1,5 +1,6 @@
 """State dicts from files that others wrote, into networks they must fit exactly."""
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,8 +16,8 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
 
     Args:
         net: the network.
-        path: ``.safetensors``, or what ``torch.save`` wrote: a mapping of names to tensors, or one that holds
-            it at ``"state_dict"``, ``"model"`` or ``"network"``.
+        path: of safetensors, or of what ``torch.save`` wrote, whatever its suffix: a mapping of names to tensors,
+            or one that holds it at ``"state_dict"``, ``"model"`` or ``"network"``.
 
     Raises:
         NetworkError: the file is missing, unreadable or of another network, or holds weights that are not finite.
@@ -31,8 +32,10 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
             f"The weights in '{path}' are another network's: {difference}; give the weights of this network or "
             "change its options."
         )
+    buffers = {name for name, _ in net.named_buffers()}  # which may hold infinity, as masks of attention do
     for name, tensor in state.items():
-        if not torch.isfinite(tensor).all():
+        right = ~torch.isnan(tensor) if name in buffers else torch.isfinite(tensor)
+        if not right.all():
             raise NetworkError(
                 f"The weights in '{path}' hold values of '{name}' that are not finite: give others."
             )
@@ -49,11 +52,23 @@ def state_difference(state: Mapping[str, Tensor], net: nn.Module) -> str | None:
     return None
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: eight bytes, and a JSON object."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
 def _read_state(path: Path) -> dict[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # torch believes the suffix of a path
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, LookupError, ValueError):  # torch's text advises to run what is in the file
+        raise NetworkError(
+            f"The weights in '{path}' cannot be read (neither safetensors nor tensors that torch.save wrote): "
+            "fetch them again, or save `net.state_dict()` instead of the network."
+        ) from None
     except Exception as error:  # each library and each kind of damage raises a class of its own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise NetworkError(f"The weights in '{path}' cannot be read ({reason}): fetch them again.") from None

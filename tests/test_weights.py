@@ -13,6 +13,21 @@ def network(width: int = 4) -> nn.Module:
     return nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.Linear(width, 2))
 
 
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w"])
+@pytest.mark.parametrize("write", [torch.save, save_file])
+def test_a_suffix_does_not_say_what_a_file_is(tmp_path, write, name):
+    saved, net = network().state_dict(), network()
+    write(saved, tmp_path / name)
+    load_weights(net, tmp_path / name)
+    assert all(torch.equal(value, saved[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("content", [network(), {"0.weight": torch.ones(2).numpy()}])
+def test_what_holds_more_than_tensors_is_not_advised_to_be_run(tmp_path, content):
+    torch.save(content, tmp_path / "w.pt")
+    refused(tmp_path / "w.pt", r"cannot be read \([^()\n]+\): fetch them again, or save `net.state_dict\(\)`")
+
+
 @pytest.mark.parametrize("key", ["", "state_dict", "model", "network", "safetensors"])
 def test_every_form_that_people_save(tmp_path, key):
     saved = network().state_dict()
@@ -63,6 +78,18 @@ def test_values_that_are_not_finite(tmp_path):
     state["1.bias"][2] = float("inf")
     torch.save(state, tmp_path / "w.pt")
     refused(tmp_path / "w.pt", "hold values of '1.bias' that are not finite")
+
+
+def test_buffers_may_hold_infinity_but_no_nan(tmp_path):
+    state = network().state_dict()
+    state["1.running_var"][2] = float("inf")
+    torch.save(state, tmp_path / "w.pt")
+    net = network()
+    load_weights(net, tmp_path / "w.pt")
+    assert net[1].running_var[2] == float("inf")
+    state["1.running_mean"][0] = float("nan")
+    torch.save(state, tmp_path / "w.pt")
+    refused(tmp_path / "w.pt", "hold values of '1.running_mean' that are not finite")
 
 
 def test_code_in_a_file_is_not_run(tmp_path):
