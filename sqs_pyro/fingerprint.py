@@ -11,11 +11,13 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 #: Of each part (``recipe``, ``network``, ``data``, ``setting``...) what is known of it, by key.
 Fingerprint = dict[str, dict[str, Any]]
@@ -24,6 +26,9 @@ LAYOUT = 1  # of kept state; another one is of another version of this library
 _EXAMPLES = 256  # of a data set that makes its examples
 _DIGEST = " digest "
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_NOT_OF_MODULE = {"training", "name_or_path"}
+_LIBRARIES = ("torch.", "sqs_pyro.")  # whose functions are known by name, from release to release
+_NUMBERS = (bool, int, float, str)
 _NOT_OF_CONFIG = {"transformers_version", "dtype", "torch_dtype"}  # of the file, not of the network
 
 
@@ -95,7 +100,11 @@ def network_fingerprint(net: nn.Module) -> dict[str, str]:
 
     Tensors on the meta device are left out: :func:`tensors_fingerprint` of a part tells them when they are there.
     """
-    modules = {f"module {path or 'of all'}": _module(module) for path, module in net.named_modules()}
+    modules: dict[str, str] = {}
+    for path, module in net.named_modules():
+        name = f"module {path or 'of all'}"
+        modules[name] = _module(module)
+        modules |= {f"{name}, {key}": described(value) for key, value in _attributes(module)}
     config: Any = getattr(net, "config", None)
     options = config.to_dict() if hasattr(config, "to_dict") else {}
     said = {f"config.{key}": described(value) for key, value in options.items() if _of_network(key)}
@@ -114,6 +123,15 @@ def tensors_fingerprint(net: nn.Module, prefix: str = "") -> dict[str, str]:
     """Dtype, shape and a digest of each parameter and buffer that is in memory, by name behind ``prefix``."""
     named = [*net.named_parameters(), *net.named_buffers()]
     return {f"{prefix}{name}": described(value.detach()) for name, value in named if not value.is_meta}
+
+
+def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Numbers and texts that a module of somebody's own may compute with; tensors may be what it has computed."""
+    if not type(module).__module__.startswith("torch."):  # of those `extra_repr` says it
+        for key, value in vars(module).items():
+            parts = value if isinstance(value, tuple) else (value,)
+            if key[0] != "_" and key not in _NOT_OF_MODULE and all(isinstance(p, _NUMBERS) for p in parts):
+                yield key, value
 
 
 # ---- data ----
@@ -136,6 +154,8 @@ def loader_fingerprint(loader: Any) -> dict[str, Any]:
         if value is None or isinstance(value, bool | int):
             found[name] = value
     found["order"] = _order(inner)
+    if getattr(inner, "collate_fn", None) is not None:
+        found["collate_fn"] = described(inner.collate_fn)
     with _random_numbers_kept():
         found["content"] = described(_content(inner, dataset))
     return found
@@ -145,22 +165,25 @@ def _order(loader: Any) -> str:
     sampler = getattr(loader, "sampler", None)
     generators = [getattr(owner, "generator", None) for owner in (loader, sampler)]
     seeds = [each.initial_seed() for each in generators if isinstance(each, torch.Generator)]
-    indices = getattr(sampler, "indices", None)  # of a SubsetRandomSampler
+    kept = {"itself": sampler} if isinstance(sampler, Sequence) else getattr(sampler, "__dict__", {})
+    settings = {key: kept[key] for key in kept if key[0] != "_" and key != "epoch" and _is_plain(kept[key])}
     said = "of its own" if sampler is None else type(sampler).__name__
-    chosen = f" of {_digest(indices)}" if isinstance(indices, Sequence | Tensor) else ""
+    has_any = any(value is not False for value in settings.values())  # indices, weights, rank
+    chosen = f" of {_digest(settings)}" if has_any else ""
     return f"{said}{chosen}{f', seed {seeds[0]}' if seeds else ''}"
 
 
 def _content(loader: Any, dataset: Any) -> Any:
     """Something that differs between data sets, cheaply."""
-    if hasattr(dataset, "tensors"):
+    if type(dataset) is TensorDataset:  # a class of somebody's own may do something to them
         return dataset.tensors
     if hasattr(dataset, "inputs") and hasattr(dataset, "targets"):
         return [dataset.inputs, dataset.targets]
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
         with contextlib.suppress(Exception):  # training meets the same error, and has a sentence for it
             size = len(dataset)
-            return [dataset[i] for i in sorted({i * (size - 1) // (_EXAMPLES - 1) for i in range(_EXAMPLES)})]
+            some = [dataset[i] for i in sorted({i * (size - 1) // (_EXAMPLES - 1) for i in range(_EXAMPLES)})]
+            return [some, getattr(dataset, "tensors", None)]
     return _first_minibatch(loader)
 
 
@@ -200,9 +223,20 @@ def described(value: Any) -> str:
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}{_DIGEST}{_digest(value)}"
     if value is None or isinstance(value, bool | int | float | str):
         return repr(value) if len(repr(value)) <= 80 else f"a {type(value).__name__}{_DIGEST}{_digest(value)}"
+    if isinstance(value, FunctionType) and not value.__module__.startswith(_LIBRARIES):
+        return f"{value.__module__}.{value.__qualname__}{_DIGEST}{_digest(value)}"
     if isinstance(value, functools.partial) or not callable(value) or not hasattr(value, "__qualname__"):
         return f"{type(value).__qualname__}{_DIGEST}{_digest(value)}"
     return f"{value.__module__}.{value.__qualname__}"
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is numbers, texts or tensors, whose digest is the same in every process."""
+    if isinstance(value, Mapping):
+        return all(_is_plain(each) for each in value.values())
+    if isinstance(value, list | tuple | range):
+        return isinstance(value, range) or all(_is_plain(each) for each in value)
+    return value is None or isinstance(value, bool | int | float | str | Tensor | np.ndarray)
 
 
 def _digest(value: Any) -> str:
@@ -234,6 +268,14 @@ def _update(digest: Any, value: Any, seen: set[int]) -> None:
             _update(digest, each, seen | {id(value)})
     elif isinstance(value, functools.partial):
         _update(digest, [described(value.func), value.args, value.keywords], seen | {id(value)})
+    elif isinstance(value, FunctionType):
+        held = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+        plain = [each for each in held if _is_plain(each) or isinstance(each, FunctionType)]
+        _update(digest, [value.__code__, value.__defaults__, value.__kwdefaults__, plain], seen | {id(value)})
+    elif isinstance(value, CodeType):  # what it does, not where it stands
+        _update(digest, [value.co_code, value.co_names, value.co_consts], seen | {id(value)})
+    elif isinstance(value, frozenset | set):
+        _update(digest, sorted(map(repr, value)), seen | {id(value)})
     elif isinstance(value, nn.Module):
         _update(digest, network_fingerprint(value), seen | {id(value)})
     elif hasattr(value, "tobytes"):  # an image

@@ -6,10 +6,10 @@ import pytest
 import torch
 from kits.kept_state import KeptState
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
 
 from sqs_pyro import compress, compress_transformer
-from sqs_pyro.fingerprint import loader_fingerprint, network_fingerprint
+from sqs_pyro.fingerprint import described, loader_fingerprint, network_fingerprint
 from sqs_pyro.inference.baseline import BaselineRecipe, train_baseline
 from sqs_pyro.kernels import dense_state
 
@@ -129,6 +129,48 @@ class TestFingerprints:
             now = network_fingerprint(net)
             assert [key for key in now if now[key] != before[key]] == [name]
             before = now
+
+    def test_numbers_of_a_module_of_ones_own_count_and_what_it_computed_does_not(self):
+        class Scaled(nn.Linear):
+            def __init__(self, factor):
+                super().__init__(2, 2, bias=False)
+                self.factor, self.name_or_path, self.seen = factor, str(factor), torch.full((1,), factor)
+                nn.init.ones_(self.weight)
+
+        one, same, other = (network_fingerprint(Scaled(factor)) for factor in (1.0, 1.0, 3.0))
+        assert one == same
+        assert [key for key in one if one[key] != other[key]] == ["module of all, factor"]
+
+    def test_functions_count_with_their_bodies_and_what_they_hold(self):
+        def scaled(factor):
+            return lambda logits, shift=0.0: logits * factor + shift
+
+        def in_a_set(name):
+            return name in {"a", "b", "c", "d"}
+
+        assert described(scaled(2.0)) == described(scaled(2.0)) != described(scaled(3.0))
+        assert described(lambda x: x + 1) != described(lambda x: x * 2)
+        assert described(in_a_set).startswith(f"{__name__}.")
+
+    def test_what_a_loader_does_to_its_examples_counts(self):
+        class Doubled(TensorDataset):
+            def __getitem__(self, i):
+                x, y = super().__getitem__(i)
+                return 2 * x, y
+
+        data, odd = examples(), torch.arange(32) % 2
+        loaders = [
+            DataLoader(data, 8),
+            DataLoader(Doubled(*data.tensors), 8),
+            DataLoader(data, 8, collate_fn=lambda pairs: pairs),
+            *(
+                DataLoader(data, 8, sampler=WeightedRandomSampler(weights, 32))
+                for weights in (odd + 0.5, odd + 1.0)
+            ),
+        ]
+        found = [loader_fingerprint(each) for each in loaders]
+        assert found == [loader_fingerprint(each) for each in loaders]
+        assert all(found[i] != found[j] for i in range(5) for j in range(i))
 
     def test_a_loader_without_a_data_set_is_asked_for_its_first_minibatch(self):
         class Pairs(list):
