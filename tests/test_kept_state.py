@@ -150,6 +150,7 @@ class TestFingerprints:
 
         assert described(scaled(2.0)) == described(scaled(2.0)) != described(scaled(3.0))
         assert described(lambda x: x + 1) != described(lambda x: x * 2)
+        assert described(torch.nn.functional.relu) == "torch.nn.functional.relu"
         assert described(in_a_set).startswith(f"{__name__}.")
 
     def test_what_a_loader_does_to_its_examples_counts(self):

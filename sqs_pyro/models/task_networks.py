@@ -104,7 +104,7 @@ def transformers_network(task: str, config: Mapping[str, Any]) -> nn.Module:
         ) from None
     try:
         made = transformers.AutoConfig.for_model(**config)
-        transformer = getattr(transformers, AUTO_CLASSES[task]).from_config(made)
+        transformer = getattr(transformers, AUTO_CLASSES[task]).from_config(made, trust_remote_code=False)
     except (ValueError, TypeError, KeyError) as error:
         raise NetworkError(
             f"transformers cannot build a {config.get('model_type')!r} network for {task} ({error}): "
