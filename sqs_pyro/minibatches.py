@@ -265,7 +265,10 @@ def examples_an_epoch(loader: Any, net: nn.Module | None = None) -> int:
         if batches is not None and batches.drop_last:
             said -= said % batches.batch_size
         first = next((len(y) for _, y in minibatches(loader, net, "training")), 0)
-        agree = first * (len(loader) - 1) < said <= first * len(loader)
+        # A loader of one's own may leave out the last, smaller minibatch of an order that is new in every epoch:
+        # all of its examples are data.
+        left_out = max(first - 1, 0) if batches is None else 0
+        agree = first * (len(loader) - 1) < said <= first * len(loader) + left_out
         return said if agree else _counted(loader, net)
 
 
