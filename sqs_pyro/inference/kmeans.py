@@ -85,12 +85,12 @@ def _bin_ends(ordered: Tensor, mass: Tensor, mass_below: Tensor, bins: int) -> T
 
     gaps = (ordered.diff(dim=1) ** 2 * (mass[:, 1:] + mass[:, :-1])) ** (1 / 3)
     codewords_below = torch.nn.functional.pad(gaps, (1, 0)).cumsum(1)
-    by_codewords = torch.searchsorted(codewords_below, shares(bins // 2) * codewords_below[:, -1:])
+    by_codewords = torch.searchsorted(codewords_below.contiguous(), shares(bins // 2) * codewords_below[:, -1:])
     by_mass = torch.searchsorted(mass_below.contiguous(), shares(bins // 4) * mass_below[:, -1:])
     used = mass > 0
     low = ordered.masked_fill(~used, torch.inf).amin(1, keepdim=True).nan_to_num(posinf=0.0)
     high = ordered.masked_fill(~used, -torch.inf).amax(1, keepdim=True).nan_to_num(neginf=0.0)
-    by_value = torch.searchsorted(ordered, low + (high - low) * shares(bins // 4))
+    by_value = torch.searchsorted(ordered.contiguous(), low + (high - low) * shares(bins // 4))
     first, last = torch.zeros_like(by_mass[:, :1]), torch.full_like(by_mass[:, :1], ordered.shape[1])
     return torch.cat([first, by_codewords, by_mass, by_value, last], dim=1).sort(dim=1).values
 
@@ -138,7 +138,7 @@ def _lloyd(ordered: Tensor, moments: list[Tensor], start: Tensor, max_iterations
 def _cluster_moments(ordered: Tensor, moments: list[Tensor], loc: Tensor) -> tuple[Tensor, ...]:
     """Mass, sum and sum of squares of the values nearest to each mean, each ``[G, K]``."""
     midpoints = (loc[:, 1:] + loc[:, :-1]) / 2
-    cuts = torch.searchsorted(ordered, midpoints.contiguous())
+    cuts = torch.searchsorted(ordered.contiguous(), midpoints.contiguous())
     cuts = torch.nn.functional.pad(cuts, (1, 0))
     ends = torch.nn.functional.pad(cuts[:, 1:], (0, 1), value=ordered.shape[1])
     return tuple(prefix.gather(1, ends) - prefix.gather(1, cuts) for prefix in moments)

@@ -81,9 +81,10 @@ def export_file(
     directory = path.is_dir()
     _check_options(export_format, dtype)
     _check_source(path)
-    check_suffix(resolved(target), export_format, directory=directory or export_format == "aoti")
+    writes_directory = export_format == "aoti" or (directory and export_format == "dense")
+    check_suffix(resolved(target), export_format, directory=writes_directory)
     as_file = {"dense": is_dense_export, "onnx": is_onnx_export}
-    is_ours = is_our_directory if directory or export_format == "aoti" else as_file[export_format]
+    is_ours = is_our_directory if writes_directory else as_file[export_format]
     check_free(target, f"export of format {export_format}", is_ours, overwrite=overwrite)
     net = _directory_network(path) if directory else file_network(path)
     check_one_network(net)
