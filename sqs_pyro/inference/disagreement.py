@@ -2,7 +2,7 @@
 
 import torch
 
-from sqs_pyro.errors import RecipeError
+from sqs_pyro.errors import ArgumentError
 from sqs_pyro.inference.guide import SpikeGMMGuide
 
 _COLDEST, _HOTTEST, _HALVINGS = 1e-4, 1e3, 16
@@ -24,9 +24,9 @@ def expected_disagreement(
     temperatures = guide.evaluation_temperatures(temperature, gate_temperature)
     differing, free = 0.0, 0
     for site in guide.site_guides().values():
-        law = site.coded_distribution(*temperatures, "discrete")
-        open_and_same = law.gates * law.responsibilities.amax(-1)
-        same = torch.where(site.gates(guide.gate_temperature) > 0.5, open_and_same, 1 - law.gates)
+        q = site.coded_distribution(temperatures, "discrete")
+        open_and_same = q.gates * q.responsibilities.amax(-1)
+        same = torch.where(site.gates(guide.gate_temperature) > 0.5, open_and_same, 1 - q.gates)
         differing += (1 - same)[site.mask].double().sum().item()
         free += int(site.mask.sum())
     return differing / max(free, 1)
@@ -46,10 +46,10 @@ def temperature_for_disagreement(
         None where no temperature from 0.0001 to 1000 gives it.
 
     Raises:
-        RecipeError: the value is not between 0 and 1.
+        ArgumentError: the value is not between 0 and 1.
     """
     if not 0 < disagreement < 1:
-        raise RecipeError(f"disagreement is {disagreement}, but must be above 0 and below 1.")
+        raise ArgumentError(f"disagreement is {disagreement}, but must be above 0 and below 1.")
 
     def at(temperature: float) -> float:
         return expected_disagreement(guide, temperature, gate_temperature)

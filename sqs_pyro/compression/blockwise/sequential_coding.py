@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
-from sqs_pyro.compression.finetune.rate_distortion import coded_bits, fit_laws
+from sqs_pyro.compression.finetune.rate_distortion import coded_bits, fit_symbol_prior
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.packing.coded import MAX_COMPONENTS
@@ -220,7 +220,7 @@ def grid(likelihood: LayerLikelihood, beta: float, max_components: int = MAX_COM
         used[-1] = True  # of a layer of zeros: a codeword that is never chosen
     values = step * torch.arange(-half, half + 1, dtype=torch.float64, device=weight.device)
     values, others = _merged(values[used], counts[used], max_components)
-    return values.to(weight), fit_laws(torch.cat([counts[half, None], others])[None]).rates[0]
+    return values.to(weight), fit_symbol_prior(torch.cat([counts[half, None], others])[None]).rates[0]
 
 
 def fit(
@@ -263,7 +263,7 @@ def _fit_at(likelihood: LayerLikelihood, beta: float, max_components: int, round
     for _ in range(rounds):
         codewords = best_codewords(likelihood, symbols, codewords)
         counts = torch.bincount(symbols.reshape(-1).long(), minlength=1 + len(codewords))
-        rates = fit_laws(counts[None]).rates[0]
+        rates = fit_symbol_prior(counts[None]).rates[0]
         symbols, means = improve(likelihood, symbols, codewords, rates, beta)
     codewords = best_codewords(likelihood, symbols, codewords)
     return _ascending(Coding(symbols, codewords, means, beta))
