@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sqs_pyro.documents import shown
 from sqs_pyro.errors import ArgumentError, is_whole
 from sqs_pyro.evaluation.classification import Evaluation, evaluate
 from sqs_pyro.inference.guide import SpikeGMMGuide
@@ -98,6 +99,8 @@ def averaged_network(
         seed: of the draws; without it they follow torch's random state, which stays as it is, so that the same
             call draws the same again.
     """
+    if not is_whole(num_samples, 1):
+        raise ArgumentError(f"num_samples is {shown(num_samples)}, but must be at least 1 network.")
     draws = []
     for _ in range(num_samples):
         coded = guide.draw(temperature, gate_temperature, torch.float32)

@@ -1,19 +1,21 @@
 """How far each bound on the KL is from the KL: site by site, for the whole ELBO, over temperatures."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from sqs_pyro.distributions import SpikeGMM
 from sqs_pyro.distributions.monte_carlo import draws_exactly
+from sqs_pyro.documents import shown
 from sqs_pyro.errors import ArgumentError, ModelError, is_positive, is_whole
 from sqs_pyro.inference.elbo import Site, run_paired, sample_sites
 from sqs_pyro.inference.kl_bounds import KLBounds, kl_bounds
@@ -132,15 +134,7 @@ def elbo_report(
         ModelError: (a ``ValueError``) a latent site of the model is missing from the guide.
         NotImplementedError: when a site's KL can be neither bounded nor estimated.
     """
-    for name, count in (("num_samples", num_samples), ("num_particles", num_particles)):
-        if not is_whole(count, 2):
-            raise ArgumentError(
-                f"elbo_report: {name} is {count!r}, but must be at least 2 to give a standard error."
-            )
-    wanted: Sequence[float | None] = temperatures or [getattr(guide, "temperature", None)]
-    for temperature in wanted:
-        if temperature is not None and not is_positive(temperature):
-            raise ArgumentError(f"elbo_report: a temperature is {temperature!r}, but must be positive.")
+    wanted = _checked(num_samples, num_particles, temperatures, getattr(guide, "temperature", None))
     modules = [each for each in (model, guide) if isinstance(each, nn.Module)]
     # In evaluation mode neither batch-norm statistics nor the guide's cached codes change.
     with evaluating(*modules), _as_in_training(guide):
@@ -159,6 +153,26 @@ def elbo_report(
             nll, error = _mean_and_error(drawn, num_particles, standard_error, tell)
             at.append(ElboBounds(temperature, sites, nll, error))
     return ElboReport(tuple(at), num_samples, num_particles)
+
+
+def _checked(
+    num_samples: int, num_particles: int, temperatures: Iterable[float] | None, own: float | None
+) -> Sequence[float | None]:
+    """Return the temperatures to report at, after a look at the other numbers."""
+    for name, count in (("num_samples", num_samples), ("num_particles", num_particles)):
+        if not is_whole(count, 2):
+            raise ArgumentError(
+                f"elbo_report: {name} is {shown(count)}, but must be at least 2 to give a standard error."
+            )
+    if temperatures is None:
+        return [own]
+    if isinstance(temperatures, str) or not isinstance(temperatures, Iterable):
+        raise ArgumentError(f"elbo_report: temperatures is {shown(temperatures)}, but must be a list of numbers.")
+    wanted = list(temperatures)
+    for temperature in wanted:
+        if not is_positive(temperature):
+            raise ArgumentError(f"elbo_report: a temperature is {shown(temperature)}, but must be positive.")
+    return wanted or [own]
 
 
 @contextmanager
@@ -181,10 +195,18 @@ def _latent_sites(
     """Each latent site of the model: the guide's site and the model's."""
     model_trace, guide_trace = (prune_subsample_sites(t) for t in run_paired(model, guide, args, kwargs))
     latent = {name: site for name, site in sample_sites(model_trace) if not site["is_observed"]}
+    if len(latent) == len(sample_sites(model_trace)) and _observes(guide_trace):
+        raise ModelError(
+            "elbo_report: the guide observes data and the model none: give the model first, then its guide."
+        )
     missing = [name for name in latent if name not in guide_trace]
     if missing:
         raise ModelError(f"elbo_report: the model samples '{missing[0]}' but the guide does not; add it there.")
     return {name: (guide_trace.nodes[name], site) for name, site in latent.items()}
+
+
+def _observes(guide_trace: Trace) -> bool:
+    return any(site["is_observed"] for _, site in sample_sites(guide_trace))
 
 
 def _at_temperature(q: Distribution, temperature: float | None) -> Distribution:

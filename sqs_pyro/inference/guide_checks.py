@@ -52,6 +52,11 @@ def check_support(name: str, prior: Any, weight: Tensor) -> None:
 
 
 def initial_values(model: Callable[..., Any], init: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Return the pretrained value of every site: those given, or the model's own.
+
+    Raises:
+        NetworkError: there are none, or one is given that is of no site or of another shape.
+    """
     own: Mapping[str, Tensor] | None = model.site_values() if hasattr(model, "site_values") else None
     if init is not None:
         if own is not None:

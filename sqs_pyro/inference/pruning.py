@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sqs_pyro.errors import ArgumentError, DivergenceError, is_whole
+from sqs_pyro.errors import ArgumentError, DivergenceError, is_positive, is_whole
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ class PruningSchedule:
     scope: str = "global"
 
     def __post_init__(self) -> None:
-        if not 0 < self.target <= 1:
-            raise ArgumentError(f"The target non-zero rate is {self.target}, but must be above 0 and at most 1.")
-        if not 0 <= self.start < self.end <= 1:
+        if not (is_positive(self.target) and self.target <= 1):
+            raise ArgumentError(f"The target non-zero rate is {self.target!r}, but must be above 0 and at most 1.")
+        begins = is_positive(self.start) or self.start == 0
+        if not (begins and is_positive(self.end) and self.start < self.end <= 1):
             raise ArgumentError(
-                f"Pruning starts at {self.start} and ends at {self.end} of the steps, but must satisfy "
+                f"Pruning starts at {self.start!r} and ends at {self.end!r} of the steps, but must satisfy "
                 "0 <= start < end <= 1."
             )
         if not (is_whole(self.total_steps, 1) and is_whole(self.every, 1)):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.distributions import SpikeAndMixture, SpikeAndSlab
-from sqs_pyro.errors import DataError, ModelError, NetworkError
+from sqs_pyro.errors import DataError, ModelError, NetworkError, is_whole
 from sqs_pyro.models import likelihoods
 from sqs_pyro.models.network_prior import Codebooks, FixedPrior, HyperPrior, NetworkPrior, SitePrior
 from sqs_pyro.models.ownership import OwningModule, claim, point_estimate, show_buffer, take_over_in_place
@@ -75,8 +75,10 @@ class BayesianNetwork(OwningModule):
         exclude: str | Sequence[str] = (),
     ) -> None:
         super().__init__()
-        if num_data is not None and num_data < 1:
-            raise NetworkError(f"num_data is {num_data}, but must be at least 1: the number of training examples.")
+        if num_data is not None and not is_whole(num_data, 1):
+            raise NetworkError(
+                f"num_data is {num_data!r}, but must be at least 1: the number of training examples."
+            )
         check_network(net)
         sites = select_sites(net, include, exclude)
         self.net = net

@@ -21,8 +21,9 @@ from sqs_pyro.errors import DataError, DivergenceError, NetworkError, SQSError, 
 from sqs_pyro.evaluation.input_checks import check_inputs, check_minibatch
 from sqs_pyro.evaluation.judging import Judge, judge_by, judged
 from sqs_pyro.fingerprint import Fingerprint, fingerprint, loader_fingerprint, network_fingerprint
-from sqs_pyro.inference.diagnostics import Finding, diagnose
+from sqs_pyro.inference.diagnostics import diagnose
 from sqs_pyro.inference.elbo import SQSELBO
+from sqs_pyro.inference.findings import Finding
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.networks.calling import device_of, move_to
 from sqs_pyro.networks.minibatches import examples_an_epoch, minibatches

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sqs_pyro.compression.bisection import beta_for
 from sqs_pyro.inference.guide import SpikeGMMGuide
 
 _PSEUDO_COUNT = 0.5  # Jeffreys: a symbol that no weight has at present stays possible
@@ -267,15 +268,12 @@ class _SortedLatents:
 
 
 def _solve(falling: Callable[[float], float], target: float, guess: float) -> float:
-    """β at which a function that falls with β has come down to a target; bisection on log β."""
+    """Return β at which a function that falls with β has come down to a target, looked for around a guess."""
     low = high = math.log(guess or _FIRST_BETA)
-    stride = 0.02
+    stride = 0.02  # β moves little from fit to fit: an interval around the last one costs few steps
     while high < 60 and falling(math.exp(high)) > target:
         low, high, stride = high, high + stride, 2 * stride
     stride = 0.02
     while low > -60 and falling(math.exp(low)) < target:
         high, low, stride = low, low - stride, 2 * stride
-    while high - low > 1e-3:
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if falling(math.exp(middle)) > target else (low, middle)
-    return math.exp(high)
+    return beta_for(falling, target, low, high, tolerance=1e-3)
