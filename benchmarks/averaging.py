@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from sqs_pyro import BayesianNetwork, SpikeGMMGuide, compress, pack_ensemble, size_report
 from sqs_pyro.data import Data, DataRecipe, ShiftedLoader, load_data, parse_shift
 from sqs_pyro.data.shifts import Resized
-from sqs_pyro.inference.averaging import AveragedNetwork, averaged_network, mean_network
-from sqs_pyro.inference.calibration import fit_temperature
-from sqs_pyro.inference.evaluate import predict, summarise
+from sqs_pyro.evaluation.averaging import AveragedNetwork, averaged_network, mean_network
+from sqs_pyro.evaluation.calibration import fit_temperature
+from sqs_pyro.evaluation.classification import predict, summarise
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.runs import load_recipe
 from sqs_pyro.runs.network import give_weights, untrained_network

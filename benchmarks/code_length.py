@@ -25,8 +25,8 @@ from figures import write_figures
 from packaged_weights import language_model_tensor
 from torch import Tensor, nn
 
+from sqs_pyro.compression.finetune.rate_distortion import RateDistortion, fit_laws
 from sqs_pyro.inference.guide import SpikeGMMGuide
-from sqs_pyro.inference.rate_distortion import RateDistortion, fit_laws
 from sqs_pyro.models import BayesianNetwork
 from sqs_pyro.packing import CodedTensor, canonical, pack_tensor, read_packed
 from sqs_pyro.packing.coded import count_codes

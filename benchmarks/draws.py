@@ -17,8 +17,8 @@ from figures import write_figures
 from torch import Tensor
 
 from sqs_pyro import BayesianNetwork, SpikeGMMGuide
-from sqs_pyro.inference.averaging import averaged_network
-from sqs_pyro.registry import build_network
+from sqs_pyro.evaluation.averaging import averaged_network
+from sqs_pyro.networks.registry import build_network
 
 CASES = (
     ("digits_net", {}, (1, 8, 8), 50),

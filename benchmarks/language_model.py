@@ -30,12 +30,12 @@ from packaged_weights import language_model
 from torch import Tensor, nn
 
 from sqs_pyro import load, save, size_report
+from sqs_pyro.compression.blockwise.call import compress_transformer
+from sqs_pyro.compression.blockwise.store import BlockRecord
 from sqs_pyro.data.generation import generate_calibration
 from sqs_pyro.data.text import TextRecipe, load_text
 from sqs_pyro.data.tokens import token_sequences
-from sqs_pyro.inference.block_store import BlockRecord
-from sqs_pyro.inference.perplexity import perplexity
-from sqs_pyro.transformer_compression import compress_transformer
+from sqs_pyro.evaluation.perplexity import perplexity
 
 LENGTH = 256
 

@@ -31,9 +31,9 @@ from packaged_weights import language_model
 from torch import Tensor, nn
 
 from sqs_pyro import SQSELBO, BayesianNetwork, SpikeGMMGuide, compress, load, save, size_report
-from sqs_pyro.compression import StepRecord
+from sqs_pyro.compression.blockwise.training import in_units_of_scales
+from sqs_pyro.compression.finetune.call import StepRecord
 from sqs_pyro.data.next_token_loader import NextTokenLoader
-from sqs_pyro.inference.block_training import in_units_of_scales
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.kernels.assemble import unpack_weights
 from sqs_pyro.models.distillation import DistillationLikelihood, DistilledLoader

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sqs_pyro.models.architectures import architecture_of, blocks, linear_layers
+from sqs_pyro.networks.architectures import architecture_of, blocks, linear_layers
 
 Method = Callable[[], tuple[Callable[[str, Tensor], Tensor], float]]
 

@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqs_pyro import load, save, size_report
+from sqs_pyro.compression.blockwise.call import compress_transformer
 from sqs_pyro.data.text import TextRecipe, load_text
 from sqs_pyro.data.tokens import token_sequences
-from sqs_pyro.transformer_compression import compress_transformer
 
 POOL = 1000
 LENGTH = 128

@@ -19,11 +19,11 @@ import torch
 from figures import write_figures
 from torch.nn import functional as F
 
-from sqs_pyro.inference.driver import Driver
+from sqs_pyro.compression.finetune.loop import Driver
+from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.inference.guide import SpikeGMMGuide
-from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.models import BayesianNetwork
-from sqs_pyro.registry import build_network
+from sqs_pyro.networks.registry import build_network
 
 VARIANTS = ("plain", "dense", "coded", "frozen")
 STEPS_AN_EPOCH = 400  # of the schedule that a driver follows; a variant runs inside one stage of it

@@ -12,12 +12,12 @@ from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from sqs_pyro.recipe import RecipeSection
-from sqs_pyro.registry import network_names, network_options
+from sqs_pyro.networks.registry import network_names, network_options
+from sqs_pyro.recipes import RecipeSection
 from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe
 from sqs_pyro.runs.recipe import RunRecipe
-from sqs_pyro.runs.study_recipe import StudyRecipe, VariantRecipe
 from sqs_pyro.runs.task_recipe import ClassificationRecipe, EmbeddingRecipe, QuestionRecipe
+from sqs_pyro.studies.recipe import StudyRecipe, VariantRecipe
 
 PAGE = Path(__file__).parent / "recipes.md"
 TASKS = {

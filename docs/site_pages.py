@@ -61,7 +61,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def rooms() -> list[str]:
     """Return the packages below sqs_pyro."""
-    return sorted({path.parent.name for path in (ROOT / "sqs_pyro").glob("*/*.py")})
+    return sorted(path.parent.name for path in (ROOT / "sqs_pyro").glob("*/__init__.py"))
 
 
 def _uri(path: str) -> str:

@@ -83,7 +83,7 @@ def compress_command(
     with _one_sentence_errors(f"the same command goes on from the last checkpoint of '{out}'"):
         from sqs_pyro.reporting.tables import run_tables
         from sqs_pyro.reporting.terminal import progress_display
-        from sqs_pyro.runs import language_model, pipeline, task
+        from sqs_pyro.runs import images, language_model, task
         from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe, load_any_recipe
         from sqs_pyro.runs.task_recipe import TaskRecipe
 
@@ -103,7 +103,7 @@ def compress_command(
                 if isinstance(loaded, TaskRecipe):
                     metrics = task.run(loaded, out, **how)
                 else:
-                    metrics = pipeline.run(loaded, out, **how)
+                    metrics = images.run(loaded, out, **how)
         _show(metrics, run_tables(metrics), as_json)
         for finding in metrics.get("findings", ()):
             typer.echo(f"finding: {finding['sentence']}", err=True)
@@ -129,7 +129,7 @@ def evaluate_command(
     """Evaluate a packed file on its test data: its task's figures and size."""
     with _one_sentence_errors():
         from sqs_pyro.reporting.tables import evaluation_tables
-        from sqs_pyro.runs.packed_files import evaluate_file
+        from sqs_pyro.runs.files import evaluate_file
 
         evaluation = evaluate_file(file, data_from=data, root=root, shift=shift)
         _show(evaluation, evaluation_tables(evaluation), as_json)
@@ -146,7 +146,7 @@ def inspect_command(
     """Show what a packed file holds, to the byte, without building the network."""
     with _one_sentence_errors():
         from sqs_pyro.reporting.tables import inspection_tables
-        from sqs_pyro.runs.packed_files import inspect_file
+        from sqs_pyro.runs.files import inspect_file
 
         inspection = inspect_file(file, runtime=runtime)
         _show(inspection, inspection_tables(inspection), as_json)
@@ -246,9 +246,9 @@ def bench_kernels_command(
 ) -> None:
     """Time products with packed weights beside float32, bfloat16, int4 and NF4, weights cold, methods in turn."""
     with _one_sentence_errors():
+        from sqs_pyro.bench.kernels import bench_kernels
         from sqs_pyro.reporting.bench_plots import kernels_figure
         from sqs_pyro.reporting.bench_tables import kernel_tables
-        from sqs_pyro.runs.bench_kernels import bench_kernels
 
         _check_bench_out(out)
         sizes = None if shapes is None else tuple(_numbers(s, "x", "--shapes", 2) for s in shapes.split(","))
@@ -287,10 +287,10 @@ def bench_model_command(
 ) -> None:
     """Time whole networks, packed beside dense and NF4, float32 and bfloat16, cold and warm, methods in turn."""
     with _one_sentence_errors():
+        from sqs_pyro.bench.model import bench_model
+        from sqs_pyro.bench.networks import bench_networks
         from sqs_pyro.reporting.bench_plots import model_figure
         from sqs_pyro.reporting.bench_tables import model_tables
-        from sqs_pyro.runs.bench_model import bench_model
-        from sqs_pyro.runs.bench_networks import bench_networks
 
         _check_bench_out(out)
         batches, widths = _numbers(batch, ",", "--batch"), _numbers(bits, ",", "--bits")
@@ -370,8 +370,8 @@ def study_command(
     with _one_sentence_errors(f"the same command goes on; '{out}' keeps what is finished"):
         from sqs_pyro.reporting.study_tables import comparison_tables, sweep_tables
         from sqs_pyro.reporting.terminal import progress_display
-        from sqs_pyro.runs.study import run_study, write_summary
-        from sqs_pyro.runs.study_recipe import load_study
+        from sqs_pyro.studies.recipe import load_study
+        from sqs_pyro.studies.study import run_study, write_summary
 
         study = load_study(recipe, [*(changes or []), *([] if seeds is None else [f"seeds=[{seeds}]"])])
         with progress_display() as progress:
@@ -390,7 +390,7 @@ def study_command(
 @contextmanager
 def _one_sentence_errors(resume: str = "") -> Iterator[None]:
     """Errors of the input become one sentence on stderr; bugs pass with their traceback."""
-    from sqs_pyro.inference.interruption import Terminated, interruptions_as_exceptions
+    from sqs_pyro.compression.interruption import Terminated, interruptions_as_exceptions
     from sqs_pyro.resources import enough_resources
 
     try:

@@ -35,7 +35,7 @@ SMALL_RECIPE = {
 @pytest.fixture(scope="session")
 def small_recipe():
     """A whole run in seconds: it learns little, but takes every step of a long one."""
-    from sqs_pyro.recipe import parse
+    from sqs_pyro.recipes import parse
     from sqs_pyro.runs.recipe import RunRecipe
 
     return parse(RunRecipe, SMALL_RECIPE)
@@ -44,7 +44,7 @@ def small_recipe():
 @pytest.fixture(scope="session")
 def small_run(small_recipe, tmp_path_factory):
     """Directory of a finished run of `small_recipe`; its baseline is kept in `baselines` beside it."""
-    from sqs_pyro.runs.pipeline import run
+    from sqs_pyro.runs.images import run
 
     directory = tmp_path_factory.mktemp("small") / "run"
     run(small_recipe, directory)
@@ -56,7 +56,7 @@ def tiny_language_recipe(tmp_path_factory):
     """A run of a language model in seconds, with its checkpoint, tokenizer and texts on disk."""
     from kits.language_checkpoint import recipe_values
 
-    from sqs_pyro.recipe import parse
+    from sqs_pyro.recipes import parse
     from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe
 
     return parse(LanguageModelRecipe, recipe_values(tmp_path_factory.mktemp("language")))

@@ -14,7 +14,7 @@ import sqs_pyro
 from sqs_pyro.cli import app
 from sqs_pyro.data import load_data
 from sqs_pyro.errors import DataError, DivergenceError, NetworkError, PackedFileError
-from sqs_pyro.registry import build_network
+from sqs_pyro.networks.registry import build_network
 
 
 def _sqs(*arguments):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-import sqs_pyro.runs.pipeline
+import sqs_pyro.runs.images
 from sqs_pyro.cli import app
 from sqs_pyro.kernels.native import native_kernels
 
@@ -262,7 +262,7 @@ def test_a_bug_keeps_its_traceback(recipe_file, tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(sqs_pyro.runs.pipeline, "run", broken)
+    monkeypatch.setattr(sqs_pyro.runs.images, "run", broken)
     result = _sqs("compress", recipe_file, "--out", tmp_path / "run")
     assert isinstance(result.exception, ZeroDivisionError)
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from sqs_pyro import _command
-from sqs_pyro.inference.interruption import Terminated, deferred_interrupt, interruptions_as_exceptions
+from sqs_pyro.compression.interruption import Terminated, deferred_interrupt, interruptions_as_exceptions
 
 SIGNALS = [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
 

@@ -18,10 +18,10 @@ import typer
 import yaml
 
 from sqs_pyro.cli import app
-from sqs_pyro.recipe import parse
+from sqs_pyro.recipes import parse
 from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe, is_language_model, load_any_recipe
 from sqs_pyro.runs.recipe import RunRecipe
-from sqs_pyro.runs.study_recipe import STUDY_KEYS, StudyRecipe, cells
+from sqs_pyro.studies.recipe import STUDY_KEYS, StudyRecipe, cells
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

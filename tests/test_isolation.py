@@ -16,10 +16,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sqs_pyro import compress, diagnose, elbo_report, load, pack, pack_ensemble, save, size_report
+from sqs_pyro.compression.baseline import BaselineRecipe, train_baseline
 from sqs_pyro.errors import RecipeError, SQSError
-from sqs_pyro.inference.averaging import averaged_network, choose_temperature, evaluate_averaged
-from sqs_pyro.inference.baseline import BaselineRecipe, train_baseline
-from sqs_pyro.inference.evaluate import evaluate, largest_difference
+from sqs_pyro.evaluation.averaging import averaged_network, choose_temperature, evaluate_averaged
+from sqs_pyro.evaluation.classification import evaluate, largest_difference
 from sqs_pyro.isolation import isolated
 
 RECIPE = {"epochs": 2, "num_components": 2, "nonzero_rate": 0.5, "batch_norm_batches": 2}

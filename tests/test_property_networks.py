@@ -17,7 +17,7 @@ from torch import nn
 
 from sqs_pyro import CompressionResult, compress, size_report
 from sqs_pyro.errors import RecipeError
-from sqs_pyro.inference.export import network_with, reestimate_batch_norm
+from sqs_pyro.shipping.pack import network_with, reestimate_batch_norm
 
 COMPONENTS = 3
 QUICK = {"epochs": 1, "num_components": COMPONENTS, "nonzero_rate": 0.5, "batch_norm_batches": 2}

@@ -12,16 +12,16 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sqs_pyro import compress
-from sqs_pyro.compression import _prior
+from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
+from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
+from sqs_pyro.compression.blockwise.sequential_coding import fit
+from sqs_pyro.compression.finetune.call import _prior
+from sqs_pyro.compression.finetune.loop import Driver
+from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.errors import DivergenceError
-from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
-from sqs_pyro.inference.driver import Driver
 from sqs_pyro.inference.guide import SpikeGMMGuide
-from sqs_pyro.inference.laplace import LayerLikelihood
-from sqs_pyro.inference.recipe import CompressionRecipe
-from sqs_pyro.inference.sequential_coding import fit
 from sqs_pyro.models import BayesianNetwork
-from sqs_pyro.recipe import RecipeSection
+from sqs_pyro.recipes import RecipeSection
 from sqs_pyro.runs.bounds_recipe import BoundsRecipe
 from sqs_pyro.runs.recipe import AveragingRecipe
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.errors import DataError, NetworkError
-from sqs_pyro.language_models import longest_input
-from sqs_pyro.network_io import device_of, output_tensor
+from sqs_pyro.networks.calling import device_of, output_tensor
+from sqs_pyro.networks.tokens import longest_input
 
 _CACHE_NAMES = ("cache", "past_key_values")  # transformers from 5.24 on, and before
 

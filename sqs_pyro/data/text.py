@@ -9,7 +9,7 @@ from pydantic import Field
 from sqs_pyro.data.rows import is_file
 from sqs_pyro.data.text_sources import documents_in_file, documents_of_hub, pydoc_documents
 from sqs_pyro.errors import DataError
-from sqs_pyro.recipe import RecipeSection
+from sqs_pyro.recipes import RecipeSection
 
 PYDOC = "pydoc"
 ONE_IN = 4  # a quarter of the text is held out where nothing else is said

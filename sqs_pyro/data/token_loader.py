@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sqs_pyro.data.array_loader import epoch_generator
 from sqs_pyro.errors import DataError
-from sqs_pyro.language_models import check_tokens
+from sqs_pyro.networks.tokens import check_tokens
 
 MASK, TOKENS = "attention_mask", "input_ids"
 

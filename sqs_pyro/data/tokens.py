@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sqs_pyro.errors import DataError
-from sqs_pyro.language_models import check_tokens
+from sqs_pyro.networks.tokens import check_tokens
 
 
 def token_stream(tokenizer: Any, text: str, vocab_size: int | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from sqs_pyro.errors import NetworkError
-from sqs_pyro.network_io import call_arguments
+from sqs_pyro.networks.calling import call_arguments
 
 NETWORK = "network"  # the traced module's child, before every name in the graph
 

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.distributions.monte_carlo import has_atom
 from sqs_pyro.inference.disagreement import expected_disagreement, temperature_for_disagreement
 from sqs_pyro.inference.guide import SpikeGMMGuide
-from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.inference.site_guide import SiteGuide
 from sqs_pyro.isolation import isolated
-from sqs_pyro.models.coverage import Coverage, Uncompressed, coverage
 from sqs_pyro.models.network_prior import FixedPrior, NetworkPrior
-from sqs_pyro.models.weight_scale import weight_scale
+from sqs_pyro.networks.coverage import Coverage, Uncompressed, coverage
+from sqs_pyro.networks.weight_scale import weight_scale
 
 #: A finding is a measured value below its threshold.
 THRESHOLDS = {

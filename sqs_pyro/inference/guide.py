@@ -261,7 +261,7 @@ class SpikeGMMGuide(OwningModule):
         Args:
             kind: ``"gate"`` is λ (the paper's), ``"magnitude"`` is ``λ |w|``, ``"activation"`` is ``λ |w| s``.
             input_scales: s of each site, in a shape that broadcasts: root mean square of what each weight
-                multiplies (:class:`~sqs_pyro.inference.input_scales.InputScales`).
+                multiplies (:class:`~sqs_pyro.compression.finetune.input_scales.InputScales`).
 
         Raises:
             RecipeError: an unknown kind, or ``"activation"`` without ``input_scales``.

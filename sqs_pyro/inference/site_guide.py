@@ -12,7 +12,7 @@ from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.inference.kmeans import kmeans_1d
 from sqs_pyro.inference.windows import Windows
 from sqs_pyro.models.ownership import OwningModule
-from sqs_pyro.models.weight_scale import LEAST_SCALE, weight_scale
+from sqs_pyro.networks.weight_scale import LEAST_SCALE, weight_scale
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.packing.coded import count_codes
 from sqs_pyro.packing.leftovers import round_to

@@ -14,7 +14,7 @@ from sqs_pyro.errors import NetworkError, SQSError
 from sqs_pyro.integrations.checkpoint_documents import INDEX, check_placed, read_config, read_index
 from sqs_pyro.kernels.assemble import tensor_slots
 from sqs_pyro.kernels.described import at_most_parts, parts_of
-from sqs_pyro.models.architectures import architecture_of
+from sqs_pyro.networks.architectures import architecture_of
 
 SINGLE = "model.safetensors"
 _MOST_PARTS = 400_000  # three times those of 256 experts in 60 layers
@@ -25,7 +25,7 @@ def empty_network(directory: Path, dtype: torch.dtype) -> nn.Module:
 
     Raises:
         NetworkError: config.json is missing or damaged, or names a network that transformers or
-            :mod:`~sqs_pyro.models.architectures` does not know.
+            :mod:`~sqs_pyro.networks.architectures` does not know.
     """
     if not (directory / "config.json").is_file():
         raise NetworkError(f"'{directory}' has no config.json: give the directory of a transformers checkpoint.")

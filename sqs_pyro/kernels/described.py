@@ -18,8 +18,8 @@ from torch.nn.modules.module import (
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import NetworkError, PackedFileError, SQSError
 from sqs_pyro.kernels.assemble import parameters_to_pack
+from sqs_pyro.networks.registry import INITIAL_WEIGHTS, build_network
 from sqs_pyro.packing.file import PackedContents
-from sqs_pyro.registry import INITIAL_WEIGHTS, build_network
 
 # Weights of which a file may be the description: 1,024 a byte is a five-hundredth of a bit for each.
 _ELEMENTS_A_BYTE = 1024

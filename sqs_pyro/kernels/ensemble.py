@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sqs_pyro.drawn_networks import average_log_probabilities, leave_to_draws
 from sqs_pyro.kernels.assemble import check_reads_weights, packed_weight, parameters_to_pack
 from sqs_pyro.kernels.weight import PackedWeight
+from sqs_pyro.networks.drawn import average_log_probabilities, leave_to_draws
 from sqs_pyro.packing.layouts import PackedTensor
 from sqs_pyro.packing.module import WEIGHT_PREFIX, StoredEnsemble, stored_weights
 

@@ -12,7 +12,7 @@ from sqs_pyro.isolation import isolated, lasting_tensors
 from sqs_pyro.kernels.assemble import assemble, tensor_slots
 from sqs_pyro.kernels.described import described_network
 from sqs_pyro.kernels.ensemble import PackedEnsemble
-from sqs_pyro.network_checks import check_replaceable
+from sqs_pyro.networks.checks import check_replaceable
 from sqs_pyro.packing.coded import CodedTensor, stack_draws
 from sqs_pyro.packing.file import PackedContents, read_packed, write_packed
 from sqs_pyro.packing.finite import check_finite
@@ -50,8 +50,9 @@ def packed_network(
         leftover_dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``: other parameters are rounded to it at once,
             so that the packed network and its file agree bit for bit; they keep their own dtype to compute. A
             tensor whose values do not survive that is left as it is, and so are all buffers; None leaves all.
-        metadata: plain JSON to keep in the file; ``"network"`` is filled in where :mod:`sqs_pyro.registry`
-            has built the network. The result's ``packed_metadata`` can be edited until it is saved.
+        metadata: plain JSON to keep in the file; ``"network"`` is filled in where
+            :mod:`sqs_pyro.networks.registry` has built the network. The result's ``packed_metadata`` can be edited
+            until it is saved.
 
     Raises:
         NetworkError: for names or shapes that are not the network's, an unknown layout or dtype, or a module
@@ -126,7 +127,7 @@ def load(path: str | Path, net: nn.Module | Callable[[], nn.Module] | None = Non
     Args:
         path: the file.
         net: the network it belongs to, whatever its weights (also on the ``meta`` device; it stays as it is),
-            or what builds it. None: built from the file's metadata through :mod:`sqs_pyro.registry`.
+            or what builds it. None: built from the file's metadata through :mod:`sqs_pyro.networks.registry`.
 
     Raises:
         PackedFileError: if the file is not intact, holds NaN, or was made for another network.

@@ -1,6 +1,5 @@
 """Networks as Pyro models: any ``nn.Module`` by :class:`BayesianNetwork`, and those offered here by name."""
 
-from sqs_pyro.models.architectures import Architecture, architecture_of, include_patterns, register_architecture
 from sqs_pyro.models.bayesian import BayesianNetwork
 from sqs_pyro.models.catalogue import digits_net, resnet18, resnet20, resnet32, resnet44, resnet50, resnet56
 from sqs_pyro.models.learned_prior import LearnedPrior
@@ -12,6 +11,7 @@ from sqs_pyro.models.priors import (
     normal_prior,
     scale_matched_prior,
 )
+from sqs_pyro.networks.architectures import Architecture, architecture_of, include_patterns, register_architecture
 
 __all__ = [
     "Architecture",

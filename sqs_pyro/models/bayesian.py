@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from sqs_pyro.distributions import SpikeAndMixture, SpikeAndSlab
 from sqs_pyro.errors import DataError, ModelError, NetworkError
 from sqs_pyro.models import likelihoods
-from sqs_pyro.models.coverage import coverage
 from sqs_pyro.models.network_prior import Codebooks, FixedPrior, HyperPrior, NetworkPrior, SitePrior
 from sqs_pyro.models.ownership import OwningModule, claim, point_estimate, show_buffer, take_over_in_place
 from sqs_pyro.models.prediction import evaluation_mode, predicting
 from sqs_pyro.models.priors import scale_matched_prior
-from sqs_pyro.models.sites import select_sites
 from sqs_pyro.models.stacked import StackedLaw, drawn_networks, plates_around, stack_networks
-from sqs_pyro.network_checks import check_network
-from sqs_pyro.network_io import call_arguments, device_of, output_tensor
-from sqs_pyro.substitution import call_with
+from sqs_pyro.networks.calling import call_arguments, device_of, output_tensor
+from sqs_pyro.networks.checks import check_network
+from sqs_pyro.networks.coverage import coverage
+from sqs_pyro.networks.sites import select_sites
+from sqs_pyro.networks.substitution import call_with
 
 #: One distribution for every weight, a function of a site's name and pretrained value, or a strategy.
 Prior: TypeAlias = dist.TorchDistribution | SitePrior | NetworkPrior
@@ -49,11 +49,11 @@ class BayesianNetwork(OwningModule):
             the network's output to a distribution with batch shape ``[B]``; see
             :mod:`sqs_pyro.models.likelihoods`.
         num_data: N, the number of training examples; by default the size of the minibatch at hand.
-        include, exclude: see :func:`sqs_pyro.models.sites.select_sites`.
+        include, exclude: see :func:`sqs_pyro.networks.sites.select_sites`.
 
     Raises:
         NetworkError: nothing to compress, weights that are not finite or cannot be replaced (see
-            :func:`~sqs_pyro.network_checks.check_network`), a site named like one of the model's own, or an
+            :func:`~sqs_pyro.networks.checks.check_network`), a site named like one of the model's own, or an
             impossible argument.
 
     Attributes:

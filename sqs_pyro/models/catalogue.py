@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqs_pyro.models import digits, resnet_cifar, resnet_torchvision
 from sqs_pyro.models.bayesian import BayesianNetwork, Prior
 from sqs_pyro.models.likelihoods import Likelihood
-from sqs_pyro.registry import build_network
+from sqs_pyro.networks import digits, resnet_cifar, resnet_torchvision
+from sqs_pyro.networks.registry import build_network
 
 
 def _bayesian(name: str) -> Callable[..., BayesianNetwork]:

@@ -18,9 +18,9 @@ from torch.distributions import constraints
 from torch.nn.functional import one_hot
 
 from sqs_pyro.errors import DataError, NetworkError
-from sqs_pyro.minibatches import minibatches
 from sqs_pyro.models.likelihoods import Categorical, categorical
-from sqs_pyro.network_io import device_of, move_to, output_tensor, predictions
+from sqs_pyro.networks.calling import device_of, move_to, output_tensor, predictions
+from sqs_pyro.networks.minibatches import minibatches
 
 
 class _OpinionOrNothing(constraints.Constraint):

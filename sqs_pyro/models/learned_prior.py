@@ -11,7 +11,7 @@ from torch import Tensor
 from sqs_pyro.distributions import SpikeAndMixture
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.models.network_prior import Codebooks, NetworkPrior, Scope, check_scope
-from sqs_pyro.models.weight_scale import weight_scale
+from sqs_pyro.networks.weight_scale import weight_scale
 
 _QUANTILE_COMPONENTS = 16
 

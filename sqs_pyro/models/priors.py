@@ -15,7 +15,7 @@ from torch import Tensor
 from sqs_pyro.distributions import GaussianSpikeAndSlab, SpikeAndSlab
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.models.network_prior import FixedPrior, HyperPrior, Scope, SitePrior, check_scope
-from sqs_pyro.models.weight_scale import weight_scale
+from sqs_pyro.networks.weight_scale import weight_scale
 
 Slab = Literal["normal", "laplace", "student_t"]
 
@@ -30,7 +30,7 @@ def scale_matched_prior(
     degrees_of_freedom: float = 4.0,
 ) -> SitePrior:
     """Spike-and-slab; its slab has mean 0 and the root mean square of the layer's pretrained weights
-    (:func:`~sqs_pyro.models.weight_scale.weight_scale`).
+    (:func:`~sqs_pyro.networks.weight_scale.weight_scale`).
 
     Args:
         inclusion: λ₀, prior probability that a weight is not zero.

@@ -36,7 +36,7 @@ def kernels_figure(document: Document) -> Figure:
     """How many times as fast as float32 each method is over M, a panel a shape; dashed: packed, float32 inputs.
 
     Args:
-        document: of :func:`sqs_pyro.runs.bench_kernels.bench_kernels`.
+        document: of :func:`sqs_pyro.bench.kernels.bench_kernels`.
     """
     shapes = list(dict.fromkeys((row["outputs"], row["inputs"]) for row in document["rows"]))
     methods = list(dict.fromkeys(row["method"] for row in document["rows"]))
@@ -82,7 +82,7 @@ def model_figure(document: Document) -> Figure:
     Behind each bar stands its time, and how many times as fast as float32 that is.
 
     Args:
-        document: of :func:`sqs_pyro.runs.bench_model.bench_model`.
+        document: of :func:`sqs_pyro.bench.model.bench_model`.
     """
     groups = model_groups(document)
     most = max(len({row["method"] for row in rows}) for rows in groups.values())

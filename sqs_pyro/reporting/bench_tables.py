@@ -13,7 +13,7 @@ def kernel_tables(document: Mapping[str, Any]) -> Report:
     """One table for each shape: microseconds, and how many times as fast as float32 and bfloat16, if measured.
 
     Args:
-        document: of :func:`sqs_pyro.runs.bench_kernels.bench_kernels`.
+        document: of :func:`sqs_pyro.bench.kernels.bench_kernels`.
     """
     made = machine_line(document["machine"])
     how = f"{made}; medians of {document['rounds']} products, weights cold, methods in turn"
@@ -40,7 +40,7 @@ def model_tables(document: Mapping[str, Any]) -> Report:
     """One table for each network, input and batch: microseconds cold and warm, memory, and how outputs differ.
 
     Args:
-        document: of :func:`sqs_pyro.runs.bench_model.bench_model`.
+        document: of :func:`sqs_pyro.bench.model.bench_model`.
     """
     made, how = machine_line(document["machine"]), "torch.compile" if document["compiled"] else "eager"
     said = f"{made}, {how}; medians of {document['rounds']} calls, methods in turn"
@@ -57,7 +57,7 @@ def model_tables(document: Mapping[str, Any]) -> Report:
 
 
 def model_groups(document: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """Rows of :func:`~sqs_pyro.runs.bench_model.bench_model` by title: one for each network, input and batch."""
+    """Rows of :func:`~sqs_pyro.bench.model.bench_model` by title: one for each network, input and batch."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in document["rows"]:
         shape = "x".join(map(str, row["input"]))

@@ -3,7 +3,7 @@
 This package and ``cli`` join everything else; nothing imports them.
 """
 
-from sqs_pyro.runs.pipeline import run
+from sqs_pyro.runs.images import run
 from sqs_pyro.runs.recipe import RunRecipe, load_recipe
 
 __all__ = ["RunRecipe", "load_recipe", "run"]

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from sqs_pyro import load, pack_ensemble, save
-from sqs_pyro.compression import CompressionResult
+from sqs_pyro.compression.finetune.call import CompressionResult
 from sqs_pyro.data import Data
-from sqs_pyro.inference.averaging import averaged_network, choose_temperature, mean_network
-from sqs_pyro.inference.evaluate import evaluate
+from sqs_pyro.evaluation.averaging import averaged_network, choose_temperature, mean_network
+from sqs_pyro.evaluation.classification import evaluate
 from sqs_pyro.runs.recipe import AveragingRecipe
 
 ENSEMBLE = "ensemble.safetensors"

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sqs_pyro.compression import CompressionResult
+from sqs_pyro.compression.finetune.call import CompressionResult
 from sqs_pyro.inference.elbo_report import elbo_report
-from sqs_pyro.minibatches import minibatches
-from sqs_pyro.network_io import device_of, move_to, split_examples
+from sqs_pyro.networks.calling import device_of, move_to, split_examples
+from sqs_pyro.networks.minibatches import minibatches
 from sqs_pyro.runs.bounds_recipe import BoundsRecipe
 from sqs_pyro.runs.progress import Progress, silent
 

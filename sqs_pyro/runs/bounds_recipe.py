@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field
 
-from sqs_pyro.recipe import RecipeSection
+from sqs_pyro.recipes import RecipeSection
 
 
 class BoundsRecipe(RecipeSection):

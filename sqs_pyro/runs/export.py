@@ -24,12 +24,12 @@ from sqs_pyro.exporting.suffixes import check_suffix
 from sqs_pyro.exporting.trace import one_sentence, outputs
 from sqs_pyro.integrations.checkpoint_size import checkpoint_size
 from sqs_pyro.kernels.assemble import unpack_weights
-from sqs_pyro.language_models import longest_input, vocabulary_size
-from sqs_pyro.network_io import split_examples, tensors_in
+from sqs_pyro.networks.calling import split_examples, tensors_in
+from sqs_pyro.networks.tokens import longest_input, vocabulary_size
 from sqs_pyro.packing.module import stored_weights
+from sqs_pyro.runs.files import existing_file, file_network, whole_recipe
 from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe
 from sqs_pyro.runs.output import check_free, is_our_directory, tree_bytes
-from sqs_pyro.runs.packed_files import existing_file, file_network, whole_recipe
 from sqs_pyro.runs.seal import seal
 from sqs_pyro.runs.task import task_text
 from sqs_pyro.runs.task_recipe import TaskRecipe

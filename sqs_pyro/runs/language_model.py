@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from sqs_pyro import load, save, size_report
 from sqs_pyro.atomic import resolved
+from sqs_pyro.compression.blockwise.blocks import BlockwiseResult
+from sqs_pyro.compression.blockwise.call import compress_transformer
+from sqs_pyro.compression.blockwise.store import BlockRecord
+from sqs_pyro.compression.checkpoint import check_same, read_checkpoint, write_checkpoint
+from sqs_pyro.evaluation.classification import largest_difference
 from sqs_pyro.fingerprint import Fingerprint, described, fingerprint, network_fingerprint
-from sqs_pyro.inference.block_store import BlockRecord
-from sqs_pyro.inference.blockwise import BlockwiseResult
-from sqs_pyro.inference.checkpoint import check_same, read_checkpoint, write_checkpoint
-from sqs_pyro.inference.evaluate import largest_difference
-from sqs_pyro.language_models import vocabulary_size
-from sqs_pyro.models.architectures import blocks
+from sqs_pyro.integrations.pretrained import check_causal, check_lengths, find_pretrained
+from sqs_pyro.networks.architectures import blocks
+from sqs_pyro.networks.tokens import vocabulary_size
 from sqs_pyro.reporting.blocks_plot import write_blocks_picture
 from sqs_pyro.runs.bookkeeping import Clock, versions
 from sqs_pyro.runs.directory import (
@@ -38,9 +40,7 @@ from sqs_pyro.runs.language_texts import (
     read_sequences,
     with_generated,
 )
-from sqs_pyro.runs.pretrained import check_causal, check_lengths, find_pretrained
 from sqs_pyro.runs.progress import Progress, silent
-from sqs_pyro.transformer_compression import compress_transformer
 
 BLOCKS_TABLE, BLOCKS_PICTURE = "blocks.csv", "blocks.png"
 

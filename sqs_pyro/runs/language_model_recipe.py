@@ -6,12 +6,12 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.data.text import TextRecipe
 from sqs_pyro.documents import read_yaml, shown
 from sqs_pyro.errors import RecipeError
-from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
-from sqs_pyro.recipe import RecipeSection, parse
-from sqs_pyro.runs.pretrained_recipe import PretrainedRecipe
+from sqs_pyro.integrations.pretrained_recipe import PretrainedRecipe
+from sqs_pyro.recipes import RecipeSection, parse
 from sqs_pyro.runs.recipe import RunRecipe, WholeRecipe, changed, with_seed
 from sqs_pyro.runs.task_recipe import TASK, TASK_RECIPES, TaskRecipe
 

@@ -12,7 +12,7 @@ from sqs_pyro.data.generation import generate_calibration
 from sqs_pyro.data.text import Text, load_text, text_of_file
 from sqs_pyro.data.tokens import token_sequences, token_stream
 from sqs_pyro.errors import DataError
-from sqs_pyro.inference.perplexity import perplexity
+from sqs_pyro.evaluation.perplexity import perplexity
 from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe, PerplexityRecipe
 from sqs_pyro.runs.progress import Progress, silent
 

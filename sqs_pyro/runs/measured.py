@@ -7,12 +7,12 @@ from typing import Any
 from torch import nn
 
 from sqs_pyro import load, save, size_report
-from sqs_pyro.compression import CompressionResult, StepRecord, compress
+from sqs_pyro.compression.finetune.call import CompressionResult, StepRecord, compress
+from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.data import Data
-from sqs_pyro.inference.evaluate import largest_difference
-from sqs_pyro.inference.recipe import CompressionRecipe
-from sqs_pyro.models.coverage import coverage
-from sqs_pyro.network_io import device_of
+from sqs_pyro.evaluation.classification import largest_difference
+from sqs_pyro.networks.calling import device_of
+from sqs_pyro.networks.coverage import coverage
 from sqs_pyro.reporting.bounds_plot import write_bounds_picture
 from sqs_pyro.reporting.plots import write_pictures
 from sqs_pyro.runs.bookkeeping import Clock, versions

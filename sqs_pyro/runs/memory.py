@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from sqs_pyro.compression.blockwise.memory_plan import plan_memory
+from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.errors import NetworkError
-from sqs_pyro.inference.blockwise_recipe import BlockwiseRecipe
-from sqs_pyro.memory_plan import plan_memory
-from sqs_pyro.recipe import parse
+from sqs_pyro.recipes import parse
 from sqs_pyro.runs.recipe import changed
 
 

@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from sqs_pyro.compression.baseline import BaselineRecipe, EpochRecord, train_baseline
+from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.data import Data
 from sqs_pyro.errors import NetworkError
-from sqs_pyro.inference.baseline import BaselineRecipe, EpochRecord, train_baseline
 from sqs_pyro.inference.guide import SpikeGMMGuide
-from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.models.bayesian import BayesianNetwork
-from sqs_pyro.network_io import device_of, predictions
-from sqs_pyro.registry import build_network
+from sqs_pyro.networks.calling import device_of, predictions
+from sqs_pyro.networks.registry import build_network
+from sqs_pyro.networks.state import load_weights
 from sqs_pyro.runs.directory import in_turn
 from sqs_pyro.runs.progress import Progress
 from sqs_pyro.runs.recipe import RunRecipe
-from sqs_pyro.weights import load_weights
 
 
 def untrained_network(recipe: RunRecipe, data: Data) -> nn.Module:
@@ -100,7 +100,7 @@ def trained_or_kept(
         kept: file of the trained weights, or of an interrupted training's.
         compression: what follows; whether the network can be compressed is checked first.
         tell: told of epochs.
-        options: ``loss`` and ``judge`` of :func:`~sqs_pyro.inference.baseline.train_baseline`.
+        options: ``loss`` and ``judge`` of :func:`~sqs_pyro.compression.baseline.train_baseline`.
 
     Returns:
         A record for every epoch of training, when ever that was.

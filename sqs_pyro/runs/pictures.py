@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from sqs_pyro.compression import CompressionResult
+from sqs_pyro.compression.finetune.call import CompressionResult
 from sqs_pyro.packing.size import SizeReport
 from sqs_pyro.reporting.layers import LayerPicture
 

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, model_validator
 
+from sqs_pyro.compression.baseline import BaselineRecipe
+from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.data import DataRecipe
 from sqs_pyro.documents import parse_yaml, read_yaml, shown
 from sqs_pyro.errors import RecipeError
-from sqs_pyro.inference.baseline import BaselineRecipe
-from sqs_pyro.inference.recipe import CompressionRecipe
-from sqs_pyro.recipe import MAX_SEED, RecipeSection, parse
+from sqs_pyro.recipes import MAX_SEED, RecipeSection, parse
 from sqs_pyro.runs.bounds_recipe import BoundsRecipe, with_bounds
 
 

@@ -10,18 +10,18 @@ import torch
 from torch import nn
 
 from sqs_pyro.atomic import check_place, resolved
+from sqs_pyro.compression.baseline import EpochRecord
+from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.data.token_loader import TokenDataset, TokenLoader
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.fingerprint import network_fingerprint
-from sqs_pyro.inference.baseline import EpochRecord
-from sqs_pyro.inference.recipe import CompressionRecipe
-from sqs_pyro.language_models import longest_input, vocabulary_size
-from sqs_pyro.models.task_networks import AUTO_CLASSES, include_parts, task_network
+from sqs_pyro.integrations.pretrained import Pretrained, find_pretrained, pad_token
+from sqs_pyro.networks.task_networks import AUTO_CLASSES, include_parts, task_network
+from sqs_pyro.networks.tokens import longest_input, vocabulary_size
 from sqs_pyro.runs.bookkeeping import Clock, versions
 from sqs_pyro.runs.directory import METRICS, check_output, run_directory, write_json
 from sqs_pyro.runs.measured import compress_and_measure, write_bounds
 from sqs_pyro.runs.network import check_compressible, trained_or_kept
-from sqs_pyro.runs.pretrained import Pretrained, find_pretrained, pad_token
 from sqs_pyro.runs.progress import Progress, silent
 from sqs_pyro.runs.task_recipe import TaskRecipe
 from sqs_pyro.tasks.task import Parts, Task, judge, loss

@@ -4,11 +4,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from sqs_pyro.inference.baseline import BaselineRecipe
-from sqs_pyro.inference.recipe import CompressionRecipe
-from sqs_pyro.recipe import RecipeSection
+from sqs_pyro.compression.baseline import BaselineRecipe
+from sqs_pyro.compression.finetune.recipe import CompressionRecipe
+from sqs_pyro.integrations.pretrained_recipe import PretrainedRecipe
+from sqs_pyro.recipes import RecipeSection
 from sqs_pyro.runs.bounds_recipe import BoundsRecipe, with_bounds
-from sqs_pyro.runs.pretrained_recipe import PretrainedRecipe
 from sqs_pyro.runs.recipe import WholeRecipe
 from sqs_pyro.tasks.classification import ClassificationData, TextClassification
 from sqs_pyro.tasks.embedding import SentenceData, SentenceEmbedding

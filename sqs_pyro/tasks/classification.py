@@ -14,7 +14,7 @@ from sqs_pyro.data.rows import cell, is_file, text_cell
 from sqs_pyro.data.split import stratified_split
 from sqs_pyro.data.token_loader import TokenDataset
 from sqs_pyro.errors import DataError
-from sqs_pyro.inference.evaluate import predict, summarise
+from sqs_pyro.evaluation.classification import predict, summarise
 from sqs_pyro.models.likelihoods import Gaussian, Likelihood, categorical
 from sqs_pyro.tasks.glue import GLUE, Metric, metric
 from sqs_pyro.tasks.outputs import outputs

@@ -17,7 +17,7 @@ from sqs_pyro.data.text_sources import documents_in_file, documents_of_hub, pydo
 from sqs_pyro.data.token_loader import TokenDataset, TokenLoader
 from sqs_pyro.errors import DataError
 from sqs_pyro.models.likelihoods import Gaussian
-from sqs_pyro.network_io import output_tensor
+from sqs_pyro.networks.calling import output_tensor
 from sqs_pyro.tasks.outputs import outputs
 from sqs_pyro.tasks.parts import TextData, split_parts
 from sqs_pyro.tasks.task import Parts

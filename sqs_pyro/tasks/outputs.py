@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqs_pyro.errors import DataError
-from sqs_pyro.minibatches import minibatches
-from sqs_pyro.network_io import device_of, move_to, predictions
+from sqs_pyro.networks.calling import device_of, move_to, predictions
+from sqs_pyro.networks.minibatches import minibatches
 
 
 @torch.no_grad()

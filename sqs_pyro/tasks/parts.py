@@ -10,7 +10,7 @@ from sqs_pyro.data.load import MOST_HELD_OUT
 from sqs_pyro.data.rows import is_file, rows_in_file, rows_of_hub
 from sqs_pyro.data.text import PYDOC
 from sqs_pyro.errors import DataError
-from sqs_pyro.recipe import RecipeSection
+from sqs_pyro.recipes import RecipeSection
 from sqs_pyro.tasks.task import Parts
 
 Example = TypeVar("Example")

@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch import Tensor, nn
 
 from sqs_pyro.data.token_loader import TokenDataset
-from sqs_pyro.inference.judging import Judge
+from sqs_pyro.evaluation.judging import Judge
 from sqs_pyro.models.likelihoods import Likelihood
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class Task(Judged, Protocol):
 
     @property
     def name(self) -> str:
-        """A key of :data:`sqs_pyro.models.task_networks.AUTO_CLASSES`."""
+        """A key of :data:`sqs_pyro.networks.task_networks.AUTO_CLASSES`."""
 
     @property
     def network_options(self) -> dict[str, Any]:

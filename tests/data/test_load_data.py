@@ -10,7 +10,7 @@ from kits.idx import idx_bytes
 
 from sqs_pyro.data import DataRecipe, fashion_mnist, load_data
 from sqs_pyro.errors import DataError, RecipeError
-from sqs_pyro.recipe import parse
+from sqs_pyro.recipes import parse
 
 FASHION = next((place for place in fashion_mnist.PLACES if place.is_dir()), None)
 needs_fashion = pytest.mark.skipif(FASHION is None, reason="Fashion-MNIST is not on this machine")

@@ -11,7 +11,7 @@ import torch
 from sqs_pyro.data import Text, TextRecipe, load_text, token_sequences, token_stream
 from sqs_pyro.data.text import text_of_file
 from sqs_pyro.errors import DataError, RecipeError
-from sqs_pyro.recipe import parse
+from sqs_pyro.recipes import parse
 
 PARAGRAPHS = [f"Paragraph {i}." for i in range(9)]
 

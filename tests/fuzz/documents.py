@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 
 from fuzz.kind import Documents, Kind
 from fuzz.mutations import changed, damaged, json_text, yaml_text
-from sqs_pyro.inference.checkpoint import read_checkpoint, write_checkpoint
+from sqs_pyro.compression.checkpoint import read_checkpoint, write_checkpoint
+from sqs_pyro.networks.state import load_weights
 from sqs_pyro.reporting.tables import report_tables
 from sqs_pyro.runs.directory import read_run, reported
 from sqs_pyro.runs.language_model_recipe import load_any_recipe
-from sqs_pyro.runs.study_recipe import load_study
-from sqs_pyro.weights import load_weights
+from sqs_pyro.studies.recipe import load_study
 
 _RUN = {
     "name": "small",

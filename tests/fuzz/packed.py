@@ -15,10 +15,10 @@ import sqs_pyro
 from fuzz.kind import Kind
 from fuzz.mutations import changed, damaged, json_text
 from sqs_pyro.kernels.network import packed_ensemble, packed_network, save
+from sqs_pyro.networks.registry import build_network, register_network
 from sqs_pyro.packing.file import _header
 from sqs_pyro.packing.leftovers import field_bytes
-from sqs_pyro.registry import build_network, register_network
-from sqs_pyro.runs.packed_files import inspect_file
+from sqs_pyro.runs.files import inspect_file
 
 
 @register_network("fuzzed")

@@ -7,14 +7,14 @@ from pyro.infer import SVI
 from torch import nn
 
 from sqs_pyro import SQSELBO, BayesianNetwork, SpikeGMMGuide, compress, diagnose
+from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.data import ArrayLoader
 from sqs_pyro.errors import DivergenceError, RecipeError
 from sqs_pyro.inference.diagnostics import THRESHOLDS, inert_averaging, uncompressed
 from sqs_pyro.inference.disagreement import expected_disagreement, temperature_for_disagreement
-from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.inference.windows import EqualMass
-from sqs_pyro.models.coverage import coverage
 from sqs_pyro.models.priors import scale_matched_prior
+from sqs_pyro.networks.coverage import coverage
 
 X, Y = torch.randn(96, 8, generator=torch.Generator().manual_seed(0)), torch.arange(96) % 3
 X[:, :3] += 2.0 * torch.nn.functional.one_hot(Y, 3)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from kits import language_checkpoint
 
+from sqs_pyro.compression.blockwise.call import compress_transformer
 from sqs_pyro.errors import NetworkError
-from sqs_pyro.inference.perplexity import perplexity
+from sqs_pyro.evaluation.perplexity import perplexity
 from sqs_pyro.integrations import save_pretrained
 from sqs_pyro.integrations.evaluation_harness import harness_model
-from sqs_pyro.transformer_compression import compress_transformer
 
 lm_eval = pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own

@@ -11,9 +11,9 @@ import sqs_pyro
 from sqs_pyro.cli import app
 from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.integrations import save_pretrained
+from sqs_pyro.integrations.pretrained import find_pretrained
+from sqs_pyro.integrations.pretrained_recipe import PretrainedRecipe
 from sqs_pyro.integrations.streamed_weights import StreamedWeights, empty_network
-from sqs_pyro.runs.pretrained import find_pretrained
-from sqs_pyro.runs.pretrained_recipe import PretrainedRecipe
 
 CODE = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}}
 

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import pytest
 
+from sqs_pyro.compression.checkpoint import read_checkpoint
 from sqs_pyro.errors import NetworkError, SQSError
-from sqs_pyro.inference.checkpoint import read_checkpoint
 
 
 class KeptState:

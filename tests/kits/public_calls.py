@@ -38,11 +38,11 @@ from sqs_pyro import (
     save,
     size_report,
 )
-from sqs_pyro.inference.recipe import CompressionRecipe
+from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.inference.windows import EqualMass
 from sqs_pyro.integrations import save_pretrained
 from sqs_pyro.models import normal_prior
-from sqs_pyro.models.residency import InMemory
+from sqs_pyro.networks.residency import InMemory
 from sqs_pyro.packing.module import METADATA
 
 RECIPE = {"epochs": 2, "num_components": 3, "nonzero_rate": 0.5, "batch_norm_batches": 2}

@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sqs_pyro import SQSELBO, CompressionResult, compress, elbo_report, size_report
-from sqs_pyro.inference.block_store import BlockRecord
-from sqs_pyro.inference.blockwise import BlockwiseResult
+from sqs_pyro.compression.blockwise.blocks import BlockwiseResult
+from sqs_pyro.compression.blockwise.store import BlockRecord
 from sqs_pyro.reporting import tables
 from sqs_pyro.reporting.bench_tables import kernel_tables, model_tables
 from sqs_pyro.reporting.study_summary import summarise

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro import CompressionResult, load, save, size_report
-from sqs_pyro.network_io import call_arguments
+from sqs_pyro.networks.calling import call_arguments
 
 
 def assert_shipped(result: CompressionResult, inputs: Any, *, relative: float = 1e-5) -> Tensor:

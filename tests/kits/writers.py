@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from sqs_pyro import save
+from sqs_pyro.compression.checkpoint import write_checkpoint
 from sqs_pyro.exporting.dense import export_dense
-from sqs_pyro.inference.checkpoint import write_checkpoint
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.reporting.study_summary import write_csv as write_study

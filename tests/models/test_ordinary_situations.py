@@ -12,9 +12,9 @@ from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
 from sqs_pyro import SQSELBO, BayesianNetwork, SpikeAndSlab, SpikeGMM, SpikeGMMGuide, pack
+from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.distributions import register_bound
 from sqs_pyro.errors import DataError, ModelError, NetworkError, SQSError
-from sqs_pyro.inference.recipe import CompressionRecipe
 from sqs_pyro.models import (
     HierarchicalInclusion,
     LearnedPrior,
@@ -22,8 +22,8 @@ from sqs_pyro.models import (
     normal_prior,
     scale_matched_prior,
 )
-from sqs_pyro.models.sites import select_sites
-from sqs_pyro.models.weight_scale import weight_scale
+from sqs_pyro.networks.sites import select_sites
+from sqs_pyro.networks.weight_scale import weight_scale
 
 X, Y = torch.linspace(-1, 1, 48).view(12, 4), torch.arange(12) % 3
 PRIORS = {

@@ -13,9 +13,9 @@ from kits.statistics import assert_law, bernoulli_kl
 from torch import nn
 
 from sqs_pyro import SQSELBO, BayesianNetwork, SpikeGMMGuide, compress, size_report
+from sqs_pyro.compression.finetune.recipe import CompressionRecipe, PriorRecipe
 from sqs_pyro.distributions import SpikeAndMixture, kl_bound
 from sqs_pyro.errors import NetworkError, RecipeError
-from sqs_pyro.inference.recipe import CompressionRecipe, PriorRecipe
 from sqs_pyro.models import (
     HierarchicalInclusion,
     LearnedPrior,

@@ -13,12 +13,12 @@ import transformers
 
 from sqs_pyro import compress_transformer, save
 from sqs_pyro.errors import SQSError
-from sqs_pyro.recipe import parse
+from sqs_pyro.recipes import parse
 from sqs_pyro.runs.export import export_file
-from sqs_pyro.runs.pipeline import run
+from sqs_pyro.runs.images import run
 from sqs_pyro.runs.recipe import RunRecipe
-from sqs_pyro.runs.study import run_study, write_summary
-from sqs_pyro.runs.study_recipe import StudyRecipe
+from sqs_pyro.studies.recipe import StudyRecipe
+from sqs_pyro.studies.study import run_study, write_summary
 
 REFUSED = 2
 Outcome = tuple[set[str], dict[str, bytes]]

@@ -14,7 +14,7 @@ from sqs_pyro import load, save
 from sqs_pyro.data import load_data
 from sqs_pyro.errors import NetworkError, OutputError, PackedFileError, RecipeError
 from sqs_pyro.exporting.onnx import run_onnx
-from sqs_pyro.registry import build_network
+from sqs_pyro.networks.registry import build_network
 from sqs_pyro.runs.export import export_file
 
 

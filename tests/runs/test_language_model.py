@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from sqs_pyro import load, size_report
 from sqs_pyro.errors import DataError, NetworkError, RecipeError
-from sqs_pyro.models.architectures import block_paths
-from sqs_pyro.recipe import parse
+from sqs_pyro.networks.architectures import block_paths
+from sqs_pyro.recipes import parse
+from sqs_pyro.runs.files import evaluate_file, inspect_file
 from sqs_pyro.runs.language_model import run
 from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe, load_any_recipe
 from sqs_pyro.runs.language_texts import mixed
-from sqs_pyro.runs.packed_files import evaluate_file, inspect_file
 from sqs_pyro.runs.recipe import RunRecipe
 
 transformers = pytest.importorskip("transformers")
@@ -175,7 +175,7 @@ def test_the_file_alone_can_be_judged_and_inspected(tiny_language_run, tiny_lang
 
 
 def test_transformers_is_imported_only_when_a_checkpoint_is_loaded():
-    modules = "sqs_pyro.runs.language_model, sqs_pyro.runs.packed_files"
+    modules = "sqs_pyro.runs.language_model, sqs_pyro.runs.files"
     command = f"import sys, {modules}; assert 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", command], check=True)
 

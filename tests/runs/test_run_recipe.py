@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from sqs_pyro.errors import RecipeError
-from sqs_pyro.recipe import parse
+from sqs_pyro.recipes import parse
 from sqs_pyro.runs.recipe import RunRecipe, load_recipe
 
 SMALL = "network: {name: digits_net}\ndata: {name: digits}\n"

@@ -10,11 +10,11 @@ from kits import task_checkpoint as kit
 from sqs_pyro import load
 from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.integrations import save_pretrained
-from sqs_pyro.models.task_networks import AUTO_CLASSES, task_network, transformer_in
-from sqs_pyro.recipe import parse
+from sqs_pyro.networks.task_networks import AUTO_CLASSES, task_network, transformer_in
+from sqs_pyro.recipes import parse
 from sqs_pyro.runs.export import export_file
+from sqs_pyro.runs.files import evaluate_file
 from sqs_pyro.runs.language_model_recipe import load_any_recipe, parse_any_recipe
-from sqs_pyro.runs.packed_files import evaluate_file
 from sqs_pyro.runs.task import run, task_text
 from sqs_pyro.runs.task_recipe import TASK_RECIPES
 

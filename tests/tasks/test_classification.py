@@ -13,7 +13,7 @@ from torch import nn
 
 from sqs_pyro.data.token_loader import TokenLoader
 from sqs_pyro.errors import DataError, RecipeError
-from sqs_pyro.recipe import parse
+from sqs_pyro.recipes import parse
 from sqs_pyro.tasks.classification import ClassificationData, TextClassification
 
 

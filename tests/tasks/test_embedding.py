@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from sqs_pyro.data.token_loader import TokenLoader
 from sqs_pyro.errors import DataError
-from sqs_pyro.models.task_networks import task_network
+from sqs_pyro.networks.task_networks import task_network
 from sqs_pyro.tasks.embedding import SentenceData, SentenceEmbedding, recall_at_1
 
 transformers = pytest.importorskip("transformers")

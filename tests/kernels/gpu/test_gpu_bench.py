@@ -4,7 +4,7 @@ import pytest
 import torch
 from kits.gpu import needs_gpu
 
-from sqs_pyro.runs.bench_kernels import _methods, bench_kernels
+from sqs_pyro.bench.kernels import _methods, bench_kernels
 
 pytestmark = needs_gpu
 

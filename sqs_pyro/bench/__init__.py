@@ -1,0 +1,1 @@
+"""How fast packed products and networks are on this machine, beside what else there is."""

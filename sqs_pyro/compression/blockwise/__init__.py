@@ -1,0 +1,1 @@
+"""Compress a transformer block after block, from the curvature of each block's outputs."""

@@ -1,0 +1,86 @@
+"""One β for many layers, so that together they take the bits that were asked for."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_SAMPLE = 1 << 16  # weights of a layer that its entropy is estimated from
+_FINEST = 10_000  # grid points on either side of zero, at most
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRate:
+    """How many bits a layer takes at any β, on :func:`~sqs_pyro.compression.blockwise.sequential_coding.grid`.
+
+    Attributes:
+        sample: some of its weights.
+        weights: how many it has.
+        precision: h, mean precision of a weight given the others.
+        extra: bits a weight that do not depend on β.
+    """
+
+    sample: Tensor
+    weights: int
+    precision: float
+    extra: float = 0.0
+
+    @classmethod
+    def of(cls, weight: Tensor, precision: float, extra: float = 0.0) -> "LayerRate":
+        """Of a weight of any shape."""
+        stride = max(1, weight.numel() // _SAMPLE)
+        return cls(weight.detach().reshape(-1)[::stride].float().cpu(), weight.numel(), precision, extra)
+
+    def bits(self, beta: float) -> float:
+        """Entropy of a weight rounded to the grid of step ``√(12 β / h)``, and what comes on top, bits."""
+        reach = float(self.sample.abs().max())
+        step = max(math.sqrt(12 * beta / self.precision), reach / _FINEST) or 1.0
+        return rounded_entropy(self.sample / step) + self.extra
+
+
+def rounded_entropy(values: Tensor) -> float:
+    """Entropy of values that are rounded to whole numbers, bits."""
+    places = values.round().long().reshape(-1)
+    counts = torch.bincount(places - places.min()).double()
+    return float(torch.special.entr(counts / counts.sum()).sum()) / math.log(2)
+
+
+class BitBudget:
+    """β for the layers still to come; corrected by what finished layers took beyond their forecast.
+
+    Args:
+        layers: by name.
+        bits: bits a weight, over all layers.
+    """
+
+    def __init__(self, layers: Mapping[str, LayerRate], bits: float) -> None:
+        self._waiting = dict(layers)
+        self._left = bits * sum(layer.weights for layer in layers.values())
+        self._excess = self._done = 0.0  # bits beyond the forecast, weights finished
+
+    def beta(self) -> float:
+        """β at which the waiting layers are going to take what is left."""
+        weights = sum(layer.weights for layer in self._waiting.values())
+        bias = self._excess / self._done if self._done else 0.0
+        target = self._left / weights - bias
+        low, high = -80.0, 80.0
+        while high - low > 1e-3:
+            middle = 0.5 * (low + high)
+            forecast = sum(layer.weights * layer.bits(math.exp(middle)) for layer in self._waiting.values())
+            low, high = (middle, high) if forecast > target * weights else (low, middle)
+        return math.exp(high)
+
+    def spend(self, name: str, bits: float, beta: float) -> None:
+        """Note that a layer is finished.
+
+        Args:
+            name: which.
+            bits: what each of its weights took.
+            beta: β it was coded at.
+        """
+        layer = self._waiting.pop(name)
+        self._left -= bits * layer.weights
+        self._excess += (bits - layer.bits(beta)) * layer.weights
+        self._done += layer.weights

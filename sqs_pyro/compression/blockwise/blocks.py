@@ -1,0 +1,401 @@
+"""Compression block after block, each from what the compressed blocks before it hand on.
+
+For each block in turn, and in it for each group of layers that share their input, in the order of their calls:
+
+1. The inputs x of the original network and x' of the network compressed so far give the curvature ``Σ x' x'ᵀ`` of
+   the layers' likelihood and its mean (:mod:`~sqs_pyro.compression.blockwise.laplace`).
+2. E- and M-steps choose symbols and codewords at β (:mod:`~sqs_pyro.compression.blockwise.sequential_coding`).
+
+Then codebooks, norms and biases of the block settle by SVI (:mod:`~sqs_pyro.compression.blockwise.training`), and
+the finished block is kept: an interrupted run goes on behind it and ends in the same network.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sqs_pyro.compression.blockwise.bit_budget import BitBudget, LayerRate
+from sqs_pyro.compression.blockwise.channel_scales import channel_scales, in_units_of, scale_bits
+from sqs_pyro.compression.blockwise.importance import output_importance
+from sqs_pyro.compression.blockwise.laplace import LayerLikelihood, input_moments
+from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
+from sqs_pyro.compression.blockwise.sequential_coding import fit
+from sqs_pyro.compression.blockwise.store import BlockRecord, BlockStore, FinishedBlock, Plan
+from sqs_pyro.compression.blockwise.training import relative_error, settle
+from sqs_pyro.compression.interruption import deferred_interrupt
+from sqs_pyro.errors import NetworkError
+from sqs_pyro.fingerprint import (
+    Fingerprint,
+    described,
+    fingerprint,
+    network_fingerprint,
+    tensors_fingerprint,
+)
+from sqs_pyro.inference.diagnostics import Finding, uncompressed, unrepeatable
+from sqs_pyro.kernels import packed_network
+from sqs_pyro.models.likelihoods import Likelihood, categorical_last
+from sqs_pyro.networks.block_stack import BlockArguments, BlockStack, input_of, run_block
+from sqs_pyro.networks.calling import split_examples
+from sqs_pyro.networks.coverage import coverage
+from sqs_pyro.networks.residency import InMemory, Residency
+from sqs_pyro.packing import CodedTensor, size_report
+from sqs_pyro.packing.layouts import PackedTensor, pack_tensor
+from sqs_pyro.packing.leftovers import round_to
+from sqs_pyro.packing.module import check_storable, round_leftovers
+from sqs_pyro.reporting.printed import Printed, Report
+from sqs_pyro.shipping.agreement import check_agreement
+
+#: Sequences whose gradients are taken at once.
+IMPORTANCE_BATCH = 2
+#: Linear layers of a block by name, in groups that share their input, in the order of their calls.
+LayerGroups = Callable[[nn.Module], Sequence[Mapping[str, nn.Linear]]]
+#: Hidden states and the blocks' other arguments, a minibatch each.
+States = list[tuple[Tensor, list[BlockArguments]]]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BlockwiseResult(Printed):
+    """What blockwise compression leaves; it prints itself in short.
+
+    Attributes:
+        network: the packed network.
+        records: of each block.
+        seconds: of the whole, without what earlier, interrupted calls took.
+        findings: what of the network is not compressed, if it is a good part.
+    """
+
+    network: nn.Module
+    records: list[BlockRecord]
+    seconds: float
+    findings: list[Finding] = field(default_factory=list)
+
+    def table(self) -> Report:
+        """A row a block, and what the file weighs."""
+        from sqs_pyro.reporting.tables import block_tables
+
+        return block_tables(
+            {
+                "blocks": [asdict(record) for record in self.records],
+                "size": size_report(self.network).to_dict(),
+                "seconds": self.seconds,
+            }
+        )
+
+
+def compress_blocks(
+    net: nn.Module,
+    blocks: Sequence[nn.Module],
+    layer_groups: LayerGroups,
+    minibatches: Iterable[Any],
+    recipe: BlockwiseRecipe,
+    *,
+    likelihood: Likelihood = categorical_last,
+    directory: str | Path | None = None,
+    residency: Residency | None = None,
+    progress: Callable[[BlockRecord], None] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> BlockwiseResult:
+    """Compress the linear layers of a network's blocks from calibration data.
+
+    Args:
+        net: the network; it stays as it is.
+        blocks: its blocks, see :class:`~sqs_pyro.networks.block_stack.BlockStack`.
+        layer_groups: the layers to compress in a block.
+        minibatches: inputs of the network; no labels.
+        recipe: what to do.
+        likelihood: of the network's output, for ``allocation: importance``.
+        directory: where finished blocks are kept, to go on from.
+        residency: which weights are in memory; all of them if left out.
+        progress: told of each finished block.
+        metadata: written into the packed file.
+
+    Returns:
+        The packed network and a record of each block.
+
+    Raises:
+        NetworkError, DataError, OutputError: one sentence; what was finished before stays in ``directory``.
+    """
+    start = time.perf_counter()
+    residency = residency or InMemory()
+    _check_allocation(net, recipe, residency)
+    check_storable(net)
+    stack = BlockStack(net, blocks)
+    kept = None if directory is None else Path(directory)
+    run = _Run(net, stack, layer_groups, list(minibatches), recipe, likelihood, kept, residency)
+    with torch.no_grad():
+        records = run.compress(progress)
+    findings = uncompressed(coverage(net, run.packed))
+    with residency.held(net, without=blocks):
+        finished = run.finished_network()
+        packed = packed_network(
+            finished,
+            run.packed,
+            layout=recipe.layout,
+            leftover_dtype=recipe.leftover_dtype,
+            metadata=metadata,
+        )
+        if residency.whole:
+            findings += run.compare(finished, packed)
+    return BlockwiseResult(packed, records, time.perf_counter() - start, findings)
+
+
+class _Run:
+    """The state of one call: what is coded, and the hidden states of the original and the compressed network."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        stack: BlockStack,
+        layer_groups: LayerGroups,
+        minibatches: list[Any],
+        recipe: BlockwiseRecipe,
+        likelihood: Likelihood,
+        directory: Path | None,
+        residency: Residency,
+    ) -> None:
+        self.net, self.stack, self.layer_groups = net, stack, layer_groups
+        self.minibatches, self.recipe, self.likelihood = minibatches, recipe, likelihood
+        self.residency = residency
+        paths = {id(module): path for path, module in net.named_modules()}
+        self.paths = [paths[id(block)] for block in stack.blocks]
+        self.store = BlockStore(directory, {} if directory is None else self._fingerprint())
+        self.packed: dict[str, PackedTensor] = {}
+        self.leftovers: dict[str, Tensor] = {}
+        with residency.held(net, without=stack.blocks):
+            entrances = [stack.entrance(inputs) for inputs in minibatches]
+        self.states: States = [(entrance.hidden, entrance.arguments) for entrance in entrances]
+
+    def _fingerprint(self) -> Fingerprint:
+        """What this call is made of; of a streamed network every weight is read for it once."""
+        with self.residency.held(self.net, without=self.stack.blocks):
+            network = network_fingerprint(self.net)
+        if not self.residency.whole:
+            for path, block in zip(self.paths, self.stack.blocks, strict=True):
+                with self.residency.held(block):
+                    network |= tensors_fingerprint(block, f"{path}.")
+        data = {"minibatches": len(self.minibatches), "sequences": described(self.minibatches)}
+        setting = {"likelihood": described(self.likelihood)}
+        return fingerprint(self.recipe.model_dump(mode="json"), network, data, setting)
+
+    def compress(self, progress: Callable[[BlockRecord], None] | None) -> list[BlockRecord]:
+        importance, budget = self._plan()
+        original, compressed = self.states, list(self.states)
+        records = []
+        for i, block in enumerate(self.stack.blocks):
+            with self.residency.held(block):
+                targets = _advance(block, original, i)
+                kept = self.store.read(i)
+                with deferred_interrupt() if kept is None else nullcontext():
+                    if kept is None:
+                        kept = self._compress_block(i, original, compressed, targets, importance, budget)
+                        self.store.write(i, kept)
+                self._note(i, kept, budget)
+                student = self._student(i, kept)
+            outputs = _advance(student, compressed, i)
+            original = [(target, arguments) for target, (_, arguments) in zip(targets, original, strict=True)]
+            compressed = [(output, arguments) for output, (_, arguments) in zip(outputs, original, strict=True)]
+            records.append(kept.record)
+            if progress is not None:
+                progress(kept.record)
+        return records
+
+    def _plan(self) -> tuple[dict[str, Tensor], BitBudget | None]:
+        """How much the outputs of every layer matter, and the budget of bits; neither for an even allocation."""
+        if self.recipe.allocation == "even":
+            return {}, None
+        layers = {
+            f"{path}.{name}": layer
+            for path, block in zip(self.paths, self.stack.blocks, strict=True)
+            for group in self.layer_groups(block)
+            for name, layer in group.items()
+        }
+        plan = self.store.read_plan()
+        if plan is None:
+            some = self.minibatches[: -(-self.recipe.importance_sequences // self.recipe.batch_size)]
+            # gradients of the whole network need the memory of the whole network's activations
+            some = [part for inputs in some for part in split_examples(inputs, IMPORTANCE_BATCH)]
+            importance = output_importance(self.net, layers, some, self.likelihood, self.recipe.seed)
+            plan = Plan(importance, self._precisions(importance))
+            self.store.write_plan(plan)
+        rates = {}
+        for name, layer in layers.items():
+            scales = self._scales(layer.weight, plan.importance[name])
+            weight, extra = in_units_of(scales, layer.weight), scale_bits(scales, layer.in_features)
+            rates[name] = LayerRate.of(weight, plan.precisions[name], extra)
+        return plan.importance, BitBudget(rates, self.recipe.bits)
+
+    def _scales(self, weight: Tensor, importance: Tensor) -> Tensor | None:
+        return channel_scales(weight, importance) if self.recipe.channel_scales else None
+
+    def _precisions(self, importance: Mapping[str, Tensor]) -> dict[str, float]:
+        """Mean precision of every layer's weights, with the original network's inputs."""
+        found, states = {}, self.states
+        for i, block in enumerate(self.stack.blocks):
+            for group in self.layer_groups(block):
+                first = next(iter(group.values()))
+                seen = (input_of(first, block, hidden, arguments[i]) for hidden, arguments in states)
+                _, curvature = input_moments((x, x) for x in seen)
+                for name, layer in group.items():
+                    full = f"{self.paths[i]}.{name}"
+                    own = self._likelihood(layer.weight, curvature, importance[full])
+                    scales = self._scales(layer.weight, own.importance)
+                    found[full] = own.in_units_of(scales).mean_precision
+            outputs = _advance(block, states, i)
+            states = [(output, arguments) for output, (_, arguments) in zip(outputs, states, strict=True)]
+        return found
+
+    def _compress_block(
+        self,
+        i: int,
+        original: States,
+        compressed: States,
+        targets: list[Tensor],
+        importance: Mapping[str, Tensor],
+        budget: BitBudget | None,
+    ) -> FinishedBlock:
+        start = time.perf_counter()
+        teacher, student = self.stack.blocks[i], copy.deepcopy(self.stack.blocks[i])
+        coded: dict[str, CodedTensor] = {}
+        layers: dict[str, dict[str, float]] = {}
+        beta = budget.beta() if budget is not None else None
+        for before, group in zip(self.layer_groups(teacher), self.layer_groups(student), strict=True):
+            likelihoods = self._likelihoods(i, teacher, student, before, group, original, compressed, importance)
+            for name, layer in group.items():
+                own = likelihoods[name]
+                scales = self._scales(before[name].weight, own.importance)
+                extra = scale_bits(scales, layer.in_features)
+                coding = fit(
+                    own.in_units_of(scales),
+                    bits=self.recipe.bits - extra if beta is None else None,
+                    beta=beta,
+                    max_components=self.recipe.num_components,
+                    rounds=self.recipe.rounds,
+                )
+                hard = coded[f"{name}.weight"] = coding.coded(scales)
+                dense = hard.dense().to(own.mean)
+                error = own.relative_error(dense)
+                layers[name] = {"bits": coding.bits_per_weight + extra, "beta": coding.beta, "error": error}
+                layer.weight.copy_(dense)
+        if self.recipe.settle_steps:
+            inputs = [(hidden, arguments[i]) for hidden, arguments in compressed]
+            coded = settle(student, coded, inputs, targets, self.recipe, self.recipe.seed + i)
+        leftovers = {
+            name: round_to(value.detach(), self.recipe.leftover_dtype)
+            for name, value in student.named_parameters()
+            if name not in coded
+        }
+        finished = FinishedBlock(coded, leftovers, BlockRecord(i, 0.0, 0.0, layers, 0.0))
+        outputs = _advance(self._student(i, finished), compressed, i)
+        sizes = {name: layers[name.removesuffix(".weight")]["bits"] for name in coded}
+        weights = {name: coded[name].mask.numel() for name in coded}
+        bits = sum(sizes[name] * weights[name] for name in coded) / sum(weights.values())
+        error = relative_error(outputs, targets)
+        record = BlockRecord(i, bits, error, layers, time.perf_counter() - start)
+        return FinishedBlock(coded, leftovers, record)
+
+    def _likelihoods(
+        self,
+        i: int,
+        teacher: nn.Module,
+        student: nn.Module,
+        before: Mapping[str, nn.Linear],
+        group: Mapping[str, nn.Linear],
+        original: States,
+        compressed: States,
+        importance: Mapping[str, Tensor],
+    ) -> dict[str, LayerLikelihood]:
+        first, now = next(iter(before.values())), next(iter(group.values()))
+
+        def pairs() -> Iterable[tuple[Tensor, Tensor]]:
+            for (hidden, arguments), (seen, _) in zip(original, compressed, strict=True):
+                x = input_of(now, student, seen, arguments[i])
+                yield (input_of(first, teacher, hidden, arguments[i]) if self.recipe.adapt_inputs else x), x
+
+        cross, curvature = input_moments(pairs())
+        found = {}
+        for name, layer in group.items():
+            g = importance.get(f"{self.paths[i]}.{name}", torch.ones(layer.out_features))
+            own = self._likelihood(layer.weight, curvature, g)
+            if self.recipe.adapt_inputs:
+                ridge = own.curvature - curvature  # pulls towards the weight itself
+                own = own.given_inputs(cross + ridge, own.curvature)
+            found[name] = own
+        return found
+
+    def _likelihood(self, weight: Tensor, curvature: Tensor, importance: Tensor) -> LayerLikelihood:
+        own = LayerLikelihood(weight.detach().float(), curvature, importance.to(curvature))
+        return own.damped(self.recipe.damping)
+
+    def _note(self, i: int, kept: FinishedBlock, budget: BitBudget | None) -> None:
+        path = self.paths[i]
+        layout = self.recipe.layout
+        self.packed |= {f"{path}.{name}": pack_tensor(value, layout) for name, value in kept.coded.items()}
+        self.leftovers |= {f"{path}.{name}": value for name, value in kept.leftovers.items()}
+        if budget is not None:
+            for name, layer in kept.record.layers.items():
+                budget.spend(f"{path}.{name}", layer["bits"], layer["beta"])
+
+    def _student(self, i: int, kept: FinishedBlock) -> nn.Module:
+        """The finished block as it is shipped, dense."""
+        student = copy.deepcopy(self.stack.blocks[i])
+        dense = {name: value.dense() for name, value in kept.coded.items()}
+        for name, value in {**dense, **kept.leftovers}.items():
+            student.get_parameter(name).copy_(value)
+        return student
+
+    def finished_network(self) -> nn.Module:
+        """The network with what has settled in it: norms and biases."""
+        net = copy.deepcopy(self.net)
+        with torch.no_grad():
+            for name, value in self.leftovers.items():
+                place = net.get_parameter(name)
+                if place.is_meta:  # the block has been let go
+                    owner, _, own = name.rpartition(".")
+                    settled = nn.Parameter(value.to(place.dtype, copy=True), requires_grad=place.requires_grad)
+                    setattr(net.get_submodule(owner), own, settled)
+                else:
+                    place.copy_(value)
+        return net
+
+    @torch.no_grad()
+    def compare(self, finished: nn.Module, packed: nn.Module) -> list[Finding]:
+        """Check on one example that the packed network computes what ``finished`` does with the coded weights."""
+        for name, weight in self.packed.items():
+            finished.get_parameter(name).copy_(weight.unpack().dense())
+        round_leftovers(finished, self.packed, self.recipe.leftover_dtype)
+        example = next(split_examples(self.minibatches[0], 1))
+        found = check_agreement(finished, packed, example)
+        return [] if found is None else [unrepeatable(found.relative)]
+
+
+def _check_allocation(net: nn.Module, recipe: BlockwiseRecipe, residency: Residency) -> None:
+    if recipe.allocation == "importance" and not residency.whole:
+        weights = sum(value.numel() * value.element_size() for value in net.parameters())
+        raise NetworkError(
+            "allocation 'importance' needs gradients through the whole network, whose weights alone take "
+            f"{weights / 1e9:.2f} GB in memory: load it and call compress_transformer, or take allocation 'even'."
+        )
+
+
+def _advance(block: nn.Module, states: States, i: int) -> list[Tensor]:
+    """Hidden states behind a block."""
+    return [run_block(block, hidden, arguments[i]) for hidden, arguments in states]
+
+
+def every_linear(block: nn.Module) -> list[dict[str, nn.Linear]]:
+    """Each linear layer of a block as a group of its own, in the order of the block's modules.
+
+    Raises:
+        NetworkError: there is none.
+    """
+    found = [{name: layer} for name, layer in block.named_modules() if isinstance(layer, nn.Linear)]
+    if not found:
+        raise NetworkError(f"{type(block).__name__} has no linear layer to compress.")
+    return found

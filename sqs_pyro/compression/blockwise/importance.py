@@ -1,0 +1,100 @@
+"""How much each output of a layer matters to what the network says: the Fisher information of its outputs."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sqs_pyro.errors import DataError
+from sqs_pyro.models.likelihoods import Likelihood, categorical_last
+from sqs_pyro.networks.calling import call_arguments
+
+
+def output_importance(
+    net: nn.Module,
+    layers: Mapping[str, nn.Linear],
+    minibatches: Iterable[Any],
+    likelihood: Likelihood = categorical_last,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Mean squared gradient of ``log p(y | x)`` in each output of each layer, y drawn from the network itself.
+
+    Drawn labels make it the Fisher information (labels of data would make it the empirical one, which vanishes
+    where the network is sure of them): g of :class:`~sqs_pyro.compression.blockwise.laplace.LayerLikelihood`.
+
+    Args:
+        net: the network, in evaluation mode; gradients of its parameters are left as they were.
+        layers: linear layers by name.
+        minibatches: inputs of the network.
+        likelihood: from the network's output to the distribution of y.
+        seed: of the draws.
+
+    Returns:
+        ``[N]`` float32 for each layer, nats over squared units of the output, a mean over all its calls' inputs.
+
+    Raises:
+        DataError: there is no minibatch.
+    """
+    watch = _OutputGradients(layers)
+    devices = [p.device for p in net.parameters() if p.device.type == "cuda"][:1]
+    with watch, _frozen(net), torch.random.fork_rng(devices), torch.enable_grad():
+        torch.manual_seed(seed)
+        for inputs in minibatches:
+            args, kwargs = call_arguments(inputs, net)
+            observation = likelihood(net(*args, **kwargs))
+            drawn = observation.sample().detach()
+            torch.autograd.grad(observation.log_prob(drawn).sum(), watch.leaves)
+            watch.leaves.clear()
+    if not all(watch.counts.values()):
+        raise DataError("The importance of outputs needs at least one minibatch that reaches every layer.")
+    return {name: total / watch.counts[name] for name, total in watch.totals.items()}
+
+
+class _OutputGradients:
+    """Sums squared gradients of layers' outputs; a context manager.
+
+    Attributes:
+        leaves: outputs of layers whose inputs need no gradient: what to differentiate by.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
+        self.layers = layers
+        self.totals = {name: torch.zeros(layer.out_features) for name, layer in layers.items()}
+        self.counts = dict.fromkeys(layers, 0)
+        self.leaves: list[Tensor] = []
+
+    def __enter__(self) -> "_OutputGradients":
+        self._hooks = [
+            layer.register_forward_hook(partial(self._watch, name)) for name, layer in self.layers.items()
+        ]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _watch(self, name: str, layer: nn.Module, arguments: Any, output: Tensor) -> None:
+        if not output.requires_grad:
+            self.leaves.append(output.requires_grad_())
+        output.register_hook(partial(self._add, name))
+
+    def _add(self, name: str, gradient: Tensor) -> None:
+        each = gradient.detach().float().reshape(-1, gradient.shape[-1])
+        self.totals[name] += each.square().sum(0).cpu()
+        self.counts[name] += len(each)
+
+
+@contextmanager
+def _frozen(net: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient."""
+    learning = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)

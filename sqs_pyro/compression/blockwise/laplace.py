@@ -1,0 +1,129 @@
+r"""Laplace's approximation to the likelihood of a linear layer's weight, from what flows through the layer.
+
+With outputs ``y = W x`` the Fisher information of W factorises, if inputs and the gradients of outputs are
+independent (K-FAC, Martens & Grosse 2015, the latter's covariance taken as diagonal), into
+
+    -log p(D | W) = const + 1/2 Σ_i g_i (w_i - w̄_i)ᵀ H (w_i - w̄_i),    H = Σ_t x_t x_tᵀ,
+
+one quadratic for each row w_i, all with the same H; g_i is the mean squared gradient of the log-likelihood in
+output i, 1 where the outputs themselves are observed with unit noise. ``w̄`` is where the likelihood is highest:
+the pretrained weight, or what explains the original layer's outputs best from other inputs
+(:meth:`LayerLikelihood.given_inputs`).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sqs_pyro.compression.blockwise.channel_scales import in_units_of
+from sqs_pyro.errors import NetworkError
+
+
+@dataclass(frozen=True, eq=False)
+class LayerLikelihood:
+    """A Gaussian in the weight of a linear layer of N outputs and M inputs.
+
+    Attributes:
+        mean: w̄, ``[N, M]``.
+        curvature: H, ``[M, M]``, symmetric, not negative.
+        importance: g, ``[N]``, positive.
+    """
+
+    mean: Tensor
+    curvature: Tensor
+    importance: Tensor
+
+    def excess(self, weight: Tensor) -> float:
+        """``1/2 Σ_i g_i (w_i - w̄_i)ᵀ H (w_i - w̄_i)``, nats: what a weight ``[N, M]`` costs beyond the best."""
+        difference = weight - self.mean
+        return 0.5 * float(((difference @ self.curvature) * difference).sum(1) @ self.importance)
+
+    def relative_error(self, weight: Tensor) -> float:
+        """:meth:`excess` relative to that of a weight of zeros: the share of the outputs' energy that is lost."""
+        return self.excess(weight) / max(self.excess(torch.zeros_like(self.mean)), 1e-30)
+
+    def damped(self, damping: float) -> "LayerLikelihood":
+        """With ``damping`` times the mean diagonal added to H: inputs that were never seen may be seen later."""
+        diagonal = self.curvature.diagonal()
+        ridge = damping * float(diagonal.mean()) or 1.0  # all inputs zero: any weight is as good
+        return replace(self, curvature=self.curvature + ridge * torch.eye(len(diagonal)).to(diagonal))
+
+    def given_inputs(self, cross: Tensor, curvature: Tensor) -> "LayerLikelihood":
+        """The likelihood of a weight that sees other inputs x' but is to give the original outputs ``w̄ x``.
+
+        Its mean is the least-squares solution ``w̄ (Σ x x'ᵀ) (Σ x' x'ᵀ)⁻¹``.
+
+        Args:
+            cross: ``Σ x x'ᵀ``, ``[M, M]``.
+            curvature: ``Σ x' x'ᵀ``, ``[M, M]``, positive definite.
+        """
+        factor = _cholesky(curvature)
+        mean = torch.cholesky_solve((self.mean.double() @ cross.double()).T, factor).T
+        return replace(self, mean=mean.to(self.mean), curvature=curvature)
+
+    def in_units_of(self, scales: Tensor | None) -> "LayerLikelihood":
+        """The same likelihood of the weight whose rows are divided by ``scales``, ``[N]``, if there are any."""
+        if scales is None:
+            return self
+        squares = scales.to(self.importance).square()
+        return replace(self, mean=in_units_of(scales, self.mean), importance=self.importance * squares)
+
+    @property
+    def mean_precision(self) -> float:
+        """Mean over weights of ``g_i / v_j``: the precision of each given those that are coded before it."""
+        _, upper = self.conditioning
+        return float(self.importance.mean() * upper.diagonal().pow(-2).mean())
+
+    @cached_property
+    def conditioning(self) -> tuple[Tensor, Tensor]:
+        """How the Gaussian is conditioned on one input's weights after the other.
+
+        Returns:
+            order: ``[M]``, inputs by falling curvature: those that matter most come first, while the most others
+                are left to make up for them.
+            upper: U, ``[M, M]`` upper triangular, ``H⁻¹ = Uᵀ U`` in that order. Once the weights of the inputs
+                before j are known, ``U_jj² / g_i`` is the variance of weight ``(i, j)``, and an error e in it
+                moves the mean of weight ``(i, k)`` behind it by ``-e U_jk / U_jj``.
+
+        Raises:
+            NetworkError: H is not positive definite: use :meth:`damped`.
+        """
+        order = self.curvature.diagonal().argsort(descending=True, stable=True)
+        factor = _cholesky(self.curvature[order][:, order])
+        upper = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
+        return order, upper.to(self.mean.dtype)
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(matrix.double())
+    if int(info):
+        raise NetworkError(
+            "The curvature of a layer is not positive definite: add damping, use more calibration text, or "
+            "collect it in float32."
+        )
+    return factor
+
+
+def input_moments(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """``Σ x x'ᵀ`` and ``Σ x' x'ᵀ``, float32 ``[M, M]`` each, of a layer's inputs before and after compression.
+
+    Args:
+        pairs: x and x', ``[..., M]``, of the same examples; x' may be x itself.
+
+    Raises:
+        NetworkError: there is no pair.
+    """
+    cross = curvature = None
+    for before, after in pairs:
+        with torch.autocast(after.device.type, enabled=False):  # sums in bfloat16 are not positive definite
+            x, seen = (value.reshape(-1, value.shape[-1]).float() for value in (before, after))
+            square = seen.T @ seen
+            product = square if before is after else x.T @ seen
+        curvature = square if curvature is None else curvature.add_(square)
+        cross = product.clone() if cross is None else cross.add_(product)
+    if cross is None or curvature is None:
+        raise NetworkError("The curvature of a layer needs at least one minibatch of its inputs.")
+    return cross, curvature

@@ -1,0 +1,145 @@
+"""How much memory blockwise compression is going to take, told from shapes alone before anything is loaded.
+
+A plan follows what :mod:`~sqs_pyro.compression.blockwise.blocks` holds at its three moments: when gradients tell
+the importance of outputs, in the middle of a block, and when the packed network is put together. Tensors that live
+through a moment are counted; the allocator's overhead and the libraries themselves (some 0.5 GB) are not.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from sqs_pyro.compression.blockwise.blocks import IMPORTANCE_BATCH
+from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
+from sqs_pyro.networks.architectures import architecture_of, blocks, linear_layers
+from sqs_pyro.recipes import parse
+
+_FLOAT, _DOUBLE = 4, 8
+#: Copies of a block's weights: the original, the one whose layers are coded in turn, the finished one.
+_BLOCKS = 3
+#: Hidden states of all sequences: before the block and behind it, of the original and of the compressed network.
+_STATES = 4
+#: Of one input's row of H, in bytes: two moments and their sum in float32; H in order, its Cholesky factor, the
+#: inverse and the inverse's factor in float64; U and H in order in float32.
+_CURVATURE = 3 * _FLOAT + 4 * _DOUBLE + 2 * _FLOAT
+#: Of one weight of the layer that is coded: its mean, that in units of scales, and in order; prices; symbols; in
+#: the M-step its symbol's number and the products that are summed in float64.
+_WEIGHT = 5 * _FLOAT + 1 + 2 * _DOUBLE + 2 * _FLOAT
+#: Hidden states inside a block, in units of its widest layer, that one minibatch holds at once.
+_INSIDE = 4
+#: What autograd keeps of a token in a block, in units of its hidden size and of its widest layer.
+_KEPT_HIDDEN, _KEPT_WIDEST = 8, 4
+#: Numbers of the size of the vocabulary that a token has while gradients are taken.
+_KEPT_LOGITS = 4
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes at the three moments of blockwise compression.
+
+    Attributes:
+        weights: of the network in memory: all of them, or with streaming those of one block.
+        block: further copies of a block's weights.
+        curvature: moments of the widest layer's inputs, and what is computed from them.
+        coding: of the largest layer, while its symbols are chosen.
+        states: hidden states of all calibration sequences.
+        inside: what a block computes for one minibatch.
+        packed: finished blocks in their packed form.
+        gradients: what autograd keeps for the importance of outputs; 0 with allocation `even`.
+        ends: embeddings, head and norms, as often as they are held when the packed network is put together.
+        parameters: of the whole network.
+        tokens: of the calibration.
+    """
+
+    weights: int
+    block: int
+    curvature: int
+    coding: int
+    states: int
+    inside: int
+    packed: int
+    gradients: int
+    ends: int
+    parameters: int
+    tokens: int
+
+    @property
+    def moments(self) -> dict[str, dict[str, int]]:
+        """What each of the three moments consists of."""
+        work = {"curvature": self.curvature, "coding": self.coding}
+        if self.inside > sum(work.values()):  # the two do not meet
+            work = {"inside": self.inside}
+        held = {"states": self.states, "packed": self.packed}
+        return {
+            "importance": {"weights": self.weights, "gradients": self.gradients},
+            "block": {"weights": self.weights, "block": self.block, **work, **held},
+            "end": {"ends": self.ends, **held},
+        }
+
+    @property
+    def peak(self) -> int:
+        """The most that any of them takes."""
+        return max(sum(parts.values()) for parts in self.moments.values())
+
+
+def plan_memory(
+    net: nn.Module,
+    sequences: int,
+    length: int,
+    recipe: BlockwiseRecipe | Mapping[str, Any] | None = None,
+    *,
+    streamed: bool = True,
+) -> MemoryPlan:
+    """What compression of a network takes; its weights may be on the meta device.
+
+    Args:
+        net: of an architecture that :mod:`~sqs_pyro.networks.architectures` knows.
+        sequences: n of the calibration's ``[n, T]``.
+        length: T.
+        recipe: what is going to be done; ``bits``, ``batch_size`` and the file's layout matter.
+        streamed: whether one block at a time is read from the checkpoint
+            (:func:`~sqs_pyro.integrations.checkpoint.compress_checkpoint`) or the whole network is in memory.
+
+    Raises:
+        NetworkError, RecipeError: an unknown architecture, an impossible recipe.
+    """
+    if not isinstance(recipe, BlockwiseRecipe):
+        recipe = parse(BlockwiseRecipe, recipe or {}, "blockwise")
+    found = blocks(net)
+    layers = linear_layers(found[0], architecture_of(net)).values()
+    in_block = _count(found[0])
+    total = _count(net)
+    outside = total - sum(_count(block) for block in found)
+    config: Any = net.config
+    tokens, width = sequences * length, config.hidden_size
+    widest = max(max(layer.in_features, layer.out_features) for layer in layers)
+    compressed = len(found) * sum(layer.weight.numel() for layer in layers)
+    return MemoryPlan(
+        weights=_FLOAT * (in_block if streamed else total),
+        block=(_BLOCKS - 1) * _FLOAT * in_block,
+        curvature=_CURVATURE * max(layer.in_features for layer in layers) ** 2,
+        coding=_WEIGHT * max(layer.weight.numel() for layer in layers),
+        states=_STATES * _FLOAT * tokens * width,
+        inside=_INSIDE * _FLOAT * min(recipe.batch_size, sequences) * length * widest,
+        packed=int(compressed * recipe.bits / 8),
+        gradients=_gradients(net, recipe, length, widest),
+        ends=_FLOAT * ((3 * outside) if streamed else (2 * total + outside)),
+        parameters=total,
+        tokens=tokens,
+    )
+
+
+def _gradients(net: nn.Module, recipe: BlockwiseRecipe, length: int, widest: int) -> int:
+    if recipe.allocation != "importance":
+        return 0
+    config: Any = net.config
+    inside = len(blocks(net)) * (_KEPT_HIDDEN * config.hidden_size + _KEPT_WIDEST * widest)
+    outside = _KEPT_LOGITS * config.vocab_size
+    return _FLOAT * IMPORTANCE_BATCH * length * (inside + outside)
+
+
+def _count(module: nn.Module) -> int:
+    """Parameters, shared ones once."""
+    return sum(value.numel() for value in module.parameters())

@@ -1,0 +1,49 @@
+"""What blockwise compression does, as one validated section of a recipe."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from sqs_pyro.recipes import MAX_SEED, RecipeSection
+
+
+class BlockwiseRecipe(RecipeSection):
+    """Compression block after block, from a few hundred sequences, without fine-tuning of the whole network.
+
+    Attributes:
+        bits: bits a weight that codes, tables and codebooks of the compressed layers take in the file, on average.
+        allocation: `importance` gives all layers one β on the network's own scale, so that layers which matter
+            more get more bits; `even` gives every layer the same bits.
+        num_components: K, values of a codebook besides zero, at most; 15 fit into 4 bits at run time.
+        channel_scales: whether outputs of a layer that matter more may have a finer grid, by a scale of 16 bits
+            for each; layers where it is not worth its bits have none, nor has any with allocation `even`.
+        rounds: pairs of M- and E-steps after the first pass over a layer's weights.
+        damping: what is added to the diagonal of a layer's curvature, in units of its mean.
+        adapt_inputs: whether a layer's weight is first fitted to what the original layer gave, from the inputs
+            that the compressed layers before it give.
+        importance_sequences: sequences, the first of the calibration, that tell how much each output matters.
+        batch_size: sequences that run at once.
+        settle_steps: steps of SVI on each block at fixed codes, a minibatch each, in which codebooks, norms and
+            biases settle.
+        codebook_learning_rate: of codewords (Adam), relative to the layer's root mean square weight.
+        leftover_learning_rate: of norms and biases (Adam), relative to each tensor's root mean square.
+        layout: of packed tensors in the file, see `compression.layout`.
+        leftover_dtype: of everything that is not compressed.
+        seed: of the draws of importance, and of the order of sequences in each block's steps.
+    """
+
+    bits: float = Field(default=3.2, gt=0, le=8)
+    allocation: Literal["importance", "even"] = "importance"
+    num_components: int = Field(default=31, ge=1, le=255)
+    channel_scales: bool = True
+    rounds: int = Field(default=2, ge=1)
+    damping: float = Field(default=0.01, gt=0)
+    adapt_inputs: bool = True
+    importance_sequences: int = Field(default=24, ge=1)
+    batch_size: int = Field(default=8, ge=1)
+    settle_steps: int = Field(default=0, ge=0)
+    codebook_learning_rate: float = Field(default=2e-3, ge=0)
+    leftover_learning_rate: float = Field(default=1e-3, ge=0)
+    layout: Literal["auto", "dense", "bitmap", "entropy"] = "auto"
+    leftover_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)

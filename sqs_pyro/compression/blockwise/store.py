@@ -1,0 +1,108 @@
+"""What blockwise compression keeps on disk: a plan and the finished blocks, so that it can go on behind them."""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sqs_pyro.compression.checkpoint import check_same, read_checkpoint, write_checkpoint
+from sqs_pyro.fingerprint import Fingerprint
+from sqs_pyro.packing import CodedTensor
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """What became of a block.
+
+    Attributes:
+        block: its number, from 0.
+        bits: bits a weight of its compressed layers, as forecast for the file.
+        error: mean over tokens of the squared error of its output, relative to the output; what the blocks before
+            it lost included.
+        layers: of each layer, by name: ``bits``, ``beta``, and ``error``, the relative error of its outputs.
+        seconds: it took.
+    """
+
+    block: int
+    bits: float
+    error: float
+    layers: dict[str, dict[str, float]]
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Of each layer by name: importance of its outputs ``[N]``, and the mean precision of its weights."""
+
+    importance: dict[str, Tensor]
+    precisions: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedBlock:
+    """A block that is compressed; names are those of its own parameters.
+
+    Attributes:
+        coded: compressed weights.
+        leftovers: all its other parameters, as they are shipped.
+        record: what is told of it.
+    """
+
+    coded: dict[str, CodedTensor]
+    leftovers: dict[str, Tensor]
+    record: BlockRecord
+
+
+class BlockStore:
+    """Plan and finished blocks on disk, one file each, written whole or not at all.
+
+    Args:
+        directory: where to; None keeps nothing.
+        fingerprint: of the call at hand; what another one kept is refused.
+    """
+
+    def __init__(self, directory: Path | None, fingerprint: Fingerprint) -> None:
+        self.directory, self.fingerprint = directory, fingerprint
+
+    def read_plan(self) -> Plan | None:
+        """The plan of an interrupted run, or None; errors as :meth:`read`."""
+        state = self._read("plan", {"importance", "precisions"})
+        return None if state is None else Plan(state["importance"], state["precisions"])
+
+    def write_plan(self, plan: Plan) -> None:
+        """Keep the plan."""
+        self._write("plan", {"importance": plan.importance, "precisions": plan.precisions})
+
+    def read(self, i: int) -> FinishedBlock | None:
+        """A finished block, or None.
+
+        Raises:
+            NetworkError: it is damaged, or was made of another network.
+            DataError, RecipeError: it was made with other data, or another recipe.
+        """
+        state = self._read(f"block-{i:03d}", {"coded", "leftovers", "record"})
+        if state is None:
+            return None
+        coded = {name: CodedTensor(**parts) for name, parts in state["coded"].items()}
+        return FinishedBlock(coded, state["leftovers"], BlockRecord(**state["record"]))
+
+    def write(self, i: int, block: FinishedBlock) -> None:
+        """Keep a finished block."""
+        coded = {
+            name: {field.name: getattr(value, field.name) for field in fields(value)}
+            for name, value in block.coded.items()
+        }
+        state = {"coded": coded, "leftovers": block.leftovers, "record": asdict(block.record)}
+        self._write(f"block-{i:03d}", state)
+
+    def _read(self, name: str, keys: set[str]) -> dict[str, Any] | None:
+        if self.directory is None or not (path := self.directory / f"{name}.pt").exists():
+            return None
+        state = read_checkpoint(path, frozenset(keys | {"fingerprint"}))
+        check_same(state["fingerprint"], self.fingerprint, path)
+        return state
+
+    def _write(self, name: str, state: dict[str, Any]) -> None:
+        if self.directory is not None:
+            write_checkpoint(self.directory / f"{name}.pt", {"fingerprint": self.fingerprint, **state})

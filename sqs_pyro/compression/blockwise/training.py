@@ -1,0 +1,153 @@
+"""SVI on one block: a Gaussian likelihood of the original block's output, given the compressed blocks' inputs."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from sqs_pyro.compression.blockwise.channel_scales import in_units_of
+from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
+from sqs_pyro.inference.elbo import SQSELBO
+from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.models import BayesianNetwork
+from sqs_pyro.networks.block_stack import BlockArguments, run_block
+from sqs_pyro.packing import CodedTensor
+
+
+class RelativeOutput(nn.Module):
+    """A block whose output is divided by the size of what it should be, token by token.
+
+    A unit-variance Gaussian likelihood of it is one of the output whose noise is as large as the token's hidden
+    state: a relative squared error, in which a few tokens with huge states do not drown the others.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, hidden: Tensor, arguments: BlockArguments, size: Tensor) -> Tensor:
+        """Args: hidden ``[B, T, D]``; the block's other arguments; size ``[B, T, 1]``. Returns ``[B, T, D]``."""
+        return run_block(self.block, hidden, arguments) / size
+
+
+def token_sizes(target: Tensor) -> Tensor:
+    """Root mean square of each token's hidden state times √D, ``[..., 1]``."""
+    return target.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+
+
+def relative_error(outputs: Iterable[Tensor], targets: Iterable[Tensor]) -> float:
+    """Mean over tokens of ``|output - target|² / |target|²``, minibatch by minibatch, ``[..., D]`` each."""
+    total, tokens = 0.0, 0
+    for output, target in zip(outputs, targets, strict=True):
+        each = ((output - target) / token_sizes(target)).square().sum(-1)
+        total, tokens = total + float(each.sum(dtype=torch.float64)), tokens + each.numel()
+    return total / tokens
+
+
+def settle(
+    block: nn.Module,
+    coded: Mapping[str, CodedTensor],
+    inputs: Sequence[tuple[Tensor, BlockArguments]],
+    targets: Sequence[Tensor],
+    recipe: BlockwiseRecipe,
+    seed: int,
+) -> dict[str, CodedTensor]:
+    """Let codebooks, norms and biases of a block settle at fixed codes, by SVI on its relative output.
+
+    Args:
+        block: its weights stay, its norms and biases are changed in place.
+        coded: its compressed weights, by parameter name.
+        inputs: minibatches of what reaches the block from the compressed blocks before it.
+        targets: what the original block gave for them, ``[B, T, D]`` each.
+        recipe: steps and learning rates.
+        seed: of the order of minibatches.
+
+    Returns:
+        the coded weights, with new codebooks.
+    """
+    sites = {f"block.{name}": value for name, value in coded.items()}
+    elbo = SQSELBO(kl_weight=0.0)  # with codes and gates fixed the learned prior's KL is a constant
+    generator = torch.Generator().manual_seed(seed)
+    with in_units_of_scales(block, coded) as codewords:
+        block.requires_grad_(True)
+        model = BayesianNetwork(
+            RelativeOutput(block),
+            likelihood="gaussian",
+            num_data=sum(len(target) for target in targets),
+            include=[f"^{site.replace('.', '[.]')}$" for site in sites],
+        )
+        start = {f"block.{name}": value for name, value in codewords.items()}
+        guide = SpikeGMMGuide(model, coded=start, stage="frozen")
+        optimizer = _optimizer(model, guide, recipe)
+        with pyro.get_param_store().scope(), torch.enable_grad():
+            for step in range(recipe.settle_steps):
+                i = int(torch.randint(len(inputs), (1,), generator=generator))
+                hidden, arguments = inputs[i]
+                size = token_sizes(targets[i])
+                for group in optimizer.param_groups:
+                    group["lr"] = group["highest_lr"] * (1 - step / recipe.settle_steps)
+                optimizer.zero_grad(set_to_none=True)
+                elbo.terms(model, guide, (hidden, arguments, size), targets[i] / size).loss.backward()
+                optimizer.step()
+        settled = guide.harden()
+    return {name: replace(settled[f"block.{name}"], scales=value.scales) for name, value in coded.items()}
+
+
+class _ScaledLinear(nn.Module):
+    """``s (W x) + b``: a linear layer with the weight W in units of its outputs' scales s."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, linear: nn.Linear, scales: Tensor) -> None:
+        super().__init__()
+        self.scales = scales.to(linear.weight)
+        self.weight = nn.Parameter(in_units_of(scales, linear.weight.detach()))
+        self.register_parameter("bias", linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x ``[..., M]``. Returns ``[..., N]``."""
+        out = nn.functional.linear(x, self.weight) * self.scales
+        return out if self.bias is None else out + self.bias
+
+
+@contextmanager
+def in_units_of_scales(block: nn.Module, coded: Mapping[str, CodedTensor]) -> Iterator[dict[str, CodedTensor]]:
+    """Inside, linear layers of ``block`` with scales are in units of them, so that their weights are codewords.
+
+    Args:
+        block: a network, whose layers come back as they were.
+        coded: its compressed weights, by parameter name; those with scales must be of linear layers.
+
+    Yields:
+        the compressed weights of those layers, which have no scales.
+    """
+    kept: dict[str, nn.Module] = {}
+    try:
+        for name, value in coded.items():
+            if value.scales is not None:
+                path = name.removesuffix(".weight")
+                linear = kept[path] = block.get_submodule(path)
+                assert isinstance(linear, nn.Linear)
+                block.set_submodule(path, _ScaledLinear(linear, value.scales))
+        yield {name: replace(value, scales=None) for name, value in coded.items()}
+    finally:
+        for path, linear in kept.items():
+            block.set_submodule(path, linear)
+
+
+def _optimizer(model: BayesianNetwork, guide: SpikeGMMGuide, recipe: BlockwiseRecipe) -> torch.optim.Optimizer:
+    """Adam, whose steps have the size of the learning rate: given in units of what it moves."""
+    groups = []
+    for site in guide.site_guides().values():
+        size = float(site.latent.detach().square().mean().sqrt())
+        groups.append(
+            {"params": [site.loc_unconstrained], "highest_lr": size * recipe.codebook_learning_rate},
+        )
+    for parameter in model.net.parameters():
+        if parameter.requires_grad:
+            size = float(parameter.detach().square().mean().sqrt())
+            groups.append({"params": [parameter], "highest_lr": (size or 1.0) * recipe.leftover_learning_rate})
+    return torch.optim.Adam(groups, lr=0.0)

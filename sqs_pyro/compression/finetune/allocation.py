@@ -1,0 +1,301 @@
+"""Which weights are zero during training: by a schedule of pruning, or by the learned prior."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sqs_pyro.compression.finetune.input_scales import InputScales
+from sqs_pyro.compression.finetune.rate_distortion import RateDistortion, SymbolLaws, coded_bits
+from sqs_pyro.compression.finetune.recipe import CompressionRecipe
+from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.kmeans import kmeans_1d
+from sqs_pyro.inference.pruning import PruningSchedule
+
+_RESIZE_EVERY = 5  # renewals of the masks between two corrections of the target rate
+_OBSERVE_EVERY = 4  # steps between two looks at the gradients
+_MEMORY = 0.95  # of the running mean of squared gradients, per look
+
+
+class Allocation(ABC):
+    """Decides, step by step, which weights are zero."""
+
+    #: Whether codebooks are made here, rather than by K-means when coding starts.
+    makes_codebooks = False
+    #: Whether the KL is optimised here, in closed form, rather than by gradients.
+    optimises_kl = False
+
+    @abstractmethod
+    def before_step(self, step: int) -> None:
+        """Do what is due before a step (not called once codes are frozen)."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Decide finally, before codes are frozen."""
+
+    def after_backward(self, step: int, batch_size: int) -> None:  # noqa: B027
+        """Look at the gradients of a step."""
+
+    def after_step(self) -> None:  # noqa: B027
+        """Correct what the optimiser has done."""
+
+    @property
+    def beta(self) -> float | None:
+        """β on the KL, where it was found rather than given."""
+        return None
+
+    def kl(self) -> float | None:
+        """The network's KL in nats, where it is known without asking the ELBO."""
+        return None
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+
+
+class ScheduledPruning(Allocation):
+    """A cubic schedule of the non-zero rate; the least salient weights become zero.
+
+    Args:
+        guide: whose gates are closed.
+        recipe: target rate, schedule and saliency.
+        total_steps: of the training.
+        bits: what symbols, tables and codebooks may take in the file; the target rate follows from it. None
+            takes the recipe's target rate.
+        input_scales: of the network, for saliency `activation`; no longer followed once the masks are final.
+    """
+
+    def __init__(
+        self,
+        guide: SpikeGMMGuide,
+        recipe: CompressionRecipe,
+        total_steps: int,
+        bits: float | None = None,
+        input_scales: InputScales | None = None,
+    ) -> None:
+        self.guide, self.recipe, self.bits = guide, recipe, bits
+        pruning = recipe.pruning
+        self.schedule = PruningSchedule(
+            recipe.nonzero_rate, total_steps, pruning.start, pruning.end, pruning.every, pruning.scope
+        )
+        self.input_scales = input_scales
+        self._renewals = 0
+        self._done = False
+
+    def before_step(self, step: int) -> None:
+        """Renew the masks where the schedule says so."""
+        if self.schedule.due(step):
+            if self.bits is not None and self._renewals % _RESIZE_EVERY == 0:
+                self._resize()
+            self._renewals += 1
+            if step == self.schedule.end_step:
+                self.finish()
+            else:
+                self._prune(step)
+
+    def finish(self) -> None:
+        """Prune to the target rate; with few steps that may fall after the last step."""
+        if self._done:
+            return
+        for _ in range(4 if self.bits is not None else 0):
+            self._resize()
+        self._prune(self.schedule.end_step)
+        self._done = True
+        if self.input_scales is not None:
+            self.input_scales.close()
+        self.after_step()
+
+    def after_step(self) -> None:
+        """Once the masks are final, they alone say which weights are zero: gates that learn cannot close."""
+        if self._done and self.recipe.gate_learning_rate > 0 and self.guide.stage != "frozen":
+            self.guide.hold_gates_open()
+
+    def _prune(self, step: int) -> None:
+        self.guide.prune(self.schedule.masks(self._saliencies(), step))
+
+    def _saliencies(self) -> dict[str, Tensor]:
+        scales = None if self.input_scales is None else self.input_scales.scales()
+        return self.guide.saliencies(self.recipe.pruning.saliency, scales)
+
+    @torch.no_grad()
+    def _resize(self) -> None:
+        """Correct the target rate by what K-means of the weights that would be left now takes."""
+        masks = self.schedule.masks(self._saliencies(), self.schedule.end_step)
+        sites = self.guide.site_guides()
+        counts = [
+            _kmeans_counts(site.latent[masks[name]], site.mask.numel(), site.num_components)
+            for name, site in sites.items()
+        ]
+        groups = torch.tensor([site.num_groups for site in sites.values()])
+        needed = float(coded_bits(torch.stack(counts), groups).sum())
+        assert self.bits is not None
+        rate = self.schedule.target * self.bits / needed
+        self.schedule = replace(self.schedule, target=min(max(rate, 1e-4), 1.0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Target rate and progress, and what the inputs have been."""
+        scales = {} if self.input_scales is None else self.input_scales.state_dict()
+        return {
+            "target": self.schedule.target,
+            "renewals": self._renewals,
+            "done": self._done,
+            "input_squares": scales,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.schedule = replace(self.schedule, target=state["target"])
+        self._renewals, self._done = state["renewals"], state["done"]
+        if self.input_scales is not None:
+            self.input_scales.load_state_dict(state["input_squares"])
+            if self._done:
+                self.input_scales.close()
+
+
+def allocation(
+    model: Any,
+    guide: SpikeGMMGuide,
+    recipe: CompressionRecipe,
+    total_steps: int,
+    num_data: int,
+    bits: float | None,
+) -> Allocation:
+    """The allocation that a recipe asks for."""
+    if recipe.allocation == "rate_distortion":
+        return LearnedAllocation(guide, model.prior, recipe, total_steps, num_data, bits)
+    watched = recipe.pruning.saliency == "activation"
+    scales = InputScales(model.net, list(guide.site_guides())) if watched else None
+    return ScheduledPruning(guide, recipe, total_steps, bits, scales)
+
+
+class LearnedAllocation(Allocation):
+    """The learned prior decides: E- and M-steps while the size falls cubically to the target, or at a given β.
+
+    Args:
+        guide: whose gates, codes and codebooks are written.
+        prior: the model's learned prior, told ρ after every fit.
+        recipe: schedule, scope and curvature.
+        total_steps: of the training.
+        num_data: N, to scale the gradients' curvature from a mean to the sum over the data.
+        bits: what symbols, tables and codebooks may take in the file; None takes β = ``kl_weight``.
+    """
+
+    makes_codebooks = True
+    optimises_kl = True
+
+    def __init__(
+        self,
+        guide: SpikeGMMGuide,
+        prior: Any,
+        recipe: CompressionRecipe,
+        total_steps: int,
+        num_data: int,
+        bits: float | None = None,
+    ) -> None:
+        self.guide, self.prior, self.recipe = guide, prior, recipe
+        self.num_data, self.bits = num_data, bits
+        self.fitting = RateDistortion(guide, recipe.prior.scope == "global", recipe.prior.inclusion)
+        pruning = recipe.pruning
+        # Its rate, from 1 to almost 0, is the share of the bits to be saved that are not saved yet.
+        self.schedule = PruningSchedule(1e-9, total_steps, pruning.start, pruning.end, pruning.every)
+        self._first_bits: float | None = None
+        self._curvature: dict[str, Tensor] = {}
+        self._kl = 0.0
+
+    def before_step(self, step: int) -> None:
+        """A fit every so many steps, at the size the schedule has come to."""
+        if step % self.schedule.every == 0 and step >= self.schedule.start * self.schedule.total_steps:
+            self._fit(step, rounds=1)
+
+    def finish(self) -> None:
+        """Fit the target once more."""
+        self._fit(self.schedule.end_step, rounds=3)
+
+    @torch.no_grad()
+    def after_backward(self, step: int, batch_size: int) -> None:
+        """Follow the mean squared gradient of the weights that are not zero.
+
+        A minibatch's mean gradient has 1/B of the variance of an example's; N examples have N times the curvature.
+        """
+        if step % _OBSERVE_EVERY:
+            return
+        for name, site in self.guide.site_guides().items():
+            gradient, kept = site.latent_unconstrained.grad, site.gates() > 0.5
+            if gradient is not None and kept.any():
+                seen = self.num_data * batch_size * gradient.square().sum() / kept.sum()
+                before = self._curvature.get(name, seen)
+                self._curvature[name] = before * _MEMORY + seen * (1 - _MEMORY)
+
+    def _fit(self, step: int, rounds: int) -> None:
+        if not self._curvature:
+            return
+        options: dict[str, Any] = {"rounds": rounds, "move_codewords": self.guide.stage == "dense"}
+        precision = self._precision()
+        if self.bits is None:
+            found = self.fitting.fit(precision, beta=self.recipe.kl_weight, **options)
+        else:
+            found = self.fitting.fit(precision, bits=self._bits_at(step, precision), **options)
+        self._kl = found.kl
+        inclusion = self.fitting.laws.inclusion.tolist()
+        self.prior.set_inclusion(dict(zip(self.fitting.sites, inclusion, strict=True)))
+
+    def _bits_at(self, step: int, precision: Mapping[str, float]) -> float:
+        """The target, to which the bits that everything takes at first fall with the cube of the time left."""
+        assert self.bits is not None
+        if self._first_bits is None:
+            self._first_bits = max(self.bits, self.fitting.bits_at(0.0, precision))
+        return self.bits + self.schedule.rate(step) * (self._first_bits - self.bits)
+
+    def _precision(self) -> dict[str, float]:
+        """h of each site; one for all where the recipe pools it."""
+        sizes = {name: site.mask.numel() for name, site in self.guide.site_guides().items()}
+        found = {name: float(value) for name, value in self._curvature.items()}
+        mean = sum(found[name] * sizes[name] for name in found) / sum(sizes[name] for name in found)
+        if self.recipe.curvature == "network":
+            return dict.fromkeys(sizes, mean)
+        return {name: max(found.get(name, mean), 1e-6 * mean) for name in sizes}
+
+    @property
+    def beta(self) -> float | None:
+        """β of the last fit."""
+        return self.fitting.beta
+
+    def kl(self) -> float | None:
+        """Code length of all symbols, nats."""
+        return self._kl
+
+    def state_dict(self) -> dict[str, Any]:
+        """Laws, β, curvature."""
+        return {
+            "inclusion": self.fitting.laws.inclusion,
+            "log_mixing": self.fitting.laws.log_mixing,
+            "beta": self.fitting.beta,
+            "curvature": self._curvature,
+            "first_bits": self._first_bits,
+            "kl": self._kl,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        device = self.fitting.laws.inclusion.device
+        self.fitting.laws = SymbolLaws(state["inclusion"].to(device), state["log_mixing"].to(device))
+        self.fitting.beta = state["beta"]
+        self._curvature = {name: value.to(device) for name, value in state["curvature"].items()}
+        self._first_bits, self._kl = state["first_bits"], state["kl"]
+
+
+def _kmeans_counts(survivors: Tensor, weights: int, num_components: int) -> Tensor:
+    """Counts of zero and of the codes, ``[1 + K]``, if K-means coded the survivors of so many weights."""
+    left = len(survivors)
+    if left > num_components:
+        shares = kmeans_1d(survivors.reshape(1, -1), num_components).mixing[0]
+    else:
+        shares = (torch.arange(num_components) < left) / max(left, 1)
+    return torch.cat([torch.tensor([float(weights - left)]), left * shares.cpu()])

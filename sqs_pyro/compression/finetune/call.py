@@ -1,0 +1,315 @@
+"""Compression in one call."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+from sqs_pyro.atomic import check_place, resolved
+from sqs_pyro.compression.finetune.loop import Driver, StepRecord
+from sqs_pyro.compression.finetune.recipe import CompressionRecipe, PriorRecipe
+from sqs_pyro.errors import RecipeError
+from sqs_pyro.evaluation.first_minibatch import first_inputs, try_first_minibatch
+from sqs_pyro.evaluation.judging import Judge, judge_by, judged
+from sqs_pyro.fingerprint import described
+from sqs_pyro.inference.diagnostics import Finding, unrepeatable
+from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.isolation import isolated
+from sqs_pyro.kernels import packed_network
+from sqs_pyro.models import (
+    HierarchicalInclusion,
+    LearnedPrior,
+    gaussian_spike_prior,
+    normal_prior,
+    scale_matched_prior,
+)
+from sqs_pyro.models.bayesian import BayesianNetwork, Prior
+from sqs_pyro.models.distillation import DistillationLikelihood, DistilledLoader
+from sqs_pyro.models.likelihoods import Categorical
+from sqs_pyro.networks.checks import check_network
+from sqs_pyro.networks.minibatches import check_training_loader
+from sqs_pyro.packing import CodedTensor, size_report
+from sqs_pyro.packing.finite import check_finite
+from sqs_pyro.packing.module import with_metadata
+from sqs_pyro.recipes import parse
+from sqs_pyro.reporting.printed import Printed, Report
+from sqs_pyro.resources import enough_resources
+from sqs_pyro.shipping.agreement import check_agreement
+from sqs_pyro.shipping.batch_norm import batch_norm_statistics, reestimate_batch_norm
+from sqs_pyro.shipping.pack import hard_network
+from sqs_pyro.shipping.rehearsal import rehearse
+from sqs_pyro.shipping.shipped import check_stands_alone, copied, shipped_network
+
+__all__ = ["CompressionResult", "Finding", "StepRecord", "compress"]
+
+
+@dataclass(frozen=True, repr=False)
+class CompressionResult(Printed):
+    """What compression leaves; it prints itself in short.
+
+    Attributes:
+        network: the packed network: what is saved, shipped and measured.
+        hard: the same network with dense float weights; both are compared on a minibatch of the training data.
+        unrounded: the hard network before batch norms were folded and other parameters rounded.
+        model: the Bayesian network.
+        guide: its trained variational posterior.
+        recipe: what was done.
+        history: what training was like; the accuracy of the last record is that of ``hard``, if it has one.
+        findings: what is wrong with the posterior at the end, if anything.
+        seconds: wall-clock time of the whole call; after a resumption, of all parts up to their checkpoints.
+    """
+
+    network: nn.Module
+    hard: nn.Module
+    unrounded: nn.Module
+    model: BayesianNetwork
+    guide: SpikeGMMGuide
+    recipe: CompressionRecipe
+    history: list[StepRecord]
+    findings: list[Finding]
+    seconds: float
+
+    def table(self) -> Report:
+        """What the file weighs, how good the last hard network was, and the findings."""
+        from sqs_pyro.reporting.tables import result_tables
+
+        judged = [record.accuracy for record in self.history if record.accuracy is not None]
+        return result_tables(
+            {
+                "size": size_report(self.network).to_dict(),
+                "seconds": self.seconds,
+                "validation": judged[-1] if judged else None,
+                "findings": [asdict(finding) for finding in self.findings],
+            }
+        )
+
+
+_LOWER = "lower the batch size or num_components, or raise the limit"
+
+
+@enough_resources("Compression", _LOWER)
+def compress(
+    net: nn.Module,
+    train_loader: Any,
+    recipe: CompressionRecipe | Mapping[str, Any] | None = None,
+    *,
+    validation: Any | None = None,
+    likelihood: str | Callable[[Any], dist.TorchDistribution] = "categorical",
+    judge: Judge | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    progress: Callable[[StepRecord], None] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> CompressionResult:
+    """Compress a trained network: prune, quantize, fine-tune and pack it.
+
+    Calls in several threads take turns, and leave random states, default dtype, grad mode and Pyro's store as they
+    were (:mod:`sqs_pyro.isolation`).
+
+    Args:
+        net: a trained network; it is copied, not changed.
+        train_loader: minibatches of inputs and labels: ``(x, y)``, several inputs ``((u, v), y)`` or
+            ``({"u": u, "v": v}, y)``, a mapping with ``"labels"``, see
+            :func:`~sqs_pyro.networks.minibatches.split_minibatch`; with ``len(train_loader)`` and
+            ``len(train_loader.dataset)``. The first one is tried before anything is trained.
+        recipe: a :class:`CompressionRecipe`, or a mapping of its keys; by default the recipe's defaults.
+        validation: minibatches on which the hard network is evaluated during training.
+        likelihood: ``"categorical"`` (integer classes, one-hot or probabilities), ``"multilabel"`` (or
+            ``"bernoulli"``), ``"gaussian"``, one of :mod:`sqs_pyro.models.likelihoods` with arguments (class axis,
+            labels to leave out, class weights), or a callable from the network's output to a distribution.
+        judge: ``(net, validation)`` to a figure of at most 1, how good a hard network is; by default accuracy of
+            classes, the share of right labels of several at once, R² of numbers. One of your own is tried on the
+            whole validation data before training.
+        seed: of everything random in here: initialisation, draws, dropout, and what the data draws from torch,
+            NumPy or Python. The order of the data comes from the loader's own seed; a loader without one (torch's
+            with ``shuffle=True`` and no generator) follows this.
+        checkpoint: file to resume from if it exists, renewed every epoch and on Ctrl-C, which takes effect after
+            the step at hand. It belongs to this network, data, recipe, likelihood and seed: with others it is
+            refused.
+        progress: called with a :class:`StepRecord` every few steps.
+        metadata: written into the packed file, beside the recipe.
+
+    Returns:
+        The packed network and everything that led to it.
+
+    Raises:
+        RecipeError, NetworkError, DataError, DivergenceError: one sentence that says what to repair; what can
+            be checked is checked before training starts.
+        OutputError: the checkpoint cannot be written.
+        ResourceError: there is too little memory.
+    """
+    start = time.perf_counter()
+    if not isinstance(recipe, CompressionRecipe):
+        recipe = parse(CompressionRecipe, recipe or {}, "compression")
+    check_network(net)
+    check_training_loader(train_loader)
+    if checkpoint is not None:
+        checkpoint = resolved(checkpoint)
+        check_place(checkpoint)
+    with isolated(net, seed=seed):
+        model = BayesianNetwork(
+            copied(net),
+            prior=_prior(recipe.prior),
+            likelihood=likelihood,
+            include=recipe.include,
+            exclude=recipe.exclude,
+        )
+        check_finite(net)
+        _try(model, train_loader, validation, judge, recipe, checkpoint)
+        guide = SpikeGMMGuide(
+            model,
+            recipe.num_components,
+            recipe.windows.build(),
+            recipe.temperature,
+            estimator=recipe.estimator,
+            groups=recipe.groups,
+            initial_gate=recipe.initial_gate,
+            refresh_every=recipe.refresh_every,
+            stage="dense",
+        )
+        inputs = first_inputs(train_loader, model.net)
+        rehearse(model.net, guide, recipe, inputs, metadata)
+        check_stands_alone(model.net, net, inputs)
+        bits = None if recipe.target_ratio is None else _bits_for_symbols(model, guide, recipe, metadata)
+        judge = judge or judge_by(model.likelihood)
+        with _distilled(model, net, recipe, train_loader) as observed, enough_resources("Training", _LOWER):
+            setting = {"seed": seed, "likelihood": described(likelihood)}
+            driver = Driver(model, guide, recipe, observed, validation, progress, bits, judge, setting, inputs)
+            history = driver.run(checkpoint)
+        with enough_resources("Packing"):
+            coded = guide.harden(getattr(torch, recipe.codebook_dtype))
+            unrounded = hard_network(model.net, coded).eval()
+            if recipe.batch_norm_batches:
+                reestimate_batch_norm(unrounded, train_loader, recipe.batch_norm_batches)
+            hard, packed = _pack(unrounded, coded, recipe, metadata, inputs)
+            difference = None if inputs is None else check_agreement(hard, packed, inputs)
+            anew = recipe.batch_norm_batches and batch_norm_statistics(unrounded)
+        if history[-1].accuracy is not None and (anew or history[-1].stage != "frozen"):  # it has changed since
+            history[-1] = replace(history[-1], accuracy=judged(judge, copied(hard), validation))
+    findings = driver.findings + ([] if difference is None else [unrepeatable(difference.relative)])
+    seconds = driver.earlier_seconds + time.perf_counter() - start
+    return CompressionResult(packed, hard, unrounded, model, guide, recipe, history, findings, seconds)
+
+
+def _try(
+    model: BayesianNetwork,
+    train_loader: Any,
+    validation: Any | None,
+    judge: Judge | None,
+    recipe: CompressionRecipe,
+    checkpoint: Path | None,
+) -> None:
+    """Try data, likelihood and judge on the network; what that settles becomes the model's.
+
+    Raises:
+        RecipeError: distillation, and the likelihood is not that of a classifier.
+        DataError, NetworkError: they do not fit.
+    """
+    if recipe.distillation is not None and not isinstance(model.likelihood, Categorical):
+        raise RecipeError("Recipe key 'compression.distillation' needs the likelihood 'categorical': remove it.")
+    resumed = checkpoint is not None and checkpoint.exists()  # then it has been judged before
+    tried = try_first_minibatch(
+        model.net,  # a copy: the user's own network is not even run in training mode
+        train_loader,
+        model.likelihood,
+        validation=None if resumed else validation,
+        judge=judge,
+        dtype=torch.bfloat16 if recipe.precision == "bfloat16" else None,
+    )
+    model.likelihood, model.num_data = tried.likelihood, tried.num_data
+
+
+@contextmanager
+def _distilled(
+    model: BayesianNetwork, net: nn.Module, recipe: CompressionRecipe, train_loader: Any
+) -> Iterator[Any]:
+    """Minibatches to train on; while they observe the fp32 network's opinion, the model's likelihood does, too."""
+    section, own = recipe.distillation, model.likelihood
+    if section is None:
+        yield train_loader
+        return
+    assert isinstance(own, Categorical)
+    dtype = torch.bfloat16 if recipe.precision == "bfloat16" else None
+    observed = DistilledLoader(train_loader, copied(net).eval(), section.temperature, dtype, own)
+    model.likelihood = DistillationLikelihood(section.weight, section.temperature, own.class_axis or -1)
+    try:
+        yield observed
+    finally:
+        model.likelihood = own
+
+
+def _pack(
+    unrounded: nn.Module,
+    coded: Mapping[str, CodedTensor],
+    recipe: CompressionRecipe,
+    metadata: Mapping[str, Any] | None,
+    inputs: Any | None,
+) -> tuple[nn.Module, nn.Module]:
+    """The hard network as it ships and its packed twin: the same values, weight by weight."""
+    hard = shipped_network(unrounded, coded, recipe.leftover_dtype, inputs)
+    packed = packed_network(
+        hard,
+        coded,
+        layout=recipe.layout,
+        leftover_dtype=None,
+        metadata=with_metadata({"recipe": recipe.model_dump(mode="json", exclude_defaults=True)}, metadata),
+    )
+    return hard, packed
+
+
+def _bits_for_symbols(
+    model: BayesianNetwork, guide: SpikeGMMGuide, recipe: CompressionRecipe, metadata: Mapping[str, Any] | None
+) -> float:
+    """What symbols, tables and codebooks may take if the whole file is to have the target size.
+
+    Raises:
+        RecipeError: the target is smaller than what is not compressed.
+    """
+    coded = {
+        name: site.harden(getattr(torch, recipe.codebook_dtype), keep_codes=False)
+        for name, site in guide.site_guides().items()
+    }
+    hard = hard_network(model.net, coded)
+    with torch.no_grad():  # a bias that is still constant takes no space; after training it will
+        for name, parameter in hard.named_parameters():
+            if name not in coded and model.net.get_parameter(name).requires_grad:
+                spread = torch.linspace(0, 1, parameter.numel(), device=parameter.device)
+                parameter.add_(spread.view_as(parameter))
+    _, packed = _pack(hard, coded, recipe, metadata, None)
+    size = size_report(packed)
+    rest = size.total - size.codes - size.masks - size.codebooks - size.tables
+    assert recipe.target_ratio is not None
+    target = size.fp32_bytes / recipe.target_ratio
+    if target <= rest:
+        raise RecipeError(
+            f"target_ratio={recipe.target_ratio:g} asks for a file of {target:,.0f} bytes, but {rest:,} go to "
+            "what is not compressed (norms, biases, excluded layers, names): ask for a ratio well below "
+            f"{size.fp32_bytes / rest:.0f}, or compress more layers."
+        )
+    return 8 * (target - rest)
+
+
+def _prior(recipe: PriorRecipe) -> Prior:
+    """The prior that a recipe names."""
+    if recipe.kind == "learned":
+        return LearnedPrior(recipe.inclusion, recipe.scope)
+    if recipe.kind == "hierarchical":
+        return HierarchicalInclusion(
+            recipe.concentration1, recipe.concentration0, recipe.scope, slab_scale=recipe.slab_scale
+        )
+    if recipe.kind == "plain_normal":
+        return normal_prior(recipe.slab_scale)
+    if recipe.kind == "gaussian_spike":
+        return gaussian_spike_prior(recipe.inclusion, spike_scale=recipe.spike_scale, slab_scale=recipe.slab_scale)
+    return scale_matched_prior(
+        recipe.inclusion,
+        recipe.kind,
+        slab_scale=recipe.slab_scale,
+        degrees_of_freedom=recipe.degrees_of_freedom,
+    )

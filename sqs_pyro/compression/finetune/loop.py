@@ -1,0 +1,407 @@
+"""The training loop of compression: three stages, one step at a time, resumable at any step."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from sqs_pyro.compression.checkpoint import check_same, read_checkpoint, write_checkpoint
+from sqs_pyro.compression.finetune.allocation import allocation
+from sqs_pyro.compression.finetune.optimizers import make_gradients_dense, optimizers
+from sqs_pyro.compression.finetune.recipe import CompressionRecipe
+from sqs_pyro.compression.finetune.recomputation import check_not_recomputed, no_recomputation
+from sqs_pyro.compression.interruption import deferred_interrupt
+from sqs_pyro.errors import DataError, DivergenceError, NetworkError, SQSError
+from sqs_pyro.evaluation.input_checks import check_inputs, check_minibatch
+from sqs_pyro.evaluation.judging import Judge, judge_by, judged
+from sqs_pyro.fingerprint import Fingerprint, fingerprint, loader_fingerprint, network_fingerprint
+from sqs_pyro.inference.diagnostics import Finding, diagnose
+from sqs_pyro.inference.elbo import SQSELBO
+from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.networks.calling import device_of, move_to
+from sqs_pyro.networks.minibatches import examples_an_epoch, minibatches
+from sqs_pyro.shipping.pack import hard_network, network_with
+from sqs_pyro.shipping.shipped import shipped_network
+
+_WARM_UP = 0.02  # share of the steps over which the learning rate rises
+_STATE_KEYS = frozenset(
+    {
+        "fingerprint",
+        "stage",
+        "step",
+        "kl",
+        "draws",
+        "model",
+        "guide",
+        "optimizers",
+        "allocation",
+        "history",
+        "rng",
+        "cuda_rng",
+        "seconds",
+    }
+)
+_LOOK_EVERY = 10  # steps between two looks at the loss: each look waits for the device
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What a step was like.
+
+    Attributes:
+        step: from 1 to ``total_steps``.
+        total_steps: steps of the whole compression.
+        stage: ``"dense"``, ``"coded"`` or ``"frozen"``.
+        loss: ``nll + β kl``, nats an example.
+        nll: negative log-likelihood, nats an example.
+        kl: KL term of all weights divided by the number of examples, without β, when last evaluated.
+        kl_weight: β: the recipe's, or what a target size has come to.
+        nonzero_rate: share of open gates.
+        temperature: τ.
+        learning_rate: of latents.
+        accuracy: of the hard network on validation data, where it was evaluated at this step: what the judge says,
+            at most 1.
+    """
+
+    step: int
+    total_steps: int
+    stage: str
+    loss: float
+    nll: float
+    kl: float
+    kl_weight: float
+    nonzero_rate: float
+    temperature: float
+    learning_rate: float
+    accuracy: float | None = None
+
+
+class Driver:
+    """Trains a guide and the leftovers of its network by the recipe's schedule.
+
+    Args:
+        model: a ``BayesianNetwork``.
+        guide: its guide, in the dense stage.
+        recipe: what to do when.
+        train: minibatches, see :func:`~sqs_pyro.networks.minibatches.split_minibatch`; ``len(train)`` steps an
+            epoch.
+        validation: minibatches on which the hard network is evaluated during training, or None.
+        progress: called with a record every few steps, and at each evaluation.
+        bits: what symbols, tables and codebooks may take in the file; None follows the recipe's rate or β.
+        judge: of the hard network on validation data; by default what the model's likelihood asks for, see
+            :func:`~sqs_pyro.evaluation.judging.judge_by`.
+        setting: what else decides what comes out, plain data; a checkpoint of another one is refused.
+        inputs: of a minibatch, on which what is not compressed must keep outputs; see
+            :func:`~sqs_pyro.shipping.shipped.shipped_network`.
+
+    Attributes:
+        findings: what was wrong with the posterior when it was last looked over, at the end of an epoch or stage.
+        earlier_seconds: what the interrupted parts of a resumed run took, up to their last checkpoints.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        guide: SpikeGMMGuide,
+        recipe: CompressionRecipe,
+        train: Any,
+        validation: Any | None = None,
+        progress: Callable[[StepRecord], None] | None = None,
+        bits: float | None = None,
+        judge: Judge | None = None,
+        setting: Mapping[str, Any] | None = None,
+        inputs: Any | None = None,
+    ) -> None:
+        self.model, self.guide, self.recipe = model, guide, recipe
+        self.train, self.validation, self.progress = train, validation, progress
+        self.judge, self.setting, self.inputs = judge or judge_by(model.likelihood), setting, inputs
+        self.device = device_of(model)
+        self.num_data = int(model.num_data or examples_an_epoch(train, model.net))
+        self.total_steps = recipe.epochs * len(train)
+        self.elbo = SQSELBO(kl=recipe.kl)
+        self.allocation = allocation(model, guide, recipe, self.total_steps, self.num_data, bits)
+        # At least one step is dense and one is coded, however few there are.
+        self.coding_step = max(round(recipe.coding_start * self.total_steps), 1)
+        self.freeze_step = max(round(recipe.freeze_start * self.total_steps), self.coding_step + 1)
+        self.optimizers = optimizers(model, guide, recipe)
+        self.step = 0
+        self.kl = 0.0
+        self.earlier_seconds = 0.0
+        self._start = time.perf_counter()
+        self._between_steps = True
+        self._latest_kl: Tensor | None = None
+        self._fingerprint: Fingerprint = {}
+        self.history: list[StepRecord] = []
+        self.findings: list[Finding] = []
+
+    def run(self, checkpoint: str | Path | None = None) -> list[StepRecord]:
+        """Train to the end; from ``checkpoint`` if that file exists, which is renewed each epoch and on Ctrl-C.
+
+        Ctrl-C takes effect after the step at hand, so that the checkpoint is exact. A second one takes effect at
+        once and leaves the checkpoint of the last epoch.
+
+        Raises:
+            DivergenceError: loss or weights are not finite.
+            DataError: a minibatch holds NaN or labels that do not fit the network, the loader fails, or it yields
+                another number of minibatches than it says.
+            NetworkError, RecipeError: the checkpoint is damaged, or belongs to another network, recipe or setting;
+                with other data a DataError.
+            OutputError: the checkpoint cannot be written.
+        """
+        if checkpoint is not None:
+            checkpoint = Path(checkpoint)
+            self._fingerprint = self._of_this_call()
+            if checkpoint.exists():
+                self._restore(checkpoint)
+        try:
+            with pyro.get_param_store().scope():  # the parameters stay in the modules
+                for x, y in self._minibatches(checkpoint):
+                    with deferred_interrupt():
+                        self._train_step(move_to(x, self.device), y.to(self.device))
+        except KeyboardInterrupt:
+            if checkpoint is not None and self._between_steps:
+                write_checkpoint(checkpoint, self._state())
+            raise
+        self._complete_schedule()
+        return self.history
+
+    def _complete_schedule(self) -> None:
+        """With few steps the last masks, the codebooks or the freezing may fall after the last step."""
+        if self.guide.stage == "dense":
+            self._start_coding()
+        if self.guide.stage != "frozen":
+            self._freeze_codes()
+        self._diagnose()
+        if hasattr(self.train, "epoch"):  # what follows sees the same minibatches after a resumption, too
+            self.train.epoch = self.recipe.epochs
+
+    def _start_coding(self) -> None:
+        self._diagnose()
+        self.guide.start_coding(fit_codebooks=not self.allocation.makes_codebooks)
+
+    def _freeze_codes(self) -> None:
+        self._diagnose()
+        self.allocation.finish()
+        self.guide.freeze_codes()
+
+    def _minibatches(self, checkpoint: Path | None) -> Iterator[tuple[Any, Tensor]]:
+        per_epoch = len(self.train)
+        first_epoch, done = divmod(self.step, per_epoch)
+        for epoch in range(first_epoch, self.recipe.epochs):
+            if hasattr(self.train, "epoch"):
+                self.train.epoch = epoch
+            for i, (x, y) in enumerate(minibatches(self.train, self.model.net, "training")):
+                if i >= per_epoch:
+                    raise DataError(
+                        f"The training data goes on after {per_epoch} minibatches in epoch {epoch + 1}: its "
+                        "length must be the number of minibatches it yields (an IterableDataset must share its "
+                        "examples among the workers of its DataLoader)."
+                    )
+                if epoch > first_epoch or i >= done:
+                    yield x, y
+            if self.step < (epoch + 1) * per_epoch:
+                raise DataError(
+                    f"The training data ended after {self.step - epoch * per_epoch} of {per_epoch} minibatches in "
+                    f"epoch {epoch + 1}: its length must be the number of minibatches it yields."
+                )
+            if checkpoint is not None:
+                write_checkpoint(checkpoint, self._state())
+
+    def _train_step(self, x: Any, y: Tensor) -> None:
+        self._between_steps = False
+        self._follow_schedule()
+        self.model.train()
+        self.guide.train()
+        recipe = self.recipe
+        with_kl = (
+            recipe.kl_weight > 0
+            and self.step % recipe.kl_every == 0
+            and self.guide.stage != "frozen"
+            and not self.allocation.optimises_kl
+        )
+        self.elbo.kl_weight = recipe.kl_weight * recipe.kl_every if with_kl else 0.0
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                terms = self.elbo.terms(self.model, self.guide, x, y)
+            if not self.history:
+                check_not_recomputed(terms.loss)
+            with no_recomputation():
+                (terms.loss / self.num_data).backward()
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if not isinstance(error, SQSError) or isinstance(error, DataError):
+                self._explain(error, x, y)
+            raise
+        make_gradients_dense(self.optimizers)
+        self.allocation.after_backward(self.step, len(y))
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.allocation.after_step()
+        self.step += 1
+        record = self._look(terms, x, y)
+        self._between_steps = True
+        if record is not None and self.progress is not None:
+            self.progress(record)
+
+    def _follow_schedule(self) -> None:
+        """Learning rate, temperature, masks and stage of the coming step."""
+        rate = self.learning_rate(self.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["highest_lr"] * rate
+        if self.guide.stage != "frozen":
+            self.allocation.before_step(self.step)
+        if self.step == self.coding_step:
+            self._start_coding()
+        if self.step == self.freeze_step:
+            self._freeze_codes()
+        self.guide.temperature = self.temperature(self.step)
+
+    def learning_rate(self, step: int) -> float:
+        """Share of the highest learning rate at a step: linear warm-up, then half a cosine to 0."""
+        warm_up = max(1, round(_WARM_UP * self.total_steps))
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, self.total_steps - warm_up)))
+
+    def temperature(self, step: int) -> float:
+        """τ at a step: constant until coding starts, then falling geometrically to the final temperature."""
+        first, last = self.recipe.temperature, self.recipe.final_temperature
+        progress = (step - self.coding_step) / max(1, self.freeze_step - self.coding_step)
+        return first * (last / first) ** min(max(progress, 0.0), 1.0)
+
+    def _look(self, terms: Any, x: Any, y: Tensor) -> StepRecord | None:
+        """Every few steps: check that all is finite and record it."""
+        if terms.kl_by_site:
+            self._latest_kl = terms.kl.detach()  # read only when looked at: reading waits for the device
+        last_of_epoch = self.step % len(self.train) == 0
+        if self.step > 3 and self.step % _LOOK_EVERY and not last_of_epoch:
+            return None
+        nll = float(terms.nll.detach()) / self.num_data
+        self._read_kl()
+        if not math.isfinite(nll) or not math.isfinite(self.kl):
+            check_inputs((x, y), f"Training minibatch {self.step}")
+            raise self._divergence(self.step)
+        if last_of_epoch:
+            self._diagnose()
+        kl_weight = self.allocation.beta or self.recipe.kl_weight
+        due = last_of_epoch and (self.step // len(self.train)) % self.recipe.evaluate_every == 0
+        record = StepRecord(
+            step=self.step,
+            total_steps=self.total_steps,
+            stage=self.guide.stage,
+            loss=nll + kl_weight * self.kl,
+            nll=nll,
+            kl=self.kl,
+            kl_weight=kl_weight,
+            nonzero_rate=self.guide.nonzero_rate(),
+            temperature=self.guide.temperature,
+            learning_rate=self.optimizers[0].param_groups[0]["lr"],
+            accuracy=self._validation_accuracy() if due else None,
+        )
+        self.history.append(record)
+        return record
+
+    def _diagnose(self) -> None:
+        self.findings = diagnose(self.model, self.guide, averaging=False, recipe=self.recipe)
+
+    def _read_kl(self) -> None:
+        known = self.allocation.kl()
+        if known is not None:
+            self.kl = known / self.num_data
+        elif self._latest_kl is not None:
+            self.kl = float(self._latest_kl) / self.num_data
+
+    def _validation_accuracy(self) -> float | None:
+        if self.validation is None:
+            return None
+        sites = self.guide.site_guides()
+        if self.guide.stage == "dense":
+            net = network_with(
+                self.model.net, {name: site.latent * (site.gates() > 0.5) for name, site in sites.items()}
+            )
+        else:
+            net = hard_network(self.model.net, self.guide.harden(getattr(torch, self.recipe.codebook_dtype)))
+        shipped = shipped_network(net, sites, self.recipe.leftover_dtype, self.inputs)
+        return judged(self.judge, shipped, self.validation)
+
+    def _explain(self, error: Exception, x: Any, y: Tensor) -> None:
+        """Raise the sentence for a step that failed, if the data or a divergence explain it."""
+        step = self.step + 1
+        dtype = torch.bfloat16 if self.recipe.precision == "bfloat16" else None
+        try:
+            check_minibatch(self.model.net, self.model.likelihood, x, y, "training", step, dtype)
+        except DataError as explained:
+            # A first step that fails by itself is a mistake in the network, which its own error explains.
+            if explained.__cause__ is None or self.step > 0:
+                raise explained from error
+        except NetworkError:  # it may have come to that in training
+            pass
+        if "Expected parameter" in str(error):  # a distribution's own check of the network's output
+            raise self._divergence(step) from error
+
+    def _divergence(self, step: int) -> DivergenceError:
+        return DivergenceError(
+            f"The loss is not finite at step {step} of {self.total_steps} (stage '{self.guide.stage}'): "
+            f"lower learning_rate ({self.recipe.learning_rate}) or kl_weight ({self.recipe.kl_weight})."
+            + "".join(f" Before that: {finding.sentence}" for finding in self.findings[:1] if finding.site)
+        )
+
+    def _of_this_call(self) -> Fingerprint:
+        """What this call is made of, before it has trained anything."""
+        frozen = [name for name, parameter in self.model.net.named_parameters() if not parameter.requires_grad]
+        return fingerprint(
+            self.recipe.model_dump(mode="json"),
+            network_fingerprint(self.model.net),
+            loader_fingerprint(self.train),
+            {"num_data": self.num_data, "frozen": frozen, **(self.setting or {})},
+        )
+
+    def _state(self) -> dict[str, Any]:
+        self._read_kl()
+        return {
+            "fingerprint": self._fingerprint,
+            "stage": self.guide.stage,
+            "step": self.step,
+            "kl": self.kl,
+            "draws": self.guide.draws,
+            "model": self.model.state_dict(),
+            "guide": self.guide.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "allocation": self.allocation.state_dict(),
+            "history": [asdict(record) for record in self.history],
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "seconds": self.earlier_seconds + time.perf_counter() - self._start,
+        }
+
+    def _restore(self, path: Path) -> None:
+        state = read_checkpoint(path, _STATE_KEYS)
+        check_same(state["fingerprint"], self._fingerprint, path)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.guide.load_state_dict(state["guide"])
+        except RuntimeError as error:
+            raise NetworkError(f"Checkpoint '{path}' is of another network: {_first_line(error)}") from None
+        self.guide.resume(state["stage"], state["draws"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.allocation.load_state_dict(state["allocation"])
+        self.step, self.kl, self.earlier_seconds = state["step"], state["kl"], state["seconds"]
+        self.history = [StepRecord(**record) for record in state["history"]]
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,242 @@
+"""What compression does, as one validated section of a recipe."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from sqs_pyro.inference.windows import EqualMass, OutlierAware, PerWeight, Windows
+from sqs_pyro.recipes import RecipeSection
+
+
+class WindowsRecipe(RecipeSection):
+    """How weights of a layer share responsibilities.
+
+    Attributes:
+        kind: `per_weight` (each its own), `equal_mass` (quantile bins), or `outlier_aware` (quantile bins
+            between Tukey's fences and bins of their own for each tail).
+        count: windows (of the bulk).
+        tail_count: windows of each tail, for `outlier_aware`.
+    """
+
+    kind: Literal["per_weight", "equal_mass", "outlier_aware"] = "per_weight"
+    count: int = Field(default=256, ge=1, le=65_536)
+    tail_count: int = Field(default=8, ge=1, le=65_536)
+
+    def build(self) -> Windows:
+        """The strategy this section names."""
+        if self.kind == "equal_mass":
+            return EqualMass(self.count)
+        return OutlierAware(self.count, self.tail_count) if self.kind == "outlier_aware" else PerWeight()
+
+
+class PriorRecipe(RecipeSection):
+    """Prior of every weight (docs/priors.md).
+
+    Attributes:
+        kind: a spike at zero with a `normal`, `laplace` or `student_t` slab; `plain_normal`, without a spike;
+            `gaussian_spike`, a narrow Gaussian in place of the point mass; `hierarchical`, a Normal slab and a
+            Beta prior on the inclusion; or `learned`, a spike and the guide's own components, under which the KL
+            is the code length of gates and codes.
+        inclusion: λ₀, prior probability that a weight is not zero; `learned` starts from it.
+        slab_scale: scale parameter of the slab; None takes the one whose root mean square is that of the layer's
+            pretrained weights.
+        degrees_of_freedom: ν of a `student_t` slab.
+        spike_scale: standard deviation of a `gaussian_spike`; None takes a twentieth of the slab's.
+        concentration1: a of the Beta prior of `hierarchical`, the non-zeros it counts as seen.
+        concentration0: b of the Beta prior of `hierarchical`, the zeros it counts as seen.
+        scope: whether `hierarchical` and `learned` have one inclusion a `layer` or a `global` one.
+    """
+
+    kind: Literal[
+        "normal", "laplace", "student_t", "plain_normal", "gaussian_spike", "hierarchical", "learned"
+    ] = "normal"
+    inclusion: float = Field(default=0.5, ge=1e-6, le=0.999999)
+    slab_scale: float | None = Field(default=None, ge=1e-4, le=1e6)
+    degrees_of_freedom: float = Field(default=4.0, gt=2, le=1e6)
+    spike_scale: float | None = Field(default=None, ge=1e-6, le=1e6)
+    concentration1: float = Field(default=1.0, ge=1e-3, le=1e6)
+    concentration0: float = Field(default=1.0, ge=1e-3, le=1e6)
+    scope: Literal["layer", "global"] = "layer"
+
+
+class PruningRecipe(RecipeSection):
+    """When weights become zero, and which.
+
+    Attributes:
+        start: fraction of the steps at which the non-zero rate begins to fall.
+        end: fraction of the steps from which it is the target.
+        every: steps between two renewals of the masks.
+        scope: `global` compares saliencies across layers; `layer` gives each layer the same rate.
+        saliency: `gate` is λ (the paper's), `magnitude` is λ·|w|, `activation` is λ·|w| times the root mean square
+            of the inputs that the weight multiplies, which linear and convolutional layers have.
+    """
+
+    start: float = Field(default=0.05, ge=0, lt=1)
+    end: float = Field(default=0.5, gt=0, le=1)
+    every: int = Field(default=20, ge=1)
+    scope: Literal["global", "layer"] = "global"
+    saliency: Literal["gate", "magnitude", "activation"] = "magnitude"
+
+    @model_validator(mode="after")
+    def _ends_after_it_starts(self) -> "PruningRecipe":
+        if self.end <= self.start:
+            raise ValueError(f"a pruning section whose end ({self.end}) is after its start ({self.start})")
+        return self
+
+
+class DistillationRecipe(RecipeSection):
+    """The fp32 network's opinion as a second observation of every example, of classifiers.
+
+    Attributes:
+        weight: w of the opinion; 1 - w remains for the label.
+        temperature: T at which both networks' probabilities are compared.
+    """
+
+    weight: float = Field(default=0.5, gt=0, le=1)
+    temperature: float = Field(default=2.0, ge=0.01, le=100)
+
+
+class CompressionRecipe(RecipeSection):
+    """Compression in three stages: dense latents while pruning, then codes that follow the latents, then
+    frozen codes while codebooks, norms and biases settle.
+
+    Attributes:
+        epochs: passes over the training data.
+        nonzero_rate: target share of weights that are not zero; reached to the weight. Without effect beside
+            `target_ratio` or `rate_distortion`.
+        allocation: what decides which weights are zero: a `schedule` of pruning, or `rate_distortion`: the
+            `learned` prior, by E- and M-steps in closed form, at β or at a target size.
+        target_ratio: fp32 size of the whole network over the size of the whole file to reach; the non-zero rate,
+            or with `rate_distortion` β, is then found. Needs layout `entropy` or `auto`.
+        curvature: for `rate_distortion`, h of the likelihood's expansion: one mean squared gradient for the whole
+            `network`, or that of each `layer`.
+        num_components: K, values in a codebook besides zero.
+        include: regular expressions (or one) of parameter names to compress; None takes the weights of Linear and
+            convolution layers.
+        exclude: regular expressions (or one) of parameter names to leave uncompressed.
+        groups: weights that share a codebook: `layer`, `channel` (out-channel), or a number of consecutive
+            weights.
+        windows: how weights share responsibilities.
+        prior: of every weight.
+        pruning: when and which weights become zero; of `rate_distortion` only when.
+        distillation: whether, and how, the likelihood observes the fp32 network's opinion, too; None does not.
+        kl: which KL term the ELBO has: `jensen` (a bound), `dominant` (the paper's), `monte_carlo`.
+        kl_weight: β on the KL; below 1 it is a cold posterior. With `rate_distortion` it decides the size of
+            the file, unless `target_ratio` does.
+        kl_every: steps between two evaluations of the KL, whose weight is raised to match; the expected
+            objective stays the same.
+        temperature: τ of the responsibilities when coding starts.
+        final_temperature: τ at the end; in between it falls geometrically.
+        estimator: of the gradient through the draw: `straight_through`, `soft` or `concrete`.
+        coding_start: fraction of the steps at which K-means makes the codebooks.
+        freeze_start: fraction of the steps from which codes are frozen.
+        refresh_every: steps between two renewals of the hard codes.
+        learning_rate: highest learning rate of latents, norms and biases (warm-up over the first 2 %, then half a
+            cosine to 0).
+        optimizer: of these: `sgd`, or `adamw`, which transformers need.
+        momentum: of `sgd`.
+        weight_decay: of latents and other weights; norms and biases have none.
+        codebook_learning_rate: of component means and, unless the estimator is `straight_through`, widths and
+            mixing weights (Adam), relative to the layer's root mean square weight.
+        gate_learning_rate: of gate logits (Adam); 0 leaves gates to pruning. Once the target rate is reached,
+            gates of kept weights stay above ½, so that the count is exact.
+        initial_gate: g, gate logit at the start.
+        precision: of the network's multiplications in training.
+        batch_norm_batches: minibatches from which batch-norm statistics are estimated anew at the end.
+        layout: of packed tensors in the file: `auto` takes the smallest of `dense`, `bitmap` and `entropy`.
+        leftover_dtype: of parameters that are not compressed (norms, biases), each where its values survive it;
+            buffers stay exact.
+        codebook_dtype: of codebook values; a codebook whose values do not survive it is stored as `float32`.
+        evaluate_every: epochs between two evaluations of the hard network on the validation data.
+    """
+
+    epochs: int = Field(default=6, ge=1)
+    nonzero_rate: float = Field(default=0.25, ge=1e-4, le=1)
+    allocation: Literal["schedule", "rate_distortion"] = "schedule"
+    target_ratio: float | None = Field(default=None, gt=1)
+    curvature: Literal["layer", "network"] = "network"
+    num_components: int = Field(default=16, ge=1, le=256)
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    groups: Literal["layer", "channel"] | Annotated[int, Field(ge=1)] = "layer"
+    windows: WindowsRecipe = Field(default_factory=WindowsRecipe)
+    prior: PriorRecipe = Field(default_factory=PriorRecipe)
+    pruning: PruningRecipe = Field(default_factory=PruningRecipe)
+    distillation: DistillationRecipe | None = None
+    kl: Literal["jensen", "dominant", "monte_carlo"] = "jensen"
+    kl_weight: float = Field(default=0.01, ge=0, le=1e3)
+    kl_every: int = Field(default=4, ge=1, le=100)
+    temperature: float = Field(default=1.0, ge=1e-6, le=1e6)
+    final_temperature: float = Field(default=0.05, ge=1e-6, le=1e6)
+    estimator: Literal["straight_through", "soft", "concrete"] = "straight_through"
+    coding_start: float = Field(default=0.5, ge=0, lt=1)
+    freeze_start: float = Field(default=0.8, gt=0, le=1)
+    refresh_every: int = Field(default=4, ge=1)
+    learning_rate: float = Field(default=0.02, gt=0, le=10)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0, le=1)
+    codebook_learning_rate: float = Field(default=1e-2, ge=0, le=1)
+    gate_learning_rate: float = Field(default=0.0, ge=0, le=100)
+    initial_gate: float = Field(default=5.0, ge=1e-3, le=100)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    batch_norm_batches: int = Field(default=60, ge=0)
+    layout: Literal["auto", "dense", "bitmap", "entropy"] = "auto"
+    leftover_dtype: Literal["float16", "float32"] = "float16"
+    codebook_dtype: Literal["float16", "float32"] = "float16"
+    evaluate_every: int = Field(default=1, ge=1)
+
+    @field_validator("include", "exclude", mode="before")
+    @classmethod
+    def _one_pattern_or_several(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given  # not one for each of its letters
+
+    @model_validator(mode="after")
+    def _target_is_of_an_entropy_coded_file(self) -> "CompressionRecipe":
+        if self.target_ratio is not None and self.layout not in ("auto", "entropy"):
+            raise ValueError(
+                f"layout 'auto' or 'entropy' beside target_ratio, not {self.layout!r}: the size is predicted for "
+                "entropy-coded weights"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _codes_fit_the_layout(self) -> "CompressionRecipe":
+        has_zeros = self.nonzero_rate < 1 or self.allocation != "schedule" or self.target_ratio is not None
+        if self.layout == "dense" and has_zeros and self.num_components > 255:
+            raise ValueError(
+                f"num_components of at most 255 beside layout 'dense', not {self.num_components}: its 8 bits must "
+                "tell zero apart, too"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rate_distortion_decides_alone(self) -> "CompressionRecipe":
+        if self.allocation != "rate_distortion":
+            return self
+        if self.prior.kind != "learned":
+            raise ValueError(f"prior.kind 'learned' beside allocation 'rate_distortion', not {self.prior.kind!r}")
+        if self.gate_learning_rate > 0:
+            raise ValueError(
+                f"a gate_learning_rate of 0 beside allocation 'rate_distortion', not {self.gate_learning_rate}: "
+                "the gates are set in closed form"
+            )
+        if self.target_ratio is None and self.kl_weight == 0:
+            raise ValueError(
+                "a target_ratio or a positive kl_weight beside allocation 'rate_distortion': one decides the size"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> "CompressionRecipe":
+        if self.freeze_start <= self.coding_start:
+            raise ValueError(
+                f"a freeze_start ({self.freeze_start}) after coding_start ({self.coding_start}): codes must "
+                "exist before they are frozen"
+            )
+        if self.pruning.end > self.freeze_start:
+            raise ValueError(
+                f"a pruning.end ({self.pruning.end}) not after freeze_start ({self.freeze_start}): frozen codes "
+                "cannot be pruned"
+            )
+        return self

@@ -1,0 +1,198 @@
+"""Predictors out of one posterior: the average over drawn networks, and the network of mean weights.
+
+The third is the most probable network (:func:`~sqs_pyro.shipping.pack.hard_network`), which is what is shipped.
+All are modules from a minibatch to logits or log-probabilities, so whatever evaluates one evaluates the others.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sqs_pyro.errors import RecipeError
+from sqs_pyro.evaluation.classification import Evaluation, evaluate
+from sqs_pyro.inference.guide import SpikeGMMGuide, check_like_sites
+from sqs_pyro.isolation import isolating
+from sqs_pyro.networks.drawn import average_log_probabilities, leave_to_draws
+from sqs_pyro.shipping.pack import batch_norm_statistics, network_with, reestimate_batch_norm
+
+
+class AveragedNetwork(nn.Module):
+    """Log-probabilities of a mixture of networks: ``log 1/S Σ_s softmax(f(x; θ_s))``, ``[B, C]``.
+
+    The drawn tensors are made once; no Pyro model is traced. What a draw does not name (norms and their
+    statistics, biases) is the network's own and the same for all draws. Several threads may call it at once.
+
+    Args:
+        net: it is copied, and runs in evaluation mode.
+        draws: for each network, its tensors by name of parameter or buffer.
+        draws_at_once: networks that run together, by ``torch.vmap``; 1 runs one after the other, which is faster
+            on CPUs (``benchmarks/draws.py``).
+
+    Attributes:
+        class_axis: the dimension of the networks' outputs that holds the classes; to be set where there are more
+            than two dimensions.
+
+    Raises:
+        RecipeError: there is no draw, or ``draws_at_once`` is below 1.
+        NetworkError: draws are not the network's.
+    """
+
+    def __init__(self, net: nn.Module, draws: Sequence[Mapping[str, Tensor]], draws_at_once: int = 1) -> None:
+        super().__init__()
+        if not draws or draws_at_once < 1:
+            raise RecipeError(
+                f"An average over {len(draws)} networks, {draws_at_once} at once, is impossible: both must be at "
+                "least 1."
+            )
+        self.net = copy.deepcopy(net)
+        self.num_draws, self.draws_at_once = len(draws), draws_at_once
+        self.class_axis: int | None = None
+        tensors = self.net.state_dict(keep_vars=True)
+        for name in draws[0]:
+            check_like_sites("draw", name, draws[0][name], tensors)
+            stacked = torch.stack([draw[name] for draw in draws]).to(tensors[name].dtype)
+            self.register_buffer(name.replace(".", "/"), stacked, persistent=False)
+        leave_to_draws(self.net, {id(tensors[name]): name for name in draws[0]})
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The arguments are the network's."""
+        draws = {name.replace("/", "."): stacked for name, stacked in self._buffers.items() if stacked is not None}
+        return average_log_probabilities(self.net, draws, args, kwargs, self.draws_at_once, self.class_axis)
+
+    @property
+    def called_like(self) -> nn.Module:
+        """The network to which arguments are handed on."""
+        return self.net
+
+
+@isolating("net", sees_parameters=True)
+def averaged_network(
+    net: nn.Module,
+    guide: SpikeGMMGuide,
+    num_samples: int = 20,
+    *,
+    temperature: float | None = None,
+    gate_temperature: float | None = None,
+    batch_norm_batches: int = 0,
+    loader: Iterable[Any] = (),
+    draws_at_once: int = 1,
+    seed: int | None = None,
+) -> AveragedNetwork:
+    """Draw networks from a guide and average them.
+
+    Args:
+        net: what the draws are weights of: ``result.hard`` of a compression, so that draws use the shipped
+            network's norms, or ``model.net``.
+        guide: the posterior.
+        num_samples: S, networks to draw.
+        temperature, gate_temperature: see :meth:`SpikeGMMGuide.evaluation_temperatures`.
+        batch_norm_batches: minibatches of ``loader`` from which batch-norm statistics are estimated anew for each
+            draw; 0 uses those of ``net`` for all. Needs a network whose batch norms are not folded: ``model.net``.
+        loader: minibatches of training data for that.
+        draws_at_once: see :class:`AveragedNetwork`.
+        seed: of the draws; without it they follow torch's random state, which stays as it is, so that the same
+            call draws the same again.
+    """
+    draws = []
+    for _ in range(num_samples):
+        coded = guide.draw(temperature, gate_temperature, torch.float32)
+        draw = {name: tensor.dense() for name, tensor in coded.items()}
+        if batch_norm_batches:
+            one = network_with(net, draw)
+            reestimate_batch_norm(one, loader, batch_norm_batches)
+            draw |= batch_norm_statistics(one)
+        draws.append(draw)
+    return AveragedNetwork(net, draws, draws_at_once)
+
+
+def mean_network(
+    net: nn.Module,
+    guide: SpikeGMMGuide,
+    *,
+    temperature: float | None = None,
+    gate_temperature: float | None = None,
+) -> nn.Module:
+    """A copy of ``net`` whose weights are the posterior's means ``E θ``: sparse where pruned, but not discrete.
+
+    Args:
+        net, temperature, gate_temperature: as for :func:`averaged_network`.
+        guide: the posterior.
+    """
+    return network_with(net, guide.mean(temperature, gate_temperature))
+
+
+@isolating("model", sees_parameters=True)
+def evaluate_averaged(
+    model: nn.Module,
+    guide: SpikeGMMGuide,
+    loader: Iterable[Any],
+    num_samples: int = 20,
+    temperature: float | None = None,
+    gate_temperature: float | None = None,
+) -> Evaluation:
+    """Evaluate the Bayesian average over networks drawn from the guide of a ``BayesianNetwork``.
+
+    The same ``num_samples`` discrete networks (gates and codes drawn once) answer every minibatch; their
+    probabilities are averaged.
+
+    Args:
+        model: the Bayesian network.
+        guide: its guide.
+        loader: minibatches.
+        num_samples: networks to draw.
+        temperature, gate_temperature: see :meth:`SpikeGMMGuide.evaluation_temperatures`.
+    """
+    net = averaged_network(
+        model.net,  # type: ignore[arg-type]
+        guide,
+        num_samples,
+        temperature=temperature,
+        gate_temperature=gate_temperature,
+    )
+    return evaluate(net, loader)
+
+
+@isolating("net", sees_parameters=True)
+def choose_temperature(
+    net: nn.Module,
+    guide: SpikeGMMGuide,
+    validation: Iterable[Any],
+    candidates: Sequence[float],
+    num_samples: int = 5,
+    gate_temperature: float | None = None,
+    batch_norm_batches: int = 0,
+    loader: Iterable[Any] = (),
+) -> float:
+    """The evaluation temperature of the smallest NLL on validation data.
+
+    Args:
+        net, guide: as for :func:`averaged_network`.
+        validation: minibatches that neither training nor the final figures use.
+        candidates: temperatures to try.
+        num_samples: networks drawn at each.
+        gate_temperature: of the gates alone; by default they follow each candidate.
+        batch_norm_batches, loader: as for :func:`averaged_network`.
+
+    Raises:
+        RecipeError: there is no candidate, or one is not above 0.
+    """
+    if not candidates:
+        raise RecipeError("There is no temperature to choose from: give at least one candidate.")
+
+    def nll(temperature: float) -> float:
+        average = averaged_network(
+            net,
+            guide,
+            num_samples,
+            temperature=temperature,
+            gate_temperature=gate_temperature,
+            batch_norm_batches=batch_norm_batches,
+            loader=loader,
+        )
+        return evaluate(average, validation).nll
+
+    return min(candidates, key=nll)

@@ -1,0 +1,200 @@
+"""How good a classifier is, and how far its probabilities can be trusted."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sqs_pyro.errors import DataError, NetworkError
+from sqs_pyro.evaluation.input_checks import check_inputs, check_labels, check_observation, named, run
+from sqs_pyro.isolation import isolating
+from sqs_pyro.models.label_distributions import ClassProbabilities
+from sqs_pyro.models.likelihoods import Categorical, Likelihood, observe, resolve, settle
+from sqs_pyro.networks.calling import device_of, move_to, output_tensor
+from sqs_pyro.networks.checks import check_runs
+from sqs_pyro.networks.minibatches import minibatches
+
+_CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A classifier on a data set.
+
+    Attributes:
+        accuracy: share of examples whose most probable class is right, 0..1.
+        nll: mean negative log-likelihood of the labels, nats.
+        ece: expected calibration error of the top class, 15 equal bins, 0..1.
+        brier: mean squared distance between probabilities and the one-hot label, 0..2.
+        entropy: mean entropy of the predicted classes, nats: how unsure the classifier is.
+        num_examples: labels evaluated; those that are left out (``ignore_index``) are in no figure.
+    """
+
+    accuracy: float
+    nll: float
+    ece: float
+    brier: float
+    entropy: float
+    num_examples: int
+
+
+def evaluate(net: nn.Module, loader: Iterable[Any], likelihood: str | Likelihood = "categorical") -> Evaluation:
+    """Evaluate a classifier in evaluation mode; every label is an example, be it of an image, a pixel or a token.
+
+    Args:
+        net: any module from a minibatch to logits of classes.
+        loader: minibatches with labels of the forms that :class:`~sqs_pyro.models.likelihoods.Categorical` knows.
+        likelihood: ``"categorical"``, or one with arguments of its own, say the labels to leave out.
+
+    Raises:
+        DataError: the loader is empty, or labels or inputs do not fit the network.
+        NetworkError: the network cannot run, or gives NaN.
+    """
+    return summarise(*predict(net, loader, likelihood))
+
+
+def accuracy(net: nn.Module, loader: Iterable[Any], likelihood: str | Likelihood = "categorical") -> float:
+    """Share of examples whose most probable class is right; arguments and errors as :func:`evaluate`."""
+    return evaluate(net, loader, likelihood).accuracy
+
+
+@isolating("net", sees_parameters=True, sees_autocast=True)
+@torch.no_grad()
+def predict(
+    net: nn.Module, loader: Iterable[Any], likelihood: str | Likelihood = "categorical"
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities ``[n, C]`` and labels ``[n]`` of all examples that have one, ``net`` in evaluation mode.
+
+    Labels that are probabilities come as they are, ``[n, C]``. Arguments and errors as :func:`evaluate`.
+    """
+    check_runs(net)
+    how = resolve(likelihood)
+    device = device_of(net)
+    log_probs, labels = [], []
+    with evaluation_mode(net):
+        for number, (x, y) in enumerate(minibatches(loader, net, "evaluation"), 1):
+            name = f"Evaluation minibatch {number}"
+            x, y = move_to(x, device), y.to(device)
+            output = run(net, x, name)
+            with named(name):
+                how = settle(how, output, y)
+                rows, y = _rows(how, output, y)
+            log_p = rows.float().log_softmax(-1)
+            if log_p.isnan().any():
+                check_inputs(x, name)
+                raise NetworkError(f"{type(net).__name__} gives NaN for finite inputs: check its weights.")
+            log_probs.append(log_p)
+            labels.append(y)
+    if not labels:
+        raise DataError("There is no example to evaluate on: the loader is empty.")
+    return torch.cat(log_probs), torch.cat(labels)
+
+
+def _rows(likelihood: Likelihood, output: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits ``[n, C]`` and labels ``[n]`` or ``[n, C]`` of what is labelled."""
+    if isinstance(likelihood, Categorical):
+        rows, value = likelihood.rows(output, y)
+        ignored: int | None = likelihood.ignore_index
+    else:
+        base, value = observe(likelihood, output, y)
+        while hasattr(base, "base_dist"):
+            base = base.base_dist
+        if not isinstance(base, torch.distributions.Categorical):
+            raise DataError(
+                f"The likelihood's {type(base).__name__} is not of classes, but only classes have these figures: "
+                "judge the network by sqs_pyro.evaluation.judging.judge_by(likelihood)."
+            )
+        rows, ignored = base.logits, getattr(base, "ignore_index", None)
+    if value.is_floating_point() and value.shape == rows.shape:
+        return rows.flatten(0, -2), value.flatten(0, -2)
+    rows, value = rows.flatten(0, -2), value.long().flatten()
+    known = torch.ones_like(value, dtype=torch.bool) if ignored is None else value != ignored
+    return rows[known], value[known]
+
+
+@isolating("first", "second", sees_parameters=True, sees_autocast=True)
+@torch.no_grad()
+def largest_difference(first: nn.Module, second: nn.Module, loader: Iterable[Any]) -> float:
+    """Largest absolute difference between two networks' predictions, over all examples of a loader.
+
+    Both run in evaluation mode on the device of ``first``.
+
+    Raises:
+        DataError: the loader is empty, or its inputs do not fit the networks.
+    """
+    check_runs(first)
+    check_runs(second)
+    device = device_of(first)
+    differences = []
+    with evaluation_mode(first), evaluation_mode(second):
+        for number, (x, _) in enumerate(minibatches(loader, first, "evaluation", labelled=False), 1):
+            x, name = move_to(x, device), f"Evaluation minibatch {number}"
+            own, other = output_tensor(run(first, x, name)), output_tensor(run(second, x, name))
+            differences.append((own - other).abs().max())
+    if not differences:
+        raise DataError("There is no example to compare two networks on: the loader is empty.")
+    return float(torch.stack(differences).max())
+
+
+@contextmanager
+def evaluation_mode(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode, in every module; afterwards each is as it was."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def summarise(log_p: Tensor, y: Tensor) -> Evaluation:
+    """Sum up predictions.
+
+    Args:
+        log_p: log-probabilities ``[n, C]``.
+        y: labels ``[n]``, or probabilities ``[n, C]``: then NLL is the cross-entropy, and the right class is the
+            most probable one.
+
+    Raises:
+        DataError: there is no label, or labels do not fit the number of classes.
+    """
+    classes, p = log_p.shape[-1], log_p.exp()
+    if not len(y):
+        raise DataError("There is no label to evaluate on: all of them are left out.")
+    if y.dim() == 2:
+        check_observation(ClassProbabilities(log_p), y, "Labels")
+        target, y = y, y.argmax(-1)
+        nll = float(-(target * log_p.double()).masked_fill(target == 0, 0.0).sum(-1).mean())
+    else:
+        check_labels(y, classes)
+        target, nll = F.one_hot(y, classes), float(F.nll_loss(log_p.double(), y))
+    return Evaluation(
+        accuracy=float((log_p.argmax(-1) == y).double().mean()),
+        nll=nll,
+        ece=expected_calibration_error(p, y),
+        brier=float((p - target).square().sum(-1).mean()),
+        entropy=float(torch.special.entr(p).sum(-1).mean()),
+        num_examples=len(y),
+    )
+
+
+def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = _CALIBRATION_BINS) -> float:
+    """``Σ_b (n_b / n) |accuracy_b - confidence_b|`` over equal bins of the top class's probability.
+
+    Guo et al. 2017, equation 5. (torchmetrics has it too, but importing that takes seconds, because it imports
+    transformers; it is the reference in the tests.)
+
+    Args:
+        probabilities: ``[n, C]``.
+        labels: ``[n]``.
+        bins: number of bins of equal width, closed on the right.
+    """
+    confidence, predicted = probabilities.double().max(-1)
+    surplus = confidence - (predicted == labels).double()
+    bin_of = (confidence * bins).ceil().clamp(1, bins).long() - 1
+    return float(torch.bincount(bin_of, weights=surplus, minlength=bins).abs().sum() / len(labels))

@@ -1,0 +1,244 @@
+"""The language model that a recipe names: configuration, tokenizer and weights, through transformers.
+
+Each of the three is loaded on its own, so that what is cheap is checked first. transformers is imported here and
+only when it is needed; sqs_pyro comes first, which makes torchvision importable.
+"""
+
+import importlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sqs_pyro.errors import NetworkError, RecipeError, SQSError
+from sqs_pyro.integrations.pretrained_recipe import PretrainedRecipe
+from sqs_pyro.networks.architectures import architecture_of, base_path, blocks, linear_layers
+from sqs_pyro.networks.calling import predictions
+from sqs_pyro.networks.tokens import longest_input, vocabulary_size
+from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe
+
+
+@dataclass(frozen=True, eq=False)
+class Pretrained:
+    """A checkpoint whose weights are not loaded yet.
+
+    Attributes:
+        recipe: which checkpoint.
+        config: its configuration; the architecture is a known one.
+        tokenizer: that belongs to it.
+    """
+
+    recipe: PretrainedRecipe
+    config: Any
+    tokenizer: Any
+
+    def network(
+        self, auto_class: str = "AutoModelForCausalLM", *, new_head: bool = False, **options: Any
+    ) -> nn.Module:
+        """The network with its weights, in evaluation mode on the CPU.
+
+        Args:
+            auto_class: of transformers, that says which head the network has.
+            new_head: whether a head may be missing in the checkpoint; it is then initialised at random.
+            options: of its configuration, in place of the checkpoint's.
+
+        Raises:
+            NetworkError: weights are missing, damaged or of another shape than the configuration says, or a block
+                has layers that its architecture does not name.
+        """
+        transformers = transformers_package()
+        with _one_sentence("weights", self.recipe), _quiet(transformers, self.recipe):
+            net, found = getattr(transformers, auto_class).from_pretrained(
+                self.recipe.path,
+                dtype=getattr(torch, self.recipe.dtype),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are looked at below, where transformers only logs them
+                **_where(self.recipe),
+                **options,
+            )
+        wrong = sorted(found["missing_keys"]) + sorted(str(each[0]) for each in found["mismatched_keys"])
+        if auto_class == "AutoModel" or new_head:
+            wrong = [name for name in wrong if not _is_of_head(net, name)]
+        if wrong:
+            hint = "" if auto_class == "AutoModelForCausalLM" else ", or train a head with a section `baseline`"
+            raise NetworkError(
+                f"Checkpoint '{self.recipe.path}' lacks {len(wrong)} weights of a {type(net).__name__}, or has "
+                f"them in another shape, '{wrong[0]}' first: give a complete checkpoint with the config.json that "
+                f"belongs to it{hint}."
+            )
+        for block in blocks(net):
+            linear_layers(block, architecture_of(net))  # raises, where compression would after a while
+        return net.eval()
+
+    def unloaded_network(self) -> nn.Module:
+        """The network without its weights, for a packed file to fill."""
+        transformers = transformers_package()
+        with _one_sentence("network", self.recipe), torch.random.fork_rng(devices=[]):
+            dtype = getattr(torch, self.recipe.dtype)
+            return transformers.AutoModelForCausalLM.from_config(
+                self.config, dtype=dtype, trust_remote_code=False
+            ).eval()
+
+
+def find_pretrained(recipe: PretrainedRecipe) -> Pretrained:
+    """Configuration and tokenizer of a checkpoint; its weights are left alone.
+
+    Raises:
+        NetworkError: transformers is not installed, there is no such checkpoint, its architecture is unknown, or
+            it has no tokenizer.
+    """
+    _check_path(recipe.path)
+    transformers = transformers_package()
+    if recipe.gguf_file is None and Path(recipe.path, "config.json").is_file():
+        from sqs_pyro.integrations.checkpoint_documents import read_config  # needs transformers
+
+        read_config(Path(recipe.path), NetworkError)
+    with _one_sentence("configuration", recipe), _quiet(transformers, recipe):
+        config = transformers.AutoConfig.from_pretrained(recipe.path, **_where(recipe))
+    architecture_of(config)
+    with _one_sentence("tokenizer", recipe), _quiet(transformers, recipe):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(recipe.path, **_where(recipe))
+    return Pretrained(recipe, config, tokenizer)
+
+
+def pad_token(found: Pretrained) -> int:
+    """The token behind shorter sequences of a minibatch: the tokenizer's own or, as decoders have none, its last.
+
+    Classifiers on decoders look for the last token that is not this one, so it must not end the texts themselves.
+
+    Raises:
+        NetworkError: the tokenizer has neither a padding token nor one that ends a text, or the network does not
+            know it.
+    """
+    words = found.tokenizer
+    token = words.eos_token_id if words.pad_token_id is None else words.pad_token_id
+    if token is None:
+        raise NetworkError(
+            f"The tokenizer of '{found.recipe.path}' has neither a padding token nor one that ends a text: set "
+            "pad_token in its tokenizer_config.json."
+        )
+    known = vocabulary_size(found)
+    if known is not None and token >= known:
+        raise NetworkError(
+            f"The tokenizer of '{found.recipe.path}' pads with token {token}, but the network knows "
+            f"0 to {known - 1}: use the tokenizer that belongs to the network."
+        )
+    return int(token)
+
+
+def check_lengths(net: nn.Module, recipe: LanguageModelRecipe) -> None:
+    """Check that a network takes sequences as long as a recipe's.
+
+    Raises:
+        RecipeError: naming the key that is too large.
+    """
+    longest = longest_input(net)
+    asked = {"text.length": recipe.text.length, "evaluation.window": recipe.evaluation.window}
+    for key, tokens in asked.items():
+        if longest is not None and tokens > longest:
+            raise RecipeError(
+                f"Recipe key '{key}' is {tokens}, but {type(net).__name__} takes at most {longest} tokens: give a "
+                "smaller number."
+            )
+
+
+@torch.no_grad()
+def check_causal(net: nn.Module, tokens: Tensor) -> None:
+    """Check that a network foretells tokens from those before them only; else its perplexity means nothing.
+
+    Args:
+        net: the network.
+        tokens: a few, int64 ``[T]``.
+
+    Raises:
+        NetworkError: the prediction of a token changes with the token.
+    """
+    other = tokens.clone()
+    other[-1] = tokens[-1] - 1 if tokens[-1] > 0 else 1
+    logits = predictions(net, {"input_ids": torch.stack([tokens, other])})
+    first, second = logits[:, :-1].float().nan_to_num()  # perplexity has a sentence of its own for NaN
+    if not torch.allclose(first, second, rtol=1e-2, atol=1e-2 * float(first.abs().max())):
+        raise NetworkError(
+            f"{type(net).__name__} looks at the tokens that it is to foretell: perplexity needs a causal language "
+            "model."
+        )
+
+
+def _is_of_head(net: nn.Module, name: str) -> bool:
+    """Whether a weight stands behind the base model; so does a pooler, which not every head needs."""
+    path = base_path(net)
+    return name.startswith("pooler.") or ".pooler." in name or (bool(path) and not name.startswith(f"{path}."))
+
+
+def _check_path(path: str) -> None:
+    if Path(path).is_file():
+        raise NetworkError(
+            f"Checkpoint '{path}' is a file: give its directory as network.path, and the name of a GGUF file as "
+            "network.gguf_file."
+        )
+    if not Path(path).is_dir() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", path):
+        raise NetworkError(
+            f"Checkpoint directory '{path}' is not there: correct network.path, a directory with config.json, "
+            "weights and tokenizer, or a model's name on the Hugging Face hub."
+        )
+
+
+def _where(recipe: PretrainedRecipe) -> dict[str, Any]:
+    gguf = {} if recipe.gguf_file is None else {"gguf_file": recipe.gguf_file}
+    return {"local_files_only": Path(recipe.path).is_dir(), "trust_remote_code": False, **gguf}
+
+
+def transformers_package() -> Any:
+    """The package, imported.
+
+    Raises:
+        NetworkError: it is not installed.
+    """
+    try:
+        return importlib.import_module("transformers")
+    except ImportError:
+        raise NetworkError(
+            "Language models need the package 'transformers', which is not installed: pip install "
+            "'sqs-pyro[transformers]'."
+        ) from None
+
+
+@contextmanager
+def _one_sentence(part: str, recipe: PretrainedRecipe) -> Iterator[None]:
+    try:
+        yield
+    except SQSError:
+        raise
+    except Exception as error:  # each of transformers, tokenizers, safetensors, gguf has classes of its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")[:300]
+        place = f"'{recipe.path}'" if recipe.gguf_file is None else f"'{recipe.gguf_file}' in '{recipe.path}'"
+        if Path(recipe.path).is_dir():
+            raise NetworkError(
+                f"The {part} of {place} cannot be loaded ({reason}): correct network.path, or complete the "
+                "checkpoint."
+            ) from error
+        raise NetworkError(
+            f"'{recipe.path}' is no directory here, and the Hugging Face hub does not give its {part} ({reason}): "
+            "correct network.path, or check the connection."
+        ) from error
+
+
+@contextmanager
+def _quiet(transformers: Any, recipe: PretrainedRecipe) -> Iterator[None]:
+    """Keep transformers' own reports and bars off stderr while it loads; a download keeps its bar."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if Path(recipe.path).is_dir():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

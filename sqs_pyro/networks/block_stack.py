@@ -1,0 +1,152 @@
+"""A network as a stack of blocks that hand on a hidden state, each called on its own as the network calls it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sqs_pyro.errors import NetworkError
+from sqs_pyro.networks.calling import call_arguments
+
+#: What a block is called with behind the hidden state: positional and keyword arguments.
+BlockArguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Entrance:
+    """What reaches the blocks for one minibatch.
+
+    Attributes:
+        hidden: the hidden state before the first block, ``[B, T, D]``.
+        arguments: of each block, all but the hidden state (masks, position embeddings, ...).
+    """
+
+    hidden: Tensor
+    arguments: list[BlockArguments]
+
+
+class _LastBlockReached(Exception):
+    """The blocks' arguments are known: the rest of the network need not run."""
+
+
+class BlockStack:
+    """The blocks of a network; what stands before them runs once, and none of the code between them is rewritten.
+
+    Args:
+        net: the network, say a transformers model.
+        blocks: its blocks in the order of their calls. Each takes a hidden state ``[B, T, D]`` as its first
+            argument and returns the next one, alone or first in a tuple.
+
+    Raises:
+        NetworkError: there are no blocks, or one is not part of the network.
+    """
+
+    def __init__(self, net: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        inside = {id(module) for module in net.modules()}
+        if not blocks or any(id(block) not in inside for block in blocks):
+            raise NetworkError(
+                f"The {len(blocks)} blocks given are not blocks of this {type(net).__name__}: give those that its "
+                "forward calls, in order."
+            )
+        self.net, self.blocks = net, list(blocks)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @torch.no_grad()
+    def entrance(self, inputs: Any) -> Entrance:
+        """Run the network up to its first block; all blocks are stepped over, so their weights do not matter.
+
+        Args:
+            inputs: of the network, as :func:`~sqs_pyro.networks.calling.call_arguments` takes them.
+
+        Raises:
+            NetworkError: the network does not call its blocks in this order, once each.
+        """
+        args, kwargs = call_arguments(inputs)
+        seen: list[tuple[Tensor, BlockArguments]] = []
+        with self._recording(seen), _without_cache(self.net):
+            try:
+                self.net(*args, **kwargs)
+            except _LastBlockReached:
+                return Entrance(seen[0][0], [arguments for _, arguments in seen])
+        raise NetworkError(
+            f"{type(self.net).__name__} called {len(seen)} of its {len(self)} blocks: give those that every "
+            "forward calls, in order."
+        )
+
+    @contextmanager
+    def _recording(self, seen: list[tuple[Tensor, BlockArguments]]) -> Iterator[None]:
+        """In place of each block's own ``forward``, note the arguments and hand on the hidden state unchanged."""
+
+        def recorder(index: int) -> Any:
+            def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+                if index != len(seen):
+                    raise NetworkError(
+                        f"{type(self.net).__name__} called block {index} of {len(self)} as number {len(seen)}: "
+                        "give the blocks in the order of their calls."
+                    )
+                seen.append((hidden, (args, kwargs)))
+                if index + 1 == len(self):
+                    raise _LastBlockReached
+                return hidden
+
+            return forward
+
+        try:
+            for index, block in enumerate(self.blocks):
+                block.forward = recorder(index)  # on the instance: attributes of the block stay readable
+            yield
+        finally:
+            for block in self.blocks:
+                block.__dict__.pop("forward", None)
+
+
+@contextmanager
+def _without_cache(net: nn.Module) -> Iterator[None]:
+    """Causal networks keep keys and values by default; a block that is called again would attend to old ones."""
+    config: Any = getattr(net, "config", None)
+    if not getattr(config, "use_cache", False):
+        yield
+        return
+    config.use_cache = False
+    try:
+        yield
+    finally:
+        config.use_cache = True
+
+
+def run_block(block: nn.Module, hidden: Tensor, arguments: BlockArguments) -> Tensor:
+    """The hidden state behind a block, ``[B, T, D]``."""
+    args, kwargs = arguments
+    output = block(hidden, *args, **kwargs)
+    return output if isinstance(output, Tensor) else output[0]
+
+
+class _LayerReached(Exception):
+    """The input that was wanted is known: the rest of the block need not run."""
+
+
+def input_of(layer: nn.Module, block: nn.Module, hidden: Tensor, arguments: BlockArguments) -> Tensor:
+    """What a layer inside a block is called with, ``[..., M]``; the block runs up to there.
+
+    Raises:
+        NetworkError: the block does not call the layer.
+    """
+    seen: list[Tensor] = []
+
+    def stop(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0])
+        raise _LayerReached
+
+    hook = layer.register_forward_pre_hook(stop)
+    try:
+        run_block(block, hidden, arguments)
+    except _LayerReached:
+        return seen[0]
+    finally:
+        hook.remove()
+    raise NetworkError(f"This {type(block).__name__} does not call its {type(layer).__name__} {layer}.")

@@ -1,0 +1,94 @@
+"""A whole run: a trained network in, a packed file that runs out, and what was measured on the way."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sqs_pyro.atomic import check_place, resolved
+from sqs_pyro.data import Data, load_data
+from sqs_pyro.evaluation.classification import evaluate
+from sqs_pyro.inference.diagnostics import inert_averaging
+from sqs_pyro.models.likelihoods import categorical
+from sqs_pyro.runs.averaging import run_averaging
+from sqs_pyro.runs.bookkeeping import Clock
+from sqs_pyro.runs.directory import METRICS, PACKED, check_output, run_directory, write_json
+from sqs_pyro.runs.made_of import write_made_of
+from sqs_pyro.runs.measured import HISTORY, compress_and_measure, write_bounds
+from sqs_pyro.runs.network import give_weights, untrained_network
+from sqs_pyro.runs.progress import Progress, silent
+from sqs_pyro.runs.recipe import RunRecipe, load_recipe
+
+__all__ = ["HISTORY", "PACKED", "RunRecipe", "load_recipe", "run"]
+
+
+def run(
+    recipe: RunRecipe,
+    out_dir: str | Path,
+    *,
+    overwrite: bool = False,
+    baselines_dir: str | Path | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Train or find the baseline, compress it, write the packed file, and evaluate that file from disk.
+
+    Everything that can be checked is checked before anything is trained. The finished directory holds
+    ``packed.safetensors``, ``metrics.json``, ``bounds.json``, ``recipe.yaml`` with all defaults filled in,
+    ``history.csv`` and the pictures. An interrupted run is taken up where it was by the same call.
+
+    Args:
+        recipe: what to do.
+        out_dir: directory to make.
+        overwrite: replace a finished run that is there.
+        baselines_dir: where trained baselines are kept; ``baselines`` beside ``out_dir`` by default.
+        progress: called often, for a progress bar.
+
+    Returns:
+        What ``metrics.json`` holds. Accuracies and calibration errors are fractions, NLL is in nats.
+
+    Raises:
+        SQSError: one sentence that says what is wrong with recipe, data, network or output directory.
+    """
+    out_dir = resolved(out_dir)
+    baselines = resolved(baselines_dir) if baselines_dir is not None else out_dir.parent / "baselines"
+    check_output(out_dir, recipe.as_yaml(), overwrite=overwrite)
+    check_place(baselines / "kept.pt")
+    data = load_data(recipe.data, recipe.baseline.seed)
+    net = untrained_network(recipe, data)
+    with run_directory(out_dir, recipe.as_yaml(), overwrite=overwrite) as directory:
+        epochs = give_weights(recipe, net, data, baselines, progress)
+        data = load_data(recipe.data, recipe.seed)  # afresh: the same order whether a baseline was kept or not
+        clock = Clock()
+        metrics = _compress_and_measure(recipe, net, data, directory, clock, progress)
+        baseline = sum(epoch.seconds for epoch in epochs)
+        metrics["stage_seconds"] = {**clock.seconds, "baseline": baseline, "compression": metrics["seconds"]}
+        write_made_of(directory, recipe)
+        write_json(directory / METRICS, metrics)
+    return metrics
+
+
+class _Images:
+    """The task of every network that takes images: their classes."""
+
+    headline = "accuracy"
+    likelihood = categorical
+
+    def measure(self, net: nn.Module, loader: Any) -> dict[str, Any]:
+        return asdict(evaluate(net, loader))
+
+
+def _compress_and_measure(
+    recipe: RunRecipe, net: nn.Module, data: Data, directory: Path, clock: Clock, progress: Progress
+) -> dict[str, Any]:
+    result, metrics = compress_and_measure(
+        recipe, recipe.compression, _Images(), net, data, directory, clock, progress
+    )
+    if recipe.averaging is not None:
+        metrics |= run_averaging(recipe.averaging, result, data, recipe.seed, directory)
+        at = metrics["averaged"]["temperature"], recipe.averaging.gate_temperature
+        metrics["findings"] += [asdict(finding) for finding in inert_averaging(result.guide, *at)]
+    clock.lap("evaluation")
+    write_bounds(recipe.bounds, result, data.train, recipe.seed, directory, progress)
+    clock.lap("bounds")
+    return metrics

@@ -1,0 +1,232 @@
+"""Whether two networks give the same outputs on real inputs, and the first module in which they do not.
+
+Both run in evaluation mode, from the same random state, without gradients; modes, buffers and random states are
+afterwards as they were. Whole networks are compared first; only where they differ do they run again, module by
+module.
+"""
+
+import copy
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sqs_pyro.errors import DataError, NetworkError, SQSError
+from sqs_pyro.networks.calling import call_arguments, device_of, move_to, own_copy
+
+_EXACT = 2.0**-10  # of the largest output: sums of float32 in another order, through many layers
+_COARSE = 2.0**-5  # the same for two-byte floats, and for GPUs, which multiply with fewer bits
+
+
+#: What a forward raises that meets something it does not know.
+_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where two networks' outputs part.
+
+    Attributes:
+        module: name of the first module with other outputs; empty where only the network's own differ.
+        relative: largest difference of the networks' outputs, in units of the largest of each tensor; infinite
+            where forms differ or one is not finite.
+        repeatable: whether the first network gives the same outputs twice; if not, nothing can be compared.
+    """
+
+    module: str
+    relative: float
+    repeatable: bool = True
+
+
+def check_agreement(dense: nn.Module, packed: nn.Module, inputs: Any) -> Difference | None:
+    """Check that a packed network computes what its dense twin does.
+
+    Args:
+        dense: the network with dense weights.
+        packed: the same, packed.
+        inputs: a minibatch's.
+
+    Returns:
+        None; or the difference, where the network's outputs change from call to call, so that nothing is said.
+
+    Raises:
+        NetworkError: it does not; the sentence names the module.
+    """
+    try:
+        found = first_difference(dense, packed, inputs, tolerance(dense))
+    except _CannotRun as error:
+        raise NetworkError(
+            f"Packed, the network cannot run where it can with dense weights ({error}): exclude the weights of "
+            "the module that reads its weight in a way of its own."
+        ) from error.__cause__
+    if found is None or not found.repeatable:
+        return found
+    name = f"module '{found.module}'" if found.module else f"{type(dense).__name__} itself"
+    raise NetworkError(
+        f"Packed, {name} gives other outputs than with dense weights (the network's differ by "
+        f"{found.relative:.2g} of the largest): its forward uses its weight in a way that packing does not know, "
+        "so exclude it from compression."
+    )
+
+
+def tolerance(net: nn.Module) -> float:
+    """Relative difference of outputs that rounding explains, in a network's dtype and on its device."""
+    short = any(p.dtype in (torch.float16, torch.bfloat16) for p in (*net.parameters(), *net.buffers()))
+    return _COARSE if short or device_of(net).type != "cpu" else _EXACT
+
+
+def first_difference(first: nn.Module, second: nn.Module, inputs: Any, relative: float) -> Difference | None:
+    """Compare two networks of the same modules' names.
+
+    Args:
+        first, second: networks; what the first one puts out is taken to be right.
+        inputs: a minibatch's.
+        relative: difference that is none, in units of the largest output of each tensor.
+
+    Returns:
+        None where they agree.
+
+    Raises:
+        DataError: the first one cannot run on these inputs.
+    """
+    try:
+        expected = outputs(first, inputs)
+    except SQSError:
+        raise
+    except _ERRORS as error:
+        raise DataError(
+            f"{type(first).__name__} cannot run on the inputs in evaluation mode ({_first_line(error)}): give "
+            "them as its forward takes them."
+        ) from error
+    try:
+        found = outputs(second, inputs)
+    except _ERRORS as error:
+        raise _CannotRun(_first_line(error)) from error
+    distance = _distance(expected, found)
+    if distance <= relative:
+        return None
+    if _distance(expected, outputs(first, inputs)) > relative:
+        return Difference("", distance, repeatable=False)
+    return Difference(_first_module(first, second, inputs, relative), distance)
+
+
+def outputs(net: nn.Module, inputs: Any) -> list[Tensor]:
+    """Every tensor that a network puts out in evaluation mode, in order."""
+    args, kwargs = call_arguments(own_copy(move_to(inputs, device_of(net))), net)
+    with _undisturbed(net):
+        return list(_tensors(net(*args, **kwargs)))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .")
+
+
+class _CannotRun(Exception):
+    """The second of two networks raises an error where the first does not."""
+
+
+def _first_module(first: nn.Module, second: nn.Module, inputs: Any, relative: float) -> str:
+    """Name of the first module, in the order in which they finish, whose outputs differ."""
+    seen: dict[str, list[list[Tensor]]] = defaultdict(list)
+    parted: list[str] = []
+    calls: dict[str, int] = defaultdict(int)
+
+    def note(name: str, output: Any) -> None:
+        seen[name].append([tensor.detach().clone() for tensor in _tensors(output)])
+
+    def compare(name: str, output: Any) -> None:
+        call, calls[name] = calls[name], calls[name] + 1
+        if (
+            not parted
+            and call < len(seen[name])
+            and _distance(seen[name][call], list(_tensors(output))) > relative
+        ):
+            parted.append(name)
+
+    for net, tell in ((first, note), (second, compare)):
+        with _watched(net, tell):
+            outputs(net, inputs)
+    return parted[0] if parted else ""
+
+
+@contextmanager
+def _watched(net: nn.Module, tell: Callable[[str, Any], None]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for name, module in net.named_modules():
+            hook = module.register_forward_hook(lambda _, __, output, name=name: tell(name, output))
+            stack.callback(hook.remove)
+        yield
+
+
+@contextmanager
+def _undisturbed(net: nn.Module) -> Iterator[None]:
+    """Evaluation from one random state; modes, buffers and random states are put back."""
+    modes = [(module, module.training) for module in net.modules()]
+    held = [(module, dict(module._buffers), copy.deepcopy(module._buffers)) for module in net.modules()]
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 (what forwards may draw from)
+    try:
+        with torch.random.fork_rng(), torch.no_grad(), _not_compiling(net):
+            torch.manual_seed(0), random.seed(0), np.random.seed(0)  # noqa: NPY002
+            net.eval()
+            yield
+    finally:
+        random.setstate(states[0]), np.random.set_state(states[1])  # noqa: NPY002
+        for module, training in modes:
+            module.training = training
+        for module, same, values in held:
+            _put_back(module, same, values)
+
+
+def _not_compiling(net: nn.Module) -> Any:
+    """A few calls are not worth compiling for."""
+    compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in net.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()  # imports the compiler
+
+
+def _put_back(module: nn.Module, same: Mapping[str, Tensor | None], values: Mapping[str, Tensor | None]) -> None:
+    """The same buffers, with the same values, wherever a forward has written or hung others."""
+    for name, buffer in same.items():
+        value = values[name]
+        if buffer is not None and value is not None and not torch.equal(buffer, value):
+            with torch.no_grad():
+                buffer.copy_(value)
+        module._buffers[name] = buffer
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):  # the outputs of transformers' networks as well
+        for each in value.values():
+            yield from _tensors(each)
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from _tensors(each)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))
+
+
+def _distance(first: list[Tensor], second: list[Tensor]) -> float:
+    """Largest relative difference over tensors of two outputs; integers, which may flip at ties, do not count."""
+    if [tensor.shape for tensor in first] != [tensor.shape for tensor in second]:
+        return float("inf")
+    pairs = zip(first, second, strict=True)
+    return max((_relative(one, other) for one, other in pairs if one.is_floating_point()), default=0.0)
+
+
+def _relative(one: Tensor, other: Tensor) -> float:
+    one, other = one.detach().double().to_dense(), other.detach().double().to_dense()
+    there = one.isfinite()
+    if not torch.equal(there, other.isfinite()):
+        return float("inf")
+    if not there.any():
+        return 0.0
+    scale, difference = float(one[there].abs().max()), float((one - other)[there].abs().max())
+    return difference / scale if scale else (float("inf") if difference else 0.0)

@@ -1,0 +1,281 @@
+"""Studies: every cell is one ordinary run in a directory of its own, and a finished one is not run again."""
+
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from sqs_pyro.atomic import check_place, clean_inside, one_sentence, resolved, write_text
+from sqs_pyro.documents import parse_yaml, read_yaml
+from sqs_pyro.errors import OutputError, RecipeError, ResourceError, SQSError
+from sqs_pyro.fingerprint import Fingerprint, fingerprint, first_difference
+from sqs_pyro.recipes import parse
+from sqs_pyro.reporting.study_plots import comparison_figure, sweep_figure
+from sqs_pyro.reporting.study_summary import summarise, write_csv
+from sqs_pyro.reporting.style import write_figure
+from sqs_pyro.runs.directory import METRICS, RECIPE, check_output, locked, read_run, write_json
+from sqs_pyro.runs.images import run
+from sqs_pyro.runs.made_of import difference, made_of_many
+from sqs_pyro.runs.progress import Progress, silent
+from sqs_pyro.runs.recipe import RunRecipe
+from sqs_pyro.runs.seal import check_sealed
+from sqs_pyro.studies.processes import Outcome, run_commands
+from sqs_pyro.studies.recipe import Cell, StudyRecipe, cells, point_label
+
+MadeOf = Callable[[RunRecipe], Fingerprint]
+STUDY, RUNS, BASELINES = "study.yaml", "runs", "baselines"
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What came of one cell.
+
+    Attributes:
+        cell: which run.
+        metrics: what its ``metrics.json`` holds, or None if it failed.
+        error: the sentence it failed with, or None.
+    """
+
+    cell: Cell
+    metrics: dict[str, Any] | None
+    error: str | None
+
+
+def run_study(
+    study: StudyRecipe,
+    out_dir: str | Path,
+    *,
+    baselines_dir: str | Path | None = None,
+    overwrite: bool = False,
+    jobs: int = 1,
+    progress: Progress = silent,
+) -> list[CellResult]:
+    """Run the cells of a study that are not finished yet; the same call goes on where it was interrupted.
+
+    A cell that fails with an :class:`~sqs_pyro.errors.SQSError` is reported in its result, and tried again by the
+    next call. Seeds, variants and values can be added to a study that has been run.
+
+    Args:
+        study: what to run.
+        out_dir: its directory: the runs are in ``runs``, trained baselines in ``baselines``.
+        baselines_dir: where trained baselines are kept instead.
+        overwrite: run cells again whose recipe is not the one that they were run with.
+        jobs: runs at a time; more than one are processes of their own, which share out torch's threads.
+        progress: called often, for a progress bar; its stage ``"study"`` counts cells.
+
+    Returns:
+        One result for each cell, in the order of :func:`~sqs_pyro.studies.recipe.cells`.
+
+    Raises:
+        RecipeError: the study is not valid.
+        OutputError: ``out_dir`` is another study's, or something else, or in use, or cannot be written; a finished
+            run in it was altered.
+    """
+    found = cells(study)
+    directory = resolved(out_dir)
+    baselines = directory / BASELINES if baselines_dir is None else resolved(baselines_dir)
+    check_place(baselines / "kept.pt")
+    now = made_of_many()
+    with _study_directory(directory, study, found, now, overwrite=overwrite) as runs:
+        waiting = [cell for cell in found if _why_again(runs / cell.directory, cell.recipe, now)]
+        count = _Count(progress, len(found) - len(waiting), len(found))
+        if jobs > 1:
+            work = _in_processes(waiting, runs, baselines, jobs, count.say)
+        else:
+            work = _one_by_one(waiting, runs, baselines, count.say, progress)
+        errors = {}
+        with closing(work):  # an interruption here stops the processes there
+            for name, error in work:
+                errors[name] = error
+                count.one_more(f"{name}: failed" if error else name)
+        return [_result(cell, runs, errors.get(cell.name)) for cell in found]
+
+
+class _Count:
+    """How many cells are done, for the progress bar."""
+
+    def __init__(self, progress: Progress, done: int, total: int) -> None:
+        self._progress, self._done, self._total = progress, done, total
+
+    def say(self, text: str) -> None:
+        self._progress("study", self._done, self._total, text)
+
+    def one_more(self, text: str) -> None:
+        self._done += 1
+        self.say(text)
+
+
+def _one_by_one(
+    waiting: Sequence[Cell], runs: Path, baselines: Path, say: Callable[[str], None], progress: Progress
+) -> Generator[Outcome, None, None]:
+    for cell in waiting:
+        say(cell.name)
+        try:
+            run(cell.recipe, runs / cell.directory, overwrite=True, baselines_dir=baselines, progress=progress)
+        except (OutputError, ResourceError):
+            raise  # the next cell would have no room either
+        except SQSError as error:
+            yield cell.name, str(error)
+        else:
+            yield cell.name, None
+
+
+def _in_processes(
+    waiting: Sequence[Cell], runs: Path, baselines: Path, jobs: int, say: Callable[[str], None]
+) -> Generator[Outcome, None, None]:
+    """`sqs compress` for each cell; a cell of each baseline comes first, so that baselines train side by side."""
+    first = {cell.recipe.baseline_key: cell for cell in reversed(waiting)}
+    ordered = sorted(waiting, key=lambda cell: cell is not first[cell.recipe.baseline_key])
+    with TemporaryDirectory() as recipes:
+        commands: dict[str, list[str | Path]] = {}
+        for cell in ordered:
+            recipe = Path(recipes, f"{cell.directory}.yaml")
+            recipe.write_text(cell.recipe.as_yaml(), encoding="utf-8")
+            command: list[str | Path] = [sys.executable, "-m", "sqs_pyro", "compress", recipe, "--overwrite"]
+            commands[cell.name] = [*command, "--out", runs / cell.directory, "--baselines", baselines]
+        yield from run_commands(commands, jobs, say)
+
+
+def _result(cell: Cell, runs: Path, error: str | None) -> CellResult:
+    if error is not None:
+        return CellResult(cell, None, error)
+    return CellResult(cell, read_run(runs / cell.directory)["metrics"], None)
+
+
+def write_summary(
+    kind: Literal["compare", "sweep"],
+    study: StudyRecipe,
+    results: Sequence[CellResult],
+    out_dir: str | Path,
+    *,
+    command: str | None = None,
+) -> dict[str, Any]:
+    """Write ``compare.json``, ``.csv`` and ``.png`` (or ``sweep``...) into the study's directory.
+
+    Args:
+        kind: ``"compare"`` draws points side by side, ``"sweep"`` curves over the size of the file.
+        study: what was run.
+        results: what came of it.
+        out_dir: the study's directory.
+        command: the command line that ran it, if it was one.
+
+    Returns:
+        What the JSON holds, see :func:`~sqs_pyro.reporting.study_summary.summarise`.
+    """
+    directory = resolved(out_dir)
+    summary = {"command": command, **summarise(study.name, [_plain(result) for result in results])}
+    write_json(directory / f"{kind}.json", summary)
+    write_csv(directory / f"{kind}.csv", summary)
+    figure = sweep_figure(summary) if kind == "sweep" else comparison_figure(summary)
+    write_figure(figure, directory / f"{kind}.png")
+    return summary
+
+
+def _plain(result: CellResult) -> dict[str, Any]:
+    cell = result.cell
+    return {
+        "variant": cell.variant,
+        "point": point_label(cell.values),
+        "values": cell.values,
+        "seed": cell.seed,
+        "metrics": result.metrics,
+        "error": result.error,
+    }
+
+
+@contextmanager
+def _study_directory(
+    directory: Path, study: StudyRecipe, found: Sequence[Cell], now: MadeOf, *, overwrite: bool
+) -> Iterator[Path]:
+    """Check the study's directory, make it, keep others out, and yield where its runs are."""
+    runs = directory / RUNS
+    _check_directory(directory, study)
+    for cell in found:
+        _check_cell(runs / cell.directory, cell.recipe, now, overwrite=overwrite)
+    with one_sentence(runs):
+        runs.mkdir(parents=True, exist_ok=True)
+    with locked(directory):
+        clean_inside(directory)
+        write_text(directory / STUDY, _sealed(study.as_yaml()))
+        yield runs
+
+
+def _check_directory(directory: Path, study: StudyRecipe) -> None:
+    check_place(directory / STUDY)
+    if not directory.exists() or not any(directory.iterdir()):
+        return
+    kept = directory / STUDY
+    others = {path.name for path in directory.iterdir() if not path.name.startswith(".sqs-")}
+    if not kept.exists() and not others <= {RUNS, BASELINES}:  # these alone: killed before it was written
+        raise OutputError(
+            f"'{directory}' exists and is no study (it holds no {STUDY}): choose another output directory."
+        )
+    name = _name_in(kept) if kept.exists() else study.name
+    if name != study.name:
+        raise OutputError(
+            f"'{directory}' holds the study '{name}', not '{study.name}': choose another output directory."
+        )
+
+
+_SUM = "# sha256 of the lines below: "
+
+
+def _sealed(text: str) -> str:
+    return f"{_SUM}{sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def _name_in(kept: Path) -> str:
+    """The name of the study in a directory; a file without a digest is of an older version."""
+    text = kept.read_bytes().decode("utf-8", errors="replace")
+    head, _, below = text.partition("\n")
+    try:
+        if ("#" in head or "sha256" in head) and text != _sealed(below):
+            raise ValueError("its checksum does not fit")
+        return str(parse_yaml(text, "it")["name"])
+    except (ValueError, TypeError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OutputError(
+            f"'{kept}' is damaged ({reason}): write 'name: ' and the study's name into it, as its only line, and "
+            "the same command goes on with the runs that are finished."
+        ) from None
+
+
+def _check_cell(directory: Path, recipe: RunRecipe, now: MadeOf, *, overwrite: bool) -> None:
+    if overwrite or not (directory / METRICS).exists():
+        check_output(directory, recipe.as_yaml(), overwrite=overwrite)
+    elif why := _why_again(directory, recipe, now):
+        raise OutputError(
+            f"'{directory}' holds a finished run of {why}: choose another output directory, or run it again with "
+            "--overwrite."
+        )
+
+
+def _why_again(directory: Path, recipe: RunRecipe, now: MadeOf) -> str | None:
+    """What a directory holds that is not the finished run of just this recipe and data, or None if it is.
+
+    Keys that came later have their defaults.
+
+    Raises:
+        OutputError: a file of the finished run was altered.
+    """
+    if not (directory / METRICS).exists():
+        return "nothing"
+    check_sealed(directory)
+    try:
+        kept = parse(RunRecipe, read_yaml(directory / RECIPE))
+    except RecipeError:  # a key that is no more, or a file that was cut
+        return "another recipe"
+    if kept != recipe:
+        return _changed_keys(kept, recipe)
+    return difference(directory, recipe, now)
+
+
+def _changed_keys(kept: RunRecipe, recipe: RunRecipe) -> str:
+    found = first_difference(
+        fingerprint(kept.model_dump(mode="json"), {}, {}), fingerprint(recipe.model_dump(mode="json"), {}, {})
+    )
+    return "another recipe" if found is None else f"another recipe ({found[1]})"

@@ -1,0 +1,99 @@
+"""The plan of blockwise compression's memory, against counting by hand and against a process's own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sqs_pyro.compression.blockwise.memory_plan import plan_memory
+from sqs_pyro.errors import NetworkError
+
+transformers = pytest.importorskip("transformers")
+EVEN = {"allocation": "even", "bits": 3.0}
+
+
+def llama(**changes):
+    options = {"vocab_size": 1000, "num_attention_heads": 8, "num_key_value_heads": 4, **changes}
+    with torch.device("meta"):
+        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**options))
+
+
+def test_counts_by_hand():
+    net = llama(hidden_size=64, intermediate_size=96, num_hidden_layers=3)
+    plan = plan_memory(net, 10, 32, EVEN)
+    linear = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 96  # q and o, k and v, gate, up and down
+    block = linear + 2 * 64  # norms
+    assert plan.weights == 4 * block
+    assert plan.block == 2 * 4 * block
+    assert plan.states == 4 * 4 * 10 * 32 * 64
+    assert plan.packed == 3 * linear * 3 // 8
+    assert plan.parameters == 3 * block + 2 * 1000 * 64 + 64
+    assert plan.ends == 3 * 4 * (2 * 1000 * 64 + 64)
+    assert plan.gradients == 0
+    assert plan.peak == max(sum(parts.values()) for parts in plan.moments.values())
+
+
+def test_what_makes_it_grow():
+    net = llama(hidden_size=64, intermediate_size=96, num_hidden_layers=6)
+    streamed, whole = (plan_memory(net, 10, 32, EVEN, streamed=s) for s in (True, False))
+    assert streamed.peak < whole.peak
+    assert plan_memory(net, 20, 32, EVEN).states == 2 * streamed.states
+    assert plan_memory(net, 10, 32, {"bits": 3.0}, streamed=False).gradients > 0
+    assert plan_memory(net, 10, 32, {**EVEN, "bits": 6.0}).packed == 2 * streamed.packed
+
+
+def test_an_unknown_architecture():
+    with torch.device("meta"):
+        net = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=32, n_head=2))
+    with pytest.raises(NetworkError, match=r"'gpt2' .* unknown"):
+        plan_memory(net, 4, 16)
+
+
+_MEASURE = """
+import json, sys, tempfile, threading, time
+import torch, transformers
+from sqs_pyro.integrations.checkpoint import compress_checkpoint
+
+def resident():
+    return 4096 * int(open("/proc/self/statm").read().split()[1])
+
+def compress(config, sequences):
+    net = tempfile.mkdtemp()
+    transformers.LlamaForCausalLM(config).save_pretrained(net, max_shard_size="10MB")
+    compress_now = lambda: compress_checkpoint(net, sequences, {"allocation": "even", "bits": 3.0, "rounds": 1},
+                                               directory=tempfile.mkdtemp())
+    return compress_now
+
+torch.set_num_threads(1)
+common = dict(num_attention_heads=8, num_key_value_heads=4, num_hidden_layers=2)
+tiny = transformers.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, **common)
+compress(tiny, torch.randint(0, 64, (4, 16)))()  # loads all libraries
+config = transformers.LlamaConfig(vocab_size=8000, hidden_size=512, intermediate_size=1536, **common)
+run = compress(config, torch.randint(0, 8000, (16, 512)))
+peak = base = resident()
+
+def watch():
+    global peak
+    while True:
+        peak = max(peak, resident())
+        time.sleep(0.01)
+
+threading.Thread(target=watch, daemon=True).start()
+run()
+print(json.dumps(peak - base))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_plan_is_what_a_process_takes():
+    """What was freed goes back at once, as it does for the tensors of large networks."""
+    threshold = {"MALLOC_MMAP_THRESHOLD_": "200000", "MALLOC_TRIM_THRESHOLD_": "200000"}
+    command = [sys.executable, "-c", _MEASURE]
+    done = subprocess.run(command, env={**os.environ, **threshold}, capture_output=True, text=True, check=True)
+    measured = json.loads(done.stdout.splitlines()[-1])
+    net = llama(vocab_size=8000, hidden_size=512, intermediate_size=1536, num_hidden_layers=2)
+    assert plan_memory(net, 16, 512, EVEN).peak == pytest.approx(measured, rel=0.35)

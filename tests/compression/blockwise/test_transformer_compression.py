@@ -1,0 +1,107 @@
+"""A transformer in one call: every architecture, and what it says of impossible input."""
+
+import pytest
+import torch
+
+from sqs_pyro import compress_transformer, load, save, size_report
+from sqs_pyro.errors import DataError, NetworkError, RecipeError
+
+transformers = pytest.importorskip("transformers")
+
+SMALL = {
+    "vocab_size": 48,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 32,
+    "initializer_range": 0.2,
+}
+RECIPE = {"bits": 3.5, "importance_sequences": 4, "batch_size": 4}
+
+
+def make(kind, head):
+    torch.manual_seed(0)
+    few = {} if kind == "Bert" else {"num_key_value_heads": 2}
+    config = getattr(transformers, f"{kind}Config")(**SMALL, **few)
+    return getattr(transformers, f"{kind}{head}")(config).eval()
+
+
+def sequences(count=8, length=16):
+    return torch.randint(0, 48, (count, length), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "layers"),
+    [
+        ("Llama", "ForCausalLM", 7),
+        ("Qwen2", "ForCausalLM", 7),
+        ("Qwen3", "Model", 7),
+        ("Bert", "Model", 6),
+        ("Bert", "ForSequenceClassification", 6),
+        ("Bert", "ForQuestionAnswering", 6),
+    ],
+)
+def test_each_architecture(kind, head, layers, tmp_path):
+    net = make(kind, head)
+    result = compress_transformer(net, sequences(), RECIPE, metadata={"metrics": {"of": kind}})
+    save(result.network, tmp_path / "net.safetensors")
+    report = size_report(tmp_path / "net.safetensors")
+    assert len(report.tensors) == 2 * layers
+    inside = {row.name for row in report.tensors}
+    left = [n for n, p in net.named_parameters() if p.dim() == 2 and n not in inside]
+    assert not [n for n in left if ".layers." in n or ".layer." in n or n.startswith(("layers.", "encoder."))]
+    loaded, x = load(tmp_path / "net.safetensors", net), sequences()
+    with torch.no_grad():
+        first, second, original = (each(input_ids=x)[0] for each in (result.network, loaded, net))
+    assert torch.equal(first, second)
+    assert float((first - original).square().sum() / original.square().sum()) < 0.2
+    assert loaded.packed_metadata["recipe"]["bits"] == 3.5
+    assert loaded.packed_metadata["metrics"] == {"of": kind}
+
+
+def test_finished_blocks_are_kept(tmp_path):
+    net, told = make("Llama", "ForCausalLM"), []
+    compress_transformer(net, sequences(), RECIPE, directory=tmp_path / "blocks", progress=told.append)
+    assert [record.block for record in told] == [0, 1]
+    assert len(list((tmp_path / "blocks").glob("block-*.pt"))) == 2
+
+
+class TestSaysWhatIsWrong:
+    def test_a_network_that_is_no_transformer(self):
+        with pytest.raises(NetworkError, match="Linear has no model_type"):
+            compress_transformer(torch.nn.Linear(2, 2), sequences())
+
+    def test_an_unknown_key(self):
+        with pytest.raises(RecipeError, match=r"'blockwise\.bit' is unknown"):
+            compress_transformer(make("Llama", "ForCausalLM"), sequences(), {"bit": 3})
+
+    def test_sequences(self):
+        net = make("Llama", "ForCausalLM")
+        with pytest.raises(DataError, match=r"shape \[16\] were given"):
+            compress_transformer(net, sequences()[0])
+        with pytest.raises(DataError, match="belongs to the network"):
+            compress_transformer(net, sequences() + 30)
+        with pytest.raises(DataError, match="have 40 tokens, but LlamaForCausalLM takes at most 32"):
+            compress_transformer(net, sequences(length=40))
+
+
+class TestShips:
+    def test_what_no_file_holds_is_refused_before_any_block(self):
+        net, told = make("Llama", "ForCausalLM"), []
+        net.register_buffer("table", torch.zeros(4, dtype=torch.float8_e4m3fn))
+        with pytest.raises(NetworkError, match=r"'table' is torch\.float8_e4m3fn, which cannot be stored"):
+            compress_transformer(net, sequences(), RECIPE, progress=told.append)
+        assert not told
+
+    def test_packed_computes_what_is_judged_and_the_rest_is_said(self, monkeypatch):
+        def compared(dense, packed, inputs):
+            seen.append((dense(**inputs).logits, packed(**inputs).logits))
+
+        seen = []
+        monkeypatch.setattr("sqs_pyro.compression.blockwise.blocks.check_agreement", compared)
+        result = compress_transformer(make("Llama", "ForCausalLM"), sequences(2), RECIPE)
+        ((dense, packed),) = seen
+        torch.testing.assert_close(packed, dense, rtol=1e-4, atol=1e-4)
+        assert [finding.kind for finding in result.findings] == ["uncompressed"]
+        assert "embed_tokens.weight" in result.findings[0].sentence

@@ -1,0 +1,125 @@
+"""What decides which weights are zero: sizes that are reached, at a given β or target, resumed exactly."""
+
+import copy
+
+import pytest
+import torch
+
+from sqs_pyro import compress, save, size_report
+from sqs_pyro.compression.baseline import BaselineRecipe, train_baseline
+from sqs_pyro.compression.finetune.loop import Driver
+from sqs_pyro.compression.finetune.recipe import CompressionRecipe
+from sqs_pyro.data import load_data
+from sqs_pyro.data.recipe import DataRecipe
+from sqs_pyro.errors import RecipeError
+from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.models import BayesianNetwork, LearnedPrior
+from sqs_pyro.networks.registry import build_network
+from sqs_pyro.packing.layouts import pack_tensor
+from sqs_pyro.recipes import parse
+
+RATE_DISTORTION = {"allocation": "rate_distortion", "prior": {"kind": "learned"}}
+QUICK = {"epochs": 4, "num_components": 5, "learning_rate": 0.02, "pruning": {"every": 5}}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data(DataRecipe(name="digits"))
+
+
+@pytest.fixture(scope="module")
+def trained(digits):
+    torch.manual_seed(0)
+    net = build_network("digits_net", width=8)
+    train_baseline(net, digits.train, None, BaselineRecipe(epochs=8))
+    return net.eval()
+
+
+def driver(net, digits, recipe, bits=None) -> Driver:
+    recipe = CompressionRecipe(**QUICK, **recipe)
+    prior = LearnedPrior(scope=recipe.prior.scope) if recipe.prior.kind == "learned" else None
+    model = BayesianNetwork(copy.deepcopy(net), prior=prior, num_data=len(digits.train.dataset))
+    guide = SpikeGMMGuide(model, recipe.num_components, temperature=recipe.temperature, stage="dense")
+    torch.manual_seed(3)
+    return Driver(model, guide, recipe, digits.train, bits=bits)
+
+
+def packed_bits(guide: SpikeGMMGuide) -> int:
+    return 8 * sum(pack_tensor(tensor, "entropy").num_bytes for tensor in guide.harden().values())
+
+
+class TestSizes:
+    @pytest.mark.parametrize("recipe", [{}, RATE_DISTORTION], ids=["schedule", "rate_distortion"])
+    def test_a_budget_is_kept(self, trained, digits, recipe):
+        d = driver(trained, digits, recipe, bits=12_000)
+        d.run()
+        # A schedule cannot see how codes wander once they are coded; the learned prior does.
+        assert packed_bits(d.guide) == pytest.approx(12_000, rel=0.01 if recipe else 0.05)
+
+    @pytest.mark.parametrize("scope", ["layer", "global"])
+    @pytest.mark.parametrize("curvature", ["layer", "network"])
+    def test_more_beta_is_a_smaller_file(self, trained, digits, scope, curvature):
+        recipe = {**RATE_DISTORTION, "prior": {"kind": "learned", "scope": scope}, "curvature": curvature}
+        bits = []
+        for beta in (0.003, 0.3):
+            d = driver(trained, digits, {**recipe, "kl_weight": beta})
+            history = d.run()
+            assert history[-1].kl_weight == beta
+            bits.append(packed_bits(d.guide))
+        assert bits[0] > 1.5 * bits[1]
+
+    def test_the_file_has_the_ratio_asked_for(self, trained, digits, tmp_path):
+        result = compress(trained, digits.train, {**QUICK, **RATE_DISTORTION, "target_ratio": 14})
+        save(result.network, tmp_path / "packed.safetensors")
+        assert size_report(tmp_path / "packed.safetensors").ratio == pytest.approx(14, rel=0.01)
+        assert result.history[-1].kl_weight > 0
+
+    def test_an_impossible_ratio_is_refused_before_training(self, trained, digits):
+        with pytest.raises(RecipeError, match=r"asks for a file of .* bytes, but .* go to what is not compressed"):
+            compress(trained, digits.train, {**QUICK, "target_ratio": 5000})
+
+    def test_the_prior_in_the_model_is_what_was_found(self, trained, digits):
+        d = driver(trained, digits, RATE_DISTORTION, bits=12_000)
+        d.run()
+        rates = {name: float((site.gates() > 0.5).float().mean()) for name, site in d.guide.site_guides().items()}
+        for name, inclusion in d.model.prior.inclusions().items():
+            assert float(inclusion.detach()) == pytest.approx(rates[name], abs=0.05)
+
+
+class TestResumption:
+    @pytest.mark.parametrize("step", [2, 10, 20, 30])
+    @pytest.mark.parametrize("recipe", [{}, RATE_DISTORTION], ids=["schedule", "rate_distortion"])
+    def test_interrupted_equals_uninterrupted_bit_for_bit(self, trained, digits, recipe, step, tmp_path):
+        whole = driver(trained, digits, recipe, bits=12_000)
+        whole.run()
+
+        def stop(record):
+            if record.step >= step:
+                raise KeyboardInterrupt
+
+        first = driver(trained, digits, recipe, bits=12_000)
+        first.progress = stop
+        with pytest.raises(KeyboardInterrupt):
+            first.run(tmp_path / "checkpoint.pt")
+        second = driver(trained, digits, recipe, bits=12_000)
+        second.run(tmp_path / "checkpoint.pt")
+        expected = {**whole.guide.state_dict(), **whole.model.state_dict()}
+        found = {**second.guide.state_dict(), **second.model.state_dict()}
+        assert all(torch.equal(value, expected[name]) for name, value in found.items())
+        assert [r.kl_weight for r in second.history] == [r.kl_weight for r in whole.history]
+
+
+class TestRecipe:
+    @pytest.mark.parametrize(
+        ("values", "sentence"),
+        [
+            ({"allocation": "rate_distortion"}, "prior.kind 'learned' beside allocation"),
+            ({**RATE_DISTORTION, "gate_learning_rate": 0.1}, "a gate_learning_rate of 0 beside"),
+            ({**RATE_DISTORTION, "kl_weight": 0.0}, "a target_ratio or a positive kl_weight"),
+            ({"target_ratio": 20, "layout": "bitmap"}, "layout 'auto' or 'entropy' beside target_ratio"),
+            ({"target_ratio": 0.5}, "target_ratio"),
+        ],
+    )
+    def test_contradictions_are_named(self, values, sentence):
+        with pytest.raises(RecipeError, match=sentence):
+            parse(CompressionRecipe, values, "compression")
