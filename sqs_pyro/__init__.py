@@ -5,15 +5,11 @@ zero and which value of a small codebook the others take; the result is a packed
 """
 
 from sqs_pyro import _command as _command  # before anything that takes time
+from sqs_pyro import _moved as _moved  # old names of modules
 from sqs_pyro import _torchvision as _torchvision  # before anything that may import torchvision
-from sqs_pyro.compression.blockwise.call import compress_transformer
-from sqs_pyro.compression.finetune.call import CompressionResult, compress
+from sqs_pyro.compression import CompressionResult, compress, compress_transformer
 from sqs_pyro.distributions import SpikeAndSlab, SpikeGMM
-from sqs_pyro.inference.diagnostics import diagnose
-from sqs_pyro.inference.elbo import SQSELBO
-from sqs_pyro.inference.elbo_report import elbo_report
-from sqs_pyro.inference.guide import SpikeGMMGuide
-from sqs_pyro.inference.pruning import PruningSchedule
+from sqs_pyro.inference import SQSELBO, PruningSchedule, SpikeGMMGuide, diagnose, elbo_report
 from sqs_pyro.integrations import from_pretrained
 from sqs_pyro.kernels import load, save
 from sqs_pyro.models import BayesianNetwork

@@ -5,7 +5,7 @@ import pyro
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that is no directory is refused at once, not looked for
-pytest.register_assert_rewrite("kits")  # contract kits live in tests/kits and are imported as `kits.<name>`
+pytest.register_assert_rewrite("kits")  # what only these tests share lives in tests/kits: `kits.<name>`
 
 # The same cases on every machine: a failure found once can be found again.
 hypothesis.settings.register_profile("sqs", deadline=None, derandomize=True, print_blob=True)

@@ -10,10 +10,10 @@ import sympy  # noqa: F401  torch imports it late, and it adds a filter of warni
 from kits.ambient import AMBIENT
 from kits.outcome import outcome
 from kits.public_calls import CALLS, SIGNATURE_OF
-from kits.untouched import untouched
 from torch import nn
 
 import sqs_pyro
+from sqs_pyro.testing.untouched import untouched
 
 FUNCTIONS = [
     name

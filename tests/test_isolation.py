@@ -11,7 +11,6 @@ import pyro
 import pytest
 import torch
 from kits.ambient import AMBIENT, float64
-from kits.untouched import untouched
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -21,6 +20,7 @@ from sqs_pyro.errors import RecipeError, SQSError
 from sqs_pyro.evaluation.averaging import averaged_network, choose_temperature, evaluate_averaged
 from sqs_pyro.evaluation.classification import evaluate, largest_difference
 from sqs_pyro.isolation import isolated
+from sqs_pyro.testing.untouched import untouched
 
 RECIPE = {"epochs": 2, "num_components": 2, "nonzero_rate": 0.5, "batch_norm_batches": 2}
 

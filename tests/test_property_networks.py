@@ -11,13 +11,13 @@ import sympy  # noqa: F401  torch imports it late, and it adds a filter of warni
 import torch
 from kits.network_case import Minibatches, Network, built
 from kits.networks import BUILT, NETWORKS, TIMM
-from kits.shipped import assert_equal_outputs, assert_shipped, outputs
-from kits.untouched import untouched
 from torch import nn
 
 from sqs_pyro import CompressionResult, compress, size_report
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.shipping.pack import network_with, reestimate_batch_norm
+from sqs_pyro.testing.shipped import assert_equal_outputs, assert_shipped, outputs
+from sqs_pyro.testing.untouched import untouched
 
 COMPONENTS = 3
 QUICK = {"epochs": 1, "num_components": COMPONENTS, "nonzero_rate": 0.5, "batch_norm_batches": 2}

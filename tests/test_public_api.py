@@ -1,5 +1,6 @@
 """What a user of `import sqs_pyro` sees, and what importing it costs."""
 
+import importlib
 import inspect
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 import sqs_pyro
+from sqs_pyro._moved import MOVED
 from sqs_pyro.errors import SQSError
 
 CONTRACT = {  # DESIGN.md, section 4
@@ -85,6 +87,14 @@ def test_errors_are_one_family():
     for value in vars(errors).values():
         if inspect.isclass(value) and value is not SQSError:
             assert issubclass(value, SQSError) and value.__doc__
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_modules_that_moved_are_found_by_their_old_names(old):
+    with pytest.warns(FutureWarning, match=f"sqs_pyro.{old} is sqs_pyro.{MOVED[old]} now"):
+        module = importlib.import_module(f"sqs_pyro.{old}")
+    assert module is importlib.import_module(f"sqs_pyro.{MOVED[old]}")
+    del sys.modules[f"sqs_pyro.{old}"]  # the next import warns again
 
 
 def run_python(code: str) -> str:

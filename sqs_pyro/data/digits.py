@@ -4,7 +4,7 @@ import torch
 
 from sqs_pyro.data.array_loader import Augmentation
 from sqs_pyro.data.arrays import ImageArrays
-from sqs_pyro.data.split import stratified_split
+from sqs_pyro.data.splits import stratified_split
 
 TEST_SIZE = 500
 _TEST_SEED = 0  # the test set never changes

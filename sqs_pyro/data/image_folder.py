@@ -10,9 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from sqs_pyro.data.array_loader import epoch_generator
-from sqs_pyro.data.load import SPLIT_SEED, Data, held_out_size
 from sqs_pyro.data.recipe import DataRecipe
-from sqs_pyro.data.split import stratified_split
+from sqs_pyro.data.splits import SPLIT_SEED, Data, held_out_size, stratified_split
 from sqs_pyro.errors import DataError
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's

@@ -1,8 +1,6 @@
 """From a recipe to three loaders."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -12,45 +10,9 @@ from sqs_pyro.data.cifar import load_cifar
 from sqs_pyro.data.digits import load_digits
 from sqs_pyro.data.fashion_mnist import load_fashion_mnist
 from sqs_pyro.data.recipe import DataRecipe
-from sqs_pyro.data.split import stratified_split
+from sqs_pyro.data.splits import SPLIT_SEED, Data, held_out_size, stratified_split
 
-EVALUATION_BATCH = 500
-MOST_HELD_OUT = 5_000
-SPLIT_SEED = 0  # the same examples are held out in every run, so no network can have been trained on them
-
-
-class Loader(Protocol):
-    """Minibatches (x, y): what everything here trains and evaluates on; torch's DataLoader is one."""
-
-    @property
-    def dataset(self) -> Any:
-        """The examples; `len(loader.dataset)` is their number."""
-
-    def __len__(self) -> int:
-        """Number of minibatches."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
-
-
-@dataclass(frozen=True)
-class Data:
-    """Loaders for training, for every choice, and for the final figures.
-
-    Attributes:
-        train: shuffled and augmented; minibatches of equal size.
-        validation: held out of the training examples; neither shuffled nor augmented.
-        test: never used for a choice.
-        num_classes: labels are below it.
-        input_shape: (C, H, W) of one example.
-        name: of the data set.
-    """
-
-    train: Loader
-    validation: Loader
-    test: Loader
-    num_classes: int
-    input_shape: tuple[int, ...]
-    name: str
+_EVALUATION_BATCH = 500
 
 
 def load_data(recipe: DataRecipe, seed: int = 0) -> Data:
@@ -78,18 +40,13 @@ _SOURCES: dict[str, Callable[[DataRecipe], ImageArrays]] = {
 }
 
 
-def held_out_size(recipe: DataRecipe, num_examples: int) -> int:
-    """Validation examples: what the recipe says, or a tenth up to `MOST_HELD_OUT`."""
-    return recipe.validation or max(1, min(num_examples // 10, MOST_HELD_OUT))
-
-
 def _in_memory(arrays: ImageArrays, recipe: DataRecipe, seed: int) -> Data:
     images, labels = arrays.train_images, arrays.train_labels
     kept, held_out = stratified_split(labels, held_out_size(recipe, len(labels)), SPLIT_SEED)
 
     def evaluation(images: Tensor, labels: Tensor) -> ArrayLoader:
         return ArrayLoader(
-            images, labels, EVALUATION_BATCH, arrays.mean, arrays.std, num_classes=arrays.num_classes
+            images, labels, _EVALUATION_BATCH, arrays.mean, arrays.std, num_classes=arrays.num_classes
         )
 
     train = ArrayLoader(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sqs_pyro.data.load import Loader
+from sqs_pyro.data.splits import Loader
 from sqs_pyro.errors import DataError
 
 #: From images [B, C, H, W] to images, with the random numbers of a generator.

@@ -70,7 +70,7 @@ def _transformed(name: str, packed: PackedArgs, operands: tuple[Any, ...]) -> Te
     Raises:
         NetworkError: it is the packed weight itself that is transformed.
     """
-    compute, dtype = _COMPUTED[name], _dtype(operands)
+    compute, dtype = _COMPUTED[name], result_dtype(operands)
     if torch.compiler.is_compiling():
         like = torch.empty(0, dtype=dtype, device=packed.codes.device)
         return compute(_OVERLOADS["weight", packed.form](like, *_arguments(packed)), *operands)
@@ -136,12 +136,12 @@ def _forms(name: str) -> list[str]:
 
 def _define_form(name: str, schema: str, compute: Callable[..., Tensor]) -> None:
     def reference(*args: Any) -> Tensor:
-        operands, packed = _split(name, args)
-        return in_order(compute(decoded_weights.get(packed, _dtype(operands)), *operands))
+        operands, packed = split_arguments(name, args)
+        return in_order(compute(decoded_weights.get(packed, result_dtype(operands)), *operands))
 
     def fake(*args: Any) -> Tensor:
-        operands, packed = _split(name, args)
-        weight = packed.codes.new_empty(packed.shape, dtype=_dtype(operands))
+        operands, packed = split_arguments(name, args)
+        weight = packed.codes.new_empty(packed.shape, dtype=result_dtype(operands))
         return in_order(compute(weight, *operands))
 
     in_order = Tensor.contiguous if name == "convolution_tiled" else _as_it_is  # as its compiled kernel writes
@@ -156,7 +156,7 @@ def _as_it_is(result: Tensor) -> Tensor:
     return result
 
 
-def _split(name: str, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], PackedArgs]:
+def split_arguments(name: str, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], PackedArgs]:
     """Split an op's arguments into operands and packed weight."""
     form = name.rpartition("_")[2]
     if form == "bitmap":
@@ -167,7 +167,7 @@ def _split(name: str, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], PackedArg
     return tuple(operands), PackedArgs(codes, table, mask, tuple(shape), bits, scales, form)
 
 
-def _dtype(operands: tuple[Any, ...]) -> torch.dtype:
+def result_dtype(operands: tuple[Any, ...]) -> torch.dtype:
     """Return the dtype to compute in: the one asked for, else that of the first operand."""
     last = operands[-1]
     return last if isinstance(last, torch.dtype) else operands[0].dtype
@@ -223,7 +223,7 @@ def _register_autograd(
         op_name = f"{name}_{form}"
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor, op_name: str = op_name) -> None:
-            operands, packed = _split(op_name, inputs)
+            operands, packed = split_arguments(op_name, inputs)
             setup_operands(ctx, operands)
             ctx.shape, ctx.bits, ctx.form = packed.shape, packed.bits, packed.form
             ctx.save_for_backward(packed.codes, packed.table, packed.mask, packed.scales)

@@ -9,9 +9,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from sqs_pyro.data.load import SPLIT_SEED
 from sqs_pyro.data.rows import cell, is_file, text_cell
-from sqs_pyro.data.split import stratified_split
+from sqs_pyro.data.splits import SPLIT_SEED, stratified_split
 from sqs_pyro.data.token_loader import TokenDataset
 from sqs_pyro.errors import DataError
 from sqs_pyro.evaluation.classification import predict, summarise

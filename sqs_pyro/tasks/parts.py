@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from sqs_pyro.data.load import MOST_HELD_OUT
 from sqs_pyro.data.rows import is_file, rows_in_file, rows_of_hub
+from sqs_pyro.data.splits import MOST_HELD_OUT
 from sqs_pyro.data.text import PYDOC
 from sqs_pyro.errors import DataError
 from sqs_pyro.recipes import RecipeSection

@@ -4,7 +4,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from kits.kept_state import KeptState
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
 
@@ -12,6 +11,7 @@ from sqs_pyro import compress, compress_transformer
 from sqs_pyro.compression.baseline import BaselineRecipe, train_baseline
 from sqs_pyro.fingerprint import described, loader_fingerprint, network_fingerprint
 from sqs_pyro.kernels import dense_state
+from sqs_pyro.testing.kept_state import KeptStateContract
 
 transformers = pytest.importorskip("transformers")
 RECIPE = {"epochs": 1, "num_components": 2, "nonzero_rate": 0.5, "batch_norm_batches": 0}
@@ -50,7 +50,7 @@ OF_TRAINING = {
 }
 
 
-class TestTrainingCheckpoint(KeptState):
+class TestTrainingCheckpoint(KeptStateContract):
     changes = OF_TRAINING | {
         "recipe": ({"recipe": {"nonzero_rate": 0.4}}, r"with another recipe \(nonzero_rate: 0\.5 -> 0\.4\)"),
         "section": ({"recipe": {"prior": {"inclusion": 0.2}}}, r"another recipe \(prior\.inclusion: .* -> 0\.2\)"),
@@ -64,7 +64,7 @@ class TestTrainingCheckpoint(KeptState):
         return values(result.hard.state_dict())
 
 
-class TestBaseline(KeptState):
+class TestBaseline(KeptStateContract):
     changes = OF_TRAINING | {"recipe": ({"lr": 0.2}, r"with another recipe \(lr: 0\.1 -> 0\.2\)")}
 
     def call(self, path, net=None, data=None, lr=0.1):
@@ -87,7 +87,7 @@ def sequences(seed=0):
     return torch.randint(32, (4, 8), generator=torch.Generator().manual_seed(seed))
 
 
-class TestPlanAndBlocks(KeptState):
+class TestPlanAndBlocks(KeptStateContract):
     changes: ClassVar[dict[str, tuple[dict[str, Any], str]]] = {
         "weights": ({"net": llama(1)}, r"of another network \('model\.embed_tokens\.weight' has other values\)"),
         "options": ({"net": llama(rms_norm_eps=1e-3)}, r"of another network \(.*(eps|1e-06).* -> .*0\.001"),

@@ -5,11 +5,11 @@ import types
 import pytest
 import scipy.stats
 import torch
-from kits.statistics import FAILURE_RATE
 from torch import nn
 
 from sqs_pyro.data import generate_calibration
 from sqs_pyro.errors import DataError, NetworkError
+from sqs_pyro.testing.statistics import FAILURE_RATE
 
 transformers = pytest.importorskip("transformers")
 

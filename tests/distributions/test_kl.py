@@ -9,7 +9,6 @@ import pytest
 import scipy.stats
 import torch
 from hypothesis import given, settings
-from kits.statistics import bernoulli_kl, critical_z, mixture_kl, panels
 from torch.distributions import kl_divergence
 
 from sqs_pyro.distributions import (
@@ -23,6 +22,7 @@ from sqs_pyro.distributions import (
     sampled_kl,
 )
 from sqs_pyro.distributions.kl import component_divergence
+from sqs_pyro.testing.statistics import bernoulli_kl, critical_z, mixture_kl, panels
 
 F64 = torch.float64
 METHOD = Path(__file__).parents[2] / "docs" / "method.md"

@@ -7,8 +7,6 @@ import pytest
 import scipy.stats
 import torch
 from hypothesis import given, settings
-from kits.distribution import PriorContract
-from kits.statistics import bernoulli_kl, component_edges, mixture_kl, mixture_logpdf
 from torch.autograd import gradcheck
 from torch.distributions import kl_divergence
 
@@ -23,6 +21,8 @@ from sqs_pyro.distributions import (
     log_sum_divergence,
     shares_components,
 )
+from sqs_pyro.testing.distributions import PriorContract
+from sqs_pyro.testing.statistics import bernoulli_kl, component_edges, mixture_kl, mixture_logpdf
 
 F64 = torch.float64
 SHAPE = (6, 4, 2)

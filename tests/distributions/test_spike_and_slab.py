@@ -6,10 +6,10 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
-from kits.distribution import PriorContract
-from kits.statistics import component_edges
 
 from sqs_pyro.distributions import SpikeAndSlab
+from sqs_pyro.testing.distributions import PriorContract
+from sqs_pyro.testing.statistics import component_edges
 
 F64 = torch.float64
 

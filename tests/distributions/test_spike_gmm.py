@@ -5,10 +5,16 @@ import pyro
 import pytest
 import scipy.stats
 import torch
-from kits.distribution import WeightLawContract
-from kits.statistics import FAILURE_RATE, assert_law, assert_rate, component_edges, mixture_logpdf
 
 from sqs_pyro.distributions import SpikeGMM
+from sqs_pyro.testing.distributions import WeightDistributionContract
+from sqs_pyro.testing.statistics import (
+    FAILURE_RATE,
+    assert_distribution,
+    assert_rate,
+    component_edges,
+    mixture_logpdf,
+)
 
 F64 = torch.float64
 LOC, SCALE = torch.tensor([-1.0, 0.2, 0.9], dtype=F64), torch.tensor([0.3, 0.1, 0.5], dtype=F64)
@@ -21,7 +27,7 @@ def law(**changes) -> SpikeGMM:
     return SpikeGMM(**options)
 
 
-class TestSpikeGMM(WeightLawContract):
+class TestSpikeGMM(WeightDistributionContract):
     def make(self):
         return law()
 
@@ -45,7 +51,7 @@ class TestAtTemperature(TestSpikeGMM):
         return hot.at_temperature(1.0)
 
 
-class TestCodebookPerWeight(WeightLawContract):
+class TestCodebookPerWeight(WeightDistributionContract):
     """Every weight its own loc and scale."""
 
     def make(self):
@@ -84,7 +90,7 @@ def test_one_component_is_a_gaussian():
     value = torch.linspace(-2, 2, 9, dtype=F64)[:, None] + 0.01
     expected = torch.distributions.Normal(0.3 * one, 0.7 * one)
     torch.testing.assert_close(gaussian.log_prob(value), expected.log_prob(value))
-    assert_law(gaussian.sample((5000,)).squeeze(1).numpy(), scipy.stats.norm(0.3, 0.7).cdf)
+    assert_distribution(gaussian.sample((5000,)).squeeze(1).numpy(), scipy.stats.norm(0.3, 0.7).cdf)
 
 
 def test_temperature_to_zero_is_the_hard_code():

@@ -8,7 +8,6 @@ from random import Random
 from typing import Any
 
 import torch
-from kits.layout import random_coded
 from torch import Tensor, nn
 
 import sqs_pyro
@@ -19,6 +18,7 @@ from sqs_pyro.networks.registry import build_network, register_network
 from sqs_pyro.packing.file import _header
 from sqs_pyro.packing.leftovers import field_bytes
 from sqs_pyro.runs.files import inspect_file
+from sqs_pyro.testing.layouts import random_coded
 
 
 @register_network("fuzzed")

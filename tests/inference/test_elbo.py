@@ -6,7 +6,6 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
-from kits.statistics import component_edges, critical_z, mixture_kl, mixture_logpdf, panels
 from pyro.infer import SVI, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal, AutoNormalMessenger, init_to_value
 from pyro.nn import PyroModule, PyroParam, PyroSample
@@ -14,6 +13,7 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from sqs_pyro.distributions import SpikeAndSlab, SpikeGMM
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.inference.elbo import SQSELBO
+from sqs_pyro.testing.statistics import component_edges, critical_z, mixture_kl, mixture_logpdf, panels
 
 F64 = torch.float64
 

@@ -9,7 +9,6 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
-from kits.statistics import bernoulli_kl, component_edges, critical_z, mixture_kl, mixture_logpdf, panels
 from rich.console import Console
 from torch import nn
 
@@ -22,6 +21,14 @@ from sqs_pyro.models import (
     gaussian_spike_prior,
     normal_prior,
     scale_matched_prior,
+)
+from sqs_pyro.testing.statistics import (
+    bernoulli_kl,
+    component_edges,
+    critical_z,
+    mixture_kl,
+    mixture_logpdf,
+    panels,
 )
 
 F64 = torch.float64

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kits.windows import WindowsContract
 
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.inference.kmeans import kmeans_1d
 from sqs_pyro.inference.windows import EqualMass, OutlierAware, PerWeight, Windows, fences
+from sqs_pyro.testing.windows import WindowsContract
 
 
 class TestPerWeight(WindowsContract):

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from kits.layout import random_coded
 from torch import nn
 
 from sqs_pyro.errors import NetworkError, PackedFileError
@@ -12,6 +11,7 @@ from sqs_pyro.integrations.pending import PendingWeight, complete, reserve
 from sqs_pyro.integrations.records import read_record, record_of, stored_bytes
 from sqs_pyro.kernels import PackedLinear
 from sqs_pyro.packing import layout_names, pack_tensor
+from sqs_pyro.testing.layouts import random_coded
 
 CODED = random_coded((6, 8), 5, groups=3)
 

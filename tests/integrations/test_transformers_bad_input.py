@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from kits.layout import random_coded
 from kits.tiny_transformers import code_matrices, packed_tiny, tiny
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -15,6 +14,7 @@ from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.integrations import SQSConfig, checkpoint_size, save_pretrained
 from sqs_pyro.integrations.checkpoint_documents import CONFIG_DIGEST, config_digest
 from sqs_pyro.kernels import packed_ensemble, packed_network
+from sqs_pyro.testing.layouts import random_coded
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 STORED = "model.layers.0.self_attn.q_proj.packed_weight.stored"

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from kits.layout import random_coded
 from torch import nn
 
 from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.evaluation.averaging import AveragedNetwork
 from sqs_pyro.kernels import PackedEnsemble, dense_state, load, packed_ensemble, packed_network, save
 from sqs_pyro.packing import CodedTensor, layout_names, read_packed, size_report
+from sqs_pyro.testing.layouts import random_coded
 
 S = 3
 

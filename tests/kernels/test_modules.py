@@ -5,11 +5,11 @@ import warnings
 
 import pytest
 import torch
-from kits.layout import random_coded
 from torch import nn
 
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.kernels import packed_network
+from sqs_pyro.testing.layouts import random_coded
 
 
 def pack_module(module: nn.Module, name="weight", components=5):

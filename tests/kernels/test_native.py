@@ -19,7 +19,7 @@ SCRIPT = """
 import sys, warnings
 import torch
 from torch import nn
-from kits.layout import random_coded
+from sqs_pyro.testing.layouts import random_coded
 from sqs_pyro.kernels import packed_network
 net = nn.Linear(40, 8)
 coded = random_coded((8, 40), 4)
@@ -151,10 +151,9 @@ def test_the_library_is_kept():
 
 @needs_compiler
 def test_a_network_is_no_larger_in_memory_than_its_codes():
-    from kits.layout import random_coded
-
     from sqs_pyro.kernels import packed_network
     from sqs_pyro.kernels.decode import decoded_weights
+    from sqs_pyro.testing.layouts import random_coded
 
     before = len(decoded_weights)
     net = nn.Sequential(nn.Embedding(160, 64), nn.Linear(64, 160, bias=False))
@@ -174,9 +173,8 @@ def test_a_network_is_no_larger_in_memory_than_its_codes():
 
 @needs_compiler
 def test_a_weight_is_tiled_where_all_that_use_it_have_a_kernel():
-    from kits.layout import random_coded
-
     from sqs_pyro.kernels import packed_network
+    from sqs_pyro.testing.layouts import random_coded
 
     def forms(module, name="weight", groups=1):
         coded = random_coded(tuple(module.get_parameter(name).shape), 5, groups=groups)

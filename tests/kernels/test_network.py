@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
-from kits.layout import random_coded
 from torch import nn
 
 from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.kernels import dense_state, load, packed_network, save
 from sqs_pyro.networks.registry import build_network, register_network
 from sqs_pyro.packing import CodedTensor, PackedTensor, layout_names, pack_tensor, size_report, write_packed
+from sqs_pyro.testing.layouts import random_coded
 
 
 @register_network("test_tower")

@@ -6,13 +6,13 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from kits.layout import random_coded
 from torch import nn
 
 from sqs_pyro.kernels.decode import DecodedWeights, decode, decoded_weights
 from sqs_pyro.kernels.ops import OPS, call
 from sqs_pyro.kernels.weight import PackedWeight
 from sqs_pyro.packing import CodedTensor, pack_tensor
+from sqs_pyro.testing.layouts import random_coded
 
 GEOMETRY = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
 

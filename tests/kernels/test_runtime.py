@@ -1,12 +1,12 @@
 """What is said of weights at run time, against what is in memory after a call."""
 
 import torch
-from kits.layout import random_coded
 from torch import nn
 
 from sqs_pyro.kernels import packed_ensemble, packed_network
 from sqs_pyro.kernels.decode import decoded_weights
 from sqs_pyro.kernels.runtime import runtime_weights
+from sqs_pyro.testing.layouts import random_coded
 
 
 class Net(nn.Module):

@@ -4,7 +4,6 @@ from unittest import mock
 
 import pytest
 import torch
-from kits.layout import random_coded
 from test_ops import bitmap_coded
 from torch import nn
 from torch.autograd import forward_ad
@@ -13,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.kernels import packed_network
+from sqs_pyro.testing.layouts import random_coded
 
 FORMS = ("dense", "bitmap", "tiled", "rows")
 MODULES = {

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from kits.layout import random_coded
 from torch import nn
 
 from sqs_pyro.kernels import dense_state, load, network, packed_network, save
 from sqs_pyro.kernels.assemble import unpack_weights
+from sqs_pyro.testing.layouts import random_coded
 
 
 class Mixed(nn.Module):

@@ -2,9 +2,9 @@
 
 import torch
 from kits.exported import Residual, Words
-from kits.layout import random_coded
 
 from sqs_pyro.kernels import packed_network
+from sqs_pyro.testing.layouts import random_coded
 
 _RANDOM = torch.Generator().manual_seed(0)
 INPUTS = {

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from kits.layout import random_coded
 
 from sqs_pyro.kernels import packed_network
+from sqs_pyro.testing.layouts import random_coded
 
 transformers = pytest.importorskip("transformers")
 

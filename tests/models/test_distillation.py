@@ -3,7 +3,6 @@
 import pyro
 import pytest
 import torch
-from kits.statistics import assert_rate
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -12,6 +11,7 @@ from sqs_pyro import SQSELBO, BayesianNetwork, SpikeGMMGuide
 from sqs_pyro.errors import DataError
 from sqs_pyro.models import Categorical
 from sqs_pyro.models.distillation import DistillationLikelihood, DistilledCategorical, DistilledLoader
+from sqs_pyro.testing.statistics import assert_rate
 
 
 def value(labels, probabilities):

@@ -9,7 +9,6 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
-from kits.statistics import assert_law, bernoulli_kl
 from torch import nn
 
 from sqs_pyro import SQSELBO, BayesianNetwork, SpikeGMMGuide, compress, size_report
@@ -24,6 +23,7 @@ from sqs_pyro.models import (
     scale_matched_prior,
 )
 from sqs_pyro.models.network_prior import HyperPrior
+from sqs_pyro.testing.statistics import assert_distribution, bernoulli_kl
 
 KINDS = get_args(PriorRecipe.model_fields["kind"].annotation)
 
@@ -186,7 +186,7 @@ class TestHierarchicalInclusion:
         draws = pyro.infer.Predictive(model, {}, num_samples=200)(torch.randn(3, 6))
         kept = (draws["0.weight"] != 0).float().mean((-1, -2)).flatten()
         inclusion = draws["0.weight.inclusion"].flatten()
-        assert_law(inclusion.numpy(), scipy.stats.beta(2, 6).cdf)
+        assert_distribution(inclusion.numpy(), scipy.stats.beta(2, 6).cdf)
         expected = (inclusion * (1 - inclusion) / 96).mean().sqrt()
         assert float((kept - inclusion).square().mean().sqrt() / expected) == pytest.approx(1, abs=0.35)
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kits.layout import assert_same_bits, coded_tensors, random_coded, slow_dense
 
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.packing import CodedTensor, canonical
 from sqs_pyro.packing import coded as coded_module
 from sqs_pyro.packing.coded import count_codes, look_up, stack_draws
+from sqs_pyro.testing.layouts import assert_same_bits, coded_tensors, random_coded, slow_dense
 
 
 @given(coded=coded_tensors())

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from kits.layout import random_coded
 from safetensors import safe_open
 
 from sqs_pyro.errors import NetworkError, OutputError, PackedFileError
 from sqs_pyro.packing import pack_tensor, read_packed, write_packed
 from sqs_pyro.packing.file import _header, file_image
 from sqs_pyro.packing.manifest import MAX_MANIFEST_BYTES
+from sqs_pyro.testing.layouts import random_coded
 
 METADATA = {"network": {"name": "tiny", "options": {"width": 3}}, "recipe": {"τ": 0.1}, "metrics": {"a": [1]}}
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from kits.layout import random_coded
 from torch import nn
 
 from sqs_pyro import compress, load
@@ -10,6 +9,7 @@ from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.kernels.network import save
 from sqs_pyro.packing.file import read_packed, write_packed
+from sqs_pyro.testing.layouts import random_coded
 
 
 class Net(nn.Module):

@@ -3,10 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from kits.layout import LayoutContract, random_coded
 
 from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.packing import CodedTensor, PackedTensor, entropy, layout_names, pack_tensor
+from sqs_pyro.testing.layouts import LayoutContract, random_coded
 
 GOLDEN = {
     "codebook": torch.tensor([0, 188, 0, 60, 0, 64], dtype=torch.uint8),

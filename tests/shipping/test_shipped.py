@@ -6,7 +6,6 @@ import threading
 
 import pytest
 import torch
-from kits.shipped import assert_shipped, outputs
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
@@ -18,6 +17,7 @@ from sqs_pyro.packing.leftovers import round_to
 from sqs_pyro.shipping.agreement import check_agreement, first_difference
 from sqs_pyro.shipping.batch_norm import fold_batch_norm, reestimate_batch_norm
 from sqs_pyro.shipping.shipped import shipped_network
+from sqs_pyro.testing.shipped import assert_shipped, outputs
 
 X, Y = torch.randn(48, 8, generator=torch.Generator().manual_seed(0)), torch.arange(48) % 3
 RECIPE = {"epochs": 1, "num_components": 4, "nonzero_rate": 0.5, "batch_norm_batches": 2}

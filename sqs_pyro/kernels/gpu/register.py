@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sqs_pyro.kernels.compiled import KernelWarning
 from sqs_pyro.kernels.decode import PackedArgs
-from sqs_pyro.kernels.ops import OPS, REFERENCES, _dtype, _split
+from sqs_pyro.kernels.ops import OPS, REFERENCES, result_dtype, split_arguments
 
 _NAMES = ("linear", "embedding", "weight")
 
@@ -54,9 +54,9 @@ def prepare(packed: PackedArgs) -> None:
 
 def run(name: str, *args: Any) -> Tensor:
     """Compute the op ``name`` with its arguments: by the kernels, or as its reference does."""
-    operands, packed = _split(name, args)
+    operands, packed = split_arguments(name, args)
     kernels = gpu_kernels()
-    dtype = _dtype(operands)
+    dtype = result_dtype(operands)
     if kernels is None or not kernels.takes(packed, dtype):
         return REFERENCES[name](*args)
     if name.startswith("weight"):

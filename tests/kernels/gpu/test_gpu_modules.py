@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from kits.gpu import DEVICE, INTERPRETED, needs_gpu, needs_kernels, rounded, tolerance
-from kits.layout import random_coded
 from torch import nn
 
 from sqs_pyro.kernels import packed_network
@@ -12,6 +11,7 @@ from sqs_pyro.kernels.decode import decoded_weights
 from sqs_pyro.kernels.gpu import register
 from sqs_pyro.kernels.ops import OPS
 from sqs_pyro.packing import CodedTensor
+from sqs_pyro.testing.layouts import random_coded
 
 pytestmark = needs_kernels
 

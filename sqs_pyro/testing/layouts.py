@@ -5,6 +5,7 @@ share of zeros; the sizes it states must be those of its bytes; and damaged byte
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -17,9 +18,25 @@ from sqs_pyro.packing import CodedTensor, PackedTensor, pack_tensor
 
 
 def random_coded(
-    shape, components, groups=1, nonzero_rate=0.5, seed=0, exact_half=True, scales=False
+    shape: Sequence[int],
+    components: int,
+    groups: int = 1,
+    nonzero_rate: float = 0.5,
+    seed: int = 0,
+    exact_half: bool = True,
+    scales: bool = False,
 ) -> CodedTensor:
-    """A coded tensor with random codes, mask, codebook and scales; the values of a codebook differ, none is 0."""
+    """Return a coded tensor of random codes, mask, codebook and scales.
+
+    Args:
+        shape: of the weights.
+        components: K; values of a codebook differ, and none is 0.
+        groups: codebooks.
+        nonzero_rate: share of weights that are not zero.
+        seed: of the codes.
+        exact_half: whether float16 holds the codebook.
+        scales: whether each output has a scale.
+    """
     random = torch.Generator().manual_seed(seed)
     mask = torch.rand(shape, generator=random) < nonzero_rate
     codes = torch.randint(0, components, shape, dtype=torch.uint8, generator=random) * mask
@@ -43,12 +60,14 @@ def slow_dense(coded: CodedTensor) -> np.ndarray:
 
 
 def assert_same_bits(actual: torch.Tensor, expected: np.ndarray) -> None:
+    """Assert that float32 values are equal bit for bit: -0.0 is not 0.0."""
     assert actual.dtype == torch.float32
     np.testing.assert_array_equal(actual.numpy().view(np.uint32), expected.view(np.uint32))
 
 
 @st.composite
-def coded_tensors(draw) -> CodedTensor:
+def coded_tensors(draw: st.DrawFn) -> CodedTensor:
+    """Coded tensors of any small shape, codebook, grouping and share of zeros."""
     shape = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=4)))
     numel = math.prod(shape)
     groups = draw(st.sampled_from([g for g in range(1, numel + 1) if numel % g == 0]))
@@ -69,9 +88,11 @@ class LayoutContract:
     layout: str
 
     def pack(self, coded: CodedTensor) -> PackedTensor:
+        """Pack by the layout under test."""
         return pack_tensor(coded, self.layout)
 
     def assert_round_trip(self, coded: CodedTensor) -> None:
+        """Assert that a tensor comes back to the bit, and that sizes are those of the bytes."""
         packed = self.pack(coded)
         again = packed.unpack()
         assert_same_bits(again.dense(), slow_dense(coded))
@@ -85,27 +106,27 @@ class LayoutContract:
 
     @settings(suppress_health_check=[HealthCheck.differing_executors])  # each layout runs it for itself
     @given(coded=coded_tensors())
-    def test_round_trip_is_exact(self, coded):
+    def test_round_trip_is_exact(self, coded: CodedTensor) -> None:
         self.assert_round_trip(coded)
 
     @pytest.mark.parametrize("components", [1, 2, 3, 16, 255])
     @pytest.mark.parametrize("nonzero_rate", [0.0, 0.3, 1.0])
-    def test_every_code_in_use(self, components, nonzero_rate):
+    def test_every_code_in_use(self, components: int, nonzero_rate: float) -> None:
         self.assert_round_trip(random_coded((64, 99), components, nonzero_rate=nonzero_rate))
 
-    def test_all_256_codes_without_a_zero(self):
+    def test_all_256_codes_without_a_zero(self) -> None:
         coded = random_coded((64, 128), 256, nonzero_rate=1.0)
         assert coded.codes.unique().numel() == 256
         self.assert_round_trip(coded)
 
-    def test_all_256_codes_and_zero_work_or_say_so(self):
+    def test_all_256_codes_and_zero_work_or_say_so(self) -> None:
         coded = random_coded((64, 256), 256, nonzero_rate=0.9)
         try:
             self.assert_round_trip(coded)
         except NetworkError as error:
             assert "256 codebook values and zero" in str(error)
 
-    def test_packing_is_deterministic_and_idempotent(self):
+    def test_packing_is_deterministic_and_idempotent(self) -> None:
         coded = random_coded((24, 35), 7, groups=4)
         packed = self.pack(coded)
         for again in (self.pack(coded), self.pack(packed.unpack())):
@@ -113,26 +134,26 @@ class LayoutContract:
                 k: v.tolist() for k, v in packed.parts.items()
             }
 
-    def test_unused_codes_are_not_stored(self):
+    def test_unused_codes_are_not_stored(self) -> None:
         coded = random_coded((40, 50), 5)
         wide = CodedTensor(coded.codes * 20, coded.mask, torch.randn(1, 256).half().float())
         assert self.pack(wide).num_bytes == self.pack(coded).num_bytes
         self.assert_round_trip(wide)
 
-    def test_equal_values_are_merged(self):
+    def test_equal_values_are_merged(self) -> None:
         codebook = torch.tensor([[0.5, -1.0, 0.5, -1.0]])
         coded = CodedTensor(random_coded((30, 30), 4).codes, torch.ones(30, 30, dtype=torch.bool), codebook)
         assert self.pack(coded).num_components == 2
         self.assert_round_trip(coded)
 
-    def test_a_codebook_value_of_zero_is_a_zero_weight(self):
+    def test_a_codebook_value_of_zero_is_a_zero_weight(self) -> None:
         coded = random_coded((30, 30), 3, nonzero_rate=1.0)
         coded = CodedTensor(coded.codes, coded.mask, torch.tensor([[0.5, 0.0, -0.0]]))
         packed = self.pack(coded)
         assert_same_bits(packed.unpack().dense(), slow_dense(coded))
         assert packed.nonzeros == int((coded.codes != 1).sum())
 
-    def test_bytes_cut_off_are_noticed(self):
+    def test_bytes_cut_off_are_noticed(self) -> None:
         packed = self.pack(random_coded((33, 33), 6))
         for name, part in packed.parts.items():
             if part.numel():
@@ -140,12 +161,12 @@ class LayoutContract:
                 with pytest.raises(PackedFileError):
                     PackedTensor(**fields).unpack()
 
-    def test_wrong_counts_are_noticed(self):
+    def test_wrong_counts_are_noticed(self) -> None:
         packed = self.pack(random_coded((33, 33), 6))
         with pytest.raises(PackedFileError):
             PackedTensor(**{**vars(packed), "nonzeros": packed.nonzeros - 8}).unpack()
 
-    def test_codes_outside_of_the_codebook_are_noticed(self):
+    def test_codes_outside_of_the_codebook_are_noticed(self) -> None:
         packed = self.pack(random_coded((33, 33), 6))
         small = packed.parts["codebook"][:-2]
         with pytest.raises(PackedFileError):

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqs_pyro.data.split import stratified_split
+from sqs_pyro.data.splits import stratified_split
 from sqs_pyro.errors import DataError
 
 

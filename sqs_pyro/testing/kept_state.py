@@ -1,4 +1,4 @@
-"""What every state that is kept to go on from promises: inherit :class:`KeptState`, and say how it is made."""
+"""Contract kit: any state that is kept to go on from inherits these tests; it supplies ``call``."""
 
 import shutil
 from pathlib import Path
@@ -10,8 +10,8 @@ from sqs_pyro.compression.checkpoint import read_checkpoint
 from sqs_pyro.errors import NetworkError, SQSError
 
 
-class KeptState:
-    """The contract.
+class KeptStateContract:
+    """Inherit, and say how the state is made and what another call of it is.
 
     Attributes:
         changes: by what differs, changes of the call, and what the refusal must say.
@@ -29,24 +29,26 @@ class KeptState:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def made(cls, tmp_path_factory):
+    def made(cls, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+        """Where the state of one call is kept, and what the call returned."""
         path = tmp_path_factory.mktemp("kept") / "kept"
         return path, cls().call(path)
 
     @pytest.fixture
-    def kept(self, made, tmp_path):
+    def kept(self, made: tuple[Path, Any], tmp_path: Path) -> tuple[Path, Any]:
+        """A copy of it, to be damaged."""
         copied = tmp_path / "kept"
         (shutil.copytree if made[0].is_dir() else shutil.copyfile)(made[0], copied)
         return copied, made[1]
 
-    def test_the_same_call_takes_it_by_text_too(self, kept):
+    def test_the_same_call_takes_it_by_text_too(self, kept: tuple[Path, Any]) -> None:
         path, result = kept
         before = {file: file.read_bytes() for file in self.files(path)}
         assert self.call(str(path)) == result
         assert {file: file.read_bytes() for file in self.files(path)} == before
         assert {each.name for each in path.parent.iterdir()} == {path.name}
 
-    def test_what_another_call_kept_is_refused(self, kept):
+    def test_what_another_call_kept_is_refused(self, kept: tuple[Path, Any]) -> None:
         path, result = kept
         for what, (change, sentence) in self.changes.items():
             with pytest.raises(SQSError, match=sentence) as found:
@@ -54,7 +56,7 @@ class KeptState:
             assert "\n" not in str(found.value) and len(str(found.value)) < 500, what
         assert self.call(path) == result
 
-    def test_damage_anywhere_is_refused(self, kept):
+    def test_damage_anywhere_is_refused(self, kept: tuple[Path, Any]) -> None:
         path, _ = kept
         for file in self.files(path):
             whole = file.read_bytes()

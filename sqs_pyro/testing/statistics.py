@@ -1,5 +1,7 @@
 """Statistical comparisons with one failure rate, and quadrature that is independent of the library."""
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy.stats
 
@@ -12,11 +14,12 @@ def critical_z(comparisons: int = 1) -> float:
 
 
 def assert_rate(hits: int, trials: int, probability: float) -> None:
+    """Assert that hits among trials are of a probability (exact binomial test)."""
     assert scipy.stats.binomtest(hits, trials, probability).pvalue > FAILURE_RATE
 
 
-def assert_law(draws: np.ndarray, cdf) -> None:
-    """Continuous draws against a CDF (Kolmogorov-Smirnov)."""
+def assert_distribution(draws: np.ndarray, cdf: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Assert that continuous draws follow a CDF (Kolmogorov-Smirnov)."""
     assert scipy.stats.kstest(draws, cdf).pvalue > FAILURE_RATE
 
 
@@ -44,7 +47,9 @@ def mixture_logpdf(x: np.ndarray, mixing: np.ndarray, loc: np.ndarray, scale: np
     return scipy.special.logsumexp(parts, axis=-1)
 
 
-def mixture_kl(mixing: np.ndarray, loc: np.ndarray, scale: np.ndarray, slab_logpdf) -> np.ndarray:
+def mixture_kl(
+    mixing: np.ndarray, loc: np.ndarray, scale: np.ndarray, slab_logpdf: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
     """``KL(Σ φ N‖slab)`` by quadrature, ``[..., K] -> [...]``."""
     x, weights = panels(component_edges(loc, scale))
     log_m = mixture_logpdf(x, mixing, loc, scale)
@@ -52,4 +57,5 @@ def mixture_kl(mixing: np.ndarray, loc: np.ndarray, scale: np.ndarray, slab_logp
 
 
 def bernoulli_kl(p: np.ndarray, p0: np.ndarray) -> np.ndarray:
+    """``KL(Bern(p)‖Bern(p0))``."""
     return scipy.special.rel_entr(p, p0) + scipy.special.rel_entr(1 - p, 1 - p0)
