@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+DOCS   := $(VENV)/.docs-installed
 # Tests run in as many processes, of one thread each; `make test WORKERS=8` on a larger machine.
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo test lint slow fuzz reliability sanitize gpu clean fashion-mnist foreign-text
+.PHONY: demo test lint slow docs fuzz reliability sanitize gpu clean fashion-mnist foreign-text
 
 demo: $(STAMP)
 	$(BIN)/sqs compress recipes/digits.yaml --out runs/demo --overwrite
@@ -47,6 +48,10 @@ reliability: $(STAMP)
 slow: $(STAMP)
 	$(PYTEST) -m slow
 
+# The site, into build/site: a warning, a dead link or a missing anchor fails it. Nothing is imported, nothing fetched.
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # Fashion-MNIST for the recipes that use it: Debian's package, unpacked into data/ without root.
 fashion-mnist: data/fashion-mnist/train-images-idx3-ubyte.gz
 data/fashion-mnist/train-images-idx3-ubyte.gz:
@@ -66,6 +71,10 @@ data/foreign.txt:
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(DOCS): $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 clean:

@@ -11,7 +11,6 @@ compression that was made elsewhere. Writes ``averaging_<name>.json`` and ``.png
 import argparse
 import copy
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from figures import write_figures
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
@@ -350,7 +350,7 @@ def main() -> None:
         seeds.append({"seed": seed, **measure(result, data, limits)})
         document = {"recipe": args.recipe.name, "changes": args.changes, "limits": asdict(limits), "seeds": seeds}
         target = Path(__file__).with_name(f"averaging_{recipe.name}.json")
-        target.write_text(json.dumps(document, indent=1) + "\n")
+        write_figures(target, document)
     picture(target.with_suffix(".png"), f"{recipe.name}, mean of {len(seeds)} seeds, test data", seeds)
     table(seeds)
 

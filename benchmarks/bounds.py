@@ -2,16 +2,16 @@
 
 Compresses a recipe's network as `sqs compress` does (the baseline is trained once and kept, the compression's last
 checkpoint too, so that a second call only reports) and writes ``bounds.json`` beside this file and
-``docs/pictures/bounds.png``.
+``docs/images/bounds.png``.
 
     python benchmarks/bounds.py recipes/fashion_mnist_resnet20.yaml [--temperatures 0.05 1] [--dir runs/benchmarks]
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
+from figures import write_figures
 
 from sqs_pyro import compress, elbo_report
 from sqs_pyro.data import load_data
@@ -23,7 +23,7 @@ from sqs_pyro.runs import load_recipe
 from sqs_pyro.runs.network import give_weights, untrained_network
 
 EXAMPLES, SAMPLES, PARTICLES = 1024, 16, 8
-PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "bounds.png"
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "bounds.png"
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
         num_particles=PARTICLES,
     ).to_dict()
     report = {"recipe": args.recipe.name, "changes": args.changes, "num_examples": len(y), **report}
-    Path(__file__).with_suffix(".json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    write_figures(Path(__file__).with_suffix(".json"), report)
     write_bounds_picture(PICTURE, report)
     _print(report)
 

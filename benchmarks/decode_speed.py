@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from figures import write_figures
 from packaged_weights import language_model
 from torch import nn
 
@@ -140,7 +141,7 @@ def main() -> None:
         print(f"{row['network']:<18}{row['tokens_per_second']:7.1f} tokens/s, {held['loaded']:6.0f} MB loaded, "
               f"{held['generated']:6.0f} MB behind generation")  # fmt: skip
     document = {"network": "SmolLM2-135M-Instruct", "threads": args.threads, "tokens": args.tokens, "rows": rows}
-    Path(__file__).with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_figures(Path(__file__).with_suffix(".json"), document)
 
 
 if __name__ == "__main__":

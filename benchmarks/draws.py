@@ -6,7 +6,6 @@ Processor time of a minibatch through S drawn networks, relative to the loop; on
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pyro
 import torch
+from figures import write_figures
 from torch import Tensor
 
 from sqs_pyro import BayesianNetwork, SpikeGMMGuide
@@ -73,7 +73,7 @@ def main() -> None:
             f"{name}, batch {batch}: " + ", ".join(f"{way} {value:.2f}" for way, value in row.items()), flush=True
         )
     document = {"samples": SAMPLES, "torch": torch.__version__, "relative processor time": found}
-    Path(__file__).with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n")
+    write_figures(Path(__file__).with_suffix(".json"), document)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ file.
 """
 
 import argparse
-import json
 import platform
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from figures import write_figures
 
 from sqs_pyro.packing import CodedTensor, pack_tensor
 
@@ -95,7 +95,7 @@ def main() -> None:
         "speed": [speed(options.weights, *setting, options.repeats) for setting in settings],
         "overhead": [overhead(n, k, 0.8) for n in SIZES for k in COMPONENTS],
     }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_figures(Path(__file__).with_suffix(".json"), result)
     print(f"{options.weights:,} weights; million weights per processor second")
     for row in result["speed"]:
         rates = f"coding {row['coded_per_second'] / 1e6:.0f}, decoding {row['decoded_per_second'] / 1e6:.0f}"

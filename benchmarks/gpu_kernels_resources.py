@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 import triton
+from figures import write_figures
 
 from sqs_pyro.kernels.gpu import cuda
 from sqs_pyro.kernels.gpu.resources import SHARED_LIMIT, blank, compiled_cuda, compiled_triton, launches
-from sqs_pyro.runs.directory import write_json
 
 SHAPE = 4096, 4096
 PLAIN = [("dense", bits, 1) for bits in range(1, 9)]
@@ -50,7 +50,7 @@ def main() -> None:
             rows.append({"kernel": f"dense.cu: {name}", "architecture": f"sm_{architecture}", **found})
     release = re.search(r"release (\S+),", compiler)
     made = {"triton": triton.__version__, "nvcc": release.group(1) if release else compiler.strip()}
-    write_json(Path(__file__).with_suffix(".json"), {"compilers": made, "rows": rows})
+    write_figures(Path(__file__).with_suffix(".json"), {"compilers": made, "rows": rows})
     print("\n".join(table(rows)))
 
 

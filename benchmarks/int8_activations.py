@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from figures import write_figures
 from language_model import judged, texts
 from packaged_weights import language_model
 from torch import Tensor, nn
 
 from sqs_pyro import load, size_report
 from sqs_pyro.kernels.modules import PackedLinear
-from sqs_pyro.runs.directory import write_json
 
 LEVELS = 127
 
@@ -56,7 +56,7 @@ def main() -> None:
         layer.packed_weight.table = rounded(table, table.abs().max()).view(torch.uint8)
     document["inputs and codewords in 8 bits"] = judged(packed, judges)
     print(document)
-    write_json(Path(__file__).with_suffix(".json"), document)
+    write_figures(Path(__file__).with_suffix(".json"), document)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from figures import write_figures
 from other_methods import Method, compressed_layers, gptq, hqq, nf4, rounded, weights_changed
 from packaged_weights import language_model
 from torch import Tensor, nn
@@ -166,7 +167,7 @@ def main() -> None:
             "foreign_sha256": digest(args.foreign),
             "rows": rows,
         }
-        Path(__file__).with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_figures(Path(__file__).with_suffix(".json"), document)
 
     if args.others:
         for row in others(net, judges, other_methods(args.gptq, cache, args.packages)):

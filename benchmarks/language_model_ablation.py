@@ -20,6 +20,7 @@ from typing import Any
 
 import pyro
 import torch
+from figures import write_figures
 from language_model import LENGTH, calibration, digest, judged, shown, texts
 from other_methods import compressed_layers
 from packaged_weights import language_model
@@ -158,7 +159,7 @@ def main() -> None:
             "fp32": base,
             "rows": rows,
         }
-        target.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_figures(target, document)
 
 
 if __name__ == "__main__":

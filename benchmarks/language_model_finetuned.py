@@ -24,6 +24,7 @@ from typing import Any
 
 import pyro
 import torch
+from figures import write_figures
 from language_model import LENGTH, calibration, digest, judged, shown, texts
 from other_methods import compressed_layers
 from packaged_weights import language_model
@@ -148,7 +149,7 @@ def main() -> None:
             "foreign_sha256": digest(args.foreign),
             "rows": list(rows.values()),
         }
-        target.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_figures(target, document)
 
     add({"method": "fp32", "bits": 32.0, **base})
     for way in args.ways:

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from figures import write_figures
 from torch import Tensor, nn
 
 from sqs_pyro.bench.machine import machine
 from sqs_pyro.bench.report import random_coded, spread, torch_threads
 from sqs_pyro.kernels import packed_network
-from sqs_pyro.runs.directory import write_json
 
 CONVOLUTIONS = (  # channels in and out, width of the image, stride
     (16, 16, 28, 1),
@@ -104,7 +104,7 @@ def main() -> None:
     with torch_threads(1), torch.inference_mode():
         document = {"machine": machine(), "rounds": rounds}
         document |= {"convolutions": convolutions(rounds), "matrices": matrices(rounds)}
-    write_json(Path(__file__).with_suffix(".json"), document)
+    write_figures(Path(__file__).with_suffix(".json"), document)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Writes ``packing.json`` beside this file.
 """
 
 import argparse
-import json
 import platform
 import statistics
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from figures import write_figures
 
 from sqs_pyro.packing import (
     CodedTensor,
@@ -101,7 +101,7 @@ def main() -> None:
         "layouts": [layout(coded, name, options.repeats) for name in layout_names()],
         "bit_packing": bit_packing(options.weights, options.repeats),
     }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_figures(Path(__file__).with_suffix(".json"), result)
     print(f"{options.weights:,} weights, entropy {result['entropy_bits_per_weight']:.3f} bits a weight")
     for row in result["layouts"]:
         speed = " ".join(

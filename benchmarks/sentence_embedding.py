@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from figures import write_figures
 from language_model import digest
 from other_methods import Method, compressed_layers, hqq, nf4, rounded, weights_changed
 from packaged_weights import sentence_embedding
@@ -124,7 +125,7 @@ def main() -> None:
             "foreign_sha256": digest(args.foreign),
             "rows": rows,
         }
-        Path(__file__).with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_figures(Path(__file__).with_suffix(".json"), document)
 
     add({"method": "fp32", "bits": 32.0, **judged(net)})
     for name, make in OTHERS.items():

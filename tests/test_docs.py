@@ -4,6 +4,7 @@ import ast
 import io
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -24,11 +25,16 @@ from sqs_pyro.runs.recipe import RunRecipe
 from sqs_pyro.studies.recipe import STUDY_KEYS, StudyRecipe, cells
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OUTSIDE = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")]
+PAGES = [*OUTSIDE, *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(
     r"(?:<!-- test: (?P<marks>[^\n]*) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S
 )
 _WIDTH = 80
+
+
+def _shown(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix().removeprefix("docs/")
 
 
 @dataclass(frozen=True)
@@ -110,39 +116,37 @@ def _pages(*, slow: bool) -> list[Path]:
     return [page for page in PAGES if any(block.slow == slow for block in _blocks(page, "python"))]
 
 
-@pytest.mark.parametrize("page", _pages(slow=False), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", _pages(slow=False), ids=_shown)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     _run_blocks(page, slow=False, directory=tmp_path, monkeypatch=monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", _pages(slow=True), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", _pages(slow=True), ids=_shown)
 def test_slow_python_blocks_run(page, tmp_path, monkeypatch):
     _run_blocks(page, slow=True, directory=tmp_path, monkeypatch=monkeypatch)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_shown)
 def test_python_is_in_blocks_that_run(page):
     """Not indented in the text, where nobody tries it."""
     text = _BLOCK.sub("", page.read_text(encoding="utf-8"))
     assert not re.findall(r"^    (?:import |from \w+ import |\w+ = \w+[.(]|print\()", text, re.M)
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if "print(report)" in page.read_text()], ids=lambda p: p.name
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if "print(report)" in page.read_text()], ids=_shown)
 def test_a_printed_report_is_checked_for_its_text(page):
     for block in _blocks(page, "python"):
         assert "print(report)" not in block.code or block.prints
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_shown)
 def test_every_code_block_is_of_a_language_that_is_tested(page):
     fences = re.findall(r"^```(\S+)$", page.read_text(encoding="utf-8"), re.M)
     assert len(fences) == sum(len(_blocks(page, language)) for language in ("python", "yaml", "json", "text"))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_shown)
 def test_yaml_blocks_are_recipes(page):
     for block in _blocks(page, "yaml"):
         rest = {"network": {"name": "digits_net"}, "data": {"name": "digits"}}  # a block may show one section
@@ -155,7 +159,7 @@ def test_yaml_blocks_are_recipes(page):
             parse(RunRecipe, {**rest, **values})
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_shown)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
         assert "://" in target or (page.parent / target).exists(), target
@@ -170,7 +174,7 @@ def _names(module: Path) -> set[str]:
     return {module.stem, *(node.name for node in top), *(f"{outer}.{name}" for outer, name in inner)}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_shown)
 def test_code_that_is_linked_by_name_is_there(page):
     """``[`name`](file.py)``: a function, class, method or test of that file, arguments left out."""
     for label, target in re.findall(r"\[`([\w.]+)[^`]*`\]\(([^)#\s]+\.py)\)", page.read_text(encoding="utf-8")):
@@ -198,6 +202,66 @@ def test_bounds_on_the_method_page_are_those_measured():
         cells = [f"{at['temperature']:g}", lower, f"{kl} ± {error:.4f}", jensen, dominant, f"{width:.1f} %"]
         assert f"| {' | '.join(cells)} | {total['dominant_below']} |" in page
         assert all(site["dominant"] > site["monte_carlo"] - 5 * site["monte_carlo_error"] for site in at["sites"])
+
+
+def test_every_benchmark_is_in_the_index_with_its_command():
+    index = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "benchmarks").iterdir()):
+        assert path.name in ("README.md", "__pycache__") or f"]({path.name})" in index, path.name
+    for path in sorted((ROOT / "benchmarks").glob("*.json")):
+        command = json.loads(path.read_text(encoding="utf-8"))["command"]
+        program, first, *_ = command.split()
+        assert program == "sqs" or (program == "python" and (ROOT / first).is_file()), command
+        row = next(line for line in index.splitlines() if f"]({path.name})" in line)
+        assert f"`{command}`" in row or "in the JSON" in row
+
+
+def test_scripts_write_the_command_that_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmarks/draws.py", "--repeats", "3"])
+    figures = runpy.run_path(str(ROOT / "benchmarks" / "figures.py"))
+    figures["write_figures"](tmp_path / "draws.json", {"samples": 10})
+    written = json.loads((tmp_path / "draws.json").read_text())
+    assert written == {"command": "python benchmarks/draws.py --repeats 3", "samples": 10}
+    writers = [path.name for path in (ROOT / "benchmarks").glob("*.py") if "write_text(json" in path.read_text()]
+    assert writers == ["figures.py"]  # every script writes by it
+
+
+def test_every_recipe_has_a_goal():
+    goals = (ROOT / "docs" / "goals.md").read_text(encoding="utf-8")
+    assert all(f"](../recipes/{recipe.name})" in goals for recipe in (ROOT / "recipes").glob("*.yaml"))
+
+
+def test_readme_is_short_and_in_order():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 150
+    places = [readme.index(heading) for heading in ("\n## Install", "\n## Use", "\n## Pictures", "\n## Measured")]
+    assert places == sorted(places)
+
+
+def test_pages_are_in_the_navigation():
+    """Each once; `make docs` checks links and anchors."""
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    for page in (ROOT / "docs").glob("*.md"):
+        assert navigation.count(f": {page.name}\n") == 1, page.name
+
+
+def _documented(function: ast.FunctionDef | ast.ClassDef) -> set[str]:
+    """Names under ``Args:`` of a docstring; several may share a line."""
+    _, _, below = (ast.get_docstring(function) or "").partition("Args:\n")
+    section = re.split(r"\n\n(?=\S)|\n(?=\S)", below)[0]
+    heads = re.findall(r"^ {4}([*\w]+(?:, [*\w]+)*):", section, re.M)
+    return {name.strip("*") for head in heads for name in head.split(", ")}
+
+
+def test_documented_arguments_are_those_of_the_signature():
+    """A misspelt or forgotten one would be on the site, too; `docs/` has no other check of it."""
+    for module in sorted((ROOT / "sqs_pyro").rglob("*.py")):
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                arguments = node.args
+                every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+                names = {a.arg for a in (*every, arguments.vararg, arguments.kwarg) if a is not None}
+                assert _documented(node) <= names, f"{module.name}: {node.name}"
 
 
 def _commands() -> list[str]:

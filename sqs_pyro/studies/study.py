@@ -147,7 +147,12 @@ def _result(cell: Cell, runs: Path, error: str | None) -> CellResult:
 
 
 def write_summary(
-    kind: Literal["compare", "sweep"], study: StudyRecipe, results: Sequence[CellResult], out_dir: str | Path
+    kind: Literal["compare", "sweep"],
+    study: StudyRecipe,
+    results: Sequence[CellResult],
+    out_dir: str | Path,
+    *,
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Write ``compare.json``, ``.csv`` and ``.png`` (or ``sweep``...) into the study's directory.
 
@@ -156,12 +161,13 @@ def write_summary(
         study: what was run.
         results: what came of it.
         out_dir: the study's directory.
+        command: the command line that ran it, if it was one.
 
     Returns:
         What the JSON holds, see :func:`~sqs_pyro.reporting.study_summary.summarise`.
     """
     directory = resolved(out_dir)
-    summary = summarise(study.name, [_plain(result) for result in results])
+    summary = {"command": command, **summarise(study.name, [_plain(result) for result in results])}
     write_json(directory / f"{kind}.json", summary)
     write_csv(directory / f"{kind}.csv", summary)
     figure = sweep_figure(summary) if kind == "sweep" else comparison_figure(summary)
