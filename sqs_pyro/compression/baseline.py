@@ -23,7 +23,8 @@ from sqs_pyro.isolation import isolated
 from sqs_pyro.models.likelihoods import Categorical, categorical
 from sqs_pyro.networks.calling import device_of, move_to, predictions
 from sqs_pyro.networks.checks import check_network
-from sqs_pyro.networks.minibatches import check_repeatable, minibatches, undisturbed
+from sqs_pyro.networks.loaders import check_repeatable, undisturbed
+from sqs_pyro.networks.minibatches import minibatches
 from sqs_pyro.recipes import MAX_SEED, RecipeSection
 from sqs_pyro.resources import enough_resources
 from sqs_pyro.shipping.shipped import copied
@@ -73,16 +74,21 @@ class BaselineRecipe(RecipeSection):
 class EpochRecord:
     """One epoch: mean training loss and accuracy while it ran, validation after it, seconds for both.
 
-    Of what is no classification, ``accuracy`` and ``validation_loss`` are None, and ``validation_accuracy`` is
-    what the judge gave.
+    Of what is no classification, ``accuracy`` and ``validation_loss`` are None. ``validation_score`` is what
+    the judge gave, by default the accuracy.
     """
 
     epoch: int  # from 1
     loss: float
     accuracy: float | None  # 0..1, on augmented minibatches
     validation_loss: float | None
-    validation_accuracy: float | None
+    validation_score: float | None
     seconds: float
+
+    @property
+    def validation_accuracy(self) -> float | None:
+        """The older name of ``validation_score``."""
+        return self.validation_score
 
 
 @enough_resources("Training", "lower the batch size, or raise the limit")
@@ -218,13 +224,13 @@ class _Training:
             if len(losses) % _LOSS_CHECK_STEPS == 0 or i + 1 == steps:
                 self._check_losses(losses, epoch * steps)
         self._check_weights(epoch)
-        validation_loss, validation_accuracy = self._validation()
+        validation_loss, validation_score = self._validation()
         return EpochRecord(
             epoch=epoch + 1,
             loss=float(torch.stack(losses).mean()),
             accuracy=float(correct / count) if self.loss is None else None,
             validation_loss=validation_loss,
-            validation_accuracy=validation_accuracy,
+            validation_score=validation_score,
             seconds=time.perf_counter() - start,
         )
 
@@ -313,7 +319,7 @@ class _Training:
         check_same(state["fingerprint"], self._fingerprint, path)
         self.net.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.history = [EpochRecord(**record) for record in state["history"]]
+        self.history = [EpochRecord(**_renamed(record)) for record in state["history"]]
         if state["loader_epoch"] is not None and hasattr(self.train, "epoch"):
             self.train.epoch = state["loader_epoch"]
         torch.set_rng_state(state["rng"])
@@ -337,3 +343,8 @@ def _optimizer(net: nn.Module, recipe: BaselineRecipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True)
+
+
+def _renamed(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record that was kept before its score was called so."""
+    return {"validation_score" if key == "validation_accuracy" else key: value for key, value in record.items()}

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sqs_pyro.arguments import is_whole
 from sqs_pyro.documents import shown
-from sqs_pyro.errors import ArgumentError, is_whole
+from sqs_pyro.errors import ArgumentError
 from sqs_pyro.evaluation.classification import Evaluation, evaluate
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.guide_checks import check_like_sites

@@ -12,7 +12,8 @@ from sqs_pyro.errors import DataError, NetworkError
 from sqs_pyro.evaluation.input_checks import check_inputs, check_labels, check_observation, named, run
 from sqs_pyro.isolation import isolating
 from sqs_pyro.models.label_distributions import ClassProbabilities
-from sqs_pyro.models.likelihoods import Categorical, Likelihood, observe, resolve, settle
+from sqs_pyro.models.likelihoods import Categorical, resolve
+from sqs_pyro.models.observation import Likelihood, innermost, observe, settle
 from sqs_pyro.networks.calling import device_of, move_to, output_tensor
 from sqs_pyro.networks.checks import check_runs
 from sqs_pyro.networks.minibatches import minibatches
@@ -100,9 +101,8 @@ def _rows(likelihood: Likelihood, output: Any, y: Tensor) -> tuple[Tensor, Tenso
         rows, value = likelihood.rows(output, y)
         ignored: int | None = likelihood.ignore_index
     else:
-        base, value = observe(likelihood, output, y)
-        while hasattr(base, "base_dist"):
-            base = base.base_dist
+        distribution, value = observe(likelihood, output, y)
+        base = innermost(distribution)
         if not isinstance(base, torch.distributions.Categorical):
             raise DataError(
                 f"The likelihood's {type(base).__name__} is not of classes, but only classes have these figures: "

@@ -9,15 +9,10 @@ from torch import nn
 from sqs_pyro.errors import DataError
 from sqs_pyro.evaluation.input_checks import check_minibatch
 from sqs_pyro.evaluation.judging import Judge, judged
-from sqs_pyro.models.likelihoods import Likelihood
+from sqs_pyro.models.observation import Likelihood
 from sqs_pyro.networks.calling import device_of, move_to, split_examples, tensors_in
-from sqs_pyro.networks.minibatches import (
-    check_repeatable,
-    check_training_loader,
-    examples_an_epoch,
-    minibatches,
-    undisturbed,
-)
+from sqs_pyro.networks.loaders import check_repeatable, check_training_loader, examples_an_epoch, undisturbed
+from sqs_pyro.networks.minibatches import minibatches
 from sqs_pyro.shipping.shipped import copied
 
 

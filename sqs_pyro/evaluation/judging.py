@@ -11,7 +11,8 @@ from sqs_pyro.documents import shown
 from sqs_pyro.errors import DataError, NetworkError, SQSError, said
 from sqs_pyro.evaluation.classification import accuracy
 from sqs_pyro.evaluation.input_checks import named, run
-from sqs_pyro.models.likelihoods import Categorical, Likelihood, observe
+from sqs_pyro.models.likelihoods import Categorical
+from sqs_pyro.models.observation import Likelihood, innermost, observe
 from sqs_pyro.networks.calling import device_of, move_to
 from sqs_pyro.networks.minibatches import minibatches
 from sqs_pyro.networks.modes import evaluating
@@ -103,9 +104,7 @@ def _by_example(values: Tensor) -> Tensor:
 
 def _centre(distribution: Any, value: Tensor, discrete: bool) -> tuple[Tensor, Tensor]:
     """Most probable value or mean, and which labels count."""
-    base = distribution
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
+    base = innermost(distribution)
     try:
         centre = _most_probable(base) if discrete else distribution.mean
     except NotImplementedError as error:

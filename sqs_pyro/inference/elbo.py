@@ -15,9 +15,10 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
 
+from sqs_pyro.arguments import is_positive, is_whole
 from sqs_pyro.distributions import kl_bound, sampled_kl
 from sqs_pyro.distributions.monte_carlo import draws_exactly
-from sqs_pyro.errors import ArgumentError, ModelError, NotReparametrisedError, is_positive, is_whole
+from sqs_pyro.errors import ArgumentError, ModelError, NotReparametrisedError
 
 KL_KINDS = ("jensen", "dominant", "monte_carlo")
 Site = dict[str, Any]

@@ -13,10 +13,11 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
+from sqs_pyro.arguments import is_positive, is_whole
 from sqs_pyro.distributions import SpikeGMM
 from sqs_pyro.distributions.monte_carlo import draws_exactly
 from sqs_pyro.documents import shown
-from sqs_pyro.errors import ArgumentError, ModelError, is_positive, is_whole
+from sqs_pyro.errors import ArgumentError, ModelError
 from sqs_pyro.inference.elbo import Site, run_paired, sample_sites
 from sqs_pyro.inference.kl_bounds import KLBounds, kl_bounds
 from sqs_pyro.isolation import isolating

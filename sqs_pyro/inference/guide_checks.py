@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import constraints
 
+from sqs_pyro.arguments import is_positive, is_whole
 from sqs_pyro.documents import shown
-from sqs_pyro.errors import ArgumentError, NetworkError, is_positive, is_whole
+from sqs_pyro.errors import ArgumentError, NetworkError
 from sqs_pyro.inference.windows import Windows
 
 _ESTIMATORS = ("straight_through", "soft", "concrete")

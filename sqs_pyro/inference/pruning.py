@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sqs_pyro.errors import ArgumentError, DivergenceError, is_positive, is_whole
+from sqs_pyro.arguments import is_positive, is_whole
+from sqs_pyro.errors import ArgumentError, DivergenceError
 
 
 @dataclass(frozen=True)

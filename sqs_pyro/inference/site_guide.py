@@ -7,8 +7,9 @@ from pyro.distributions import constraints
 from pyro.nn import PyroParam
 from torch import Tensor
 
+from sqs_pyro.arguments import is_whole
 from sqs_pyro.distributions import Codebook, CodebookGMM, LatentSpikeAndSlab
-from sqs_pyro.errors import ArgumentError, NetworkError, is_whole
+from sqs_pyro.errors import ArgumentError, NetworkError
 from sqs_pyro.inference.kmeans import kmeans_1d
 from sqs_pyro.inference.temperatures import Temperatures
 from sqs_pyro.inference.windows import Windows

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sqs_pyro.errors import ArgumentError, is_whole
+from sqs_pyro.arguments import is_whole
+from sqs_pyro.errors import ArgumentError
 from sqs_pyro.inference.kmeans import kmeans_1d
 
 

@@ -15,7 +15,8 @@ from sqs_pyro.data.split import stratified_split
 from sqs_pyro.data.token_loader import TokenDataset
 from sqs_pyro.errors import DataError
 from sqs_pyro.evaluation.classification import predict, summarise
-from sqs_pyro.models.likelihoods import Gaussian, Likelihood, categorical
+from sqs_pyro.models.likelihoods import Gaussian, categorical
+from sqs_pyro.models.observation import Likelihood
 from sqs_pyro.tasks.glue import GLUE, Metric, metric
 from sqs_pyro.tasks.outputs import outputs
 from sqs_pyro.tasks.parts import TextData, read_parts

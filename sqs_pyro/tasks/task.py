@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sqs_pyro.data.token_loader import TokenDataset
 from sqs_pyro.evaluation.judging import Judge
-from sqs_pyro.models.likelihoods import Likelihood
+from sqs_pyro.models.observation import Likelihood
 
 T = TypeVar("T")
 S = TypeVar("S")

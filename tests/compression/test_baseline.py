@@ -168,7 +168,7 @@ def test_records_are_what_they_say():
     history = train_baseline(net, small_loader(), plain_loader(), recipe, progress=told.append)
     assert told == history and [record.epoch for record in history] == [1, 2, 3, 4, 5, 6]
     result = evaluate(net, plain_loader())
-    assert (history[-1].validation_loss, history[-1].validation_accuracy) == (result.nll, result.accuracy)
+    assert (history[-1].validation_loss, history[-1].validation_score) == (result.nll, result.accuracy)
     assert history[-1].loss < history[0].loss and history[-1].accuracy > history[0].accuracy
 
 

@@ -41,7 +41,8 @@ from sqs_pyro.fingerprint import (
 from sqs_pyro.inference.diagnostics import uncompressed
 from sqs_pyro.inference.findings import Finding, unrepeatable
 from sqs_pyro.kernels import packed_network
-from sqs_pyro.models.likelihoods import Likelihood, categorical_last
+from sqs_pyro.models.likelihoods import categorical_last
+from sqs_pyro.models.observation import Likelihood
 from sqs_pyro.networks.block_stack import BlockArguments, BlockStack, input_of, run_block
 from sqs_pyro.networks.calling import split_examples
 from sqs_pyro.networks.coverage import coverage

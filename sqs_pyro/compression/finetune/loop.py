@@ -26,7 +26,8 @@ from sqs_pyro.inference.elbo import SQSELBO
 from sqs_pyro.inference.findings import Finding
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.networks.calling import device_of, move_to
-from sqs_pyro.networks.minibatches import examples_an_epoch, minibatches
+from sqs_pyro.networks.loaders import examples_an_epoch
+from sqs_pyro.networks.minibatches import minibatches
 from sqs_pyro.shipping.pack import hard_network, network_with
 from sqs_pyro.shipping.shipped import shipped_network
 
@@ -66,8 +67,8 @@ class StepRecord:
         nonzero_rate: share of open gates.
         temperature: τ.
         learning_rate: of latents.
-        accuracy: of the hard network on validation data, where it was evaluated at this step: what the judge says,
-            at most 1.
+        score: of the hard network on validation data, where it was evaluated at this step: what the judge says (of
+            classes the accuracy), at most 1.
     """
 
     step: int
@@ -80,7 +81,12 @@ class StepRecord:
     nonzero_rate: float
     temperature: float
     learning_rate: float
-    accuracy: float | None = None
+    score: float | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        """The older name of ``score``."""
+        return self.score
 
 
 class Driver:
@@ -307,7 +313,7 @@ class Driver:
             nonzero_rate=self.guide.nonzero_rate(),
             temperature=self.guide.temperature,
             learning_rate=self.optimizers[0].param_groups[0]["lr"],
-            accuracy=self._validation_accuracy() if due else None,
+            score=self._validation_score() if due else None,
         )
         self.history.append(record)
         return record
@@ -322,7 +328,7 @@ class Driver:
         elif self._latest_kl is not None:
             self.kl = float(self._latest_kl) / self.num_data
 
-    def _validation_accuracy(self) -> float | None:
+    def _validation_score(self) -> float | None:
         if self.validation is None:
             return None
         sites = self.guide.site_guides()
@@ -398,7 +404,12 @@ class Driver:
             optimizer.load_state_dict(saved)
         self.allocation.load_state_dict(state["allocation"])
         self.step, self.kl, self.earlier_seconds = state["step"], state["kl"], state["seconds"]
-        self.history = [StepRecord(**record) for record in state["history"]]
+        self.history = [StepRecord(**_renamed(record)) for record in state["history"]]
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+
+def _renamed(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record that was kept before its score was called so."""
+    return {"score" if key == "accuracy" else key: value for key, value in record.items()}
