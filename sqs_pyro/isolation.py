@@ -209,7 +209,7 @@ def random_states_kept(seed: int | None = None) -> Iterator[None]:
 
 
 def _checked(seed: object) -> int:
-    """A seed as all three random number generators take it."""
+    """Return a seed as all three random number generators take it."""
     try:
         number = None if isinstance(seed, bool) else operator.index(seed)  # type: ignore[arg-type]
     except TypeError:

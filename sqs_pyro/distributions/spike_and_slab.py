@@ -84,12 +84,12 @@ class SpikeAndSlab(TorchDistribution):
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> constraints.Constraint:
-        """The slab's support together with zero."""
+        """Return the slab's support together with zero."""
         base = self.base_slab.support
         return base if base is constraints.real else _ZeroOr(cast(constraints.Constraint, base))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "SpikeAndSlab":
-        """The same distribution with ``batch_shape`` enlarged; parameters stay views of what was given."""
+        """Return the same distribution with ``batch_shape`` enlarged; parameters stay views of what was given."""
         new = self._get_checked_instance(SpikeAndSlab, _instance)
         new.base_inclusion, new.base_slab = self.base_inclusion, self.base_slab
         self.base_inclusion.expand(batch_shape)  # torch's own error for a shape that cannot be reached
@@ -117,7 +117,7 @@ class SpikeAndSlab(TorchDistribution):
         return (self.base_inclusion > 0.5) * self.slab.mean
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density (δ₀ + Lebesgue), ``[*sample_shape, *batch_shape]``; gradients finite at λ₀ = 0, 1."""
+        """Return log-densities (δ₀ + Lebesgue), ``[*sample_shape, *batch_shape]``; gradients finite at λ₀ = 0, 1."""
         if self._validate_args:
             self._validate_sample(value)
         is_zero = value == 0
@@ -141,12 +141,12 @@ class SpikeAndSlab(TorchDistribution):
 
 
 def straight_through_gate(included: Tensor, probability: Tensor) -> Tensor:
-    """``included`` as exact zeros and ones, with gradient 1 to ``probability``."""
+    """Return ``included`` as exact zeros and ones, with gradient 1 to ``probability``."""
     return included.to(probability.dtype) + (probability - probability.detach())
 
 
 def _inside(slab: Distribution, like: Tensor) -> Tensor:
-    """A value inside the slab's support; zero for supports that torch cannot transform."""
+    """Return a value inside the slab's support; zero for supports that torch cannot transform."""
     zeros = torch.zeros_like(like)
     try:
         return transform_to(slab.support)(zeros)

@@ -236,7 +236,7 @@ class SpikeGMM(TorchDistribution):
         )
 
     def as_mixture(self) -> "SpikeGMM":
-        """The same density as K + 1 components, the spike being the first, behind a gate that is open.
+        """Return the same density as K + 1 components, the spike being the first, behind a gate that is open.
 
         Raises:
             ValueError: the spike is a point mass.
@@ -256,7 +256,7 @@ class SpikeGMM(TorchDistribution):
         return mixture.expand(self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density (δ₀ + Lebesgue), ``[*sample_shape, *batch_shape]``; gradients finite at λ = 0, 1."""
+        """Return log-densities (δ₀ + Lebesgue), ``[*sample_shape, *batch_shape]``; gradients finite at λ = 0, 1."""
         if self._validate_args:
             self._validate_sample(value)
         if self.spike_scale is not None:
@@ -266,13 +266,13 @@ class SpikeGMM(TorchDistribution):
         return log_prob.expand(torch.broadcast_shapes(value.shape, self.batch_shape))
 
     def slab_log_prob(self, value: Tensor) -> Tensor:
-        """``log Σₖ φₖ N(θ; μₖ, σₖ²)``, the Lebesgue density given that the weight is non-zero."""
+        """Return ``log Σₖ φₖ N(θ; μₖ, σₖ²)``, the Lebesgue density given that the weight is non-zero."""
         log_mixing = (self.logits / self.temperature).log_softmax(-1)  # [*batch, K]
         component = torch.distributions.Normal(self.loc, self.scale, validate_args=False)
         return (log_mixing + component.log_prob(value.unsqueeze(-1))).logsumexp(-1)
 
     def sample(self, sample_shape: Any = ONE_DRAW) -> Tensor:
-        """Draws of q, ``[*sample_shape, *batch_shape]``, without gradient; exact but for ``"discrete"``."""
+        """Return draws of q, ``[*sample_shape, *batch_shape]``, without gradient; exact but for ``"discrete"``."""
         if self.estimator == "discrete":
             return self.discrete_sample(None, sample_shape)
         with torch.no_grad():
@@ -281,14 +281,14 @@ class SpikeGMM(TorchDistribution):
             return torch.where(self._draw_gates(sample_shape), slab, spike)
 
     def slab_sample(self, sample_shape: Any = ONE_DRAW) -> Tensor:
-        """Draws of ``Σₖ φₖ N(μₖ, σₖ²)``, ``[*sample_shape, *batch_shape]``, without gradient."""
+        """Return draws of ``Σₖ φₖ N(μₖ, σₖ²)``, ``[*sample_shape, *batch_shape]``, without gradient."""
         with torch.no_grad():
             codes = self._draw_codes(None, sample_shape)
             loc, scale = self._select(self.loc, codes), self._select(self.scale, codes)
             return loc + scale * torch.randn_like(loc)
 
     def discrete_sample(self, temperature: float | None = None, sample_shape: Any = ONE_DRAW) -> Tensor:
-        """A discrete network, ``[*sample_shape, *batch_shape]``: exactly 0 or a codebook value, no gradient.
+        """Draw a discrete network, ``[*sample_shape, *batch_shape]``: 0 or a codebook value, no gradient.
 
         The gate is Bernoulli(λ), the code Categorical(φ) at the *evaluation* ``temperature`` (``None``: τ).
         Near-one-hot training responsibilities make averaging inert; a higher temperature spreads the codes.
@@ -305,7 +305,7 @@ class SpikeGMM(TorchDistribution):
             return self._draw_gates(sample_shape), self._draw_codes(temperature, sample_shape)
 
     def rsample(self, sample_shape: Any = ONE_DRAW) -> Tensor:
-        """A differentiable value by ``estimator``, ``[*sample_shape, *batch_shape]`` (class docstring)."""
+        """Return a differentiable value by ``estimator``, ``[*sample_shape, *batch_shape]`` (class docstring)."""
         estimators: dict[str, Callable[[torch.Size], Tensor]] = {
             "straight_through": self._rsample_straight_through,
             "soft": self._rsample_soft,
@@ -344,7 +344,7 @@ class SpikeGMM(TorchDistribution):
         return (uniform * cumulative[..., -1:] >= cumulative[..., :-1]).sum(-1)
 
     def _select(self, per_component: Tensor, codes: Tensor) -> Tensor:
-        """``per_component[..., codes]`` with ``per_component`` broadcastable to ``[*batch_shape, K]``."""
+        """Return ``per_component[..., codes]`` with ``per_component`` broadcastable to ``[*batch_shape, K]``."""
         if per_component.dim() == 1:
             return per_component.expand(self.num_components)[codes]
         table = per_component.expand(*codes.shape, self.num_components)

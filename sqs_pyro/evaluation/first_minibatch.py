@@ -70,7 +70,7 @@ def try_first_minibatch(
 def try_loader(
     net: nn.Module, loader: Any, likelihood: Likelihood, what: str, dtype: torch.dtype | None = None
 ) -> Likelihood:
-    """The likelihood as a loader's first minibatch settles it; errors as :func:`try_first_minibatch`.
+    """Return the likelihood as a loader's first minibatch settles it; errors as :func:`try_first_minibatch`.
 
     A minibatch whose labels are all left out settles nothing, so that the next one is tried.
     """
@@ -91,14 +91,14 @@ def try_loader(
 
 
 def first_inputs(loader: Any, net: nn.Module) -> Any | None:
-    """Inputs of a loader's first minibatch, on the network's device; None of an empty one."""
+    """Return inputs of a loader's first minibatch, on the network's device; None of an empty one."""
     with undisturbed(loader):
         x, _ = next(minibatches(loader, net, "training", labelled=False), (None, None))
     return move_to(x, device_of(net))
 
 
 def eager(net: nn.Module) -> nn.Module:
-    """What ``torch.compile`` has wrapped: one pass is not worth compiling for."""
+    """Return what ``torch.compile`` has wrapped: one pass is not worth compiling for."""
     return getattr(net, "_orig_mod", net)
 
 

@@ -136,7 +136,7 @@ def check_minibatch(
 
 
 def run(net: nn.Module, x: Any, name: str) -> Any:
-    """The network's output for a minibatch's inputs.
+    """Return the network's output for a minibatch's inputs.
 
     Raises:
         DataError: it fails; the sentence says what it was given, and its error is the cause.

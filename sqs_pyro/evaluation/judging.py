@@ -22,7 +22,7 @@ Judge: TypeAlias = Callable[[nn.Module, Any], float]
 
 
 def judge_by(likelihood: Likelihood) -> Judge:
-    """The judge that a likelihood asks for, from minibatches of what it describes.
+    """Return the judge that a likelihood asks for, from minibatches of what it describes.
 
     Of classes the accuracy, of several labels at once the share of labels that are right, of other whole numbers
     the share that are the most probable ones, of real numbers R²; labels that are left out count for nothing.
@@ -33,7 +33,7 @@ def judge_by(likelihood: Likelihood) -> Judge:
 
 
 def judged(judge: Judge, net: nn.Module, loader: Any) -> float:
-    """What a judge says.
+    """Return what a judge says.
 
     Raises:
         NetworkError: it fails, or says nothing of use: a finite number of at most 1.
@@ -63,7 +63,7 @@ def judged(judge: Judge, net: nn.Module, loader: Any) -> float:
 
 @torch.no_grad()
 def agreement(net: nn.Module, loader: Any, likelihood: Likelihood) -> float:
-    """How well the centre of a network's distribution agrees with what was observed, on all examples of a loader.
+    """Return how well the centre of a network's distribution agrees with what was observed, on a whole loader.
 
     Of whole numbers the share that are the most probable ones; of others ``R² = 1 - Σ (y - mean)² / Σ (y - ȳ)²``,
     ȳ of each coordinate (where y is constant, 1 if all are met, else 0).

@@ -82,7 +82,7 @@ class SQSELBO(TraceMeanField_ELBO):
         self.kl_weight = kl_weight
 
     def terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> ElboTerms:
-        """The parts of the loss, from which ``.loss`` follows without a second pass.
+        """Return the parts of the loss, from which ``.loss`` follows without a second pass.
 
         Raises:
             ModelError: (a ``ValueError``) a latent site of the model is missing from the guide.
@@ -100,20 +100,20 @@ class SQSELBO(TraceMeanField_ELBO):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """The loss as a scalar tensor, differentiable with respect to model and guide parameters."""
+        """Return the loss as a scalar tensor, differentiable with respect to model and guide parameters."""
         loss = self.terms(model, guide, *args, **kwargs).loss
         warn_if_nan(loss, "loss")
         return loss
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """The loss as a number, without gradients."""
+        """Return the loss as a number, without gradients."""
         with torch.no_grad():
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def loss_and_grads(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> float:
-        """The loss as a number; gradients are added to the parameters' ``grad``, one particle at a time.
+        """Return the loss as a number; gradients are added to the parameters' ``grad``, one particle at a time.
 
         Raises:
             ModelError: in inference mode, where nothing can be trained.
@@ -141,7 +141,7 @@ class SQSELBO(TraceMeanField_ELBO):
     def bracket(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> tuple[float, float]:
-        """``(low, high)``: this estimate of the ELBO at β = 1 with Jensen's bound and with the lower bound.
+        """Return ``(low, high)``: this estimate of the ELBO at β = 1 with Jensen's bound and with the lower bound.
 
         The exact KL lies between the two, whatever ``kl`` is; their distance is ``Σᵢ λᵢ H(φᵢ)``.
         """
@@ -222,12 +222,12 @@ def run_paired(
 
 
 def sample_sites(from_trace: Trace) -> list[tuple[str, Site]]:
-    """Names and sites of all that was sampled or observed."""
+    """Return names and sites of all that was sampled or observed."""
     return [(name, site) for name, site in from_trace.nodes.items() if site["type"] == "sample"]
 
 
 def _with_log_prob_shape(site: Site) -> Site:
-    """The site with a ``log_prob`` of the right shape, made without evaluating any density."""
+    """Return the site with a ``log_prob`` of the right shape, made without evaluating any density."""
     if "log_prob" in site:
         return site
     value, fn = site["value"], site["fn"]
@@ -272,7 +272,7 @@ def _site_kl(model_site: Site, guide_site: Site, kind: str) -> Tensor:
 
 
 def _sampled_site_kl(model_site: Site, guide_site: Site) -> Tensor:
-    """Where no KL is registered: unbiased draws for distributions with a spike, else the site's own value."""
+    """Return an unbiased KL where none is registered: of draws of a spike, else at the site's own value."""
     q, p = guide_site["fn"], model_site["fn"]
     if not draws_exactly(q):
         kl = sampled_kl(q, p).squeeze(0)
@@ -282,7 +282,7 @@ def _sampled_site_kl(model_site: Site, guide_site: Site) -> Tensor:
 
 
 def _auxiliary_kl(guide_site: Site) -> Tensor:
-    """``log q`` of a guide site at its own value, with Pyro's check that it is fully reparametrised."""
+    """Return ``log q`` of a guide site at its own value, with Pyro's check that it is fully reparametrised."""
     parts = guide_site["fn"].score_parts(guide_site["value"])
     parts = parts.scale_and_mask(guide_site["scale"], guide_site["mask"])
     if not torch.is_grad_enabled():

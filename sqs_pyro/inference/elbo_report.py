@@ -92,7 +92,7 @@ class ElboReport(Printed):
         }
 
     def table(self) -> Report:
-        """A row a temperature, then a row a site at the first temperature; ``print`` shows it."""
+        """Return a row a temperature, then a row a site at the first temperature; ``print`` shows it."""
         from sqs_pyro.reporting.tables import bounds_tables
 
         return bounds_tables(self.to_dict())
@@ -193,7 +193,7 @@ def _as_in_training(guide: Any) -> Iterator[None]:
 def _latent_sites(
     model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
 ) -> dict[str, tuple[Site, Site]]:
-    """Each latent site of the model: the guide's site and the model's."""
+    """Return each latent site of the model: the guide's site and the model's."""
     model_trace, guide_trace = (prune_subsample_sites(t) for t in run_paired(model, guide, args, kwargs))
     latent = {name: site for name, site in sample_sites(model_trace) if not site["is_observed"]}
     if len(latent) == len(sample_sites(model_trace)) and _observes(guide_trace):
@@ -237,7 +237,7 @@ def _negative_log_likelihoods(
 def _mean_and_error(
     drawn: Iterator[float], most: int, standard_error: float | None, tell: Callable[[int], None]
 ) -> tuple[float, float]:
-    """The mean of the first values and its standard error: ``most`` of them, or as many as the error takes."""
+    """Return mean and standard error of the first ``most`` values, or of as many as the error takes."""
     values: list[float] = []
     while True:
         values.append(next(drawn))

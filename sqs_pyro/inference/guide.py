@@ -151,7 +151,7 @@ class SpikeGMMGuide(OwningModule):
         self.progress.draws = draws
 
     def site_guides(self) -> dict[str, SiteGuide]:
-        """The parts of the guide by site name, in the model's order."""
+        """Return the parts of the guide by site name, in the model's order."""
         return {site.site_name: site for site in self.sites.values()}
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -171,7 +171,7 @@ class SpikeGMMGuide(OwningModule):
         }
 
     def distribution(self, site: SiteGuide) -> CodebookGMM | LatentSpikeAndSlab:
-        """The variational distribution of one site at the guide's present stage, mode and temperatures."""
+        """Return the variational distribution of one site at the guide's present stage, mode and temperatures."""
         if self.stage == "dense":
             return site.dense_distribution(self.gate_temperature)
         if not self._trains():
@@ -303,13 +303,13 @@ class SpikeGMMGuide(OwningModule):
             site.gate_logit_unconstrained.clamp_(min=_LEAST_OPEN_LOGIT * self.gate_temperature)
 
     def nonzero_rate(self) -> float:
-        """Share of weights whose gate is open (above ½)."""
+        """Return the share of weights whose gate is open (above ½)."""
         sites = list(self.site_guides().values())
         kept = sum(int((site.gates(self.gate_temperature) > 0.5).sum()) for site in sites)
         return kept / sum(site.mask.numel() for site in sites)
 
     def harden(self, codebook_dtype: torch.dtype = torch.float16) -> dict[str, CodedTensor]:
-        """The most probable network, weight by weight: what is shipped.
+        """Return the most probable network, weight by weight: what is shipped.
 
         Args:
             codebook_dtype: codewords are rounded to this type, so that the file holds them exactly; a codebook
@@ -325,7 +325,7 @@ class SpikeGMMGuide(OwningModule):
         gate_temperature: float | None = None,
         codebook_dtype: torch.dtype = torch.float16,
     ) -> dict[str, CodedTensor]:
-        """A discrete network out of the posterior: as a call in evaluation mode, but codes and gates, not values.
+        """Draw a discrete network from the posterior: as a call in evaluation mode, but codes and gates.
 
         Args:
             temperature, gate_temperature: see :meth:`evaluation_temperatures`.
@@ -337,7 +337,7 @@ class SpikeGMMGuide(OwningModule):
 
     @torch.no_grad()
     def mean(self, temperature: float | None = None, gate_temperature: float | None = None) -> dict[str, Tensor]:
-        """Every site's posterior mean ``E θ = λ Σ_k φ_k μ_k``, the site's shape: a network that is not discrete.
+        """Return each site's posterior mean ``E θ = λ Σ_k φ_k μ_k``: a network that is not discrete.
 
         Args:
             temperature, gate_temperature: see :meth:`evaluation_temperatures`.
@@ -359,6 +359,6 @@ def _hold_loaded_codes(guide: nn.Module, incompatible_keys: Any) -> None:
 
 
 def _key(name: str) -> str:
-    """A site's key in a ModuleDict, where a point is not allowed, nor a name that the dictionary has itself."""
+    """Return a site's key in a ModuleDict, which allows no point, nor a name that the dictionary has itself."""
     key = name.replace(".", "/")
     return f"{key}/" if hasattr(nn.ModuleDict, key) else key

@@ -94,11 +94,11 @@ class SiteGuide(OwningModule):
         return torch.sigmoid(self.gate_logit / gate_temperature) * self.mask
 
     def grouped(self, value: Tensor) -> Tensor:
-        """A tensor of the site's shape as ``[G, n]``."""
+        """Return a tensor of the site's shape as ``[G, n]``."""
         return value.reshape(self.num_groups, -1)
 
     def anchor(self) -> Tensor:
-        """The latents as their windows represent them, the site's shape."""
+        """Return the latents as their windows represent them, the site's shape."""
         return self.windows.represent(self.latent, self.edges)
 
     def codebook(self) -> Codebook:
@@ -167,7 +167,7 @@ class SiteGuide(OwningModule):
         self.codes = self.most_probable_codes()
 
     def most_probable_codes(self) -> Tensor:
-        """``argmax_k φ_k`` of each weight, uint8 ``[G, n]``."""
+        """Return ``argmax_k φ_k`` of each weight, uint8 ``[G, n]``."""
         return self.coded_distribution(Temperatures(1.0, 1.0), "straight_through").map_codes()
 
     def dense_distribution(self, gate_temperature: float) -> LatentSpikeAndSlab:
@@ -208,7 +208,7 @@ class SiteGuide(OwningModule):
 
     @torch.no_grad()
     def harden(self, codebook_dtype: torch.dtype, keep_codes: bool) -> CodedTensor:
-        """The most probable network's weights: gate above ½ or zero, most probable component's mean.
+        """Return the most probable network's weights: gate above ½ or zero, most probable component's mean.
 
         Args:
             codebook_dtype: codewords are rounded to this type if they survive it.
@@ -219,7 +219,7 @@ class SiteGuide(OwningModule):
 
     @torch.no_grad()
     def draw(self, codebook_dtype: torch.dtype, temperatures: Temperatures) -> CodedTensor:
-        """A discrete network's weights: gates and codes drawn, where :meth:`harden` takes the most probable."""
+        """Draw a discrete network's weights: gates and codes, of which :meth:`harden` takes the most probable."""
         mask, codes = self.coded_distribution(temperatures, "discrete").sample_symbols()
         return self._coded(mask, codes.to(torch.uint8), codebook_dtype)
 

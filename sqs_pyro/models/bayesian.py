@@ -95,7 +95,7 @@ class BayesianNetwork(OwningModule):
             weight.requires_grad_(False)
 
     def site_values(self) -> dict[str, Tensor]:
-        """The pretrained value of every site, by name, in the order in which the model samples them."""
+        """Return the pretrained value of every site, by name, in the order in which the model samples them."""
         parameters = dict(self.net.named_parameters())
         return {name: parameters[name].detach() for name in self._names}
 
@@ -162,7 +162,7 @@ class BayesianNetwork(OwningModule):
             return pyro.sample("obs", predicted, obs=y)
 
     def _output(self, tensors: dict[str, Tensor], inputs: Any) -> Any:
-        """What the network returns with these tensors in place of its own."""
+        """Return the network's output with these tensors in place of its own."""
         net = self._modules["net"]
         args, kwargs = call_arguments(inputs, net)
         with evaluating(net) if self.evaluates_predictions and predicting() else nullcontext():

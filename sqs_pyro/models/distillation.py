@@ -55,7 +55,7 @@ class DistilledCategorical(TorchDistribution):
         super().__init__(logits.shape[:-1], shape, validate_args=validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """``[*sample, ...]``."""
+        """Return ``[*sample, ...]``."""
         if self._validate_args:
             self._validate_sample(value)
         own = self.logits.log_softmax(-1)
@@ -65,14 +65,14 @@ class DistilledCategorical(TorchDistribution):
         return (1 - self.weight) * of_label + self.weight * self.temperature**2 * of_teacher
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """``[*sample, ..., 2, C]``."""
+        """Return ``[*sample, ..., 2, C]``."""
         with torch.no_grad():
             rows = torch.stack([self.logits, self.logits / self.temperature], -2)
             drawn = torch.distributions.Categorical(logits=rows).sample(torch.Size(sample_shape))
             return one_hot(drawn, self.logits.shape[-1]).to(self.logits.dtype)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "DistilledCategorical":
-        """The same distribution with a larger batch."""
+        """Return the same distribution with a larger batch."""
         logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
         return DistilledCategorical(logits, self.weight, self.temperature, validate_args=self._validate_args)
 

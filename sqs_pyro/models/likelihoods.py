@@ -20,7 +20,7 @@ from sqs_pyro.networks.minibatches import IGNORED
 
 
 def _numbers(name: str, given: Any) -> Tensor | None:
-    """What was given as finite float32 numbers; None if it is None."""
+    """Return what was given as finite float32 numbers; None if it is None."""
     if given is None:
         return None
     try:
@@ -92,7 +92,7 @@ class Categorical:
         return self._classes(logits.movedim(self._last_unless_given(logits), -1))
 
     def settle(self, output: Any, y: Tensor) -> "Categorical":
-        """The same with ``class_axis`` decided by a first minibatch."""
+        """Return the same with ``class_axis`` decided by a first minibatch."""
         axis = self.axis(output, y)
         if self.class_axis is not None or output_tensor(output).dim() == 2:
             return self
@@ -109,7 +109,7 @@ class Categorical:
         return self._classes(rows), value
 
     def rows(self, output: Any, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``[B, ..., C]`` with classes last; labels ``[B, ...]`` int64, or probabilities as the logits.
+        """Return logits ``[B, ..., C]``, classes last; labels ``[B, ...]`` int64, or probabilities as the logits.
 
         Raises:
             DataError: labels of a shape or with values that are no classes.
@@ -129,7 +129,7 @@ class Categorical:
         return rows, _whole(y).reshape(rows.shape[:-1])
 
     def axis(self, output: Any, y: Tensor) -> int:
-        """The dimension of the logits that holds the classes, from 1.
+        """Return the dimension of the logits that holds the classes, from 1.
 
         Raises:
             DataError: the labels' shape fits neither convention, or both.
@@ -236,7 +236,7 @@ class Gaussian:
 
 
 def resolve(likelihood: str | Likelihood) -> Likelihood:
-    """``"categorical"``, ``"gaussian"``, ``"bernoulli"`` (or ``"multilabel"``) or a callable, as a callable.
+    """Return ``"categorical"``, ``"gaussian"``, ``"bernoulli"`` (``"multilabel"``) or a callable as a callable.
 
     Raises:
         NetworkError: any other value.
@@ -262,7 +262,7 @@ def resolve(likelihood: str | Likelihood) -> Likelihood:
 
 
 def _has_tokens(output: Any, logits: Tensor) -> bool:
-    """Whether this is an output of transformers with logits ``[B, T, C]``, which always has classes last."""
+    """Return whether this is an output of transformers with logits ``[B, T, C]``: these have classes last."""
     return not isinstance(output, (Tensor, tuple, list)) and logits.dim() == 3
 
 
@@ -276,7 +276,7 @@ def _fits_without(axis: int, logits: Tensor, y: Tensor) -> bool:
 
 
 def _whole(y: Tensor) -> Tensor:
-    """Labels as int64.
+    """Return labels as int64.
 
     Raises:
         DataError: they have fractions or are not finite.

@@ -101,7 +101,7 @@ class OwningModule(PyroModule):
             claim(self, f"{state['_pyro_name']}.{name}", parameter, constraint, put=put)
 
     def _uses_store(self) -> bool:
-        """A module that has no place yet has no name; and with local parameters Pyro does not use the store."""
+        """Return False where there is no name yet, or where Pyro keeps parameters local and uses no store."""
         return bool(self.__dict__.get("_pyro_name")) and not pyro.settings.get("module_local_params")
 
     def _claim_buffer(self, name: str, put: bool) -> None:
@@ -126,7 +126,7 @@ class OwningModule(PyroModule):
         self._buffers[name] = loaded.detach().clone()
 
     def _is_in_store(self) -> bool:
-        """Whether the store shows anything of this module."""
+        """Return whether the store shows anything of this module."""
         params, held = pyro.get_param_store()._params, {**self._parameters, **self._buffers}
         names = (f"{self._pyro_name}.{name.removesuffix(_UNCONSTRAINED)}" for name in held)
         return any(_owner_of(params[name]) is self for name in names if name in params)
@@ -166,7 +166,7 @@ def claim(
 
 
 def loaded_buffer(name: str) -> Tensor | None:
-    """What was loaded into the store under the name of a buffer, None if nothing was."""
+    """Return what was loaded into the store under the name of a buffer, None if nothing was."""
     found = pyro.get_param_store()._params.get(name)
     return None if found is None or _is_owned(found) else found
 
@@ -201,7 +201,7 @@ def take_over_in_place(name: str, buffer: Tensor) -> None:
 
 
 def point_estimate(owner: nn.Module, name: str, parameter: Tensor) -> Tensor:
-    """``pyro.param(name)`` of a module's parameter: the value to use, which effects may have replaced."""
+    """Return ``pyro.param(name)`` of a module's parameter: the value to use, which effects may have replaced."""
     claim(owner, name, parameter)
     value: Tensor = pyro.param(name, parameter)
     if value is parameter:
@@ -242,7 +242,7 @@ def _owner_of(found: Tensor) -> nn.Module | None:
 
 
 def _is_owned(found: Tensor) -> bool:
-    """Whether a module has it, or had: ours, or one that is not ours and has trained it."""
+    """Return whether a module has it, or had: ours, or one that is not ours and has trained it."""
     return found in _owners or found.grad is not None
 
 

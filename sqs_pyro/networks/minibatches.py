@@ -62,7 +62,7 @@ def minibatches(
 def split_minibatch(
     batch: Any, net: nn.Module | None = None, name: str = "A minibatch", labelled: bool = True
 ) -> tuple[Any, Any]:
-    """A minibatch's inputs, as :func:`~sqs_pyro.networks.calling.call_arguments` takes them, and its observations.
+    """Return a minibatch's inputs, as :func:`~sqs_pyro.networks.calling.call_arguments` takes them, and labels.
 
     ========================================  ==================================================================
     ``(x, y)``, ``[x, y]``                    x is the input; a tuple, list or mapping of inputs if it is one
@@ -96,7 +96,7 @@ def split_minibatch(
 
 
 def _parts(batch: Any, net: nn.Module | None, name: str) -> tuple[Any, Any, bool]:
-    """Inputs, observations, and whether these were found by name."""
+    """Return inputs, observations, and whether these were found by name."""
     if isinstance(batch, Mapping):
         inputs, y = _by_name(dict(batch), net, name)
         return inputs, y, True
@@ -130,7 +130,7 @@ def _by_name(parts: dict[Any, Any], net: nn.Module | None, name: str) -> tuple[d
 
 
 def _positions_unless_keywords(inputs: dict[Any, Any], net: nn.Module | None) -> Any:
-    """Of a named tuple: keywords where ``forward`` knows the names, else its inputs in their order."""
+    """Return a named tuple's inputs as keywords where ``forward`` knows the names, else in their order."""
     if net is not None and takes(net, (), inputs) and not takes(net, (), {"no such name": None}):
         return inputs
     return next(iter(inputs.values())) if len(inputs) == 1 else tuple(inputs.values())
@@ -148,7 +148,7 @@ def _of_object(batch: Any, net: nn.Module | None, name: str) -> tuple[Any, Any, 
 
 
 def _as_tensors(value: Any, name: str) -> Any:
-    """The same with tensors in place of numpy arrays and of lists of numbers."""
+    """Return the same with tensors in place of numpy arrays and of lists of numbers."""
     try:
         if isinstance(value, (np.ndarray, np.generic)):
             return torch.tensor(value)
@@ -204,7 +204,7 @@ def _next_tokens(net: nn.Module | None, inputs: Any, y: Tensor, named: bool) -> 
 
 
 def _is_causal(net: nn.Module) -> bool:
-    """Whether transformers would compare this network's output with the *next* label."""
+    """Return whether transformers would compare this network's output with the *next* label."""
     while isinstance(inside := getattr(net, "called_like", getattr(net, "module", None)), nn.Module):
         net = inside
     return any(kind.__name__.endswith(("ForCausalLM", "LMHeadModel")) for kind in type(net).__mro__)
