@@ -117,7 +117,7 @@ class SpikeAndSlab(TorchDistribution):
         return (self.base_inclusion > 0.5) * self.slab.mean
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return log-densities (δ₀ + Lebesgue), ``[*sample_shape, *batch_shape]``; gradients finite at λ₀ = 0, 1."""
+        """Return log-densities (δ₀ + Lebesgue), ``[*sample_shape, *batch_shape]``; gradients finite at λ₀ = 0."""
         if self._validate_args:
             self._validate_sample(value)
         is_zero = value == 0

@@ -256,7 +256,7 @@ class SpikeGMM(TorchDistribution):
         return mixture.expand(self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return log-densities (δ₀ + Lebesgue), ``[*sample_shape, *batch_shape]``; gradients finite at λ = 0, 1."""
+        """Return log-densities (δ₀ + Lebesgue), ``[*sample_shape, *batch_shape]``; finite gradients at λ = 0."""
         if self._validate_args:
             self._validate_sample(value)
         if self.spike_scale is not None:

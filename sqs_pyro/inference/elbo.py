@@ -89,7 +89,7 @@ class SQSELBO(TraceMeanField_ELBO):
             NotReparametrisedError: (a ``NotImplementedError``, too) a guide site cannot be reparametrised.
         """
         particles = list(self._particles(model, guide, args, kwargs))
-        by_site: dict[str, Tensor] = {}
+        by_site: dict[str, Tensor] = {}  # particles may differ in their sites
         for particle in particles:
             for name, kl in particle.kl_by_site.items():
                 by_site[name] = by_site[name] + kl if name in by_site else kl
@@ -131,7 +131,7 @@ class SQSELBO(TraceMeanField_ELBO):
     ) -> float:
         total = 0.0
         for particle in self._particles(model, guide, args, kwargs):
-            if particle.loss.requires_grad:
+            if particle.loss.requires_grad:  # one after the other: only one particle's graph is in memory
                 particle.loss.backward(retain_graph=self.retain_graph)
             total += particle.loss.item()
         warn_if_nan(total, "loss")
@@ -147,7 +147,7 @@ class SQSELBO(TraceMeanField_ELBO):
         """
         low, high = 0.0, 0.0
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            nll = _negative_log_likelihood(model_trace)
+            nll = _negative_log_likelihood(model_trace)  # one draw for both ends: their distance is exact
             jensen, lower = (
                 _total(self._kl_by_site(model_trace, guide_trace, kind), nll) for kind in ("jensen", "lower")
             )
@@ -162,7 +162,7 @@ class SQSELBO(TraceMeanField_ELBO):
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             nll = _negative_log_likelihood(model_trace) / self.num_particles
             by_site: dict[str, Tensor] = {}
-            if self.kl_weight != 0:
+            if self.kl_weight != 0:  # 0 skips the KL's cost, too
                 sums = self._kl_by_site(model_trace, guide_trace, self.kl)
                 by_site = {name: kl / self.num_particles for name, kl in sums.items()}
             yield ElboTerms(nll, _total(by_site, nll), by_site, self.kl_weight)
@@ -186,7 +186,7 @@ class SQSELBO(TraceMeanField_ELBO):
                 )
             by_site[name] = _site_kl(model_site, guide_site, kind)
         for name, guide_site in sample_sites(guide_trace):
-            if name not in model_trace.nodes:
+            if name not in model_trace.nodes:  # an auxiliary site of the guide
                 by_site[name] = _auxiliary_kl(guide_site)
         return by_site
 
@@ -199,9 +199,11 @@ class SQSELBO(TraceMeanField_ELBO):
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
         guide_trace = prune_subsample_sites(guide_trace)
         model_trace = prune_subsample_sites(model_trace)
+        # Densities of latent sites would cost [weights, K] each, and an analytic term takes their place.
         model_trace.compute_log_prob(site_filter=lambda name, site: site["is_observed"])
         if is_validation_enabled():
             for _, site in (*sample_sites(model_trace), *sample_sites(guide_trace)):
+                # Pyro's check reads the shape of a log-density that is not there.
                 check_site_shape(_with_log_prob_shape(site), self.max_plate_nesting)
             check_if_enumerated(guide_trace)
             _check_mean_field_requirement(model_trace, guide_trace)
@@ -217,7 +219,7 @@ def run_paired(
         guide(*args, **kwargs)
         return unwrapped.get_traces()
     guide_trace = trace(guide, graph_type="flat").get_trace(*args, **kwargs)
-    replayed = replay(model, trace=guide_trace)
+    replayed = replay(model, trace=guide_trace)  # the model at the guide's values
     return trace(replayed, graph_type="flat").get_trace(*args, **kwargs), guide_trace
 
 
@@ -247,6 +249,7 @@ def _total(by_site: dict[str, Tensor], like: Tensor) -> Tensor:
 def _site_kl(model_site: Site, guide_site: Site, kind: str) -> Tensor:
     """KL of one latent site, summed over it, with the guide's scale and mask as in Pyro."""
     q, p = guide_site["fn"], model_site["fn"]
+    # Without such draws the likelihood's gradient would silently leave the guide out.
     if torch.is_grad_enabled() and not q.has_rsample:
         raise NotReparametrisedError(
             f"SQSELBO: the guide's distribution at site '{guide_site['name']}', {type(q).__name__}, has no "
@@ -256,13 +259,13 @@ def _site_kl(model_site: Site, guide_site: Site, kind: str) -> Tensor:
         if kind == "monte_carlo" and not draws_exactly(q):
             kl = sampled_kl(q, p).squeeze(0)
         else:
-            kl = kl_bound(q, p, "jensen" if kind == "monte_carlo" else kind)
+            kl = kl_bound(q, p, "jensen" if kind == "monte_carlo" else kind)  # [*batch_shape]
     except NotImplementedError:
         return _sampled_site_kl(model_site, guide_site)
     kl = scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"])
     if not isinstance(kl, Tensor):  # Pyro's answer for a distribution masked by False
         return guide_site["value"].new_zeros(())
-    if kl.shape != q.batch_shape:
+    if kl.shape != q.batch_shape:  # a sum would broadcast, and count weights twice
         raise ModelError(
             f"SQSELBO: the KL of site '{guide_site['name']}' has shape {list(kl.shape)}, but the guide's "
             f"distribution has batch shape {list(q.batch_shape)}: a registered bound must give a value for each "
@@ -274,7 +277,7 @@ def _site_kl(model_site: Site, guide_site: Site, kind: str) -> Tensor:
 def _sampled_site_kl(model_site: Site, guide_site: Site) -> Tensor:
     """Return an unbiased KL where none is registered: of draws of a spike, else at the site's own value."""
     q, p = guide_site["fn"], model_site["fn"]
-    if not draws_exactly(q):
+    if not draws_exactly(q):  # its value is one to run a network with, not a draw
         kl = sampled_kl(q, p).squeeze(0)
         return scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"]).sum()
     log_p = scale_and_mask(p.log_prob(guide_site["value"]), scale=model_site["scale"], mask=model_site["mask"])
