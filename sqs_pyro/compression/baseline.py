@@ -2,10 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -23,7 +23,7 @@ from sqs_pyro.isolation import isolated
 from sqs_pyro.models.likelihoods import Categorical, categorical
 from sqs_pyro.networks.calling import device_of, move_to, predictions
 from sqs_pyro.networks.checks import check_network
-from sqs_pyro.networks.loaders import check_repeatable, undisturbed
+from sqs_pyro.networks.loaders import Loader, check_repeatable, undisturbed
 from sqs_pyro.networks.minibatches import minibatches
 from sqs_pyro.recipes import MAX_SEED, RecipeSection
 from sqs_pyro.resources import enough_resources
@@ -31,15 +31,6 @@ from sqs_pyro.shipping.shipped import copied
 
 _STATE_KEYS = frozenset({"fingerprint", "network", "optimizer", "history", "loader_epoch", "rng", "cuda_rng"})
 _LOSS_CHECK_STEPS = 25  # a look at the loss waits for the device; this often is cheap and early enough
-
-
-class Loader(Protocol):
-    """Minibatches (x, y). A loader with an attribute `epoch` is resumed exactly, see `ArrayLoader`."""
-
-    def __len__(self) -> int:
-        """Number of minibatches."""
-
-    def __iter__(self) -> Iterator[Any]: ...
 
 
 class BaselineRecipe(RecipeSection):

@@ -1,6 +1,6 @@
 """The prior of one weight: a point mass at zero mixed with a continuous slab."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -88,7 +88,7 @@ class SpikeAndSlab(TorchDistribution):
         base = self.base_slab.support
         return base if base is constraints.real else _ZeroOr(cast(constraints.Constraint, base))
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "SpikeAndSlab":
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "SpikeAndSlab":
         """Return the same distribution with ``batch_shape`` enlarged; parameters stay views of what was given."""
         new = self._get_checked_instance(SpikeAndSlab, _instance)
         new.base_inclusion, new.base_slab = self.base_inclusion, self.base_slab
@@ -97,16 +97,16 @@ class SpikeAndSlab(TorchDistribution):
         new._validate_args = self._validate_args
         return new
 
-    def sample(self, sample_shape: Any = ONE_DRAW) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ONE_DRAW) -> Tensor:
         """Exact draws, ``[*sample_shape, *batch_shape]``, without gradient."""
         with torch.no_grad():
             return self._draw(self.slab.sample, sample_shape)
 
-    def rsample(self, sample_shape: Any = ONE_DRAW) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ONE_DRAW) -> Tensor:
         """Exact draws with pathwise slab gradients and a straight-through gate gradient (class docstring)."""
         return self._draw(self.slab.rsample, sample_shape)
 
-    def _draw(self, slab_draw: Callable[[Any], Tensor], sample_shape: Any) -> Tensor:
+    def _draw(self, slab_draw: Callable[[torch.Size], Tensor], sample_shape: Sequence[int]) -> Tensor:
         value = slab_draw(torch.Size(sample_shape))
         included = torch.rand_like(value.detach()) < self.base_inclusion
         return straight_through_gate(included, self.base_inclusion) * value

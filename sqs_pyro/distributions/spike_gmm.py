@@ -1,7 +1,7 @@
 """The variational family of one weight: a point mass at zero mixed with Gaussians around codebook values."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -212,7 +212,7 @@ class SpikeGMM(TorchDistribution):
         slab = gates * ((self.responsibilities * spread).sum(-1) + (1 - gates) * centre.square())
         return slab if self.spike_scale is None else slab + (1 - gates) * self.spike_scale**2
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
         """Return the same distribution with ``batch_shape`` enlarged; parameters stay as they were given."""
         batch_shape = torch.Size(batch_shape)
         if batch_shape == self.batch_shape:
@@ -271,7 +271,7 @@ class SpikeGMM(TorchDistribution):
         component = torch.distributions.Normal(self.loc, self.scale, validate_args=False)
         return (log_mixing + component.log_prob(value.unsqueeze(-1))).logsumexp(-1)
 
-    def sample(self, sample_shape: Any = ONE_DRAW) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ONE_DRAW) -> Tensor:
         """Return draws of q, ``[*sample_shape, *batch_shape]``, without gradient; exact but for ``"discrete"``."""
         if self.estimator == "discrete":
             return self.discrete_sample(None, sample_shape)
@@ -280,14 +280,14 @@ class SpikeGMM(TorchDistribution):
             spike = 0.0 if self.spike_scale is None else self.spike_scale * torch.randn_like(slab)
             return torch.where(self._draw_gates(sample_shape), slab, spike)
 
-    def slab_sample(self, sample_shape: Any = ONE_DRAW) -> Tensor:
+    def slab_sample(self, sample_shape: Sequence[int] = ONE_DRAW) -> Tensor:
         """Return draws of ``Σₖ φₖ N(μₖ, σₖ²)``, ``[*sample_shape, *batch_shape]``, without gradient."""
         with torch.no_grad():
             codes = self._draw_codes(None, sample_shape)
             loc, scale = self._select(self.loc, codes), self._select(self.scale, codes)
             return loc + scale * torch.randn_like(loc)
 
-    def discrete_sample(self, temperature: float | None = None, sample_shape: Any = ONE_DRAW) -> Tensor:
+    def discrete_sample(self, temperature: float | None = None, sample_shape: Sequence[int] = ONE_DRAW) -> Tensor:
         """Draw a discrete network, ``[*sample_shape, *batch_shape]``: 0 or a codebook value, no gradient.
 
         The gate is Bernoulli(λ), the code Categorical(φ) at the *evaluation* ``temperature`` (``None``: τ).
@@ -298,13 +298,13 @@ class SpikeGMM(TorchDistribution):
             return torch.where(included, self._select(self.loc, codes), 0.0)
 
     def sample_symbols(
-        self, temperature: float | None = None, sample_shape: Any = ONE_DRAW
+        self, temperature: float | None = None, sample_shape: Sequence[int] = ONE_DRAW
     ) -> tuple[Tensor, Tensor]:
         """Drawn gates (bool) and codes (int64) of :meth:`discrete_sample`, ``[*sample_shape, *batch_shape]``."""
         with torch.no_grad():
             return self._draw_gates(sample_shape), self._draw_codes(temperature, sample_shape)
 
-    def rsample(self, sample_shape: Any = ONE_DRAW) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ONE_DRAW) -> Tensor:
         """Return a differentiable value by ``estimator``, ``[*sample_shape, *batch_shape]`` (class docstring)."""
         estimators: dict[str, Callable[[torch.Size], Tensor]] = {
             "straight_through": self._rsample_straight_through,
@@ -332,11 +332,11 @@ class SpikeGMM(TorchDistribution):
         noisy = gates.clamp(eps, 1 - eps).logit() + uniform.logit()
         return (noisy / self.temperature).sigmoid() * (code * self.loc).sum(-1)
 
-    def _draw_gates(self, sample_shape: Any) -> Tensor:
+    def _draw_gates(self, sample_shape: Sequence[int]) -> Tensor:
         gates = self.gates.expand(self._extended_shape(torch.Size(sample_shape)))
         return torch.rand_like(gates) < gates
 
-    def _draw_codes(self, temperature: float | None, sample_shape: Any) -> Tensor:
+    def _draw_codes(self, temperature: float | None, sample_shape: Sequence[int]) -> Tensor:
         """int64 codes by inverse CDF (much faster than multinomial), ``[*sample_shape, *batch_shape]``."""
         cumulative = self.responsibilities_at(temperature).cumsum(-1)  # [*batch, K]
         shape = self._extended_shape(torch.Size(sample_shape))

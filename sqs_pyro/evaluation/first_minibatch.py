@@ -11,7 +11,13 @@ from sqs_pyro.evaluation.input_checks import check_minibatch
 from sqs_pyro.evaluation.judging import Judge, judged
 from sqs_pyro.models.observation import Likelihood
 from sqs_pyro.networks.calling import device_of, move_to, split_examples, tensors_in
-from sqs_pyro.networks.loaders import check_repeatable, check_training_loader, examples_an_epoch, undisturbed
+from sqs_pyro.networks.loaders import (
+    Loader,
+    check_repeatable,
+    check_training_loader,
+    examples_an_epoch,
+    undisturbed,
+)
 from sqs_pyro.networks.minibatches import minibatches
 from sqs_pyro.shipping.shipped import copied
 
@@ -31,10 +37,10 @@ class FirstMinibatch:
 
 def try_first_minibatch(
     net: nn.Module,
-    train: Any,
+    train: Loader,
     likelihood: Likelihood,
     *,
-    validation: Any | None = None,
+    validation: Loader | None = None,
     judge: Judge | None = None,
     dtype: torch.dtype | None = None,
 ) -> FirstMinibatch:
@@ -68,7 +74,7 @@ def try_first_minibatch(
 
 
 def try_loader(
-    net: nn.Module, loader: Any, likelihood: Likelihood, what: str, dtype: torch.dtype | None = None
+    net: nn.Module, loader: Loader, likelihood: Likelihood, what: str, dtype: torch.dtype | None = None
 ) -> Likelihood:
     """Return the likelihood as a loader's first minibatch settles it; errors as :func:`try_first_minibatch`.
 
@@ -90,7 +96,7 @@ def try_loader(
     )
 
 
-def first_inputs(loader: Any, net: nn.Module) -> Any | None:
+def first_inputs(loader: Loader, net: nn.Module) -> Any | None:
     """Return inputs of a loader's first minibatch, on the network's device; None of an empty one."""
     with undisturbed(loader):
         x, _ = next(minibatches(loader, net, "training", labelled=False), (None, None))
@@ -103,7 +109,7 @@ def eager(net: nn.Module) -> nn.Module:
 
 
 def _try_last(
-    net: nn.Module, train: Any, likelihood: Likelihood, num_data: int, dtype: torch.dtype | None
+    net: nn.Module, train: Loader, likelihood: Likelihood, num_data: int, dtype: torch.dtype | None
 ) -> None:
     """A last minibatch of one example, if there will be one, under batch norm."""
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):

@@ -14,11 +14,12 @@ from sqs_pyro.evaluation.input_checks import named, run
 from sqs_pyro.models.likelihoods import Categorical
 from sqs_pyro.models.observation import Likelihood, innermost, observe
 from sqs_pyro.networks.calling import device_of, move_to
+from sqs_pyro.networks.loaders import Loader
 from sqs_pyro.networks.minibatches import minibatches
 from sqs_pyro.networks.modes import evaluating
 
 #: How good a network is on a loader: a figure of at most 1, the higher the better.
-Judge: TypeAlias = Callable[[nn.Module, Any], float]
+Judge: TypeAlias = Callable[[nn.Module, Loader], float]
 
 
 def judge_by(likelihood: Likelihood) -> Judge:
@@ -32,7 +33,7 @@ def judge_by(likelihood: Likelihood) -> Judge:
     return lambda net, loader: agreement(net, loader, likelihood)
 
 
-def judged(judge: Judge, net: nn.Module, loader: Any) -> float:
+def judged(judge: Judge, net: nn.Module, loader: Loader) -> float:
     """Return what a judge says.
 
     Raises:
@@ -62,7 +63,7 @@ def judged(judge: Judge, net: nn.Module, loader: Any) -> float:
 
 
 @torch.no_grad()
-def agreement(net: nn.Module, loader: Any, likelihood: Likelihood) -> float:
+def agreement(net: nn.Module, loader: Loader, likelihood: Likelihood) -> float:
     """Return how well the centre of a network's distribution agrees with what was observed, on a whole loader.
 
     Of whole numbers the share that are the most probable ones; of others ``R² = 1 - Σ (y - mean)² / Σ (y - ȳ)²``,

@@ -1,6 +1,6 @@
 """The evidence lower bound with analytic bounds on the KL of spike-and-GMM sites."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from sqs_pyro.arguments import is_positive, is_whole
 from sqs_pyro.distributions import kl_bound, sampled_kl
 from sqs_pyro.distributions.monte_carlo import draws_exactly
 from sqs_pyro.errors import ArgumentError, ModelError, NotReparametrisedError
+from sqs_pyro.inference.called import Args, Kwargs, PyroCallable
 
 KL_KINDS = ("jensen", "dominant", "monte_carlo")
 Site = dict[str, Any]
@@ -81,7 +82,7 @@ class SQSELBO(TraceMeanField_ELBO):
         self.kl = kl
         self.kl_weight = kl_weight
 
-    def terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> ElboTerms:
+    def terms(self, model: PyroCallable, guide: PyroCallable, *args: Any, **kwargs: Any) -> ElboTerms:
         """Return the parts of the loss, from which ``.loss`` follows without a second pass.
 
         Raises:
@@ -97,22 +98,18 @@ class SQSELBO(TraceMeanField_ELBO):
         total = torch.stack([particle.kl for particle in particles]).sum()
         return ElboTerms(nll, total, by_site, self.kl_weight)
 
-    def differentiable_loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Tensor:
+    def differentiable_loss(self, model: PyroCallable, guide: PyroCallable, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss as a scalar tensor, differentiable with respect to model and guide parameters."""
         loss = self.terms(model, guide, *args, **kwargs).loss
         warn_if_nan(loss, "loss")
         return loss
 
-    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: PyroCallable, guide: PyroCallable, *args: Any, **kwargs: Any) -> float:
         """Return the loss as a number, without gradients."""
         with torch.no_grad():
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
-    def loss_and_grads(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> float:
+    def loss_and_grads(self, model: PyroCallable, guide: PyroCallable, *args: Any, **kwargs: Any) -> float:
         """Return the loss as a number; gradients are added to the parameters' ``grad``, one particle at a time.
 
         Raises:
@@ -126,9 +123,7 @@ class SQSELBO(TraceMeanField_ELBO):
         with torch.enable_grad():
             return self._loss_and_grads(model, guide, args, kwargs)
 
-    def _loss_and_grads(
-        self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
-    ) -> float:
+    def _loss_and_grads(self, model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs) -> float:
         total = 0.0
         for particle in self._particles(model, guide, args, kwargs):
             if particle.loss.requires_grad:  # one after the other: only one particle's graph is in memory
@@ -138,9 +133,7 @@ class SQSELBO(TraceMeanField_ELBO):
         return total
 
     @torch.no_grad()
-    def bracket(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> tuple[float, float]:
+    def bracket(self, model: PyroCallable, guide: PyroCallable, *args: Any, **kwargs: Any) -> tuple[float, float]:
         """Return ``(low, high)``: this estimate of the ELBO at β = 1 with Jensen's bound and with the lower bound.
 
         The exact KL lies between the two, whatever ``kl`` is; their distance is ``Σᵢ λᵢ H(φᵢ)``.
@@ -156,7 +149,7 @@ class SQSELBO(TraceMeanField_ELBO):
         return low, high
 
     def _particles(
-        self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
+        self, model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs
     ) -> Iterator[ElboTerms]:
         """The terms of each pair of traces, already divided by ``num_particles``."""
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
@@ -191,7 +184,7 @@ class SQSELBO(TraceMeanField_ELBO):
         return by_site
 
     def _get_trace(
-        self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
+        self, model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs
     ) -> tuple[Trace, Trace]:
         """Traces with the log-densities of observed sites only; Pyro's checks when validation is on."""
         model_trace, guide_trace = run_paired(model, guide, args, kwargs)
@@ -210,9 +203,7 @@ class SQSELBO(TraceMeanField_ELBO):
         return model_trace, guide_trace
 
 
-def run_paired(
-    model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
-) -> tuple[Trace, Trace]:
+def run_paired(model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs) -> tuple[Trace, Trace]:
     """Traces of the model and of the guide that it replays, without any log-density."""
     unwrapped = unwrap(guide)
     if isinstance(unwrapped, Messenger):  # Pyro's GuideMessenger runs both at once

@@ -18,6 +18,7 @@ from sqs_pyro.distributions import SpikeGMM
 from sqs_pyro.distributions.monte_carlo import draws_exactly
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import ArgumentError, ModelError
+from sqs_pyro.inference.called import Args, Kwargs, PyroCallable
 from sqs_pyro.inference.elbo import Site, run_paired, sample_sites
 from sqs_pyro.inference.kl_bounds import KLBounds, kl_bounds
 from sqs_pyro.isolation import isolating
@@ -102,8 +103,8 @@ class ElboReport(Printed):
 @isolating("model", "guide", sees_parameters=True)
 @torch.no_grad()
 def elbo_report(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    model: PyroCallable,
+    guide: PyroCallable,
     *args: Any,
     temperatures: Sequence[float] | None = None,
     num_samples: int = 16,
@@ -191,7 +192,7 @@ def _as_in_training(guide: Any) -> Iterator[None]:
 
 
 def _latent_sites(
-    model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
+    model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs
 ) -> dict[str, tuple[Site, Site]]:
     """Return each latent site of the model: the guide's site and the model's."""
     model_trace, guide_trace = (prune_subsample_sites(t) for t in run_paired(model, guide, args, kwargs))
@@ -219,11 +220,11 @@ def _at_temperature(q: Distribution, temperature: float | None) -> Distribution:
 
 
 def _negative_log_likelihoods(
-    model: Callable[..., Any],
+    model: PyroCallable,
     posteriors: dict[str, Distribution],
     values: dict[str, Tensor],
-    args: Any,
-    kwargs: Any,
+    args: Args,
+    kwargs: Kwargs,
 ) -> Iterator[float]:
     """Yield ``-log p(data | weights)`` without an end, at draws of what has an atom and other sites as given."""
     while True:

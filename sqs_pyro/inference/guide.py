@@ -1,6 +1,6 @@
 """The variational family over a network: a spike-and-GMM guide for every compressed tensor."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import pyro
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sqs_pyro.distributions import Codebook, CodebookGMM, LatentSpikeAndSlab
 from sqs_pyro.distributions.monte_carlo import has_atom
 from sqs_pyro.errors import ArgumentError, NetworkError
+from sqs_pyro.inference.called import PyroCallable
 from sqs_pyro.inference.guide_checks import check_arguments, check_like_sites, check_support, initial_values
 from sqs_pyro.inference.guide_progress import GuideProgress, Stage
 from sqs_pyro.inference.inclusion_guide import InclusionGuide
@@ -66,7 +67,7 @@ class SpikeGMMGuide(OwningModule):
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: PyroCallable,
         num_components: int = 16,
         windows: Windows | None = None,
         temperature: float = 0.1,
@@ -130,7 +131,7 @@ class SpikeGMMGuide(OwningModule):
             model.bind_codebooks(self.codebook)  # a learned prior reads the components as they are at each step
 
     @property
-    def model(self) -> Callable[..., Any]:
+    def model(self) -> PyroCallable:
         """The model this guide was made for."""
         return self._model[0]
 

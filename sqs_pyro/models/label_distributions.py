@@ -1,5 +1,6 @@
 """Distributions of labels: classes with some left out, probabilities of classes, several classes at once."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -49,7 +50,7 @@ class ClassLabels(dist.Categorical):
         self.ignore_index, self.weights = ignore_index, weights
         super().__init__(logits=logits, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "ClassLabels":
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "ClassLabels":
         """Return the same distribution with a larger batch."""
         new = self._get_checked_instance(ClassLabels, _instance)
         new.ignore_index, new.weights = self.ignore_index, self.weights
@@ -94,13 +95,13 @@ class ClassProbabilities(TorchDistribution):
         weighted = value if self.weights is None else value * self.weights
         return (weighted * self.logits.log_softmax(-1)).sum(-1)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Return the most probable class as one-hot, ``[*sample, ..., C]``."""
         with torch.no_grad():
             drawn = torch.distributions.Categorical(logits=self.logits).sample(torch.Size(sample_shape))
             return one_hot(drawn, self.logits.shape[-1]).to(self.logits.dtype)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "ClassProbabilities":
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "ClassProbabilities":
         """Return the same distribution with a larger batch."""
         logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
         return ClassProbabilities(logits, self.weights, validate_args=self._validate_args)
@@ -125,7 +126,7 @@ class SeveralLabels(dist.Bernoulli):
         self.ignore_index, self.pos_weight = ignore_index, pos_weight
         super().__init__(logits=logits, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "SeveralLabels":
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "SeveralLabels":
         """Return the same distribution with a larger batch."""
         new = self._get_checked_instance(SeveralLabels, _instance)
         new.ignore_index, new.pos_weight = self.ignore_index, self.pos_weight

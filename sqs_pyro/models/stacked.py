@@ -95,11 +95,11 @@ class StackedDistribution(TorchDistribution):
         parts = [each.log_prob(value[(..., *at, *behind)]) for each, at in zip(self.networks, places, strict=True)]
         return stack_networks(parts, self.plates, self.dim, 0)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Return a draw of each network's prediction, ``[*sample, *batch_shape, *event_shape]``."""
         return self._drawn([each.sample(torch.Size(sample_shape)) for each in self.networks])
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Return the same, differentiable."""
         return self._drawn([each.rsample(torch.Size(sample_shape)) for each in self.networks])
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -11,6 +11,15 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from sqs_pyro.errors import DataError, said
 from sqs_pyro.isolation import isolated
 from sqs_pyro.networks.minibatches import minibatches
+
+
+class Loader(Protocol):
+    """Minibatches (x, y). A loader with an attribute `epoch` is resumed exactly, see `ArrayLoader`."""
+
+    def __len__(self) -> int:
+        """Number of minibatches."""
+
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 def check_training_loader(loader: Any) -> None:
@@ -73,7 +82,7 @@ def examples_an_epoch(loader: Any, net: nn.Module | None = None) -> int:
         return said if agree else _counted(loader, net)
 
 
-def _counted(loader: Any, net: nn.Module | None) -> int:
+def _counted(loader: Loader, net: nn.Module | None) -> int:
     return sum(len(y) for _, y in minibatches(loader, net, "training"))
 
 

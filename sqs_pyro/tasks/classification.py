@@ -17,6 +17,7 @@ from sqs_pyro.errors import DataError
 from sqs_pyro.evaluation.classification import predict, summarise
 from sqs_pyro.models.likelihoods import Gaussian, categorical
 from sqs_pyro.models.observation import Likelihood
+from sqs_pyro.networks.loaders import Loader
 from sqs_pyro.tasks.glue import GLUE, Metric, metric
 from sqs_pyro.tasks.outputs import outputs
 from sqs_pyro.tasks.parts import TextData, read_parts
@@ -121,7 +122,7 @@ class TextClassification:
         """Return them as they are: labels are given."""
         return datasets
 
-    def measure(self, net: nn.Module, loader: Any) -> dict[str, Any]:
+    def measure(self, net: nn.Module, loader: Loader) -> dict[str, Any]:
         """Return accuracy, NLL, calibration and GLUE's metrics of classes; correlations and NLL of numbers."""
         metrics = GLUE[self.data.glue].metrics if self.data.glue else (self.headline,)
         if not self.is_regression:

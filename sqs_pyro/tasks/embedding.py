@@ -18,6 +18,7 @@ from sqs_pyro.data.token_loader import TokenDataset, TokenLoader
 from sqs_pyro.errors import DataError
 from sqs_pyro.models.likelihoods import Gaussian
 from sqs_pyro.networks.calling import output_tensor
+from sqs_pyro.networks.loaders import Loader
 from sqs_pyro.tasks.outputs import outputs
 from sqs_pyro.tasks.parts import TextData, split_parts
 from sqs_pyro.tasks.task import Parts
@@ -92,7 +93,7 @@ class SentenceEmbedding:
         """Gaussian around embeddings ``[B, D]``, which have unit length: coordinates of root mean square 1/√D."""
         return Gaussian(self.data.noise * output_tensor(output).shape[-1] ** -0.5)(output)
 
-    def measure(self, net: nn.Module, loader: Any) -> dict[str, Any]:
+    def measure(self, net: nn.Module, loader: Loader) -> dict[str, Any]:
         """Return the mean cosine to the fp32 network's embedding, recall@1 among all of them, NLL."""
         found, targets = outputs(net, loader)
         nll = -self.likelihood(found).log_prob(targets).mean()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sqs_pyro.data.token_loader import TokenDataset
 from sqs_pyro.evaluation.judging import Judge
 from sqs_pyro.models.observation import Likelihood
+from sqs_pyro.networks.loaders import Loader
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -38,7 +39,7 @@ class Judged(Protocol):
     def likelihood(self) -> Likelihood:
         """From the network's output to the distribution of a minibatch's targets, batch shape ``[B]``."""
 
-    def measure(self, net: nn.Module, loader: Any) -> dict[str, Any]:
+    def measure(self, net: nn.Module, loader: Loader) -> dict[str, Any]:
         """Return all figures of a network in evaluation mode on a loader that does not shuffle, as plain JSON."""
 
 
