@@ -2,10 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -38,7 +38,7 @@ class BaselineRecipe(RecipeSection):
 
     Attributes:
         epochs: passes over the training data.
-        lr: highest learning rate.
+        learning_rate: the highest; `lr` is its older name.
         optimizer: `sgd`, with Nesterov momentum, or `adamw`, which transformers need.
         momentum: of the gradients of `sgd`.
         weight_decay: of tensors with two or more dimensions; norms and biases have none.
@@ -49,8 +49,10 @@ class BaselineRecipe(RecipeSection):
         seed: of dropout and other noise within the network.
     """
 
+    older_names: ClassVar[Mapping[str, str]] = {"lr": "learning_rate"}
+
     epochs: int = Field(default=30, ge=1)
-    lr: float = Field(default=0.1, gt=0)
+    learning_rate: float = Field(default=0.1, gt=0)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = Field(default=0.9, gt=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
@@ -266,7 +268,7 @@ class _Training:
     def _learning_rate(self, step: int, steps: int) -> float:
         total = self.recipe.epochs * steps
         warmup = min(self.recipe.warmup * steps, total / 2)
-        return learning_rate(step, total, warmup, self.recipe.lr)
+        return learning_rate(step, total, warmup, self.recipe.learning_rate)
 
     def _check_losses(self, losses: list[Tensor], first_step: int) -> None:
         finite = torch.isfinite(torch.stack(losses[-_LOSS_CHECK_STEPS:]))
@@ -274,16 +276,16 @@ class _Training:
             i = int((~finite).nonzero()[0]) + max(0, len(losses) - _LOSS_CHECK_STEPS)
             raise DivergenceError(
                 f"The training loss is {float(losses[i])} at step {first_step + i + 1} (epoch "
-                f"{first_step // len(self.train) + 1}) with lr={self.recipe.lr}: lower `lr`, lengthen "
-                f"`warmup`, or look for values that are not finite in the training data."
+                f"{first_step // len(self.train) + 1}) with learning_rate={self.recipe.learning_rate}: lower it, "
+                f"lengthen `warmup`, or look for values that are not finite in the training data."
             )
 
     def _check_weights(self, epoch: int) -> None:
         for name, parameter in self.net.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise DivergenceError(
-                    f"Weights of '{name}' are not finite after epoch {epoch + 1} with lr={self.recipe.lr}: "
-                    f"lower `lr` or lengthen `warmup`."
+                    f"Weights of '{name}' are not finite after epoch {epoch + 1} with learning_rate="
+                    f"{self.recipe.learning_rate}: lower it, or lengthen `warmup`."
                 )
 
     def _state(self) -> dict[str, Any]:
@@ -332,8 +334,8 @@ def _optimizer(net: nn.Module, recipe: BaselineRecipe) -> torch.optim.Optimizer:
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr)
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True)
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=True)
 
 
 def _renamed(record: dict[str, Any]) -> dict[str, Any]:

@@ -262,8 +262,10 @@ def test_trying_changes_nothing_that_training_sees():
 class TestBaseline:
     def test_labels_are_read_as_everywhere(self):
         for y in (Y, nn.functional.one_hot(Y, 3), Y[:, None], Y.double()):
-            (record,) = train_baseline(mlp(), loader(y=y), loader(y=y), BaselineRecipe(epochs=1, lr=0.01))
-            expected = train_baseline(mlp(), loader(), loader(), BaselineRecipe(epochs=1, lr=0.01))[0]
+            (record,) = train_baseline(
+                mlp(), loader(y=y), loader(y=y), BaselineRecipe(epochs=1, learning_rate=0.01)
+            )
+            expected = train_baseline(mlp(), loader(), loader(), BaselineRecipe(epochs=1, learning_rate=0.01))[0]
             assert (record.loss, record.accuracy) == pytest.approx((expected.loss, expected.accuracy))
 
     @pytest.mark.parametrize(

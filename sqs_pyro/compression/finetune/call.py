@@ -190,9 +190,8 @@ def compress(
             hard, packed = _pack(unrounded, coded, recipe, metadata, inputs)
             difference = None if inputs is None else check_agreement(hard, packed, inputs)
             anew = recipe.batch_norm_batches and batch_norm_statistics(unrounded)
-        if (
-            validation is not None and history[-1].score is not None and (anew or history[-1].stage != "frozen")
-        ):  # it has changed since
+        changed = anew or history[-1].stage != "frozen"  # since it was judged last
+        if validation is not None and history[-1].score is not None and changed:
             history[-1] = replace(history[-1], score=judged(judge, copied(hard), validation))
     findings = driver.findings + ([] if difference is None else [unrepeatable(difference.relative)])
     seconds = driver.earlier_seconds + time.perf_counter() - start
