@@ -242,7 +242,7 @@ def _reason(error: yaml.MarkedYAMLError) -> str:
 
 
 def _content(path: Path, error: type[SQSError], repair: str, most: int) -> bytes:
-    """The bytes of a file, at most ``most``: what is larger is not read."""
+    """Return the bytes of a file, at most ``most``: what is larger is not read."""
     with path.open("rb") as stream:
         content = stream.read(most + 1)
     if len(content) > most:
@@ -301,7 +301,7 @@ class _Beginning:
         self._left = most
 
     def of(self, value: Any, depth: int = MAX_DEPTH) -> Any:
-        """The value's beginning; lists and mappings deeper than ``depth`` are dots."""
+        """Return the value's beginning; lists and mappings deeper than ``depth`` are dots."""
         if isinstance(value, str | bytes):
             value = value[: self._left + 1]
         self._left -= len(value) if isinstance(value, str | bytes) else 2

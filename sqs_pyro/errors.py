@@ -4,10 +4,6 @@ Every message says what is wrong, what was given, what is allowed and how to rep
 prints the sentence and exits with a code other than 0; libraries can catch :class:`SQSError`.
 """
 
-import math
-import operator
-from typing import SupportsFloat, SupportsIndex
-
 
 class SQSError(Exception):
     """Base of every error that sqs_pyro raises on purpose."""
@@ -66,23 +62,3 @@ def said(error: BaseException) -> str:
     """Return an error's class and its first line, as a clause."""
     line = first_line(error)
     return line if line == type(error).__name__ else f"{type(error).__name__}: {line}"
-
-
-def is_whole(value: object, least: int, most: float = math.inf) -> bool:
-    """Return whether an argument is a whole number in a range; texts, floats and booleans are not."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        return False
-    try:
-        return least <= operator.index(value) <= most
-    except TypeError:  # a tensor of another kind
-        return False
-
-
-def is_positive(value: object) -> bool:
-    """Return whether an argument is one finite number above 0, of Python, NumPy or torch."""
-    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
-        return False
-    try:
-        return 0 < float(value) < math.inf
-    except (TypeError, ValueError, RuntimeError):  # a tensor of several
-        return False

@@ -38,7 +38,7 @@ def fingerprint(
     data: Mapping[str, Any],
     setting: Mapping[str, Any] | None = None,
 ) -> Fingerprint:
-    """The fingerprint of a call.
+    """Return the fingerprint of a call.
 
     Args:
         recipe: plain data, nested or not.
@@ -59,7 +59,7 @@ def fingerprint(
 
 
 def first_difference(saved: Mapping[str, Any], now: Fingerprint) -> tuple[str, str] | None:
-    """The first part in which two fingerprints differ, and what differs in it; None if they are equal."""
+    """Return the first part in which two fingerprints differ, and what differs in it; None if they are equal."""
     for part, values in now.items():
         before = saved.get(part, {})
         keys = list(dict.fromkeys([*values, *before]))
@@ -138,7 +138,7 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def loader_fingerprint(loader: Any) -> dict[str, Any]:
-    """How many minibatches and examples of which content a loader has, and in which order it gives them.
+    """Return how many minibatches and examples of which content a loader has, and in which order it gives them.
 
     Tensors in memory are read as a whole. Of a data set that makes its examples, up to 256 are asked for, evenly
     spread; of a loader without one, the first minibatch. Random numbers, and an attribute ``epoch``, are
@@ -203,7 +203,7 @@ def _first_minibatch(loader: Any) -> Any:
 
 
 def described(value: Any) -> str:
-    """A short text that differs between values: numbers as they are, tensors and long ones by a digest."""
+    """Return a short text that differs between values: numbers as they are, tensors and long ones by a digest."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}{_DIGEST}{_digest(value)}"
     if value is None or isinstance(value, bool | int | float | str):
@@ -216,7 +216,7 @@ def described(value: Any) -> str:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is numbers, texts or tensors, whose digest is the same in every process."""
+    """Return whether a value is numbers, texts or tensors, whose digest is the same in every process."""
     if isinstance(value, Mapping):
         return all(_is_plain(each) for each in value.values())
     if isinstance(value, list | tuple | range):

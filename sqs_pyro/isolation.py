@@ -31,6 +31,7 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 _turn = threading.RLock()  # re-entrant: public calls call each other
+# Pyro's four switches of validation, which others turn off for speed: errors of users are found by it.
 _VALIDATION = ("validate_distributions_pyro", "validate_distributions_torch", "validate_infer", "validate_poutine")
 
 
@@ -67,12 +68,12 @@ def isolated(
         sees_dtype: whether the caller's default dtype stays, whatever the networks.
     """
     given = [net for net in networks if net is not None]
-    with _turn, ExitStack() as undo:
+    with _turn, ExitStack() as undo:  # undone in the opposite order, each also after an error in another
         undo.enter_context(modes_kept(*given))
         undo.enter_context(_pyro(sees_parameters))
         undo.enter_context(random_states_kept(seed))
         undo.enter_context(_defaults(given, sees_dtype))
-        undo.enter_context(torch.inference_mode(False))
+        undo.enter_context(torch.inference_mode(False))  # tensors of that mode could not be trained later
         undo.enter_context(torch.enable_grad())
         if not sees_autocast:
             undo.enter_context(_no_autocast())
@@ -96,7 +97,7 @@ def isolating(
         @functools.wraps(function)
         def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
             bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
+            bound.apply_defaults()  # a network or a seed that is left out counts as given
             given = [bound.arguments[name] for name in networks if isinstance(bound.arguments[name], nn.Module)]
             seed = bound.arguments.get("seed")
             with isolated(*given, seed=seed, sees_parameters=sees_parameters, sees_autocast=sees_autocast):
@@ -125,7 +126,7 @@ def _no_autocast() -> Iterator[None]:
     caller's, or one that only switches it off) training would go on with the casts of the first step's weights.
     """
     devices = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
-    depth = torch.autocast_increment_nesting() - 1
+    depth = torch.autocast_increment_nesting() - 1  # there is no function that only tells it
     for _ in range(depth + 1):
         torch.autocast_decrement_nesting()
     torch.clear_autocast_cache()
@@ -159,17 +160,18 @@ def _pyro(sees_parameters: bool) -> Iterator[None]:
     (The store's own ``scope`` would take the attribute ``unconstrained`` off the caller's parameters.)
     """
     store = pyro.get_param_store()
+    # The objects stay, for others hold them; what is in them is exchanged.
     inside = vars(copy.copy(store) if sees_parameters else type(store)())
     inside = {name: copy.copy(tables) for name, tables in inside.items()}
     own = [
         (vars(store), inside),
         (vars(runtime._DIM_ALLOCATOR), {"_stack": []}),
-        (vars(runtime._ENUM_ALLOCATOR), {}),
+        (vars(runtime._ENUM_ALLOCATOR), {}),  # dimensions that enumeration of the caller's has taken
     ]
     before = [dict(outside) for outside, _ in own]
     handlers = list(runtime._PYRO_STACK)
     try:
-        runtime._PYRO_STACK.clear()
+        runtime._PYRO_STACK.clear()  # in place: Pyro's modules have imported this very list
         for outside, replaced in own:
             outside.clear()
             outside.update(replaced)
@@ -192,7 +194,7 @@ def random_states_kept(seed: int | None = None) -> Iterator[None]:
     seed = None if seed is None else _checked(seed)
     # GPUs that are not in use yet have no state to keep; seeding them would be remembered until they are.
     before = pyro.util.get_rng_state()  # of torch on the CPU, NumPy and Python
-    on_gpu = torch.cuda.is_initialized()
+    on_gpu = torch.cuda.is_initialized()  # asking for a state would initialise it
     gpus = torch.cuda.get_rng_state_all() if on_gpu else []
     try:
         if seed is not None:
@@ -209,7 +211,7 @@ def random_states_kept(seed: int | None = None) -> Iterator[None]:
 
 
 def _checked(seed: object) -> int:
-    """A seed as all three random number generators take it."""
+    """Return a seed as all three random number generators take it."""
     try:
         number = None if isinstance(seed, bool) else operator.index(seed)  # type: ignore[arg-type]
     except TypeError:
@@ -227,6 +229,7 @@ def _defaults(networks: list[nn.Module], sees_dtype: bool) -> Iterator[None]:
     """Default dtype and device: the caller's code in networks and data may count on them, ours may not."""
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     tensors = [tensor for net in networks for tensor in net.parameters() if not tensor.is_meta]
+    # A forward may make tensors of the default dtype, and count on it where it is the network's own.
     if not sees_dtype and not any(tensor.dtype == dtype for tensor in tensors):
         torch.set_default_dtype(torch.float32)
     try:

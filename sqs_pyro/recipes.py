@@ -2,9 +2,9 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import RecipeError
@@ -20,6 +20,16 @@ class RecipeSection(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    #: What keys were called before; those names are still taken.
+    older_names: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_present_names(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {cls.older_names.get(key, key): value for key, value in values.items()}  # the last one given counts
 
     @field_validator("*", mode="before")
     @classmethod

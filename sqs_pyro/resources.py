@@ -44,14 +44,14 @@ def enough_resources(what: str, lower: str = "close other programs, or raise the
 
 
 def _first(error: BaseException) -> BaseException:
-    """The error that a sentence explains: what fails on data may have failed for want of memory."""
+    """Return the error that a sentence explains: what fails on data may have failed for want of memory."""
     while (earlier := error.__cause__ or error.__context__) is not None:
         error = earlier
     return error
 
 
 def shortage(error: BaseException) -> str | None:
-    """What an error says there is too little of, with its reason in brackets; None: it is of another kind."""
+    """Return what an error says there is too little of, with its reason in brackets; None if of nothing."""
     reason = first_line(error)[-160:]
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return f"memory than there is ({reason or 'MemoryError'})"

@@ -223,7 +223,7 @@ CALLS = {
     ),
     "size_report": (lambda r, _, net: size_report(r.network), lambda r, _, net: size_report(net)),
 }
-BASELINE = BaselineRecipe(epochs=1, lr=0.01, channels_last=False)
+BASELINE = BaselineRecipe(epochs=1, learning_rate=0.01, channels_last=False)
 SURROUNDINGS = ("as usual", "float64", "inference_mode", "meta device", "Pyro")
 
 

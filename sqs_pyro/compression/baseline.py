@@ -2,10 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -23,7 +23,8 @@ from sqs_pyro.isolation import isolated
 from sqs_pyro.models.likelihoods import Categorical, categorical
 from sqs_pyro.networks.calling import device_of, move_to, predictions
 from sqs_pyro.networks.checks import check_network
-from sqs_pyro.networks.minibatches import check_repeatable, minibatches, undisturbed
+from sqs_pyro.networks.loaders import Loader, check_repeatable, undisturbed
+from sqs_pyro.networks.minibatches import minibatches
 from sqs_pyro.recipes import MAX_SEED, RecipeSection
 from sqs_pyro.resources import enough_resources
 from sqs_pyro.shipping.shipped import copied
@@ -32,21 +33,12 @@ _STATE_KEYS = frozenset({"fingerprint", "network", "optimizer", "history", "load
 _LOSS_CHECK_STEPS = 25  # a look at the loss waits for the device; this often is cheap and early enough
 
 
-class Loader(Protocol):
-    """Minibatches (x, y). A loader with an attribute `epoch` is resumed exactly, see `ArrayLoader`."""
-
-    def __len__(self) -> int:
-        """Number of minibatches."""
-
-    def __iter__(self) -> Iterator[Any]: ...
-
-
 class BaselineRecipe(RecipeSection):
     """Gradient descent with linear warm-up and cosine decay to 0.
 
     Attributes:
         epochs: passes over the training data.
-        lr: highest learning rate.
+        learning_rate: the highest; `lr` is its older name.
         optimizer: `sgd`, with Nesterov momentum, or `adamw`, which transformers need.
         momentum: of the gradients of `sgd`.
         weight_decay: of tensors with two or more dimensions; norms and biases have none.
@@ -57,8 +49,10 @@ class BaselineRecipe(RecipeSection):
         seed: of dropout and other noise within the network.
     """
 
+    older_names: ClassVar[Mapping[str, str]] = {"lr": "learning_rate"}
+
     epochs: int = Field(default=30, ge=1)
-    lr: float = Field(default=0.1, gt=0)
+    learning_rate: float = Field(default=0.1, gt=0)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = Field(default=0.9, gt=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
@@ -73,16 +67,21 @@ class BaselineRecipe(RecipeSection):
 class EpochRecord:
     """One epoch: mean training loss and accuracy while it ran, validation after it, seconds for both.
 
-    Of what is no classification, ``accuracy`` and ``validation_loss`` are None, and ``validation_accuracy`` is
-    what the judge gave.
+    Of what is no classification, ``accuracy`` and ``validation_loss`` are None. ``validation_score`` is what
+    the judge gave, by default the accuracy.
     """
 
     epoch: int  # from 1
     loss: float
     accuracy: float | None  # 0..1, on augmented minibatches
     validation_loss: float | None
-    validation_accuracy: float | None
+    validation_score: float | None
     seconds: float
+
+    @property
+    def validation_accuracy(self) -> float | None:
+        """The older name of ``validation_score``."""
+        return self.validation_score
 
 
 @enough_resources("Training", "lower the batch size, or raise the limit")
@@ -218,13 +217,13 @@ class _Training:
             if len(losses) % _LOSS_CHECK_STEPS == 0 or i + 1 == steps:
                 self._check_losses(losses, epoch * steps)
         self._check_weights(epoch)
-        validation_loss, validation_accuracy = self._validation()
+        validation_loss, validation_score = self._validation()
         return EpochRecord(
             epoch=epoch + 1,
             loss=float(torch.stack(losses).mean()),
             accuracy=float(correct / count) if self.loss is None else None,
             validation_loss=validation_loss,
-            validation_accuracy=validation_accuracy,
+            validation_score=validation_score,
             seconds=time.perf_counter() - start,
         )
 
@@ -269,7 +268,7 @@ class _Training:
     def _learning_rate(self, step: int, steps: int) -> float:
         total = self.recipe.epochs * steps
         warmup = min(self.recipe.warmup * steps, total / 2)
-        return learning_rate(step, total, warmup, self.recipe.lr)
+        return learning_rate(step, total, warmup, self.recipe.learning_rate)
 
     def _check_losses(self, losses: list[Tensor], first_step: int) -> None:
         finite = torch.isfinite(torch.stack(losses[-_LOSS_CHECK_STEPS:]))
@@ -277,16 +276,16 @@ class _Training:
             i = int((~finite).nonzero()[0]) + max(0, len(losses) - _LOSS_CHECK_STEPS)
             raise DivergenceError(
                 f"The training loss is {float(losses[i])} at step {first_step + i + 1} (epoch "
-                f"{first_step // len(self.train) + 1}) with lr={self.recipe.lr}: lower `lr`, lengthen "
-                f"`warmup`, or look for values that are not finite in the training data."
+                f"{first_step // len(self.train) + 1}) with learning_rate={self.recipe.learning_rate}: lower it, "
+                f"lengthen `warmup`, or look for values that are not finite in the training data."
             )
 
     def _check_weights(self, epoch: int) -> None:
         for name, parameter in self.net.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise DivergenceError(
-                    f"Weights of '{name}' are not finite after epoch {epoch + 1} with lr={self.recipe.lr}: "
-                    f"lower `lr` or lengthen `warmup`."
+                    f"Weights of '{name}' are not finite after epoch {epoch + 1} with learning_rate="
+                    f"{self.recipe.learning_rate}: lower it, or lengthen `warmup`."
                 )
 
     def _state(self) -> dict[str, Any]:
@@ -313,7 +312,7 @@ class _Training:
         check_same(state["fingerprint"], self._fingerprint, path)
         self.net.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.history = [EpochRecord(**record) for record in state["history"]]
+        self.history = [EpochRecord(**_renamed(record)) for record in state["history"]]
         if state["loader_epoch"] is not None and hasattr(self.train, "epoch"):
             self.train.epoch = state["loader_epoch"]
         torch.set_rng_state(state["rng"])
@@ -335,5 +334,10 @@ def _optimizer(net: nn.Module, recipe: BaselineRecipe) -> torch.optim.Optimizer:
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr)
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True)
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=True)
+
+
+def _renamed(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record that was kept before its score was called so."""
+    return {"validation_score" if key == "validation_accuracy" else key: value for key, value in record.items()}

@@ -40,7 +40,7 @@ class Augmentation:
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """The random numbers of one epoch; epochs and seeds are independent of each other."""
+    """Return the random numbers of one epoch; epochs and seeds are independent of each other."""
     state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) >> 1)  # torch's seeds are signed
 

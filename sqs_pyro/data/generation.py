@@ -75,7 +75,7 @@ def _continue(model: nn.Module, tokens: Tensor, draws: Tensor, vocab_size: int, 
 
 
 def _draw(logits: Tensor, u: Tensor, vocab_size: int, temperature: float) -> Tensor:
-    """The token at which the cumulated probabilities ``[B, V]`` exceed u ``[B]``."""
+    """Return the token at which the cumulated probabilities ``[B, V]`` exceed u ``[B]``."""
     if vocab_size > logits.shape[-1]:
         raise DataError(
             f"{vocab_size} tokens may be drawn, but the network knows {logits.shape[-1]}: use the tokenizer that "
@@ -90,7 +90,7 @@ def _draw(logits: Tensor, u: Tensor, vocab_size: int, temperature: float) -> Ten
 
 
 def _vocabulary(tokenizer_or_vocab: Any) -> tuple[Tensor, int]:
-    """Tokens that may begin a sequence, and the number of tokens that may be in one."""
+    """Return tokens that may begin a sequence, and the number of tokens that may be in one."""
     if isinstance(tokenizer_or_vocab, int):
         if tokenizer_or_vocab < 1:
             raise DataError(f"A vocabulary of {tokenizer_or_vocab} tokens is none: give at least 1.")

@@ -73,7 +73,7 @@ def load_text(recipe: TextRecipe) -> Text:
 
 
 def text_of_file(path: str | Path, column: str = "text") -> str:
-    """All of a text file, or of a column of a .json, .jsonl or .csv file.
+    """Return all of a text file, or of a column of a .json, .jsonl or .csv file.
 
     Raises:
         DataError: as :func:`~sqs_pyro.data.text_sources.documents_in_file`.
@@ -88,7 +88,7 @@ def _documents(recipe: TextRecipe, source: str, split: str) -> list[str]:
 
 
 def _other_documents(recipe: TextRecipe, held_out: str) -> list[str]:
-    """A file beside any source, or another split beside a data set of the hub."""
+    """Return a file beside any source, or another split beside a data set of the hub."""
     of_hub = recipe.source != PYDOC and not is_file(recipe.source)
     if of_hub and not is_file(held_out):
         return documents_of_hub(recipe.source, recipe.subset, held_out, recipe.column)

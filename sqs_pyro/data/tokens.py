@@ -11,7 +11,7 @@ from sqs_pyro.networks.tokens import check_tokens
 
 
 def token_stream(tokenizer: Any, text: str, vocab_size: int | None = None) -> Tensor:
-    """The tokens of a text, int64 ``[n]``, without special ones.
+    """Return the tokens of a text, int64 ``[n]``, without special ones.
 
     Args:
         tokenizer: of transformers, or of the package ``tokenizers``.

@@ -147,17 +147,17 @@ def _blurred_logits(latent: Tensor, width: Tensor, codebook: Codebook) -> Tensor
 
 
 def _with_log(phi: Tensor, divergence: Tensor, less_entropy: bool) -> Tensor:
-    """``κ_k``, or ``κ_k + log φ_k``; φ is nowhere so small that its logarithm is not finite."""
+    """Return ``κ_k``, or ``κ_k + log φ_k``; φ is nowhere so small that its logarithm is not finite."""
     return phi.log().add_(divergence) if less_entropy else divergence
 
 
 def _over_weights(codebook: Tensor) -> Tensor:
-    """``[G, K]`` as ``[K, G, 1]``."""
+    """Return ``[G, K]`` as ``[K, G, 1]``."""
     return codebook.T.unsqueeze(-1)
 
 
 def _look_up(loc: Tensor, codes: Tensor) -> Tensor:
-    """``loc[g, codes[g, i]]``, ``[G, n]``; index_select on a flat table is the fastest form."""
+    """Return ``loc[g, codes[g, i]]``, ``[G, n]``; index_select on a flat table is the fastest form."""
     return loc.flatten().index_select(0, _flat_index(codes, loc.shape[1])).view(codes.shape)
 
 

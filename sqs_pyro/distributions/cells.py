@@ -49,7 +49,7 @@ def gaussian_cell_divergence(loc: Tensor, scale: Tensor, p: Codebook) -> Tensor:
 
 
 def _divergence(mass_q: Tensor, log_p: Tensor) -> Tensor:
-    """``[G, n, C], [G, C] -> [G, n]``."""
+    """Return ``Σ_c Q_c log(Q_c / P_c)``: ``[G, n, C], [G, C] -> [G, n]``."""
     has_mass = (mass_q > 0) & (log_p > -torch.inf).unsqueeze(1)
     log_ratio = mass_q.where(has_mass, 1.0).log() - log_p.where(log_p > -torch.inf, 0.0).unsqueeze(1)
     return (mass_q * log_ratio).where(has_mass, 0.0).sum(-1).clamp(min=0)
@@ -69,12 +69,12 @@ def _around(loc: Tensor, scale: Tensor) -> Tensor:
 
 
 def _log_mixture_masses(p: Codebook, edges: Tensor) -> Tensor:
-    """``log P(Σ_j v_j N'_j in cell c)``, ``[G, C]``."""
+    """Return ``log P(Σ_j v_j N'_j in cell c)``, ``[G, C]``."""
     return (p.log_mixing.unsqueeze(-1) + _log_masses(p.loc, p.scale, edges)).logsumexp(1)
 
 
 def _log_masses(loc: Tensor, scale: Tensor, edges: Tensor) -> Tensor:
-    """``log P(N(μ_k, σ_k²) in cell c)``, ``[G, K, C]``; finite far out in the tails, -inf only in empty cells."""
+    """Return ``log P(N(μ_k, σ_k²) in cell c)``, ``[G, K, C]``; finite in the tails, -inf only in empty cells."""
     z = (edges.unsqueeze(1) - loc.unsqueeze(-1)) / scale.unsqueeze(-1)
     low = torch.nn.functional.pad(z, (1, 0), value=-torch.inf)
     high = torch.nn.functional.pad(z, (0, 1), value=torch.inf)

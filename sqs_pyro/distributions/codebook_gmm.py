@@ -67,7 +67,7 @@ class CodebookGMM(GroupedMixture):
         return logits.movedim(0, -1).reshape(*self.base_shape, self.num_components)
 
     def map_codes(self) -> Tensor:
-        """The most probable component of each weight, uint8 ``[G, N / G]``."""
+        """Return the most probable component of each weight, uint8 ``[G, N / G]``."""
         return map_codes(self.grouped(self.anchor), self.codebook)
 
     @property
@@ -87,7 +87,7 @@ class CodebookGMM(GroupedMixture):
 
 @register_bound("jensen", CodebookGMM, SpikeAndSlab)
 def _jensen_codebook(q: CodebookGMM, p: SpikeAndSlab) -> Tensor:
-    """``KL(Bern(λ)‖Bern(λ₀)) + λ Σ_k φ_k κ_k``, its responsibilities never kept."""
+    """Return ``KL(Bern(λ)‖Bern(λ₀)) + λ Σ_k φ_k κ_k``, its responsibilities never kept."""
     slab = p.base_slab
     if slab.batch_shape.numel() != 1 or len(slab.batch_shape) > 2:
         return spike_gmm_bound(q, p, "jensen")  # κ differs from weight to weight: N x K numbers after all
@@ -96,7 +96,7 @@ def _jensen_codebook(q: CodebookGMM, p: SpikeAndSlab) -> Tensor:
 
 @register_bound("jensen", CodebookGMM, Normal)
 def _jensen_codebook_normal(q: CodebookGMM, p: Normal) -> Tensor:
-    """``(1-λ) κ₀ + λ Σ_k φ_k κ_k`` against a density, κ₀ being the spike's."""
+    """Return ``(1-λ) κ₀ + λ Σ_k φ_k κ_k`` against a density, κ₀ being the spike's."""
     if q.spike_scale is None or not (_is_one_number(p.loc) and _is_one_number(p.scale)):
         return density_bound(q, p, "jensen")
     at = (0,) * p.loc.dim()
@@ -106,7 +106,7 @@ def _jensen_codebook_normal(q: CodebookGMM, p: Normal) -> Tensor:
 
 
 def _expected_divergence(q: CodebookGMM, slab: Distribution) -> Tensor:
-    """``Σ_k φ_k κ_k`` against a slab that is the same for all weights, ``[*batch_shape]``."""
+    """Return ``Σ_k φ_k κ_k`` against a slab that is the same for all weights, ``[*batch_shape]``."""
     component = Normal(q.codebook.loc, q.codebook.scale, validate_args=False)
     divergence = kl_divergence(component, slab.expand(q.codebook.loc.shape))  # κ, [G, K]
     expected = ExpectedDivergence.apply(q.grouped(q.anchor), *q.codebook, divergence, q.temperature)

@@ -60,7 +60,7 @@ def register_bound(kind: str, type_q: type, type_p: type) -> Callable[[Bound], B
 
 
 def kl_bound(q: Distribution, p: Distribution, kind: str = "jensen") -> Tensor:
-    """The bound ``kind`` on KL(q‖p), ``[*batch_shape]`` of q, by the most specific registered type pair.
+    """Return the bound ``kind`` on KL(q‖p), ``[*batch_shape]`` of q, by the most specific registered type pair.
 
     The most specific prior wins, whoever registered it, then the most specific q: what a prior of one's own says
     for every :class:`SpikeGMM` counts before what the library says for a guide's subclass of it and a more
@@ -123,12 +123,12 @@ def _most_specific(kind: str, type_q: type, type_p: type) -> Bound | None:
 
 
 def gate_divergence(gate: Tensor, inclusion: Tensor) -> Tensor:
-    """``KL(Bern(λ)‖Bern(λ₀))`` in nats, elementwise; exact, with finite gradients, at λ = 0 and 1 too."""
+    """Return ``KL(Bern(λ)‖Bern(λ₀))`` in nats, elementwise; exact, with finite gradients, at λ = 0 and 1 too."""
     return BernoulliDivergence.apply(gate, inclusion)
 
 
 def component_divergence(q: SpikeGMM, slab: Distribution) -> Tensor:
-    """``κₖ = KL(N(μₖ, σₖ²)‖slab)``, broadcastable to ``[*batch_shape, K]``.
+    """Return ``κₖ = KL(N(μₖ, σₖ²)‖slab)``, broadcastable to ``[*batch_shape, K]``.
 
     Works for every slab for which torch or Pyro knows ``KL(Normal‖slab)``; a codebook and a slab shared by a
     layer cost K evaluations, not N·K.
@@ -143,14 +143,14 @@ def component_divergence(q: SpikeGMM, slab: Distribution) -> Tensor:
 
 
 def _components_first(per_component: Tensor, slab_dims: int) -> Tensor:
-    """``[*b, K] -> [K, 1.., *b]``, so that a slab of ``slab_dims`` batch dimensions broadcasts."""
+    """Move components to the front, ``[*b, K] -> [K, 1.., *b]``, for a slab of ``slab_dims`` batch dimensions."""
     missing = max(0, slab_dims - (per_component.dim() - 1))
     first = per_component.movedim(-1, 0)
     return first.reshape(first.shape[0], *(1,) * missing, *first.shape[1:])
 
 
 def mixture_divergence(q: SpikeGMM, slab: Distribution, kind: str) -> Tensor:
-    """The bound ``kind`` on ``KL(Σₖ φₖ Nₖ‖slab)``, broadcastable to ``[*batch_shape]``."""
+    """Return the bound ``kind`` on ``KL(Σₖ φₖ Nₖ‖slab)``, broadcastable to ``[*batch_shape]``."""
     component = component_divergence(q, slab)
     if kind == "dominant":
         table = component.expand(*q.batch_shape, q.num_components)
@@ -160,7 +160,7 @@ def mixture_divergence(q: SpikeGMM, slab: Distribution, kind: str) -> Tensor:
 
 
 def certified_bracket(q: Distribution, p: Distribution) -> tuple[Tensor, Tensor]:
-    """``(lower, upper)`` with ``lower <= KL(q‖p) <= upper``, ``[*batch_shape]``; the width is ``λ H(φ)``."""
+    """Return ``lower <= KL(q‖p)`` and ``upper >= KL(q‖p)``, each ``[*batch_shape]``, ``λ H(φ)`` apart."""
     return kl_bound(q, p, "lower"), kl_bound(q, p, "jensen")
 
 
@@ -185,7 +185,7 @@ for _kind in BOUNDS:
 @register_kl(SpikeGMM, SpikeAndSlab)
 @register_kl(SpikeGMM, Normal)
 def _kl_spike_gmm(q: SpikeGMM, p: Distribution) -> Tensor:
-    """What ``torch.distributions.kl_divergence`` answers: the Jensen bound (exact for K = 1 or one-hot φ)."""
+    """Return the Jensen bound for ``torch.distributions.kl_divergence`` (exact for K = 1 or one-hot φ)."""
     return kl_bound(q, p, "jensen")
 
 

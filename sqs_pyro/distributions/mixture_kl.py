@@ -36,7 +36,7 @@ def shares_components(q: SpikeGMM, p: SpikeAndMixture) -> bool:
 
 
 def log_sum_divergence(loc: Tensor, scale: Tensor, loc_p: Tensor, scale_p: Tensor, log_mixing_p: Tensor) -> Tensor:
-    """``-log Σⱼ πⱼ exp(-KL(N(μ, σ²)‖N'ⱼ))``, never below ``KL(N(μ, σ²)‖Σⱼ πⱼ N'ⱼ)``.
+    """Return ``-log Σⱼ πⱼ exp(-KL(N(μ, σ²)‖N'ⱼ))``, never below ``KL(N(μ, σ²)‖Σⱼ πⱼ N'ⱼ)``.
 
     Args:
         loc, scale: of the Gaussians, ``[*batch]``.
@@ -61,7 +61,7 @@ def _jensen_codebook(q: CodebookGMM, p: SpikeAndMixture) -> Tensor:
 
 
 def _same_groups(q: CodebookGMM, p: SpikeAndMixture) -> bool:
-    """Whether a group of q has one mixture of p: then all is said by ``[G, K]`` and ``[G, J]`` (or ``[1, J]``)."""
+    """Return whether a group of q has one mixture of p: then ``[G, K]`` and ``[G, J]`` (or ``[1, J]``) say all."""
     return p.num_groups == 1 or (p.base_shape == q.base_shape and q.num_groups == p.num_groups)
 
 
@@ -90,7 +90,7 @@ def _lower_latent(q: LatentSpikeAndSlab, p: SpikeAndMixture) -> Tensor:
 
 
 def _same_weights(q: LatentSpikeAndSlab, p: SpikeAndMixture) -> bool:
-    """Whether the groups of p are those of q's latents, however far both are expanded."""
+    """Return whether the groups of p are those of q's latents, however far both are expanded."""
     return p.base_shape in (q.batch_shape, q.latent.shape)
 
 
@@ -125,7 +125,7 @@ def component_bound(q: SpikeGMM, p: SpikeAndMixture) -> Tensor:
 @register_bound("lower", SpikeGMM, SpikeAndMixture)
 @torch.no_grad()
 def _lower(q: SpikeGMM, p: SpikeAndMixture) -> Tensor:
-    """A figure to report, without a gradient: nothing is kept of the many cells."""
+    """Return a lower bound to report, without a gradient: nothing is kept of the many cells."""
     if p.has_atom_at_zero:
         return _with_gate(q, p, _cells(q, p))
     if q.has_atom_at_zero:
@@ -134,7 +134,7 @@ def _lower(q: SpikeGMM, p: SpikeAndMixture) -> Tensor:
 
 
 def _with_gate(q: SpikeGMM, p: SpikeAndMixture, slab: Tensor) -> Tensor:
-    """The chain rule over the gate: ``KL(Bern(λ)‖Bern(ρ)) + (1-λ) KL(spike‖spike) + λ KL(slab‖slab)``."""
+    """Return, by the chain rule, ``KL(Bern(λ)‖Bern(ρ)) + (1-λ) KL(spike‖spike) + λ KL(slab‖slab)``."""
     kl = gate_divergence(q.gates, p.base_inclusion) + weighted(q.gates, slab)
     if p.spike_scale is None:
         return kl
@@ -145,7 +145,7 @@ def _with_gate(q: SpikeGMM, p: SpikeAndMixture, slab: Tensor) -> Tensor:
 
 
 def _cells(q: SpikeGMM, p: SpikeGMM) -> Tensor:
-    """A lower bound on the slabs' KL, broadcastable to ``[*batch_shape]``."""
+    """Return a lower bound on the slabs' KL, broadcastable to ``[*batch_shape]``."""
     divergence = cell_divergence(*_grouped(q, p))
     if isinstance(q, CodebookGMM) and isinstance(p, SpikeAndMixture) and _same_groups(q, p):
         return divergence.view(q.base_shape)
@@ -174,5 +174,5 @@ def _grouped(q: SpikeGMM, p: SpikeGMM) -> tuple[Tensor, Tensor, Tensor, Codebook
 
 @register_kl(SpikeGMM, SpikeAndMixture)
 def _kl_spike_and_mixture(q: SpikeGMM, p: SpikeAndMixture) -> Tensor:
-    """What ``torch.distributions.kl_divergence`` answers: the Jensen bound."""
+    """Return what ``torch.distributions.kl_divergence`` answers: the Jensen bound."""
     return kl_bound(q, p, "jensen")

@@ -26,7 +26,7 @@ from sqs_pyro.distributions.spike_gmm import SpikeGMM
 
 
 def monte_carlo_kl(q: Distribution, p: Distribution, num_samples: int = 1000) -> tuple[Tensor, Tensor]:
-    """Mean and standard error of ``num_samples`` unbiased estimates of KL(q‖p), each ``[*batch_shape]``.
+    """Return the mean of ``num_samples`` unbiased estimates of KL(q‖p) and its standard error, ``[*batch_shape]``.
 
     Holds ``[num_samples, K, *batch_shape]`` (times K inside ``log_prob``) at once.
 
@@ -77,7 +77,7 @@ def sampled_kl(q: Distribution, p: Distribution, num_samples: int = 1, *, strati
 
 
 def has_atom(distribution: Any) -> bool:
-    """Whether ``log_prob`` is with respect to δ₀ + Lebesgue (looks through ``to_event`` and ``mask``)."""
+    """Return whether ``log_prob`` is with respect to δ₀ + Lebesgue (looks through ``to_event`` and ``mask``)."""
     while hasattr(distribution, "base_dist") and not hasattr(distribution, "has_atom_at_zero"):
         distribution = distribution.base_dist
     return bool(getattr(distribution, "has_atom_at_zero", False))
@@ -95,7 +95,7 @@ def draws_exactly(distribution: Any) -> bool:
 
 
 def _sampled_mixture(q: SpikeGMM, p: Distribution, num_samples: int) -> Tensor:
-    """``Σₖ φₖ [log m(xₖ) - log p(xₖ)]`` with one ``xₖ ~ N(μₖ, σₖ²)`` each, ``[S, *batch_shape]``."""
+    """Return ``Σₖ φₖ [log m(xₖ) - log p(xₖ)]`` with one ``xₖ ~ N(μₖ, σₖ²)`` each, ``[S, *batch_shape]``."""
     shape = torch.Size([q.num_components]) + q.batch_shape
 
     def components_first(x: Tensor) -> Tensor:  # [*batch, K] -> [K, *batch]
@@ -109,7 +109,7 @@ def _sampled_mixture(q: SpikeGMM, p: Distribution, num_samples: int) -> Tensor:
 
 
 def _drawn_mixture(q: SpikeGMM, p: Distribution, num_samples: int) -> Tensor:
-    """``log m(x) - log p(x)`` with ``x ~ m``, ``[S, *batch_shape]``."""
+    """Return ``log m(x) - log p(x)`` with ``x ~ m``, ``[S, *batch_shape]``."""
     value = q.slab_sample(torch.Size([num_samples]))
     return q.slab_log_prob(value) - p.log_prob(value)
 

@@ -19,7 +19,7 @@ def plogp(probability: Tensor) -> Tensor:
 
 
 def weighted(weight: Tensor, value: Tensor) -> Tensor:
-    """``weight * value`` with the measure-theoretic ``0 * inf = 0``: what has no mass contributes nothing."""
+    """Return ``weight * value`` with measure theory's ``0 * inf = 0``: what has no mass contributes nothing."""
     contributes = (weight > 0) | value.isfinite()
     return torch.where(contributes, weight * value.where(contributes, 0.0), 0.0)
 
@@ -48,7 +48,7 @@ class BernoulliDivergence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """``logit p - logit p₀`` (clamped logarithms) and ``(1-p)/(1-p₀) - p/p₀``."""
+        """Return the gradients ``logit p - logit p₀`` (clamped logarithms) and ``(1-p)/(1-p₀) - p/p₀``."""
         gate, prior, logit = ctx.saved_tensors
         tiny = torch.finfo(prior.dtype).tiny
         to_gate = to_prior = None

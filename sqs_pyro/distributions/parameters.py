@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def as_scalar(value: Tensor | float | None, like: Tensor) -> Tensor | None:
-    """A number as a tensor like another; ``None`` stays."""
+    """Return a number as a tensor like another; ``None`` stays."""
     return None if value is None else torch.as_tensor(value, dtype=like.dtype, device=like.device)
 
 

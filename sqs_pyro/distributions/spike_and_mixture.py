@@ -1,5 +1,6 @@
 """Priors that are a spike and a mixture of Gaussians: the learned one, and DGMS's with a Gaussian spike."""
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -37,7 +38,7 @@ class SpikeAndMixture(GroupedMixture):
         loc: Tensor,
         scale: Tensor,
         log_mixing: Tensor,
-        shape: Any = torch.Size([1]),
+        shape: Sequence[int] = torch.Size([1]),
         *,
         spike_scale: Tensor | float | None = None,
         validate_args: bool | None = None,
@@ -68,7 +69,7 @@ class SpikeAndMixture(GroupedMixture):
         """``log πₖ``, broadcastable to ``[*batch_shape, K]``."""
         return per_weight(self.codebook.log_mixing, self.base_shape)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
         """As of every :class:`SpikeGMM`; with one group, dimensions of size 1 may grow too."""
         new = super().expand(batch_shape)
         self.loc.expand(*new.batch_shape, self.num_components)  # groups cannot be stretched

@@ -1,6 +1,6 @@
 """The prior of one weight: a point mass at zero mixed with a continuous slab."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -84,12 +84,12 @@ class SpikeAndSlab(TorchDistribution):
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> constraints.Constraint:
-        """The slab's support together with zero."""
+        """Return the slab's support together with zero."""
         base = self.base_slab.support
         return base if base is constraints.real else _ZeroOr(cast(constraints.Constraint, base))
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "SpikeAndSlab":
-        """The same distribution with ``batch_shape`` enlarged; parameters stay views of what was given."""
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "SpikeAndSlab":
+        """Return the same distribution with ``batch_shape`` enlarged; parameters stay views of what was given."""
         new = self._get_checked_instance(SpikeAndSlab, _instance)
         new.base_inclusion, new.base_slab = self.base_inclusion, self.base_slab
         self.base_inclusion.expand(batch_shape)  # torch's own error for a shape that cannot be reached
@@ -97,16 +97,16 @@ class SpikeAndSlab(TorchDistribution):
         new._validate_args = self._validate_args
         return new
 
-    def sample(self, sample_shape: Any = ONE_DRAW) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ONE_DRAW) -> Tensor:
         """Exact draws, ``[*sample_shape, *batch_shape]``, without gradient."""
         with torch.no_grad():
             return self._draw(self.slab.sample, sample_shape)
 
-    def rsample(self, sample_shape: Any = ONE_DRAW) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ONE_DRAW) -> Tensor:
         """Exact draws with pathwise slab gradients and a straight-through gate gradient (class docstring)."""
         return self._draw(self.slab.rsample, sample_shape)
 
-    def _draw(self, slab_draw: Callable[[Any], Tensor], sample_shape: Any) -> Tensor:
+    def _draw(self, slab_draw: Callable[[torch.Size], Tensor], sample_shape: Sequence[int]) -> Tensor:
         value = slab_draw(torch.Size(sample_shape))
         included = torch.rand_like(value.detach()) < self.base_inclusion
         return straight_through_gate(included, self.base_inclusion) * value
@@ -117,7 +117,7 @@ class SpikeAndSlab(TorchDistribution):
         return (self.base_inclusion > 0.5) * self.slab.mean
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density (δ₀ + Lebesgue), ``[*sample_shape, *batch_shape]``; gradients finite at λ₀ = 0, 1."""
+        """Return log-densities (δ₀ + Lebesgue), ``[*sample_shape, *batch_shape]``; gradients finite at λ₀ = 0."""
         if self._validate_args:
             self._validate_sample(value)
         is_zero = value == 0
@@ -141,12 +141,12 @@ class SpikeAndSlab(TorchDistribution):
 
 
 def straight_through_gate(included: Tensor, probability: Tensor) -> Tensor:
-    """``included`` as exact zeros and ones, with gradient 1 to ``probability``."""
+    """Return ``included`` as exact zeros and ones, with gradient 1 to ``probability``."""
     return included.to(probability.dtype) + (probability - probability.detach())
 
 
 def _inside(slab: Distribution, like: Tensor) -> Tensor:
-    """A value inside the slab's support; zero for supports that torch cannot transform."""
+    """Return a value inside the slab's support; zero for supports that torch cannot transform."""
     zeros = torch.zeros_like(like)
     try:
         return transform_to(slab.support)(zeros)

@@ -1,7 +1,7 @@
 """The variational family of one weight: a point mass at zero mixed with Gaussians around codebook values."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -212,7 +212,7 @@ class SpikeGMM(TorchDistribution):
         slab = gates * ((self.responsibilities * spread).sum(-1) + (1 - gates) * centre.square())
         return slab if self.spike_scale is None else slab + (1 - gates) * self.spike_scale**2
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
         """Return the same distribution with ``batch_shape`` enlarged; parameters stay as they were given."""
         batch_shape = torch.Size(batch_shape)
         if batch_shape == self.batch_shape:
@@ -236,7 +236,7 @@ class SpikeGMM(TorchDistribution):
         )
 
     def as_mixture(self) -> "SpikeGMM":
-        """The same density as K + 1 components, the spike being the first, behind a gate that is open.
+        """Return the same density as K + 1 components, the spike being the first, behind a gate that is open.
 
         Raises:
             ValueError: the spike is a point mass.
@@ -256,7 +256,7 @@ class SpikeGMM(TorchDistribution):
         return mixture.expand(self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density (δ₀ + Lebesgue), ``[*sample_shape, *batch_shape]``; gradients finite at λ = 0, 1."""
+        """Return log-densities (δ₀ + Lebesgue), ``[*sample_shape, *batch_shape]``; finite gradients at λ = 0."""
         if self._validate_args:
             self._validate_sample(value)
         if self.spike_scale is not None:
@@ -266,13 +266,13 @@ class SpikeGMM(TorchDistribution):
         return log_prob.expand(torch.broadcast_shapes(value.shape, self.batch_shape))
 
     def slab_log_prob(self, value: Tensor) -> Tensor:
-        """``log Σₖ φₖ N(θ; μₖ, σₖ²)``, the Lebesgue density given that the weight is non-zero."""
+        """Return ``log Σₖ φₖ N(θ; μₖ, σₖ²)``, the Lebesgue density given that the weight is non-zero."""
         log_mixing = (self.logits / self.temperature).log_softmax(-1)  # [*batch, K]
         component = torch.distributions.Normal(self.loc, self.scale, validate_args=False)
         return (log_mixing + component.log_prob(value.unsqueeze(-1))).logsumexp(-1)
 
-    def sample(self, sample_shape: Any = ONE_DRAW) -> Tensor:
-        """Draws of q, ``[*sample_shape, *batch_shape]``, without gradient; exact but for ``"discrete"``."""
+    def sample(self, sample_shape: Sequence[int] = ONE_DRAW) -> Tensor:
+        """Return draws of q, ``[*sample_shape, *batch_shape]``, without gradient; exact but for ``"discrete"``."""
         if self.estimator == "discrete":
             return self.discrete_sample(None, sample_shape)
         with torch.no_grad():
@@ -280,15 +280,15 @@ class SpikeGMM(TorchDistribution):
             spike = 0.0 if self.spike_scale is None else self.spike_scale * torch.randn_like(slab)
             return torch.where(self._draw_gates(sample_shape), slab, spike)
 
-    def slab_sample(self, sample_shape: Any = ONE_DRAW) -> Tensor:
-        """Draws of ``Σₖ φₖ N(μₖ, σₖ²)``, ``[*sample_shape, *batch_shape]``, without gradient."""
+    def slab_sample(self, sample_shape: Sequence[int] = ONE_DRAW) -> Tensor:
+        """Return draws of ``Σₖ φₖ N(μₖ, σₖ²)``, ``[*sample_shape, *batch_shape]``, without gradient."""
         with torch.no_grad():
             codes = self._draw_codes(None, sample_shape)
             loc, scale = self._select(self.loc, codes), self._select(self.scale, codes)
             return loc + scale * torch.randn_like(loc)
 
-    def discrete_sample(self, temperature: float | None = None, sample_shape: Any = ONE_DRAW) -> Tensor:
-        """A discrete network, ``[*sample_shape, *batch_shape]``: exactly 0 or a codebook value, no gradient.
+    def discrete_sample(self, temperature: float | None = None, sample_shape: Sequence[int] = ONE_DRAW) -> Tensor:
+        """Draw a discrete network, ``[*sample_shape, *batch_shape]``: 0 or a codebook value, no gradient.
 
         The gate is Bernoulli(λ), the code Categorical(φ) at the *evaluation* ``temperature`` (``None``: τ).
         Near-one-hot training responsibilities make averaging inert; a higher temperature spreads the codes.
@@ -298,14 +298,14 @@ class SpikeGMM(TorchDistribution):
             return torch.where(included, self._select(self.loc, codes), 0.0)
 
     def sample_symbols(
-        self, temperature: float | None = None, sample_shape: Any = ONE_DRAW
+        self, temperature: float | None = None, sample_shape: Sequence[int] = ONE_DRAW
     ) -> tuple[Tensor, Tensor]:
         """Drawn gates (bool) and codes (int64) of :meth:`discrete_sample`, ``[*sample_shape, *batch_shape]``."""
         with torch.no_grad():
             return self._draw_gates(sample_shape), self._draw_codes(temperature, sample_shape)
 
-    def rsample(self, sample_shape: Any = ONE_DRAW) -> Tensor:
-        """A differentiable value by ``estimator``, ``[*sample_shape, *batch_shape]`` (class docstring)."""
+    def rsample(self, sample_shape: Sequence[int] = ONE_DRAW) -> Tensor:
+        """Return a differentiable value by ``estimator``, ``[*sample_shape, *batch_shape]`` (class docstring)."""
         estimators: dict[str, Callable[[torch.Size], Tensor]] = {
             "straight_through": self._rsample_straight_through,
             "soft": self._rsample_soft,
@@ -332,11 +332,11 @@ class SpikeGMM(TorchDistribution):
         noisy = gates.clamp(eps, 1 - eps).logit() + uniform.logit()
         return (noisy / self.temperature).sigmoid() * (code * self.loc).sum(-1)
 
-    def _draw_gates(self, sample_shape: Any) -> Tensor:
+    def _draw_gates(self, sample_shape: Sequence[int]) -> Tensor:
         gates = self.gates.expand(self._extended_shape(torch.Size(sample_shape)))
         return torch.rand_like(gates) < gates
 
-    def _draw_codes(self, temperature: float | None, sample_shape: Any) -> Tensor:
+    def _draw_codes(self, temperature: float | None, sample_shape: Sequence[int]) -> Tensor:
         """int64 codes by inverse CDF (much faster than multinomial), ``[*sample_shape, *batch_shape]``."""
         cumulative = self.responsibilities_at(temperature).cumsum(-1)  # [*batch, K]
         shape = self._extended_shape(torch.Size(sample_shape))
@@ -344,7 +344,7 @@ class SpikeGMM(TorchDistribution):
         return (uniform * cumulative[..., -1:] >= cumulative[..., :-1]).sum(-1)
 
     def _select(self, per_component: Tensor, codes: Tensor) -> Tensor:
-        """``per_component[..., codes]`` with ``per_component`` broadcastable to ``[*batch_shape, K]``."""
+        """Return ``per_component[..., codes]`` with ``per_component`` broadcastable to ``[*batch_shape, K]``."""
         if per_component.dim() == 1:
             return per_component.expand(self.num_components)[codes]
         table = per_component.expand(*codes.shape, self.num_components)

@@ -57,7 +57,7 @@ class ExpectedLogOnePlusSquare(torch.autograd.Function):
 
 @register_kl(Normal, StudentT)
 def _kl_normal_student_t(q: Normal, p: StudentT) -> Tensor:
-    """``-½ log(2πe σ²) + log(s √(νπ) Γ(ν/2) / Γ((ν+1)/2)) + ½ (ν+1) E log(1 + x²)``."""
+    """Return ``-½ log(2πe σ²) + log(s √(νπ) Γ(ν/2) / Γ((ν+1)/2)) + ½ (ν+1) E log(1 + x²)``."""
     width = p.scale * p.df.sqrt()
     loc, scale = torch.broadcast_tensors((q.loc - p.loc) / width, q.scale / width)
     log_normaliser = 0.5 * math.log(math.pi) + torch.lgamma(p.df / 2) - torch.lgamma((p.df + 1) / 2)

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sqs_pyro.arguments import is_whole
 from sqs_pyro.documents import shown
-from sqs_pyro.errors import ArgumentError, is_whole
+from sqs_pyro.errors import ArgumentError
 from sqs_pyro.evaluation.classification import Evaluation, evaluate
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.guide_checks import check_like_sites
@@ -61,7 +62,7 @@ class AveragedNetwork(nn.Module):
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The arguments are the network's."""
+        """Return what the network says; the arguments are its own."""
         draws = {name.replace("/", "."): stacked for name, stacked in self._buffers.items() if stacked is not None}
         return average_log_probabilities(self.net, draws, args, kwargs, self.draws_at_once, self.class_axis)
 
@@ -120,7 +121,7 @@ def mean_network(
     temperature: float | None = None,
     gate_temperature: float | None = None,
 ) -> nn.Module:
-    """A copy of ``net`` whose weights are the posterior's means ``E θ``: sparse where pruned, but not discrete.
+    """Return a copy of ``net`` with the posterior's means ``E θ`` for weights: sparse where pruned, not discrete.
 
     Args:
         net, temperature, gate_temperature: as for :func:`averaged_network`.
@@ -171,7 +172,7 @@ def choose_temperature(
     batch_norm_batches: int = 0,
     loader: Iterable[Any] = (),
 ) -> float:
-    """The evaluation temperature of the smallest NLL on validation data.
+    """Return the evaluation temperature of the smallest NLL on validation data.
 
     Args:
         net, guide: as for :func:`averaged_network`.

@@ -22,12 +22,12 @@ class TemperatureScaled(nn.Module):
         self.train(net.training)
 
     def forward(self, *args: object, **kwargs: object) -> Tensor:
-        """The arguments are the network's."""
+        """Return what the network says; the arguments are its own."""
         return output_tensor(self.net(*args, **kwargs)) / self.temperature
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature T of the smallest NLL of ``softmax(logits / T)``, within 0.01..100.
+    """Return the temperature T of the smallest NLL of ``softmax(logits / T)``, within 0.01..100.
 
     The NLL is convex in ``1/T``; its derivative ``mean(E_p[z] - z_y)`` crosses zero at most once.
 

@@ -12,7 +12,8 @@ from sqs_pyro.errors import DataError, NetworkError
 from sqs_pyro.evaluation.input_checks import check_inputs, check_labels, check_observation, named, run
 from sqs_pyro.isolation import isolating
 from sqs_pyro.models.label_distributions import ClassProbabilities
-from sqs_pyro.models.likelihoods import Categorical, Likelihood, observe, resolve, settle
+from sqs_pyro.models.likelihoods import Categorical, resolve
+from sqs_pyro.models.observation import Likelihood, innermost, observe, settle
 from sqs_pyro.networks.calling import device_of, move_to, output_tensor
 from sqs_pyro.networks.checks import check_runs
 from sqs_pyro.networks.minibatches import minibatches
@@ -58,7 +59,7 @@ def evaluate(net: nn.Module, loader: Iterable[Any], likelihood: str | Likelihood
 
 
 def accuracy(net: nn.Module, loader: Iterable[Any], likelihood: str | Likelihood = "categorical") -> float:
-    """Share of examples whose most probable class is right; arguments and errors as :func:`evaluate`."""
+    """Return the share of examples whose most probable class is right; arguments as of :func:`evaluate`."""
     return evaluate(net, loader, likelihood).accuracy
 
 
@@ -67,7 +68,7 @@ def accuracy(net: nn.Module, loader: Iterable[Any], likelihood: str | Likelihood
 def predict(
     net: nn.Module, loader: Iterable[Any], likelihood: str | Likelihood = "categorical"
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities ``[n, C]`` and labels ``[n]`` of all examples that have one, ``net`` in evaluation mode.
+    """Return log-probabilities ``[n, C]`` and labels ``[n]`` of all labelled examples, in evaluation mode.
 
     Labels that are probabilities come as they are, ``[n, C]``. Arguments and errors as :func:`evaluate`.
     """
@@ -95,14 +96,13 @@ def predict(
 
 
 def _rows(likelihood: Likelihood, output: Any, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits ``[n, C]`` and labels ``[n]`` or ``[n, C]`` of what is labelled."""
+    """Return logits ``[n, C]`` and labels ``[n]`` or ``[n, C]`` of what is labelled."""
     if isinstance(likelihood, Categorical):
         rows, value = likelihood.rows(output, y)
         ignored: int | None = likelihood.ignore_index
     else:
-        base, value = observe(likelihood, output, y)
-        while hasattr(base, "base_dist"):
-            base = base.base_dist
+        distribution, value = observe(likelihood, output, y)
+        base = innermost(distribution)
         if not isinstance(base, torch.distributions.Categorical):
             raise DataError(
                 f"The likelihood's {type(base).__name__} is not of classes, but only classes have these figures: "
@@ -119,7 +119,7 @@ def _rows(likelihood: Likelihood, output: Any, y: Tensor) -> tuple[Tensor, Tenso
 @isolating("first", "second", sees_parameters=True, sees_autocast=True)
 @torch.no_grad()
 def largest_difference(first: nn.Module, second: nn.Module, loader: Iterable[Any]) -> float:
-    """Largest absolute difference between two networks' predictions, over all examples of a loader.
+    """Return the largest absolute difference between two networks' predictions, over all examples of a loader.
 
     Both run in evaluation mode on the device of ``first``.
 
@@ -172,7 +172,7 @@ def summarise(log_p: Tensor, y: Tensor) -> Evaluation:
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = _CALIBRATION_BINS) -> float:
-    """``Σ_b (n_b / n) |accuracy_b - confidence_b|`` over equal bins of the top class's probability.
+    """Return ``Σ_b (n_b / n) |accuracy_b - confidence_b|`` over equal bins of the top class's probability.
 
     Guo et al. 2017, equation 5. (torchmetrics has it too, but importing that takes seconds, because it imports
     transformers; it is the reference in the tests.)

@@ -9,15 +9,16 @@ from torch import nn
 from sqs_pyro.errors import DataError
 from sqs_pyro.evaluation.input_checks import check_minibatch
 from sqs_pyro.evaluation.judging import Judge, judged
-from sqs_pyro.models.likelihoods import Likelihood
+from sqs_pyro.models.observation import Likelihood
 from sqs_pyro.networks.calling import device_of, move_to, split_examples, tensors_in
-from sqs_pyro.networks.minibatches import (
+from sqs_pyro.networks.loaders import (
+    Loader,
     check_repeatable,
     check_training_loader,
     examples_an_epoch,
-    minibatches,
     undisturbed,
 )
+from sqs_pyro.networks.minibatches import minibatches
 from sqs_pyro.shipping.shipped import copied
 
 
@@ -36,10 +37,10 @@ class FirstMinibatch:
 
 def try_first_minibatch(
     net: nn.Module,
-    train: Any,
+    train: Loader,
     likelihood: Likelihood,
     *,
-    validation: Any | None = None,
+    validation: Loader | None = None,
     judge: Judge | None = None,
     dtype: torch.dtype | None = None,
 ) -> FirstMinibatch:
@@ -73,9 +74,9 @@ def try_first_minibatch(
 
 
 def try_loader(
-    net: nn.Module, loader: Any, likelihood: Likelihood, what: str, dtype: torch.dtype | None = None
+    net: nn.Module, loader: Loader, likelihood: Likelihood, what: str, dtype: torch.dtype | None = None
 ) -> Likelihood:
-    """The likelihood as a loader's first minibatch settles it; errors as :func:`try_first_minibatch`.
+    """Return the likelihood as a loader's first minibatch settles it; errors as :func:`try_first_minibatch`.
 
     A minibatch whose labels are all left out settles nothing, so that the next one is tried.
     """
@@ -95,20 +96,20 @@ def try_loader(
     )
 
 
-def first_inputs(loader: Any, net: nn.Module) -> Any | None:
-    """Inputs of a loader's first minibatch, on the network's device; None of an empty one."""
+def first_inputs(loader: Loader, net: nn.Module) -> Any | None:
+    """Return inputs of a loader's first minibatch, on the network's device; None of an empty one."""
     with undisturbed(loader):
         x, _ = next(minibatches(loader, net, "training", labelled=False), (None, None))
     return move_to(x, device_of(net))
 
 
 def eager(net: nn.Module) -> nn.Module:
-    """What ``torch.compile`` has wrapped: one pass is not worth compiling for."""
+    """Return what ``torch.compile`` has wrapped: one pass is not worth compiling for."""
     return getattr(net, "_orig_mod", net)
 
 
 def _try_last(
-    net: nn.Module, train: Any, likelihood: Likelihood, num_data: int, dtype: torch.dtype | None
+    net: nn.Module, train: Loader, likelihood: Likelihood, num_data: int, dtype: torch.dtype | None
 ) -> None:
     """A last minibatch of one example, if there will be one, under batch norm."""
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):

@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import DataError, NetworkError, SQSError, said
 from sqs_pyro.isolation import modes_kept, random_states_kept
-from sqs_pyro.models.likelihoods import Likelihood, base_support, observe, settle
+from sqs_pyro.models.observation import Likelihood, base_support, innermost, observe, settle
 from sqs_pyro.networks.calling import call_arguments, device_of, forward_signature, own_copy, takes, tensors_in
 from sqs_pyro.networks.modes import buffers_kept
 
@@ -71,7 +71,7 @@ def check_observation(distribution: TorchDistribution, y: Tensor, what: str) -> 
         )
     raise DataError(
         f"{what} run from {float(y.min()):g} to {float(y.max()):g}, some of which the likelihood can never give "
-        f"(it is a {_name(distribution)}): correct them, or give another likelihood."
+        f"(it is a {type(innermost(distribution)).__name__}): correct them, or give another likelihood."
     )
 
 
@@ -136,7 +136,7 @@ def check_minibatch(
 
 
 def run(net: nn.Module, x: Any, name: str) -> Any:
-    """The network's output for a minibatch's inputs.
+    """Return the network's output for a minibatch's inputs.
 
     Raises:
         DataError: it fails; the sentence says what it was given, and its error is the cause.
@@ -202,9 +202,3 @@ def _not_finite(net: nn.Module, name: str) -> NetworkError:
         f"{type(net).__name__} gives no finite log-probability for {name[0].lower()}{name[1:]}, whose values are "
         "all finite: check its weights, and that the likelihood is the one it was trained for."
     )
-
-
-def _name(distribution: TorchDistribution) -> str:
-    while hasattr(distribution, "base_dist"):
-        distribution = distribution.base_dist
-    return type(distribution).__name__

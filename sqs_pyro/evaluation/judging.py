@@ -11,17 +11,19 @@ from sqs_pyro.documents import shown
 from sqs_pyro.errors import DataError, NetworkError, SQSError, said
 from sqs_pyro.evaluation.classification import accuracy
 from sqs_pyro.evaluation.input_checks import named, run
-from sqs_pyro.models.likelihoods import Categorical, Likelihood, observe
+from sqs_pyro.models.likelihoods import Categorical
+from sqs_pyro.models.observation import Likelihood, innermost, observe
 from sqs_pyro.networks.calling import device_of, move_to
+from sqs_pyro.networks.loaders import Loader
 from sqs_pyro.networks.minibatches import minibatches
 from sqs_pyro.networks.modes import evaluating
 
 #: How good a network is on a loader: a figure of at most 1, the higher the better.
-Judge: TypeAlias = Callable[[nn.Module, Any], float]
+Judge: TypeAlias = Callable[[nn.Module, Loader], float]
 
 
 def judge_by(likelihood: Likelihood) -> Judge:
-    """The judge that a likelihood asks for, from minibatches of what it describes.
+    """Return the judge that a likelihood asks for, from minibatches of what it describes.
 
     Of classes the accuracy, of several labels at once the share of labels that are right, of other whole numbers
     the share that are the most probable ones, of real numbers R²; labels that are left out count for nothing.
@@ -31,8 +33,8 @@ def judge_by(likelihood: Likelihood) -> Judge:
     return lambda net, loader: agreement(net, loader, likelihood)
 
 
-def judged(judge: Judge, net: nn.Module, loader: Any) -> float:
-    """What a judge says.
+def judged(judge: Judge, net: nn.Module, loader: Loader) -> float:
+    """Return what a judge says.
 
     Raises:
         NetworkError: it fails, or says nothing of use: a finite number of at most 1.
@@ -61,8 +63,8 @@ def judged(judge: Judge, net: nn.Module, loader: Any) -> float:
 
 
 @torch.no_grad()
-def agreement(net: nn.Module, loader: Any, likelihood: Likelihood) -> float:
-    """How well the centre of a network's distribution agrees with what was observed, on all examples of a loader.
+def agreement(net: nn.Module, loader: Loader, likelihood: Likelihood) -> float:
+    """Return how well the centre of a network's distribution agrees with what was observed, on a whole loader.
 
     Of whole numbers the share that are the most probable ones; of others ``R² = 1 - Σ (y - mean)² / Σ (y - ȳ)²``,
     ȳ of each coordinate (where y is constant, 1 if all are met, else 0).
@@ -103,9 +105,7 @@ def _by_example(values: Tensor) -> Tensor:
 
 def _centre(distribution: Any, value: Tensor, discrete: bool) -> tuple[Tensor, Tensor]:
     """Most probable value or mean, and which labels count."""
-    base = distribution
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
+    base = innermost(distribution)
     try:
         centre = _most_probable(base) if discrete else distribution.mean
     except NotImplementedError as error:

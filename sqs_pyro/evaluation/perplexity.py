@@ -87,7 +87,7 @@ def perplexity(
 
 
 def _pieces(predictions: int, window: int, stride: int) -> list[tuple[int, int, int]]:
-    """Of each window: its first input, the end of its inputs, how many of its last predictions are scored."""
+    """Return of each window its first input, the end of its inputs, and how many last predictions are scored."""
     pieces, start, done = [], 0, 0
     while done < predictions:
         end = min(start + window, predictions)
@@ -116,7 +116,7 @@ def _options(model: nn.Module, scored: int) -> dict[str, Any]:
 
 
 def _nll(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
-    """Sum over the targets ``[B, S]``; log-probabilities of a few positions at a time."""
+    """Return the sum over the targets ``[B, S]``; log-probabilities of a few positions at a time."""
     batch, scored = targets.shape
     logits = output_tensor(model(input_ids=inputs, **_options(model, scored)))
     if logits.dim() != 3 or len(logits) != batch or logits.shape[1] not in (inputs.shape[1], scored):

@@ -99,7 +99,7 @@ def diagnose(
 
 
 def uncompressed(found: Coverage) -> list[Finding]:
-    """A finding if a good part of a network's weights is not compressed; it names the largest."""
+    """Return a finding if a good part of a network's weights is not compressed; it names the largest."""
     largest = found.largest()
     if found.share >= THRESHOLDS["uncompressed"] or not largest:
         return []
@@ -143,7 +143,7 @@ def _in(guide: SpikeGMMGuide, names: Mapping[str, Any]) -> list[tuple[str, SiteG
 
 
 def _size(site: SiteGuide) -> float:
-    """Root mean square of the latents."""
+    """Return the root mean square of the latents."""
     return float(site.latent.double().square().mean().sqrt())
 
 
@@ -186,7 +186,7 @@ def inert_averaging(
     gate_temperature: float | None = None,
     disagreement: float = 0.1,
 ) -> list[Finding]:
-    """A finding if drawn networks hardly differ, so that averaging them does nothing.
+    """Return a finding if drawn networks hardly differ, so that averaging them does nothing.
 
     Args:
         guide: it has codebooks.
@@ -215,7 +215,7 @@ def _gate_measures(site: SiteGuide, gates: Tensor, has_spike: bool, closed_on_pu
 
 
 def _codebook_measures(site: SiteGuide, guide: SpikeGMMGuide) -> dict[str, float]:
-    """Of the means that surviving weights use."""
+    """Return figures of the means that surviving weights use."""
     kept = site.grouped(site.gates(guide.gate_temperature) > 0.5)  # [G, n]
     loc, scale, latent = site.loc, site.scale, site.grouped(site.latent)
     if not bool(latent.isfinite().all()):
@@ -245,7 +245,7 @@ def _smallest(values: Tensor) -> float:
 
 
 def _closest(loc: Tensor, scale: Tensor, used: Tensor) -> float:
-    """Smallest distance of neighbouring used means of a group, in units of their mean width."""
+    """Return the smallest distance of neighbouring used means of a group, in units of their mean width."""
     order = loc.where(used, torch.inf).argsort(1)  # unused ones come last
     ordered, width = loc.where(used, torch.inf).gather(1, order), scale.gather(1, order)
     distance = ordered.diff(dim=1) / ((width[:, 1:] + width[:, :-1]) / 2)  # inf or NaN where one is unused

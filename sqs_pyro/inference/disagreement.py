@@ -16,7 +16,7 @@ _PRECISION = 1e-4  # of the temperature, relative
 def expected_disagreement(
     guide: SpikeGMMGuide, temperature: float | None = None, gate_temperature: float | None = None
 ) -> float:
-    """Share of weights at which a drawn network differs from the most probable one, in expectation.
+    """Return the share of weights at which a drawn network differs from the most probable one, in expectation.
 
     Weights that pruning has removed are zero in both and do not count. Computed from gates and
     responsibilities, without a draw.
@@ -39,7 +39,7 @@ def expected_disagreement(
 def temperature_for_disagreement(
     guide: SpikeGMMGuide, disagreement: float, gate_temperature: float | None = None
 ) -> float | None:
-    """The evaluation temperature at which :func:`expected_disagreement` has a given value.
+    """Return the evaluation temperature at which :func:`expected_disagreement` has a given value.
 
     Args:
         guide: it has codebooks.

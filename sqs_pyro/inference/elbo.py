@@ -1,6 +1,6 @@
 """The evidence lower bound with analytic bounds on the KL of spike-and-GMM sites."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,11 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
 
+from sqs_pyro.arguments import is_positive, is_whole
 from sqs_pyro.distributions import kl_bound, sampled_kl
 from sqs_pyro.distributions.monte_carlo import draws_exactly
-from sqs_pyro.errors import ArgumentError, ModelError, NotReparametrisedError, is_positive, is_whole
+from sqs_pyro.errors import ArgumentError, ModelError, NotReparametrisedError
+from sqs_pyro.inference.called import Args, Kwargs, PyroCallable
 
 KL_KINDS = ("jensen", "dominant", "monte_carlo")
 Site = dict[str, Any]
@@ -80,15 +82,15 @@ class SQSELBO(TraceMeanField_ELBO):
         self.kl = kl
         self.kl_weight = kl_weight
 
-    def terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> ElboTerms:
-        """The parts of the loss, from which ``.loss`` follows without a second pass.
+    def terms(self, model: PyroCallable, guide: PyroCallable, *args: Any, **kwargs: Any) -> ElboTerms:
+        """Return the parts of the loss, from which ``.loss`` follows without a second pass.
 
         Raises:
             ModelError: (a ``ValueError``) a latent site of the model is missing from the guide.
             NotReparametrisedError: (a ``NotImplementedError``, too) a guide site cannot be reparametrised.
         """
         particles = list(self._particles(model, guide, args, kwargs))
-        by_site: dict[str, Tensor] = {}
+        by_site: dict[str, Tensor] = {}  # particles may differ in their sites
         for particle in particles:
             for name, kl in particle.kl_by_site.items():
                 by_site[name] = by_site[name] + kl if name in by_site else kl
@@ -96,23 +98,19 @@ class SQSELBO(TraceMeanField_ELBO):
         total = torch.stack([particle.kl for particle in particles]).sum()
         return ElboTerms(nll, total, by_site, self.kl_weight)
 
-    def differentiable_loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Tensor:
-        """The loss as a scalar tensor, differentiable with respect to model and guide parameters."""
+    def differentiable_loss(self, model: PyroCallable, guide: PyroCallable, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the loss as a scalar tensor, differentiable with respect to model and guide parameters."""
         loss = self.terms(model, guide, *args, **kwargs).loss
         warn_if_nan(loss, "loss")
         return loss
 
-    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """The loss as a number, without gradients."""
+    def loss(self, model: PyroCallable, guide: PyroCallable, *args: Any, **kwargs: Any) -> float:
+        """Return the loss as a number, without gradients."""
         with torch.no_grad():
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
-    def loss_and_grads(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> float:
-        """The loss as a number; gradients are added to the parameters' ``grad``, one particle at a time.
+    def loss_and_grads(self, model: PyroCallable, guide: PyroCallable, *args: Any, **kwargs: Any) -> float:
+        """Return the loss as a number; gradients are added to the parameters' ``grad``, one particle at a time.
 
         Raises:
             ModelError: in inference mode, where nothing can be trained.
@@ -125,28 +123,24 @@ class SQSELBO(TraceMeanField_ELBO):
         with torch.enable_grad():
             return self._loss_and_grads(model, guide, args, kwargs)
 
-    def _loss_and_grads(
-        self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
-    ) -> float:
+    def _loss_and_grads(self, model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs) -> float:
         total = 0.0
         for particle in self._particles(model, guide, args, kwargs):
-            if particle.loss.requires_grad:
+            if particle.loss.requires_grad:  # one after the other: only one particle's graph is in memory
                 particle.loss.backward(retain_graph=self.retain_graph)
             total += particle.loss.item()
         warn_if_nan(total, "loss")
         return total
 
     @torch.no_grad()
-    def bracket(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> tuple[float, float]:
-        """``(low, high)``: this estimate of the ELBO at β = 1 with Jensen's bound and with the lower bound.
+    def bracket(self, model: PyroCallable, guide: PyroCallable, *args: Any, **kwargs: Any) -> tuple[float, float]:
+        """Return ``(low, high)``: this estimate of the ELBO at β = 1 with Jensen's bound and with the lower bound.
 
         The exact KL lies between the two, whatever ``kl`` is; their distance is ``Σᵢ λᵢ H(φᵢ)``.
         """
         low, high = 0.0, 0.0
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            nll = _negative_log_likelihood(model_trace)
+            nll = _negative_log_likelihood(model_trace)  # one draw for both ends: their distance is exact
             jensen, lower = (
                 _total(self._kl_by_site(model_trace, guide_trace, kind), nll) for kind in ("jensen", "lower")
             )
@@ -155,13 +149,13 @@ class SQSELBO(TraceMeanField_ELBO):
         return low, high
 
     def _particles(
-        self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
+        self, model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs
     ) -> Iterator[ElboTerms]:
         """The terms of each pair of traces, already divided by ``num_particles``."""
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             nll = _negative_log_likelihood(model_trace) / self.num_particles
             by_site: dict[str, Tensor] = {}
-            if self.kl_weight != 0:
+            if self.kl_weight != 0:  # 0 skips the KL's cost, too
                 sums = self._kl_by_site(model_trace, guide_trace, self.kl)
                 by_site = {name: kl / self.num_particles for name, kl in sums.items()}
             yield ElboTerms(nll, _total(by_site, nll), by_site, self.kl_weight)
@@ -185,12 +179,12 @@ class SQSELBO(TraceMeanField_ELBO):
                 )
             by_site[name] = _site_kl(model_site, guide_site, kind)
         for name, guide_site in sample_sites(guide_trace):
-            if name not in model_trace.nodes:
+            if name not in model_trace.nodes:  # an auxiliary site of the guide
                 by_site[name] = _auxiliary_kl(guide_site)
         return by_site
 
     def _get_trace(
-        self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
+        self, model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs
     ) -> tuple[Trace, Trace]:
         """Traces with the log-densities of observed sites only; Pyro's checks when validation is on."""
         model_trace, guide_trace = run_paired(model, guide, args, kwargs)
@@ -198,35 +192,35 @@ class SQSELBO(TraceMeanField_ELBO):
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
         guide_trace = prune_subsample_sites(guide_trace)
         model_trace = prune_subsample_sites(model_trace)
+        # Densities of latent sites would cost [weights, K] each, and an analytic term takes their place.
         model_trace.compute_log_prob(site_filter=lambda name, site: site["is_observed"])
         if is_validation_enabled():
             for _, site in (*sample_sites(model_trace), *sample_sites(guide_trace)):
+                # Pyro's check reads the shape of a log-density that is not there.
                 check_site_shape(_with_log_prob_shape(site), self.max_plate_nesting)
             check_if_enumerated(guide_trace)
             _check_mean_field_requirement(model_trace, guide_trace)
         return model_trace, guide_trace
 
 
-def run_paired(
-    model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
-) -> tuple[Trace, Trace]:
+def run_paired(model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs) -> tuple[Trace, Trace]:
     """Traces of the model and of the guide that it replays, without any log-density."""
     unwrapped = unwrap(guide)
     if isinstance(unwrapped, Messenger):  # Pyro's GuideMessenger runs both at once
         guide(*args, **kwargs)
         return unwrapped.get_traces()
     guide_trace = trace(guide, graph_type="flat").get_trace(*args, **kwargs)
-    replayed = replay(model, trace=guide_trace)
+    replayed = replay(model, trace=guide_trace)  # the model at the guide's values
     return trace(replayed, graph_type="flat").get_trace(*args, **kwargs), guide_trace
 
 
 def sample_sites(from_trace: Trace) -> list[tuple[str, Site]]:
-    """Names and sites of all that was sampled or observed."""
+    """Return names and sites of all that was sampled or observed."""
     return [(name, site) for name, site in from_trace.nodes.items() if site["type"] == "sample"]
 
 
 def _with_log_prob_shape(site: Site) -> Site:
-    """The site with a ``log_prob`` of the right shape, made without evaluating any density."""
+    """Return the site with a ``log_prob`` of the right shape, made without evaluating any density."""
     if "log_prob" in site:
         return site
     value, fn = site["value"], site["fn"]
@@ -246,6 +240,7 @@ def _total(by_site: dict[str, Tensor], like: Tensor) -> Tensor:
 def _site_kl(model_site: Site, guide_site: Site, kind: str) -> Tensor:
     """KL of one latent site, summed over it, with the guide's scale and mask as in Pyro."""
     q, p = guide_site["fn"], model_site["fn"]
+    # Without such draws the likelihood's gradient would silently leave the guide out.
     if torch.is_grad_enabled() and not q.has_rsample:
         raise NotReparametrisedError(
             f"SQSELBO: the guide's distribution at site '{guide_site['name']}', {type(q).__name__}, has no "
@@ -255,13 +250,13 @@ def _site_kl(model_site: Site, guide_site: Site, kind: str) -> Tensor:
         if kind == "monte_carlo" and not draws_exactly(q):
             kl = sampled_kl(q, p).squeeze(0)
         else:
-            kl = kl_bound(q, p, "jensen" if kind == "monte_carlo" else kind)
+            kl = kl_bound(q, p, "jensen" if kind == "monte_carlo" else kind)  # [*batch_shape]
     except NotImplementedError:
         return _sampled_site_kl(model_site, guide_site)
     kl = scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"])
     if not isinstance(kl, Tensor):  # Pyro's answer for a distribution masked by False
         return guide_site["value"].new_zeros(())
-    if kl.shape != q.batch_shape:
+    if kl.shape != q.batch_shape:  # a sum would broadcast, and count weights twice
         raise ModelError(
             f"SQSELBO: the KL of site '{guide_site['name']}' has shape {list(kl.shape)}, but the guide's "
             f"distribution has batch shape {list(q.batch_shape)}: a registered bound must give a value for each "
@@ -271,9 +266,9 @@ def _site_kl(model_site: Site, guide_site: Site, kind: str) -> Tensor:
 
 
 def _sampled_site_kl(model_site: Site, guide_site: Site) -> Tensor:
-    """Where no KL is registered: unbiased draws for distributions with a spike, else the site's own value."""
+    """Return an unbiased KL where none is registered: of draws of a spike, else at the site's own value."""
     q, p = guide_site["fn"], model_site["fn"]
-    if not draws_exactly(q):
+    if not draws_exactly(q):  # its value is one to run a network with, not a draw
         kl = sampled_kl(q, p).squeeze(0)
         return scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"]).sum()
     log_p = scale_and_mask(p.log_prob(guide_site["value"]), scale=model_site["scale"], mask=model_site["mask"])
@@ -281,7 +276,7 @@ def _sampled_site_kl(model_site: Site, guide_site: Site) -> Tensor:
 
 
 def _auxiliary_kl(guide_site: Site) -> Tensor:
-    """``log q`` of a guide site at its own value, with Pyro's check that it is fully reparametrised."""
+    """Return ``log q`` of a guide site at its own value, with Pyro's check that it is fully reparametrised."""
     parts = guide_site["fn"].score_parts(guide_site["value"])
     parts = parts.scale_and_mask(guide_site["scale"], guide_site["mask"])
     if not torch.is_grad_enabled():

@@ -13,10 +13,12 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
+from sqs_pyro.arguments import is_positive, is_whole
 from sqs_pyro.distributions import SpikeGMM
 from sqs_pyro.distributions.monte_carlo import draws_exactly
 from sqs_pyro.documents import shown
-from sqs_pyro.errors import ArgumentError, ModelError, is_positive, is_whole
+from sqs_pyro.errors import ArgumentError, ModelError
+from sqs_pyro.inference.called import Args, Kwargs, PyroCallable
 from sqs_pyro.inference.elbo import Site, run_paired, sample_sites
 from sqs_pyro.inference.kl_bounds import KLBounds, kl_bounds
 from sqs_pyro.isolation import isolating
@@ -91,7 +93,7 @@ class ElboReport(Printed):
         }
 
     def table(self) -> Report:
-        """A row a temperature, then a row a site at the first temperature; ``print`` shows it."""
+        """Return a row a temperature, then a row a site at the first temperature; ``print`` shows it."""
         from sqs_pyro.reporting.tables import bounds_tables
 
         return bounds_tables(self.to_dict())
@@ -101,8 +103,8 @@ class ElboReport(Printed):
 @isolating("model", "guide", sees_parameters=True)
 @torch.no_grad()
 def elbo_report(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    model: PyroCallable,
+    guide: PyroCallable,
     *args: Any,
     temperatures: Sequence[float] | None = None,
     num_samples: int = 16,
@@ -190,9 +192,9 @@ def _as_in_training(guide: Any) -> Iterator[None]:
 
 
 def _latent_sites(
-    model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
+    model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs
 ) -> dict[str, tuple[Site, Site]]:
-    """Each latent site of the model: the guide's site and the model's."""
+    """Return each latent site of the model: the guide's site and the model's."""
     model_trace, guide_trace = (prune_subsample_sites(t) for t in run_paired(model, guide, args, kwargs))
     latent = {name: site for name, site in sample_sites(model_trace) if not site["is_observed"]}
     if len(latent) == len(sample_sites(model_trace)) and _observes(guide_trace):
@@ -218,11 +220,11 @@ def _at_temperature(q: Distribution, temperature: float | None) -> Distribution:
 
 
 def _negative_log_likelihoods(
-    model: Callable[..., Any],
+    model: PyroCallable,
     posteriors: dict[str, Distribution],
     values: dict[str, Tensor],
-    args: Any,
-    kwargs: Any,
+    args: Args,
+    kwargs: Kwargs,
 ) -> Iterator[float]:
     """Yield ``-log p(data | weights)`` without an end, at draws of what has an atom and other sites as given."""
     while True:
@@ -236,7 +238,7 @@ def _negative_log_likelihoods(
 def _mean_and_error(
     drawn: Iterator[float], most: int, standard_error: float | None, tell: Callable[[int], None]
 ) -> tuple[float, float]:
-    """The mean of the first values and its standard error: ``most`` of them, or as many as the error takes."""
+    """Return mean and standard error of the first ``most`` values, or of as many as the error takes."""
     values: list[float] = []
     while True:
         values.append(next(drawn))

@@ -1,6 +1,6 @@
 """The variational family over a network: a spike-and-GMM guide for every compressed tensor."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import pyro
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sqs_pyro.distributions import Codebook, CodebookGMM, LatentSpikeAndSlab
 from sqs_pyro.distributions.monte_carlo import has_atom
 from sqs_pyro.errors import ArgumentError, NetworkError
+from sqs_pyro.inference.called import PyroCallable
 from sqs_pyro.inference.guide_checks import check_arguments, check_like_sites, check_support, initial_values
 from sqs_pyro.inference.guide_progress import GuideProgress, Stage
 from sqs_pyro.inference.inclusion_guide import InclusionGuide
@@ -66,7 +67,7 @@ class SpikeGMMGuide(OwningModule):
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: PyroCallable,
         num_components: int = 16,
         windows: Windows | None = None,
         temperature: float = 0.1,
@@ -91,13 +92,13 @@ class SpikeGMMGuide(OwningModule):
             evaluation_gate_temperature=evaluation_gate_temperature,
             gate_temperature=gate_temperature,
         )
-        values = initial_values(model, init)
+        values = initial_values(model, init)  # by site, in the order in which the model samples
         unknown = sorted(set(coded or ()) - set(values))
         if unknown:
             raise NetworkError(
                 f"There is no site '{unknown[0]}' to start as coded: sites are {', '.join(values)}."
             )
-        priors = getattr(model, "priors", {})
+        priors = getattr(model, "priors", {})  # of a plain Pyro model nothing is known
         self._model = (model,)  # in a tuple: a reference, not a submodule whose parameters would be the guide's
         self.estimator = estimator
         self.temperature = temperature
@@ -109,8 +110,9 @@ class SpikeGMMGuide(OwningModule):
         for name, value in values.items():
             start = (coded or {}).get(name)
             site = SiteGuide(name, value, num_components, groups, windows or PerWeight(), initial_gate, start)
-            prior = getattr(priors.get(name), "base_dist", None)
+            prior = getattr(priors.get(name), "base_dist", None)  # of single weights: to_event is taken off
             check_support(name, prior, value)
+            # Against a density a point mass has an infinite KL: the spike takes a width of its own.
             if spike_scale is not None or (prior is not None and not has_atom(prior)):
                 site.spread_spike(getattr(prior, "spike_scale", None) if spike_scale is None else spike_scale)
             site.learn_shape(estimator != "straight_through")
@@ -118,17 +120,18 @@ class SpikeGMMGuide(OwningModule):
         self.inclusions = PyroModule[nn.ModuleDict]()
         for name, hyper in model.hyper_priors().items() if hasattr(model, "hyper_priors") else ():
             inclusion = InclusionGuide(name, hyper.distribution, hyper.sites)
-            self._fit_inclusion(inclusion)
+            self._fit_inclusion(inclusion)  # to the gates at the start, which need the sites above
             self.inclusions[_key(name)] = inclusion
+        # The stage is a buffer of a module of its own: state dicts and Pyro's store carry it with the parameters.
         self.progress = GuideProgress(stage)
         self._codes_are_held = False
         self._hold_codes()
-        self.register_load_state_dict_post_hook(_hold_loaded_codes)
+        self.register_load_state_dict_post_hook(_hold_loaded_codes)  # a loaded stage decides what learns
         if hasattr(model, "bind_codebooks"):
-            model.bind_codebooks(self.codebook)
+            model.bind_codebooks(self.codebook)  # a learned prior reads the components as they are at each step
 
     @property
-    def model(self) -> Callable[..., Any]:
+    def model(self) -> PyroCallable:
         """The model this guide was made for."""
         return self._model[0]
 
@@ -151,14 +154,16 @@ class SpikeGMMGuide(OwningModule):
         self.progress.draws = draws
 
     def site_guides(self) -> dict[str, SiteGuide]:
-        """The parts of the guide by site name, in the model's order."""
+        """Return the parts of the guide by site name, in the model's order."""
         return {site.site_name: site for site in self.sites.values()}
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw every site's weights, after the model's hyper-sites; the arguments are the model's and not used."""
-        self._hold_codes()
+        self._hold_codes()  # a stage may have been loaded into Pyro's store since the last draw
+        # Temperatures are plain attributes that schedules set: checked where they are used.
         check_temperatures(temperature=self.temperature, gate_temperature=self.gate_temperature)
         if self._trains() and self.stage == "coded" and self.estimator == "straight_through":
+            # Hard codes follow the latents every few draws only: an argmax over K of every weight takes its time.
             if self.draws % self.refresh_every == 0:
                 for site in self.site_guides().values():
                     site.refresh_codes()
@@ -171,18 +176,18 @@ class SpikeGMMGuide(OwningModule):
         }
 
     def distribution(self, site: SiteGuide) -> CodebookGMM | LatentSpikeAndSlab:
-        """The variational distribution of one site at the guide's present stage, mode and temperatures."""
+        """Return the variational distribution of one site at the guide's present stage, mode and temperatures."""
         if self.stage == "dense":
             return site.dense_distribution(self.gate_temperature)
         if not self._trains():
             return site.coded_distribution(self.evaluation_temperatures(), "discrete")
         # Frozen codes are the shipped network's: whatever came before, it is trained as it will be.
         estimator = "straight_through" if self.stage == "frozen" else self.estimator
-        codes = site.codes if estimator == "straight_through" else None
+        codes = site.codes if estimator == "straight_through" else None  # others take φ itself, or draw
         return site.coded_distribution(Temperatures(self.temperature, self.gate_temperature), estimator, codes)
 
     def _trains(self) -> bool:
-        return self.training and not guide_predicts()
+        return self.training and not guide_predicts()  # Predictive never calls eval()
 
     def codebook(self, name: str) -> Codebook:
         """Return the codebook of a site, which a learned prior shares."""
@@ -201,6 +206,7 @@ class SpikeGMMGuide(OwningModule):
             ArgumentError: one that is not above 0.
         """
         check_temperatures(temperature=temperature, gate_temperature=gate_temperature)
+        # An argument comes first, then the guide's evaluation temperature, then that of training.
         temperature = temperature or self.evaluation_temperature
         gate_temperature = gate_temperature or self.evaluation_gate_temperature
         return Temperatures(
@@ -226,7 +232,7 @@ class SpikeGMMGuide(OwningModule):
     def freeze_codes(self) -> None:
         """From here on codes and gates stay as they are; only codebooks (and other parameters) learn."""
         for site in self.site_guides().values():
-            site.refresh_codes()
+            site.refresh_codes()  # of the latents as they are now, which from here on do not move
         self.resume("frozen", self.draws)
 
     def resume(self, stage: Stage, draws: int) -> None:
@@ -242,7 +248,7 @@ class SpikeGMMGuide(OwningModule):
     def _hold_codes(self) -> None:
         """Let latents and gates learn, or not: they do not while codes are frozen."""
         held = self.stage == "frozen"
-        if held != self._codes_are_held:
+        if held != self._codes_are_held:  # asked at every draw, written once
             self._codes_are_held = held
             for site in self.site_guides().values():
                 site.latent_unconstrained.requires_grad_(not held)
@@ -268,6 +274,7 @@ class SpikeGMMGuide(OwningModule):
             raise ArgumentError("Saliency 'activation' needs input_scales, which only the network's inputs tell.")
         found = {}
         for name, site in self.site_guides().items():
+            # The gate without its mask: a weight that was pruned can come back while the schedule runs.
             found[name] = torch.sigmoid(site.gate_logit / self.gate_temperature)
             if kind != "gate":
                 found[name] = found[name] * site.latent.abs()
@@ -293,30 +300,30 @@ class SpikeGMMGuide(OwningModule):
                 raise ArgumentError(
                     f"The mask of '{name}' holds other values than 0 and 1: compare it with a threshold."
                 )
-        for name, mask in masks.items():
+        for name, mask in masks.items():  # all are right: none is set before
             guides[name].mask = mask.to(guides[name].mask, copy=True)
 
     @torch.no_grad()
     def hold_gates_open(self) -> None:
         """Raise closed gates to just above ½; those of pruned weights stay exactly 0."""
-        for site in self.site_guides().values():
+        for site in self.site_guides().values():  # in place, so that optimizers keep the parameter they know
             site.gate_logit_unconstrained.clamp_(min=_LEAST_OPEN_LOGIT * self.gate_temperature)
 
     def nonzero_rate(self) -> float:
-        """Share of weights whose gate is open (above ½)."""
+        """Return the share of weights whose gate is open (above ½)."""
         sites = list(self.site_guides().values())
         kept = sum(int((site.gates(self.gate_temperature) > 0.5).sum()) for site in sites)
         return kept / sum(site.mask.numel() for site in sites)
 
     def harden(self, codebook_dtype: torch.dtype = torch.float16) -> dict[str, CodedTensor]:
-        """The most probable network, weight by weight: what is shipped.
+        """Return the most probable network, weight by weight: what is shipped.
 
         Args:
             codebook_dtype: codewords are rounded to this type, so that the file holds them exactly; a codebook
                 whose values do not survive that (beyond 65504 or below 6e-8 in float16) stays float32.
         """
         self._check_coded("harden")
-        keep_codes = self.stage == "frozen"
+        keep_codes = self.stage == "frozen"  # what was trained is what ships; before, codes follow the latents
         return {name: site.harden(codebook_dtype, keep_codes) for name, site in self.site_guides().items()}
 
     def draw(
@@ -325,7 +332,7 @@ class SpikeGMMGuide(OwningModule):
         gate_temperature: float | None = None,
         codebook_dtype: torch.dtype = torch.float16,
     ) -> dict[str, CodedTensor]:
-        """A discrete network out of the posterior: as a call in evaluation mode, but codes and gates, not values.
+        """Draw a discrete network from the posterior: as a call in evaluation mode, but codes and gates.
 
         Args:
             temperature, gate_temperature: see :meth:`evaluation_temperatures`.
@@ -337,7 +344,7 @@ class SpikeGMMGuide(OwningModule):
 
     @torch.no_grad()
     def mean(self, temperature: float | None = None, gate_temperature: float | None = None) -> dict[str, Tensor]:
-        """Every site's posterior mean ``E θ = λ Σ_k φ_k μ_k``, the site's shape: a network that is not discrete.
+        """Return each site's posterior mean ``E θ = λ Σ_k φ_k μ_k``: a network that is not discrete.
 
         Args:
             temperature, gate_temperature: see :meth:`evaluation_temperatures`.
@@ -359,6 +366,6 @@ def _hold_loaded_codes(guide: nn.Module, incompatible_keys: Any) -> None:
 
 
 def _key(name: str) -> str:
-    """A site's key in a ModuleDict, where a point is not allowed, nor a name that the dictionary has itself."""
+    """Return a site's key in a ModuleDict, which allows no point, nor a name that the dictionary has itself."""
     key = name.replace(".", "/")
     return f"{key}/" if hasattr(nn.ModuleDict, key) else key

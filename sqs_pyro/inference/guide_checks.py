@@ -1,13 +1,15 @@
 """What a guide is made of, checked before it is: arguments, priors, initial values."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 from torch.distributions import constraints
 
+from sqs_pyro.arguments import is_positive, is_whole
 from sqs_pyro.documents import shown
-from sqs_pyro.errors import ArgumentError, NetworkError, is_positive, is_whole
+from sqs_pyro.errors import ArgumentError, NetworkError
+from sqs_pyro.inference.called import PyroCallable
 from sqs_pyro.inference.windows import Windows
 
 _ESTIMATORS = ("straight_through", "soft", "concrete")
@@ -51,7 +53,7 @@ def check_support(name: str, prior: Any, weight: Tensor) -> None:
         )
 
 
-def initial_values(model: Callable[..., Any], init: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def initial_values(model: PyroCallable, init: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Return the pretrained value of every site: those given, or the model's own.
 
     Raises:

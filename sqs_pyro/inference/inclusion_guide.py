@@ -46,5 +46,5 @@ class InclusionGuide(OwningModule):
         self.concentration1, self.concentration0 = open_, closed
 
     def distribution(self) -> dist.TorchDistribution:
-        """The posterior as it is now."""
+        """Return the posterior as it is now."""
         return dist.Beta(self.concentration1, self.concentration0)

@@ -100,7 +100,7 @@ def kl_bounds(
 
 
 def _bound(q: Distribution, p: Distribution, kind: str) -> Tensor | None:
-    """Each weight's bound, ``[*batch_shape]``, where it is known."""
+    """Return each weight's bound, ``[*batch_shape]``, where it is known."""
     try:
         return kl_bound(q, p, kind)
     except NotImplementedError:
@@ -108,14 +108,14 @@ def _bound(q: Distribution, p: Distribution, kind: str) -> Tensor | None:
 
 
 def _certainly_below(dominant: Tensor | None, lower: Tensor | None) -> int:
-    """How many weights' dominant values are below their lower end by more than rounding."""
+    """Return how many weights' dominant values are below their lower end by more than rounding."""
     if dominant is None or lower is None:
         return 0
     return int((dominant < lower - 1e-5 * (1 + lower.abs())).sum())
 
 
 def _gate_kl(q: Distribution, p: Distribution, like: Tensor) -> Tensor:
-    """``KL(Bern(λ)‖Bern(λ₀))`` with ``λ = P(θ ≠ 0)`` under any two distributions with an atom."""
+    """Return ``KL(Bern(λ)‖Bern(λ₀))`` with ``λ = P(θ ≠ 0)`` under any two distributions with an atom."""
     zero = torch.zeros(q.batch_shape, device=like.device)
     inclusion = -torch.expm1(p.log_prob(zero))
     gates = q.gates if isinstance(q, SpikeGMM) else -torch.expm1(q.log_prob(zero))

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sqs_pyro.errors import ArgumentError, DivergenceError, is_positive, is_whole
+from sqs_pyro.arguments import is_positive, is_whole
+from sqs_pyro.errors import ArgumentError, DivergenceError
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class PruningSchedule:
         return max(1, round(self.end * self.total_steps))
 
     def rate(self, step: int) -> float:
-        """The non-zero rate at a step."""
+        """Return the non-zero rate at a step."""
         if step >= self.end_step:  # first: rounding may put the end before the start
             return self.target
         start = self.start * self.total_steps
@@ -65,7 +66,7 @@ class PruningSchedule:
         return self.target + (1 - self.target) * (1 - progress) ** 3
 
     def due(self, step: int) -> bool:
-        """Whether the masks are to be renewed at this step."""
+        """Return whether the masks are to be renewed at this step."""
         return step == self.end_step or (step < self.end_step and step % self.every == 0 and self.rate(step) < 1)
 
     def masks(self, saliencies: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
@@ -96,7 +97,7 @@ class PruningSchedule:
 
 
 def _keep_largest(values: Tensor, rate: float) -> Tensor:
-    """A mask of the ``round(rate · n)`` largest of values ``[n]``."""
+    """Return a mask of the ``round(rate · n)`` largest of values ``[n]``."""
     count = round(rate * len(values))
     if count == 0:
         return torch.zeros_like(values, dtype=torch.bool)

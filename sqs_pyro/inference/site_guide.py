@@ -7,8 +7,9 @@ from pyro.distributions import constraints
 from pyro.nn import PyroParam
 from torch import Tensor
 
+from sqs_pyro.arguments import is_whole
 from sqs_pyro.distributions import Codebook, CodebookGMM, LatentSpikeAndSlab
-from sqs_pyro.errors import ArgumentError, NetworkError, is_whole
+from sqs_pyro.errors import ArgumentError, NetworkError
 from sqs_pyro.inference.kmeans import kmeans_1d
 from sqs_pyro.inference.temperatures import Temperatures
 from sqs_pyro.inference.windows import Windows
@@ -65,15 +66,15 @@ class SiteGuide(OwningModule):
                 f"Layer '{name}' has {per_group} weights a codebook, fewer than num_components={num_components}: "
                 "use fewer components, larger groups, or exclude the layer."
             )
-        initial = weight.detach().clone().float()
+        initial = weight.detach().clone().float()  # guides work in float32, whatever the network does
         self.latent = PyroParam(initial, constraints.real)
         self.gate_logit = PyroParam(torch.full_like(initial, initial_gate), constraints.real)
         self.register_buffer("mask", torch.ones_like(initial, dtype=torch.bool))
         self.register_buffer(
             "codes", torch.zeros(self.num_groups, per_group, dtype=torch.uint8, device=weight.device)
         )
-        self.register_buffer("edges", initial.new_empty(0))
-        codebook = initial.new_zeros(self.num_groups, num_components)
+        self.register_buffer("edges", initial.new_empty(0))  # as many as the windows' strategy finds
+        codebook = initial.new_zeros(self.num_groups, num_components)  # [G, K], filled below
         self.loc = PyroParam(codebook, constraints.real)
         self.scale = PyroParam(codebook + 1.0, constraints.positive)
         self.mixing_logits = PyroParam(codebook.clone(), constraints.real)
@@ -90,14 +91,14 @@ class SiteGuide(OwningModule):
 
     def gates(self, gate_temperature: float = 1.0) -> Tensor:
         """λ, the site's shape: posterior inclusion probabilities, exactly 0 for pruned weights."""
-        return torch.sigmoid(self.gate_logit / gate_temperature) * self.mask
+        return torch.sigmoid(self.gate_logit / gate_temperature) * self.mask  # no gradient to pruned gates
 
     def grouped(self, value: Tensor) -> Tensor:
-        """A tensor of the site's shape as ``[G, n]``."""
+        """Return a tensor of the site's shape as ``[G, n]``."""
         return value.reshape(self.num_groups, -1)
 
     def anchor(self) -> Tensor:
-        """The latents as their windows represent them, the site's shape."""
+        """Return the latents as their windows represent them, the site's shape."""
         return self.windows.represent(self.latent, self.edges)
 
     def codebook(self) -> Codebook:
@@ -107,12 +108,13 @@ class SiteGuide(OwningModule):
     @torch.no_grad()
     def fit_codebook(self) -> None:
         """K-means of the surviving latents, window edges and codes anew."""
-        survivors = self.latent[self.mask]
+        survivors = self.latent[self.mask]  # zeros would draw windows and codewords to themselves
         self.edges = self.windows.edges(survivors if survivors.numel() else self.latent)
         codebook = kmeans_1d(
             self.grouped(self.anchor()), self.num_components, self.grouped(self.mask).to(self.latent.dtype)
         )
         self.loc, self.scale, self.mixing_logits = codebook.loc, codebook.scale, codebook.mixing.log()
+        # K-means of one value gives K equal components, which no gradient could tell apart.
         if survivors.numel() and float(survivors.max() - survivors.min()) < LEAST_SCALE:
             self._spread_codebook(float(survivors[0]))
         self.refresh_codes()
@@ -139,14 +141,16 @@ class SiteGuide(OwningModule):
                 f"The coded weight of '{self.site_name}' has scales of out-channels, which a guide does not know: "
                 "make the layer one in units of them, or code it without."
             )
-        codes, mask = (self.grouped(value.to(self.latent.device)) for value in (coded.codes, coded.mask))
+        codes, mask = (self.grouped(value.to(self.latent.device)) for value in (coded.codes, coded.mask))  # [G, n]
         self.codes.copy_(codes)
         self.mask.copy_(mask.view(self.shape))
         self.loc = coded.codebook.to(self.latent)
         counts = count_codes(codes, mask, self.num_components)
+        # Half a count more: a component that no weight uses stays possible.
         self.mixing_logits = ((counts + 0.5) / (counts + 0.5).sum(1, keepdim=True)).log().to(self.latent)
         residual = (self.latent - coded.dense().to(self.latent)) * self.mask
         width = (self.grouped(residual).square().sum(1) / counts.sum(1).clamp(min=1)).sqrt()
+        # Weights that lie exactly on their codewords leave a width of 0, whose KL is infinite.
         floor = 1e-3 * self.latent.square().mean().sqrt().clamp(min=1e-12)
         self.scale = width.maximum(floor)[:, None].expand(self.loc.shape).clone()
 
@@ -163,14 +167,16 @@ class SiteGuide(OwningModule):
     @torch.no_grad()
     def refresh_codes(self) -> None:
         """Give each weight its most probable component."""
-        self.codes = self.most_probable_codes()
+        self.codes = self.most_probable_codes()  # another tensor: a graph may still need the old one
 
     def most_probable_codes(self) -> Tensor:
-        """``argmax_k φ_k`` of each weight, uint8 ``[G, n]``."""
+        """Return ``argmax_k φ_k`` of each weight, uint8 ``[G, n]``."""
+        # The argmax does not depend on temperatures.
         return self.coded_distribution(Temperatures(1.0, 1.0), "straight_through").map_codes()
 
     def dense_distribution(self, gate_temperature: float) -> LatentSpikeAndSlab:
         """Warm-up: the slab is a Gaussian around the weight's own latent, as wide as a codebook component."""
+        # [G, K] -> [G, 1] -> [G, n] -> the site's shape
         scale = self.scale.mean(1, keepdim=True).detach().expand(self.codes.shape).reshape(self.shape)
         return LatentSpikeAndSlab(
             self.gates(gate_temperature), self.latent, scale, spike_scale=self.spike_scale, validate_args=False
@@ -189,7 +195,7 @@ class SiteGuide(OwningModule):
             temperature=temperatures.codes,
             estimator=estimator,
             spike_scale=self.spike_scale,
-            validate_args=False,
+            validate_args=False,  # a check waits for the device, at every draw of every site
         )
 
     def _take_over_buffer(self, name: str, loaded: Tensor) -> None:
@@ -207,7 +213,7 @@ class SiteGuide(OwningModule):
 
     @torch.no_grad()
     def harden(self, codebook_dtype: torch.dtype, keep_codes: bool) -> CodedTensor:
-        """The most probable network's weights: gate above ½ or zero, most probable component's mean.
+        """Return the most probable network's weights: gate above ½ or zero, most probable component's mean.
 
         Args:
             codebook_dtype: codewords are rounded to this type if they survive it.
@@ -218,7 +224,7 @@ class SiteGuide(OwningModule):
 
     @torch.no_grad()
     def draw(self, codebook_dtype: torch.dtype, temperatures: Temperatures) -> CodedTensor:
-        """A discrete network's weights: gates and codes drawn, where :meth:`harden` takes the most probable."""
+        """Draw a discrete network's weights: gates and codes, of which :meth:`harden` takes the most probable."""
         mask, codes = self.coded_distribution(temperatures, "discrete").sample_symbols()
         return self._coded(mask, codes.to(torch.uint8), codebook_dtype)
 
@@ -229,6 +235,7 @@ class SiteGuide(OwningModule):
                 "lower learning_rate or kl_weight."
             )
         codebook = round_to(self.loc.detach().float(), str(codebook_dtype).removeprefix("torch.")).clone()
+        # Codes of zeros are 0, so that equal networks have equal files.
         return CodedTensor(codes.masked_fill(~mask, 0).cpu(), mask.cpu(), codebook.cpu())
 
 

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from sqs_pyro.errors import ArgumentError, is_positive
+from sqs_pyro.arguments import is_positive
+from sqs_pyro.errors import ArgumentError
 
 
 class Temperatures(NamedTuple):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sqs_pyro.errors import ArgumentError, is_whole
+from sqs_pyro.arguments import is_whole
+from sqs_pyro.errors import ArgumentError
 from sqs_pyro.inference.kmeans import kmeans_1d
 
 
@@ -23,11 +24,11 @@ class Windows(ABC):
         """Interior window boundaries in ascending order, ``[number of windows - 1]``, for values ``[n]``."""
 
     def bulk(self, values: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The range of values ``[n]`` outside of which weights have windows of their own, if there is one."""
+        """Return the range of values ``[n]`` outside of which weights have windows of their own, if any."""
         return None
 
     def represent(self, values: Tensor, edges: Tensor) -> Tensor:
-        """Each value replaced by the mean of its window, same shape; a constant for gradients."""
+        """Return each value replaced by the mean of its window, same shape; a constant for gradients."""
         flat = values.detach().flatten()
         window = torch.bucketize(flat, edges)
         count = torch.bincount(window, minlength=len(edges) + 1).clamp_min(1)
@@ -44,7 +45,7 @@ class PerWeight(Windows):
         return values.new_empty(0)
 
     def represent(self, values: Tensor, edges: Tensor) -> Tensor:
-        """The values themselves."""
+        """Return the values themselves."""
         return values
 
 
@@ -58,7 +59,7 @@ class EqualMass(Windows):
         _check_count("EqualMass count", self.count)
 
     def edges(self, values: Tensor) -> Tensor:
-        """The quantiles between neighbouring windows; equal quantiles (ties) make one boundary."""
+        """Return the quantiles between neighbouring windows; equal quantiles (ties) make one boundary."""
         return _equal_mass_edges(values, self.count)
 
 
@@ -86,7 +87,7 @@ class OutlierAware(Windows):
         return fences(values)
 
     def edges(self, values: Tensor) -> Tensor:
-        """Boundaries of the lower tail's, the bulk's and the upper tail's windows, the two fences, and zero."""
+        """Return boundaries of the lower tail's, the bulk's and the upper tail's windows, both fences, zero."""
         flat = values.detach().flatten()
         low, high = fences(flat)  # a weight on a fence is inside; on an edge, it is in the window below
         below, above = flat[flat < low], flat[flat > high]

@@ -9,10 +9,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from sqs_pyro.arguments import is_whole
 from sqs_pyro.distributions import SpikeAndMixture, SpikeAndSlab
-from sqs_pyro.errors import DataError, ModelError, NetworkError, is_whole
-from sqs_pyro.models import likelihoods
+from sqs_pyro.errors import DataError, ModelError, NetworkError
+from sqs_pyro.models.likelihoods import resolve
 from sqs_pyro.models.network_prior import Codebooks, FixedPrior, HyperPrior, NetworkPrior, SitePrior
+from sqs_pyro.models.observation import Likelihood, examples_of, observe, settle
 from sqs_pyro.models.ownership import OwningModule, claim, point_estimate, show_buffer, take_over_in_place
 from sqs_pyro.models.prediction import predicting
 from sqs_pyro.models.priors import scale_matched_prior
@@ -69,7 +71,7 @@ class BayesianNetwork(OwningModule):
         self,
         net: nn.Module,
         prior: Prior | None = None,
-        likelihood: str | likelihoods.Likelihood = "categorical",
+        likelihood: str | Likelihood = "categorical",
         num_data: int | None = None,
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] = (),
@@ -83,7 +85,7 @@ class BayesianNetwork(OwningModule):
         sites = select_sites(net, include, exclude)
         self.net = net
         self.num_data = num_data
-        self.likelihood = likelihoods.resolve(likelihood)
+        self.likelihood = resolve(likelihood)
         self._names = tuple(sites)
         self.prior = _network_prior(prior or scale_matched_prior())
         self.prior.start(sites)
@@ -93,7 +95,7 @@ class BayesianNetwork(OwningModule):
             weight.requires_grad_(False)
 
     def site_values(self) -> dict[str, Tensor]:
-        """The pretrained value of every site, by name, in the order in which the model samples them."""
+        """Return the pretrained value of every site, by name, in the order in which the model samples them."""
         parameters = dict(self.net.named_parameters())
         return {name: parameters[name].detach() for name in self._names}
 
@@ -138,10 +140,10 @@ class BayesianNetwork(OwningModule):
         drawn, networks = drawn_networks({**weights, **self._point_estimates()}, own)
         outputs = [self._output(tensors, inputs) for tensors in networks]
         if y is None:
-            observations = [likelihoods.examples(self.likelihood(output)) for output in outputs]
+            observations = [examples_of(self.likelihood(output)) for output in outputs]
         else:
-            self.likelihood = likelihoods.settle(self.likelihood, outputs[0], y)
-            observed = [likelihoods.observe(self.likelihood, output, y) for output in outputs]
+            self.likelihood = settle(self.likelihood, outputs[0], y)
+            observed = [observe(self.likelihood, output, y) for output in outputs]
             observations, y = [observation for observation, _ in observed], observed[0][1]
         batch = observations[0].batch_shape[0]
         # An explicit subsample gives the factor N/B without drawing N random indices a step.
@@ -160,7 +162,7 @@ class BayesianNetwork(OwningModule):
             return pyro.sample("obs", predicted, obs=y)
 
     def _output(self, tensors: dict[str, Tensor], inputs: Any) -> Any:
-        """What the network returns with these tensors in place of its own."""
+        """Return the network's output with these tensors in place of its own."""
         net = self._modules["net"]
         args, kwargs = call_arguments(inputs, net)
         with evaluating(net) if self.evaluates_predictions and predicting() else nullcontext():

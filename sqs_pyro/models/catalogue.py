@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqs_pyro.models.bayesian import BayesianNetwork, Prior
-from sqs_pyro.models.likelihoods import Likelihood
+from sqs_pyro.models.observation import Likelihood
 from sqs_pyro.networks import digits, resnet_cifar, resnet_torchvision
 from sqs_pyro.networks.registry import build_network
 

@@ -7,7 +7,7 @@ With logits z, label y, and the teacher's probabilities ``p_T = softmax(z* / T)`
 the loss of Hinton, Vinyals & Dean (2015): two observations whose powers w and 1 - w share one example's weight.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -55,7 +55,7 @@ class DistilledCategorical(TorchDistribution):
         super().__init__(logits.shape[:-1], shape, validate_args=validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """``[*sample, ...]``."""
+        """Return ``[*sample, ...]``."""
         if self._validate_args:
             self._validate_sample(value)
         own = self.logits.log_softmax(-1)
@@ -64,15 +64,15 @@ class DistilledCategorical(TorchDistribution):
         of_teacher = (value[..., 1, :] * soft).sum(-1)
         return (1 - self.weight) * of_label + self.weight * self.temperature**2 * of_teacher
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """``[*sample, ..., 2, C]``."""
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Return ``[*sample, ..., 2, C]``."""
         with torch.no_grad():
             rows = torch.stack([self.logits, self.logits / self.temperature], -2)
             drawn = torch.distributions.Categorical(logits=rows).sample(torch.Size(sample_shape))
             return one_hot(drawn, self.logits.shape[-1]).to(self.logits.dtype)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "DistilledCategorical":
-        """The same distribution with a larger batch."""
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "DistilledCategorical":
+        """Return the same distribution with a larger batch."""
         logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
         return DistilledCategorical(logits, self.weight, self.temperature, validate_args=self._validate_args)
 

@@ -1,5 +1,6 @@
 """Distributions of labels: classes with some left out, probabilities of classes, several classes at once."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -49,19 +50,19 @@ class ClassLabels(dist.Categorical):
         self.ignore_index, self.weights = ignore_index, weights
         super().__init__(logits=logits, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "ClassLabels":
-        """The same distribution with a larger batch."""
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "ClassLabels":
+        """Return the same distribution with a larger batch."""
         new = self._get_checked_instance(ClassLabels, _instance)
         new.ignore_index, new.weights = self.ignore_index, self.weights
         return super().expand(batch_shape, new)
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> constraints.Constraint:
-        """The classes, and the value that is none."""
+        """Return the classes, and the value that is none."""
         return _ClassOrIgnored(self._num_events, self.ignore_index)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """``[*sample, ...]``; 0 where there is no label."""
+        """Return ``[*sample, ...]``; 0 where there is no label."""
         if self._validate_args:
             self._validate_sample(value)
         ignored = value == self.ignore_index
@@ -88,20 +89,20 @@ class ClassProbabilities(TorchDistribution):
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """``[*sample, ...]``."""
+        """Return ``[*sample, ...]``."""
         if self._validate_args:
             self._validate_sample(value)
         weighted = value if self.weights is None else value * self.weights
         return (weighted * self.logits.log_softmax(-1)).sum(-1)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """One-hot, ``[*sample, ..., C]``."""
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Return the most probable class as one-hot, ``[*sample, ..., C]``."""
         with torch.no_grad():
             drawn = torch.distributions.Categorical(logits=self.logits).sample(torch.Size(sample_shape))
             return one_hot(drawn, self.logits.shape[-1]).to(self.logits.dtype)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "ClassProbabilities":
-        """The same distribution with a larger batch."""
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "ClassProbabilities":
+        """Return the same distribution with a larger batch."""
         logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
         return ClassProbabilities(logits, self.weights, validate_args=self._validate_args)
 
@@ -125,8 +126,8 @@ class SeveralLabels(dist.Bernoulli):
         self.ignore_index, self.pos_weight = ignore_index, pos_weight
         super().__init__(logits=logits, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "SeveralLabels":
-        """The same distribution with a larger batch."""
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "SeveralLabels":
+        """Return the same distribution with a larger batch."""
         new = self._get_checked_instance(SeveralLabels, _instance)
         new.ignore_index, new.pos_weight = self.ignore_index, self.pos_weight
         return super().expand(batch_shape, new)
@@ -137,7 +138,7 @@ class SeveralLabels(dist.Bernoulli):
         return _ShareOrIgnored(self.ignore_index)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """``[*sample, ...]``; 0 where there is no label."""
+        """Return ``[*sample, ...]``; 0 where there is no label."""
         if self._validate_args:
             self._validate_sample(value)
         ignored = value == self.ignore_index

@@ -82,7 +82,7 @@ class LearnedPrior(NetworkPrior):
         self.inclusion = values.to(self.inclusion)
 
     def site_priors(self, hyper: Mapping[str, Tensor]) -> dict[str, dist.TorchDistribution]:
-        """The distributions with ρ and the components as they are now."""
+        """Return the distributions with ρ and the components as they are now."""
         inclusions = self.inclusions()
         return {
             name: SpikeAndMixture(

@@ -1,83 +1,26 @@
 """From a network's output to the distribution of what was observed, and from labels of any form to a value of it.
 
-A likelihood is any callable from a network's output to a distribution with batch shape ``[B]``. What it describes
-is never broadcast against what was observed: :func:`observe` compares the shapes, and says in a sentence where
-they do not fit.
+These are the likelihoods that have names; any callable can be one, see :mod:`sqs_pyro.models.observation`.
 """
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
-from torch.distributions import constraints
 
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import DataError, NetworkError
 from sqs_pyro.models.label_distributions import ClassLabels, ClassProbabilities, SeveralLabels
+from sqs_pyro.models.observation import Likelihood, examples_of, squeezed
 from sqs_pyro.networks.calling import output_tensor
 from sqs_pyro.networks.minibatches import IGNORED
 
-#: Maps a network's output to a distribution with batch shape ``[B]`` over one example's observation.
-Likelihood: TypeAlias = Callable[[Any], dist.TorchDistribution]
-
-
-@runtime_checkable
-class ReadsLabels(Protocol):
-    """A likelihood that knows several forms of labels."""
-
-    def settle(self, output: Any, y: Tensor) -> Likelihood:
-        """The same likelihood with everything decided that the first minibatch decides for all."""
-
-    def observe(self, output: Any, y: Tensor) -> tuple[dist.TorchDistribution, Tensor]:
-        """The distribution of labels of this form, batch shape ``[B]``, and the labels as a value of it."""
-
-
-def observe(likelihood: Likelihood, output: Any, y: Tensor) -> tuple[dist.TorchDistribution, Tensor]:
-    """The distribution of what was observed, batch shape ``[B]``, and the observation as a value of it.
-
-    Args:
-        likelihood: from a network's output to a distribution.
-        output: the network's output for a minibatch of B examples.
-        y: what was observed, first dimension B.
-
-    Raises:
-        DataError: the observation does not have the distribution's shape ``batch + event``; nothing is broadcast.
-        NetworkError: the likelihood gives no distribution of B examples.
-    """
-    if isinstance(likelihood, ReadsLabels):
-        return likelihood.observe(output, y)
-    return _fitted(examples(likelihood(output)), y)
-
-
-def settle(likelihood: Likelihood, output: Any, y: Tensor) -> Likelihood:
-    """A likelihood with its open questions (where the classes are) decided by a first minibatch."""
-    return likelihood.settle(output, y) if isinstance(likelihood, ReadsLabels) else likelihood
-
-
-def examples(distribution: Any) -> dist.TorchDistribution:
-    """The same distribution with batch shape ``[B]``: what else is in its batch is part of an example.
-
-    Raises:
-        NetworkError: it is no distribution of Pyro's, or has no batch.
-    """
-    if not isinstance(distribution, TorchDistributionMixin):
-        raise NetworkError(
-            f"The likelihood gave {shown(distribution)}, but must give a distribution of pyro.distributions."
-        )
-    if not distribution.batch_shape:
-        raise NetworkError(
-            f"The likelihood gave a {type(distribution).__name__} with an empty batch shape, but its first "
-            "dimension must be the examples of the minibatch: use fewer event dimensions."
-        )
-    return distribution.to_event(len(distribution.batch_shape) - 1)
-
 
 def _numbers(name: str, given: Any) -> Tensor | None:
-    """What was given as finite float32 numbers; None if it is None."""
+    """Return what was given as finite float32 numbers; None if it is None."""
     if given is None:
         return None
     try:
@@ -149,7 +92,7 @@ class Categorical:
         return self._classes(logits.movedim(self._last_unless_given(logits), -1))
 
     def settle(self, output: Any, y: Tensor) -> "Categorical":
-        """The same with ``class_axis`` decided by a first minibatch."""
+        """Return the same with ``class_axis`` decided by a first minibatch."""
         axis = self.axis(output, y)
         if self.class_axis is not None or output_tensor(output).dim() == 2:
             return self
@@ -166,7 +109,7 @@ class Categorical:
         return self._classes(rows), value
 
     def rows(self, output: Any, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``[B, ..., C]`` with classes last; labels ``[B, ...]`` int64, or probabilities as the logits.
+        """Return logits ``[B, ..., C]``, classes last; labels ``[B, ...]`` int64, or probabilities as the logits.
 
         Raises:
             DataError: labels of a shape or with values that are no classes.
@@ -181,12 +124,12 @@ class Categorical:
                 return rows, y
             _check_one_hot(y)
             return rows, y.long().argmax(-1)
-        if _squeezed(y.shape) != _squeezed(rows.shape[:-1]):
+        if squeezed(y.shape) != squeezed(rows.shape[:-1]):
             raise self._misfit(logits, y)
         return rows, _whole(y).reshape(rows.shape[:-1])
 
     def axis(self, output: Any, y: Tensor) -> int:
-        """The dimension of the logits that holds the classes, from 1.
+        """Return the dimension of the logits that holds the classes, from 1.
 
         Raises:
             DataError: the labels' shape fits neither convention, or both.
@@ -274,7 +217,7 @@ class Bernoulli:
         """Labels of the shape of the logits, batch shape ``[B]``."""
         logits = output_tensor(output)
         weight = None if self.pos_weight is None else self.pos_weight.to(logits)
-        return examples(SeveralLabels(logits, self.ignore_index, weight))
+        return examples_of(SeveralLabels(logits, self.ignore_index, weight))
 
 
 class Gaussian:
@@ -293,7 +236,7 @@ class Gaussian:
 
 
 def resolve(likelihood: str | Likelihood) -> Likelihood:
-    """``"categorical"``, ``"gaussian"``, ``"bernoulli"`` (or ``"multilabel"``) or a callable, as a callable.
+    """Return ``"categorical"``, ``"gaussian"``, ``"bernoulli"`` (``"multilabel"``) or a callable as a callable.
 
     Raises:
         NetworkError: any other value.
@@ -318,47 +261,8 @@ def resolve(likelihood: str | Likelihood) -> Likelihood:
     return known[likelihood]
 
 
-def _fitted(distribution: dist.TorchDistribution, y: Tensor) -> tuple[dist.TorchDistribution, Tensor]:
-    """An observation in the distribution's own shape and, if it is integers of what is none, in its dtype."""
-    shape = distribution.batch_shape + distribution.event_shape
-    if y.shape != shape:
-        if _squeezed(y.shape) != _squeezed(shape):
-            raise DataError(
-                f"Labels are {shown(y)}, but for the network's output the likelihood describes "
-                f"{distribution.batch_shape[0]} examples with observations of the shape "
-                f"{list(distribution.event_shape)}, {list(shape)} in all: give labels or a likelihood that fit "
-                "each other (nothing is broadcast)."
-            )
-        y = y.reshape(shape)
-    support = base_support(distribution)
-    if support is constraints.boolean or not (y.is_floating_point() or support.is_discrete):
-        y = y.to(_float_dtype(distribution))
-    return distribution, y
-
-
-def base_support(distribution: Any) -> Any:
-    """The support of a single number of an observation."""
-    support = distribution.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
-
-
-def _float_dtype(distribution: Any) -> torch.dtype:
-    while hasattr(distribution, "base_dist"):
-        distribution = distribution.base_dist
-    parameters = (vars(distribution).get(name) for name in distribution.arg_constraints)
-    found = (p.dtype for p in parameters if isinstance(p, Tensor) and p.is_floating_point())
-    return next(found, torch.get_default_dtype())
-
-
-def _squeezed(shape: torch.Size) -> tuple[int, ...]:
-    """A shape without its ones, but for the examples in front."""
-    return (*shape[:1], *(size for size in shape[1:] if size != 1))
-
-
 def _has_tokens(output: Any, logits: Tensor) -> bool:
-    """Whether this is an output of transformers with logits ``[B, T, C]``, which always has classes last."""
+    """Return whether this is an output of transformers with logits ``[B, T, C]``: these have classes last."""
     return not isinstance(output, (Tensor, tuple, list)) and logits.dim() == 3
 
 
@@ -368,11 +272,11 @@ def _fits_without(axis: int, logits: Tensor, y: Tensor) -> bool:
     if y.shape == logits.shape:  # one-hot, or probabilities
         total = y.double().sum(axis)
         return bool((total - 1).abs().max() < 1e-3)
-    return _squeezed(y.shape) == _squeezed(logits.shape[:axis] + logits.shape[axis + 1 :])
+    return squeezed(y.shape) == squeezed(logits.shape[:axis] + logits.shape[axis + 1 :])
 
 
 def _whole(y: Tensor) -> Tensor:
-    """Labels as int64.
+    """Return labels as int64.
 
     Raises:
         DataError: they have fractions or are not finite.

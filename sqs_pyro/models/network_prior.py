@@ -47,11 +47,11 @@ class NetworkPrior(OwningModule):
         raise NotImplementedError
 
     def hyper_priors(self) -> dict[str, HyperPrior]:
-        """The prior's own sample sites by name, in the order in which they are sampled."""
+        """Return the prior's own sample sites by name, in the order in which they are sampled."""
         return {}
 
     def site_priors(self, hyper: Mapping[str, Tensor]) -> dict[str, dist.TorchDistribution]:
-        """The distribution of every site's weight tensor by name, given the values of the prior's own sites."""
+        """Return the distribution of each site's weights by name, given the values of the prior's own sites."""
         raise NotImplementedError
 
     def bind_codebooks(self, codebooks: Codebooks) -> None:
@@ -103,7 +103,7 @@ class FixedPrior(NetworkPrior):
             ) from error
 
     def site_priors(self, hyper: Mapping[str, Tensor]) -> dict[str, dist.TorchDistribution]:
-        """The distributions that were given, of as many weights as a site has."""
+        """Return the distributions that were given, of as many weights as a site has."""
         return {name: of_shape(prior, self._shapes[name]) for name, prior in self._priors.items()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FixedPrior":
@@ -160,7 +160,7 @@ def check_scope(scope: str) -> None:
 
 
 def _apply_to_distribution(d: dist.TorchDistribution, fn: Callable[[Tensor], Tensor]) -> dist.TorchDistribution:
-    """A shallow copy of ``d`` with ``fn`` applied to every tensor inside, nested distributions included."""
+    """Return a shallow copy of ``d`` with ``fn`` applied to every tensor inside, nested distributions included."""
     moved = d.__class__.__new__(d.__class__)
     for key, value in d.__dict__.items():
         if isinstance(value, Tensor):

@@ -47,10 +47,11 @@ class OwningModule(PyroModule):
         self.register_load_state_dict_pre_hook(_before_loading)
 
     def __getattr__(self, name: str) -> Any:
-        self._claim(name)
+        self._claim(name)  # first: what is read below may have been loaded into the store
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        # Before Module.__init__ there is no `_pyro_params`, and nothing to settle.
         kept = name in self.stored_buffers or name in self.__dict__.get("_pyro_params", ())
         if kept:
             self._claim(name)  # what was loaded before is past
@@ -64,7 +65,7 @@ class OwningModule(PyroModule):
         Raises:
             NetworkError: what was loaded has another shape.
         """
-        for module in self.modules():
+        for module in self.modules():  # optimizers are made of what this yields
             if isinstance(module, OwningModule):
                 module.take_loaded()
         yield from super().named_parameters(*args, **kwargs)
@@ -85,15 +86,15 @@ class OwningModule(PyroModule):
             name: of the attribute.
             put: enter it into the store in any case, else only while Pyro runs the module.
         """
-        state = self.__dict__
+        state = self.__dict__  # attributes of the module itself would come back here
         if not self._uses_store():
             return
-        put = put or self._pyro_context.active > 0
+        put = put or self._pyro_context.active > 0  # as PyroModule enters parameters: while it is called
         name = name.removesuffix(_UNCONSTRAINED)
         if name in self.stored_buffers:
             self._claim_buffer(name, put)
             return
-        if name in state["_pyro_params"]:
+        if name in state["_pyro_params"]:  # constrained: the module keeps the unconstrained one
             parameter, constraint = state["_parameters"].get(name + _UNCONSTRAINED), state["_pyro_params"][name][0]
         else:
             parameter, constraint = state.get("_parameters", {}).get(name), constraints.real
@@ -101,7 +102,7 @@ class OwningModule(PyroModule):
             claim(self, f"{state['_pyro_name']}.{name}", parameter, constraint, put=put)
 
     def _uses_store(self) -> bool:
-        """A module that has no place yet has no name; and with local parameters Pyro does not use the store."""
+        """Return False where there is no name yet, or where Pyro keeps parameters local and uses no store."""
         return bool(self.__dict__.get("_pyro_name")) and not pyro.settings.get("module_local_params")
 
     def _claim_buffer(self, name: str, put: bool) -> None:
@@ -109,7 +110,7 @@ class OwningModule(PyroModule):
         shown = f"{self._pyro_name}.{name}"
         loaded = loaded_buffer(shown)
         if loaded is not None:
-            self._take_over_buffer(name, loaded)
+            self._take_over_buffer(name, loaded)  # masks and codes decide how parameters are read
         if put or loaded is not None:
             show_buffer(self, shown, self._buffers[name])
 
@@ -122,11 +123,11 @@ class OwningModule(PyroModule):
         own = self._buffers[name]
         if own is not None:
             _check_shape(f"{self._pyro_name}.{name}", loaded, own)
-            loaded = loaded.to(own)
-        self._buffers[name] = loaded.detach().clone()
+            loaded = loaded.to(own)  # dtype and device stay the module's
+        self._buffers[name] = loaded.detach().clone()  # the store's tensor is somebody else's to change
 
     def _is_in_store(self) -> bool:
-        """Whether the store shows anything of this module."""
+        """Return whether the store shows anything of this module."""
         params, held = pyro.get_param_store()._params, {**self._parameters, **self._buffers}
         names = (f"{self._pyro_name}.{name.removesuffix(_UNCONSTRAINED)}" for name in held)
         return any(_owner_of(params[name]) is self for name in names if name in params)
@@ -149,24 +150,25 @@ def claim(
     """
     store = pyro.get_param_store()
     found = store._params.get(name)
-    if found is parameter:
+    if found is parameter:  # the usual case, at every access
         _owners.setdefault(parameter, weakref.ref(owner))
         return
     loaded = found is not None and not _is_owned(found)
     if loaded:
         _take_over(name, parameter, constraint, found, store._constraints[name])
     if not (loaded or put):
-        return
+        return  # another module's name stays its own until this one is used
     if found is not None and _owner_of(found) is None:
         del store[
             name
         ]  # the store remembers names of parameters, for optimizers; of those without an owner no more
+    # Past `store[name] = ...`, which would make a new parameter that optimizers do not know.
     store.set_state({"params": {name: parameter}, "constraints": {name: constraint}})
     _owners[parameter] = weakref.ref(owner)
 
 
 def loaded_buffer(name: str) -> Tensor | None:
-    """What was loaded into the store under the name of a buffer, None if nothing was."""
+    """Return what was loaded into the store under the name of a buffer, None if nothing was."""
     found = pyro.get_param_store()._params.get(name)
     return None if found is None or _is_owned(found) else found
 
@@ -178,9 +180,9 @@ def show_buffer(owner: nn.Module, name: str, buffer: Tensor | None) -> None:
     if found is not None:
         if _owner_of(found) is owner and _same_memory(found, buffer):
             return
-        del store[name]
+        del store[name]  # what is shown is not overwritten in place: it may be another module's memory
     if buffer is not None:
-        alias = buffer.detach()
+        alias = buffer.detach()  # the same memory
         store.set_state({"params": {name: alias}, "constraints": {name: constraints.real}})
         _owners[alias] = weakref.ref(owner)
 
@@ -201,7 +203,7 @@ def take_over_in_place(name: str, buffer: Tensor) -> None:
 
 
 def point_estimate(owner: nn.Module, name: str, parameter: Tensor) -> Tensor:
-    """``pyro.param(name)`` of a module's parameter: the value to use, which effects may have replaced."""
+    """Return ``pyro.param(name)`` of a module's parameter: the value to use, which effects may have replaced."""
     claim(owner, name, parameter)
     value: Tensor = pyro.param(name, parameter)
     if value is parameter:
@@ -242,7 +244,7 @@ def _owner_of(found: Tensor) -> nn.Module | None:
 
 
 def _is_owned(found: Tensor) -> bool:
-    """Whether a module has it, or had: ours, or one that is not ours and has trained it."""
+    """Return whether a module has it, or had: ours, or one that is not ours and has trained it."""
     return found in _owners or found.grad is not None
 
 
@@ -250,6 +252,7 @@ def _take_over(name: str, parameter: Tensor, constraint: Any, found: Tensor, its
     _check_shape(name, found, parameter)
     with torch.no_grad():
         wanted, given = transform_to(constraint), transform_to(its_constraint)
+        # In place; equal constraints spare the rounding of there and back.
         parameter.copy_(found if wanted == given else wanted.inv(given(found)))
 
 

@@ -8,12 +8,12 @@ from pyro.poutine.condition_messenger import ConditionMessenger
 
 
 def predicting() -> bool:
-    """Whether densities are not asked for, as in :class:`pyro.infer.Predictive`: what is drawn is a prediction."""
+    """Return whether no densities are asked for, as in :class:`pyro.infer.Predictive`: draws are predictions."""
     return poutine.get_mask() is False
 
 
 def guide_predicts() -> bool:
-    """Whether a guide is to draw predictions: :func:`predicting`, or for ``WeighedPredictive``.
+    """Return whether a guide is to draw predictions: :func:`predicting`, or for ``WeighedPredictive``.
 
     That one asks for densities, to weigh draws. It is known by how it tries a guide, by the samples that it
     conditions one on, of which there are none, or by its plate.

@@ -50,7 +50,7 @@ def scale_matched_prior(
 
 
 def normal_prior(slab_scale: float | None = None) -> SitePrior:
-    """A Normal without a spike, the paper's ablation: weights are small, but nothing says that they are zero.
+    """Return a Normal without a spike, the paper's ablation: weights are small, but none need be zero.
 
     Args:
         slab_scale: its standard deviation, instead of the root mean square of the layer's pretrained weights.
@@ -98,7 +98,7 @@ def _two_gaussians(
 
 
 def _slab(kind: Slab, rms: Tensor, scale: float | None, degrees_of_freedom: float) -> dist.TorchDistribution:
-    """A slab of mean 0 with a given scale parameter, or with a given root mean square."""
+    """Return a slab of mean 0 with a given scale parameter, or with a given root mean square."""
     given = None if scale is None else torch.full_like(rms, scale)
     zero = torch.zeros_like(rms)
     if kind == "laplace":
@@ -155,7 +155,7 @@ class HierarchicalInclusion(FixedPrior):
         self.concentrations = self.concentrations.to(next(iter(sites.values())).device)
 
     def hyper_priors(self) -> dict[str, HyperPrior]:
-        """One Beta for each site, or one for all."""
+        """Return one Beta for each site, or one for all."""
         beta = dist.Beta(*self.concentrations)
         if self.scope == "global":
             return {"inclusion": HyperPrior(beta, tuple(self._priors))}

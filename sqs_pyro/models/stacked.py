@@ -13,7 +13,7 @@ from torch.distributions import constraints
 def drawn_networks(
     tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]
 ) -> tuple[torch.Size, list[dict[str, Tensor]]]:
-    """The networks in drawn tensors, whose dimensions of plates (particles, samples) come before their own.
+    """Return the networks in drawn tensors, whose dimensions of plates (particles, samples) come before their own.
 
     Args:
         tensors: values by name, ``[*plates, *shape]``; plates of different tensors broadcast.
@@ -33,7 +33,7 @@ def drawn_networks(
 
 
 def plates_around(drawn: torch.Size, dim: int) -> torch.Size:
-    """The shape ``drawn`` of networks with a dimension of size 1 at ``dim``, for the examples.
+    """Return the shape ``drawn`` of networks with a dimension of size 1 at ``dim``, for the examples.
 
     ``Predictive(parallel=True)`` leaves that place out of what it hands on.
     """
@@ -85,7 +85,7 @@ class StackedDistribution(TorchDistribution):
         return all(each.has_rsample for each in self.networks)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """``[*sample, *batch_shape]``; a value without the networks' dimensions is asked of each of them."""
+        """Return ``[*sample, *batch_shape]``; a value without the networks' dimensions is each of theirs."""
         events = len(self.event_shape)
         value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape))
         value = value.movedim(self.dim - events, -1 - events)  # [*sample, *networks, B, *event]
@@ -95,12 +95,12 @@ class StackedDistribution(TorchDistribution):
         parts = [each.log_prob(value[(..., *at, *behind)]) for each, at in zip(self.networks, places, strict=True)]
         return stack_networks(parts, self.plates, self.dim, 0)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """A draw of each network's prediction, ``[*sample, *batch_shape, *event_shape]``."""
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Return a draw of each network's prediction, ``[*sample, *batch_shape, *event_shape]``."""
         return self._drawn([each.sample(torch.Size(sample_shape)) for each in self.networks])
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """The same, differentiable."""
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Return the same, differentiable."""
         return self._drawn([each.rsample(torch.Size(sample_shape)) for each in self.networks])
 
     def _drawn(self, parts: list[Tensor]) -> Tensor:

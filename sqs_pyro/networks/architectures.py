@@ -100,12 +100,12 @@ def register_architecture(architecture: Architecture, *, override: bool = False)
 
 
 def architecture_names() -> list[str]:
-    """The names of all known architectures, sorted."""
+    """Return the names of all known architectures, sorted."""
     return sorted(_architectures)
 
 
 def architecture_of(model_or_config: Any) -> Architecture:
-    """The architecture of a transformers network, or of its configuration, by ``model_type``.
+    """Return the architecture of a transformers network, or of its configuration, by ``model_type``.
 
     Raises:
         NetworkError: there is no ``model_type``, or it is unknown.
@@ -146,12 +146,12 @@ def block_paths(model: nn.Module) -> list[str]:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """A network's blocks in the order of their calls; errors as :func:`block_paths`."""
+    """Return a network's blocks in the order of their calls; errors as :func:`block_paths`."""
     return [model.get_submodule(path) for path in block_paths(model)]
 
 
 def linear_layers(block: nn.Module, architecture: Architecture) -> dict[str, nn.Linear]:
-    """The linear layers of a block by role, in the order of their calls.
+    """Return the linear layers of a block by role, in the order of their calls.
 
     Raises:
         NetworkError: a layer is missing or is no ``nn.Linear``, or the block has one that has no role: none is
@@ -176,7 +176,7 @@ def linear_layers(block: nn.Module, architecture: Architecture) -> dict[str, nn.
 
 
 def layer_groups(block: nn.Module, architecture: Architecture) -> list[dict[str, nn.Linear]]:
-    """The linear layers of a block by path, in groups that share their input, in the order of their calls.
+    """Return the linear layers of a block by path, in groups that share their input, in the order of their calls.
 
     Raises:
         NetworkError: as :func:`linear_layers`.

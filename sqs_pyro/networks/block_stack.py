@@ -120,7 +120,7 @@ def _without_cache(net: nn.Module) -> Iterator[None]:
 
 
 def run_block(block: nn.Module, hidden: Tensor, arguments: BlockArguments) -> Tensor:
-    """The hidden state behind a block, ``[B, T, D]``."""
+    """Return the hidden state behind a block, ``[B, T, D]``."""
     args, kwargs = arguments
     output = block(hidden, *args, **kwargs)
     return output if isinstance(output, Tensor) else output[0]
@@ -131,7 +131,7 @@ class _LayerReached(Exception):
 
 
 def input_of(layer: nn.Module, block: nn.Module, hidden: Tensor, arguments: BlockArguments) -> Tensor:
-    """What a layer inside a block is called with, ``[..., M]``; the block runs up to there.
+    """Return what a layer inside a block is called with, ``[..., M]``; the block runs up to there.
 
     Raises:
         NetworkError: the block does not call the layer.

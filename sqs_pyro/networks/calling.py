@@ -33,7 +33,7 @@ def call_arguments(inputs: Any, net: nn.Module | None = None) -> tuple[tuple[Any
 
 
 def takes(net: nn.Module, args: Sequence[Any], kwargs: Mapping[Any, Any]) -> bool:
-    """Whether the signature of ``net.forward`` has room for these arguments; yes where it is unknown."""
+    """Return whether the signature of ``net.forward`` has room for these arguments; yes where it is unknown."""
     signature = forward_signature(net)
     try:
         if signature is not None:
@@ -44,7 +44,7 @@ def takes(net: nn.Module, args: Sequence[Any], kwargs: Mapping[Any, Any]) -> boo
 
 
 def forward_signature(net: nn.Module) -> inspect.Signature | None:
-    """The signature of a network's ``forward``, of what is inside if it only hands its arguments on."""
+    """Return the signature of a network's ``forward``, of what is inside if it only hands its arguments on."""
     while isinstance(inside := getattr(net, "called_like", getattr(net, "module", None)), nn.Module):
         net = inside
     try:
@@ -54,7 +54,7 @@ def forward_signature(net: nn.Module) -> inspect.Signature | None:
 
 
 def output_tensor(output: Any) -> Tensor:
-    """The tensor of predictions in a network's output: itself, its ``logits``, or its first element.
+    """Return the tensor of predictions in a network's output: itself, its ``logits``, or its first element.
 
     Raises:
         NetworkError: the output holds no tensor that could be the predictions.
@@ -80,7 +80,7 @@ def predictions(net: nn.Module, inputs: Any) -> Tensor:
 
 
 def move_to(inputs: Any, device: torch.device) -> Any:
-    """The same inputs in the same containers, every tensor on ``device``; objects by their own method ``to``."""
+    """Return the inputs in their containers, every tensor on ``device``; objects by their own method ``to``."""
     if isinstance(inputs, Tensor):
         return inputs.to(device, non_blocking=True)
     if not isinstance(inputs, Mapping) and callable(getattr(inputs, "to", None)):
@@ -89,7 +89,7 @@ def move_to(inputs: Any, device: torch.device) -> Any:
 
 
 def own_copy(inputs: Any) -> Any:
-    """The same inputs in the same containers, every tensor a copy: what a forward writes into is not the data."""
+    """Return the inputs in their containers, every tensor a copy: what a forward writes into is not the data."""
     return inputs.clone() if isinstance(inputs, Tensor) else _each(own_copy, inputs)
 
 
@@ -110,7 +110,7 @@ def split_examples(inputs: Any, size: int) -> Iterator[Any]:
 
 
 def tensors_in(inputs: Any) -> list[Tensor]:
-    """The tensors of a minibatch's inputs, however deep; of other objects those among their attributes."""
+    """Return the tensors of a minibatch's inputs, however deep; of other objects those among their attributes."""
     if isinstance(inputs, Tensor):
         return [inputs]
     if isinstance(inputs, PackedSequence):
@@ -125,7 +125,7 @@ def tensors_in(inputs: Any) -> list[Tensor]:
 
 
 def _each(function: Callable[[Any], Any], value: Any) -> Any:
-    """The same container with a function's value in place of everything in it; what is none comes back."""
+    """Return the same container with a function's value in place of everything in it; what is none comes back."""
     if isinstance(value, Mapping):
         changed = {key: function(item) for key, item in value.items()}
         if not isinstance(value, MutableMapping) or type(value) is dict:
@@ -146,5 +146,5 @@ def _each(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def device_of(net: nn.Module) -> torch.device:
-    """Where a network's first parameter or buffer is; the CPU if it has none."""
+    """Return where a network's first parameter or buffer is; the CPU if it has none."""
     return next((tensor.device for tensor in (*net.parameters(), *net.buffers())), torch.device("cpu"))

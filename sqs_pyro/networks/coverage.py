@@ -43,7 +43,7 @@ class Coverage:
         return self.compressed / max(self.total, 1)
 
     def largest(self, count: int = 3) -> tuple[Uncompressed, ...]:
-        """The largest uncompressed weights: of two dimensions or more, as biases and norms gain nothing."""
+        """Return the largest uncompressed weights: of two dimensions or more, as biases and norms gain nothing."""
         return tuple(other for other in self.others if len(other.shape) > 1)[:count]
 
 

@@ -25,7 +25,7 @@ class DigitsNet(nn.Module):
         self.fc = nn.Linear(4 * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, num_classes]."""
+        """Return logits ``[B, num_classes]``."""
         return self.fc(self.features(x))
 
 

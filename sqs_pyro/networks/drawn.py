@@ -53,7 +53,7 @@ def average_log_probabilities(
     draws_at_once: int = 1,
     class_axis: int | None = None,
 ) -> Tensor:
-    """``log 1/S Σ_s softmax(f(x; θ_s))``, as the logits ``[B, C]``, of S networks that differ in some tensors.
+    """Return ``log 1/S Σ_s softmax(f(x; θ_s))``, shaped as the logits, of networks that differ in some tensors.
 
     Args:
         net: f, a module from inputs to logits, from which :func:`leave_to_draws` took these tensors.

@@ -1,19 +1,16 @@
-"""How minibatches come out of a loader, whoever made it: inputs, observations, and how many there are."""
+"""How minibatches come out of a loader, whoever made it: inputs and observations."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import DataError, SQSError, said
-from sqs_pyro.isolation import isolated
 from sqs_pyro.networks.calling import forward_signature, takes
 
 #: Names under which a mapping, a named tuple or an object has its observations.
@@ -65,7 +62,7 @@ def minibatches(
 def split_minibatch(
     batch: Any, net: nn.Module | None = None, name: str = "A minibatch", labelled: bool = True
 ) -> tuple[Any, Any]:
-    """A minibatch's inputs, as :func:`~sqs_pyro.networks.calling.call_arguments` takes them, and its observations.
+    """Return a minibatch's inputs, as :func:`~sqs_pyro.networks.calling.call_arguments` takes them, and labels.
 
     ========================================  ==================================================================
     ``(x, y)``, ``[x, y]``                    x is the input; a tuple, list or mapping of inputs if it is one
@@ -99,7 +96,7 @@ def split_minibatch(
 
 
 def _parts(batch: Any, net: nn.Module | None, name: str) -> tuple[Any, Any, bool]:
-    """Inputs, observations, and whether these were found by name."""
+    """Return inputs, observations, and whether these were found by name."""
     if isinstance(batch, Mapping):
         inputs, y = _by_name(dict(batch), net, name)
         return inputs, y, True
@@ -133,7 +130,7 @@ def _by_name(parts: dict[Any, Any], net: nn.Module | None, name: str) -> tuple[d
 
 
 def _positions_unless_keywords(inputs: dict[Any, Any], net: nn.Module | None) -> Any:
-    """Of a named tuple: keywords where ``forward`` knows the names, else its inputs in their order."""
+    """Return a named tuple's inputs as keywords where ``forward`` knows the names, else in their order."""
     if net is not None and takes(net, (), inputs) and not takes(net, (), {"no such name": None}):
         return inputs
     return next(iter(inputs.values())) if len(inputs) == 1 else tuple(inputs.values())
@@ -151,7 +148,7 @@ def _of_object(batch: Any, net: nn.Module | None, name: str) -> tuple[Any, Any, 
 
 
 def _as_tensors(value: Any, name: str) -> Any:
-    """The same with tensors in place of numpy arrays and of lists of numbers."""
+    """Return the same with tensors in place of numpy arrays and of lists of numbers."""
     try:
         if isinstance(value, (np.ndarray, np.generic)):
             return torch.tensor(value)
@@ -207,98 +204,10 @@ def _next_tokens(net: nn.Module | None, inputs: Any, y: Tensor, named: bool) -> 
 
 
 def _is_causal(net: nn.Module) -> bool:
-    """Whether transformers would compare this network's output with the *next* label."""
+    """Return whether transformers would compare this network's output with the *next* label."""
     while isinstance(inside := getattr(net, "called_like", getattr(net, "module", None)), nn.Module):
         net = inside
     return any(kind.__name__.endswith(("ForCausalLM", "LMHeadModel")) for kind in type(net).__mro__)
-
-
-def check_training_loader(loader: Any) -> None:
-    """Check that a loader says how much there is to train on, and that it is something.
-
-    Raises:
-        DataError: it has no length or no data set, or is empty.
-    """
-    if not hasattr(loader, "__len__") or not hasattr(loader, "dataset"):
-        raise DataError(
-            f"The training data is a {type(loader).__name__}, but must say how much there is: give a torch "
-            "DataLoader, or any iterable of (x, y) with len(loader) minibatches and len(loader.dataset) examples."
-        )
-    try:
-        empty = len(loader) == 0 or len(loader.dataset) == 0
-    except TypeError as error:
-        raise DataError(
-            f"The training data ({type(loader.dataset).__name__}) has no length ({said(error)}), but the schedule "
-            "and the KL's weight follow from it: give its class a method __len__, the number of examples."
-        ) from error
-    if empty:
-        raise DataError("There is no minibatch to train on: the training data is empty.")
-
-
-def check_repeatable(loader: Any, what: str) -> None:
-    """Check that a loader can be gone through again and again.
-
-    Raises:
-        DataError: it is an iterator or a generator.
-    """
-    if isinstance(loader, Iterator):
-        raise DataError(
-            f"The {what} data is a {type(loader).__name__}, which ends after one pass, but is gone through after "
-            "every epoch: give a list of minibatches or a torch DataLoader."
-        )
-
-
-def examples_an_epoch(loader: Any, net: nn.Module | None = None) -> int:
-    """N: how many examples an epoch of a loader yields, whatever its data set, sampler and collation are.
-
-    What data set and sampler say is believed where the first minibatch and the number of minibatches agree with
-    it; otherwise the examples of one pass are counted.
-    """
-    if isinstance(loader, Sequence):
-        return _counted(loader, net)
-    own = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
-    batches: Any = loader.batch_sampler if own else None
-    with undisturbed(loader):
-        if batches is not None and not (type(batches) is BatchSampler and hasattr(batches.sampler, "__len__")):
-            return sum(len(list(indices)) for indices in batches)
-        counted: Any = loader.dataset if batches is None else batches.sampler
-        said = len(counted)
-        if batches is not None and batches.drop_last:
-            said -= said % batches.batch_size
-        first = next((len(y) for _, y in minibatches(loader, net, "training")), 0)
-        # A loader of one's own may leave out the last, smaller minibatch of an order that is new in every epoch:
-        # all of its examples are data.
-        left_out = max(first - 1, 0) if batches is None else 0
-        agree = first * (len(loader) - 1) < said <= first * len(loader) + left_out
-        return said if agree else _counted(loader, net)
-
-
-def _counted(loader: Any, net: nn.Module | None) -> int:
-    return sum(len(y) for _, y in minibatches(loader, net, "training"))
-
-
-@contextmanager
-def undisturbed(*loaders: Any) -> Iterator[None]:
-    """Look into loaders without changing what they yield later: random state, generators, epochs as before."""
-    epochs = [(loader, loader.epoch) for loader in loaders if hasattr(loader, "epoch")]
-    generators = [(g, g.get_state()) for loader in loaders for g in _generators(loader)]
-    try:
-        with isolated(sees_parameters=True, sees_autocast=True):
-            yield
-    finally:
-        for generator, state in generators:
-            generator.set_state(state)
-        for loader, epoch in epochs:
-            loader.epoch = epoch
-
-
-def _generators(loader: Any) -> list[torch.Generator]:
-    samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
-    samplers += [getattr(sampler, "sampler", None) for sampler in samplers]
-    inside = getattr(loader, "loader", None)
-    found = [getattr(owner, "generator", None) for owner in (loader, *samplers)]
-    own = [generator for generator in found if isinstance(generator, torch.Generator)]
-    return own if inside is None else own + _generators(inside)
 
 
 def _forward(net: nn.Module | None) -> str:

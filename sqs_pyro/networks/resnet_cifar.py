@@ -56,7 +56,7 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, num_classes]."""
+        """Return logits ``[B, num_classes]``."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.stage3(self.stage2(self.stage1(x)))  # [B, 64, H / 4, W / 4]
         return self.fc(torch.mean(x, dim=(2, 3)))

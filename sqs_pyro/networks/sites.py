@@ -27,7 +27,7 @@ def select_sites(
     exclude: str | Sequence[str] = (),
     types: tuple[type[nn.Module], ...] = DEFAULT_TYPES,
 ) -> dict[str, nn.Parameter]:
-    """The parameters of ``net`` to compress, by name, in the network's own order.
+    """Return the parameters of ``net`` to compress, by name, in the network's own order.
 
     Without ``include``: the ``weight`` of every Linear and convolution, first and last layer too; biases,
     norms and embeddings stay as they are. A tied parameter is one site under its first name, and only if every

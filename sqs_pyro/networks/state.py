@@ -43,7 +43,7 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
 
 
 def state_difference(state: Mapping[str, Tensor], net: nn.Module) -> str | None:
-    """The first name whose tensor is absent or of another shape in a state dict or in ``net``, as a clause."""
+    """Return a clause on the first tensor that is absent or of another shape in a state dict or in ``net``."""
     here = {name: list(tensor.shape) for name, tensor in net.state_dict().items()}
     there = {name: list(tensor.shape) for name, tensor in state.items()}
     for name in [*here, *there]:
@@ -53,7 +53,7 @@ def state_difference(state: Mapping[str, Tensor], net: nn.Module) -> str | None:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: eight bytes, and a JSON object."""
+    """Return whether a file begins as safetensors do: eight bytes, and a JSON object."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
 

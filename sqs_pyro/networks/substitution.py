@@ -10,7 +10,7 @@ from torch.func import functional_call
 def call_with(
     net: nn.Module, tensors: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
-    """What ``net`` returns with other values of some parameters and buffers; the network itself stays as it is.
+    """Call ``net`` with other values of some parameters and buffers; the network itself stays as it is.
 
     A tensor that hangs in several places (tied parameters, a module under several names) is replaced in all of
     them. Each place is told to torch once: told twice, torch restores it to the value that was put in first.

@@ -40,7 +40,7 @@ class SpanNetwork(nn.Module):
         self.transformer = transformer
 
     def forward(self, attention_mask: Tensor, **inputs: Tensor) -> Tensor:
-        """Logits ``[B, 2, T]`` of starts and ends, those of padding without mass; inputs ``[B, T]`` each."""
+        """Return logits ``[B, 2, T]`` of starts and ends, those of padding without mass; inputs ``[B, T]``."""
         output = self.transformer(attention_mask=attention_mask, **inputs)
         logits = torch.stack([output.start_logits, output.end_logits], 1)
         return logits.masked_fill(attention_mask[:, None] == 0, _NO_MASS)
@@ -67,7 +67,7 @@ _AROUND = {"question_answering": SpanNetwork, "embedding": EmbeddingNetwork}
 
 
 def task_network(transformer: nn.Module, task: str) -> nn.Module:
-    """A network of transformers as the network of a task, which packed files know how to build again.
+    """Return a network of transformers as the network of a task, which packed files know how to build again.
 
     Args:
         transformer: of the class that :data:`AUTO_CLASSES` names.
@@ -84,7 +84,7 @@ def task_network(transformer: nn.Module, task: str) -> nn.Module:
 
 @register_network("transformers_network")
 def transformers_network(task: str, config: Mapping[str, Any]) -> nn.Module:
-    """A task's network without its weights.
+    """Return a task's network without its weights.
 
     Args:
         task: a key of :data:`AUTO_CLASSES`.
@@ -114,7 +114,7 @@ def transformers_network(task: str, config: Mapping[str, Any]) -> nn.Module:
 
 
 def transformer_in(net: nn.Module) -> nn.Module:
-    """The network of transformers in a task's network, packed or not.
+    """Return the network of transformers in a task's network, packed or not.
 
     A packed one takes the file's metadata along: :func:`sqs_pyro.integrations.save_pretrained` writes it as a
     checkpoint that ``AutoModelForQuestionAnswering.from_pretrained`` or another of its kind reads.

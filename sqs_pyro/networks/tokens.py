@@ -9,12 +9,12 @@ from sqs_pyro.errors import DataError
 
 
 def longest_input(net: Any) -> int | None:
-    """Tokens that a network (or its ``.config``'s owner) takes at once: ``max_position_embeddings`` or None."""
+    """Return how many tokens a network (or its config's owner) takes at once, or None where it does not say."""
     return _number(net, "max_position_embeddings")
 
 
 def vocabulary_size(net: Any) -> int | None:
-    """Tokens that a network (or its ``.config``'s owner) knows: ``vocab_size`` or None."""
+    """Return tokens that a network (or its ``.config``'s owner) knows: ``vocab_size`` or None."""
     return _number(net, "vocab_size")
 
 

@@ -9,7 +9,7 @@ LARGEST_WEIGHT = 1e15
 
 
 def weight_scale(weight: Tensor) -> Tensor:
-    """Root mean square of a pretrained tensor, a float32 scalar above 0.
+    """Return the root mean square of a pretrained tensor, a float32 scalar above 0.
 
     A tensor of zeros (a branch, an adapter or a control that starts as nothing) says nothing of how large its
     weights will be: they get the size that weights of its shape usually start with, ``1 / √fan_in``.

@@ -40,7 +40,7 @@ class Step(Protocol):
     @property
     def temperature(self) -> float: ...  # noqa: D102
     @property
-    def accuracy(self) -> float | None: ...  # noqa: D102
+    def score(self) -> float | None: ...  # noqa: D102
 
 
 def write_pictures(
@@ -48,7 +48,7 @@ def write_pictures(
 ) -> list[Path]:
     """Draw every picture of a run into ``directory`` as PNG files, and return their paths.
 
-    ``judged_by`` is the name of what the history has as ``accuracy``.
+    ``judged_by`` is the name of what the history has as ``score``.
 
     Networks of more than :data:`LAYERS_A_PAGE` layers get several pages ``layers-1.png``, ``layers-2.png``...
     """
@@ -196,13 +196,13 @@ def _bars(axes: Axes, values: Floats, weights: Floats, colour: str, title: str, 
 
 
 def curves_figure(history: Sequence[Step], judged_by: str = "accuracy") -> Figure:
-    """Loss, ELBO parts, non-zero rate, temperature and validation accuracy over steps; dashed: stages."""
+    """Loss, ELBO parts, non-zero rate, temperature and validation score over steps; dashed: stages."""
     figure = _figure(9.6, 7.2)
     panels = figure.subplots(3, 2, sharex=True)
     steps = np.array([record.step for record in history], dtype=float)
     curves: list[tuple[str, str, Callable[[Step], float | None]]] = [
         ("loss", VERMILION, lambda record: record.loss),
-        (f"validation {judged_by}, %", GREEN, lambda record: _percent(record.accuracy)),
+        (f"validation {judged_by}, %", GREEN, lambda record: _percent(record.score)),
         ("ELBO part: negative log likelihood", BLUE, lambda record: record.nll),
         ("ELBO part: KL to the prior", BLUE, lambda record: record.kl),
         ("non-zero weights, %", ORANGE, lambda record: _percent(record.nonzero_rate)),

@@ -1,6 +1,7 @@
 """The whole recipe of a run on a task: which network, on which text, how it is fine-tuned and compressed."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,14 +25,16 @@ class FineTuning(RecipeSection):
 
     Attributes:
         epochs: passes over the training data.
-        lr: highest learning rate.
+        learning_rate: the highest; `lr` is its older name.
         weight_decay: of tensors with two or more dimensions; norms and biases have none.
         warmup: epochs (or a fraction of one) over which the learning rate rises.
         precision: of the multiplications in training.
     """
 
+    older_names: ClassVar[Mapping[str, str]] = {"lr": "learning_rate"}
+
     epochs: int = Field(default=3, ge=1)
-    lr: float = Field(default=2e-5, gt=0)
+    learning_rate: float = Field(default=2e-5, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: float = Field(default=0.1, ge=0)
     precision: Literal["float32", "bfloat16"] = "float32"

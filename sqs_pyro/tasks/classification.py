@@ -14,7 +14,9 @@ from sqs_pyro.data.splits import SPLIT_SEED, stratified_split
 from sqs_pyro.data.token_loader import TokenDataset
 from sqs_pyro.errors import DataError
 from sqs_pyro.evaluation.classification import predict, summarise
-from sqs_pyro.models.likelihoods import Gaussian, Likelihood, categorical
+from sqs_pyro.models.likelihoods import Gaussian, categorical
+from sqs_pyro.models.observation import Likelihood
+from sqs_pyro.networks.loaders import Loader
 from sqs_pyro.tasks.glue import GLUE, Metric, metric
 from sqs_pyro.tasks.outputs import outputs
 from sqs_pyro.tasks.parts import TextData, read_parts
@@ -47,7 +49,7 @@ class ClassificationData(TextData):
     @model_validator(mode="before")
     @classmethod
     def _glue_says_the_rest(cls, values: Any) -> Any:
-        """What a task of GLUE is made of, where the recipe does not say it itself."""
+        """Return what a task of GLUE is made of, where the recipe does not say it itself."""
         task = GLUE.get(str(values.get("glue"))) if isinstance(values, dict) else None
         if task is None:
             return values
@@ -102,7 +104,7 @@ class TextClassification:
         return {"num_labels": self.num_labels}
 
     def datasets(self, tokenizer: Any) -> Parts[TokenDataset]:
-        """Tokens, and targets ``[N]`` (of numbers ``[N, 1]``)."""
+        """Return tokens, and targets ``[N]`` (of numbers ``[N, 1]``)."""
 
         def dataset(examples: Sequence[LabelledText]) -> TokenDataset:
             texts = [[example.texts[i] for example in examples] for i in range(len(examples[0].texts))]
@@ -116,11 +118,11 @@ class TextClassification:
         return self.examples.each(dataset)
 
     def observed(self, datasets: Parts[TokenDataset], net: nn.Module) -> Parts[TokenDataset]:
-        """The same: labels are given."""
+        """Return them as they are: labels are given."""
         return datasets
 
-    def measure(self, net: nn.Module, loader: Any) -> dict[str, Any]:
-        """Of classes accuracy, NLL, calibration and GLUE's metrics; of numbers both correlations and NLL."""
+    def measure(self, net: nn.Module, loader: Loader) -> dict[str, Any]:
+        """Return accuracy, NLL, calibration and GLUE's metrics of classes; correlations and NLL of numbers."""
         metrics = GLUE[self.data.glue].metrics if self.data.glue else (self.headline,)
         if not self.is_regression:
             log_p, y = predict(net, loader)
@@ -171,7 +173,7 @@ class TextClassification:
     def _hold_out(
         self, examples: Sequence[LabelledText], held_out: int
     ) -> tuple[list[LabelledText], list[LabelledText]]:
-        """Some of every class; of numbers some at random."""
+        """Return some of every class; of numbers some at random."""
         labels = torch.tensor([0 if self.is_regression else int(example.label) for example in examples])
         kept, held = stratified_split(labels, held_out, SPLIT_SEED)
         return [examples[i] for i in kept.tolist()], [examples[i] for i in held.tolist()]

@@ -18,6 +18,7 @@ from sqs_pyro.data.token_loader import TokenDataset, TokenLoader
 from sqs_pyro.errors import DataError
 from sqs_pyro.models.likelihoods import Gaussian
 from sqs_pyro.networks.calling import output_tensor
+from sqs_pyro.networks.loaders import Loader
 from sqs_pyro.tasks.outputs import outputs
 from sqs_pyro.tasks.parts import TextData, split_parts
 from sqs_pyro.tasks.task import Parts
@@ -69,7 +70,7 @@ class SentenceEmbedding:
         return {}
 
     def datasets(self, tokenizer: Any) -> Parts[TokenDataset]:
-        """Tokens; targets come from :meth:`observed`."""
+        """Return tokens; targets come from :meth:`observed`."""
 
         def dataset(texts: list[str]) -> TokenDataset:
             encoded = tokenizer(texts, truncation=True, max_length=self.data.max_length)
@@ -92,8 +93,8 @@ class SentenceEmbedding:
         """Gaussian around embeddings ``[B, D]``, which have unit length: coordinates of root mean square 1/√D."""
         return Gaussian(self.data.noise * output_tensor(output).shape[-1] ** -0.5)(output)
 
-    def measure(self, net: nn.Module, loader: Any) -> dict[str, Any]:
-        """Mean cosine to the fp32 network's embedding, recall@1 among all of them, NLL."""
+    def measure(self, net: nn.Module, loader: Loader) -> dict[str, Any]:
+        """Return the mean cosine to the fp32 network's embedding, recall@1 among all of them, NLL."""
         found, targets = outputs(net, loader)
         nll = -self.likelihood(found).log_prob(targets).mean()
         return {
@@ -124,7 +125,7 @@ class SentenceEmbedding:
 
 
 def recall_at_1(found: Tensor, targets: Tensor) -> float:
-    """How often the target nearest by cosine is one's own; both ``[N, D]``."""
+    """Return how often the target nearest by cosine is one's own; both ``[N, D]``."""
     found, targets = F.normalize(found, dim=-1), F.normalize(targets, dim=-1)
     nearest = torch.cat([(rows @ targets.T).argmax(-1) for rows in found.split(_AT_ONCE)])
     return float((nearest == torch.arange(len(targets))).double().mean())

@@ -49,7 +49,7 @@ GLUE = {
 
 
 def metric(name: Metric, predicted: Values, true: Values) -> float:
-    """A metric, from -1 (accuracy and F1: 0) to 1.
+    """Return a metric, from -1 (accuracy and F1: 0) to 1.
 
     Args:
         name: F1 is that of class 1 of two, or the mean over more classes. Correlations with a constant are 0.

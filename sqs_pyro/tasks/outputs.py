@@ -1,19 +1,18 @@
 """What a network says of every example of a loader."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqs_pyro.errors import DataError
 from sqs_pyro.networks.calling import device_of, move_to, predictions
+from sqs_pyro.networks.loaders import Loader
 from sqs_pyro.networks.minibatches import minibatches
 from sqs_pyro.networks.modes import evaluating
 
 
 @torch.no_grad()
-def outputs(net: nn.Module, loader: Any, fill: float = 0.0) -> tuple[Tensor, Tensor]:
+def outputs(net: nn.Module, loader: Loader, fill: float = 0.0) -> tuple[Tensor, Tensor]:
     """Predictions and targets in the order of the loader, on the CPU; ``net`` runs in evaluation mode.
 
     Args:

@@ -49,14 +49,14 @@ class TextData(RecipeSection):
 def read_parts(
     data: TextData, read: Reader[Example], hold_out: HoldOut[Example] | None = None
 ) -> Parts[list[Example]]:
-    """All examples that a recipe names, made of rows; errors as :func:`split_parts`."""
+    """Return all examples that a recipe names, made of rows; errors as :func:`split_parts`."""
     return split_parts(data, lambda where: read(*_rows(data, where)), hold_out)
 
 
 def split_parts(
     data: TextData, part: Callable[[str], list[Example]], hold_out: HoldOut[Example] | None = None
 ) -> Parts[list[Example]]:
-    """All examples that a recipe names, some of them held out where it names none for a part.
+    """Return all examples that a recipe names, some of them held out where it names none for a part.
 
     Args:
         data: the recipe.
@@ -97,7 +97,7 @@ def _last(examples: Sequence[Example], held_out: int) -> tuple[list[Example], li
 
 
 def _rows(data: TextData, where: str) -> tuple[Iterable[Any], str]:
-    """The rows of a file or of a split of the data set, and what to call them."""
+    """Return the rows of a file or of a split of the data set, and what to call them."""
     if is_file(where):
         return rows_in_file(Path(where)), f"'{where}'"
     if is_file(data.source):

@@ -43,7 +43,7 @@ class Passages:
 def passages(
     questions: Sequence[Question], tokenizer: Any, max_length: int, stride: int, question_length: int
 ) -> TokenDataset:
-    """Tokens of every window, and where the first answer is in it.
+    """Return tokens of every window, and where the first answer is in it.
 
     A window is ``question, part of the context``; neighbours share ``stride`` tokens. Where a window does not hold
     the whole answer, its target is the first token, BERT's ``[CLS]``. The dataset counts windows, because each is
@@ -87,7 +87,7 @@ def token_span(window: Window, answer: Answer) -> tuple[int, int]:
 
 
 def best_span(logits: Tensor, in_context: Tensor, max_tokens: int) -> tuple[float, int, int]:
-    """The span of the context with the largest sum of both logits.
+    """Return the span of the context with the largest sum of both logits.
 
     Args:
         logits: of starts and ends, ``[2, T]``.
@@ -108,7 +108,7 @@ def best_span(logits: Tensor, in_context: Tensor, max_tokens: int) -> tuple[floa
 
 
 def predicted_texts(logits: Tensor, found: Passages, max_tokens: int) -> list[str]:
-    """The text of each question's best span in all windows of its context.
+    """Return the text of each question's best span in all windows of its context.
 
     Args:
         logits: of starts and ends, ``[windows, 2, T]``, on the CPU.
@@ -128,6 +128,6 @@ def predicted_texts(logits: Tensor, found: Passages, max_tokens: int) -> list[st
 
 
 def _cut(text: str, tokenizer: Any, length: int) -> str:
-    """The beginning of a text, of at most some tokens."""
+    """Return the beginning of a text, of at most some tokens."""
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     return text if len(offsets) <= length else text[: offsets[length - 1][1]]

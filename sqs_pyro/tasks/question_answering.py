@@ -89,7 +89,7 @@ class QuestionAnswering:
         return {"num_labels": 2}
 
     def datasets(self, tokenizer: Any) -> Parts[TokenDataset]:
-        """A window an example, targets ``[N, 2]``; see :func:`~sqs_pyro.tasks.passages.passages`.
+        """Return a window an example, targets ``[N, 2]``; see :func:`~sqs_pyro.tasks.passages.passages`.
 
         Raises:
             DataError: the tokenizer does not know where in a text its tokens stand.
@@ -107,11 +107,11 @@ class QuestionAnswering:
         return self.examples.each(dataset)
 
     def observed(self, datasets: Parts[TokenDataset], net: nn.Module) -> Parts[TokenDataset]:
-        """The same: answers are given."""
+        """Return them as they are: answers are given."""
         return datasets
 
     def likelihood(self, output: Any) -> TorchDistribution:
-        """Of starts and ends, from logits ``[B, 2, T]``."""
+        """Return the distribution of starts and ends, from logits ``[B, 2, T]``."""
         return categorical_last(output)
 
     def measure(self, net: nn.Module, loader: Any) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def questions(rows: Iterable[Any], what: str, columns: tuple[str, str, str]) -> 
 
 
 def _without_articles(rows: Iterable[Any]) -> Iterable[Any]:
-    """The questions of the official files' articles as rows; rows as they are."""
+    """Return the questions of the official files' articles as rows; rows as they are."""
     for row in rows:
         if isinstance(row, Mapping) and "paragraphs" in row:
             for paragraph in row["paragraphs"]:
@@ -124,7 +124,7 @@ def _checked(given: tuple[str, int | None], context: str, number: int, what: str
 
 
 def figures(predicted: Sequence[str], asked: Sequence[Question]) -> dict[str, float]:
-    """Mean ``f1`` and ``exact_match`` over questions, from 0 to 1."""
+    """Return the mean ``f1`` and ``exact_match`` over questions, from 0 to 1."""
     pairs = [(p, [answer.text for answer in q.answers]) for p, q in zip(predicted, asked, strict=True)]
     return {
         "f1": sum(f1(*pair) for pair in pairs) / len(pairs),

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from sqs_pyro.data.token_loader import TokenDataset
 from sqs_pyro.evaluation.judging import Judge
-from sqs_pyro.models.likelihoods import Likelihood
+from sqs_pyro.models.observation import Likelihood
+from sqs_pyro.networks.loaders import Loader
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -23,7 +24,7 @@ class Parts(Generic[T]):
     test: T
 
     def each(self, function: Callable[[T], S]) -> "Parts[S]":
-        """The same of all three."""
+        """Return all three."""
         return Parts(function(self.train), function(self.validation), function(self.test))
 
 
@@ -38,8 +39,8 @@ class Judged(Protocol):
     def likelihood(self) -> Likelihood:
         """From the network's output to the distribution of a minibatch's targets, batch shape ``[B]``."""
 
-    def measure(self, net: nn.Module, loader: Any) -> dict[str, Any]:
-        """All figures of a network in evaluation mode on a loader that does not shuffle, as plain JSON."""
+    def measure(self, net: nn.Module, loader: Loader) -> dict[str, Any]:
+        """Return all figures of a network in evaluation mode on a loader that does not shuffle, as plain JSON."""
 
 
 class Task(Judged, Protocol):
@@ -54,17 +55,17 @@ class Task(Judged, Protocol):
         """What a network's configuration must say for this task."""
 
     def datasets(self, tokenizer: Any) -> Parts[TokenDataset]:
-        """Its examples as tokens and targets."""
+        """Return its examples as tokens and targets."""
 
     def observed(self, datasets: Parts[TokenDataset], net: nn.Module) -> Parts[TokenDataset]:
-        """The same, where targets are what the fp32 network says; others come back as they are."""
+        """Return the same, where targets are what the fp32 network says; others come back as they are."""
 
 
 def judge(task: Judged) -> Judge:
-    """The task's headline figure alone."""
+    """Return the task's headline figure alone."""
     return lambda net, loader: float(task.measure(net, loader)[task.headline])
 
 
 def loss(task: Judged) -> Callable[[Tensor, Tensor], Tensor]:
-    """The task's negative log-likelihood, nats an example, from predictions and targets."""
+    """Return the task's negative log-likelihood, nats an example, from predictions and targets."""
     return lambda predictions, targets: -task.likelihood(predictions).log_prob(targets).mean()

@@ -13,6 +13,7 @@ from sqs_pyro.data import ArrayLoader, Augmentation, DataRecipe, load_data
 from sqs_pyro.errors import DataError, DivergenceError, NetworkError, OutputError, RecipeError
 from sqs_pyro.evaluation.classification import evaluate
 from sqs_pyro.networks.digits import digits_net
+from sqs_pyro.recipes import parse
 
 
 def small_net() -> nn.Module:
@@ -69,9 +70,9 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
 @pytest.mark.parametrize(
     "recipe",
     [
-        BaselineRecipe(epochs=4, lr=0.05),
-        BaselineRecipe(epochs=4, lr=0.05, channels_last=False, label_smoothing=0.1),
-        BaselineRecipe(epochs=4, lr=0.05, precision="bfloat16"),
+        BaselineRecipe(epochs=4, learning_rate=0.05),
+        BaselineRecipe(epochs=4, learning_rate=0.05, channels_last=False, label_smoothing=0.1),
+        BaselineRecipe(epochs=4, learning_rate=0.05, precision="bfloat16"),
     ],
     ids=["channels_last", "contiguous", "bfloat16"],
 )
@@ -95,7 +96,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, recipe: Ba
 
 
 def test_a_finished_checkpoint_only_loads_its_weights(tmp_path: Path):
-    path, recipe = tmp_path / "baseline.pt", BaselineRecipe(epochs=2, lr=0.05)
+    path, recipe = tmp_path / "baseline.pt", BaselineRecipe(epochs=2, learning_rate=0.05)
     net = small_net()
     history = train_baseline(net, small_loader(), None, recipe, checkpoint=path)
     before = path.read_bytes()
@@ -105,7 +106,7 @@ def test_a_finished_checkpoint_only_loads_its_weights(tmp_path: Path):
 
 
 def test_a_failed_write_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path, recipe = tmp_path / "baseline.pt", BaselineRecipe(epochs=3, lr=0.05)
+    path, recipe = tmp_path / "baseline.pt", BaselineRecipe(epochs=3, learning_rate=0.05)
     with pytest.raises(KeyboardInterrupt):
         train_baseline(small_net(), InterruptedLoader(small_loader(), 8), None, recipe, checkpoint=path)
     before = path.read_bytes()
@@ -134,7 +135,9 @@ def test_steps_agree_with_the_formulas_of_nesterov_momentum():
     torch.manual_seed(0)
     net = nn.Linear(3, 2).double()
     x, y = torch.randn(8, 3, dtype=torch.float64), torch.randint(0, 2, (8,))
-    recipe = BaselineRecipe(epochs=5, lr=0.3, momentum=0.8, weight_decay=0.1, warmup=0, label_smoothing=0.2)
+    recipe = BaselineRecipe(
+        epochs=5, learning_rate=0.3, momentum=0.8, weight_decay=0.1, warmup=0, label_smoothing=0.2
+    )
     weight, bias = net.weight.detach().clone(), net.bias.detach().clone()
     momenta = [torch.zeros_like(weight), torch.zeros_like(bias)]
     for step in range(5):
@@ -164,11 +167,11 @@ def test_nothing_outside_changes():
 
 def test_records_are_what_they_say():
     net, told = small_net(), []
-    recipe = BaselineRecipe(epochs=6, lr=0.01)
+    recipe = BaselineRecipe(epochs=6, learning_rate=0.01)
     history = train_baseline(net, small_loader(), plain_loader(), recipe, progress=told.append)
     assert told == history and [record.epoch for record in history] == [1, 2, 3, 4, 5, 6]
     result = evaluate(net, plain_loader())
-    assert (history[-1].validation_loss, history[-1].validation_accuracy) == (result.nll, result.accuracy)
+    assert (history[-1].validation_loss, history[-1].validation_score) == (result.nll, result.accuracy)
     assert history[-1].loss < history[0].loss and history[-1].accuracy > history[0].accuracy
 
 
@@ -178,7 +181,7 @@ def test_a_loss_that_is_not_finite_is_an_error_with_its_step(tmp_path: Path, bad
     minibatches = [(x, y)] * 40
     minibatches[bad_step - 1] = (x * float("nan"), y)
     path = tmp_path / "baseline.pt"
-    sentence = f"loss is nan at step {bad_step} .epoch 1. with lr=0.1: lower `lr`"
+    sentence = f"loss is nan at step {bad_step} .epoch 1. with learning_rate=0.1: lower it"
     with pytest.raises(DivergenceError, match=sentence):
         train_baseline(nn.Linear(3, 2), minibatches, None, BaselineRecipe(), checkpoint=path)
     assert not path.exists()
@@ -227,7 +230,9 @@ class TestCheckpointsOfAnotherRun:
         train_baseline(net or small_net(), loader or small_loader(), None, recipe, checkpoint=path)
 
     def test_another_recipe(self, kept: Path):
-        with pytest.raises(RecipeError, match=r"made with another recipe \(epochs: 1 -> 2, lr: 0.1 -> 0.2\)"):
+        with pytest.raises(
+            RecipeError, match=r"made with another recipe \(epochs: 1 -> 2, learning_rate: 0.1 -> 0.2\)"
+        ):
             self.resume(kept, epochs=2, lr=0.2)
 
     def test_other_data(self, kept: Path):
@@ -270,3 +275,11 @@ def test_digits_baseline_reaches_its_accuracy(seed: int):
     history = train_baseline(net, data.train, data.validation, BaselineRecipe(epochs=20, seed=seed))
     assert evaluate(net, data.test).accuracy >= 0.975
     assert sum(record.seconds for record in history) < 60
+
+
+def test_older_names_of_keys_are_taken():
+    assert BaselineRecipe(lr=0.2) == BaselineRecipe(learning_rate=0.2)
+    both = parse(BaselineRecipe, {"learning_rate": 0.1, "lr": 0.2})  # as of `--set baseline.lr=0.2`
+    assert both.learning_rate == 0.2 and "lr" not in both.model_dump()
+    with pytest.raises(RecipeError, match="'learning_rate' is -1, but should be greater than 0"):
+        parse(BaselineRecipe, {"lr": -1})

@@ -65,12 +65,12 @@ class TestTrainingCheckpoint(KeptStateContract):
 
 
 class TestBaseline(KeptStateContract):
-    changes = OF_TRAINING | {"recipe": ({"lr": 0.2}, r"with another recipe \(lr: 0\.1 -> 0\.2\)")}
+    changes = OF_TRAINING | {"recipe": ({"lr": 0.2}, r"with another recipe \(learning_rate: 0\.1 -> 0\.2\)")}
 
     def call(self, path, net=None, data=None, lr=0.1):
         net = nn.Sequential(*(net or network()))
         before = {name: value.clone() for name, value in net.state_dict().items()}
-        train_baseline(net, data or loader(), None, BaselineRecipe(epochs=1, lr=lr), checkpoint=path)
+        train_baseline(net, data or loader(), None, BaselineRecipe(epochs=1, learning_rate=lr), checkpoint=path)
         trained = values(net.state_dict())
         net.load_state_dict(before)
         return trained

@@ -226,7 +226,7 @@ def test_what_has_no_label_settles_nothing():
     options = {"validation": loader(images, late)}
     result = sqs_pyro.compress(net, loader(images, late), {**RECIPE, "num_components": 2}, **options)
     assert result.model.likelihood.class_axis == 1
-    assert result.history[-1].accuracy == evaluate(result.network, loader(images[10:], late[10:])).accuracy
+    assert result.history[-1].score == evaluate(result.network, loader(images[10:], late[10:])).accuracy
 
 
 def test_a_judge_that_turns_gradients_off_does_so_for_itself():
@@ -235,7 +235,7 @@ def test_a_judge_that_turns_gradients_off_does_so_for_itself():
         return 0.5
 
     result = sqs_pyro.compress(mlp(), loader(), RECIPE, validation=loader(), judge=judge)
-    assert result.history[-1].accuracy == 0.5 and torch.is_grad_enabled()
+    assert result.history[-1].score == 0.5 and torch.is_grad_enabled()
 
 
 def test_n_is_what_an_epoch_yields():
@@ -262,8 +262,10 @@ def test_trying_changes_nothing_that_training_sees():
 class TestBaseline:
     def test_labels_are_read_as_everywhere(self):
         for y in (Y, nn.functional.one_hot(Y, 3), Y[:, None], Y.double()):
-            (record,) = train_baseline(mlp(), loader(y=y), loader(y=y), BaselineRecipe(epochs=1, lr=0.01))
-            expected = train_baseline(mlp(), loader(), loader(), BaselineRecipe(epochs=1, lr=0.01))[0]
+            (record,) = train_baseline(
+                mlp(), loader(y=y), loader(y=y), BaselineRecipe(epochs=1, learning_rate=0.01)
+            )
+            expected = train_baseline(mlp(), loader(), loader(), BaselineRecipe(epochs=1, learning_rate=0.01))[0]
             assert (record.loss, record.accuracy) == pytest.approx((expected.loss, expected.accuracy))
 
     @pytest.mark.parametrize(

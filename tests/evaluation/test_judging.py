@@ -171,7 +171,7 @@ class TestCompression:
     def test_the_judge_of_training_is_that_of_its_labels(self, likelihood, y):
         data = batches(IMAGES, y)
         result = sqs_pyro.compress(nn.Conv2d(C, C, 1), data, self.recipe, likelihood=likelihood, validation=data)
-        assert result.history[-1].accuracy <= 1
+        assert result.history[-1].score <= 1
         assert judge_by(result.model.likelihood)(result.network, data) <= 1
 
     @pytest.mark.parametrize(

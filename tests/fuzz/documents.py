@@ -23,7 +23,7 @@ _RUN = {
     "seed": 1,
     "network": {"name": "digits_net", "options": {"width": 8}},
     "data": {"name": "digits", "batch_size": 32},
-    "baseline": {"epochs": 3, "lr": 0.1},
+    "baseline": {"epochs": 3, "learning_rate": 0.1},
     "compression": {"epochs": 3, "nonzero_rate": 0.3, "num_components": 4, "include": ["conv"]},
     "averaging": {"samples": 3, "candidates": [0.1, 0.5], "pack": True},
 }

@@ -148,7 +148,7 @@ def classification_values(directory: Path, kind: str = "bert", rows: int = 320) 
             "max_length": 32,
             "batch_size": 16,
         },
-        "baseline": {"epochs": 3, "lr": 3e-3},
+        "baseline": {"epochs": 3, "learning_rate": 3e-3},
         "compression": compression(),
         "device": "cpu",
     }
@@ -170,7 +170,7 @@ def question_values(directory: Path, rows: int = 480) -> dict:
             "answer_length": 4,
             "batch_size": 16,
         },
-        "baseline": {"epochs": 6, "lr": 3e-3},
+        "baseline": {"epochs": 6, "learning_rate": 3e-3},
         "compression": compression(),
         "device": "cpu",
     }

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from sqs_pyro import SQSELBO, BayesianNetwork, SpikeGMMGuide
 from sqs_pyro.errors import DataError, NetworkError
-from sqs_pyro.models.likelihoods import Bernoulli, Categorical, Gaussian, observe, resolve, settle
+from sqs_pyro.models.likelihoods import Bernoulli, Categorical, Gaussian, resolve
+from sqs_pyro.models.observation import observe, settle
 
 B, C = 6, 4
 LABELS = torch.tensor([0, 3, 1, 1, 2, 0])

@@ -23,13 +23,8 @@ from torch.utils.data import (
 from sqs_pyro.errors import DataError
 from sqs_pyro.evaluation.classification import evaluate
 from sqs_pyro.networks.calling import call_arguments, move_to, tensors_in
-from sqs_pyro.networks.minibatches import (
-    check_training_loader,
-    examples_an_epoch,
-    minibatches,
-    split_minibatch,
-    undisturbed,
-)
+from sqs_pyro.networks.loaders import check_training_loader, examples_an_epoch, undisturbed
+from sqs_pyro.networks.minibatches import minibatches, split_minibatch
 
 X, V, Y = torch.randn(4, 3), torch.randn(4, 2), torch.tensor([0, 1, 2, 0])
 

@@ -22,7 +22,7 @@ class Record:
     kl: float = 10.0
     nonzero_rate: float = 0.5
     temperature: float = 0.1
-    accuracy: float | None = None
+    score: float | None = None
 
 
 def _layer(name: str = "conv.weight", num_weights: int = 500, seed: int = 0) -> LayerPicture:
@@ -36,9 +36,7 @@ def _layer(name: str = "conv.weight", num_weights: int = 500, seed: int = 0) -> 
 
 def _history(steps: int = 200) -> list[Record]:
     stages = np.repeat(["dense", "coded", "frozen"], [steps // 2, steps // 4, steps - steps // 2 - steps // 4])
-    return [
-        Record(step, str(stage), accuracy=0.9 if step % 50 == 0 else None) for step, stage in enumerate(stages)
-    ]
+    return [Record(step, str(stage), score=0.9 if step % 50 == 0 else None) for step, stage in enumerate(stages)]
 
 
 def test_histogram_counts_every_weight_once():

@@ -567,8 +567,8 @@ def test_the_last_accuracy_is_that_of_the_file(epochs):
     """Statistics are estimated anew after the last step, and with few steps masks and codes change, too."""
     net = Normed().train()
     result = compress(net, data(), {**RECIPE, "epochs": epochs}, validation=data(), judge=_mean_logit)
-    assert result.history[-1].accuracy == _mean_logit(result.hard, data())
-    assert result.history[-1].accuracy == pytest.approx(_mean_logit(result.network, data()), rel=1e-5)
+    assert result.history[-1].score == _mean_logit(result.hard, data())
+    assert result.history[-1].score == pytest.approx(_mean_logit(result.network, data()), rel=1e-5)
 
 
 def _mean_logit(net, loader):

@@ -41,7 +41,8 @@ from sqs_pyro.fingerprint import (
 from sqs_pyro.inference.diagnostics import uncompressed
 from sqs_pyro.inference.findings import Finding, unrepeatable
 from sqs_pyro.kernels import packed_network
-from sqs_pyro.models.likelihoods import Likelihood, categorical_last
+from sqs_pyro.models.likelihoods import categorical_last
+from sqs_pyro.models.observation import Likelihood
 from sqs_pyro.networks.block_stack import BlockArguments, BlockStack, input_of, run_block
 from sqs_pyro.networks.calling import split_examples
 from sqs_pyro.networks.coverage import coverage
@@ -164,12 +165,13 @@ class _Run:
         self.net, self.stack, self.layer_groups = net, stack, layer_groups
         self.minibatches, self.recipe, self.likelihood = minibatches, recipe, likelihood
         self.residency = residency
-        paths = {id(module): path for path, module in net.named_modules()}
+        paths = {id(module): path for path, module in net.named_modules()}  # blocks are told by identity
         self.paths = [paths[id(block)] for block in stack.blocks]
         self.store = BlockStore(directory, {} if directory is None else self._fingerprint())
         self.packed: dict[str, PackedTensor] = {}
         self.leftovers: dict[str, Tensor] = {}
         with residency.held(net, without=stack.blocks):
+            # What the first block is called with: hidden states [B, T, D], and the other arguments of each block.
             entrances = [stack.entrance(inputs) for inputs in minibatches]
         self.states: States = [(entrance.hidden, entrance.arguments) for entrance in entrances]
 
@@ -187,19 +189,21 @@ class _Run:
 
     def compress(self, progress: Callable[[BlockRecord], None] | None) -> list[BlockRecord]:
         importance, budget = self._plan()
+        # Two streams of hidden states run side by side: of the network as it was, and behind blocks as they ship.
         original, compressed = self.states, list(self.states)
         records = []
         for i, block in enumerate(self.stack.blocks):
             with self.residency.held(block):
-                targets = _advance(block, original, i)
+                targets = _advance(block, original, i)  # what the block's outputs should be
                 kept = self.store.read(i)
+                # Ctrl-C waits until a block is whole and on disk: minutes of work, and never half a file.
                 with deferred_interrupt() if kept is None else nullcontext():
                     if kept is None:
                         kept = self._compress_block(i, original, compressed, targets, importance, budget)
                         self.store.write(i, kept)
-                self._note(i, kept, budget)
+                self._note(i, kept, budget)  # kept blocks count, too: the budget goes on where it stopped
                 student = self._student(i, kept)
-            outputs = _advance(student, compressed, i)
+            outputs = _advance(student, compressed, i)  # later blocks see, and make up for, the errors so far
             original = [(target, arguments) for target, (_, arguments) in zip(targets, original, strict=True)]
             compressed = [(output, arguments) for output, (_, arguments) in zip(outputs, original, strict=True)]
             records.append(kept.record)
@@ -262,6 +266,7 @@ class _Run:
         budget: BitBudget | None,
     ) -> FinishedBlock:
         start = time.perf_counter()
+        # The student is coded layer by layer; a later group's inputs come through its earlier, coded layers.
         teacher, student = self.stack.blocks[i], copy.deepcopy(self.stack.blocks[i])
         coded: dict[str, CodedTensor] = {}
         layers: dict[str, dict[str, float]] = {}
@@ -270,6 +275,7 @@ class _Run:
             likelihoods = self._likelihoods(i, teacher, student, before, group, original, compressed, importance)
             for name, layer in group.items():
                 own = likelihoods[name]
+                # Of the weight as it was, so that the plan and the coding take the same scales.
                 scales = self._scales(before[name].weight, own.importance)
                 extra = scale_bits(scales, layer.in_features)
                 coding = fit(
@@ -280,10 +286,10 @@ class _Run:
                     rounds=self.recipe.rounds,
                 )
                 hard = coded[f"{name}.weight"] = coding.coded(scales)
-                dense = hard.dense().to(own.mean)
+                dense = hard.dense().to(own.mean)  # [N, M], codewords as float16 will have them
                 error = own.relative_error(dense)
                 layers[name] = {"bits": coding.bits_per_weight + extra, "beta": coding.beta, "error": error}
-                layer.weight.copy_(dense)
+                layer.weight.copy_(dense)  # the next group sees it
         if self.recipe.settle_steps:
             inputs = [(hidden, arguments[i]) for hidden, arguments in compressed]
             coded = settle(student, coded, inputs, targets, self.recipe, self.recipe.seed + i)
@@ -292,6 +298,7 @@ class _Run:
             for name, value in student.named_parameters()
             if name not in coded
         }
+        # The error is of the block as it ships, rounded leftovers included; its record is filled in below.
         finished = FinishedBlock(coded, leftovers, BlockRecord(i, 0.0, 0.0, layers, 0.0))
         outputs = _advance(self._student(i, finished), compressed, i)
         sizes = {name: layers[name.removesuffix(".weight")]["bits"] for name in coded}
@@ -312,6 +319,7 @@ class _Run:
         compressed: States,
         importance: Mapping[str, Tensor],
     ) -> dict[str, LayerLikelihood]:
+        # Layers of a group share their input: one pass for all of them.
         first, now = next(iter(before.values())), next(iter(group.values()))
 
         def pairs() -> Iterable[tuple[Tensor, Tensor]]:
@@ -319,7 +327,7 @@ class _Run:
                 x = input_of(now, student, seen, arguments[i])
                 yield (input_of(first, teacher, hidden, arguments[i]) if self.recipe.adapt_inputs else x), x
 
-        cross, curvature = input_moments(pairs())
+        cross, curvature = input_moments(pairs())  # E x xₛᵀ and E xₛ xₛᵀ, [M, M]
         found = {}
         for name, layer in group.items():
             g = importance.get(f"{self.paths[i]}.{name}", torch.ones(layer.out_features))
@@ -341,13 +349,14 @@ class _Run:
         self.leftovers |= {f"{path}.{name}": value for name, value in kept.leftovers.items()}
         if budget is not None:
             for name, layer in kept.record.layers.items():
+                # What this layer took beyond its forecast is taken off those to come.
                 budget.spend(f"{path}.{name}", layer["bits"], layer["beta"])
 
     def _student(self, i: int, kept: FinishedBlock) -> nn.Module:
         """The finished block as it is shipped, dense."""
         student = copy.deepcopy(self.stack.blocks[i])
         dense = {name: value.dense() for name, value in kept.coded.items()}
-        for name, value in {**dense, **kept.leftovers}.items():
+        for name, value in {**dense, **kept.leftovers}.items():  # everything that a block has
             student.get_parameter(name).copy_(value)
         return student
 
@@ -371,7 +380,7 @@ class _Run:
         for name, weight in self.packed.items():
             finished.get_parameter(name).copy_(weight.unpack().dense())
         round_leftovers(finished, self.packed, self.recipe.leftover_dtype)
-        example = next(split_examples(self.minibatches[0], 1))
+        example = next(split_examples(self.minibatches[0], 1))  # enough to tell networks apart
         found = check_agreement(finished, packed, example)
         return [] if found is None else [unrepeatable(found.relative)]
 

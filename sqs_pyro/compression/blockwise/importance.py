@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.errors import DataError
-from sqs_pyro.models.likelihoods import Likelihood, categorical_last
+from sqs_pyro.models.likelihoods import categorical_last
+from sqs_pyro.models.observation import Likelihood
 from sqs_pyro.networks.calling import call_arguments
 
 

@@ -24,10 +24,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sqs_pyro.arguments import is_positive, is_whole
 from sqs_pyro.compression.bisection import beta_for
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
 from sqs_pyro.compression.finetune.rate_distortion import coded_bits, fit_symbol_prior
-from sqs_pyro.errors import ArgumentError, is_positive, is_whole
+from sqs_pyro.errors import ArgumentError
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.packing.coded import MAX_COMPONENTS
 

@@ -33,7 +33,7 @@ from sqs_pyro.models.bayesian import BayesianNetwork, Prior
 from sqs_pyro.models.distillation import DistillationLikelihood, DistilledLoader
 from sqs_pyro.models.likelihoods import Categorical
 from sqs_pyro.networks.checks import check_network
-from sqs_pyro.networks.minibatches import check_training_loader
+from sqs_pyro.networks.loaders import check_training_loader
 from sqs_pyro.packing import CodedTensor, size_report
 from sqs_pyro.packing.finite import check_finite
 from sqs_pyro.packing.module import with_metadata
@@ -60,7 +60,7 @@ class CompressionResult(Printed):
         model: the Bayesian network.
         guide: its trained variational posterior.
         recipe: what was done.
-        history: what training was like; the accuracy of the last record is that of ``hard``, if it has one.
+        history: what training was like; the score of the last record is that of ``hard``, if it has one.
         findings: what is wrong with the posterior at the end, if anything.
         seconds: wall-clock time of the whole call; after a resumption, of all parts up to their checkpoints.
     """
@@ -79,7 +79,7 @@ class CompressionResult(Printed):
         """What the file weighs, how good the last hard network was, and the findings."""
         from sqs_pyro.reporting.tables import result_tables
 
-        judged = [record.accuracy for record in self.history if record.accuracy is not None]
+        judged = [record.score for record in self.history if record.score is not None]
         return result_tables(
             {
                 "size": size_report(self.network).to_dict(),
@@ -190,8 +190,9 @@ def compress(
             hard, packed = _pack(unrounded, coded, recipe, metadata, inputs)
             difference = None if inputs is None else check_agreement(hard, packed, inputs)
             anew = recipe.batch_norm_batches and batch_norm_statistics(unrounded)
-        if history[-1].accuracy is not None and (anew or history[-1].stage != "frozen"):  # it has changed since
-            history[-1] = replace(history[-1], accuracy=judged(judge, copied(hard), validation))
+        changed = anew or history[-1].stage != "frozen"  # since it was judged last
+        if validation is not None and history[-1].score is not None and changed:
+            history[-1] = replace(history[-1], score=judged(judge, copied(hard), validation))
     findings = driver.findings + ([] if difference is None else [unrepeatable(difference.relative)])
     seconds = driver.earlier_seconds + time.perf_counter() - start
     return CompressionResult(packed, hard, unrounded, model, guide, recipe, history, findings, seconds)

@@ -26,7 +26,8 @@ from sqs_pyro.inference.elbo import SQSELBO
 from sqs_pyro.inference.findings import Finding
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.networks.calling import device_of, move_to
-from sqs_pyro.networks.minibatches import examples_an_epoch, minibatches
+from sqs_pyro.networks.loaders import examples_an_epoch
+from sqs_pyro.networks.minibatches import minibatches
 from sqs_pyro.shipping.pack import hard_network, network_with
 from sqs_pyro.shipping.shipped import shipped_network
 
@@ -66,8 +67,8 @@ class StepRecord:
         nonzero_rate: share of open gates.
         temperature: τ.
         learning_rate: of latents.
-        accuracy: of the hard network on validation data, where it was evaluated at this step: what the judge says,
-            at most 1.
+        score: of the hard network on validation data, where it was evaluated at this step: what the judge says (of
+            classes the accuracy), at most 1.
     """
 
     step: int
@@ -80,7 +81,12 @@ class StepRecord:
     nonzero_rate: float
     temperature: float
     learning_rate: float
-    accuracy: float | None = None
+    score: float | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        """The older name of ``score``."""
+        return self.score
 
 
 class Driver:
@@ -135,7 +141,7 @@ class Driver:
         self.kl = 0.0
         self.earlier_seconds = 0.0
         self._start = time.perf_counter()
-        self._between_steps = True
+        self._between_steps = True  # whether state is whole, so that a checkpoint may be written
         self._latest_kl: Tensor | None = None
         self._fingerprint: Fingerprint = {}
         self.history: list[StepRecord] = []
@@ -157,13 +163,13 @@ class Driver:
         """
         if checkpoint is not None:
             checkpoint = Path(checkpoint)
-            self._fingerprint = self._of_this_call()
+            self._fingerprint = self._of_this_call()  # before training: of what is given, not of what it becomes
             if checkpoint.exists():
                 self._restore(checkpoint)
         try:
             with pyro.get_param_store().scope():  # the parameters stay in the modules
                 for x, y in self._minibatches(checkpoint):
-                    with deferred_interrupt():
+                    with deferred_interrupt():  # a step is done whole or not at all
                         self._train_step(move_to(x, self.device), y.to(self.device))
         except KeyboardInterrupt:
             if checkpoint is not None and self._between_steps:
@@ -188,15 +194,15 @@ class Driver:
 
     def _freeze_codes(self) -> None:
         self._diagnose()
-        self.allocation.finish()
+        self.allocation.finish()  # the last word on zeros, while gates can still be written
         self.guide.freeze_codes()
 
     def _minibatches(self, checkpoint: Path | None) -> Iterator[tuple[Any, Tensor]]:
         per_epoch = len(self.train)
-        first_epoch, done = divmod(self.step, per_epoch)
+        first_epoch, done = divmod(self.step, per_epoch)  # where a checkpoint was left
         for epoch in range(first_epoch, self.recipe.epochs):
             if hasattr(self.train, "epoch"):
-                self.train.epoch = epoch
+                self.train.epoch = epoch  # chooses the order, so that a resumed epoch is the same one
             for i, (x, y) in enumerate(minibatches(self.train, self.model.net, "training")):
                 if i >= per_epoch:
                     raise DataError(
@@ -204,7 +210,7 @@ class Driver:
                         "length must be the number of minibatches it yields (an IterableDataset must share its "
                         "examples among the workers of its DataLoader)."
                     )
-                if epoch > first_epoch or i >= done:
+                if epoch > first_epoch or i >= done:  # minibatches already trained on are read and left
                     yield x, y
             if self.step < (epoch + 1) * per_epoch:
                 raise DataError(
@@ -226,16 +232,17 @@ class Driver:
             and self.guide.stage != "frozen"
             and not self.allocation.optimises_kl
         )
+        # Where the KL is evaluated it stands for the steps that skip it: the expected objective is unchanged.
         self.elbo.kl_weight = recipe.kl_weight * recipe.kl_every if with_kl else 0.0
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                 terms = self.elbo.terms(self.model, self.guide, x, y)
-            if not self.history:
+            if not self.history:  # once, at the first step
                 check_not_recomputed(terms.loss)
             with no_recomputation():
-                (terms.loss / self.num_data).backward()
+                (terms.loss / self.num_data).backward()  # nats an example: learning rates do not depend on N
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -246,7 +253,7 @@ class Driver:
         self.allocation.after_backward(self.step, len(y))
         for optimizer in self.optimizers:
             optimizer.step()
-        self.allocation.after_step()
+        self.allocation.after_step()  # what the optimizers have opened or closed against the masks
         self.step += 1
         record = self._look(terms, x, y)
         self._between_steps = True
@@ -259,7 +266,7 @@ class Driver:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["highest_lr"] * rate
-        if self.guide.stage != "frozen":
+        if self.guide.stage != "frozen":  # masks first: codebooks are fitted to what they leave
             self.allocation.before_step(self.step)
         if self.step == self.coding_step:
             self._start_coding()
@@ -289,12 +296,12 @@ class Driver:
             return None
         nll = float(terms.nll.detach()) / self.num_data
         self._read_kl()
-        if not math.isfinite(nll) or not math.isfinite(self.kl):
+        if not math.isfinite(nll) or not math.isfinite(self.kl):  # is it the data, or has training diverged?
             check_inputs((x, y), f"Training minibatch {self.step}")
             raise self._divergence(self.step)
         if last_of_epoch:
             self._diagnose()
-        kl_weight = self.allocation.beta or self.recipe.kl_weight
+        kl_weight = self.allocation.beta or self.recipe.kl_weight  # found for a target size, or given
         due = last_of_epoch and (self.step // len(self.train)) % self.recipe.evaluate_every == 0
         record = StepRecord(
             step=self.step,
@@ -307,7 +314,7 @@ class Driver:
             nonzero_rate=self.guide.nonzero_rate(),
             temperature=self.guide.temperature,
             learning_rate=self.optimizers[0].param_groups[0]["lr"],
-            accuracy=self._validation_accuracy() if due else None,
+            score=self._validation_score() if due else None,
         )
         self.history.append(record)
         return record
@@ -322,11 +329,11 @@ class Driver:
         elif self._latest_kl is not None:
             self.kl = float(self._latest_kl) / self.num_data
 
-    def _validation_accuracy(self) -> float | None:
+    def _validation_score(self) -> float | None:
         if self.validation is None:
             return None
         sites = self.guide.site_guides()
-        if self.guide.stage == "dense":
+        if self.guide.stage == "dense":  # there are no codes yet: latents, with the zeros so far
             net = network_with(
                 self.model.net, {name: site.latent * (site.gates() > 0.5) for name, site in sites.items()}
             )
@@ -393,12 +400,17 @@ class Driver:
             self.guide.load_state_dict(state["guide"])
         except RuntimeError as error:
             raise NetworkError(f"Checkpoint '{path}' is of another network: {first_line(error)}") from None
-        self.guide.resume(state["stage"], state["draws"])
+        self.guide.resume(state["stage"], state["draws"])  # which says what learns
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.allocation.load_state_dict(state["allocation"])
         self.step, self.kl, self.earlier_seconds = state["step"], state["kl"], state["seconds"]
-        self.history = [StepRecord(**record) for record in state["history"]]
-        torch.set_rng_state(state["rng"])
+        self.history = [StepRecord(**_renamed(record)) for record in state["history"]]
+        torch.set_rng_state(state["rng"])  # last: what is above may draw
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+
+def _renamed(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record that was kept before its score was called so."""
+    return {"score" if key == "accuracy" else key: value for key, value in record.items()}

@@ -99,7 +99,7 @@ class TestResult:
     def test_history(self, result):
         assert isinstance(result, CompressionResult) and isinstance(result.recipe, CompressionRecipe)
         assert {record.stage for record in result.history} == {"dense", "coded", "frozen"}
-        assert [r.accuracy for r in result.history if r.accuracy is not None][-1] > 0.7
+        assert [r.score for r in result.history if r.score is not None][-1] > 0.7
         assert result.seconds > 0
         assert not result.hard.training and not result.network.training
 

@@ -189,7 +189,7 @@ class TestSchedule:
         untrained = network()
         d = driver({"epochs": 20, "learning_rate": 0.05}, validation=data(300, 100, shuffle=False), net=untrained)
         history = d.run()
-        accuracies = [record.accuracy for record in history if record.accuracy is not None]
+        accuracies = [record.score for record in history if record.score is not None]
         assert accuracies[-1] > 0.9 > accuracies[0]
         assert history[-1].nll < history[0].nll
 
@@ -205,20 +205,20 @@ class TestRecords:
             "learning_rate": 0.2,
         }
         looked = driver(recipe, validation=data(30, 30))
-        assert looked.run()[-1].accuracy is not None
+        assert looked.run()[-1].score is not None
         alone = driver(recipe)
         alone.run()
         state = everything(alone)
         assert all(torch.equal(value, state[name]) for name, value in everything(looked).items())
 
-    def test_validation_accuracy_every_so_many_epochs(self):
+    def test_validation_score_every_so_many_epochs(self):
         d = driver({"evaluate_every": 2}, validation=data(30, 30, shuffle=False))
-        measured = {r.step: r.accuracy for r in d.run() if r.accuracy is not None}
+        measured = {r.step: r.score for r in d.run() if r.score is not None}
         assert list(measured) == [12, 24]
         assert all(0 <= a <= 1 for a in measured.values())
 
-    def test_without_validation_there_is_no_accuracy(self):
-        assert all(record.accuracy is None for record in driver().run())
+    def test_without_validation_there_is_no_score(self):
+        assert all(record.score is None for record in driver().run())
 
     def test_progress_gets_every_record_of_the_history(self):
         seen = []

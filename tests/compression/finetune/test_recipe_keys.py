@@ -117,7 +117,7 @@ def compressed(**recipe: Any) -> Any:
     loader = DataLoader(TensorDataset(torch.randn(24, 4) + 2 * y[:, None], y), batch_size=4)
     result = compress(net, loader, recipe, validation=loader)
     rows = [(row.name, row.layout, row.components, row.groups) for row in size_report(result.network).tensors]
-    return result.hard, rows, [(record.stage, record.nll, record.accuracy) for record in result.history]
+    return result.hard, rows, [(record.stage, record.nll, record.score) for record in result.history]
 
 
 def changed(recipe: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
