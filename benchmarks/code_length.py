@@ -25,7 +25,7 @@ from figures import write_figures
 from packaged_weights import language_model_tensor
 from torch import Tensor, nn
 
-from sqs_pyro.compression.finetune.rate_distortion import RateDistortion, fit_laws
+from sqs_pyro.compression.finetune.rate_distortion import RateDistortion, fit_symbol_prior
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
 from sqs_pyro.packing import CodedTensor, canonical, pack_tensor, read_packed
@@ -65,7 +65,7 @@ def law_bits(coded: CodedTensor) -> float:
     counts = count_codes(codes, mask, smallest.num_components)
     zeros = torch.tensor([[mask.numel() - smallest.nonzeros]])
     symbols = torch.cat([zeros, counts], 1)
-    return float((symbols * fit_laws(symbols).rates).sum()) / math.log(2)
+    return float((symbols * fit_symbol_prior(symbols).rates).sum()) / math.log(2)
 
 
 @torch.no_grad()

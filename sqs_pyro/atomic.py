@@ -19,7 +19,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from sqs_pyro.errors import OutputError
+from sqs_pyro.errors import OutputError, first_line
 
 _REPLACED = "replaced"  # in a place: the directory that is being replaced
 _PLACE = re.compile(r"\.sqs-[0-9a-f]{12}-[0-9a-f]{8}\.part/")
@@ -53,12 +53,11 @@ def one_sentence(path: str | Path) -> Iterator[None]:
         repair = _repair(error)
         if isinstance(error, FileNotFoundError) and Path(path).parent.is_dir():
             repair = "choose another path"  # as in /proc
-        raise OutputError(f"'{shown(path)}' cannot be written ({_reason(error)}): {repair}.") from error
+        raise OutputError(f"'{path_text(path)}' cannot be written ({_reason(error)}): {repair}.") from error
 
 
 def _reason(error: OSError | SafetensorError) -> str:
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return (said.strip().splitlines() or [type(error).__name__])[0].rstrip(" .")
+    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
 
 
 def _repair(error: OSError | SafetensorError) -> str:
@@ -72,7 +71,7 @@ def _number_in(text: str) -> int:
     return int(found[1]) if found else 0
 
 
-def shown(path: str | Path) -> str:
+def path_text(path: str | Path) -> str:
     """A path for a sentence: where it shall be once its place is gone; one of hundreds of letters is cut."""
     text = _PLACE.sub("", str(path))
     return text if len(text) <= 200 else f"{text[:90]}…{text[-90:]}"
@@ -87,7 +86,7 @@ def resolved(path: str | Path) -> Path:
     try:
         found = Path(os.path.realpath(path))
     except ValueError as error:  # a zero byte
-        raise OutputError(f"{shown(str(path))!r} is no path ({error}): correct it.") from None
+        raise OutputError(f"{path_text(str(path))!r} is no path ({error}): correct it.") from None
     with one_sentence(path):
         if found.is_symlink():  # realpath stops in a circle
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -110,7 +109,7 @@ def check_place(path: str | Path, *, room: int = 0) -> None:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         parent = next(above for above in target.parents if above.exists())
         if not parent.is_dir():
-            raise OutputError(f"'{shown(path)}' cannot be made, because '{shown(parent)}' is a file.")
+            raise OutputError(f"'{path_text(path)}' cannot be made, because '{path_text(parent)}' is a file.")
         longest = os.pathconf(parent, "PC_NAME_MAX") - room
         if any(len(os.fsencode(part)) > longest for part in target.relative_to(parent).parts):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))

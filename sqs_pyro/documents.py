@@ -9,7 +9,7 @@ sentence.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,17 @@ MAX_YAML_BYTES = 1 << 18  # of a recipe: a thousand times what one takes, and re
 MAX_JSON_BYTES = 1 << 26
 _MAX_YAML_NODES = 100_000  # aliases written out
 _LONGEST_SHOWN = 200
+_WRITTEN_OUT = ("builtins", "datetime")  # modules of classes whose ``repr`` says what a value is
 
 _BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 def shown(value: Any, most: int = _LONGEST_SHOWN) -> str:
-    """Return ``repr(value)`` for a message, in at most ``most`` characters; of a longer one the beginning.
+    """Return a value for a message, in at most ``most`` characters; of a longer one the beginning.
 
-    What is written out is bounded, too: a list of a million entries is not formatted to be cut.
+    Numbers, texts and what is made of them are as Python writes them, tensors and arrays their dtype and shape,
+    other objects their class. What is written out is bounded, too: a list of a million entries is not formatted
+    to be cut.
     """
     text = repr(_Beginning(most).of(value))
     return text if len(text) <= most else f"{text[: most - 4]} ..."
@@ -284,6 +287,13 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), "nothing" if value is None else f"a {type(value).__name__}")
 
 
+class _Text(str):
+    """What ``repr`` writes without quotes."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
 class _Beginning:
     """As much of a value as some characters can show."""
 
@@ -297,15 +307,23 @@ class _Beginning:
         self._left -= len(value) if isinstance(value, str | bytes) else 2
         if isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
             return f"an integer of {value.bit_length()} bits"
-        if isinstance(value, list | tuple | dict) and not depth:
+        if isinstance(value, list | tuple | Mapping) and not depth:
             return "..."
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             return {
                 self.of(name, depth - 1): self.of(each, depth - 1) for name, each in self._first(value.items())
             }
         if type(value) in (list, tuple):
             return type(value)(self.of(each, depth - 1) for each in self._first(value))
-        return value
+        return value if type(value).__module__ in _WRITTEN_OUT else _Text(self._described(value))
+
+    def _described(self, value: Any) -> str:
+        if hasattr(value, "dtype") and hasattr(value, "shape"):
+            text = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+        else:
+            text = f"a {type(value).__name__}"
+        self._left -= len(text)
+        return text
 
     def _first(self, values: Iterable[Any]) -> Iterator[Any]:
         for value in values:

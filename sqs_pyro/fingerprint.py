@@ -7,10 +7,8 @@ its own is equal, and names the first thing that differs if it is not.
 import contextlib
 import functools
 import hashlib
-import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
@@ -18,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
+
+from sqs_pyro.isolation import random_states_kept
 
 #: Of each part (``recipe``, ``network``, ``data``, ``setting``...) what is known of it, by key.
 Fingerprint = dict[str, dict[str, Any]]
@@ -156,7 +156,7 @@ def loader_fingerprint(loader: Any) -> dict[str, Any]:
     found["order"] = _order(inner)
     if getattr(inner, "collate_fn", None) is not None:
         found["collate_fn"] = described(inner.collate_fn)
-    with _random_numbers_kept():
+    with random_states_kept(seed=0):  # a data set may augment
         found["content"] = described(_content(inner, dataset))
     return found
 
@@ -197,21 +197,6 @@ def _first_minibatch(loader: Any) -> Any:
     finally:
         if epoch is not None:
             loader.epoch = epoch
-
-
-@contextmanager
-def _random_numbers_kept() -> Iterator[None]:
-    """Fixed random numbers in the body, which a data set may augment with; then as before."""
-    own, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        random.seed(0)
-        np.random.seed(0)  # noqa: NPY002 - users' data sets draw from it
-        try:
-            yield
-        finally:
-            random.setstate(own)
-            np.random.set_state(numpys)  # noqa: NPY002
 
 
 # ---- anything ----

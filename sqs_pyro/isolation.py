@@ -25,7 +25,7 @@ import torch
 from pyro.poutine import runtime
 from torch import nn
 
-from sqs_pyro.errors import RecipeError
+from sqs_pyro.errors import ArgumentError
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -68,9 +68,9 @@ def isolated(
     """
     given = [net for net in networks if net is not None]
     with _turn, ExitStack() as undo:
-        undo.enter_context(_training_flags(given))
+        undo.enter_context(modes_kept(*given))
         undo.enter_context(_pyro(sees_parameters))
-        undo.enter_context(_random_states(seed))
+        undo.enter_context(random_states_kept(seed))
         undo.enter_context(_defaults(given, sees_dtype))
         undo.enter_context(torch.inference_mode(False))
         undo.enter_context(torch.enable_grad())
@@ -142,7 +142,8 @@ def _no_autocast() -> Iterator[None]:
 
 
 @contextmanager
-def _training_flags(networks: list[nn.Module]) -> Iterator[None]:
+def modes_kept(*networks: nn.Module) -> Iterator[None]:
+    """Run a block after which every module of the networks is in the mode it was in."""
     flags = [(module, module.training) for net in networks for module in net.modules()]
     try:
         yield
@@ -182,9 +183,14 @@ def _pyro(sees_parameters: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _random_states(seed: int | None) -> Iterator[None]:
-    """GPUs that are not in use yet have no state to keep; seeding them would be remembered until they are."""
+def random_states_kept(seed: int | None = None) -> Iterator[None]:
+    """Run a block after which torch, NumPy and Python draw as if it had drawn nothing.
+
+    Args:
+        seed: of all of them in the block; without it they go on from where they are.
+    """
     seed = None if seed is None else _checked(seed)
+    # GPUs that are not in use yet have no state to keep; seeding them would be remembered until they are.
     before = pyro.util.get_rng_state()  # of torch on the CPU, NumPy and Python
     on_gpu = torch.cuda.is_initialized()
     gpus = torch.cuda.get_rng_state_all() if on_gpu else []
@@ -210,7 +216,7 @@ def _checked(seed: object) -> int:
         number = None
     if number is None or not -(2**63) <= number < 2**64:
         given = repr(seed) if isinstance(seed, int | float | str) else f"a {type(seed).__name__}"
-        raise RecipeError(
+        raise ArgumentError(
             f"The seed is {given:.40}, but must be a whole number from -2^63 to 2^64 - 1: give one, say 0."
         )
     return number

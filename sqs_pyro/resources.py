@@ -4,7 +4,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqs_pyro.errors import OutputError, ResourceError, SQSError
+from sqs_pyro.errors import OutputError, ResourceError, SQSError, first_line
 
 # torch (CPU, CUDA, mapped files), C++, the loader of shared libraries, zlib, Python's threads
 _MEMORY = (
@@ -52,7 +52,7 @@ def _first(error: BaseException) -> BaseException:
 
 def shortage(error: BaseException) -> str | None:
     """What an error says there is too little of, with its reason in brackets; None: it is of another kind."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .")[-160:]
+    reason = first_line(error)[-160:]
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return f"memory than there is ({reason or 'MemoryError'})"
     if not isinstance(error, RuntimeError | ImportError | OSError | ValueError):

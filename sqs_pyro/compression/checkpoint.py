@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from sqs_pyro.atomic import appearing
-from sqs_pyro.errors import DataError, NetworkError, RecipeError, SQSError
+from sqs_pyro.errors import DataError, NetworkError, RecipeError, SQSError, first_line
 from sqs_pyro.fingerprint import Fingerprint, first_difference
 
 _SEAL = b"\nsqs-pyro sha256 "
@@ -75,7 +75,7 @@ def read_checkpoint(path: Path, keys: frozenset[str] = frozenset()) -> dict[str,
             _check_seal(file)
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a different class for each kind of damage
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise NetworkError(f"Checkpoint '{path}' cannot be read ({reason}): delete it to start again.") from None
     missing = keys - set(state) if isinstance(state, dict) else keys
     if missing:

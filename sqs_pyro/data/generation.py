@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sqs_pyro.errors import DataError, NetworkError
 from sqs_pyro.networks.calling import device_of, output_tensor
+from sqs_pyro.networks.modes import evaluating
 from sqs_pyro.networks.tokens import longest_input
 
 _CACHE_NAMES = ("cache", "past_key_values")  # transformers from 5.24 on, and before
@@ -51,15 +52,11 @@ def generate_calibration(
     generator = torch.Generator().manual_seed(seed)
     first = starts[torch.randint(len(starts), (count, 1), generator=generator)]
     draws = torch.rand(count, length - 1, generator=generator, dtype=torch.float64)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         parts = [
             _continue(model, tokens, u, vocab_size, temperature)
             for tokens, u in zip(first.split(batch_size), draws.split(batch_size), strict=True)
         ]
-    finally:
-        model.train(was_training)
     return torch.cat(parts)
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 from sqs_pyro.data.array_loader import epoch_generator
 from sqs_pyro.data.recipe import DataRecipe
 from sqs_pyro.data.splits import SPLIT_SEED, Data, held_out_size, stratified_split
-from sqs_pyro.errors import DataError
+from sqs_pyro.errors import DataError, first_line
 from sqs_pyro.extras import needed_for
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
@@ -147,7 +147,7 @@ def read_image(path: str) -> Any:
     except DataError:
         raise
     except Exception as error:  # each format has errors of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)
         raise DataError(f"Image '{path}' cannot be read ({reason}): remove or replace it.") from None
 
 

@@ -11,26 +11,27 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sqs_pyro.distributions.codebook import Codebook
+
 #: exp(-50) = 2e-22 is nothing beside the largest responsibility, but not denormal, even times a small gradient:
 #: arithmetic on denormal numbers takes ten times as long.
 _NEGLIGIBLE = -50.0
 
 
-def assignment_logits(latent: Tensor, loc: Tensor, scale: Tensor, log_mixing: Tensor) -> Tensor:
-    """``log π_k + log N(w; μ_k, σ_k²)`` up to a constant, ``[K, G, n]`` (before the temperature).
+def assignment_logits(latent: Tensor, codebook: Codebook) -> Tensor:
+    """Return ``log π_k + log N(w; μ_k, σ_k²)`` up to a constant, ``[K, G, n]``, of latents ``[G, n]``.
 
-    Args:
-        latent: latent values w, ``[G, n]``.
-        loc, scale, log_mixing: the codebook, each ``[G, K]``.
+    It is what the temperature is to divide.
     """
+    loc, scale, log_mixing = codebook
     z = (latent - _over_weights(loc)) / _over_weights(scale)
     return _over_weights(log_mixing - scale.log()) - 0.5 * z**2
 
 
 @torch.no_grad()
-def map_codes(latent: Tensor, loc: Tensor, scale: Tensor, log_mixing: Tensor) -> Tensor:
-    """The most probable component of each weight, ``argmax_k φ_k``, uint8 ``[G, n]``; ties take the first."""
-    logits = _scaled_logits(latent, loc, scale, log_mixing, 1.0)
+def map_codes(latent: Tensor, codebook: Codebook) -> Tensor:
+    """Return each weight's most probable component, ``argmax_k φ_k``, uint8 ``[G, n]``; ties take the first."""
+    logits = _scaled_logits(latent, codebook, 1.0)
     from_last = torch.arange(len(logits), 0, -1, dtype=torch.int16, device=latent.device)
     is_best = (logits == logits.amax(0)).to(torch.int16)
     highest = is_best.mul_(from_last[:, None, None]).amax(0)  # several times faster than argmax over K
@@ -82,7 +83,7 @@ class ExpectedDivergence(torch.autograd.Function):
         less_entropy: bool = False,
     ) -> Tensor:
         """Args: latent ``[G, n]``; loc, scale, log_mixing, divergence κ ``[G, K]``. Returns ``[G, n]``."""
-        phi = _soft_assignment(latent, loc, scale, log_mixing, temperature)
+        phi = _soft_assignment(latent, Codebook(loc, scale, log_mixing), temperature)
         expected = (phi * _with_log(phi, _over_weights(divergence), less_entropy)).sum(0)
         ctx.save_for_backward(latent, loc, scale, log_mixing, divergence, expected)
         ctx.temperature, ctx.less_entropy = temperature, less_entropy
@@ -97,7 +98,7 @@ class ExpectedDivergence(torch.autograd.Function):
         """
         (grad,) = grads
         latent, loc, scale, log_mixing, divergence, expected = ctx.saved_tensors
-        phi = _soft_assignment(latent, loc, scale, log_mixing, ctx.temperature)
+        phi = _soft_assignment(latent, Codebook(loc, scale, log_mixing), ctx.temperature)
         excess = (_with_log(phi, _over_weights(divergence), ctx.less_entropy) - expected).div_(ctx.temperature)
         phi *= grad
         grad_divergence = phi.sum(-1).T
@@ -118,7 +119,7 @@ class LogSumDivergence(torch.autograd.Function):
     def forward(ctx: Any, latent: Tensor, width: Tensor, loc: Tensor, scale: Tensor, log_mixing: Tensor) -> Tensor:
         """Args: latent w, width s ``[G, n]``; loc, scale, log_mixing ``[G, K]``. Returns ``[G, n]``."""
         ctx.save_for_backward(latent, width, loc, scale, log_mixing)
-        return -width.log() - 0.5 - _blurred_logits(latent, width, loc, scale, log_mixing).logsumexp(0)
+        return -width.log() - 0.5 - _blurred_logits(latent, width, Codebook(loc, scale, log_mixing)).logsumexp(0)
 
     @staticmethod
     @once_differentiable
@@ -126,7 +127,7 @@ class LogSumDivergence(torch.autograd.Function):
         """Gradients by ``∂/∂logit_k = -φ_k`` with φ the softmax of the logits."""
         (grad,) = grads
         latent, width, loc, scale, log_mixing = ctx.saved_tensors
-        logits = _blurred_logits(latent, width, loc, scale, log_mixing)
+        logits = _blurred_logits(latent, width, Codebook(loc, scale, log_mixing))
         weight = logits.softmax(0).mul_(-grad)
         grad_log_mixing = weight.sum(-1).T
         precise = weight.mul_(_over_weights(scale**-2))
@@ -138,20 +139,11 @@ class LogSumDivergence(torch.autograd.Function):
         return grad_latent, grad_width, grad_loc, grad_scale, grad_log_mixing
 
 
-def _blurred_logits(latent: Tensor, width: Tensor, loc: Tensor, scale: Tensor, log_mixing: Tensor) -> Tensor:
-    """``log π_k - log σ_k - (s² + (w - μ_k)²) / (2 σ_k²)``, ``[K, G, n]``."""
+def _blurred_logits(latent: Tensor, width: Tensor, codebook: Codebook) -> Tensor:
+    """Return ``log π_k - log σ_k - (s² + (w - μ_k)²) / (2 σ_k²)``, ``[K, G, n]``."""
+    loc, scale, log_mixing = codebook
     squares = (latent - _over_weights(loc)).square_().add_(width**2).mul_(_over_weights(-0.5 * scale**-2))
     return squares.add_(_over_weights(log_mixing - scale.log()))
-
-
-def per_weight(codebook: Tensor, shape: torch.Size) -> Tensor:
-    """A codebook ``[G, K]`` of weights ``[*shape]`` so that it broadcasts to ``[*shape, K]``; copies for tiles."""
-    if len(codebook) == 1:
-        return codebook[0]
-    if len(codebook) == shape[0]:
-        return codebook.view(shape[0], *[1] * (len(shape) - 1), -1)
-    per_group = shape.numel() // len(codebook)
-    return codebook[:, None, :].expand(-1, per_group, -1).reshape(*shape, -1)
 
 
 def _with_log(phi: Tensor, divergence: Tensor, less_entropy: bool) -> Tensor:
@@ -181,14 +173,15 @@ def _flat_index(codes: Tensor, num_components: int) -> Tensor:
     return index.flatten()
 
 
-def _scaled_logits(latent: Tensor, loc: Tensor, scale: Tensor, log_mixing: Tensor, temperature: float) -> Tensor:
-    """``assignment_logits / τ`` outside autograd: one allocation, τ and ½ folded into the codebook."""
+def _scaled_logits(latent: Tensor, codebook: Codebook, temperature: float) -> Tensor:
+    """Return ``assignment_logits / τ`` outside autograd: one allocation, τ and ½ folded into the codebook."""
+    loc, scale, log_mixing = codebook
     z = (latent - _over_weights(loc)).mul_(_over_weights((scale * (2 * temperature) ** 0.5).reciprocal()))
     return torch.sub(_over_weights((log_mixing - scale.log()) / temperature), z.square_(), out=z)
 
 
-def _soft_assignment(latent: Tensor, loc: Tensor, scale: Tensor, log_mixing: Tensor, temperature: float) -> Tensor:
-    """:func:`responsibilities` outside autograd, in place."""
-    logits = _scaled_logits(latent, loc, scale, log_mixing, temperature)
+def _soft_assignment(latent: Tensor, codebook: Codebook, temperature: float) -> Tensor:
+    """Return φ, ``[K, G, n]``, outside autograd: one allocation."""
+    logits = _scaled_logits(latent, codebook, temperature)
     phi = logits.sub_(logits.amax(0)).clamp_min_(_NEGLIGIBLE).exp_()
     return phi.div_(phi.sum(0))

@@ -1,51 +1,48 @@
 """A lower bound on the KL between Gaussian mixtures: what is left of it when the line is cut into cells.
 
-By the data-processing inequality ``KL(Q‖P) <= KL(q‖p)`` for the masses Q, P that two laws give to the cells of
-any partition: what only knows the cell can tell them apart no better. With a codebook's components in cells of
-their own little is lost, and every finer partition loses less.
+By the data-processing inequality ``KL(Q‖P) <= KL(q‖p)`` for the masses Q, P that two distributions give to the
+cells of any partition: what only knows the cell can tell them apart no better. With a codebook's components in
+cells of their own little is lost, and every finer partition loses less.
 """
 
 import torch
 from torch import Tensor
 
+from sqs_pyro.distributions.codebook import Codebook
+
 _OFFSETS = (-2.0, -1.2, -0.4, 0.4, 1.2, 2.0)  # edges inside a component, in its standard deviations
 _MOST_NUMBERS = 1 << 22  # of weights times cells that are held at once
 
 
-def cell_divergence(
-    weights_q: Tensor, loc_q: Tensor, scale_q: Tensor, log_weights_p: Tensor, loc_p: Tensor, scale_p: Tensor
-) -> Tensor:
-    """``Σ_c Q_c log(Q_c / P_c) <= KL(Σ_k w_k N_k‖Σ_j v_j N'_j)``, ``[G, n]``, never negative.
+def cell_divergence(weights_q: Tensor, loc_q: Tensor, scale_q: Tensor, p: Codebook) -> Tensor:
+    """Return ``Σ_c Q_c log(Q_c / P_c) <= KL(Σ_k w_k N_k‖Σ_j v_j N'_j)``, ``[G, n]``, never negative.
 
     Args:
-        weights_q: w of each weight's law, ``[G, n, K]``, summing to 1 over K.
+        weights_q: w of each weight's mixture, ``[G, n, K]``, summing to 1 over K.
         loc_q, scale_q: its components, ``[G, K]``.
-        log_weights_p: log v, ``[G, J]``.
-        loc_p, scale_p: the other law's components, ``[G, J]``.
+        p: the other mixture, v of J components.
     """
-    num_groups, num_numbers = len(loc_q), len(_OFFSETS) * (loc_q.shape[1] + loc_p.shape[1]) ** 2
+    num_groups, num_numbers = len(loc_q), len(_OFFSETS) * (loc_q.shape[1] + p.num_components) ** 2
     if num_groups > 1 and num_groups * num_numbers > _MOST_NUMBERS:  # as many groups as weights, maybe
-        everything = (weights_q, loc_q, scale_q, log_weights_p, loc_p, scale_p)
-        parts = [x.split(max(1, _MOST_NUMBERS // num_numbers)) for x in everything]
-        return torch.cat([cell_divergence(*part) for part in zip(*parts, strict=True)])
-    edges = _edges(loc_q.detach(), scale_q.detach(), loc_p.detach(), scale_p.detach())
+        parts = [x.split(max(1, _MOST_NUMBERS // num_numbers)) for x in (weights_q, loc_q, scale_q, *p)]
+        several = zip(*parts, strict=True)
+        return torch.cat([cell_divergence(w, loc, scale, Codebook(*other)) for w, loc, scale, *other in several])
+    edges = _edges(loc_q.detach(), scale_q.detach(), p.loc.detach(), p.scale.detach())
     mass_q = _log_masses(loc_q, scale_q, edges).exp()  # [G, K, C]
-    log_p = (log_weights_p.unsqueeze(-1) + _log_masses(loc_p, scale_p, edges)).logsumexp(1)  # [G, C]
+    log_p = _log_mixture_masses(p, edges)
     at_once = max(1, _MOST_NUMBERS // log_p.numel())
     return torch.cat([_divergence(part @ mass_q, log_p) for part in weights_q.split(at_once, dim=1)], dim=1)
 
 
-def gaussian_cell_divergence(
-    loc: Tensor, scale: Tensor, log_weights_p: Tensor, loc_p: Tensor, scale_p: Tensor
-) -> Tensor:
-    """As :func:`cell_divergence`, for one Gaussian a weight; the cells are the other law's, ``[G, n]``.
+def gaussian_cell_divergence(loc: Tensor, scale: Tensor, p: Codebook) -> Tensor:
+    """Return what :func:`cell_divergence` does, for one Gaussian a weight, ``[G, n]``; the cells are those of p.
 
     Args:
         loc, scale: of each weight's Gaussian, ``[G, n]``.
-        log_weights_p, loc_p, scale_p: the mixture, ``[G, J]``.
+        p: the mixture.
     """
-    edges = _edges(loc_p, scale_p, loc_p, scale_p)
-    log_p = (log_weights_p.unsqueeze(-1) + _log_masses(loc_p, scale_p, edges)).logsumexp(1)  # [G, C]
+    edges = _edges(p.loc, p.scale, p.loc, p.scale)
+    log_p = _log_mixture_masses(p, edges)
     at_once = max(1, _MOST_NUMBERS // log_p.numel())
     parts = zip(loc.split(at_once, dim=1), scale.split(at_once, dim=1), strict=True)
     return torch.cat([_divergence(_log_masses(*part, edges).exp(), log_p) for part in parts], dim=1)
@@ -69,6 +66,11 @@ def _edges(loc_q: Tensor, scale_q: Tensor, loc_p: Tensor, scale_p: Tensor) -> Te
 
 def _around(loc: Tensor, scale: Tensor) -> Tensor:
     return (loc.unsqueeze(-1) + scale.unsqueeze(-1) * loc.new_tensor(_OFFSETS)).flatten(1)
+
+
+def _log_mixture_masses(p: Codebook, edges: Tensor) -> Tensor:
+    """``log P(Σ_j v_j N'_j in cell c)``, ``[G, C]``."""
+    return (p.log_mixing.unsqueeze(-1) + _log_masses(p.loc, p.scale, edges)).logsumexp(1)
 
 
 def _log_masses(loc: Tensor, scale: Tensor, edges: Tensor) -> Tensor:

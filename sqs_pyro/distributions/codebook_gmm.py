@@ -1,29 +1,18 @@
 """Spike-and-GMM whose responsibilities follow from a latent weight and a shared codebook, computed when needed."""
 
-import copy
-from typing import Any, Self, TypeVar
-
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal, kl_divergence
 
-from sqs_pyro.distributions.assignment import (
-    ExpectedDivergence,
-    HardValue,
-    assignment_logits,
-    map_codes,
-    per_weight,
-)
+from sqs_pyro.distributions.assignment import ExpectedDivergence, HardValue, assignment_logits, map_codes
+from sqs_pyro.distributions.codebook import Codebook, GroupedMixture
 from sqs_pyro.distributions.kl import density_bound, gate_divergence, register_bound, spike_gmm_bound
 from sqs_pyro.distributions.numerics import weighted
-from sqs_pyro.distributions.parameters import as_scalar
 from sqs_pyro.distributions.spike_and_slab import SpikeAndSlab, straight_through_gate
 from sqs_pyro.distributions.spike_gmm import SpikeGMM
 
-Law = TypeVar("Law", bound=SpikeGMM)
 
-
-class CodebookGMM(SpikeGMM):
+class CodebookGMM(GroupedMixture):
     """A :class:`SpikeGMM` over N weights in G groups that share codebooks of K components.
 
     ``φ_i = softmax_k[(log π_k + log N(w_i; μ_k, σ_k²)) / τ]``. Nothing of size N x K is kept: the
@@ -58,73 +47,42 @@ class CodebookGMM(SpikeGMM):
         spike_scale: Tensor | float | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        self.spike_scale = as_scalar(spike_scale, gates)
-        self.latent, self.base_shape = latent, latent.shape
+        self.latent = latent
         self.anchor = latent if anchor is None else anchor
-        self.codebook_loc, self.codebook_scale, self.log_mixing = loc, scale, log_mixing
         self._hard_codes = codes
-        self._responsibilities = self._logits = None
-        self._setup(gates, loc, scale, loc.shape[-1], latent.shape, temperature, estimator, validate_args)
-
-    @property
-    def loc(self) -> Tensor:
-        """μ, broadcastable to ``[*shape, K]``."""
-        return per_weight(self.codebook_loc, self.base_shape)
-
-    @property
-    def scale(self) -> Tensor:
-        """σ, broadcastable to ``[*shape, K]``."""
-        return per_weight(self.codebook_scale, self.base_shape)
-
-    @property
-    def num_groups(self) -> int:
-        """G."""
-        return self.codebook_loc.shape[0]
-
-    def grouped(self, value: Tensor) -> Tensor:
-        """A tensor ``[*shape]`` as ``[G, N / G]``."""
-        return value.reshape(self.num_groups, -1)
+        super().__init__(
+            gates,
+            Codebook(loc, scale, log_mixing),
+            latent.shape,
+            temperature=temperature,
+            estimator=estimator,
+            spike_scale=spike_scale,
+            validate_args=validate_args,
+        )
 
     @property
     def logits(self) -> Tensor:
         """Unnormalised log responsibilities at temperature 1, ``[*base_shape, K]``; computed at each access."""
-        logits = assignment_logits(
-            self.grouped(self.anchor), self.codebook_loc, self.codebook_scale, self.log_mixing
-        )
+        logits = assignment_logits(self.grouped(self.anchor), self.codebook)  # [K, G, N / G]
         return logits.movedim(0, -1).reshape(*self.base_shape, self.num_components)
 
     def map_codes(self) -> Tensor:
         """The most probable component of each weight, uint8 ``[G, N / G]``."""
-        return map_codes(self.grouped(self.anchor), self.codebook_loc, self.codebook_scale, self.log_mixing)
+        return map_codes(self.grouped(self.anchor), self.codebook)
 
     @property
     def codes(self) -> Tensor:
         """The codes of the straight-through value, int64 ``[*batch_shape]``."""
         return self._current_codes().view(self.base_shape).long().expand(self.batch_shape)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
-        """The same law with ``batch_shape`` enlarged; estimators and bounds stay those of the codebooks."""
-        return _enlarged(self, batch_shape)
-
     def _current_codes(self) -> Tensor:
         return self.map_codes() if self._hard_codes is None else self._hard_codes
 
     def _rsample_straight_through(self, shape: torch.Size) -> Tensor:
         value = HardValue.apply(
-            self.grouped(self.latent), self.grouped(self._gates), self.codebook_loc, self._current_codes()
+            self.grouped(self.latent), self.grouped(self._gates), self.codebook.loc, self._current_codes()
         )
         return value.view(self.base_shape).expand(shape)
-
-
-def _enlarged(law: Law, batch_shape: Any) -> Law:
-    """The same law with a larger batch shape, its parameters as they are."""
-    batch_shape = torch.Size(batch_shape)
-    if batch_shape == law.batch_shape:
-        return law
-    law.gates.expand(batch_shape)  # torch's own error for a shape that cannot be reached
-    new = copy.copy(law)
-    new._batch_shape = batch_shape
-    return new
 
 
 @register_bound("jensen", CodebookGMM, SpikeAndSlab)
@@ -149,11 +107,9 @@ def _jensen_codebook_normal(q: CodebookGMM, p: Normal) -> Tensor:
 
 def _expected_divergence(q: CodebookGMM, slab: Distribution) -> Tensor:
     """``Σ_k φ_k κ_k`` against a slab that is the same for all weights, ``[*batch_shape]``."""
-    component = Normal(q.codebook_loc, q.codebook_scale, validate_args=False)
-    divergence = kl_divergence(component, slab.expand(q.codebook_loc.shape))  # κ, [G, K]
-    expected = ExpectedDivergence.apply(
-        q.grouped(q.anchor), q.codebook_loc, q.codebook_scale, q.log_mixing, divergence, q.temperature
-    )
+    component = Normal(q.codebook.loc, q.codebook.scale, validate_args=False)
+    divergence = kl_divergence(component, slab.expand(q.codebook.loc.shape))  # κ, [G, K]
+    expected = ExpectedDivergence.apply(q.grouped(q.anchor), *q.codebook, divergence, q.temperature)
     return expected.view(q.base_shape)
 
 
@@ -194,10 +150,6 @@ class LatentSpikeAndSlab(SpikeGMM):
             spike_scale=spike_scale,
             validate_args=validate_args,
         )
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
-        """The same law with ``batch_shape`` enlarged."""
-        return _enlarged(self, batch_shape)
 
     def _rsample_straight_through(self, shape: torch.Size) -> Tensor:
         return (straight_through_gate(self.gates > 0.5, self.gates) * self.latent).expand(shape)

@@ -2,9 +2,9 @@ r"""KL from the variational family to the learned prior, a mixture too.
 
 For ``p = (1-ρ) δ₀ + ρ Σⱼ πⱼ N'ⱼ`` (:class:`SpikeAndMixture`) and ``q = (1-λ) δ₀ + λ Σₖ φₖ Nₖ``:
 
-* *Shared components* (``Nₖ = N'ₖ``). The joint laws of gate, code and value agree in their last factor, so by the
-  chain rule ``KL(Bern(λ)‖Bern(ρ)) + λ KL(φ‖π)`` is the KL of the joint laws, which is never below that of the
-  values alone. For one-hot φ it is ``-log p(gate, code)``: the length of an ideal code of the weight.
+* *Shared components* (``Nₖ = N'ₖ``). The joint distributions of gate, code and value agree in their last factor,
+  so by the chain rule ``KL(Bern(λ)‖Bern(ρ)) + λ KL(φ‖π)`` is their KL, which is never below that of the values
+  alone. For one-hot φ it is ``-log p(gate, code)``: the length of an ideal code of the weight.
 * *Others.* ``κₖ = -log Σⱼ πⱼ exp(-KL(Nₖ‖N'ⱼ)) >= KL(Nₖ‖Σⱼ πⱼ N'ⱼ)`` by the log-sum inequality (a variational
   bound of Hershey & Olsen 2007), and ``Σₖ φₖ κₖ`` by Jensen's.
 
@@ -18,6 +18,7 @@ from torch.distributions import register_kl
 
 from sqs_pyro.distributions.assignment import ExpectedDivergence, LogSumDivergence
 from sqs_pyro.distributions.cells import cell_divergence, gaussian_cell_divergence
+from sqs_pyro.distributions.codebook import Codebook
 from sqs_pyro.distributions.codebook_gmm import CodebookGMM, LatentSpikeAndSlab
 from sqs_pyro.distributions.kl import gate_divergence, kl_bound, register_bound
 from sqs_pyro.distributions.numerics import log_or_log_tiny, weighted
@@ -26,9 +27,9 @@ from sqs_pyro.distributions.spike_gmm import SpikeGMM
 
 
 def shares_components(q: SpikeGMM, p: SpikeAndMixture) -> bool:
-    """Whether the laws have the same components, code by code."""
+    """Return whether q and p have the same components, code by code."""
     if isinstance(q, CodebookGMM) and p.base_shape == q.base_shape:
-        pairs = ((q.codebook_loc, p.codebook_loc), (q.codebook_scale, p.codebook_scale))
+        pairs = ((q.codebook.loc, p.codebook.loc), (q.codebook.scale, p.codebook.scale))
     else:
         pairs = ((q.loc, p.loc), (q.scale, p.scale))
     return all(a is b or (a.shape == b.shape and torch.equal(a, b)) for a, b in pairs)
@@ -54,10 +55,8 @@ def _jensen_codebook(q: CodebookGMM, p: SpikeAndMixture) -> Tensor:
     if not _same_groups(q, p):
         return _jensen(q, p)
     shared = shares_components(q, p)
-    divergence = -p.log_mixing if shared else _codebook_divergence(q, p)  # κ, [G, K]
-    slab = ExpectedDivergence.apply(
-        q.grouped(q.anchor), q.codebook_loc, q.codebook_scale, q.log_mixing, divergence, q.temperature, shared
-    )
+    divergence = -p.codebook.log_mixing if shared else _codebook_divergence(q.codebook, p.codebook)  # κ, [G, K]
+    slab = ExpectedDivergence.apply(q.grouped(q.anchor), *q.codebook, divergence, q.temperature, shared)
     return _with_gate(q, p, slab.view(q.base_shape))
 
 
@@ -66,9 +65,8 @@ def _same_groups(q: CodebookGMM, p: SpikeAndMixture) -> bool:
     return p.num_groups == 1 or (p.base_shape == q.base_shape and q.num_groups == p.num_groups)
 
 
-def _codebook_divergence(q: CodebookGMM, p: SpikeAndMixture) -> Tensor:
-    mixture = (p.codebook_loc, p.codebook_scale, p.log_mixing)
-    return log_sum_divergence(q.codebook_loc, q.codebook_scale, *(x.unsqueeze(1) for x in mixture))
+def _codebook_divergence(q: Codebook, p: Codebook) -> Tensor:
+    return log_sum_divergence(q.loc, q.scale, *(x.unsqueeze(1) for x in p))  # p: [G, 1, J]
 
 
 @register_bound("jensen", LatentSpikeAndSlab, SpikeAndMixture)
@@ -77,7 +75,7 @@ def _jensen_latent(q: LatentSpikeAndSlab, p: SpikeAndMixture) -> Tensor:
     """Warm-up: one Gaussian a weight against K; nothing of size N x K is kept."""
     if not _same_weights(q, p):
         return _jensen(q, p)
-    slab = LogSumDivergence.apply(*_latent_groups(q, p), p.codebook_loc, p.codebook_scale, p.log_mixing)
+    slab = LogSumDivergence.apply(*_latent_groups(q, p), *p.codebook)
     return _with_gate(q, p, slab.view(q.latent.shape))
 
 
@@ -87,7 +85,7 @@ def _lower_latent(q: LatentSpikeAndSlab, p: SpikeAndMixture) -> Tensor:
     """Warm-up: the cells are those of the prior's components."""
     if not _same_weights(q, p) or not p.has_atom_at_zero:
         return _lower(q, p)
-    slab = gaussian_cell_divergence(*_latent_groups(q, p), p.log_mixing, p.codebook_loc, p.codebook_scale)
+    slab = gaussian_cell_divergence(*_latent_groups(q, p), p.codebook)
     return _with_gate(q, p, slab.view(q.latent.shape))
 
 
@@ -154,15 +152,13 @@ def _cells(q: SpikeGMM, p: SpikeGMM) -> Tensor:
     return divergence.view(q.batch_shape)
 
 
-def _grouped(q: SpikeGMM, p: SpikeGMM) -> tuple[Tensor, ...]:
-    """φ as ``[G, n, K]`` and the two laws' components as ``[G, ...]``; G = N where no codebook is shared."""
+def _grouped(q: SpikeGMM, p: SpikeGMM) -> tuple[Tensor, Tensor, Tensor, Codebook]:
+    """Return φ ``[G, n, K]``, q's μ and σ ``[G, K]``, and p's codebook; G = N where no codebook is shared."""
     one_codebook = q.loc.dim() == q.scale.dim() == p.loc.dim() == p.scale.dim() == p.logits.dim() == 1
     if isinstance(q, CodebookGMM) and isinstance(p, SpikeAndMixture) and _same_groups(q, p):
         phi, groups = q.responsibilities, q.num_groups
-        of_q: tuple[Tensor, ...] = (q.codebook_loc, q.codebook_scale)
-        of_p: tuple[Tensor, ...] = tuple(
-            x.expand(groups, -1) for x in (p.log_mixing, p.codebook_loc, p.codebook_scale)
-        )
+        of_q = q.codebook.loc, q.codebook.scale
+        of_p = Codebook(*(x.expand(groups, -1) for x in p.codebook))
     else:
         phi = q.responsibilities.expand(*q.batch_shape, q.num_components)
         groups = 1 if one_codebook else q.batch_shape.numel()
@@ -171,9 +167,9 @@ def _grouped(q: SpikeGMM, p: SpikeGMM) -> tuple[Tensor, ...]:
         def rows(codebook: Tensor, count: int) -> Tensor:
             return codebook.expand(*shape, count).reshape(groups, count)
 
-        of_q = tuple(rows(x, q.num_components) for x in (q.loc, q.scale))
-        of_p = tuple(rows(x, p.num_components) for x in (p.logits, p.loc, p.scale))
-    return phi.reshape(groups, -1, q.num_components), *of_q, *of_p
+        of_q = rows(q.loc, q.num_components), rows(q.scale, q.num_components)
+        of_p = Codebook(*(rows(x, p.num_components) for x in (p.loc, p.scale, p.logits)))
+    return phi.reshape(groups, -1, q.num_components), *of_q, of_p
 
 
 @register_kl(SpikeGMM, SpikeAndMixture)

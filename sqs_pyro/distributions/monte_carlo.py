@@ -1,4 +1,4 @@
-r"""Unbiased, differentiable Monte Carlo estimates of KL divergences between laws with an atom at zero.
+r"""Unbiased, differentiable Monte Carlo estimates of KL divergences between distributions with an atom at zero.
 
 With ``q = (1-λ) δ₀ + λ m`` the gate is summed exactly and only the continuous part is sampled:
 
@@ -46,8 +46,8 @@ def sampled_kl(q: Distribution, p: Distribution, num_samples: int = 1, *, strati
     With ``stratified=False`` a spike-and-GMM draws one component by φ instead of summing over all K: it holds
     ``[num_samples, *batch_shape, K]``, not K times that, and only the value is unbiased, not its gradient.
 
-    A prior without ``has_atom_at_zero`` is a density: it gives the spike no mass, so the KL of a law with an
-    atom is infinite unless its gate is exactly 1.
+    A prior without ``has_atom_at_zero`` is a density: it gives the spike no mass, so the KL of what has an atom is
+    infinite unless its gate is exactly 1.
 
     Raises:
         NotImplementedError: when q is neither of ours nor reparametrised, or when p couples the weights of
@@ -84,9 +84,9 @@ def has_atom(distribution: Any) -> bool:
 
 
 def draws_exactly(distribution: Any) -> bool:
-    """Whether ``rsample`` draws from the law itself (looks through ``to_event`` and ``mask``).
+    """Return whether ``rsample`` draws from the distribution itself (looks through ``to_event`` and ``mask``).
 
-    Laws with a spike make network values instead, from which no KL can be estimated: see :func:`sampled_kl`.
+    One with a spike makes network values instead, from which no KL can be estimated: see :func:`sampled_kl`.
     """
     base = distribution
     while hasattr(base, "base_dist") and not isinstance(base, SpikeGMM):

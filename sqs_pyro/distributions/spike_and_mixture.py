@@ -1,18 +1,15 @@
 """Priors that are a spike and a mixture of Gaussians: the learned one, and DGMS's with a Gaussian spike."""
 
-import copy
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from sqs_pyro.distributions.assignment import per_weight
-from sqs_pyro.distributions.parameters import as_scalar
-from sqs_pyro.distributions.spike_gmm import SpikeGMM
+from sqs_pyro.distributions.codebook import Codebook, GroupedMixture, per_weight
 
 
-class SpikeAndMixture(SpikeGMM):
-    r"""``p(θ) = (1 - ρ) δ₀(θ) + ρ Σₖ πₖ N(θ; μₖ, σₖ²)``: the law of a compressed layer's weights taken together.
+class SpikeAndMixture(GroupedMixture):
+    r"""``p(θ) = (1 - ρ) δ₀(θ) + ρ Σₖ πₖ N(θ; μₖ, σₖ²)``: the weights of a compressed layer, taken together.
 
     A :class:`SpikeGMM` whose gates and responsibilities are those of a group instead of a weight's own. For a
     guide with the same components the discrete part of the KL is the code length of gates and codes, so
@@ -45,7 +42,6 @@ class SpikeAndMixture(SpikeGMM):
         spike_scale: Tensor | float | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        self.spike_scale = as_scalar(spike_scale, inclusion)
         shape = torch.Size(shape)
         if loc.dim() != 2 or not loc.shape == scale.shape == log_mixing.shape or shape.numel() % len(loc):
             raise ValueError(
@@ -54,10 +50,13 @@ class SpikeAndMixture(SpikeGMM):
                 f"weights {tuple(shape)}."
             )
         self.base_inclusion = inclusion
-        self.codebook_loc, self.codebook_scale, self.log_mixing = loc, scale, log_mixing
-        self.base_shape = shape  # what the groups divide; expand adds dimensions to the left of it
-        self._responsibilities = self._logits = None
-        self._setup(inclusion, loc, scale, loc.shape[-1], shape, 1.0, "straight_through", validate_args)
+        super().__init__(
+            inclusion,
+            Codebook(loc, scale, log_mixing),
+            shape,
+            spike_scale=spike_scale,
+            validate_args=validate_args,
+        )
 
     @property
     def inclusion(self) -> Tensor:
@@ -65,33 +64,16 @@ class SpikeAndMixture(SpikeGMM):
         return self.gates
 
     @property
-    def num_groups(self) -> int:
-        """G."""
-        return len(self.codebook_loc)
-
-    @property
-    def loc(self) -> Tensor:
-        """μ, broadcastable to ``[*batch_shape, K]``."""
-        return per_weight(self.codebook_loc, self.base_shape)
-
-    @property
-    def scale(self) -> Tensor:
-        """σ, broadcastable to ``[*batch_shape, K]``."""
-        return per_weight(self.codebook_scale, self.base_shape)
-
-    @property
     def logits(self) -> Tensor:
         """``log πₖ``, broadcastable to ``[*batch_shape, K]``."""
-        return per_weight(self.log_mixing, self.base_shape)
+        return per_weight(self.codebook.log_mixing, self.base_shape)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
-        """The same law with ``batch_shape`` enlarged; with one group, dimensions of size 1 may grow too."""
-        batch_shape = torch.Size(batch_shape)
-        self.loc.expand(*batch_shape, self.num_components)  # torch's own error for a shape that cannot be reached
-        self._gates.expand(batch_shape)
-        new = copy.copy(self)
-        new.base_shape = batch_shape if self.num_groups == 1 else self.base_shape
-        new._batch_shape = batch_shape
+        """As of every :class:`SpikeGMM`; with one group, dimensions of size 1 may grow too."""
+        new = super().expand(batch_shape)
+        self.loc.expand(*new.batch_shape, self.num_components)  # groups cannot be stretched
+        if new is not self and self.num_groups == 1:
+            new.base_shape = new.batch_shape
         return new
 
 

@@ -55,7 +55,7 @@ class SpikeAndSlab(TorchDistribution):
             given = f"event_shape {tuple(slab.event_shape)}" if isinstance(slab, Distribution) else repr(slab)
             raise ValueError(
                 f"SpikeAndSlab: the slab must be a distribution of scalars, event_shape (), but got {given}; "
-                "give the law of one weight and call .expand(shape).to_event() on the result."
+                "give the distribution of one weight and call .expand(shape).to_event() on the result."
             )
         # Kept as given: KL terms work on these so that a prior shared by a layer costs one evaluation, not N.
         self.base_inclusion: Tensor = _as_tensor_like(slab, inclusion)
@@ -89,7 +89,7 @@ class SpikeAndSlab(TorchDistribution):
         return base if base is constraints.real else _ZeroOr(cast(constraints.Constraint, base))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "SpikeAndSlab":
-        """The same law with ``batch_shape`` enlarged; parameters stay views of what was given."""
+        """The same distribution with ``batch_shape`` enlarged; parameters stay views of what was given."""
         new = self._get_checked_instance(SpikeAndSlab, _instance)
         new.base_inclusion, new.base_slab = self.base_inclusion, self.base_slab
         self.base_inclusion.expand(batch_shape)  # torch's own error for a shape that cannot be reached

@@ -47,8 +47,8 @@ class SpikeGMM(TorchDistribution):
     (``has_atom_at_zero`` is False), which is what a prior without an atom can be compared with. Values a network
     is trained and averaged with still take an exact zero for a closed gate, as they take μ for a component.
 
-    Subclasses may compute ``logits`` (or ``responsibilities_at``) lazily: override it, call :meth:`_setup`
-    instead of ``__init__``, and override :meth:`expand`; the rest, KL terms included, uses public properties.
+    Subclasses may compute their parameters when they are needed: override ``loc``, ``scale`` and ``logits``, and
+    call :meth:`_setup` instead of ``__init__``; the rest, KL terms included, uses public properties.
 
     Args:
         gates: λ in [0, 1], the probability of being non-zero.
@@ -74,6 +74,10 @@ class SpikeGMM(TorchDistribution):
     }
     support = constraints.real
 
+    #: Explicit parameters; None where a subclass computes them.
+    _responsibilities: Tensor | None = None
+    _logits: Tensor | None = None
+
     def __init__(
         self,
         gates: Tensor,
@@ -87,33 +91,32 @@ class SpikeGMM(TorchDistribution):
         spike_scale: Tensor | float | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        self.spike_scale = as_scalar(spike_scale, gates)
         if (responsibilities is None) == (logits is None):
             count = "both" if logits is not None else "neither"
             raise ValueError(
                 f"SpikeGMM: give exactly one of responsibilities and logits, but {count} was given; "
                 "responsibilities are softmax(logits / temperature)."
             )
+        self._loc, self._scale = loc, scale
         self._responsibilities, self._logits = responsibilities, logits
         mixing: Tensor = responsibilities if logits is None else logits  # type: ignore[assignment]
         batch_shape = torch.broadcast_shapes(gates.shape, mixing.shape[:-1], loc.shape[:-1], scale.shape[:-1])
-        self._setup(gates, loc, scale, mixing.shape[-1], batch_shape, temperature, estimator, validate_args)
+        self._setup(gates, mixing.shape[-1], batch_shape, temperature, estimator, spike_scale, validate_args)
         if self._validate_args and responsibilities is not None:
             check_responsibilities(responsibilities)
 
     def _setup(
         self,
         gates: Tensor,
-        loc: Tensor,
-        scale: Tensor,
         num_components: int,
         batch_shape: torch.Size,
         temperature: float | Tensor,
         estimator: str,
+        spike_scale: Tensor | float | None,
         validate_args: bool | None,
     ) -> None:
-        """Store and check what every member of the family has (for subclasses that bypass ``__init__``)."""
-        self._gates, self._loc, self._scale = gates, loc, scale
+        """Store and check what every member of the family has, after what it computes its components from."""
+        self._gates, self.spike_scale = gates, as_scalar(spike_scale, gates)
         self.temperature, self.estimator = temperature, estimator
         self.num_components = num_components
         super().__init__(torch.Size(batch_shape), torch.Size(), validate_args=False)
@@ -169,7 +172,7 @@ class SpikeGMM(TorchDistribution):
         return (self.logits / (self.temperature if temperature is None else temperature)).softmax(-1)
 
     def at_temperature(self, temperature: float | Tensor) -> Self:
-        """The law with ``φ = softmax(logits / temperature)``; parameters are shared, ``sample`` draws exactly."""
+        """Return it with ``φ = softmax(logits / temperature)``, of the same parameters; ``sample`` is exact."""
         new = copy.copy(self)
         if self._responsibilities is not None:
             new._logits, new._responsibilities = self.logits, None
@@ -209,19 +212,18 @@ class SpikeGMM(TorchDistribution):
         slab = gates * ((self.responsibilities * spread).sum(-1) + (1 - gates) * centre.square())
         return slab if self.spike_scale is None else slab + (1 - gates) * self.spike_scale**2
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "SpikeGMM":
-        """The same law with ``batch_shape`` enlarged; parameters stay views of what was given."""
-        new = self._get_checked_instance(SpikeGMM, _instance)
-        new._responsibilities, new._logits = self._responsibilities, self._logits
-        new._gates, new._loc, new._scale = self.gates.expand(batch_shape), self.loc, self.scale
-        new.temperature, new.estimator, new.spike_scale = self.temperature, self.estimator, self.spike_scale
-        new.num_components = self.num_components
-        super(SpikeGMM, new).__init__(torch.Size(batch_shape), torch.Size(), validate_args=False)
-        new._validate_args = self._validate_args
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+        """Return the same distribution with ``batch_shape`` enlarged; parameters stay as they were given."""
+        batch_shape = torch.Size(batch_shape)
+        if batch_shape == self.batch_shape:
+            return self
+        self.gates.expand(batch_shape)  # torch's own error for a shape that cannot be reached
+        new = copy.copy(self)
+        new._batch_shape = batch_shape
         return new
 
     def explicit(self) -> "SpikeGMM":
-        """The same law with all parameters written out (logits are N x K), whatever a subclass computes."""
+        """Return it with all parameters written out (logits are N x K), whatever a subclass computes."""
         return SpikeGMM(
             self.gates,
             self.loc,

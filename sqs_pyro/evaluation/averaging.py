@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sqs_pyro.errors import RecipeError
+from sqs_pyro.documents import shown
+from sqs_pyro.errors import ArgumentError, is_whole
 from sqs_pyro.evaluation.classification import Evaluation, evaluate
-from sqs_pyro.inference.guide import SpikeGMMGuide, check_like_sites
+from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guide_checks import check_like_sites
 from sqs_pyro.isolation import isolating
 from sqs_pyro.networks.drawn import average_log_probabilities, leave_to_draws
 from sqs_pyro.shipping.pack import batch_norm_statistics, network_with, reestimate_batch_norm
@@ -36,14 +38,14 @@ class AveragedNetwork(nn.Module):
             than two dimensions.
 
     Raises:
-        RecipeError: there is no draw, or ``draws_at_once`` is below 1.
+        ArgumentError: there is no draw, or ``draws_at_once`` is below 1.
         NetworkError: draws are not the network's.
     """
 
     def __init__(self, net: nn.Module, draws: Sequence[Mapping[str, Tensor]], draws_at_once: int = 1) -> None:
         super().__init__()
-        if not draws or draws_at_once < 1:
-            raise RecipeError(
+        if not draws or not is_whole(draws_at_once, 1):
+            raise ArgumentError(
                 f"An average over {len(draws)} networks, {draws_at_once} at once, is impossible: both must be at "
                 "least 1."
             )
@@ -97,6 +99,8 @@ def averaged_network(
         seed: of the draws; without it they follow torch's random state, which stays as it is, so that the same
             call draws the same again.
     """
+    if not is_whole(num_samples, 1):
+        raise ArgumentError(f"num_samples is {shown(num_samples)}, but must be at least 1 network.")
     draws = []
     for _ in range(num_samples):
         coded = guide.draw(temperature, gate_temperature, torch.float32)
@@ -178,10 +182,10 @@ def choose_temperature(
         batch_norm_batches, loader: as for :func:`averaged_network`.
 
     Raises:
-        RecipeError: there is no candidate, or one is not above 0.
+        ArgumentError: there is no candidate, or one is not above 0.
     """
     if not candidates:
-        raise RecipeError("There is no temperature to choose from: give at least one candidate.")
+        raise ArgumentError("There is no temperature to choose from: give at least one candidate.")
 
     def nll(temperature: float) -> float:
         average = averaged_network(

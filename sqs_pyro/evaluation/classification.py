@@ -1,7 +1,6 @@
 """How good a classifier is, and how far its probabilities can be trusted."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from sqs_pyro.models.likelihoods import Categorical, Likelihood, observe, resolv
 from sqs_pyro.networks.calling import device_of, move_to, output_tensor
 from sqs_pyro.networks.checks import check_runs
 from sqs_pyro.networks.minibatches import minibatches
+from sqs_pyro.networks.modes import evaluating
 
 _CALIBRATION_BINS = 15
 
@@ -75,7 +75,7 @@ def predict(
     how = resolve(likelihood)
     device = device_of(net)
     log_probs, labels = [], []
-    with evaluation_mode(net):
+    with evaluating(net):
         for number, (x, y) in enumerate(minibatches(loader, net, "evaluation"), 1):
             name = f"Evaluation minibatch {number}"
             x, y = move_to(x, device), y.to(device)
@@ -130,7 +130,7 @@ def largest_difference(first: nn.Module, second: nn.Module, loader: Iterable[Any
     check_runs(second)
     device = device_of(first)
     differences = []
-    with evaluation_mode(first), evaluation_mode(second):
+    with evaluating(first, second):
         for number, (x, _) in enumerate(minibatches(loader, first, "evaluation", labelled=False), 1):
             x, name = move_to(x, device), f"Evaluation minibatch {number}"
             own, other = output_tensor(run(first, x, name)), output_tensor(run(second, x, name))
@@ -138,18 +138,6 @@ def largest_difference(first: nn.Module, second: nn.Module, loader: Iterable[Any
     if not differences:
         raise DataError("There is no example to compare two networks on: the loader is empty.")
     return float(torch.stack(differences).max())
-
-
-@contextmanager
-def evaluation_mode(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode, in every module; afterwards each is as it was."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def summarise(log_p: Tensor, y: Tensor) -> Evaluation:

@@ -9,10 +9,12 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from sqs_pyro.errors import DataError, NetworkError, SQSError
+from sqs_pyro.documents import shown
+from sqs_pyro.errors import DataError, NetworkError, SQSError, said
+from sqs_pyro.isolation import modes_kept, random_states_kept
 from sqs_pyro.models.likelihoods import Likelihood, base_support, observe, settle
 from sqs_pyro.networks.calling import call_arguments, device_of, forward_signature, own_copy, takes, tensors_in
-from sqs_pyro.networks.minibatches import said, shown
+from sqs_pyro.networks.modes import buffers_kept
 
 _ONE_VALUE = "Expected more than 1 value per channel"  # batch norm of torch, in training
 
@@ -190,18 +192,9 @@ def _explained(error: Exception, net: nn.Module, x: Any, name: str) -> DataError
 @contextmanager
 def _tried(net: nn.Module, training: bool) -> Iterator[None]:
     """Mode, buffers and random state come back as they were."""
-    modes = [(module, module.training) for module in net.modules()]
-    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    with torch.random.fork_rng(), torch.no_grad():
-        try:
-            net.train(training)
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
-            for name, buffer in net.named_buffers():
-                if name in buffers and not torch.equal(buffer, buffers[name]):
-                    buffer.copy_(buffers[name])
+    with modes_kept(net), buffers_kept(net), random_states_kept(), torch.no_grad():
+        net.train(training)
+        yield
 
 
 def _not_finite(net: nn.Module, name: str) -> NetworkError:

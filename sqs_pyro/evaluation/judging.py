@@ -7,12 +7,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from sqs_pyro.errors import DataError, NetworkError, SQSError
-from sqs_pyro.evaluation.classification import accuracy, evaluation_mode
+from sqs_pyro.documents import shown
+from sqs_pyro.errors import DataError, NetworkError, SQSError, said
+from sqs_pyro.evaluation.classification import accuracy
 from sqs_pyro.evaluation.input_checks import named, run
 from sqs_pyro.models.likelihoods import Categorical, Likelihood, observe
 from sqs_pyro.networks.calling import device_of, move_to
-from sqs_pyro.networks.minibatches import minibatches, said, shown
+from sqs_pyro.networks.minibatches import minibatches
+from sqs_pyro.networks.modes import evaluating
 
 #: How good a network is on a loader: a figure of at most 1, the higher the better.
 Judge: TypeAlias = Callable[[nn.Module, Any], float]
@@ -71,7 +73,7 @@ def agreement(net: nn.Module, loader: Any, likelihood: Likelihood) -> float:
     """
     device = device_of(net)
     found, observed, discrete = [], [], False
-    with evaluation_mode(net):
+    with evaluating(net):
         for number, (x, y) in enumerate(minibatches(loader, net, "evaluation"), 1):
             name = f"Evaluation minibatch {number}"
             output = run(net, move_to(x, device), name)

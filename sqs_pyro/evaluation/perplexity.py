@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from sqs_pyro.errors import DataError, NetworkError
 from sqs_pyro.isolation import isolating
 from sqs_pyro.networks.calling import device_of, output_tensor
+from sqs_pyro.networks.modes import evaluating
 from sqs_pyro.networks.tokens import check_tokens, longest_input, vocabulary_size
 
 _ROWS_AT_ONCE = 64  # positions whose log-probabilities are held at a time, 12 MB with 49k tokens
@@ -75,15 +76,12 @@ def perplexity(
     window = min(window, streams.shape[1] - 1)
     stride = min(stride, window)
     _check_window(model, window)
-    device, was_training = device_of(model), model.training
+    device = device_of(model)
     total, count = 0.0, 0
-    model.eval()
-    try:
+    with evaluating(model):
         for inputs, targets in _minibatches(streams.long(), window, stride, batch_size):
             total += _nll(model, inputs.to(device), targets.to(device))
             count += targets.numel()
-    finally:
-        model.train(was_training)
     nll = total / count
     return PerplexityResult(float(torch.tensor(nll, dtype=torch.float64).exp()), nll, count, window, stride)
 

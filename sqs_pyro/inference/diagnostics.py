@@ -5,15 +5,14 @@ Nothing here trains, draws or changes anything. (What is wrong with *data* is to
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.distributions.monte_carlo import has_atom
 from sqs_pyro.inference.disagreement import expected_disagreement, temperature_for_disagreement
+from sqs_pyro.inference.findings import THRESHOLDS, Finding, finding
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.site_guide import SiteGuide
 from sqs_pyro.isolation import isolated
@@ -21,86 +20,49 @@ from sqs_pyro.models.network_prior import FixedPrior, NetworkPrior
 from sqs_pyro.networks.coverage import Coverage, Uncompressed, coverage
 from sqs_pyro.networks.weight_scale import weight_scale
 
-#: A finding is a measured value below its threshold.
-THRESHOLDS = {
-    "gates_closed": 0.01,  # share of the site's gates, those of pruned weights left out, that are open
-    "gates_open": 1e-3,  # distance of the site's smallest gate to 1
-    "starving_layer": 1.0,  # non-zero weights an output
-    "narrow_component": 2e-3,  # σ in units of the root mean square weight; K-means stops at 1e-3
-    "merged_components": 1.0,  # distance of neighbouring means in widths; K-means on its own leaves 2 to 3
-    "unused_components": 0.5,  # share of the components that stand for a weight
-    "vanishing_component": 0.5,  # |μ| in units of the root mean square of the weights it stands for
-    "inert_averaging": 0.02,  # share of the weights at which a draw differs from the most probable network
-    "unequal_layers": 1e-3,  # root mean square weight of the smallest layer in units of the largest's
-    "equal_gates": 1e-6,  # difference of the network's largest and smallest gate logit
-    "grown_weights": 0.01,  # root mean square of the pretrained weights in units of the present one
-    "uncompressed": 0.9,  # share of the network's parameters that is compressed
-    "unrepeatable": 1.0,  # 1 / (1 + relative difference of a network's outputs from one call to the next)
-}
 _SHARE_OF_ZEROS = 0.25  # from which on a codeword that is nearly zero is a waste
-_SENTENCES = {
-    "gates_closed": "Posterior collapse in '{site}': only {measured:.2%} of the gates that pruning left are open, "
-    "because the KL pulls them to the spike; lower kl_weight{inclusion}.",
-    "gates_open": "Posterior collapse in '{site}': every gate is within {measured:.1g} of 1, where its gradient "
-    "vanishes, so that the posterior says nothing of zeros; lower initial_gate{schedule}.",
-    "starving_layer": "Layer '{site}' starves: it has {measured:.2g} non-zero weights for each output; "
-    "{denser}, or exclude the layer.",
-    "narrow_component": "A component of '{site}' is only {measured:.1g} of the layer's weights wide, and "
-    "gradients of the KL grow as 1/(σ² τ); raise the temperature, or use fewer components than there are distinct "
-    "weights.",
-    "merged_components": "Two components of '{site}' are {measured:.2g} widths apart and have become one; use "
-    "fewer components, or {gentler}.",
-    "unused_components": "Only {measured:.0%} of the components of '{site}' stand for a weight; use fewer "
-    "components, or finer windows (per_weight).",
-    "vanishing_component": "A codebook value of '{site}' is {measured:.2g} of the size of the weights it stands "
-    "for, a second zero beside the exact one; {gentler}, or use more components.",
-    "inert_averaging": "Drawn networks differ from the most probable one in {measured:.2%} of the weights only, "
-    "so that averaging them does nothing; {repair}.",
-    "unequal_layers": "The weights of '{site}' are {measured:.1g} of the size of those of '{largest}', so that "
-    "one threshold for the magnitudes of all layers prunes them first; set pruning.scope to 'layer', or "
-    "pruning.saliency to 'activation'.",
-    "equal_gates": "All gates are equal, so that pruning by saliency 'gate' goes by the position of weights; set "
-    "gate_learning_rate above 0, or pruning.saliency to 'magnitude'.",
-    "grown_weights": "Training has made the weights of '{site}' {times:.1g} times as large as they were; unless "
-    "they had to grow from almost nothing, lower learning_rate{or_kl}.",
-    "uncompressed": "Only {measured:.1%} of the network's {total:,} parameters are compressed; the largest others "
-    "are {largest}. Name what is to be compressed in include=[...], which replaces the choice by layer type.",
-    "unrepeatable": "The network's outputs differ from call to call even in evaluation mode, so that packed and "
-    "dense weights could not be compared; make its forward follow torch's random state and `training`.",
-}
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something wrong with a posterior.
+class Pruning(Protocol):
+    """How weights are chosen to be zero, as far as findings depend on it."""
 
-    Attributes:
-        kind: what, a key of :data:`THRESHOLDS`.
-        site: where; None for the whole network.
-        measured: the value found.
-        threshold: what it should not be below.
-        sentence: what was found, and the repair.
-    """
+    @property
+    def scope(self) -> str:
+        """``"global"`` or ``"layer"``."""
 
-    kind: str
-    site: str | None
-    measured: float
-    threshold: float
-    sentence: str
-
-    def __str__(self) -> str:
-        return self.sentence
+    @property
+    def saliency(self) -> str:
+        """``"magnitude"``, ``"gate"`` or ``"activation"``."""
 
 
-def unrepeatable(difference: float) -> Finding:
-    """The finding that a network's outputs change from call to call, by so much of the largest."""
-    return _finding("unrepeatable", None, 1 / (1 + difference))
+class TrainedBy(Protocol):
+    """What findings depend on of a recipe, such as that of :func:`~sqs_pyro.compress`."""
+
+    @property
+    def allocation(self) -> str:
+        """``"schedule"`` or ``"rate_distortion"``."""
+
+    @property
+    def pruning(self) -> Pruning:
+        """Of a schedule."""
+
+    @property
+    def target_ratio(self) -> float | None:
+        """Size to reach."""
+
+    @property
+    def kl_weight(self) -> float:
+        """β."""
+
+    @property
+    def gate_learning_rate(self) -> float:
+        """0 where gates do not learn."""
 
 
 @isolated(sees_parameters=True)
 @torch.no_grad()
 def diagnose(
-    model: Any, guide: SpikeGMMGuide, *, averaging: bool = True, recipe: CompressionRecipe | None = None
+    model: Any, guide: SpikeGMMGuide, *, averaging: bool = True, recipe: TrainedBy | None = None
 ) -> list[Finding]:
     """Look a posterior over: gates, layers, codebooks, draws, and how much of the network they are.
 
@@ -125,7 +87,7 @@ def diagnose(
         if guide.stage != "dense":
             measured |= _codebook_measures(site, guide)
         findings += [
-            _finding(kind, name, value, **words)
+            finding(kind, name, value, **words)
             for kind, value in measured.items()
             if value < THRESHOLDS[kind] and kind not in intended
         ]
@@ -142,10 +104,10 @@ def uncompressed(found: Coverage) -> list[Finding]:
     if found.share >= THRESHOLDS["uncompressed"] or not largest:
         return []
     listed = " and ".join(filter(None, [", ".join(map(_named, largest[:-1])), _named(largest[-1])]))
-    return [_finding("uncompressed", None, found.share, total=found.total, largest=listed)]
+    return [finding("uncompressed", None, found.share, total=found.total, largest=listed)]
 
 
-def _compared(guide: SpikeGMMGuide, recipe: CompressionRecipe | None) -> list[Finding]:
+def _compared(guide: SpikeGMMGuide, recipe: TrainedBy | None) -> list[Finding]:
     """Findings if pruning compares what cannot be compared."""
     if recipe is None or recipe.allocation != "schedule" or guide.nonzero_rate() == 1:
         return []
@@ -153,7 +115,7 @@ def _compared(guide: SpikeGMMGuide, recipe: CompressionRecipe | None) -> list[Fi
     if recipe.pruning.saliency == "gate":
         logits = [site.gate_logit for site in sites.values()]
         spread = float(torch.stack([x.max() for x in logits]).max() - torch.stack([x.min() for x in logits]).min())
-        return [_finding("equal_gates", None, spread)] if spread < THRESHOLDS["equal_gates"] else []
+        return [finding("equal_gates", None, spread)] if spread < THRESHOLDS["equal_gates"] else []
     if recipe.pruning.scope != "global" or recipe.pruning.saliency != "magnitude":
         return []
     sizes = {name: _size(site) for name, site in sites.items()}
@@ -161,16 +123,16 @@ def _compared(guide: SpikeGMMGuide, recipe: CompressionRecipe | None) -> list[Fi
     measured = sizes[smallest] / sizes[largest] if sizes[largest] else 1.0
     if measured >= THRESHOLDS["unequal_layers"]:
         return []
-    return [_finding("unequal_layers", smallest, measured, largest=largest)]
+    return [finding("unequal_layers", smallest, measured, largest=largest)]
 
 
-def _grown(model: Any, guide: SpikeGMMGuide, recipe: CompressionRecipe | None) -> list[Finding]:
+def _grown(model: Any, guide: SpikeGMMGuide, recipe: TrainedBy | None) -> list[Finding]:
     """Findings for layers that training has thrown far from where they started."""
     before = model.site_values() if hasattr(model, "site_values") else {}
     found = {name: float(weight_scale(before[name])) / (_size(site) or 1.0) for name, site in _in(guide, before)}
     or_kl = "" if recipe is not None and recipe.kl_weight == 0 else " or kl_weight"
     return [
-        _finding("grown_weights", name, measured, times=1 / measured, or_kl=or_kl)
+        finding("grown_weights", name, measured, times=1 / measured, or_kl=or_kl)
         for name, measured in found.items()
         if measured < THRESHOLDS["grown_weights"]
     ]
@@ -189,7 +151,7 @@ def _named(other: Uncompressed) -> str:
     return f"'{other.name}' ({other.numel:,}{', ' if other.reason else ''}{other.reason})"
 
 
-def _intended(recipe: CompressionRecipe | None) -> set[str]:
+def _intended(recipe: TrainedBy | None) -> set[str]:
     """Kinds that are no findings: what decides instead of the KL means them, or the KL has no gradient."""
     if recipe is None:
         return set()
@@ -199,7 +161,7 @@ def _intended(recipe: CompressionRecipe | None) -> set[str]:
     return held | ({"narrow_component"} if recipe.kl_weight == 0 else set())
 
 
-def _repairs(model: Any, recipe: CompressionRecipe | None) -> dict[str, str]:
+def _repairs(model: Any, recipe: TrainedBy | None) -> dict[str, str]:
     """Clauses that name what has an effect."""
     prior = getattr(model, "prior", None)
     given = not isinstance(prior, NetworkPrior) or isinstance(prior, FixedPrior)  # else λ₀ follows the gates
@@ -238,12 +200,7 @@ def inert_averaging(
     repair = "no evaluation temperature changes that, because gates and codes leave too little to draw"
     if remedy is not None:
         repair = f"an evaluation temperature of {remedy:.2g} makes {disagreement:.0%} differ"
-    return [_finding("inert_averaging", None, measured, repair=repair)]
-
-
-def _finding(kind: str, site: str | None, measured: float, **words: Any) -> Finding:
-    sentence = _SENTENCES[kind].format(site=site, measured=measured, **words)
-    return Finding(kind, site, measured, THRESHOLDS[kind], sentence)
+    return [finding("inert_averaging", None, measured, repair=repair)]
 
 
 def _gate_measures(site: SiteGuide, gates: Tensor, has_spike: bool, closed_on_purpose: bool) -> dict[str, float]:

@@ -1,11 +1,15 @@
 """How much networks drawn from a guide differ from its most probable one, and the temperature that makes them."""
 
-import torch
+import math
 
-from sqs_pyro.errors import RecipeError
+import torch
+from scipy.optimize import brentq
+
+from sqs_pyro.errors import ArgumentError
 from sqs_pyro.inference.guide import SpikeGMMGuide
 
-_COLDEST, _HOTTEST, _HALVINGS = 1e-4, 1e3, 16
+_COLDEST, _HOTTEST = 1e-4, 1e3
+_PRECISION = 1e-4  # of the temperature, relative
 
 
 @torch.no_grad()
@@ -24,9 +28,9 @@ def expected_disagreement(
     temperatures = guide.evaluation_temperatures(temperature, gate_temperature)
     differing, free = 0.0, 0
     for site in guide.site_guides().values():
-        law = site.coded_distribution(*temperatures, "discrete")
-        open_and_same = law.gates * law.responsibilities.amax(-1)
-        same = torch.where(site.gates(guide.gate_temperature) > 0.5, open_and_same, 1 - law.gates)
+        q = site.coded_distribution(temperatures, "discrete")
+        open_and_same = q.gates * q.responsibilities.amax(-1)
+        same = torch.where(site.gates(guide.gate_temperature) > 0.5, open_and_same, 1 - q.gates)
         differing += (1 - same)[site.mask].double().sum().item()
         free += int(site.mask.sum())
     return differing / max(free, 1)
@@ -46,21 +50,15 @@ def temperature_for_disagreement(
         None where no temperature from 0.0001 to 1000 gives it.
 
     Raises:
-        RecipeError: the value is not between 0 and 1.
+        ArgumentError: the value is not between 0 and 1.
     """
     if not 0 < disagreement < 1:
-        raise RecipeError(f"disagreement is {disagreement}, but must be above 0 and below 1.")
+        raise ArgumentError(f"disagreement is {disagreement}, but must be above 0 and below 1.")
 
-    def at(temperature: float) -> float:
-        return expected_disagreement(guide, temperature, gate_temperature)
+    def excess(log_temperature: float) -> float:
+        return expected_disagreement(guide, math.exp(log_temperature), gate_temperature) - disagreement
 
-    low, high = _COLDEST, _HOTTEST
-    if not at(low) <= disagreement <= at(high):
+    coldest, hottest = math.log(_COLDEST), math.log(_HOTTEST)
+    if not excess(coldest) <= 0 <= excess(hottest):
         return None
-    for _ in range(_HALVINGS):
-        middle = (low * high) ** 0.5
-        if at(middle) < disagreement:
-            low = middle
-        else:
-            high = middle
-    return high
+    return math.exp(brentq(excess, coldest, hottest, xtol=_PRECISION))

@@ -1,6 +1,5 @@
 """The evidence lower bound with analytic bounds on the KL of spike-and-GMM sites."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from sqs_pyro.distributions import kl_bound, sampled_kl
 from sqs_pyro.distributions.monte_carlo import draws_exactly
-from sqs_pyro.errors import ModelError, NotReparametrisedError, RecipeError
+from sqs_pyro.errors import ArgumentError, ModelError, NotReparametrisedError, is_positive, is_whole
 
 KL_KINDS = ("jensen", "dominant", "monte_carlo")
 Site = dict[str, Any]
@@ -66,17 +65,17 @@ class SQSELBO(TraceMeanField_ELBO):
         **options: what :class:`~pyro.infer.elbo.ELBO` takes, such as ``vectorize_particles``.
 
     Raises:
-        RecipeError: (a ``ValueError``) for an unknown ``kl``, a ``kl_weight`` that is negative or not finite,
+        ArgumentError: (a ``ValueError``) for an unknown ``kl``, a ``kl_weight`` that is negative or not finite,
             or fewer than one particle.
     """
 
     def __init__(self, kl: str = "jensen", kl_weight: float = 1.0, num_particles: int = 1, **options: Any) -> None:
         if kl not in KL_KINDS:
-            raise RecipeError(f"SQSELBO: kl must be one of {', '.join(KL_KINDS)}, but got {kl!r}.")
-        if not (math.isfinite(kl_weight) and kl_weight >= 0):
-            raise RecipeError(f"SQSELBO: kl_weight must be a finite number >= 0, but got {kl_weight!r}.")
-        if num_particles < 1:
-            raise RecipeError(f"SQSELBO: num_particles must be at least 1, but got {num_particles!r}.")
+            raise ArgumentError(f"SQSELBO: kl must be one of {', '.join(KL_KINDS)}, but got {kl!r}.")
+        if not (is_positive(kl_weight) or kl_weight == 0):
+            raise ArgumentError(f"SQSELBO: kl_weight must be a finite number >= 0, but got {kl_weight!r}.")
+        if not is_whole(num_particles, 1):
+            raise ArgumentError(f"SQSELBO: num_particles must be at least 1, but got {num_particles!r}.")
         super().__init__(num_particles=num_particles, **options)
         self.kl = kl
         self.kl_weight = kl_weight
@@ -264,15 +263,15 @@ def _site_kl(model_site: Site, guide_site: Site, kind: str) -> Tensor:
         return guide_site["value"].new_zeros(())
     if kl.shape != q.batch_shape:
         raise ModelError(
-            f"SQSELBO: the KL of site '{guide_site['name']}' has shape {list(kl.shape)}, but the guide's law has "
-            f"batch shape {list(q.batch_shape)}: a registered bound must give a value for each weight of q, and "
-            "prior and guide must sample the site in the same plates."
+            f"SQSELBO: the KL of site '{guide_site['name']}' has shape {list(kl.shape)}, but the guide's "
+            f"distribution has batch shape {list(q.batch_shape)}: a registered bound must give a value for each "
+            "weight of q, and prior and guide must sample the site in the same plates."
         )
     return kl.sum()
 
 
 def _sampled_site_kl(model_site: Site, guide_site: Site) -> Tensor:
-    """Where no KL is registered: unbiased draws for laws with a spike, else the site's own value."""
+    """Where no KL is registered: unbiased draws for distributions with a spike, else the site's own value."""
     q, p = guide_site["fn"], model_site["fn"]
     if not draws_exactly(q):
         kl = sampled_kl(q, p).squeeze(0)

@@ -1,23 +1,26 @@
 """How far each bound on the KL is from the KL: site by site, for the whole ELBO, over temperatures."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from sqs_pyro.distributions import SpikeGMM
 from sqs_pyro.distributions.monte_carlo import draws_exactly
-from sqs_pyro.errors import ModelError, RecipeError
+from sqs_pyro.documents import shown
+from sqs_pyro.errors import ArgumentError, ModelError, is_positive, is_whole
 from sqs_pyro.inference.elbo import Site, run_paired, sample_sites
 from sqs_pyro.inference.kl_bounds import KLBounds, kl_bounds
 from sqs_pyro.isolation import isolating
+from sqs_pyro.networks.modes import evaluating
 from sqs_pyro.reporting.printed import Printed, Report
 
 
@@ -26,7 +29,7 @@ class ElboBounds:
     """The ELBO (β = 1) at one temperature.
 
     Attributes:
-        temperature: τ; None where each of the guide's laws keeps its own.
+        temperature: τ; None where each of the guide's distributions keeps its own.
         sites: the KL of each latent site.
         nll: ``-E_q log p(data | weights)``, weights drawn from q itself, with Pyro's scales.
         nll_error: its standard error over those draws (what a minibatch leaves out is not in it).
@@ -116,7 +119,7 @@ def elbo_report(
 
     Args:
         model: a Pyro model.
-        guide: its guide; sites of any law, temperatures matter for :class:`SpikeGMM`.
+        guide: its guide; sites of any distribution, temperatures matter for :class:`SpikeGMM`.
         *args: of model and guide: the data, whole or a minibatch.
         temperatures: τ of the responsibilities; by default the guide's present ``temperature``.
         num_samples: Monte Carlo draws of each weight.
@@ -127,54 +130,61 @@ def elbo_report(
         **kwargs: of model and guide.
 
     Raises:
-        RecipeError: fewer than 2 draws, which give no standard error, or a temperature that is not positive.
+        ArgumentError: fewer than 2 draws, which give no standard error, or a temperature that is not positive.
         ModelError: (a ``ValueError``) a latent site of the model is missing from the guide.
         NotImplementedError: when a site's KL can be neither bounded nor estimated.
     """
-    for name, count in (("num_samples", num_samples), ("num_particles", num_particles)):
-        if count < 2:
-            raise RecipeError(f"elbo_report: {name} is {count}, but must be at least 2 to give a standard error.")
-    wanted: Sequence[float | None] = temperatures or [getattr(guide, "temperature", None)]
-    for temperature in wanted:
-        if temperature is not None and not temperature > 0:
-            raise RecipeError(f"elbo_report: a temperature is {temperature!r}, but must be positive.")
-    with _evaluation_mode(model, guide):
+    wanted = _checked(num_samples, num_particles, temperatures, getattr(guide, "temperature", None))
+    modules = [each for each in (model, guide) if isinstance(each, nn.Module)]
+    # In evaluation mode neither batch-norm statistics nor the guide's cached codes change.
+    with evaluating(*modules), _as_in_training(guide):
         latent = _latent_sites(model, guide, args, kwargs)
         values = {name: q["value"] for name, (q, _) in latent.items()}
         at: list[ElboBounds] = []
         for temperature in wanted:
             tell = _part_of(progress, len(at), len(wanted), num_particles + 1)
-            laws = {name: _at_temperature(q["fn"], temperature) for name, (q, _) in latent.items()}
+            posteriors = {name: _at_temperature(q["fn"], temperature) for name, (q, _) in latent.items()}
             sites = tuple(
-                kl_bounds(name, laws[name], p["fn"], num_samples, q["scale"], q["mask"])
+                kl_bounds(name, posteriors[name], p["fn"], num_samples, q["scale"], q["mask"])
                 for name, (q, p) in latent.items()
             )
             tell(1)
-            drawn = _negative_log_likelihoods(model, laws, values, args, kwargs)
+            drawn = _negative_log_likelihoods(model, posteriors, values, args, kwargs)
             nll, error = _mean_and_error(drawn, num_particles, standard_error, tell)
             at.append(ElboBounds(temperature, sites, nll, error))
     return ElboReport(tuple(at), num_samples, num_particles)
 
 
-@contextmanager
-def _evaluation_mode(model: Any, guide: Any) -> Iterator[None]:
-    """Evaluation mode, in which neither batch-norm statistics nor the guide's cached codes change.
+def _checked(
+    num_samples: int, num_particles: int, temperatures: Iterable[float] | None, own: float | None
+) -> Sequence[float | None]:
+    """Return the temperatures to report at, after a look at the other numbers."""
+    for name, count in (("num_samples", num_samples), ("num_particles", num_particles)):
+        if not is_whole(count, 2):
+            raise ArgumentError(
+                f"elbo_report: {name} is {shown(count)}, but must be at least 2 to give a standard error."
+            )
+    if temperatures is None:
+        return [own]
+    if isinstance(temperatures, str) or not isinstance(temperatures, Iterable):
+        raise ArgumentError(f"elbo_report: temperatures is {shown(temperatures)}, but must be a list of numbers.")
+    wanted = list(temperatures)
+    for temperature in wanted:
+        if not is_positive(temperature):
+            raise ArgumentError(f"elbo_report: a temperature is {shown(temperature)}, but must be positive.")
+    return wanted or [own]
 
-    The guide keeps its temperatures of training, because they are what the ELBO is about.
-    """
-    modules = [m for c in (model, guide) if isinstance(c, nn.Module) for m in c.modules()]
-    modes = [module.training for module in modules]
+
+@contextmanager
+def _as_in_training(guide: Any) -> Iterator[None]:
+    """Let a guide keep its temperatures of training in evaluation mode: they are what the ELBO is about."""
     own = ("evaluation_temperature", "evaluation_gate_temperature")
     temperatures = {name: getattr(guide, name) for name in own if hasattr(guide, name)}
     try:
-        for module in modules:
-            module.training = False
         for name in temperatures:
             setattr(guide, name, None)
         yield
     finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
         for name, temperature in temperatures.items():
             setattr(guide, name, temperature)
 
@@ -185,10 +195,18 @@ def _latent_sites(
     """Each latent site of the model: the guide's site and the model's."""
     model_trace, guide_trace = (prune_subsample_sites(t) for t in run_paired(model, guide, args, kwargs))
     latent = {name: site for name, site in sample_sites(model_trace) if not site["is_observed"]}
+    if len(latent) == len(sample_sites(model_trace)) and _observes(guide_trace):
+        raise ModelError(
+            "elbo_report: the guide observes data and the model none: give the model first, then its guide."
+        )
     missing = [name for name in latent if name not in guide_trace]
     if missing:
         raise ModelError(f"elbo_report: the model samples '{missing[0]}' but the guide does not; add it there.")
     return {name: (guide_trace.nodes[name], site) for name, site in latent.items()}
+
+
+def _observes(guide_trace: Trace) -> bool:
+    return any(site["is_observed"] for _, site in sample_sites(guide_trace))
 
 
 def _at_temperature(q: Distribution, temperature: float | None) -> Distribution:
@@ -201,14 +219,14 @@ def _at_temperature(q: Distribution, temperature: float | None) -> Distribution:
 
 def _negative_log_likelihoods(
     model: Callable[..., Any],
-    laws: dict[str, Distribution],
+    posteriors: dict[str, Distribution],
     values: dict[str, Tensor],
     args: Any,
     kwargs: Any,
 ) -> Iterator[float]:
-    """``-log p(data | weights)`` at draws of the laws with an atom, other sites as given, without an end."""
+    """Yield ``-log p(data | weights)`` without an end, at draws of what has an atom and other sites as given."""
     while True:
-        drawn = {name: values[name] if draws_exactly(law) else law.sample() for name, law in laws.items()}
+        drawn = {name: values[name] if draws_exactly(q) else q.sample() for name, q in posteriors.items()}
         replayed = prune_subsample_sites(poutine.trace(poutine.condition(model, drawn)).get_trace(*args, **kwargs))
         observed = [name for name, site in sample_sites(replayed) if site["is_observed"] and name not in drawn]
         replayed.compute_log_prob(site_filter=lambda name, site, names=frozenset(observed): name in names)

@@ -5,16 +5,17 @@ from typing import Any, Literal
 
 import pyro
 import torch
-from pyro.distributions import constraints
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from sqs_pyro.distributions import CodebookGMM, LatentSpikeAndSlab
+from sqs_pyro.distributions import Codebook, CodebookGMM, LatentSpikeAndSlab
 from sqs_pyro.distributions.monte_carlo import has_atom
-from sqs_pyro.errors import NetworkError, RecipeError
-from sqs_pyro.inference.guide_progress import STAGES, GuideProgress, Stage
+from sqs_pyro.errors import ArgumentError, NetworkError
+from sqs_pyro.inference.guide_checks import check_arguments, check_like_sites, check_support, initial_values
+from sqs_pyro.inference.guide_progress import GuideProgress, Stage
 from sqs_pyro.inference.inclusion_guide import InclusionGuide
 from sqs_pyro.inference.site_guide import Groups, SiteGuide
+from sqs_pyro.inference.temperatures import Temperatures, check_temperatures
 from sqs_pyro.inference.windows import PerWeight, Windows
 from sqs_pyro.models.ownership import OwningModule
 from sqs_pyro.models.prediction import guide_predicts
@@ -58,7 +59,7 @@ class SpikeGMMGuide(OwningModule):
             that has none, of its own components; a plain Pyro model with such priors must give it.
 
     Raises:
-        RecipeError: an impossible value.
+        ArgumentError: an impossible value.
         NetworkError: a layer with fewer weights a codebook than components, a prior that excludes some values, or
             no ``init``.
     """
@@ -83,20 +84,14 @@ class SpikeGMMGuide(OwningModule):
         stage: Stage = "coded",
     ) -> None:
         super().__init__()
-        _check_arguments(num_components, estimator, refresh_every, stage)
+        check_arguments(num_components, windows, estimator, refresh_every, spike_scale)
         check_temperatures(
             temperature=temperature,
             evaluation_temperature=evaluation_temperature,
             evaluation_gate_temperature=evaluation_gate_temperature,
             gate_temperature=gate_temperature,
         )
-        if windows is not None and not isinstance(windows, Windows):
-            raise RecipeError(
-                f"windows is {windows!r}, but must be a strategy such as PerWeight() or EqualMass(256)."
-            )
-        values = _initial_values(model, init)
-        if spike_scale is not None and not spike_scale > 0:
-            raise RecipeError(f"spike_scale is {spike_scale}, but must be positive; None is a point mass.")
+        values = initial_values(model, init)
         unknown = sorted(set(coded or ()) - set(values))
         if unknown:
             raise NetworkError(
@@ -115,14 +110,14 @@ class SpikeGMMGuide(OwningModule):
             start = (coded or {}).get(name)
             site = SiteGuide(name, value, num_components, groups, windows or PerWeight(), initial_gate, start)
             prior = getattr(priors.get(name), "base_dist", None)
-            _check_support(name, prior, value)
+            check_support(name, prior, value)
             if spike_scale is not None or (prior is not None and not has_atom(prior)):
                 site.spread_spike(getattr(prior, "spike_scale", None) if spike_scale is None else spike_scale)
             site.learn_shape(estimator != "straight_through")
             self.sites[_key(name)] = site
         self.inclusions = PyroModule[nn.ModuleDict]()
         for name, hyper in model.hyper_priors().items() if hasattr(model, "hyper_priors") else ():
-            inclusion = InclusionGuide(name, hyper.law, hyper.sites)
+            inclusion = InclusionGuide(name, hyper.distribution, hyper.sites)
             self._fit_inclusion(inclusion)
             self.inclusions[_key(name)] = inclusion
         self.progress = GuideProgress(stage)
@@ -144,7 +139,6 @@ class SpikeGMMGuide(OwningModule):
 
     @stage.setter
     def stage(self, stage: Stage) -> None:
-        _check_stage(stage)
         self.progress.stage = stage
 
     @property
@@ -181,35 +175,37 @@ class SpikeGMMGuide(OwningModule):
         if self.stage == "dense":
             return site.dense_distribution(self.gate_temperature)
         if not self._trains():
-            return site.coded_distribution(*self.evaluation_temperatures(), "discrete")
+            return site.coded_distribution(self.evaluation_temperatures(), "discrete")
         # Frozen codes are the shipped network's: whatever came before, it is trained as it will be.
         estimator = "straight_through" if self.stage == "frozen" else self.estimator
         codes = site.codes if estimator == "straight_through" else None
-        return site.coded_distribution(self.temperature, self.gate_temperature, estimator, codes)
+        return site.coded_distribution(Temperatures(self.temperature, self.gate_temperature), estimator, codes)
 
     def _trains(self) -> bool:
         return self.training and not guide_predicts()
 
-    def codebook(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
-        """μ, σ and ``log π`` of a site, each ``[G, K]``: what a learned prior shares."""
+    def codebook(self, name: str) -> Codebook:
+        """Return the codebook of a site, which a learned prior shares."""
         return self.site_guides()[name].codebook()
 
     def evaluation_temperatures(
         self, temperature: float | None = None, gate_temperature: float | None = None
-    ) -> tuple[float, float]:
-        """What logits of codes and of gates are divided by in evaluation mode.
+    ) -> Temperatures:
+        """Return what logits are divided by in evaluation mode.
 
         Args:
             temperature: in place of ``evaluation_temperature``, for codes and, times s, for gates.
             gate_temperature: in place of ``evaluation_gate_temperature``, for gates alone.
 
         Raises:
-            RecipeError: one that is not above 0.
+            ArgumentError: one that is not above 0.
         """
         check_temperatures(temperature=temperature, gate_temperature=gate_temperature)
         temperature = temperature or self.evaluation_temperature
         gate_temperature = gate_temperature or self.evaluation_gate_temperature
-        return temperature or self.temperature, gate_temperature or self.gate_temperature * (temperature or 1.0)
+        return Temperatures(
+            temperature or self.temperature, gate_temperature or self.gate_temperature * (temperature or 1.0)
+        )
 
     def fit_inclusions(self) -> None:
         """Set the posteriors of random inclusion probabilities to their optimum for the present gates."""
@@ -264,12 +260,12 @@ class SpikeGMMGuide(OwningModule):
                 multiplies (:class:`~sqs_pyro.compression.finetune.input_scales.InputScales`).
 
         Raises:
-            RecipeError: an unknown kind, or ``"activation"`` without ``input_scales``.
+            ArgumentError: an unknown kind, or ``"activation"`` without ``input_scales``.
         """
         if kind not in ("gate", "magnitude", "activation"):
-            raise RecipeError(f"Saliency {kind!r} is unknown: use 'gate', 'magnitude' or 'activation'.")
+            raise ArgumentError(f"Saliency {kind!r} is unknown: use 'gate', 'magnitude' or 'activation'.")
         if kind == "activation" and input_scales is None:
-            raise RecipeError("Saliency 'activation' needs input_scales, which only the network's inputs tell.")
+            raise ArgumentError("Saliency 'activation' needs input_scales, which only the network's inputs tell.")
         found = {}
         for name, site in self.site_guides().items():
             found[name] = torch.sigmoid(site.gate_logit / self.gate_temperature)
@@ -288,13 +284,13 @@ class SpikeGMMGuide(OwningModule):
 
         Raises:
             NetworkError: a mask is of no site, or of another shape.
-            RecipeError: it holds something else than zeros and ones.
+            ArgumentError: it holds something else than zeros and ones.
         """
         guides = self.site_guides()
         for name, mask in masks.items():
             check_like_sites("mask", name, mask, {name: site.mask for name, site in guides.items()})
             if mask.dtype is not torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
-                raise RecipeError(
+                raise ArgumentError(
                     f"The mask of '{name}' holds other values than 0 and 1: compare it with a threshold."
                 )
         for name, mask in masks.items():
@@ -337,7 +333,7 @@ class SpikeGMMGuide(OwningModule):
         """
         self._check_coded("draw")
         temperatures = self.evaluation_temperatures(temperature, gate_temperature)
-        return {name: site.draw(codebook_dtype, *temperatures) for name, site in self.site_guides().items()}
+        return {name: site.draw(codebook_dtype, temperatures) for name, site in self.site_guides().items()}
 
     @torch.no_grad()
     def mean(self, temperature: float | None = None, gate_temperature: float | None = None) -> dict[str, Tensor]:
@@ -349,7 +345,7 @@ class SpikeGMMGuide(OwningModule):
         self._check_coded("mean")
         temperatures = self.evaluation_temperatures(temperature, gate_temperature)
         return {
-            name: site.coded_distribution(*temperatures, "soft").mean for name, site in self.site_guides().items()
+            name: site.coded_distribution(temperatures, "soft").mean for name, site in self.site_guides().items()
         }
 
     def _check_coded(self, asked: str) -> None:
@@ -366,75 +362,3 @@ def _key(name: str) -> str:
     """A site's key in a ModuleDict, where a point is not allowed, nor a name that the dictionary has itself."""
     key = name.replace(".", "/")
     return f"{key}/" if hasattr(nn.ModuleDict, key) else key
-
-
-def _check_support(name: str, prior: Any, weight: Tensor) -> None:
-    """Raise a :class:`NetworkError` if a prior excludes values that weights are going to have."""
-    size = 4 * weight.abs().max().float().cpu()
-    try:
-        support = getattr(prior, "support", constraints.real)
-        excludes = not all(bool(support.check(size * factor).all()) for factor in (-1, 0, 1))
-    except NotImplementedError:  # a class that does not say
-        return
-    if excludes:
-        raise NetworkError(
-            f"The prior of '{name}' is a {type(prior).__name__}, whose values are {support}, but weights of a "
-            f"SpikeGMMGuide may be any number, and here about from {-size:.3g} to {size:.3g}: give a prior of the "
-            "whole real line, or take another guide, such as pyro.infer.autoguide.AutoNormal."
-        )
-
-
-def _initial_values(model: Callable[..., Any], init: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    own: Mapping[str, Tensor] | None = model.site_values() if hasattr(model, "site_values") else None
-    if init is not None:
-        if own is not None:
-            for name, value in init.items():
-                check_like_sites("init", name, value, own)
-        return dict(init)
-    if own is not None:
-        return dict(own)
-    raise NetworkError(
-        f"{type(model).__name__} does not tell its pretrained weights: give init={{site name: tensor}}, "
-        "or wrap the network in BayesianNetwork."
-    )
-
-
-def check_like_sites(what: str, name: str, value: Tensor, sites: Mapping[str, Tensor]) -> None:
-    """Check that a tensor is named and shaped like that of a site: torch would stretch it to fit.
-
-    Raises:
-        NetworkError: it is not.
-    """
-    if name not in sites:
-        raise NetworkError(f"There is no '{name}' to take the {what} given for it: there are {', '.join(sites)}.")
-    if value.shape != sites[name].shape:
-        raise NetworkError(
-            f"The {what} of '{name}' has shape {list(value.shape)}, but the weights have "
-            f"{list(sites[name].shape)}: give one value for each weight."
-        )
-
-
-def check_temperatures(**temperatures: float | None) -> None:
-    """Check that each temperature that is given is above 0.
-
-    Raises:
-        RecipeError: it names the one that is not.
-    """
-    for name, value in temperatures.items():
-        if value is not None and not value > 0:
-            raise RecipeError(f"{name} is {value}, but must be positive.")
-
-
-def _check_stage(stage: str) -> None:
-    if stage not in STAGES:
-        raise RecipeError(f"stage {stage!r} is unknown: use 'dense', 'coded' or 'frozen'.")
-
-
-def _check_arguments(num_components: int, estimator: str, refresh_every: int, stage: str) -> None:
-    if not 1 <= num_components <= 256:
-        raise RecipeError(f"num_components is {num_components}, but must be 1 to 256.")
-    if estimator not in ("straight_through", "soft", "concrete"):
-        raise RecipeError(f"estimator {estimator!r} is unknown: use 'straight_through', 'soft' or 'concrete'.")
-    _check_stage(stage)
-    if refresh_every < 1:
-        raise RecipeError(f"refresh_every is {refresh_every}, but must be at least 1 step.")

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from sqs_pyro.errors import ArgumentError
 from sqs_pyro.models.ownership import OwningModule
 
 #: ``"dense"``: latents without a codebook (warm-up); ``"coded"``: codes follow the latents; ``"frozen"``:
@@ -26,6 +27,7 @@ class GuideProgress(OwningModule):
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
+        _check_stage(stage)
         self.register_buffer("steps", torch.tensor([STAGES.index(stage), 0], device="cpu"))
         self._read: tuple[Tensor | None, int, tuple[Stage, int]] = (None, 0, (stage, 0))
 
@@ -59,8 +61,14 @@ class GuideProgress(OwningModule):
 
     @torch.inference_mode(False)
     def _write(self, stage: Stage, draws: int) -> None:
+        _check_stage(stage)
         self.steps = self.steps.new_tensor([STAGES.index(stage), draws])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """States that were saved without it leave the guide at its own stage."""
         super()._load_from_state_dict({prefix + "steps": self.steps, **state_dict}, prefix, *args)
+
+
+def _check_stage(stage: str) -> None:
+    if stage not in STAGES:
+        raise ArgumentError(f"stage {stage!r} is unknown: use 'dense', 'coded' or 'frozen'.")

@@ -66,7 +66,7 @@ def kl_bounds(
 
     Args:
         name: of the site.
-        q: the guide's law of the site.
+        q: the guide's distribution of the site.
         p: the model's.
         num_samples: Monte Carlo draws of each weight, at least 2.
         scale: factor of the site, as a Pyro trace has it, broadcastable to ``q.batch_shape``.
@@ -115,7 +115,7 @@ def _certainly_below(dominant: Tensor | None, lower: Tensor | None) -> int:
 
 
 def _gate_kl(q: Distribution, p: Distribution, like: Tensor) -> Tensor:
-    """``KL(Bern(λ)‖Bern(λ₀))`` with ``λ = P(θ ≠ 0)`` under any two laws with an atom."""
+    """``KL(Bern(λ)‖Bern(λ₀))`` with ``λ = P(θ ≠ 0)`` under any two distributions with an atom."""
     zero = torch.zeros(q.batch_shape, device=like.device)
     inclusion = -torch.expm1(p.log_prob(zero))
     gates = q.gates if isinstance(q, SpikeGMM) else -torch.expm1(q.log_prob(zero))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Codebook:
-    """One-dimensional mixture components of G groups of weights, components in ascending order of ``loc``.
+class Clustering:
+    """K clusters of each of G groups of weights, in ascending order of ``loc``.
 
     Attributes:
         loc: cluster means μ, ``[G, K]``.
@@ -35,7 +35,7 @@ _TINY = 1e-300
 
 def kmeans_1d(
     values: Tensor, num_components: int, weights: Tensor | None = None, max_iterations: int = 300
-) -> Codebook:
+) -> Clustering:
     """Weighted 1-D K-means of each row of ``values``.
 
     The start is the best partition of a histogram of the row (dynamic programming over its bins), which
@@ -52,7 +52,7 @@ def kmeans_1d(
     moments = [_prefix_sums(mass * ordered**power) for power in range(3)]  # each [G, n + 1]
     start = _best_histogram_partition(ordered, mass, moments, num_components)
     fit = _lloyd(ordered, moments, start, max_iterations)
-    return Codebook(*(column.to(values.dtype) for column in (fit.loc, fit.scale, fit.mixing, fit.inertia)))
+    return Clustering(*(column.to(values.dtype) for column in (fit.loc, fit.scale, fit.mixing, fit.inertia)))
 
 
 def _prefix_sums(values: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def _optimal_cuts(below: list[Tensor], k: int) -> Tensor:
     return torch.stack(cuts[::-1], dim=1)
 
 
-def _lloyd(ordered: Tensor, moments: list[Tensor], start: Tensor, max_iterations: int) -> Codebook:
+def _lloyd(ordered: Tensor, moments: list[Tensor], start: Tensor, max_iterations: int) -> Clustering:
     loc = start.sort(dim=1).values
     for _ in range(max_iterations):
         count, total, _ = _cluster_moments(ordered, moments, loc)
@@ -132,7 +132,7 @@ def _lloyd(ordered: Tensor, moments: list[Tensor], start: Tensor, max_iterations
     spread = (moments[2][:, -1:] / mass).sqrt()  # root mean square of the group
     floor = 1e-3 * torch.where(spread > 0, spread, torch.ones_like(spread))
     mixing = (count + 0.5) / (count + 0.5).sum(1, keepdim=True)
-    return Codebook(loc, pooled.maximum(floor).expand_as(loc).clone(), mixing, inertia)
+    return Clustering(loc, pooled.maximum(floor).expand_as(loc).clone(), mixing, inertia)
 
 
 def _cluster_moments(ordered: Tensor, moments: list[Tensor], loc: Tensor) -> tuple[Tensor, ...]:

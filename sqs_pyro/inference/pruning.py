@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sqs_pyro.errors import DivergenceError, RecipeError
+from sqs_pyro.errors import ArgumentError, DivergenceError, is_positive, is_whole
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class PruningSchedule:
             in each layer.
 
     Raises:
-        RecipeError: an impossible value.
+        ArgumentError: an impossible value.
     """
 
     target: float
@@ -36,19 +36,20 @@ class PruningSchedule:
     scope: str = "global"
 
     def __post_init__(self) -> None:
-        if not 0 < self.target <= 1:
-            raise RecipeError(f"The target non-zero rate is {self.target}, but must be above 0 and at most 1.")
-        if not 0 <= self.start < self.end <= 1:
-            raise RecipeError(
-                f"Pruning starts at {self.start} and ends at {self.end} of the steps, but must satisfy "
+        if not (is_positive(self.target) and self.target <= 1):
+            raise ArgumentError(f"The target non-zero rate is {self.target!r}, but must be above 0 and at most 1.")
+        begins = is_positive(self.start) or self.start == 0
+        if not (begins and is_positive(self.end) and self.start < self.end <= 1):
+            raise ArgumentError(
+                f"Pruning starts at {self.start!r} and ends at {self.end!r} of the steps, but must satisfy "
                 "0 <= start < end <= 1."
             )
-        if self.total_steps < 1 or self.every < 1:
-            raise RecipeError(
-                f"total_steps={self.total_steps} and every={self.every} must both be at least 1 step."
+        if not (is_whole(self.total_steps, 1) and is_whole(self.every, 1)):
+            raise ArgumentError(
+                f"total_steps={self.total_steps!r} and every={self.every!r} must both be at least 1 step."
             )
         if self.scope not in ("global", "layer"):
-            raise RecipeError(f"Pruning scope {self.scope!r} is unknown: use 'global' or 'layer'.")
+            raise ArgumentError(f"Pruning scope {self.scope!r} is unknown: use 'global' or 'layer'.")
 
     @property
     def end_step(self) -> int:

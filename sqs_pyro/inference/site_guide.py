@@ -7,9 +7,10 @@ from pyro.distributions import constraints
 from pyro.nn import PyroParam
 from torch import Tensor
 
-from sqs_pyro.distributions import CodebookGMM, LatentSpikeAndSlab
-from sqs_pyro.errors import NetworkError, RecipeError
+from sqs_pyro.distributions import Codebook, CodebookGMM, LatentSpikeAndSlab
+from sqs_pyro.errors import ArgumentError, NetworkError, is_whole
 from sqs_pyro.inference.kmeans import kmeans_1d
+from sqs_pyro.inference.temperatures import Temperatures
 from sqs_pyro.inference.windows import Windows
 from sqs_pyro.models.ownership import OwningModule
 from sqs_pyro.networks.weight_scale import LEAST_SCALE, weight_scale
@@ -99,9 +100,9 @@ class SiteGuide(OwningModule):
         """The latents as their windows represent them, the site's shape."""
         return self.windows.represent(self.latent, self.edges)
 
-    def codebook(self) -> tuple[Tensor, Tensor, Tensor]:
-        """μ, σ and ``log π``, each ``[G, K]``."""
-        return self.loc, self.scale, self.mixing_logits.log_softmax(-1)
+    def codebook(self) -> Codebook:
+        """Return the codebook of each group as it is now."""
+        return Codebook(self.loc, self.scale, self.mixing_logits.log_softmax(-1))
 
     @torch.no_grad()
     def fit_codebook(self) -> None:
@@ -166,7 +167,7 @@ class SiteGuide(OwningModule):
 
     def most_probable_codes(self) -> Tensor:
         """``argmax_k φ_k`` of each weight, uint8 ``[G, n]``."""
-        return self.coded_distribution(1.0, 1.0, "straight_through").map_codes()
+        return self.coded_distribution(Temperatures(1.0, 1.0), "straight_through").map_codes()
 
     def dense_distribution(self, gate_temperature: float) -> LatentSpikeAndSlab:
         """Warm-up: the slab is a Gaussian around the weight's own latent, as wide as a codebook component."""
@@ -176,16 +177,16 @@ class SiteGuide(OwningModule):
         )
 
     def coded_distribution(
-        self, temperature: float, gate_temperature: float, estimator: str, codes: Tensor | None = None
+        self, temperatures: Temperatures, estimator: str, codes: Tensor | None = None
     ) -> CodebookGMM:
-        """Spike-and-GMM over the site's weights."""
+        """Return the spike-and-GMM over the site's weights."""
         return CodebookGMM(
-            self.gates(gate_temperature),
+            self.gates(temperatures.gates),
             self.latent,
             *self.codebook(),
             anchor=self.anchor(),
             codes=codes,
-            temperature=temperature,
+            temperature=temperatures.codes,
             estimator=estimator,
             spike_scale=self.spike_scale,
             validate_args=False,
@@ -216,9 +217,9 @@ class SiteGuide(OwningModule):
         return self._coded(self.gates() > 0.5, codes.view(self.shape), codebook_dtype)
 
     @torch.no_grad()
-    def draw(self, codebook_dtype: torch.dtype, temperature: float, gate_temperature: float) -> CodedTensor:
+    def draw(self, codebook_dtype: torch.dtype, temperatures: Temperatures) -> CodedTensor:
         """A discrete network's weights: gates and codes drawn, where :meth:`harden` takes the most probable."""
-        mask, codes = self.coded_distribution(temperature, gate_temperature, "discrete").sample_symbols()
+        mask, codes = self.coded_distribution(temperatures, "discrete").sample_symbols()
         return self._coded(mask, codes.to(torch.uint8), codebook_dtype)
 
     def _coded(self, mask: Tensor, codes: Tensor, codebook_dtype: torch.dtype) -> CodedTensor:
@@ -236,8 +237,8 @@ def _num_groups(name: str, shape: torch.Size, groups: Groups) -> int:
         return 1
     if groups == "channel":
         return shape[0]
-    if not isinstance(groups, int) or groups < 1 or shape.numel() % groups:
-        raise RecipeError(
+    if not is_whole(groups, 1) or shape.numel() % groups:
+        raise ArgumentError(
             f"groups={groups!r} does not fit layer '{name}' of {shape.numel()} weights: use 'layer', 'channel', "
             "or a tile size that divides the number of weights."
         )

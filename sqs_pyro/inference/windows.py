@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sqs_pyro.errors import RecipeError
+from sqs_pyro.errors import ArgumentError, is_whole
 from sqs_pyro.inference.kmeans import kmeans_1d
 
 
@@ -138,5 +138,5 @@ def _least_squares_edges(values: Tensor, count: int) -> Tensor:
 
 
 def _check_count(name: str, value: int) -> None:
-    if value < 1:
-        raise RecipeError(f"{name} is {value}, but must be at least 1 window.")
+    if not is_whole(value, 1):
+        raise ArgumentError(f"{name} is {value!r}, but must be at least 1 window.")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sqs_pyro.errors import NetworkError, RecipeError, SQSError
+from sqs_pyro.errors import NetworkError, RecipeError, SQSError, first_line
 from sqs_pyro.extras import needed_for
 from sqs_pyro.integrations.pretrained_recipe import PretrainedRecipe
 from sqs_pyro.networks.architectures import architecture_of, base_path, blocks, linear_layers
@@ -211,7 +211,7 @@ def _one_sentence(part: str, recipe: PretrainedRecipe) -> Iterator[None]:
     except SQSError:
         raise
     except Exception as error:  # each of transformers, tokenizers, safetensors, gguf has classes of its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")[:300]
+        reason = first_line(error)
         place = f"'{recipe.path}'" if recipe.gguf_file is None else f"'{recipe.gguf_file}' in '{recipe.path}'"
         if Path(recipe.path).is_dir():
             raise NetworkError(

@@ -10,7 +10,7 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from sqs_pyro.errors import NetworkError, SQSError
+from sqs_pyro.errors import NetworkError, SQSError, first_line
 from sqs_pyro.integrations.checkpoint_documents import INDEX, check_placed, read_config, read_index
 from sqs_pyro.kernels.assemble import tensor_slots
 from sqs_pyro.kernels.described import at_most_parts, parts_of
@@ -33,7 +33,7 @@ def empty_network(directory: Path, dtype: torch.dtype) -> nn.Module:
     try:
         config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a class of its own for each value that is wrong
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        reason = first_line(error)
         raise NetworkError(f"'{directory}/config.json' cannot be read ({reason}): fetch it again.") from error
     architecture_of(config)
     name = next(iter(config.architectures or ()), "")
@@ -51,7 +51,7 @@ def empty_network(directory: Path, dtype: torch.dtype) -> nn.Module:
     except SQSError:
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        reason = first_line(error)
         raise NetworkError(
             f"transformers cannot build the {name} that '{directory}/config.json' describes ({reason}): fetch it "
             "again."

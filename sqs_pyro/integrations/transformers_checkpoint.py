@@ -8,7 +8,7 @@ import transformers
 
 from sqs_pyro.atomic import merging
 from sqs_pyro.documents import shown
-from sqs_pyro.errors import NetworkError, PackedFileError, SQSError
+from sqs_pyro.errors import NetworkError, PackedFileError, SQSError, first_line
 from sqs_pyro.integrations.checkpoint_documents import (
     CONFIG,
     INDEX,
@@ -72,7 +72,7 @@ def from_pretrained(directory: "str | PathLike[str]", *, auto_class: Any, dequan
     except (SQSError, OSError):
         raise
     except Exception as error:  # transformers hands on whatever a value that it did not expect ends in
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")[:300]
+        reason = first_line(error)
         raise PackedFileError(
             f"Checkpoint '{directory}' cannot be loaded ({reason}): fetch it again, or correct the options."
         ) from error

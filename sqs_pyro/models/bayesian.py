@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.distributions import SpikeAndMixture, SpikeAndSlab
-from sqs_pyro.errors import DataError, ModelError, NetworkError
+from sqs_pyro.errors import DataError, ModelError, NetworkError, is_whole
 from sqs_pyro.models import likelihoods
 from sqs_pyro.models.network_prior import Codebooks, FixedPrior, HyperPrior, NetworkPrior, SitePrior
 from sqs_pyro.models.ownership import OwningModule, claim, point_estimate, show_buffer, take_over_in_place
-from sqs_pyro.models.prediction import evaluation_mode, predicting
+from sqs_pyro.models.prediction import predicting
 from sqs_pyro.models.priors import scale_matched_prior
-from sqs_pyro.models.stacked import StackedLaw, drawn_networks, plates_around, stack_networks
+from sqs_pyro.models.stacked import StackedDistribution, drawn_networks, plates_around, stack_networks
 from sqs_pyro.networks.calling import call_arguments, device_of, output_tensor
 from sqs_pyro.networks.checks import check_network
 from sqs_pyro.networks.coverage import coverage
+from sqs_pyro.networks.modes import evaluating
 from sqs_pyro.networks.sites import select_sites
 from sqs_pyro.networks.substitution import call_with
 
@@ -74,8 +75,10 @@ class BayesianNetwork(OwningModule):
         exclude: str | Sequence[str] = (),
     ) -> None:
         super().__init__()
-        if num_data is not None and num_data < 1:
-            raise NetworkError(f"num_data is {num_data}, but must be at least 1: the number of training examples.")
+        if num_data is not None and not is_whole(num_data, 1):
+            raise NetworkError(
+                f"num_data is {num_data!r}, but must be at least 1: the number of training examples."
+            )
         check_network(net)
         sites = select_sites(net, include, exclude)
         self.net = net
@@ -97,14 +100,14 @@ class BayesianNetwork(OwningModule):
     @property
     def priors(self) -> dict[str, dist.TorchDistribution]:
         """The prior of every site by name, as it is now; what is random in it stands at its mean."""
-        return self.prior.site_priors({name: own.law.mean for name, own in self.hyper_priors().items()})
+        return self.prior.site_priors({name: own.distribution.mean for name, own in self.hyper_priors().items()})
 
     def hyper_priors(self) -> dict[str, HyperPrior]:
         """Sample sites of the prior itself, by name: guides sample them before the weights, in this order."""
         return self.prior.hyper_priors()
 
     def bind_codebooks(self, codebooks: Codebooks) -> None:
-        """Let a prior that shares components with a guide find them: ``name -> (loc, scale, log_mixing)``."""
+        """Let a prior that shares components with a guide find them, by the name of a site."""
         self.prior.bind_codebooks(codebooks)
 
     def forward(self, inputs: Any, y: Tensor | None = None) -> Tensor:
@@ -153,14 +156,14 @@ class BayesianNetwork(OwningModule):
                 pyro.deterministic("logits", joint, event_dim=event_dims)
             if y is not None:  # plates of the user's own may be to the right of the examples
                 y = y.reshape(batch, *[1] * (-1 - examples.dim), *y.shape[1:])
-            law = StackedLaw(observations, plates, examples.dim) if drawn else observations[0]
-            return pyro.sample("obs", law, obs=y)
+            predicted = StackedDistribution(observations, plates, examples.dim) if drawn else observations[0]
+            return pyro.sample("obs", predicted, obs=y)
 
     def _output(self, tensors: dict[str, Tensor], inputs: Any) -> Any:
         """What the network returns with these tensors in place of its own."""
         net = self._modules["net"]
         args, kwargs = call_arguments(inputs, net)
-        with evaluation_mode(net) if self.evaluates_predictions and predicting() else nullcontext():
+        with evaluating(net) if self.evaluates_predictions and predicting() else nullcontext():
             try:
                 return call_with(net, tensors, args, kwargs)
             except ValueError as error:

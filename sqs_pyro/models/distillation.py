@@ -33,7 +33,7 @@ class _OpinionOrNothing(constraints.Constraint):
 
 
 class DistilledCategorical(TorchDistribution):
-    """Law of a label and of what a teacher thinks, ``batch_shape [...]``, ``event_shape [2, C]``.
+    """Distribution of a label and of what a teacher thinks, ``batch_shape [...]``, ``event_shape [2, C]``.
 
     A value has the label, one-hot, in its first row, and the teacher's probabilities at the temperature in its
     second; both are zeros where a label is left out. A sample draws both from this network's own opinion.
@@ -72,7 +72,7 @@ class DistilledCategorical(TorchDistribution):
             return one_hot(drawn, self.logits.shape[-1]).to(self.logits.dtype)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "DistilledCategorical":
-        """The same law with a larger batch."""
+        """The same distribution with a larger batch."""
         logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
         return DistilledCategorical(logits, self.weight, self.temperature, validate_args=self._validate_args)
 
@@ -92,7 +92,7 @@ class DistillationLikelihood:
         self.weight, self.temperature, self.class_axis = weight, temperature, class_axis
 
     def __call__(self, output: Any) -> TorchDistribution:
-        """The observation's law, batch shape ``[B]``."""
+        """The observation's distribution, batch shape ``[B]``."""
         logits = output_tensor(output).float().movedim(self.class_axis, -1)
         return DistilledCategorical(logits, self.weight, self.temperature).to_event(logits.dim() - 2)
 

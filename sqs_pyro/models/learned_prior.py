@@ -8,7 +8,7 @@ from pyro.distributions import constraints
 from pyro.nn import PyroParam
 from torch import Tensor
 
-from sqs_pyro.distributions import SpikeAndMixture
+from sqs_pyro.distributions import Codebook, SpikeAndMixture
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.models.network_prior import Codebooks, NetworkPrior, Scope, check_scope
 from sqs_pyro.networks.weight_scale import weight_scale
@@ -82,7 +82,7 @@ class LearnedPrior(NetworkPrior):
         self.inclusion = values.to(self.inclusion)
 
     def site_priors(self, hyper: Mapping[str, Tensor]) -> dict[str, dist.TorchDistribution]:
-        """The laws with ρ and the components as they are now."""
+        """The distributions with ρ and the components as they are now."""
         inclusions = self.inclusions()
         return {
             name: SpikeAndMixture(
@@ -91,11 +91,10 @@ class LearnedPrior(NetworkPrior):
             for index, (name, shape) in enumerate(self._shapes.items())
         }
 
-    def _components(self, index: int, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    def _components(self, index: int, name: str) -> Codebook:
         if self._codebooks:
             return self._codebooks[0](name)
-        loc, scale, log_mixing = self.get_buffer(f"quantiles_{index}")
-        return loc, scale, log_mixing
+        return Codebook(*self.get_buffer(f"quantiles_{index}"))
 
 
 def _quantile_components(weight: Tensor) -> Tensor:

@@ -15,10 +15,11 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import constraints
 
+from sqs_pyro.documents import shown
 from sqs_pyro.errors import DataError, NetworkError
 from sqs_pyro.models.label_distributions import ClassLabels, ClassProbabilities, SeveralLabels
 from sqs_pyro.networks.calling import output_tensor
-from sqs_pyro.networks.minibatches import IGNORED, shown
+from sqs_pyro.networks.minibatches import IGNORED
 
 #: Maps a network's output to a distribution with batch shape ``[B]`` over one example's observation.
 Likelihood: TypeAlias = Callable[[Any], dist.TorchDistribution]

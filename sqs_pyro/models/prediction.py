@@ -1,14 +1,10 @@
 """Prediction and training are told apart by what Pyro does, not by a flag that somebody may forget to set."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.predictive import _predictive_vectorize_plate_name
 from pyro.poutine import runtime
 from pyro.poutine.condition_messenger import ConditionMessenger
-from torch import nn
 
 
 def predicting() -> bool:
@@ -31,16 +27,3 @@ def _is_of_predictions(handler: object) -> bool:
     if isinstance(handler, ConditionMessenger):
         return not handler.data
     return getattr(handler, "name", None) == _predictive_vectorize_plate_name
-
-
-@contextmanager
-def evaluation_mode(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode of a network and all in it, which are put back as they were."""
-    modes = [(module, module.training) for module in net.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

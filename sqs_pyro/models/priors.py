@@ -74,7 +74,7 @@ def gaussian_spike_prior(
     return partial(_two_gaussians, inclusion, spike_scale, slab_scale)
 
 
-# The laws of a site: functions of a module with their options bound, not closures, so that priors can be pickled.
+# Priors of a site are functions of a module with their options bound, not closures: those can be pickled.
 
 
 def _spike_and_slab(
@@ -156,20 +156,20 @@ class HierarchicalInclusion(FixedPrior):
 
     def hyper_priors(self) -> dict[str, HyperPrior]:
         """One Beta for each site, or one for all."""
-        law = dist.Beta(*self.concentrations)
+        beta = dist.Beta(*self.concentrations)
         if self.scope == "global":
-            return {"inclusion": HyperPrior(law, tuple(self._laws))}
-        return {self._hyper_site(name): HyperPrior(law, (name,)) for name in self._laws}
+            return {"inclusion": HyperPrior(beta, tuple(self._priors))}
+        return {self._hyper_site(name): HyperPrior(beta, (name,)) for name in self._priors}
 
     def site_priors(self, hyper: Mapping[str, Tensor]) -> dict[str, dist.TorchDistribution]:
         """Spike-and-slab with the inclusions given; their batch shapes come before the weights' shape."""
-        laws = {}
-        for name, law in self._laws.items():
+        found = {}
+        for name, prior in self._priors.items():
             inclusion, shape = hyper[self._hyper_site(name)], self._shapes[name]
             aligned = inclusion.reshape(*inclusion.shape, *[1] * len(shape))
-            joint = SpikeAndSlab(aligned, law.base_slab, validate_args=False).expand(inclusion.shape + shape)
-            laws[name] = joint.to_event(len(shape))
-        return laws
+            joint = SpikeAndSlab(aligned, prior.base_slab, validate_args=False).expand(inclusion.shape + shape)
+            found[name] = joint.to_event(len(shape))
+        return found
 
     def _hyper_site(self, name: str) -> str:
         return "inclusion" if self.scope == "global" else f"{name}.inclusion"

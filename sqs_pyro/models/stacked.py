@@ -1,4 +1,4 @@
-"""Several networks at once: weights drawn in Pyro's plates, and the joint law of what each network predicts."""
+"""Several networks at once: weights drawn in Pyro's plates, and what each network predicts, jointly."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -55,34 +55,34 @@ def stack_networks(parts: Sequence[Tensor], plates: torch.Size, dim: int, event_
     return stacked.unflatten(-2 - event_dims, networks).movedim(-1 - event_dims, dim - event_dims)
 
 
-class StackedLaw(TorchDistribution):
-    """What several networks predict: independent laws, each with batch shape ``[B]``, as one.
+class StackedDistribution(TorchDistribution):
+    """What several networks predict: independent distributions, each with batch shape ``[B]``, as one.
 
-    Shapes: ``batch_shape`` is ``plates`` with B at ``dim``, ``event_shape`` that of each law.
+    Shapes: ``batch_shape`` is ``plates`` with B at ``dim``, ``event_shape`` that of each distribution.
 
     Args:
-        laws: one for each network, in row-major order of ``plates``.
+        networks: what each of them predicts, in row-major order of ``plates``.
         plates: of networks, of size 1 at ``dim``.
         dim: negative, the place of the examples.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  as torch declares it
 
-    def __init__(self, laws: Sequence[Any], plates: torch.Size, dim: int) -> None:
-        self.laws, self.plates, self.dim = tuple(laws), plates, dim
+    def __init__(self, networks: Sequence[TorchDistribution], plates: torch.Size, dim: int) -> None:
+        self.networks, self.plates, self.dim = tuple(networks), plates, dim
         shape = list(plates)
-        shape[dim] = self.laws[0].batch_shape[0]
-        super().__init__(torch.Size(shape), self.laws[0].event_shape, validate_args=False)
+        shape[dim] = self.networks[0].batch_shape[0]
+        super().__init__(torch.Size(shape), self.networks[0].event_shape, validate_args=False)
 
     @property
     def support(self) -> Any:
-        """That of each law."""
-        return self.laws[0].support
+        """That of each distribution."""
+        return self.networks[0].support
 
     @property
     def has_rsample(self) -> bool:
-        """Whether draws of every law are differentiable."""
-        return all(law.has_rsample for law in self.laws)
+        """Whether draws of every distribution are differentiable."""
+        return all(each.has_rsample for each in self.networks)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """``[*sample, *batch_shape]``; a value without the networks' dimensions is asked of each of them."""
@@ -90,18 +90,18 @@ class StackedLaw(TorchDistribution):
         value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape))
         value = value.movedim(self.dim - events, -1 - events)  # [*sample, *networks, B, *event]
         behind: tuple[Any, ...] = (slice(None),) * (1 + events)
-        networks = value.shape[value.dim() - events - len(self.plates) : value.dim() - events - 1]
-        places = itertools.product(*map(range, networks))
-        parts = [law.log_prob(value[(..., *at, *behind)]) for law, at in zip(self.laws, places, strict=True)]
+        sizes = value.shape[value.dim() - events - len(self.plates) : value.dim() - events - 1]
+        places = itertools.product(*map(range, sizes))
+        parts = [each.log_prob(value[(..., *at, *behind)]) for each, at in zip(self.networks, places, strict=True)]
         return stack_networks(parts, self.plates, self.dim, 0)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """A draw of each network's prediction, ``[*sample, *batch_shape, *event_shape]``."""
-        return self._drawn([law.sample(torch.Size(sample_shape)) for law in self.laws])
+        return self._drawn([each.sample(torch.Size(sample_shape)) for each in self.networks])
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """The same, differentiable."""
-        return self._drawn([law.rsample(torch.Size(sample_shape)) for law in self.laws])
+        return self._drawn([each.rsample(torch.Size(sample_shape)) for each in self.networks])
 
     def _drawn(self, parts: list[Tensor]) -> Tensor:
         return stack_networks(parts, self.plates, self.dim, len(self.event_shape))

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from sqs_pyro.errors import DataError, SQSError
+from sqs_pyro.documents import shown
+from sqs_pyro.errors import DataError, SQSError, said
 from sqs_pyro.isolation import isolated
 from sqs_pyro.networks.calling import forward_signature, takes
 
@@ -298,24 +299,6 @@ def _generators(loader: Any) -> list[torch.Generator]:
     found = [getattr(owner, "generator", None) for owner in (loader, *samplers)]
     own = [generator for generator in found if isinstance(generator, torch.Generator)]
     return own if inside is None else own + _generators(inside)
-
-
-def shown(value: Any) -> str:
-    """A value in a sentence: of a tensor or array its dtype and shape."""
-    if isinstance(value, (Tensor, np.ndarray)):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {shown(item)}" for key, item in list(value.items())[:6]) + "}"
-    if isinstance(value, (tuple, list)) and not isinstance(value, PackedSequence):
-        inside = ", ".join(map(shown, value[:4])) + (", ..." if len(value) > 4 else "")
-        return f"({inside})" if isinstance(value, tuple) else f"[{inside}]"
-    return repr(value) if value is None or isinstance(value, (bool, int, float)) else f"a {type(value).__name__}"
-
-
-def said(error: BaseException) -> str:
-    """An error in a sentence: its type and its first line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
 
 
 def _forward(net: nn.Module | None) -> str:

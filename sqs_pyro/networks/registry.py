@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from sqs_pyro.documents import shown
-from sqs_pyro.errors import RecipeError, SQSError
+from sqs_pyro.errors import RecipeError, SQSError, said
 
 Constructor = TypeVar("Constructor", bound=Callable[..., nn.Module])
 
@@ -76,7 +76,7 @@ def build_network(name: str, /, **options: Any) -> nn.Module:
     except SQSError:
         raise
     except Exception as error:  # whatever options of another kind, or too large, end in
-        reason = shown(f"{type(error).__name__}: {error}".splitlines()[0], 300)
+        reason = shown(said(error), 300)
         raise RecipeError(
             f"Network {name!r} cannot be built with the options {shown(options)} ({reason}): correct the options."
         ) from error

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sqs_pyro.errors import NetworkError
+from sqs_pyro.errors import NetworkError, first_line
 
 
 def load_weights(net: nn.Module, path: str | Path) -> None:
@@ -70,7 +70,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             "fetch them again, or save `net.state_dict()` instead of the network."
         ) from None
     except Exception as error:  # each library and each kind of damage raises a class of its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise NetworkError(f"The weights in '{path}' cannot be read ({reason}): fetch them again.") from None
     for key in ("state_dict", "model", "network"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -5,20 +5,19 @@ afterwards as they were. Whole networks are compared first; only where they diff
 module.
 """
 
-import copy
-import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sqs_pyro.errors import DataError, NetworkError, SQSError
+from sqs_pyro.errors import DataError, NetworkError, SQSError, first_line
+from sqs_pyro.isolation import random_states_kept
 from sqs_pyro.networks.calling import call_arguments, device_of, move_to, own_copy
+from sqs_pyro.networks.modes import buffers_kept, evaluating
 
 _EXACT = 2.0**-10  # of the largest output: sums of float32 in another order, through many layers
 _COARSE = 2.0**-5  # the same for two-byte floats, and for GPUs, which multiply with fewer bits
@@ -101,13 +100,13 @@ def first_difference(first: nn.Module, second: nn.Module, inputs: Any, relative:
         raise
     except _ERRORS as error:
         raise DataError(
-            f"{type(first).__name__} cannot run on the inputs in evaluation mode ({_first_line(error)}): give "
+            f"{type(first).__name__} cannot run on the inputs in evaluation mode ({first_line(error)}): give "
             "them as its forward takes them."
         ) from error
     try:
         found = outputs(second, inputs)
     except _ERRORS as error:
-        raise _CannotRun(_first_line(error)) from error
+        raise _CannotRun(first_line(error)) from error
     distance = _distance(expected, found)
     if distance <= relative:
         return None
@@ -119,12 +118,8 @@ def first_difference(first: nn.Module, second: nn.Module, inputs: Any, relative:
 def outputs(net: nn.Module, inputs: Any) -> list[Tensor]:
     """Every tensor that a network puts out in evaluation mode, in order."""
     args, kwargs = call_arguments(own_copy(move_to(inputs, device_of(net))), net)
-    with _undisturbed(net):
+    with evaluating(net), buffers_kept(net), random_states_kept(seed=0), torch.no_grad(), _not_compiling(net):
         return list(_tensors(net(*args, **kwargs)))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .")
 
 
 class _CannotRun(Exception):
@@ -164,39 +159,10 @@ def _watched(net: nn.Module, tell: Callable[[str, Any], None]) -> Iterator[None]
         yield
 
 
-@contextmanager
-def _undisturbed(net: nn.Module) -> Iterator[None]:
-    """Evaluation from one random state; modes, buffers and random states are put back."""
-    modes = [(module, module.training) for module in net.modules()]
-    held = [(module, dict(module._buffers), copy.deepcopy(module._buffers)) for module in net.modules()]
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002 (what forwards may draw from)
-    try:
-        with torch.random.fork_rng(), torch.no_grad(), _not_compiling(net):
-            torch.manual_seed(0), random.seed(0), np.random.seed(0)  # noqa: NPY002
-            net.eval()
-            yield
-    finally:
-        random.setstate(states[0]), np.random.set_state(states[1])  # noqa: NPY002
-        for module, training in modes:
-            module.training = training
-        for module, same, values in held:
-            _put_back(module, same, values)
-
-
 def _not_compiling(net: nn.Module) -> Any:
     """A few calls are not worth compiling for."""
     compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in net.modules())
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()  # imports the compiler
-
-
-def _put_back(module: nn.Module, same: Mapping[str, Tensor | None], values: Mapping[str, Tensor | None]) -> None:
-    """The same buffers, with the same values, wherever a forward has written or hung others."""
-    for name, buffer in same.items():
-        value = values[name]
-        if buffer is not None and value is not None and not torch.equal(buffer, value):
-            with torch.no_grad():
-                buffer.copy_(value)
-        module._buffers[name] = buffer
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sqs_pyro.networks.calling import call_arguments, device_of, move_to
 from sqs_pyro.networks.minibatches import minibatches
+from sqs_pyro.networks.modes import evaluating
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 #: Only these forwards are known to be one scale and one shift a channel; a subclass may compute anything.
@@ -35,7 +36,7 @@ def reestimate_batch_norm(net: nn.Module, loader: Iterable[Any], num_batches: in
     if not norms:
         return
     device = device_of(net)
-    with _cumulative(net, norms):
+    with evaluating(net), _cumulative(norms):
         batches = minibatches(loader, net, "training", labelled=False)
         for seen, (x, _) in enumerate(itertools.islice(batches, num_batches)):
             for norm in norms:
@@ -114,12 +115,10 @@ def _storage(tensor: Tensor) -> int:
 
 
 @contextmanager
-def _cumulative(net: nn.Module, norms: list[Any]) -> Iterator[None]:
-    """Batch norms gather cumulative averages while everything else evaluates."""
-    modes = [(module, module.training) for module in net.modules()]
+def _cumulative(norms: list[Any]) -> Iterator[None]:
+    """Let batch norms gather cumulative averages, whatever mode the rest of their network is in."""
     momenta = [norm.momentum for norm in norms]
     before = [{name: copy.deepcopy(value) for name, value in norm._buffers.items()} for norm in norms]
-    net.eval()
     try:
         for norm in norms:
             norm.train()
@@ -135,5 +134,3 @@ def _cumulative(net: nn.Module, norms: list[Any]) -> Iterator[None]:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        for module, training in modes:
-            module.training = training

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from sqs_pyro.errors import NetworkError
+from sqs_pyro.errors import NetworkError, first_line
 from sqs_pyro.kernels.network import LEFTOVER_DTYPES
 from sqs_pyro.networks.calling import tensors_in
 from sqs_pyro.packing.module import round_leftovers
@@ -74,7 +74,7 @@ def copied(net: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     try:
         return copy.deepcopy(net, {**(memo or {}), **results})
     except (RuntimeError, TypeError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise NetworkError(
             f"{type(net).__name__} cannot be copied ({reason}): make its tensors parameters or buffers of their "
             "own (torch.nn.utils.remove_weight_norm, torch.nn.utils.prune.remove), and hold no files or locks."

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from sqs_pyro.atomic import check_place, clean_inside, one_sentence, resolved, write_text
 from sqs_pyro.documents import parse_yaml, read_yaml
-from sqs_pyro.errors import OutputError, RecipeError, ResourceError, SQSError
+from sqs_pyro.errors import OutputError, RecipeError, ResourceError, SQSError, first_line
 from sqs_pyro.fingerprint import Fingerprint, fingerprint, first_difference
 from sqs_pyro.recipes import parse
 from sqs_pyro.reporting.study_plots import comparison_figure, sweep_figure
@@ -237,7 +237,7 @@ def _name_in(kept: Path) -> str:
             raise ValueError("its checksum does not fit")
         return str(parse_yaml(text, "it")["name"])
     except (ValueError, TypeError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise OutputError(
             f"'{kept}' is damaged ({reason}): write 'name: ' and the study's name into it, as its only line, and "
             "the same command goes on with the runs that are finished."

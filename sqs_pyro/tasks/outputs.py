@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from sqs_pyro.errors import DataError
 from sqs_pyro.networks.calling import device_of, move_to, predictions
 from sqs_pyro.networks.minibatches import minibatches
+from sqs_pyro.networks.modes import evaluating
 
 
 @torch.no_grad()
@@ -26,15 +27,12 @@ def outputs(net: nn.Module, loader: Any, fill: float = 0.0) -> tuple[Tensor, Ten
     Raises:
         DataError: the loader is empty.
     """
-    device, was_training = device_of(net), net.training
-    net.eval()
-    try:
+    device = device_of(net)
+    with evaluating(net):
         pairs = [
             (predictions(net, move_to(x, device)).float().cpu(), y)
             for x, y in minibatches(loader, net, "evaluation")
         ]
-    finally:
-        net.train(was_training)
     if not pairs:
         raise DataError("There is no example to evaluate on: the loader is empty.")
     width = max(found.shape[-1] for found, _ in pairs)

@@ -1,4 +1,4 @@
-"""A task: which law the network's output is of, by which figures it is judged, and which text it is about."""
+"""A task: what a network's output says of the targets, by which figures it is judged, which text it is about."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Judged(Protocol):
 
     @property
     def likelihood(self) -> Likelihood:
-        """From the network's output to the law of a minibatch's targets, batch shape ``[B]``."""
+        """From the network's output to the distribution of a minibatch's targets, batch shape ``[B]``."""
 
     def measure(self, net: nn.Module, loader: Any) -> dict[str, Any]:
         """All figures of a network in evaluation mode on a loader that does not shuffle, as plain JSON."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from sqs_pyro.distributions import SpikeAndSlab, SpikeGMM, kl_bound, monte_carlo_kl
+from sqs_pyro.distributions import Codebook, SpikeAndSlab, SpikeGMM, kl_bound, monte_carlo_kl
 from sqs_pyro.distributions.assignment import ExpectedDivergence, HardValue, assignment_logits, map_codes
 from sqs_pyro.distributions.codebook_gmm import CodebookGMM, LatentSpikeAndSlab
 
@@ -190,7 +190,7 @@ class TestMapCodes:
     @pytest.mark.parametrize("components", [1, 2, 16, 256])
     def test_are_the_argmax_of_responsibilities(self, groups, components):
         given = parameters(groups, components, (6, 50))
-        args = (given["latent"].view(groups, -1), given["loc"], given["scale"], given["log_mixing"])
+        args = given["latent"].view(groups, -1), Codebook(given["loc"], given["scale"], given["log_mixing"])
         codes = map_codes(*args)
         assert codes.dtype == torch.uint8
         assert torch.equal(codes.long(), assignment_logits(*args).argmax(0))
@@ -200,7 +200,7 @@ class TestMapCodes:
     def test_ties_take_the_first(self):
         same = torch.zeros(1, 4)
         assert torch.equal(
-            map_codes(torch.randn(1, 9), same, same + 1, same), torch.zeros(1, 9, dtype=torch.uint8)
+            map_codes(torch.randn(1, 9), Codebook(same, same + 1, same)), torch.zeros(1, 9, dtype=torch.uint8)
         )
 
     def test_does_not_change_its_arguments(self):
@@ -219,7 +219,7 @@ class TestExpectedDivergence:
         return [t.clone().requires_grad_() for t in tensors]
 
     def autograd(self, latent, loc, scale, log_mixing, divergence, temperature):
-        phi = (assignment_logits(latent, loc, scale, log_mixing) / temperature).softmax(0)
+        phi = (assignment_logits(latent, Codebook(loc, scale, log_mixing)) / temperature).softmax(0)
         return (phi * divergence.T.unsqueeze(-1)).sum(0)
 
     @pytest.mark.parametrize("groups", [1, 2, 12])

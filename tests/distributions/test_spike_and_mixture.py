@@ -43,8 +43,7 @@ def guide_law(groups: int = 1, temperature: float = 0.7, width: float = 0.3) -> 
 
 def shared_prior(q: CodebookGMM, inclusion: float = 0.3) -> SpikeAndMixture:
     """The prior that shares the components of a law of the guide."""
-    ours = (q.codebook_loc, q.codebook_scale, q.log_mixing)
-    return SpikeAndMixture(torch.tensor(inclusion, dtype=F64), *ours, q.batch_shape)
+    return SpikeAndMixture(torch.tensor(inclusion, dtype=F64), *q.codebook, q.batch_shape)
 
 
 def true_kl(q: SpikeGMM, p: SpikeAndMixture) -> np.ndarray:
@@ -123,7 +122,7 @@ class TestSharedComponents:
 
     def test_hard_codes_cost_their_code_length(self, groups):
         q = guide_law(GROUPS[groups], temperature=1e-6)
-        hard = CodebookGMM((q.gates > 0.5).double(), q.latent, q.codebook_loc, q.codebook_scale, q.log_mixing)
+        hard = CodebookGMM((q.gates > 0.5).double(), q.latent, *q.codebook)
         hard.temperature = 1e-6
         p = shared_prior(hard)
         zero, code = np.log(0.7), np.log(0.3) + p.logits.expand(*SHAPE, 5).numpy()
@@ -251,7 +250,7 @@ def test_nothing_of_size_n_by_k_is_kept():
     saved: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x.numel()), x)[1], lambda x: x):
         q = CodebookGMM(torch.full((800,), 0.5), latent, loc, torch.ones(1, 16), torch.full((1, 16), 1 / 16).log())
-        p = SpikeAndMixture(torch.tensor(0.5), q.codebook_loc, q.codebook_scale, q.log_mixing, (800,))
+        p = SpikeAndMixture(torch.tensor(0.5), *q.codebook, (800,))
         kl_bound(q, p).sum().backward()
     assert 0 < max(saved) <= 800
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from sqs_pyro import SQSELBO, BayesianNetwork, SpikeGMMGuide
 from sqs_pyro.models import HierarchicalInclusion, LearnedPrior
-from sqs_pyro.models.stacked import StackedLaw, plates_around
+from sqs_pyro.models.stacked import StackedDistribution, plates_around
 
 S, B = 3, 5
 X, Y = torch.linspace(-1, 1, B * 8).view(B, 1, 8), torch.arange(B) % 3
@@ -103,22 +103,22 @@ def test_a_plate_of_networks_beside_the_examples():
     torch.testing.assert_close(tracer.trace.nodes["obs"]["log_prob"], 20 / B * expected)
 
 
-class TestStackedLaw:
-    def laws(self):
+class TestStackedDistribution:
+    def distributions(self):
         loc = torch.randn(2, S, 4, 3)
         return loc, [dist.Normal(loc[i, j], 1.0).to_event(1) for i in range(2) for j in range(S)]
 
     @pytest.mark.parametrize(("plates", "dim"), [((2, S, 1), -1), ((2, 1, S), -2), ((1, 2, S), -3)])
     def test_against_the_same_law_written_out(self, plates, dim):
-        loc, laws = self.laws()
+        loc, distributions = self.distributions()
         plain = dist.Normal(loc.movedim(2, dim - 1), 1.0).to_event(1)
-        law = StackedLaw(laws, torch.Size(plates), dim)
-        assert law.batch_shape == plain.batch_shape and law.event_shape == plain.event_shape
+        distribution = StackedDistribution(distributions, torch.Size(plates), dim)
+        assert distribution.batch_shape == plain.batch_shape and distribution.event_shape == plain.event_shape
         for value in (plain.sample(), plain.sample((5,)), torch.zeros(3)):
-            torch.testing.assert_close(law.log_prob(value), plain.log_prob(value))
-        assert law.sample((7,)).shape == plain.sample((7,)).shape
+            torch.testing.assert_close(distribution.log_prob(value), plain.log_prob(value))
+        assert distribution.sample((7,)).shape == plain.sample((7,)).shape
         torch.manual_seed(0)
-        assert float((law.sample((400,)).mean(0) - plain.mean).abs().max()) < 0.3
+        assert float((distribution.sample((400,)).mean(0) - plain.mean).abs().max()) < 0.3
 
     def test_places(self):
         assert plates_around(torch.Size([S]), -1) == (S, 1)  # Predictive(parallel=True)

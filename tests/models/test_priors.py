@@ -66,8 +66,8 @@ class TestLearnedPrior:
         for name, site in guide.site_guides().items():
             law = model.priors[name].base_dist
             assert isinstance(law, SpikeAndMixture) and law.batch_shape == site.shape
-            assert torch.equal(law.codebook_loc, site.loc) and torch.equal(law.codebook_scale, site.scale)
-            torch.testing.assert_close(law.log_mixing, site.mixing_logits.log_softmax(-1))
+            assert torch.equal(law.codebook.loc, site.loc) and torch.equal(law.codebook.scale, site.scale)
+            torch.testing.assert_close(law.codebook.log_mixing, site.mixing_logits.log_softmax(-1))
         assert before.num_components == 16  # of its own, while there was no guide
 
     def test_components_without_a_guide_have_the_weights_moments(self):
@@ -75,9 +75,9 @@ class TestLearnedPrior:
         model = BayesianNetwork(net, prior=LearnedPrior())
         for name, law in model.priors.items():
             weight = net.get_parameter(name)
-            mixing = law.base_dist.log_mixing.exp()
-            mean = (mixing * law.base_dist.codebook_loc).sum()
-            second = (mixing * (law.base_dist.codebook_loc**2 + law.base_dist.codebook_scale**2)).sum()
+            mixing = law.base_dist.codebook.log_mixing.exp()
+            mean = (mixing * law.base_dist.codebook.loc).sum()
+            second = (mixing * (law.base_dist.codebook.loc**2 + law.base_dist.codebook.scale**2)).sum()
             torch.testing.assert_close(mixing.sum(), torch.tensor(1.0))
             torch.testing.assert_close(mean, weight.mean(), atol=1e-6, rtol=1e-5)
             torch.testing.assert_close(second, weight.square().mean(), rtol=1e-3, atol=0)
@@ -124,7 +124,7 @@ class TestLearnedPrior:
         other.load_state_dict(model.state_dict())
         assert [round(rho.item(), 4) for rho in other.prior.inclusions().values()] == [0.2, 0.7]
         twin = copy.deepcopy(model).double()
-        assert twin.priors["0.weight"].base_dist.codebook_loc.dtype == torch.float64
+        assert twin.priors["0.weight"].base_dist.codebook.loc.dtype == torch.float64
         assert twin.priors["0.weight"].base_dist.inclusion.dtype == torch.float64
 
     def test_sentences(self):
@@ -178,7 +178,7 @@ class TestHierarchicalInclusion:
                 trace = pyro.poutine.trace(program).get_trace(x, y)
                 latent = [n for n, s in trace.nodes.items() if s["type"] == "sample" and s["fn"].has_rsample]
                 assert [n for n in latent if n.endswith("inclusion")] == names
-            assert all(isinstance(own.law, dist.Beta) for own in model.hyper_priors().values())
+            assert all(isinstance(own.distribution, dist.Beta) for own in model.hyper_priors().values())
 
     def test_prior_predictive_has_the_beta_binomials_zeros(self):
         """Weights of a layer share their λ₀: the number of zeros varies more than a binomial's."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sqs_pyro.compression.bisection import beta_for
+
 _SAMPLE = 1 << 16  # weights of a layer that its entropy is estimated from
 _FINEST = 10_000  # grid points on either side of zero, at most
 
@@ -65,12 +67,11 @@ class BitBudget:
         weights = sum(layer.weights for layer in self._waiting.values())
         bias = self._excess / self._done if self._done else 0.0
         target = self._left / weights - bias
-        low, high = -80.0, 80.0
-        while high - low > 1e-3:
-            middle = 0.5 * (low + high)
-            forecast = sum(layer.weights * layer.bits(math.exp(middle)) for layer in self._waiting.values())
-            low, high = (middle, high) if forecast > target * weights else (low, middle)
-        return math.exp(high)
+
+        def forecast(beta: float) -> float:
+            return sum(layer.weights * layer.bits(beta) for layer in self._waiting.values())
+
+        return beta_for(forecast, target * weights, -80.0, 80.0, tolerance=1e-3)
 
     def spend(self, name: str, bits: float, beta: float) -> None:
         """Note that a layer is finished.

@@ -38,7 +38,8 @@ from sqs_pyro.fingerprint import (
     network_fingerprint,
     tensors_fingerprint,
 )
-from sqs_pyro.inference.diagnostics import Finding, uncompressed, unrepeatable
+from sqs_pyro.inference.diagnostics import uncompressed
+from sqs_pyro.inference.findings import Finding, unrepeatable
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.models.likelihoods import Likelihood, categorical_last
 from sqs_pyro.networks.block_stack import BlockArguments, BlockStack, input_of, run_block

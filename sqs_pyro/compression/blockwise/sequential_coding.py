@@ -24,9 +24,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sqs_pyro.compression.bisection import beta_for
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
-from sqs_pyro.compression.finetune.rate_distortion import coded_bits, fit_laws
-from sqs_pyro.errors import RecipeError
+from sqs_pyro.compression.finetune.rate_distortion import coded_bits, fit_symbol_prior
+from sqs_pyro.errors import ArgumentError, is_positive, is_whole
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.packing.coded import MAX_COMPONENTS
 
@@ -220,7 +221,7 @@ def grid(likelihood: LayerLikelihood, beta: float, max_components: int = MAX_COM
         used[-1] = True  # of a layer of zeros: a codeword that is never chosen
     values = step * torch.arange(-half, half + 1, dtype=torch.float64, device=weight.device)
     values, others = _merged(values[used], counts[used], max_components)
-    return values.to(weight), fit_laws(torch.cat([counts[half, None], others])[None]).rates[0]
+    return values.to(weight), fit_symbol_prior(torch.cat([counts[half, None], others])[None]).rates[0]
 
 
 def fit(
@@ -241,7 +242,7 @@ def fit(
         rounds: pairs of E- and M-steps.
 
     Raises:
-        RecipeError: not exactly one of ``bits`` and ``beta`` is given, or one is out of range.
+        ArgumentError: not exactly one of ``bits`` and ``beta`` is given, or one is out of range.
     """
     _check(bits, beta, max_components, rounds)
     if beta is not None:
@@ -263,7 +264,7 @@ def _fit_at(likelihood: LayerLikelihood, beta: float, max_components: int, round
     for _ in range(rounds):
         codewords = best_codewords(likelihood, symbols, codewords)
         counts = torch.bincount(symbols.reshape(-1).long(), minlength=1 + len(codewords))
-        rates = fit_laws(counts[None]).rates[0]
+        rates = fit_symbol_prior(counts[None]).rates[0]
         symbols, means = improve(likelihood, symbols, codewords, rates, beta)
     codewords = best_codewords(likelihood, symbols, codewords)
     return _ascending(Coding(symbols, codewords, means, beta))
@@ -271,14 +272,12 @@ def _fit_at(likelihood: LayerLikelihood, beta: float, max_components: int, round
 
 def _first_beta(likelihood: LayerLikelihood, bits: float, max_components: int) -> float:
     """β at which an independent look at the weights, on the grid of that β, takes ``bits``."""
-    low, high = -80.0, 80.0
-    while high - low > 0.01:
-        middle = 0.5 * (low + high)
-        _, rates = grid(likelihood, math.exp(middle), max_components)
-        p = rates.neg().exp()
-        entropy = float((p * rates).sum()) / math.log(2)
-        low, high = (middle, high) if entropy > bits else (low, middle)
-    return math.exp(high)
+
+    def entropy(beta: float) -> float:
+        _, rates = grid(likelihood, beta, max_components)
+        return float((rates.neg().exp() * rates).sum()) / math.log(2)
+
+    return beta_for(entropy, bits, -80.0, 80.0, tolerance=0.01)
 
 
 def _cheapest(mean: Tensor, values: Tensor, rates: Tensor, price: Tensor) -> Tensor:
@@ -314,11 +313,11 @@ def _with_zero(codewords: Tensor) -> Tensor:
 
 def _check(bits: float | None, beta: float | None, max_components: int, rounds: int) -> None:
     if (bits is None) == (beta is None):
-        raise RecipeError(f"Give either bits or beta to code a layer, not bits={bits!r} and beta={beta!r}.")
+        raise ArgumentError(f"Give either bits or beta to code a layer, not bits={bits!r} and beta={beta!r}.")
     for name, value in (("bits", bits), ("beta", beta)):
-        if value is not None and not 0 < value < math.inf:
-            raise RecipeError(f"{name} is {value!r}, but must be positive and finite.")
-    if not 1 <= max_components < MAX_COMPONENTS:
-        raise RecipeError(f"max_components is {max_components}, but must be 1 to {MAX_COMPONENTS - 1}.")
-    if rounds < 1:
-        raise RecipeError(f"rounds is {rounds}, but must be at least 1.")
+        if value is not None and not is_positive(value):
+            raise ArgumentError(f"{name} is {value!r}, but must be positive and finite.")
+    if not is_whole(max_components, 1, MAX_COMPONENTS - 1):
+        raise ArgumentError(f"max_components is {max_components!r}, but must be 1 to {MAX_COMPONENTS - 1}.")
+    if not is_whole(rounds, 1):
+        raise ArgumentError(f"rounds is {rounds!r}, but must be at least 1.")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sqs_pyro.compression.finetune.input_scales import InputScales
-from sqs_pyro.compression.finetune.rate_distortion import RateDistortion, SymbolLaws, coded_bits
+from sqs_pyro.compression.finetune.rate_distortion import RateDistortion, SymbolPrior, coded_bits
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.kmeans import kmeans_1d
@@ -243,7 +243,7 @@ class LearnedAllocation(Allocation):
         else:
             found = self.fitting.fit(precision, bits=self._bits_at(step, precision), **options)
         self._kl = found.kl
-        inclusion = self.fitting.laws.inclusion.tolist()
+        inclusion = self.fitting.symbol_prior.inclusion.tolist()
         self.prior.set_inclusion(dict(zip(self.fitting.sites, inclusion, strict=True)))
 
     def _bits_at(self, step: int, precision: Mapping[str, float]) -> float:
@@ -272,10 +272,10 @@ class LearnedAllocation(Allocation):
         return self._kl
 
     def state_dict(self) -> dict[str, Any]:
-        """Laws, β, curvature."""
+        """Return the prior of symbols, β, curvature."""
         return {
-            "inclusion": self.fitting.laws.inclusion,
-            "log_mixing": self.fitting.laws.log_mixing,
+            "inclusion": self.fitting.symbol_prior.inclusion,
+            "log_mixing": self.fitting.symbol_prior.log_mixing,
             "beta": self.fitting.beta,
             "curvature": self._curvature,
             "first_bits": self._first_bits,
@@ -284,8 +284,8 @@ class LearnedAllocation(Allocation):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
-        device = self.fitting.laws.inclusion.device
-        self.fitting.laws = SymbolLaws(state["inclusion"].to(device), state["log_mixing"].to(device))
+        device = self.fitting.symbol_prior.inclusion.device
+        self.fitting.symbol_prior = SymbolPrior(state["inclusion"].to(device), state["log_mixing"].to(device))
         self.fitting.beta = state["beta"]
         self._curvature = {name: value.to(device) for name, value in state["curvature"].items()}
         self._first_bits, self._kl = state["first_bits"], state["kl"]

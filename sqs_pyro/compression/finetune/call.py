@@ -18,7 +18,7 @@ from sqs_pyro.errors import RecipeError
 from sqs_pyro.evaluation.first_minibatch import first_inputs, try_first_minibatch
 from sqs_pyro.evaluation.judging import Judge, judge_by, judged
 from sqs_pyro.fingerprint import described
-from sqs_pyro.inference.diagnostics import Finding, unrepeatable
+from sqs_pyro.inference.findings import Finding, unrepeatable
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.isolation import isolated
 from sqs_pyro.kernels import packed_network

@@ -17,12 +17,13 @@ from sqs_pyro.compression.finetune.optimizers import make_gradients_dense, optim
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.compression.finetune.recomputation import check_not_recomputed, no_recomputation
 from sqs_pyro.compression.interruption import deferred_interrupt
-from sqs_pyro.errors import DataError, DivergenceError, NetworkError, SQSError
+from sqs_pyro.errors import DataError, DivergenceError, NetworkError, SQSError, first_line
 from sqs_pyro.evaluation.input_checks import check_inputs, check_minibatch
 from sqs_pyro.evaluation.judging import Judge, judge_by, judged
 from sqs_pyro.fingerprint import Fingerprint, fingerprint, loader_fingerprint, network_fingerprint
-from sqs_pyro.inference.diagnostics import Finding, diagnose
+from sqs_pyro.inference.diagnostics import diagnose
 from sqs_pyro.inference.elbo import SQSELBO
+from sqs_pyro.inference.findings import Finding
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.networks.calling import device_of, move_to
 from sqs_pyro.networks.minibatches import examples_an_epoch, minibatches
@@ -391,7 +392,7 @@ class Driver:
             self.model.load_state_dict(state["model"])
             self.guide.load_state_dict(state["guide"])
         except RuntimeError as error:
-            raise NetworkError(f"Checkpoint '{path}' is of another network: {_first_line(error)}") from None
+            raise NetworkError(f"Checkpoint '{path}' is of another network: {first_line(error)}") from None
         self.guide.resume(state["stage"], state["draws"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -401,7 +402,3 @@ class Driver:
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

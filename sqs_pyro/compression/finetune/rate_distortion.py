@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sqs_pyro.compression.bisection import beta_for
 from sqs_pyro.inference.guide import SpikeGMMGuide
 
 _PSEUDO_COUNT = 0.5  # Jeffreys: a symbol that no weight has at present stays possible
@@ -30,8 +31,8 @@ _FIRST_BETA = 1e-3  # where the first bisection starts looking
 
 
 @dataclass(frozen=True)
-class SymbolLaws:
-    """The learned prior's law of the symbols (zero, code 1, .. code K) of S sites.
+class SymbolPrior:
+    """The learned prior of the symbols (zero, code 1, .. code K) of S sites.
 
     Attributes:
         inclusion: ρ, ``[S]``.
@@ -48,7 +49,7 @@ class SymbolLaws:
         return torch.cat([of_zero[:, None], of_inclusion[:, None] - self.log_mixing], 1)
 
 
-def fit_laws(counts: Tensor, pool_inclusion: bool = False) -> SymbolLaws:
+def fit_symbol_prior(counts: Tensor, pool_inclusion: bool = False) -> SymbolPrior:
     """M-step: ρ and π are the shares of symbols that occur ``counts [S, 1 + K]`` times.
 
     Args:
@@ -58,7 +59,7 @@ def fit_laws(counts: Tensor, pool_inclusion: bool = False) -> SymbolLaws:
     counts = counts.double() + _PSEUDO_COUNT
     kept, total = counts[:, 1:].sum(1), counts.sum(1)
     inclusion = (kept.sum() / total.sum()).expand(len(counts)) if pool_inclusion else kept / total
-    return SymbolLaws(inclusion, (counts[:, 1:] / kept[:, None]).log())
+    return SymbolPrior(inclusion, (counts[:, 1:] / kept[:, None]).log())
 
 
 def intervals(loc: Tensor, rates: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +148,7 @@ class RateDistortion:
         codeword_bits: what a codeword takes in the file.
 
     Attributes:
-        laws: the prior's.
+        symbol_prior: p(z), fitted last.
         beta: of the last fit.
     """
 
@@ -161,10 +162,10 @@ class RateDistortion:
         self.sites = guide.site_guides()
         self.pool_inclusion, self.codeword_bits = pool_inclusion, codeword_bits
         mixing = [site.mixing_logits.detach().double().softmax(-1).mean(0) for site in self.sites.values()]
-        self.laws = SymbolLaws(mixing[0].new_full((len(mixing),), inclusion), torch.stack(mixing).log())
+        self.symbol_prior = SymbolPrior(mixing[0].new_full((len(mixing),), inclusion), torch.stack(mixing).log())
         self.beta = 0.0
         groups = [site.num_groups for site in self.sites.values()]
-        self._groups = torch.tensor(groups, device=self.laws.inclusion.device)
+        self._groups = torch.tensor(groups, device=self.symbol_prior.inclusion.device)
 
     @torch.no_grad()
     def fit(
@@ -191,15 +192,15 @@ class RateDistortion:
             return beta if bits is None else _solve(partial(self._bits_taken, latents, loc, h), bits, self.beta)
 
         self.beta = self.beta or beta_now()
-        totals, counts, means = latents.symbols(loc, self.laws, self.beta / h)
+        totals, counts, means = latents.symbols(loc, self.symbol_prior, self.beta / h)
         for _ in range(rounds):
-            self.laws = fit_laws(totals, self.pool_inclusion)
+            self.symbol_prior = fit_symbol_prior(totals, self.pool_inclusion)
             if move_codewords:
                 loc = torch.where(counts[:, 1:] > 0, means[:, 1:].to(loc.dtype), loc)
             self.beta = beta_now()
-            totals, counts, means = latents.symbols(loc, self.laws, self.beta / h)
+            totals, counts, means = latents.symbols(loc, self.symbol_prior, self.beta / h)
         self._write(loc, self.beta / h)
-        return Fit(self.beta, self._bits(totals), float((totals * self.laws.rates).sum()))
+        return Fit(self.beta, self._bits(totals), float((totals * self.symbol_prior.rates).sum()))
 
     @torch.no_grad()
     def bits_at(self, beta: float, precision: Mapping[str, float]) -> float:
@@ -211,10 +212,10 @@ class RateDistortion:
         """Latents; codewords of all groups of all sites ``[R, K]``; h of the sites ``[S]``."""
         latents = _SortedLatents([site.grouped(site.latent) for site in self.sites.values()])
         loc = torch.cat([site.loc.detach() for site in self.sites.values()])
-        return latents, loc, self.laws.inclusion.new_tensor([precision[name] for name in self.sites])
+        return latents, loc, self.symbol_prior.inclusion.new_tensor([precision[name] for name in self.sites])
 
     def _bits_taken(self, latents: "_SortedLatents", loc: Tensor, h: Tensor, beta: float) -> float:
-        return self._bits(latents.symbols(loc, self.laws, beta / h)[0])
+        return self._bits(latents.symbols(loc, self.symbol_prior, beta / h)[0])
 
     def _bits(self, totals: Tensor) -> float:
         return float(coded_bits(totals, self._groups, self.codeword_bits).sum())
@@ -223,10 +224,12 @@ class RateDistortion:
         """Make the posterior the guide's."""
         rows = loc.split(self._groups.tolist())
         for i, site in enumerate(self.sites.values()):
-            codes, log_odds = posterior(site.grouped(site.latent), rows[i], self.laws.rates[i], float(step[i]))
+            codes, log_odds = posterior(
+                site.grouped(site.latent), rows[i], self.symbol_prior.rates[i], float(step[i])
+            )
             site.loc = rows[i].clone()
             site.scale = torch.full_like(site.loc, math.sqrt(step[i]))
-            site.mixing_logits = self.laws.log_mixing[i].to(site.loc).expand(site.loc.shape).clone()
+            site.mixing_logits = self.symbol_prior.log_mixing[i].to(site.loc).expand(site.loc.shape).clone()
             site.gate_logit = log_odds.view(site.shape)
             site.codes.copy_(codes)
 
@@ -244,15 +247,15 @@ class _SortedLatents:
         groups = torch.tensor([len(values) for values in self.values], device=latents[0].device)
         self.site_of_row = torch.arange(len(latents), device=groups.device).repeat_interleave(groups)
 
-    def symbols(self, loc: Tensor, laws: SymbolLaws, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def symbols(self, loc: Tensor, prior: SymbolPrior, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best symbols: counts in each site ``[S, 1 + K]``; counts and means in each row ``[R, 1 + K]``.
 
         Args:
             loc: codewords, ``[R, K]``.
-            laws: of the sites.
+            prior: of the sites.
             step: ``β / h`` of each site, ``[S]``.
         """
-        edges = intervals(loc, laws.rates[self.site_of_row], step[self.site_of_row])
+        edges = intervals(loc, prior.rates[self.site_of_row], step[self.site_of_row])
         parts = [edge.split([len(values) for values in self.values]) for edge in edges]
         counts, sums = [], []
         for values, total, start, end in zip(self.values, self.sums, *parts, strict=True):
@@ -265,15 +268,12 @@ class _SortedLatents:
 
 
 def _solve(falling: Callable[[float], float], target: float, guess: float) -> float:
-    """β at which a function that falls with β has come down to a target; bisection on log β."""
+    """Return β at which a function that falls with β has come down to a target, looked for around a guess."""
     low = high = math.log(guess or _FIRST_BETA)
-    stride = 0.02
+    stride = 0.02  # β moves little from fit to fit: an interval around the last one costs few steps
     while high < 60 and falling(math.exp(high)) > target:
         low, high, stride = high, high + stride, 2 * stride
     stride = 0.02
     while low > -60 and falling(math.exp(low)) < target:
         high, low, stride = low, low - stride, 2 * stride
-    while high - low > 1e-3:
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if falling(math.exp(middle)) > target else (low, middle)
-    return math.exp(high)
+    return beta_for(falling, target, low, high, tolerance=1e-3)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
 from sqs_pyro.compression.blockwise.sequential_coding import best_codewords, code_sequentially, fit, grid, improve
-from sqs_pyro.compression.finetune.rate_distortion import fit_laws, posterior
+from sqs_pyro.compression.finetune.rate_distortion import fit_symbol_prior, posterior
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.packing import pack_tensor
 
@@ -25,10 +25,10 @@ def layer(rows=6, inputs=9, tokens=60, seed=0, correlated=True):
     return LayerLikelihood(mean, x.T @ x, importance)
 
 
-def laws(k, seed=0):
+def prior(k, seed=0):
     generator = torch.Generator().manual_seed(seed)
     codewords = torch.randn(k, generator=generator, dtype=torch.float64).sort().values
-    return codewords, fit_laws(torch.randint(1, 50, (1, k + 1), generator=generator)).rates[0]
+    return codewords, fit_symbol_prior(torch.randint(1, 50, (1, k + 1), generator=generator)).rates[0]
 
 
 def explicit(own: LayerLikelihood, codewords, rates, beta):
@@ -58,13 +58,13 @@ class TestEStep:
     @settings(max_examples=30)
     @given(st.integers(0, 1000), st.integers(1, 5), st.floats(0, 20))
     def test_is_the_chain_rule_of_gaussians(self, seed, k, beta):
-        own, (codewords, rates) = layer(seed=seed), laws(k, seed)
+        own, (codewords, rates) = layer(seed=seed), prior(k, seed)
         symbols, means = code_sequentially(own, codewords, rates, beta)
         assert torch.equal(symbols, explicit(own, codewords, rates, beta))
         assert means.shape == own.mean.shape
 
     def test_the_objective_is_the_sum_over_the_chain(self):
-        own, (codewords, rates) = layer(), laws(3)
+        own, (codewords, rates) = layer(), prior(3)
         symbols, means = code_sequentially(own, codewords, rates, 1.0)
         values = torch.cat([codewords.new_zeros(1), codewords])[symbols.long()]
         order, upper = own.conditioning
@@ -74,7 +74,7 @@ class TestEStep:
         assert own.excess(values) == pytest.approx(float(chain), rel=1e-9)
 
     def test_inputs_without_correlation_are_coded_independently(self):
-        own, (codewords, rates) = layer(correlated=False), laws(4)
+        own, (codewords, rates) = layer(correlated=False), prior(4)
         own = LayerLikelihood(own.mean, 3.0 * torch.eye(9, dtype=torch.float64), torch.ones(6).double())
         symbols, means = code_sequentially(own, codewords, rates, 2.0)
         codes, log_odds = posterior(own.mean.reshape(1, -1), codewords[None], rates, 2.0 / 3.0)
@@ -84,11 +84,11 @@ class TestEStep:
 
     def test_panels_make_no_difference(self):
         """More inputs than one panel holds, against the same chain without panels."""
-        own, (codewords, rates) = layer(rows=2, inputs=70, tokens=300), laws(3)
+        own, (codewords, rates) = layer(rows=2, inputs=70, tokens=300), prior(3)
         assert torch.equal(code_sequentially(own, codewords, rates, 1.0)[0], explicit(own, codewords, rates, 1.0))
 
     def test_is_better_than_rounding_each_weight(self):
-        own, (codewords, _) = layer(rows=40), laws(6)
+        own, (codewords, _) = layer(rows=40), prior(6)
         rates = torch.zeros(7, dtype=torch.float64)
         symbols, _ = code_sequentially(own, codewords, rates, 1.0)
         values = torch.cat([codewords.new_zeros(1), codewords])
@@ -105,7 +105,7 @@ class TestImprovement:
     @settings(max_examples=30)
     @given(st.integers(0, 1000), st.integers(1, 5), st.floats(0, 20))
     def test_never_makes_it_worse_and_ends_where_no_single_change_helps(self, seed, k, beta):
-        own, (codewords, rates) = layer(seed=seed), laws(k, seed)
+        own, (codewords, rates) = layer(seed=seed), prior(k, seed)
         symbols, _ = code_sequentially(own, codewords, rates, beta)
         before = objective(own, symbols, codewords, rates, beta)
         for _ in range(50):
@@ -123,7 +123,7 @@ class TestImprovement:
             assert objective(own, other, codewords, rates, beta) >= before - 1e-9 * abs(before)
 
     def test_panels_make_no_difference(self):
-        own, (codewords, rates) = layer(rows=3, inputs=70, tokens=300), laws(3)
+        own, (codewords, rates) = layer(rows=3, inputs=70, tokens=300), prior(3)
         symbols, _ = code_sequentially(own, codewords, rates, 1.0)
         improved, means = improve(own, symbols, codewords, rates, 1.0)
         values, expected = torch.cat([codewords.new_zeros(1), codewords]), symbols.clone()
@@ -136,7 +136,7 @@ class TestImprovement:
         assert torch.equal(improved, expected)
 
     def test_comes_near_the_best_there_is(self):
-        own, (codewords, rates) = layer(rows=4, inputs=6), laws(4)
+        own, (codewords, rates) = layer(rows=4, inputs=6), prior(4)
         symbols, _ = code_sequentially(own, codewords, rates, 1.0)
         for _ in range(5):
             symbols, _ = improve(own, symbols, codewords, rates, 1.0)
@@ -151,7 +151,7 @@ class TestImprovement:
 
 class TestMStep:
     def test_codewords_solve_the_least_squares_problem(self):
-        own, (codewords, rates) = layer(), laws(4)
+        own, (codewords, rates) = layer(), prior(4)
         symbols, _ = code_sequentially(own, codewords, rates, 0.1)
         found = best_codewords(own, symbols, codewords)
         root = torch.linalg.cholesky(own.curvature)

@@ -11,9 +11,9 @@ from torch.nn.functional import pad
 
 from sqs_pyro.compression.finetune.rate_distortion import (
     RateDistortion,
-    SymbolLaws,
+    SymbolPrior,
     coded_bits,
-    fit_laws,
+    fit_symbol_prior,
     intervals,
     posterior,
 )
@@ -71,20 +71,20 @@ class TestIntervals:
 class TestLaws:
     def test_shares_maximise_the_likelihood_of_the_symbols(self):
         counts = torch.tensor([[70.0, 10.0, 20.0], [1.0, 1.0, 98.0]])
-        best = (counts * fit_laws(counts).rates).sum(1)
+        best = (counts * fit_symbol_prior(counts).rates).sum(1)
         shares = counts / counts.sum(1, keepdim=True)
         entropy = -(counts * shares.log()).sum(1).double()
         assert (best >= entropy - 1e-9).all()  # no law codes in less than the empirical entropy
         torch.testing.assert_close(best, entropy, rtol=0.02, atol=0)  # the pseudo-counts cost this much
 
     def test_rates_are_a_law(self):
-        laws = SymbolLaws(torch.tensor([0.3]), torch.tensor([[0.25, 0.75]]).log())
-        torch.testing.assert_close((-laws.rates).exp(), torch.tensor([[0.7, 0.075, 0.225]]))
+        prior = SymbolPrior(torch.tensor([0.3]), torch.tensor([[0.25, 0.75]]).log())
+        torch.testing.assert_close((-prior.rates).exp(), torch.tensor([[0.7, 0.075, 0.225]]))
 
     def test_a_pooled_inclusion_is_that_of_all_weights(self):
         counts = torch.tensor([[900.0, 50.0, 50.0], [50.0, 25.0, 25.0]])
-        laws = fit_laws(counts, pool_inclusion=True)
-        torch.testing.assert_close(laws.inclusion, torch.full((2,), 152.0 / 1103, dtype=torch.float64))
+        prior = fit_symbol_prior(counts, pool_inclusion=True)
+        torch.testing.assert_close(prior.inclusion, torch.full((2,), 152.0 / 1103, dtype=torch.float64))
 
 
 class TestCodedBits:
@@ -144,7 +144,7 @@ class TestFit:
                 values = site.harden(torch.float32, keep_codes=True).dense()
                 symbols = torch.where(site.gates() > 0.5, site.codes.view(site.shape).long() + 1, 0)
                 quadratic = 0.5 * precision[site.site_name] * (site.latent - values).square().sum()
-                total += float(quadratic + beta * fitting.laws.rates[i][symbols].sum())
+                total += float(quadratic + beta * fitting.symbol_prior.rates[i][symbols].sum())
             return total
 
         with torch.no_grad():
@@ -169,7 +169,7 @@ class TestFit:
         model, guide = guided()
         fitting = RateDistortion(guide)
         found = fitting.fit(even(guide), beta=0.05)
-        model.prior.set_inclusion(dict(zip(fitting.sites, fitting.laws.inclusion.tolist(), strict=True)))
+        model.prior.set_inclusion(dict(zip(fitting.sites, fitting.symbol_prior.inclusion.tolist(), strict=True)))
         guide.temperature = 1e-4
         total = 0.0
         for name, site in guide.site_guides().items():

@@ -1,0 +1,86 @@
+"""What a guide is made of, checked before it is: arguments, priors, initial values."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.distributions import constraints
+
+from sqs_pyro.documents import shown
+from sqs_pyro.errors import ArgumentError, NetworkError, is_positive, is_whole
+from sqs_pyro.inference.windows import Windows
+
+_ESTIMATORS = ("straight_through", "soft", "concrete")
+
+
+def check_arguments(
+    num_components: int, windows: Windows | None, estimator: str, refresh_every: int, spike_scale: float | None
+) -> None:
+    """Check the arguments of a guide that its other parts do not check.
+
+    Raises:
+        ArgumentError: it names the one that is impossible.
+    """
+    if not is_whole(num_components, 1, 256):
+        raise ArgumentError(f"num_components is {shown(num_components)}, but must be 1 to 256.")
+    if windows is not None and not isinstance(windows, Windows):
+        raise ArgumentError(
+            f"windows is {shown(windows)}, but must be a strategy such as PerWeight() or EqualMass(256)."
+        )
+    if estimator not in _ESTIMATORS:
+        raise ArgumentError(f"estimator {estimator!r} is unknown: use 'straight_through', 'soft' or 'concrete'.")
+    if not is_whole(refresh_every, 1):
+        raise ArgumentError(f"refresh_every is {shown(refresh_every)}, but must be at least 1 step.")
+    if spike_scale is not None and not is_positive(spike_scale):
+        raise ArgumentError(f"spike_scale is {shown(spike_scale)}, but must be positive; None is a point mass.")
+
+
+def check_support(name: str, prior: Any, weight: Tensor) -> None:
+    """Raise a :class:`NetworkError` if a prior excludes values that weights are going to have."""
+    size = 4 * weight.abs().max().float().cpu()
+    try:
+        support = getattr(prior, "support", constraints.real)
+        excludes = not all(bool(support.check(size * factor).all()) for factor in (-1, 0, 1))
+    except NotImplementedError:  # a class that does not say
+        return
+    if excludes:
+        raise NetworkError(
+            f"The prior of '{name}' is a {type(prior).__name__}, whose values are {support}, but weights of a "
+            f"SpikeGMMGuide may be any number, and here about from {-size:.3g} to {size:.3g}: give a prior of the "
+            "whole real line, or take another guide, such as pyro.infer.autoguide.AutoNormal."
+        )
+
+
+def initial_values(model: Callable[..., Any], init: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Return the pretrained value of every site: those given, or the model's own.
+
+    Raises:
+        NetworkError: there are none, or one is given that is of no site or of another shape.
+    """
+    own: Mapping[str, Tensor] | None = model.site_values() if hasattr(model, "site_values") else None
+    if init is not None:
+        if own is not None:
+            for name, value in init.items():
+                check_like_sites("init", name, value, own)
+        return dict(init)
+    if own is not None:
+        return dict(own)
+    raise NetworkError(
+        f"{type(model).__name__} does not tell its pretrained weights: give init={{site name: tensor}}, "
+        "or wrap the network in BayesianNetwork."
+    )
+
+
+def check_like_sites(what: str, name: str, value: Tensor, sites: Mapping[str, Tensor]) -> None:
+    """Check that a tensor is named and shaped like that of a site: torch would stretch it to fit.
+
+    Raises:
+        NetworkError: it is not.
+    """
+    if name not in sites:
+        raise NetworkError(f"There is no '{name}' to take the {what} given for it: there are {', '.join(sites)}.")
+    if value.shape != sites[name].shape:
+        raise NetworkError(
+            f"The {what} of '{name}' has shape {list(value.shape)}, but the weights have "
+            f"{list(sites[name].shape)}: give one value for each weight."
+        )
