@@ -50,7 +50,7 @@ slow: $(STAMP)
 
 # The site, into build/site: a warning, a dead link or a missing anchor fails it. Nothing is imported, nothing fetched.
 docs: $(DOCS)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Fashion-MNIST for the recipes that use it: Debian's package, unpacked into data/ without root.
 fashion-mnist: data/fashion-mnist/train-images-idx3-ubyte.gz

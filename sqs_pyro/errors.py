@@ -48,6 +48,10 @@ class ResourceError(SQSError, RuntimeError):
     """Memory or threads are not enough for what was asked."""
 
 
+class MissingPackageError(SQSError, ModuleNotFoundError):
+    """An optional package is not installed; see :mod:`sqs_pyro.extras`."""
+
+
 class OutputError(SQSError, ValueError):
     """An output cannot be written: its path exists, is in use or cannot be used, or the disk is full."""
 

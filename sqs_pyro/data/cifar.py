@@ -8,6 +8,7 @@ import torch
 from sqs_pyro.data.array_loader import Augmentation
 from sqs_pyro.data.arrays import ImageArrays
 from sqs_pyro.errors import DataError
+from sqs_pyro.extras import needed_for
 
 _STATISTICS = {  # per channel, of the training images
     10: ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -26,7 +27,8 @@ def load_cifar(num_classes: int, root: str | Path | None = None, download: bool 
     Raises:
         DataError: no such directory, a missing or altered file.
     """
-    from torchvision import datasets  # heavy, and only needed here
+    with needed_for("The CIFAR data sets"):
+        from torchvision import datasets  # heavy, and only needed here
 
     kind = {10: datasets.CIFAR10, 100: datasets.CIFAR100}[num_classes]
     root = Path(root or "data")

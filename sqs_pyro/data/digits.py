@@ -5,6 +5,7 @@ import torch
 from sqs_pyro.data.array_loader import Augmentation
 from sqs_pyro.data.arrays import ImageArrays
 from sqs_pyro.data.splits import stratified_split
+from sqs_pyro.extras import needed_for
 
 TEST_SIZE = 500
 _TEST_SEED = 0  # the test set never changes
@@ -12,7 +13,8 @@ _TEST_SEED = 0  # the test set never changes
 
 def load_digits() -> ImageArrays:
     """1,297 training and 500 test images [N, 1, 8, 8] with values from 0 to 1 in steps of 1/16."""
-    from sklearn import datasets  # heavy, and only needed here
+    with needed_for("The digits"):
+        from sklearn import datasets  # heavy, and only needed here
 
     digits = datasets.load_digits()
     images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16

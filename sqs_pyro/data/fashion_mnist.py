@@ -9,6 +9,7 @@ from sqs_pyro.data.arrays import ImageArrays
 from sqs_pyro.data.checks import check_images_and_labels
 from sqs_pyro.data.idx import read_idx
 from sqs_pyro.errors import DataError
+from sqs_pyro.extras import needed_for
 
 # Where it is looked for: `make fashion-mnist`, Debian's dataset-fashion-mnist, torchvision's download.
 PLACES = (
@@ -80,7 +81,8 @@ def _file(directory: Path, name: str) -> Path:
 
 
 def _download(root: Path) -> Path:
-    from torchvision.datasets import FashionMNIST  # heavy, and only needed here
+    with needed_for("Downloads of Fashion-MNIST"):
+        from torchvision.datasets import FashionMNIST  # heavy, and only needed here
 
     try:
         FashionMNIST(root, download=True)

@@ -13,6 +13,7 @@ from sqs_pyro.data.array_loader import epoch_generator
 from sqs_pyro.data.recipe import DataRecipe
 from sqs_pyro.data.splits import SPLIT_SEED, Data, held_out_size, stratified_split
 from sqs_pyro.errors import DataError, first_line
+from sqs_pyro.extras import needed_for
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 _MOST_PIXELS = 1 << 26  # of an image: 200 MB decoded
@@ -86,7 +87,8 @@ def load_image_folder(recipe: DataRecipe, seed: int) -> Data:
 
 def _transforms(recipe: DataRecipe) -> tuple[Any, Any]:
     """For training and for evaluation."""
-    from torchvision import transforms  # heavy, and only needed here
+    with needed_for("Image folders"):
+        from torchvision import transforms  # heavy, and only needed here
 
     to_tensor = [transforms.ToTensor(), transforms.Normalize(_MEAN, _STD)]
     size = recipe.image_size
@@ -110,8 +112,9 @@ def _existing_root(root: Path | None) -> Path:
 
 
 def _folder(directory: Path, transform: Any) -> Any:
-    from torchvision.datasets import ImageFolder  # heavy, and only needed here
-    from torchvision.datasets.folder import IMG_EXTENSIONS
+    with needed_for("Image folders"):
+        from torchvision.datasets import ImageFolder  # heavy, and only needed here
+        from torchvision.datasets.folder import IMG_EXTENSIONS
 
     classes = sorted(entry for entry in directory.iterdir() if entry.is_dir())
     if not classes:
@@ -131,7 +134,8 @@ def read_image(path: str) -> Any:
     Raises:
         DataError: it is damaged, no image, or larger than 67 million pixels.
     """
-    from PIL import Image  # heavy, and only needed here
+    with needed_for("Image folders"):
+        from PIL import Image  # heavy, and only needed here
 
     try:
         with warnings.catch_warnings(), Image.open(path) as image:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqs_pyro.documents import parse_json, shown
 from sqs_pyro.errors import DataError
+from sqs_pyro.extras import needed_for
 
 ROW_TYPES = (".json", ".jsonl", ".csv")
 FILE_TYPES = (".txt", *ROW_TYPES)
@@ -58,15 +59,12 @@ def rows_of_hub(name: str, subset: str | None, split: str) -> Iterable[Any]:
     """The rows of a data set of the Hugging Face hub, or of the local cache.
 
     Raises:
-        DataError: the package ``datasets`` is missing, or the hub cannot be reached or has no such data set.
+        MissingPackageError: the package ``datasets`` is not installed.
+        DataError: the hub cannot be reached or has no such data set.
     """
-    try:
-        datasets = importlib.import_module("datasets")  # heavy, optional, and only needed here
-    except ImportError:
-        raise DataError(
-            f"Data set '{name}' of the Hugging Face hub needs the package 'datasets': install it "
-            f"(pip install datasets), or give a file ({', '.join(FILE_TYPES)}) or 'pydoc' as `source`."
-        ) from None
+    file = f"give a file ({', '.join(FILE_TYPES)}) or 'pydoc' as `source`"
+    with needed_for(f"Data sets of the Hugging Face hub such as '{name}'", otherwise=file):
+        datasets = importlib.import_module("datasets")  # heavy, and only needed here
     try:
         return datasets.load_dataset(name, subset, split=split)
     except Exception as error:  # whatever its transport raises; the sentence hands it on

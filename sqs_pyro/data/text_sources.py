@@ -37,8 +37,8 @@ def documents_of_hub(name: str, subset: str | None, split: str, column: str) -> 
     """The texts in a column of a data set of the Hugging Face hub, or of the local cache.
 
     Raises:
-        DataError: the package ``datasets`` is missing, the hub cannot be reached or has no such data set, or there
-            is no such column.
+        MissingPackageError: the package ``datasets`` is not installed.
+        DataError: the hub cannot be reached or has no such data set, or there is no such column.
     """
     return _column(rows_of_hub(name, subset, split), column, f"Data set '{name}'")
 

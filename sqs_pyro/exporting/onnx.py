@@ -15,6 +15,7 @@ from sqs_pyro.errors import NetworkError
 from sqs_pyro.exporting.exported import Exported, check_one_network
 from sqs_pyro.exporting.suffixes import check_suffix
 from sqs_pyro.exporting.trace import NETWORK, input_names, input_tensors, one_sentence, trace
+from sqs_pyro.extras import needed_for
 from sqs_pyro.kernels.assemble import unpack_weights
 from sqs_pyro.packing.bits import pack_bits
 from sqs_pyro.packing.coded import CodedTensor
@@ -98,15 +99,11 @@ def check_installed(*packages: str) -> None:
     """Check that packages behind ONNX are there.
 
     Raises:
-        NetworkError: one is not.
+        MissingPackageError: one is not.
     """
     for name in packages:
-        try:
+        with needed_for("ONNX models"):
             importlib.import_module(name)
-        except ImportError:
-            raise NetworkError(
-                f"ONNX needs the package {name!r}, which is not installed: pip install 'sqs-pyro[onnx]'."
-            ) from None
 
 
 def _opset(coded: Iterable[CodedTensor]) -> int:

@@ -9,6 +9,7 @@ import warnings
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from sqs_pyro.extras import needed_for
 from sqs_pyro.integrations.checkpoint_size import CheckpointSize, checkpoint_size
 from sqs_pyro.integrations.post_import import after_import
 from sqs_pyro.isolation import isolated
@@ -101,16 +102,8 @@ def __getattr__(name: str) -> Any:
 
 
 def _require_transformers() -> None:
-    try:
+    with needed_for("Hugging Face checkpoints"):
         import transformers  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name != "transformers":
-            raise
-        raise ModuleNotFoundError(
-            "transformers is not installed, which Hugging Face checkpoints need: pip install "
-            "'sqs-pyro[transformers]'.",
-            name="transformers",
-        ) from None
     _register()
 
 

@@ -12,7 +12,8 @@ from sqs_pyro.compression.blockwise.blocks import BlockwiseResult
 from sqs_pyro.compression.blockwise.call import compress_transformer
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.compression.blockwise.store import BlockRecord
-from sqs_pyro.errors import NetworkError, OutputError, ResourceError
+from sqs_pyro.errors import OutputError, ResourceError
+from sqs_pyro.extras import needed_for
 from sqs_pyro.recipes import parse
 
 
@@ -41,13 +42,8 @@ def compress_checkpoint(
         NetworkError, DataError, RecipeError, OutputError, ResourceError: one sentence that says what to repair;
             finished blocks are kept.
     """
-    try:
+    with needed_for("Checkpoints"):
         from sqs_pyro.integrations.streamed_weights import StreamedWeights, empty_network
-    except ImportError as error:
-        raise NetworkError(
-            f"Checkpoints need transformers and accelerate ({error}): pip install 'sqs-pyro[transformers]' "
-            "accelerate."
-        ) from None
     if not isinstance(recipe, BlockwiseRecipe):
         recipe = parse(BlockwiseRecipe, recipe or {}, "blockwise")
     net = empty_network(Path(checkpoint), dtype)

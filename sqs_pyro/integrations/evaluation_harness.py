@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from sqs_pyro.errors import NetworkError
+from sqs_pyro.extras import needed_for
 from sqs_pyro.integrations import from_pretrained
 
 if TYPE_CHECKING:
@@ -56,13 +57,8 @@ def main() -> None:
 
 
 def _language_model_class() -> Any:
-    try:
+    with needed_for("Tasks of the evaluation harness"):
         from lm_eval.models.huggingface import HFLM
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"The evaluation harness cannot be imported ({error}): pip install 'sqs-pyro[harness]'.",
-            name=error.name,
-        ) from None
     return HFLM
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError, RecipeError, SQSError, first_line
+from sqs_pyro.extras import needed_for
 from sqs_pyro.integrations.pretrained_recipe import PretrainedRecipe
 from sqs_pyro.networks.architectures import architecture_of, base_path, blocks, linear_layers
 from sqs_pyro.networks.calling import predictions
@@ -197,15 +198,10 @@ def transformers_package() -> Any:
     """The package, imported.
 
     Raises:
-        NetworkError: it is not installed.
+        MissingPackageError: it is not installed.
     """
-    try:
+    with needed_for("Language models"):
         return importlib.import_module("transformers")
-    except ImportError:
-        raise NetworkError(
-            "Language models need the package 'transformers', which is not installed: pip install "
-            "'sqs-pyro[transformers]'."
-        ) from None
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import nn
 
 from sqs_pyro.errors import RecipeError
+from sqs_pyro.extras import needed_for
 from sqs_pyro.networks.registry import register_network
 from sqs_pyro.networks.state import load_weights
 
@@ -18,7 +19,8 @@ def resnet18(
     num_classes: int = 1000, in_channels: int = 3, stem: Stem = "imagenet", weights: str | None = None
 ) -> nn.Module:
     """ResNet-18; 11.69 million parameters for ImageNet. See :func:`resnet50` for the arguments."""
-    from torchvision.models import resnet18 as constructor  # heavy, and only needed here
+    with needed_for("ResNets of torchvision"):
+        from torchvision.models import resnet18 as constructor  # heavy, and only needed here
 
     return _resnet(constructor, num_classes, in_channels, stem, weights)
 
@@ -40,7 +42,8 @@ def resnet50(
         RecipeError: an unknown stem.
         NetworkError: the file of weights is missing, unreadable, or of another network.
     """
-    from torchvision.models import resnet50 as constructor  # heavy, and only needed here
+    with needed_for("ResNets of torchvision"):
+        from torchvision.models import resnet50 as constructor  # heavy, and only needed here
 
     return _resnet(constructor, num_classes, in_channels, stem, weights)
 

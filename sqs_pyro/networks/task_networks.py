@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqs_pyro.errors import NetworkError
+from sqs_pyro.extras import needed_for
 from sqs_pyro.networks.architectures import include_patterns
 from sqs_pyro.networks.registry import register_network
 from sqs_pyro.packing.module import METADATA
@@ -91,17 +92,13 @@ def transformers_network(task: str, config: Mapping[str, Any]) -> nn.Module:
         config: what the network's ``config.to_json_string()`` says.
 
     Raises:
-        NetworkError: transformers is not installed, does not know the network, or the task is unknown.
+        MissingPackageError: transformers is not installed.
+        NetworkError: it does not know the network, or the task is unknown.
     """
     if task not in AUTO_CLASSES:
         raise NetworkError(f"Task {task!r} is unknown: known are {', '.join(AUTO_CLASSES)}.")
-    try:
+    with needed_for("Networks of tasks"):
         transformers = importlib.import_module("transformers")
-    except ImportError:
-        raise NetworkError(
-            "This network needs the package 'transformers', which is not installed: pip install "
-            "'sqs-pyro[transformers]'."
-        ) from None
     try:
         made = transformers.AutoConfig.for_model(**config)
         transformer = getattr(transformers, AUTO_CLASSES[task]).from_config(made, trust_remote_code=False)

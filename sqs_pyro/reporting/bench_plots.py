@@ -4,11 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
+from sqs_pyro.extras import needed_for
 from sqs_pyro.reporting.bench_tables import machine_line, model_groups
 from sqs_pyro.reporting.style import (
     BLACK,
@@ -24,6 +20,12 @@ from sqs_pyro.reporting.style import (
     new_figure,
     tidy,
 )
+
+with needed_for("Pictures"):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 Document = Mapping[str, Any]
 

@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
+from sqs_pyro.extras import needed_for
 from sqs_pyro.reporting.style import (
     BLACK,
     BLUE,
@@ -23,6 +21,11 @@ from sqs_pyro.reporting.style import (
     tidy,
     write_figure,
 )
+
+with needed_for("Pictures"):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 Record = Mapping[str, Any]
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, YELLOW)

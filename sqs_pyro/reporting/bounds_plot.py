@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
 
+from sqs_pyro.extras import needed_for
 from sqs_pyro.reporting.layers import Floats
 from sqs_pyro.reporting.style import BLUE, GREY, INK, SKY, VERMILION, new_figure, tidy, write_figure
+
+with needed_for("Pictures"):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullLocator
 
 Document = Mapping[str, Any]
 _WORST = 3

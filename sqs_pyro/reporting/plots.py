@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
+from sqs_pyro.extras import needed_for
 from sqs_pyro.reporting.layers import Floats, LayerPicture
 from sqs_pyro.reporting.style import BLUE, GREEN, GREY, INK, LIGHT, ORANGE, VERMILION, write_figure
 from sqs_pyro.reporting.style import new_figure as _figure
 from sqs_pyro.reporting.style import tidy as _tidy
+
+with needed_for("Pictures"):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import MaxNLocator
 
 LAYERS_A_PAGE = 20
 _BINS = 72

@@ -4,10 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from sqs_pyro.extras import needed_for
 from sqs_pyro.reporting.study_tables import ACCURACY, ECE, NLL, Column, point_name
 from sqs_pyro.reporting.style import (
     BLACK,
@@ -23,6 +21,11 @@ from sqs_pyro.reporting.style import (
     new_figure,
     tidy,
 )
+
+with needed_for("Pictures"):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 Document = Mapping[str, Any]
 

@@ -9,6 +9,7 @@ import torch
 from sqs_pyro.compression.blockwise.memory_plan import plan_memory
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.errors import NetworkError
+from sqs_pyro.extras import needed_for
 from sqs_pyro.recipes import parse
 from sqs_pyro.runs.recipe import changed
 
@@ -31,10 +32,8 @@ def planned_memory(
     Raises:
         NetworkError, RecipeError: one sentence.
     """
-    try:
+    with needed_for("Plans"):
         from sqs_pyro.integrations.streamed_weights import empty_network
-    except ImportError as error:
-        raise NetworkError(f"A plan needs transformers ({error}): pip install 'sqs-pyro[transformers]'.") from None
     start = {} if whole else {"allocation": "even"}
     recipe = parse(BlockwiseRecipe, changed(start, changes), "blockwise")
     if not whole and recipe.allocation != "even":

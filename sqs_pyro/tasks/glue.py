@@ -7,6 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sqs_pyro.extras import needed_for
+
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
 Values = NDArray[Any]
 
@@ -63,14 +65,16 @@ def _accuracy(predicted: Values, true: Values) -> float:
 
 
 def _f1(predicted: Values, true: Values) -> float:
-    from sklearn.metrics import f1_score  # heavy
+    with needed_for("GLUE's figures"):
+        from sklearn.metrics import f1_score  # heavy
 
     classes = int(max(predicted.max(), true.max())) + 1
     return float(f1_score(true, predicted, average="binary" if classes <= 2 else "macro", zero_division=0.0))
 
 
 def _matthews(predicted: Values, true: Values) -> float:
-    from sklearn.metrics import matthews_corrcoef
+    with needed_for("GLUE's figures"):
+        from sklearn.metrics import matthews_corrcoef
 
     if np.ptp(predicted) == 0 or np.ptp(true) == 0:
         return 0.0  # as sklearn says, too, but with a warning

@@ -10,7 +10,7 @@ import torch
 
 from sqs_pyro.data import Text, TextRecipe, load_text, token_sequences, token_stream
 from sqs_pyro.data.text import text_of_file
-from sqs_pyro.errors import DataError, RecipeError
+from sqs_pyro.errors import DataError, MissingPackageError, RecipeError
 from sqs_pyro.recipes import parse
 
 PARAGRAPHS = [f"Paragraph {i}." for i in range(9)]
@@ -142,7 +142,7 @@ class TestHub:
     def test_without_the_package(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "datasets", None)
         with pytest.raises(
-            DataError, match=r"'owner/name' .* needs the package 'datasets': .*pip install datasets"
+            MissingPackageError, match=r"'owner/name' need the package 'datasets', .*\[text\]', or give a file"
         ):
             load_text(TextRecipe(source="owner/name"))
         assert load_text(TextRecipe()).name == "pydoc"

@@ -9,7 +9,7 @@ import torch
 from kits.packed_exports import CODES, INPUTS, first_rows, packed
 from torch import nn
 
-from sqs_pyro.errors import NetworkError
+from sqs_pyro.errors import MissingPackageError, NetworkError
 from sqs_pyro.exporting import export_onnx
 from sqs_pyro.exporting.onnx import run_onnx
 from sqs_pyro.packing.module import stored_weights
@@ -116,7 +116,7 @@ def test_inputs_by_name(tmp_path):
 def test_what_is_not_installed_is_said(missing, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(
-        NetworkError, match=f"'{missing}', which is not installed: pip install 'sqs-pyro\\[onnx\\]'"
+        MissingPackageError, match=f"'{missing}', which is not installed: pip install 'sqs-pyro\\[onnx\\]'"
     ):
         export_onnx(packed("words", "4 bits"), INPUTS["words"], tmp_path / "net.onnx")
 

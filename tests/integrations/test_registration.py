@@ -65,7 +65,8 @@ def test_without_transformers(tmp_path):
     said = run(code).splitlines()
     assert len(said) == 2
     assert {*said} == {
-        "transformers is not installed, which Hugging Face checkpoints need: pip install 'sqs-pyro[transformers]'."
+        "Hugging Face checkpoints need the package 'transformers', which is not installed: "
+        "pip install 'sqs-pyro[transformers]'."
     }
 
 

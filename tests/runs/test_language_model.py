@@ -14,7 +14,7 @@ from kits.language_checkpoint import LENGTH, write_checkpoint
 from torch.nn import functional as F
 
 from sqs_pyro import load, size_report
-from sqs_pyro.errors import DataError, NetworkError, RecipeError
+from sqs_pyro.errors import DataError, MissingPackageError, NetworkError, RecipeError
 from sqs_pyro.networks.architectures import block_paths
 from sqs_pyro.recipes import parse
 from sqs_pyro.runs.files import evaluate_file, inspect_file
@@ -334,7 +334,7 @@ class TestSaysWhatIsWrongBeforeWork:
 
     def test_without_transformers(self, refused, monkeypatch):
         monkeypatch.setitem(sys.modules, "transformers", None)
-        refused(NetworkError, "need the package 'transformers', which is not installed: pip install")
+        refused(MissingPackageError, "need the package 'transformers', which is not installed: pip install")
 
     def test_texts(self, refused, tmp_path):
         refused(DataError, "Text file '.*none.txt' was not found", text={"source": str(tmp_path / "none.txt")})
