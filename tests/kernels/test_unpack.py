@@ -8,7 +8,7 @@ from kits.layout import random_coded
 from torch import nn
 
 from sqs_pyro.kernels import dense_state, load, network, packed_network, save
-from sqs_pyro.kernels.assemble import unpack_weights
+from sqs_pyro.kernels.placing import unpack_weights
 
 
 class Mixed(nn.Module):
