@@ -35,9 +35,9 @@ from sqs_pyro.compression.blockwise.training import in_units_of_scales
 from sqs_pyro.compression.finetune.call import StepRecord
 from sqs_pyro.data.next_token_loader import NextTokenLoader
 from sqs_pyro.kernels import packed_network
-from sqs_pyro.kernels.assemble import unpack_weights
+from sqs_pyro.kernels.placing import unpack_weights
 from sqs_pyro.models.distillation import DistillationLikelihood, DistilledLoader
-from sqs_pyro.packing.module import stored_weights
+from sqs_pyro.packing.stored import stored_weights
 
 
 def measured(packed: nn.Module, net: nn.Module, path: Path, judges: dict[str, Tensor]) -> dict[str, Any]:

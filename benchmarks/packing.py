@@ -20,6 +20,7 @@ from figures import write_figures
 
 from sqs_pyro.packing import (
     CodedTensor,
+    PackedContents,
     layout_names,
     pack_bits,
     pack_tensor,
@@ -62,9 +63,10 @@ def bit_packing(weights: int, repeats: int) -> list[dict[str, float]]:
 
 def layout(coded: CodedTensor, name: str, repeats: int) -> dict[str, Any]:
     packed = pack_tensor(coded, name)
+    contents = PackedContents({"weight": packed}, {}, {})
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "weights.safetensors"
-        write = seconds(lambda: write_packed(path, {"weight": packed}, {}, {}), repeats)
+        write = seconds(lambda: write_packed(path, contents), repeats)
         read = seconds(lambda: read_packed(path), repeats)
     return {
         "layout": name,

@@ -18,7 +18,7 @@ from sqs_pyro.networks.registry import build_network
 from sqs_pyro.networks.task_networks import transformer_in
 from sqs_pyro.networks.tokens import vocabulary_size
 from sqs_pyro.packing.file import read_packed
-from sqs_pyro.packing.module import StoredEnsemble
+from sqs_pyro.packing.stored import StoredEnsemble
 from sqs_pyro.recipes import parse
 from sqs_pyro.runs.files import existing_file, file_network
 from sqs_pyro.runs.language_model_recipe import is_language_model, is_task

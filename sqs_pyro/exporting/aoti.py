@@ -17,9 +17,9 @@ from sqs_pyro.errors import NetworkError
 from sqs_pyro.exporting.exported import Exported, check_one_network
 from sqs_pyro.exporting.suffixes import check_suffix
 from sqs_pyro.exporting.trace import NETWORK, input_tensors, one_sentence, trace
-from sqs_pyro.kernels.assemble import unpack_weights
 from sqs_pyro.kernels.native import compiled_kernels, has_native_kernel
-from sqs_pyro.packing.module import StoredWeight, stored_weights
+from sqs_pyro.kernels.placing import unpack_weights
+from sqs_pyro.packing.stored import StoredWeight, stored_weights
 
 PACKAGE, RUNNER, CPP_RUNNER = "model.pt2", "run.py", "run.cpp"
 

@@ -12,7 +12,7 @@ from sqs_pyro.errors import NetworkError
 from sqs_pyro.exporting.exported import Exported, check_one_network
 from sqs_pyro.exporting.suffixes import check_suffix
 from sqs_pyro.kernels.network import dense_state
-from sqs_pyro.packing.module import stored_weights
+from sqs_pyro.packing.stored import stored_weights
 
 _MARK = {"written_by": "sqs-pyro"}  # one key: safetensors writes several in any order
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from sqs_pyro.errors import NetworkError
-from sqs_pyro.packing.module import METADATA, StoredEnsemble
+from sqs_pyro.packing.stored import METADATA, StoredEnsemble
 
 
 @dataclass(frozen=True)

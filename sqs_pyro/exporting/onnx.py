@@ -16,10 +16,10 @@ from sqs_pyro.exporting.exported import Exported, check_one_network
 from sqs_pyro.exporting.suffixes import check_suffix
 from sqs_pyro.exporting.trace import NETWORK, input_names, input_tensors, one_sentence, trace
 from sqs_pyro.extras import needed_for
-from sqs_pyro.kernels.assemble import unpack_weights
+from sqs_pyro.kernels.placing import unpack_weights
 from sqs_pyro.packing.bits import pack_bits
 from sqs_pyro.packing.coded import CodedTensor
-from sqs_pyro.packing.module import StoredWeight, stored_weights
+from sqs_pyro.packing.stored import StoredWeight, stored_weights
 
 _OPSET, _OPSET_OF_TWO_BITS = 21, 25  # the first with UINT4, the first with UINT2
 _BITS = {"UINT2": 2, "UINT4": 4, "UINT8": 8}

@@ -57,15 +57,11 @@ class SiteGuide(OwningModule):
         super().__init__()
         self.site_name = name
         self.shape = weight.shape
-        self.num_groups = _num_groups(name, weight.shape, groups) if coded is None else coded.num_groups
         self.num_components = num_components = num_components if coded is None else coded.num_components
+        self.num_groups = _num_groups(name, weight.shape, groups) if coded is None else coded.num_groups
         self.windows = windows
         per_group = weight.numel() // self.num_groups
-        if per_group < num_components:
-            raise NetworkError(
-                f"Layer '{name}' has {per_group} weights a codebook, fewer than num_components={num_components}: "
-                "use fewer components, larger groups, or exclude the layer."
-            )
+        _check_components(name, per_group, num_components)
         initial = weight.detach().clone().float()  # guides work in float32, whatever the network does
         self.latent = PyroParam(initial, constraints.real)
         self.gate_logit = PyroParam(torch.full_like(initial, initial_gate), constraints.real)
@@ -237,6 +233,24 @@ class SiteGuide(OwningModule):
         codebook = round_to(self.loc.detach().float(), str(codebook_dtype).removeprefix("torch.")).clone()
         # Codes of zeros are 0, so that equal networks have equal files.
         return CodedTensor(codes.masked_fill(~mask, 0).cpu(), mask.cpu(), codebook.cpu())
+
+
+def check_codebooks(name: str, shape: torch.Size, num_components: int, groups: Groups) -> None:
+    """Check that a layer of this shape can have such codebooks.
+
+    Raises:
+        RecipeError: tiles do not fit the layer.
+        NetworkError: a codebook has more components than weights.
+    """
+    _check_components(name, shape.numel() // _num_groups(name, shape, groups), num_components)
+
+
+def _check_components(name: str, per_group: int, num_components: int) -> None:
+    if per_group < num_components:
+        raise NetworkError(
+            f"Layer '{name}' has {per_group} weights a codebook, fewer than num_components={num_components}: "
+            "use fewer components, larger groups, or exclude the layer."
+        )
 
 
 def _num_groups(name: str, shape: torch.Size, groups: Groups) -> int:

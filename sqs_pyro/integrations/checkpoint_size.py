@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from sqs_pyro.documents import read_json_object
 from sqs_pyro.errors import PackedFileError
 from sqs_pyro.integrations.checkpoint_documents import CONFIG_DIGEST
-from sqs_pyro.integrations.records import StoredTensor, read_record
-from sqs_pyro.packing.size import KINDS
+from sqs_pyro.integrations.records import read_record
+from sqs_pyro.packing.record import TensorRecord
+from sqs_pyro.packing.size import compressed_bytes
 
 # Bits of one element, by safetensors' names.
 _FLOATS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
@@ -53,7 +54,7 @@ class CheckpointSize:
     @property
     def bits_per_weight(self) -> float:
         """Bits of codes, masks, codebooks and tables for each compressed weight; 0 without one."""
-        compressed = sum(self.parts[kind] for kind in set(KINDS.values()))
+        compressed = sum(self.parts[kind] for kind in compressed_bytes(()))
         return 8 * compressed / self.num_weights if self.num_weights else 0.0
 
 
@@ -69,15 +70,12 @@ def checkpoint_size(directory: "str | PathLike[str]") -> CheckpointSize:
     files = {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.is_file()}
     weights = {name: size for name, size in files.items() if name.endswith(".safetensors")}
     configs = [name for name in files if name in ("config.json", "generation_config.json") or ".index." in name]
-    packed = dict.fromkeys(KINDS.values(), 0)
-    for tensor in tensors.values():
-        for part, value in tensor.structure.parts.items():
-            packed[KINDS.get(part, "codes")] += value.numel()
+    packed = compressed_bytes(tensors.values())
     every = [entry for name in weights for entry in _entries(directory / name)]
     digests = sum(count for name, _, _, count in every if name == CONFIG_DIGEST)
     stored = [(is_float, bits, count) for name, is_float, bits, count in every if name != CONFIG_DIGEST]
     data = sum(bits * count // 8 for _, bits, count in stored)
-    num_weights = sum(tensor.structure.numel for tensor in tensors.values())
+    num_weights = sum(tensor.numel for tensor in tensors.values())
     floats = sum(count for is_float, _, count in stored if is_float)
     return CheckpointSize(
         parts={
@@ -89,7 +87,7 @@ def checkpoint_size(directory: "str | PathLike[str]") -> CheckpointSize:
         besides={name: size for name, size in files.items() if name not in (*weights, *configs)},
         fp32_bytes=4 * (num_weights + floats),
         num_weights=num_weights,
-        nonzeros=sum(tensor.structure.nonzeros for tensor in tensors.values()),
+        nonzeros=sum(tensor.nonzeros for tensor in tensors.values()),
     )
 
 
@@ -108,7 +106,7 @@ def packed_config(config: Mapping[str, Any], where: object) -> dict[str, Any]:
     return found
 
 
-def _records(directory: Path) -> dict[str, StoredTensor]:
+def _records(directory: Path) -> dict[str, TensorRecord]:
     config = read_json_object(directory / "config.json", PackedFileError, "fetch it again")
     records = packed_config(config, directory).get("tensors", {})
     if not isinstance(records, dict):

@@ -6,16 +6,19 @@ tensor. So no weight is ever there as floating-point numbers, and memory stays n
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError, PackedFileError
-from sqs_pyro.integrations.records import StoredTensor
-from sqs_pyro.kernels.assemble import packed_weight, parameters_to_pack, put_weights
+from sqs_pyro.kernels.placing import packed_weight, put_weights
 from sqs_pyro.kernels.weight import PackedWeight
 from sqs_pyro.packing.coded import CodedTensor
-from sqs_pyro.packing.module import StoredWeight
+from sqs_pyro.packing.contents import parameters_to_pack
+from sqs_pyro.packing.layouts import PackedTensor
+from sqs_pyro.packing.record import TensorRecord
+from sqs_pyro.packing.stored import StoredWeight
 
 #: What follows a parameter's path in a checkpoint: child ``packed_weight`` of its module, buffer ``stored``.
 STORED = "stored"
@@ -34,22 +37,30 @@ class PendingWeight(StoredWeight):
     stored: Tensor | None
 
     def __init__(
-        self, name: str, tensor: StoredTensor, dtype: torch.dtype, twin: "PendingWeight | None" = None
+        self, name: str, tensor: TensorRecord, dtype: torch.dtype, twin: "PendingWeight | None" = None
     ) -> None:
         super().__init__()
-        self.name, self.tensor, self.dtype, self.layout = name, tensor, dtype, tensor.structure.layout
+        self.name, self.tensor, self.dtype, self.layout = name, tensor, dtype, tensor.layout
         self._twin = (twin,)  # in a tuple, so that its buffer has one name only
         self._made: tuple[PackedWeight, ...] = ()
-        size = tensor.num_bytes
+        size = tensor.bytes
         self.register_buffer(STORED, None if twin else torch.empty(size, dtype=torch.uint8, device="meta"))
 
     def dense(self) -> Tensor:
         """Return a tensor ``[*shape]`` without values: loaders may look at a module's weight in between."""
-        return torch.empty(self.tensor.structure.shape, dtype=self.dtype, device="meta")
+        return torch.empty(self.tensor.shape, dtype=self.dtype, device="meta")
 
     def coded(self) -> CodedTensor:
         """Return the weights; raises PackedFileError if the bytes are not theirs."""
         return self.complete().coded()
+
+    def packed(self) -> PackedTensor:
+        """Return the stored bytes' tensor; errors as :meth:`coded`."""
+        return self.complete().packed()
+
+    def record(self, name: str) -> TensorRecord:
+        """Describe the tensor under a name."""
+        return replace(self.tensor, name=name)
 
     def complete(self) -> PackedWeight:
         """Return the weight in its run-time form, on the device of the bytes, which are given up.
@@ -83,10 +94,11 @@ class PendingWeight(StoredWeight):
             raise PackedFileError(
                 f"Tensor {self.name!r} cannot be read: {error}; fetch the checkpoint again, or save it anew."
             ) from None
-        return packed_weight(self.name, packed, self.dtype).to(self.stored.device)
+        uses = self.uses if self.stored.device.type == "cpu" else ()  # elsewhere the form is chosen after the move
+        return packed_weight(self.name, packed, self.dtype, uses).to(self.stored.device)
 
 
-def reserve(net: nn.Module, tensors: Mapping[str, StoredTensor], shared: Mapping[str, str]) -> None:
+def reserve(net: nn.Module, tensors: Mapping[str, TensorRecord], shared: Mapping[str, str]) -> None:
     """Put places for packed weights into a network, in place; its compressed parameters are given up.
 
     Args:
@@ -98,14 +110,14 @@ def reserve(net: nn.Module, tensors: Mapping[str, StoredTensor], shared: Mapping
         NetworkError: for a name that is not a parameter, a shape that is not the parameter's, or a module whose
             weights cannot be packed.
     """
-    parameters = parameters_to_pack(net, {name: tensor.structure for name, tensor in tensors.items()})
+    parameters = parameters_to_pack(net, tensors)
     pending = {name: PendingWeight(name, tensors[name], parameter.dtype) for name, parameter in parameters.items()}
     found: dict[int, dict[str, StoredWeight]] = {}
     for name, weight in pending.items():
         owner, _, attribute = name.rpartition(".")
         found.setdefault(id(net.get_submodule(owner)), {})[attribute] = weight
     for name, first in shared.items():
-        parameters_to_pack(net, {name: tensors[first].structure})  # that it is there, and of this shape
+        parameters_to_pack(net, {name: tensors[first]})  # that it is there, and of this shape
         owner, _, attribute = name.rpartition(".")
         twin = PendingWeight(name, tensors[first], pending[first].dtype, pending[first])
         found.setdefault(id(net.get_submodule(owner)), {}).setdefault(attribute, twin)

@@ -22,7 +22,7 @@ from sqs_pyro.integrations.checkpoint_size import packed_config
 from sqs_pyro.integrations.model_card import is_foreign_card, write_model_card
 from sqs_pyro.integrations.transformers_quantizer import SQSQuantizer, attach
 from sqs_pyro.kernels.described import at_most_parts, parts_of
-from sqs_pyro.packing.module import METADATA, StoredEnsemble
+from sqs_pyro.packing.stored import METADATA, StoredEnsemble
 
 _WEIGHTS = "model.safetensors"
 # Weights of an older checkpoint, in other shards: a reader would take them for the new one's.

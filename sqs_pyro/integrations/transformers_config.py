@@ -8,8 +8,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import PackedFileError
 from sqs_pyro.integrations.pending import STORED
-from sqs_pyro.integrations.records import StoredTensor, read_record
-from sqs_pyro.packing.module import WEIGHT_PREFIX
+from sqs_pyro.integrations.records import read_record
+from sqs_pyro.packing.record import TensorRecord
+from sqs_pyro.packing.stored import WEIGHT_PREFIX
 
 METHOD = "sqs"
 CHECKPOINT_VERSION = 2  # the newest: scales of out-channels; without them a checkpoint stays version 1
@@ -67,7 +68,7 @@ class SQSConfig(QuantizationConfigMixin):
                     "config.json again."
                 )
 
-    def stored_tensors(self) -> dict[str, StoredTensor]:
+    def stored_tensors(self) -> dict[str, TensorRecord]:
         """Return the descriptions of the compressed tensors by parameter name, checked.
 
         Raises:

@@ -20,11 +20,12 @@ from sqs_pyro.integrations.checkpoint_documents import CONFIG_DIGEST, check_conf
 from sqs_pyro.integrations.checkpoint_files import check_files
 from sqs_pyro.integrations.records import record_of, stored_bytes
 from sqs_pyro.integrations.transformers_config import METHOD, SQSConfig, stored_name
-from sqs_pyro.kernels.assemble import unpack_weights
 from sqs_pyro.kernels.network import after_packing
+from sqs_pyro.kernels.placing import unpack_weights
+from sqs_pyro.packing.contents import contents_of
 from sqs_pyro.packing.finite import check_finite
 from sqs_pyro.packing.leftovers import checksum, to_bytes
-from sqs_pyro.packing.module import METADATA, module_contents, stored_weights
+from sqs_pyro.packing.stored import METADATA, stored_weights
 
 # Not by decorating the class: transformers_config must not import the module whose import runs this one.
 register_quantization_config(METHOD)(SQSConfig)
@@ -76,7 +77,7 @@ class SQSQuantizer(HfQuantizer):
         if kwargs.get("checkpoint_files"):
             directory = Path(kwargs["checkpoint_files"][0]).parent
             check_config(read_config(directory, PackedFileError), kwargs["checkpoint_files"])
-            sizes = {stored_name(name): tensor.num_bytes for name, tensor in tensors.items()}
+            sizes = {stored_name(name): tensor.bytes for name, tensor in tensors.items()}
             check_files(kwargs["checkpoint_files"], sizes, config.leftovers)
         model._keys_to_ignore_on_load_unexpected = {
             *(model._keys_to_ignore_on_load_unexpected or ()),
@@ -108,18 +109,19 @@ class SQSQuantizer(HfQuantizer):
         Raises:
             NetworkError: the model is no packed network any more.
         """
-        tensors, leftovers, metadata, _ = module_contents(model)
+        contents = contents_of(model)
+        leftovers = dict(contents.leftovers)
         for name in model._keys_to_ignore_on_save or ():
             leftovers.pop(name, None)
         names = {id(weight): name for name, weight in stored_weights(model).items()}
         every = {name: names[id(weight)] for name, weight in stored_weights(model, every_name=True).items()}
         self.quantization_config = model.config.quantization_config = SQSConfig(
-            tensors={name: record_of(name, packed) for name, packed in tensors.items()},
+            tensors={record.name: record_of(record) for record in contents.records()},
             shared={name: first for name, first in every.items() if name != first},
             leftovers={name: checksum([to_bytes(value)]) for name, value in leftovers.items()},
-            metadata=metadata,
+            metadata=contents.metadata,
         )
-        stored = {stored_name(name): stored_bytes(packed) for name, packed in tensors.items()}
+        stored = {stored_name(name): stored_bytes(packed) for name, packed in contents.tensors.items()}
         return {**stored, **leftovers, CONFIG_DIGEST: config_digest(_config_to_be(model))}, {}
 
     def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:

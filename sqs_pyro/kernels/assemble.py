@@ -1,231 +1,91 @@
-"""Put packed weights into a network: a copy of it, in which they replace the parameters."""
+"""Assemble: packed contents and a plain network give the network that runs on packed weights."""
 
-import copy
-import difflib
-import functools
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError, PackedFileError
-from sqs_pyro.kernels.decode import decode
-from sqs_pyro.kernels.modules import PackedModule, packed_type
-from sqs_pyro.kernels.weight import PackedWeight, refuse_dense_weights
-from sqs_pyro.packing.layouts import PackedTensor
-from sqs_pyro.packing.module import WEIGHT_PREFIX, StoredWeight
+from sqs_pyro.kernels.ensemble import PackedEnsemble
+from sqs_pyro.kernels.placing import copy_with_weights, put_weights
+from sqs_pyro.packing.contents import PackedContents
+from sqs_pyro.packing.leftovers import leftover_state
+from sqs_pyro.packing.stored import METADATA, stored_weights
 
-#: Attributes of a module in which torch keeps its own; all others may hold modules a second time.
-_OF_TORCH = frozenset(vars(nn.Module()))
+#: Where a tensor hangs in a network: dictionaries of modules, and its key in them.
+Slots = list[tuple[dict[str, Tensor | None], str]]
 
 
-def assemble(net: nn.Module, tensors: Mapping[str, PackedTensor]) -> nn.Module:
-    """Return a deep copy of ``net`` with packed weights in place of the named parameters.
+def assemble(net: nn.Module, contents: PackedContents) -> nn.Module:
+    """Return a copy of ``net`` that runs on packed weights, with the contents' other tensors and their metadata.
 
-    Linear, convolution and embedding modules are replaced by packed ones. A parameter of any other module
-    (say ``in_proj_weight`` of an attention) becomes a read-only attribute that gives its decoded value.
-    Modules that shared a parameter go on to share it. The compressed parameters are never copied.
+    Args:
+        net: the network, whatever its weights (also on the ``meta`` device); it stays as it is.
+        contents: of this network, or draws of it, which give a :class:`PackedEnsemble`.
 
     Raises:
         NetworkError: for a name that is not a parameter, a shape that is not the parameter's, one parameter
             given under two names, or one that its module uses in a way that packing would break.
-        PackedFileError: if the bytes of a tensor do not decode to what it says it is.
+        PackedFileError: if the bytes of a tensor do not decode to what it says it is, or the network needs other
+            tensors than there are.
     """
-    parameters = parameters_to_pack(net, tensors)
-    stand_ins = {id(p): nn.Parameter(torch.empty(0), requires_grad=False) for p in parameters.values()}
-    result = copy.deepcopy(net, dict(stand_ins))
-    weights = {
-        id(stand_ins[id(parameter)]): packed_weight(name, tensors[name], parameter.dtype)
-        for name, parameter in parameters.items()
-    }
-    found = {
-        id(module): {name: weights[id(p)] for name, p in module._parameters.items() if id(p) in weights}
-        for module in result.modules()
-    }
-    return put_weights(result, found)
+    packed: nn.Module
+    if contents.draws is None:
+        packed = root = put_weights(*copy_with_weights(net, contents.tensors))
+    else:
+        packed = PackedEnsemble(net, contents.tensors, contents.draws)
+        root = packed.network
+    _fill(root, contents.leftovers)
+    setattr(packed, METADATA, contents.metadata)
+    return packed
 
 
-def put_weights(net: nn.Module, weights: Mapping[int, Mapping[str, StoredWeight]]) -> nn.Module:
-    """Put weights in place of parameters, in place; returns ``net``, or what replaces it if it is one layer.
-
-    Args:
-        net: the network, as :func:`assemble` describes it.
-        weights: by ``id`` of the module and name of its parameter; a weight may stand in several modules.
-
-    Raises:
-        NetworkError: a module uses its parameter in a way that packing would break.
-    """
-    modules = [module for module in net.modules() if weights.get(id(module))]
-    return _swap(net, {id(module): _packed_module(module, weights[id(module)]) for module in modules})
-
-
-def unpack_weights(
-    net: nn.Module, dtype: torch.dtype | None = None, only: Collection[nn.Module] | None = None
-) -> nn.Module:
-    """Make a packed network a plain, trainable one, in place: the inverse of :func:`assemble`, tensor by tensor.
-
-    Modules that shared a weight share a parameter. Returns ``net``, or what replaces it if it is one layer.
-
-    Args:
-        net: a packed network.
-        dtype: of the decoded parameters; None: the network's own.
-        only: the packed weights to decode, all or none of a module; None: every one.
-    """
-    parameters: dict[int, nn.Parameter] = {}
-    plain: dict[int, nn.Module] = {}
-    for module in list(net.modules()):
-        held = {
-            name: child
-            for name, child in module._modules.items()
-            if isinstance(child, PackedWeight) and (only is None or child in only)
-        }
-        for weight in held.values():
-            if id(weight) not in parameters:
-                value = decode(weight.args).to(dtype or weight.like.dtype)
-                parameters[id(weight)] = nn.Parameter(value)
-        if held:
-            found = {name.removeprefix(WEIGHT_PREFIX): parameters[id(weight)] for name, weight in held.items()}
-            plain[id(module)] = _plain_module(module, found)
-    return _swap(net, plain)
+def _fill(packed: nn.Module, leftovers: Mapping[str, Tensor]) -> None:
+    """Copy the leftovers into the network, which must need exactly them."""
+    inside = {id(value) for weight in stored_weights(packed).values() for value in weight.buffers()}
+    targets = packed.state_dict(keep_vars=True)
+    needed = {id(value): name for name, value in leftover_state(packed, inside).items()}
+    slots = tensor_slots(packed)
+    for name, value in leftovers.items():
+        target = targets.get(name)
+        if target is None or needed.pop(id(target), None) is None:
+            raise PackedFileError(f"The network has no tensor {name!r}: the file was made for another network.")
+        if target.shape != value.shape or target.is_floating_point() != value.is_floating_point():
+            raise PackedFileError(
+                f"Tensor {name!r} is {value.dtype} {list(value.shape)} in the file, but {target.dtype} "
+                f"{list(target.shape)} in the network: the file was made for another network."
+            )
+        _write(target, value, slots[id(target)])
+    if needed:
+        raise PackedFileError(
+            f"The file has no tensor {next(iter(needed.values()))!r}: it was made for another network."
+        )
+    stranded = [name for name, value in packed.named_buffers() if value.is_meta]
+    if stranded:
+        raise NetworkError(
+            f"Buffer {stranded[0]!r} is on the meta device and no file holds it: build the network on the CPU."
+        )
 
 
-def _swap(net: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:
-    """Put other modules in place of those with the given ``id``, in plain lists that modules keep of them, too."""
-    for module in list(net.modules()):
-        for name, child in module._modules.items():
-            if id(child) in replaced:
-                module._modules[name] = replaced[id(child)]
-        for name, value in vars(module).items():
-            if isinstance(value, (list, tuple, dict)) and name not in _OF_TORCH:
-                vars(module)[name] = _with_others(value, replaced)
-    return replaced.get(id(net), net)
+def _write(target: Tensor, value: Tensor, slots: Slots) -> None:
+    """Put a value where ``target`` is; a tensor on the meta device has no memory, so another takes its places."""
+    if target.device.type != "meta":
+        with torch.no_grad():
+            target.copy_(value)
+        return
+    made = torch.empty(value.shape, dtype=target.dtype).copy_(value)
+    if isinstance(target, nn.Parameter):
+        made = nn.Parameter(made, requires_grad=target.requires_grad)
+    for held, name in slots:
+        held[name] = made
 
 
-def _with_others(value: Any, replaced: Mapping[int, nn.Module]) -> Any:
-    """A list, tuple or dictionary with other modules in it; the same one where there is nothing to replace."""
-    if isinstance(value, nn.Module):
-        return replaced.get(id(value), value)
-    if type(value) is dict:
-        found: Any = {key: _with_others(item, replaced) for key, item in value.items()}
-        return found if any(found[key] is not value[key] for key in value) else value
-    if type(value) not in (list, tuple):
-        return value
-    found = [_with_others(item, replaced) for item in value]
-    return type(value)(found) if any(new is not old for new, old in zip(found, value, strict=True)) else value
-
-
-def tensor_slots(net: nn.Module) -> dict[int, list[tuple[dict[str, Tensor | None], str]]]:
-    """Return where each parameter and buffer of a network hangs, by ``id``: dictionaries and their keys."""
-    slots: dict[int, list[tuple[dict[str, Tensor | None], str]]] = {}
+def tensor_slots(net: nn.Module) -> dict[int, Slots]:
+    """Return where each parameter and buffer of a network hangs, by ``id``."""
+    slots: dict[int, Slots] = {}
     for module in net.modules():
         for held in (module._parameters, module._buffers):
             for name, value in held.items():
                 if value is not None:
                     slots.setdefault(id(value), []).append((held, name))  # type: ignore[arg-type]
     return slots
-
-
-def parameters_to_pack(
-    net: nn.Module, tensors: Mapping[str, PackedTensor], draws: tuple[int, ...] = ()
-) -> dict[str, nn.Parameter]:
-    """Return the parameters that packed tensors stand for; the tensors' shapes have ``draws`` behind theirs."""
-    known = dict(net.named_parameters(remove_duplicate=False))
-    names: dict[int, str] = {}
-    for name, packed in tensors.items():
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise NetworkError(f"The network has no parameter {name!r}{hint}")
-        if (*known[name].shape, *draws) != packed.shape:
-            of_draws = f", which should be its {draws[0]} draws" if draws else ""
-            raise NetworkError(
-                f"Parameter {name!r} has shape {list(known[name].shape)} in the network, but "
-                f"{list(packed.shape)} in compressed form{of_draws}."
-            )
-        other = names.setdefault(id(known[name]), name)
-        if other != name:
-            raise NetworkError(f"{other!r} and {name!r} are one shared parameter: give only one of them.")
-    return {name: known[name] for name in tensors}
-
-
-def packed_weight(name: str, packed: PackedTensor, dtype: torch.dtype) -> PackedWeight:
-    """Return the run-time form of a tensor; what is wrong with it is told with its name."""
-    try:
-        return PackedWeight(packed, dtype)
-    except PackedFileError as error:
-        raise PackedFileError(f"Tensor {name!r} cannot be unpacked: {error}.") from None
-
-
-def _packed_module(module: nn.Module, weights: Mapping[str, StoredWeight]) -> nn.Module:
-    replacement = packed_type(module)
-    if replacement is not None and list(weights) == ["weight"]:
-        packed = replacement(module, weights["weight"])
-        if hasattr(module, "network_spec"):
-            packed.network_spec = module.network_spec
-        return packed.train(module.training)
-    check_reads_weights(module, weights)
-    for name, weight in weights.items():
-        if WEIGHT_PREFIX + name in module._modules:
-            raise NetworkError(
-                f"{type(module).__name__} has a child {WEIGHT_PREFIX + name!r} of its own, where the packed "
-                f"{name!r} would be: rename the child, or exclude the parameter."
-            )
-        del module._parameters[name]
-        module.add_module(WEIGHT_PREFIX + name, weight)
-        weight.used_for("decoded")
-    plain: Any = type(module)
-    module.__class__ = _decoding_class(plain, tuple(weights))
-    return module
-
-
-def _plain_module(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> nn.Module:
-    if isinstance(module, PackedModule):
-        return module.plain(parameters["weight"])
-    module.__class__ = type(module).__base__  # type: ignore[assignment]  # that of before _decoding_class
-    for name, parameter in parameters.items():
-        del module._modules[WEIGHT_PREFIX + name]
-        module.register_parameter(name, parameter)
-    return module
-
-
-def check_reads_weights(module: nn.Module, names: Iterable[str]) -> None:
-    """Check that a module reads its weights at each call.
-
-    Raises:
-        NetworkError: it keeps or rewrites them.
-    """
-    if isinstance(module, nn.RNNBase) or getattr(module, "max_norm", None) is not None:
-        raise NetworkError(
-            f"{type(module).__name__} keeps or rewrites its weights by itself, so {sorted(names)} cannot be "
-            "packed: exclude them from compression."
-        )
-
-
-@functools.cache
-def _decoding_class(plain: Any, names: tuple[str, ...]) -> type[nn.Module]:
-    """Return a subclass whose attributes ``names`` decode the packed weights that hold them; one for each pair.
-
-    It is found under no name of a module, so its instances are pickled as what it is made of.
-    """
-
-    def decoded(name: str) -> property:
-        return property(lambda module: module._modules[WEIGHT_PREFIX + name].dense())
-
-    def reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
-        reduced: Any = plain.__reduce_ex__(module, protocol)
-        return _empty_decoding, (plain, names), *reduced[2:]
-
-    def load(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        refuse_dense_weights(names, state_dict, prefix)
-        plain._load_from_state_dict(module, state_dict, prefix, *args)
-
-    attributes: dict[str, Any] = {name: decoded(name) for name in names}
-    attributes |= {"__reduce_ex__": reduce, "_load_from_state_dict": load}
-    return type(plain.__name__, (plain,), attributes)
-
-
-def _empty_decoding(plain: Any, names: tuple[str, ...]) -> nn.Module:
-    """Return an instance without state, as unpickling starts from."""
-    made = _decoding_class(plain, names)
-    return made.__new__(made)

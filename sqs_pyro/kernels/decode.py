@@ -73,7 +73,7 @@ class DecodedWeights:
         found = self.find(packed, key)
         if found is None:
             entry = self._entries.get(packed.codes)
-            if entry is None or not entry.is_of(packed):
+            if entry is None or not entry.holds(packed):
                 entry = self._entries[packed.codes] = _Entry(packed)
             # The copy outlives modes and transforms of the call.
             with lasting_tensors(), torch.no_grad(), temporarily_clear_interpreter_stack():
@@ -83,7 +83,7 @@ class DecodedWeights:
     def find(self, packed: PackedArgs, key: Hashable) -> Tensor | None:
         """Return what is kept under ``key``, or None."""
         entry = self._entries.get(packed.codes)
-        return entry.copies.get(key) if entry is not None and entry.is_of(packed) else None
+        return entry.copies.get(key) if entry is not None and entry.holds(packed) else None
 
     def forget(self, codes: Tensor) -> None:
         """Drop the decoded copies of ``codes``, if there are any."""
@@ -98,20 +98,28 @@ class DecodedWeights:
         return len(self._entries)
 
 
-class _Entry:
-    """What is derived from one weight, copies by dtype among it, and what shows that it is stale.
+class Unchanged:
+    """Tells whether a packed weight is still what it was: the same tensors, none of them written to.
 
     Keeps no packed tensor alive.
     """
 
     def __init__(self, packed: PackedArgs) -> None:
-        self.copies: dict[Hashable, Tensor] = {}
         self._buffers = [weakref.ref(buffer) for buffer in packed.buffers()]
         self._state = _state(packed)
 
-    def is_of(self, packed: PackedArgs) -> bool:
+    def holds(self, packed: PackedArgs) -> bool:
+        """Whether nothing has changed since."""
         same = all(ref() is buffer for ref, buffer in zip(self._buffers, packed.buffers(), strict=False))
         return same and self._state == _state(packed)
+
+
+class _Entry(Unchanged):
+    """What is derived from one weight, copies by dtype among it."""
+
+    def __init__(self, packed: PackedArgs) -> None:
+        super().__init__(packed)
+        self.copies: dict[Hashable, Tensor] = {}
 
 
 def _state(packed: PackedArgs) -> tuple[object, ...]:

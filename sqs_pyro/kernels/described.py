@@ -17,9 +17,8 @@ from torch.nn.modules.module import (
 
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import NetworkError, PackedFileError, SQSError
-from sqs_pyro.kernels.assemble import parameters_to_pack
 from sqs_pyro.networks.registry import INITIAL_WEIGHTS, build_network
-from sqs_pyro.packing.file import PackedContents
+from sqs_pyro.packing.contents import PackedContents, parameters_to_pack
 
 # Weights of which a file may be the description: 1,024 a byte is a five-hundredth of a bit for each.
 _ELEMENTS_A_BYTE = 1024
@@ -28,22 +27,26 @@ _ALWAYS_ALLOWED = 1 << 24
 _PARTS_A_TENSOR, _FIRST_PARTS = 20, 10_000
 
 
-def described_network(contents: PackedContents) -> nn.Module:
+def described_network(contents: PackedContents, file_bytes: int) -> nn.Module:
     """Build the network that a packed file names; torch's random numbers are left as they were.
+
+    Args:
+        contents: of the file.
+        file_bytes: the file's size, from which follows how large a network it may be.
 
     Raises:
         PackedFileError: the file does not say how, or its tensors are not those of the network that it says.
         RecipeError: the registry does not know the network, or its constructor not the options.
     """
     name, options = _spec(contents.metadata.get("network"))
-    _check_size(contents, [*contents.tensors.values(), *contents.leftovers.values()])
+    _check_size(file_bytes, [*contents.tensors.values(), *contents.leftovers.values()])
     parts = parts_of(len(contents.tensors) + len(contents.leftovers))
     with torch.random.fork_rng(devices=[]):
         with at_most_parts(parts):
             trial = _without_memory(name, options)
         if trial is not None:
             _check_fits(trial, contents)
-            _check_size(contents, [*trial.parameters(), *trial.buffers()])
+            _check_size(file_bytes, [*trial.parameters(), *trial.buffers()])
         with at_most_parts(parts):
             return build_network(name, **options)
 
@@ -91,8 +94,7 @@ def _check_fits(net: nn.Module, contents: PackedContents) -> None:
             )
 
 
-def _check_size(contents: PackedContents, values: list[Any]) -> None:
-    size = len(contents.header) + contents.manifest_bytes + contents.data_bytes
+def _check_size(size: int, values: list[Any]) -> None:
     elements = sum(value.numel if isinstance(value.numel, int) else value.numel() for value in values)
     if elements > _ALWAYS_ALLOWED + _ELEMENTS_A_BYTE * size:
         raise PackedFileError(

@@ -1,17 +1,15 @@
 """``PackedEnsemble``: draws of one network that run on packed weights, and answer with their average."""
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from sqs_pyro.kernels.assemble import check_reads_weights, packed_weight, parameters_to_pack
+from sqs_pyro.kernels.placing import check_reads_weights, copy_with_weights
 from sqs_pyro.kernels.weight import PackedWeight
 from sqs_pyro.networks.drawn import average_log_probabilities, leave_to_draws
 from sqs_pyro.packing.layouts import PackedTensor
-from sqs_pyro.packing.module import WEIGHT_PREFIX, StoredEnsemble, stored_weights
+from sqs_pyro.packing.stored import WEIGHT_PREFIX, StoredEnsemble, stored_weights
 
 
 class PackedEnsemble(StoredEnsemble):
@@ -40,22 +38,18 @@ class PackedEnsemble(StoredEnsemble):
         self, net: nn.Module, tensors: Mapping[str, PackedTensor], num_draws: int, draws_at_once: int = 1
     ) -> None:
         super().__init__()
-        parameters = parameters_to_pack(net, tensors, (num_draws,))
-        stand_ins = {id(p): nn.Parameter(torch.empty(0), requires_grad=False) for p in parameters.values()}
-        self.network = copy.deepcopy(net, dict(stand_ins))
+        self.network, placed = copy_with_weights(net, tensors, (num_draws,))
         self.num_draws, self.draws_at_once = num_draws, draws_at_once
         self.class_axis: int | None = None
-        weights = {
-            id(stand_ins[id(parameter)]): packed_weight(name, tensors[name], parameter.dtype)
-            for name, parameter in parameters.items()
-        }
-        for module in list(self.network.modules()):
-            found = {name: weights[id(p)] for name, p in module._parameters.items() if id(p) in weights}
+        names: dict[int, str] = {}  # of the stand-ins that a call puts draws in the place of
+        for path, module in list(self.network.named_modules()):
+            found = placed.get(id(module), {})
             if found:
                 check_reads_weights(module, found)
             for name, weight in found.items():
+                names.setdefault(id(module._parameters[name]), f"{path}.{name}".removeprefix("."))
                 module.add_module(WEIGHT_PREFIX + name, weight)
-        leave_to_draws(self.network, {id(stand_ins[id(p)]): name for name, p in parameters.items()})
+        leave_to_draws(self.network, names)
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

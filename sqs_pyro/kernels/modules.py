@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from sqs_pyro.kernels.decode import PackedArgs
 from sqs_pyro.kernels.ops import call
 from sqs_pyro.kernels.weight import PackedWeight, refuse_dense_weights
-from sqs_pyro.packing.module import StoredWeight
+from sqs_pyro.packing.stored import StoredWeight
 
 # torch.fx.symbolic_trace records the products as they are.
 torch.fx.wrap("call")
@@ -30,7 +31,13 @@ class PackedModule(nn.Module):
     def __init__(self, replaced: nn.Module, weight: StoredWeight) -> None:
         super().__init__()
         self._replaced = (replaced,)  # in a tuple: no child, so that it is in no state dict and is never moved
+        weight.used_for(self.product(replaced))
         self.add_module("packed_weight", weight)
+
+    @classmethod
+    def product(cls, replaced: Any) -> str:
+        """Say what a packed module does with its weight: see :meth:`StoredWeight.used_for`."""
+        raise NotImplementedError
 
     def plain(self, weight: nn.Parameter) -> nn.Module:
         """Return a module of the kind that this one replaces, with ``weight`` and everything else as here."""
@@ -53,10 +60,13 @@ class PackedLinear(PackedModule):
 
     def __init__(self, linear: nn.Linear, weight: StoredWeight) -> None:
         super().__init__(linear, weight)
-        read_by_attention = isinstance(linear, nn.modules.linear.NonDynamicallyQuantizableLinear)  # out_proj
-        weight.used_for("decoded" if read_by_attention else "linear")
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.register_parameter("bias", linear.bias)
+
+    @classmethod
+    def product(cls, replaced: nn.Linear) -> str:
+        """A product, but in attention, whose C++ code reads the weight of its ``out_proj``."""
+        return "decoded" if isinstance(replaced, nn.modules.linear.NonDynamicallyQuantizableLinear) else "linear"
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[..., out_features]`` in the dtype of x."""
@@ -73,9 +83,13 @@ class PackedEmbedding(PackedModule):
 
     def __init__(self, embedding: nn.Embedding, weight: StoredWeight) -> None:
         super().__init__(embedding, weight)
-        weight.used_for("embedding")
         self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
         self.padding_idx = embedding.padding_idx
+
+    @classmethod
+    def product(cls, replaced: nn.Embedding) -> str:
+        """A look-up of rows."""
+        return "embedding"
 
     def forward(self, indices: Tensor) -> Tensor:
         """Return ``[*indices.shape, embedding_dim]``."""
@@ -95,14 +109,18 @@ class _PackedConv(PackedModule):
 
     def __init__(self, conv: nn.modules.conv._ConvNd, weight: StoredWeight) -> None:
         super().__init__(conv, weight)
-        has_kernel = not conv.transposed and conv.groups == 1 and self.num_dims < 3
-        weight.used_for("convolution" if has_kernel else "decoded")
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
         self.groups, self.transposed, self.output_padding = conv.groups, conv.transposed, conv.output_padding
         self.padding_mode = conv.padding_mode
         self.padding, self.pad_first = _paddings(conv)
         self.register_parameter("bias", conv._parameters["bias"])
+
+    @classmethod
+    def product(cls, replaced: nn.modules.conv._ConvNd) -> str:
+        """A product where there is a kernel for it."""
+        has_kernel = not replaced.transposed and replaced.groups == 1 and cls.num_dims < 3
+        return "convolution" if has_kernel else "decoded"
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[batch, out_channels, *space]``, without batch if x had none, in the dtype of x."""
@@ -222,6 +240,7 @@ _PACKED: dict[type[nn.Module], type[PackedModule]] = {
 }
 
 
+# What decides what a module computes; ``get_extra_state``: what it stores beside its weights.
 _FORWARD = ("forward", "__call__", "_conv_forward", "_output_padding", "get_extra_state")
 
 
@@ -232,6 +251,12 @@ def packed_type(module: nn.Module) -> type[PackedModule] | None:
             renormalises = isinstance(module, nn.Embedding) and module.max_norm is not None
             return None if renormalises or _has_extras(module) else packed
     return None
+
+
+def product_of(module: nn.Module, names: Collection[str]) -> str:
+    """Return what ``module``, or what replaces it, does with those of its parameters that are packed."""
+    replacement = packed_type(module)
+    return replacement.product(module) if replacement is not None and list(names) == ["weight"] else "decoded"
 
 
 def _computes_as(kind: type[nn.Module], plain: type[nn.Module]) -> bool:

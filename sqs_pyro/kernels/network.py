@@ -4,31 +4,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.isolation import isolated, lasting_tensors
-from sqs_pyro.kernels.assemble import assemble, tensor_slots
+from sqs_pyro.kernels.assemble import assemble
 from sqs_pyro.kernels.described import described_network
 from sqs_pyro.kernels.ensemble import PackedEnsemble
+from sqs_pyro.kernels.weight import PackedWeight
 from sqs_pyro.networks.checks import check_replaceable
-from sqs_pyro.packing.coded import CodedTensor, stack_draws
-from sqs_pyro.packing.file import PackedContents, read_packed, write_packed
+from sqs_pyro.packing.coded import CodedTensor
+from sqs_pyro.packing.contents import PackedContents, contents_of, pack, pack_draws
+from sqs_pyro.packing.file import read_file, write_packed
 from sqs_pyro.packing.finite import check_finite
-from sqs_pyro.packing.layouts import PackedTensor, pack_tensor
-from sqs_pyro.packing.module import (
-    METADATA,
-    StoredEnsemble,
-    leftover_state,
-    module_contents,
-    round_leftovers,
-    stored_weights,
-    with_metadata,
-)
+from sqs_pyro.packing.layouts import PackedTensor
+from sqs_pyro.packing.stored import StoredEnsemble, stored_weights
 from sqs_pyro.resources import enough_resources
-
-LEFTOVER_DTYPES = ("float16", "bfloat16", "float32")
 
 
 @lasting_tensors()
@@ -58,16 +49,8 @@ def packed_network(
         NetworkError: for names or shapes that are not the network's, an unknown layout or dtype, or a module
             whose weights cannot be packed.
     """
-    _check_dtype(leftover_dtype)
     check_replaceable(net)
-    tensors = {
-        name: value if isinstance(value, PackedTensor) else pack_tensor(value, layout)
-        for name, value in coded.items()
-    }
-    packed = assemble(net, tensors)
-    if leftover_dtype is not None:
-        round_leftovers(packed, (), leftover_dtype)
-    return _finish(packed, _about(net, metadata))
+    return running_network(net, pack(net, coded, layout=layout, leftover_dtype=leftover_dtype, metadata=metadata))
 
 
 @lasting_tensors()
@@ -90,20 +73,29 @@ def packed_ensemble(
     Raises:
         NetworkError: as :func:`packed_network`; or there is no draw, or draws differ in names or codebooks.
     """
-    _check_dtype(leftover_dtype)
     check_replaceable(net)
-    if not draws or any(set(draw) != set(draws[0]) for draw in draws):
-        raise NetworkError(f"The {len(draws)} draws to pack must be at least one, and all of the same parameters.")
-    stacked = {name: stack_draws([draw[name] for draw in draws]) for name in draws[0]}
-    tensors = {
-        name: _smallest(value) if layout == "auto" else pack_tensor(value, layout)
-        for name, value in stacked.items()
-    }
-    packed = PackedEnsemble(net, tensors, len(draws))
-    if leftover_dtype is not None:
-        round_leftovers(packed.network, (), leftover_dtype)
-    setattr(packed, METADATA, _about(net, metadata))
+    contents = pack_draws(net, draws, layout=layout, leftover_dtype=leftover_dtype, metadata=metadata)
+    packed = running_network(net, contents)
+    assert isinstance(packed, PackedEnsemble)
     return packed
+
+
+@lasting_tensors()
+def running_network(net: nn.Module, contents: PackedContents) -> nn.Module:
+    """Return the network, in eval mode, that runs on what has just been packed of ``net``.
+
+    Its weights know their size and what they are packed to again, without being packed to be counted.
+
+    Raises:
+        NetworkError: a module's weights cannot be packed.
+    """
+    packed = assemble(net, contents)
+    weights = stored_weights(packed.network if isinstance(packed, StoredEnsemble) else packed)
+    for record in contents.records():
+        weight = weights[record.name]
+        assert isinstance(weight, PackedWeight)
+        weight.remember(record, contents.tensors[record.name])
+    return _finish(packed)
 
 
 @enough_resources("Saving a packed file")
@@ -117,7 +109,7 @@ def save(packed: nn.Module, path: str | Path) -> None:
         NetworkError: if ``packed`` is not a packed network, or its metadata is not plain JSON.
         OutputError: if the file cannot be written.
     """
-    write_packed(path, *module_contents(packed))
+    write_packed(path, contents_of(packed))
 
 
 @enough_resources("Loading a packed file")
@@ -136,20 +128,21 @@ def load(path: str | Path, net: nn.Module | Callable[[], nn.Module] | None = Non
         ResourceError: if there is too little memory.
     """
     with isolated():
-        contents = read_packed(path)
-        plain = described_network(contents) if net is None else net
+        contents, envelope = read_file(path)
+        plain = described_network(contents, envelope.total) if net is None else net
     if not isinstance(plain, nn.Module):
         with isolated(sees_dtype=True):  # what the caller builds has the caller's dtype; first weights are drawn
             plain = _built(plain)
     with isolated(plain):
         check_replaceable(plain)
         try:
-            packed = _assembled(contents, plain)
+            packed = assemble(plain, contents)
+            check_finite(packed)
         except (NetworkError, PackedFileError) as error:
             raise PackedFileError(
                 f"Packed file {str(path)!r} cannot be used with this {type(plain).__name__}. {error}"
             ) from None
-        return _finish(packed, contents.metadata)
+        return _finish(packed)
 
 
 @lasting_tensors()
@@ -173,13 +166,6 @@ def dense_state(packed: nn.Module) -> dict[str, Tensor]:
     return {**state, **{name: weight.coded().dense() for name, weight in weights.items()}}
 
 
-def _check_dtype(leftover_dtype: str | None) -> None:
-    if leftover_dtype is not None and leftover_dtype not in LEFTOVER_DTYPES:
-        raise NetworkError(
-            f"leftover_dtype is {leftover_dtype!r}, but should be one of {', '.join(LEFTOVER_DTYPES)}."
-        )
-
-
 def _built(function: Any) -> nn.Module:
     built = function() if callable(function) else function
     if not isinstance(built, nn.Module):
@@ -189,15 +175,6 @@ def _built(function: Any) -> nn.Module:
             "arguments that makes one."
         )
     return built
-
-
-def _about(net: nn.Module, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    about: dict[str, Any] = {"network": getattr(net, "network_spec", None), "recipe": {}, "metrics": {}}
-    return with_metadata(about, metadata)
-
-
-def _smallest(draws: CodedTensor) -> PackedTensor:
-    return min((pack_tensor(draws, layout) for layout in ("auto", "conditional")), key=lambda p: p.num_bytes)
 
 
 def after_packing(function: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
@@ -212,58 +189,7 @@ def after_packing(function: Callable[[nn.Module], None]) -> Callable[[nn.Module]
 _after_packing: list[Callable[[nn.Module], None]] = []
 
 
-def _finish(packed: nn.Module, metadata: dict[str, Any]) -> nn.Module:
-    setattr(packed, METADATA, metadata)
+def _finish(packed: nn.Module) -> nn.Module:
     for function in _after_packing:
         function(packed)
     return packed.eval()
-
-
-def _assembled(contents: PackedContents, plain: nn.Module) -> nn.Module:
-    packed: nn.Module
-    if contents.draws is None:
-        packed = root = assemble(plain, contents.tensors)
-    else:
-        packed = PackedEnsemble(plain, contents.tensors, contents.draws)
-        root = packed.network
-    _fill(root, contents.leftovers)
-    check_finite(root)
-    return packed
-
-
-def _fill(packed: nn.Module, leftovers: Mapping[str, Tensor]) -> None:
-    """Copy the leftovers into the network, which must need exactly them."""
-    targets = packed.state_dict(keep_vars=True)
-    needed = {id(value): name for name, value in leftover_state(packed).items()}
-    slots = tensor_slots(packed)
-    for name, value in leftovers.items():
-        target = targets.get(name)
-        if target is None or needed.pop(id(target), None) is None:
-            raise PackedFileError(f"The network has no tensor {name!r}: the file was made for another network.")
-        if target.shape != value.shape or target.is_floating_point() != value.is_floating_point():
-            raise PackedFileError(
-                f"Tensor {name!r} is {value.dtype} {list(value.shape)} in the file, but {target.dtype} "
-                f"{list(target.shape)} in the network: the file was made for another network."
-            )
-        _write(target, value, slots[id(target)])
-    if needed:
-        raise PackedFileError(
-            f"The file has no tensor {next(iter(needed.values()))!r}: it was made for another network."
-        )
-    stranded = [name for name, value in packed.named_buffers() if value.is_meta]
-    if stranded:
-        raise NetworkError(
-            f"Buffer {stranded[0]!r} is on the meta device and no file holds it: build the network on the CPU."
-        )
-
-
-def _write(target: Tensor, value: Tensor, slots: list[tuple[dict[str, Tensor | None], str]]) -> None:
-    if target.device.type != "meta":
-        with torch.no_grad():
-            target.copy_(value)
-        return
-    made = torch.empty(value.shape, dtype=target.dtype).copy_(value)
-    if isinstance(target, nn.Parameter):
-        made = nn.Parameter(made, requires_grad=target.requires_grad)
-    for held, name in slots:
-        held[name] = made

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from sqs_pyro.kernels.weight import PackedWeight
-from sqs_pyro.packing.module import StoredEnsemble, stored_weights
+from sqs_pyro.packing.stored import StoredEnsemble, stored_weights
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class RuntimeWeight:
     Attributes:
         name: of the parameter.
         shape: of the weight; of draws in one tensor, their number is last.
-        form, reason: see :class:`~sqs_pyro.kernels.weight.RuntimeForm`.
+        form, reason: see :class:`~sqs_pyro.kernels.form.RuntimeForm`.
         packed_bytes: that codes, tables, mask and scales take.
         decoded_bytes: that the decoded copy takes from its first use on, in the network's dtype; 0 where kernels
             multiply with the codes.

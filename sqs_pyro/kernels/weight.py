@@ -2,45 +2,24 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError
-from sqs_pyro.kernels.decode import (
-    TRANSCODERS,
-    PackedArgs,
-    decode,
-    decoded_weights,
-    read_scales,
-    read_symbols,
-    read_table,
-    write_table,
-)
-from sqs_pyro.kernels.gpu.register import gpu_kernels, prepare
-from sqs_pyro.kernels.native import native_kernels
+from sqs_pyro.kernels.decode import TRANSCODERS, PackedArgs, Unchanged, decode, decoded_weights
+from sqs_pyro.kernels.form import RuntimeForm, best_form, codes_in_form, read_coded, runtime_args, with_form
+from sqs_pyro.kernels.gpu.register import prepare
 from sqs_pyro.kernels.ops import call
-from sqs_pyro.kernels.rows import fits_rows
-from sqs_pyro.kernels.tiled import tiled_bits
-from sqs_pyro.packing.bits import MAX_BITS, pack_bits, packed_size, unpack_bits
+from sqs_pyro.packing.bits import packed_size
+from sqs_pyro.packing.canonical import canonical
 from sqs_pyro.packing.coded import CodedTensor
-from sqs_pyro.packing.layouts import PackedTensor, get_layout, pack_tensor
-from sqs_pyro.packing.module import WEIGHT_PREFIX, StoredWeight
-
-
-class RuntimeForm(NamedTuple):
-    """What a weight is in memory.
-
-    Attributes:
-        name: ``"dense"``, ``"bitmap"``, ``"tiled"`` or ``"rows"``, see :class:`PackedArgs`.
-        has_kernels: whether products are made with the codes; else the weight is decoded once and kept.
-        reason: why, in a few words.
-    """
-
-    name: str
-    has_kernels: bool
-    reason: str
+from sqs_pyro.packing.layouts import PackedTensor, pack_canonical, pack_tensor
+from sqs_pyro.packing.record import TensorRecord
+from sqs_pyro.packing.stored import WEIGHT_PREFIX, StoredWeight
 
 
 class PackedWeight(StoredWeight):
@@ -56,6 +35,8 @@ class PackedWeight(StoredWeight):
     Args:
         packed: the parameter as stored; its layout is remembered for saving.
         dtype: of the parameter it replaces.
+        uses: what modules are going to do with it, if that is known: its codes are then written once, in the form
+            that is best for it.
 
     Raises:
         PackedFileError: if the stored bytes do not decode.
@@ -67,23 +48,21 @@ class PackedWeight(StoredWeight):
     scales: Tensor | None
     like: Tensor
 
-    def __init__(self, packed: PackedTensor, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, packed: PackedTensor, dtype: torch.dtype = torch.float32, uses: Iterable[str] = ()) -> None:
         super().__init__()
+        self.uses.update(uses)
         coded = packed.unpack()
-        has_zeros = packed.nonzeros < packed.numel
-        self.form = "dense" if _dense_bits(packed) <= MAX_BITS else "bitmap"
-        stored = packed if packed.layout == self.form else pack_tensor(coded, self.form)
-        rows = stored.codebook()
-        if self.form == "dense" and has_zeros:
-            rows = torch.cat([rows.new_zeros(len(rows), 1), rows], dim=1)
-        self.layout, self.shape, self.bits = packed.layout, packed.shape, stored.bits
-        self._code_bits = self.bits  # in memory, where some widths are not there
+        if coded.nonzeros == coded.mask.numel() and not coded.codebook[:, 0].view(torch.int32).any():
+            coded = canonical(coded)  # of a foreign file: a table that begins with 0.0 says that there are zeros
         with torch.inference_mode(False):  # inference tensors would not count what is written to them
-            self.register_buffer("codes", stored.parts["codes"].clone())
-            self.register_buffer("table", write_table(rows))
-            self.register_buffer("mask", stored.parts["mask"].clone() if self.form == "bitmap" else None)
-            self.register_buffer("scales", None if coded.scales is None else write_table(coded.scales))
+            args, self.bits = runtime_args(coded, self.uses)
+            self.register_buffer("codes", args.codes)
+            self.register_buffer("table", args.table)
+            self.register_buffer("mask", args.mask)
+            self.register_buffer("scales", args.scales)
             self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
+        self.layout, self.shape, self.form = packed.layout, packed.shape, args.form
+        self._code_bits = args.bits  # in memory, where some widths are not there
         self.register_load_state_dict_post_hook(_forget)
 
     @property
@@ -101,27 +80,7 @@ class PackedWeight(StoredWeight):
 
     def best_form(self) -> RuntimeForm:
         """Return the form that is best where the weight is, for what it is used for."""
-        device, groups = self.codes.device.type, self.table.shape[0]
-        plain = "dense" if self.mask is None else "bitmap"
-        if not self.uses or "decoded" in self.uses:
-            return RuntimeForm(plain, False, "its module reads the decoded weight")
-        if self.bits == 0:
-            return RuntimeForm(plain, False, "all weights are one value")
-        if device == "cuda" and "convolution" not in self.uses:
-            if gpu_kernels() is None:
-                return RuntimeForm(plain, False, "no Triton")
-            return RuntimeForm(plain, True, "Triton and CUDA kernels multiply with the codes")
-        if device != "cpu":
-            return RuntimeForm(plain, False, f"no kernel for this product on {device}")
-        if self.mask is not None:
-            return RuntimeForm(plain, False, f"{self.table.shape[1] // 4} values and zero do not fit into 8 bits")
-        form = "tiled" if groups == 1 or "convolution" in self.uses else "rows"
-        if not (self.shape[0] % groups == 0 if form == "tiled" else fits_rows(self.shape, groups)):
-            each = math.prod(self.shape) // groups
-            return RuntimeForm(plain, False, f"no kernel for {groups} codebooks of {each} weights")
-        if not native_kernels(form):
-            return RuntimeForm(plain, False, "no compiled kernels")
-        return RuntimeForm(form, True, "compiled kernels multiply with the codes")
+        return best_form(self.args, self.bits, self.uses, self.codes.device.type)
 
     @torch.inference_mode(False)
     def _choose_form(self) -> None:
@@ -131,9 +90,11 @@ class PackedWeight(StoredWeight):
             return
         form = self.best_form().name
         if form != self.form:
-            device, codes = self.codes.device, self._dense_codes()
-            self.codes, self.form = self._in_order_of(form, codes).to(device), form
-            self._code_bits = tiled_bits(self.bits) if form in TRANSCODERS else self.bits
+            known, device = self._known(), self.codes.device
+            args = with_form(self.args, form, self.bits)
+            self.codes, self.form, self._code_bits = args.codes.to(device), form, args.bits
+            if known is not None:
+                self._keep(known)
         prepare(self.args)
 
     def _become_plain(self) -> None:
@@ -142,16 +103,8 @@ class PackedWeight(StoredWeight):
             self.codes = self.codes.new_empty(packed_size(math.prod(self.shape), self.bits))
 
     @torch.inference_mode(False)
-    def _in_order_of(self, form: str, codes: Tensor) -> Tensor:
-        """Dense codes in the order of another form."""
-        if form not in TRANSCODERS:
-            return codes
-        symbols = unpack_bits(codes, self.bits, math.prod(self.shape)).view(self.shape)
-        return TRANSCODERS[form][0](symbols, tiled_bits(self.bits))
-
-    @torch.inference_mode(False)
     def _dense_codes(self) -> Tensor:
-        return pack_bits(read_symbols(self.args)[0], self.bits) if self.form in TRANSCODERS else self.codes
+        return with_form(self.args, "dense", self.bits).codes if self.form in TRANSCODERS else self.codes
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedWeight":
         had_values = not self.codes.is_meta
@@ -170,7 +123,7 @@ class PackedWeight(StoredWeight):
         self._check_state(state_dict, prefix)
         codes = state_dict.get(f"{prefix}codes")
         if codes is not None:
-            state_dict = {**state_dict, f"{prefix}codes": self._in_order_of(self.form, codes)}
+            state_dict = {**state_dict, f"{prefix}codes": codes_in_form(codes, self.form, self.bits, self.shape)}
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
@@ -215,19 +168,49 @@ class PackedWeight(StoredWeight):
 
     def coded(self) -> CodedTensor:
         """Return the weights; packing them gives the same bytes again."""
-        symbols, mask = read_symbols(self.args)
-        table = read_table(self.args)
-        if mask is None:
-            has_zeros = not table[:, 0].view(torch.int32).any()  # no stored codebook value is 0.0
-            mask = symbols != 0 if has_zeros else torch.ones_like(symbols, dtype=torch.bool)
-            symbols = symbols - (mask & has_zeros).to(torch.uint8)
-            table = table[:, has_zeros:]
-        shape, scales = self.shape, read_scales(self.args)
-        return CodedTensor(symbols.view(shape), mask.view(shape), table.contiguous(), scales)
+        return read_coded(self.args)
+
+    def packed(self) -> PackedTensor:
+        """Return the weights in the layout that they are stored in, whose bytes are not kept at run time."""
+        known = self._known()
+        if known is not None:
+            return pack_canonical(read_coded(self.args, checked=False), self.layout, known.table)
+        return pack_tensor(self.coded(), self.layout)
+
+    def record(self, name: str) -> TensorRecord:
+        """Describe what :meth:`packed` returns; it is packed only if the weight was loaded, moved or changed."""
+        known = self._known()
+        return TensorRecord.of(name, self.packed()) if known is None else replace(known.record, name=name)
+
+    def remember(self, record: TensorRecord, packed: PackedTensor) -> None:
+        """Keep what is small of the packed tensor that this weight was made of, as long as nothing changes it.
+
+        It tells the size of the weight, and that its codes are canonical: they are packed again without a check.
+        """
+        table = packed.parts.get("table")
+        self._keep(_Known(record, table))
+
+    def _keep(self, known: "_Known") -> None:
+        _all_known[self] = Unchanged(self.args), known
+
+    def _known(self) -> "_Known | None":
+        since, known = _all_known.get(self, (None, None))
+        return known if since is not None and since.holds(self.args) else None
 
     def extra_repr(self) -> str:
         """Say what is packed."""
         return f"{list(self.shape)}, layout={self.layout!r}, form={self.form!r}, bits={self.bits}"
+
+
+class _Known(NamedTuple):
+    """What is known of a weight that was packed before."""
+
+    record: TensorRecord
+    table: Tensor | None
+
+
+#: Kept beside the weights, not in them: copies and pickles are changed independently, and start without.
+_all_known: WeakKeyDictionary[PackedWeight, tuple[Unchanged, _Known]] = WeakKeyDictionary()
 
 
 def refuse_dense_weights(names: Iterable[str], state_dict: Mapping[str, Any], prefix: str) -> None:
@@ -248,12 +231,9 @@ def _draws_first(weight: Tensor) -> Tensor:
     return weight.movedim(-1, 0).contiguous()
 
 
-def _dense_bits(packed: PackedTensor) -> int:
-    return get_layout("dense").bits(packed.num_components, packed.nonzeros < packed.numel)
-
-
 def _forget(module: nn.Module, incompatible_keys: Any) -> None:
     """Drop the decoded copy after ``load_state_dict``: in inference mode nothing else would tell."""
     assert isinstance(module, PackedWeight)
     decoded_weights.forget(module.codes)
+    _all_known.pop(module, None)
     prepare(module.args)

@@ -17,7 +17,7 @@ from sqs_pyro.errors import NetworkError
 from sqs_pyro.extras import needed_for
 from sqs_pyro.networks.architectures import include_patterns
 from sqs_pyro.networks.registry import register_network
-from sqs_pyro.packing.module import METADATA
+from sqs_pyro.packing.stored import METADATA
 
 _NO_MASS = -1e4  # a logit without probability that float16, too, can hold
 

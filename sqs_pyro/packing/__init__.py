@@ -6,9 +6,11 @@ from sqs_pyro.packing import fixed as fixed
 from sqs_pyro.packing.bits import pack_bits, unpack_bits
 from sqs_pyro.packing.canonical import canonical
 from sqs_pyro.packing.coded import CodedTensor
-from sqs_pyro.packing.file import FORMAT_VERSION, PackedContents, read_packed, write_packed
+from sqs_pyro.packing.contents import PackedContents, contents_of, pack, pack_draws
+from sqs_pyro.packing.file import FORMAT_VERSION, read_packed, write_packed
 from sqs_pyro.packing.layouts import Layout, PackedTensor, layout_names, pack_tensor, register_layout
-from sqs_pyro.packing.size import SizeReport, TensorSize, size_report
+from sqs_pyro.packing.record import TensorRecord
+from sqs_pyro.packing.size import SizeReport, size_report
 
 __all__ = [
     "FORMAT_VERSION",
@@ -17,10 +19,13 @@ __all__ = [
     "PackedContents",
     "PackedTensor",
     "SizeReport",
-    "TensorSize",
+    "TensorRecord",
     "canonical",
+    "contents_of",
     "layout_names",
+    "pack",
     "pack_bits",
+    "pack_draws",
     "pack_tensor",
     "read_packed",
     "register_layout",

@@ -39,7 +39,7 @@ def canonical(coded: CodedTensor) -> CodedTensor:
         rows, rename = rows.gather(1, by_count), by_count.argsort(dim=1).gather(1, rename)
     renamed = look_up(rename.to(torch.uint8), codes).mul_(mask)
     scales = None if coded.scales is None else coded.scales.cpu()
-    return CodedTensor(renamed.view(coded.shape), mask.reshape(coded.shape), rows, scales)
+    return CodedTensor.unchecked(renamed.view(coded.shape), mask.reshape(coded.shape), rows, scales)
 
 
 def _number_distinct(values: Tensor) -> tuple[Tensor, Tensor]:

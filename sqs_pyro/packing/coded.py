@@ -3,7 +3,9 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,6 +45,15 @@ class CodedTensor:
         _check_shapes(self)
         _check_values(self)
 
+    @classmethod
+    def unchecked(cls, codes: Tensor, mask: Tensor, codebook: Tensor, scales: Tensor | None) -> "CodedTensor":
+        """Return a coded tensor that is right by construction, without reading all of its codes again."""
+        coded = object.__new__(cls)
+        fields = {"codes": codes, "mask": mask, "codebook": codebook, "scales": scales}
+        for name, value in fields.items():
+            object.__setattr__(coded, name, value)
+        return coded
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight tensor."""
@@ -58,10 +69,10 @@ class CodedTensor:
         """K, the number of values in a codebook row."""
         return self.codebook.shape[1]
 
-    @property
+    @cached_property
     def nonzeros(self) -> int:
         """Number of weights that are not zero."""
-        return int(torch.count_nonzero(self.mask))  # 20 times faster than sum, which counts in int64
+        return int(count_true(self.mask.reshape(1, -1)))
 
     @property
     def codebook_dtype(self) -> str:
@@ -134,8 +145,15 @@ def count_codes(codes: Tensor, mask: Tensor, components: int) -> Tensor:
         first = components * torch.arange(len(part), dtype=torch.int32, device=codes.device)[:, None]
         index = (part + first if len(part) > 1 else part).reshape(-1)
         counts[rows] += torch.bincount(index, minlength=len(part) * components).view(-1, components)
-    counts[:, 0] -= codes.shape[1] - torch.count_nonzero(mask, dim=1)  # zeros have code 0 as well
+    counts[:, 0] -= codes.shape[1] - count_true(mask)  # zeros have code 0 as well
     return counts
+
+
+def count_true(mask: Tensor) -> Tensor:
+    """Return how many elements of each row of a mask ``[G, n]`` are True, int64 ``[G]``."""
+    if mask.device.type == "cpu":  # NumPy counts ten times faster than torch along a dimension
+        return torch.from_numpy(np.count_nonzero(mask.numpy(), axis=1))
+    return torch.count_nonzero(mask, dim=1)
 
 
 def _chunks(codes: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -193,5 +211,6 @@ def _check_values(coded: CodedTensor) -> None:
             f"Code {highest} is outside of the codebook: with K = {coded.num_components} components codes go "
             f"from 0 to {coded.num_components - 1}."
         )
-    if (coded.codes.bool() > coded.mask).any():
+    codes, mask = (value.reshape(-1).split(_CHUNK) for value in (coded.codes, coded.mask))
+    if any(bool((some.bool() > kept).any()) for some, kept in zip(codes, mask, strict=True)):
         raise NetworkError("Codes must be 0 where the mask is False (a zero weight has no codebook value).")

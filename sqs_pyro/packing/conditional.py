@@ -15,7 +15,7 @@ from torch import Tensor
 from sqs_pyro.errors import PackedFileError
 from sqs_pyro.packing.coded import CodedTensor
 from sqs_pyro.packing.entropy import frequencies, open_stream, stream_bytes
-from sqs_pyro.packing.layouts import Layout, PackedTensor, register_layout
+from sqs_pyro.packing.layouts import Layout, PackedTensor, Structure, register_layout
 
 _CHUNK = 1 << 20  # symbols coded at once
 
@@ -34,7 +34,7 @@ class ConditionalLayout(Layout):
         """0: symbols have no fixed width."""
         return 0
 
-    def part_sizes(self, packed: PackedTensor) -> dict[str, int | None]:
+    def part_sizes(self, packed: Structure) -> dict[str, int | None]:
         """``[A]`` bytes of the first draw's table and, of several draws, ``[A, A]`` of the others'."""
         symbols = packed.num_components + (packed.nonzeros < packed.numel)
         rows = 1 if packed.shape[-1] == 1 else 1 + symbols

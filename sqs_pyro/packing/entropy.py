@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sqs_pyro.errors import PackedFileError
 from sqs_pyro.packing.coded import CodedTensor, count_codes
-from sqs_pyro.packing.layouts import Layout, PackedTensor, register_layout
+from sqs_pyro.packing.layouts import Layout, PackedTensor, Structure, register_layout
 
 _STEPS = 8  # frequencies are kept to 1/8 of an octave: costs about 0.0005 bit a weight
 _FRACTIONS = np.round(2.0**15 * 2.0 ** (np.arange(_STEPS) / _STEPS))  # whole numbers: the same on every machine
@@ -35,23 +35,24 @@ class EntropyLayout(Layout):
         """0: symbols have no fixed width."""
         return 0
 
-    def part_sizes(self, packed: PackedTensor) -> dict[str, int | None]:
+    def part_sizes(self, packed: Structure) -> dict[str, int | None]:
         """A byte for every symbol; none at all where there is only one."""
         symbols = _num_symbols(packed)
         return {"table": 0, "codes": 0} if symbols == 1 else {"table": symbols, "codes": None}
 
     def pack_parts(self, coded: CodedTensor, bits: int) -> dict[str, Tensor]:
         """Count, quantise the counts, encode under what the decoder will see."""
-        codes, mask = coded.codes.reshape(1, -1), coded.mask.reshape(1, -1)
-        counts = count_codes(codes, mask, coded.num_components)[0]
-        zeros = mask.numel() - coded.nonzeros
-        if zeros:
-            counts = torch.cat([torch.tensor([zeros]), counts])
-        if torch.count_nonzero(counts) == 1:
-            return {"table": _empty(), "codes": _empty()}
-        table = np.round(_STEPS * np.log2(counts.clamp_min(1).numpy())).astype(np.uint8)
-        stream = _encode(codes[0].numpy(), mask[0].numpy() if zeros else None, table)
-        return {"table": torch.from_numpy(table), "codes": torch.from_numpy(stream)}
+        return self.pack_again(coded, bits, _count(coded))
+
+    def pack_again(self, coded: CodedTensor, bits: int, table: Tensor | None) -> dict[str, Tensor]:
+        """Encode under the table that is known, or that counting gives."""
+        table = _count(coded) if table is None else table
+        if not table.numel():  # one symbol
+            return {"table": table, "codes": torch.empty(0, dtype=torch.uint8)}
+        has_zeros = coded.nonzeros < coded.mask.numel()
+        mask = coded.mask.reshape(-1).numpy() if has_zeros else None
+        stream = _encode(coded.codes.reshape(-1).numpy(), mask, table.numpy())
+        return {"table": table, "codes": torch.from_numpy(stream)}
 
     def unpack_codes(self, packed: PackedTensor) -> tuple[Tensor, Tensor]:
         """Decode the symbols and tell zeros from codes."""
@@ -62,7 +63,19 @@ class EntropyLayout(Layout):
         return torch.from_numpy(codes), torch.from_numpy(mask)
 
 
-def _num_symbols(packed: PackedTensor) -> int:
+def _count(coded: CodedTensor) -> Tensor:
+    """The table, uint8 ``[symbols]``: eight times the logarithm of each count; empty if there is one symbol."""
+    codes, mask = coded.codes.reshape(1, -1), coded.mask.reshape(1, -1)
+    counts = count_codes(codes, mask, coded.num_components)[0]  # [K]
+    zeros = mask.numel() - coded.nonzeros
+    if zeros:
+        counts = torch.cat([torch.tensor([zeros]), counts])  # [1 + K]
+    if torch.count_nonzero(counts) == 1:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.from_numpy(np.round(_STEPS * np.log2(counts.clamp_min(1).numpy())).astype(np.uint8))
+
+
+def _num_symbols(packed: Structure) -> int:
     """Number of symbols of the alphabet; of a tensor of zeros, just the zero."""
     has_zeros = packed.nonzeros < packed.numel
     return packed.num_components + has_zeros if packed.nonzeros else 1
@@ -125,7 +138,3 @@ def _decode(packed: PackedTensor) -> tuple[Bytes, Bits]:
     if not coder.is_empty():
         raise PackedFileError("the entropy-coded stream goes on behind the last weight")
     return codes, mask
-
-
-def _empty() -> Tensor:
-    return torch.empty(0, dtype=torch.uint8)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,39 +19,16 @@ from torch import Tensor
 from sqs_pyro.atomic import write_bytes
 from sqs_pyro.documents import parse_json, shown
 from sqs_pyro.errors import PackedFileError
-from sqs_pyro.packing.layouts import PackedTensor
+from sqs_pyro.packing.contents import PackedContents, format_version
 from sqs_pyro.packing.leftovers import buffer
 from sqs_pyro.packing.manifest import read_manifest, write_manifest
+from sqs_pyro.packing.record import TensorRecord
 
 FORMAT = "sqs-pyro"
 FORMAT_VERSION = 3  # the newest; a file that needs no newer one keeps an older version, which older programs read
-_SINGLE, _DRAWS, _SCALES = "1", "2", "3"  # 2: draws of one network; 3: scales of out-channels, draws or not
+_VERSIONS = tuple(str(version) for version in range(1, FORMAT_VERSION + 1))
+_DIGEST = 2 * hashlib.sha256().digest_size  # hexadecimal digits
 _MAX_HEADER = 4096  # a canonical header is a tenth of it
-
-
-@dataclass(frozen=True, eq=False)
-class PackedContents:
-    """What a packed file holds.
-
-    Attributes:
-        tensors: compressed tensors by parameter name.
-        leftovers: uncompressed tensors by name, as stored (often float16); constants are expanded views.
-        metadata: ``"network"`` (what rebuilds it, or None), ``"recipe"``, ``"metrics"``, as written.
-        format_version: version of the file format.
-        header: the file's header.
-        manifest_bytes: bytes of its compressed manifest.
-        data_bytes: bytes of its data.
-        draws: S, if the tensors hold draws of a posterior in their last dimension; None: one network.
-    """
-
-    tensors: dict[str, PackedTensor]
-    leftovers: dict[str, Tensor]
-    metadata: dict[str, Any]
-    format_version: int
-    header: bytes
-    manifest_bytes: int
-    data_bytes: int
-    draws: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,43 +40,67 @@ class FileImage:
     data: list[Tensor]
 
 
-def file_image(
-    tensors: Mapping[str, PackedTensor],
-    leftovers: Mapping[str, Tensor],
-    metadata: Mapping[str, Any],
-    draws: int | None = None,
-) -> FileImage:
+@dataclass(frozen=True)
+class Envelope:
+    """What of a packed file is known without its data.
+
+    Attributes:
+        header: the file's header; of a file that is not written yet, with zeros for its checksum.
+        manifest_bytes: bytes of its compressed manifest.
+        data_bytes: bytes of its data.
+    """
+
+    header: bytes
+    manifest_bytes: int
+    data_bytes: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of the file."""
+        return len(self.header) + self.manifest_bytes + self.data_bytes
+
+
+def file_image(contents: PackedContents) -> FileImage:
     """Return the file that :func:`write_packed` would write. Same input, same bytes."""
-    manifest, data = write_manifest(tensors, leftovers, metadata, draws)
+    manifest, others = write_manifest(contents.records(), contents.leftovers, contents.metadata, contents.draws)
+    data = [part for packed in contents.tensors.values() for part in packed.parts.values()] + others
     digest = hashlib.sha256(manifest)
     for part in data:
         digest.update(buffer(part))
     size = sum(part.numel() for part in data)
-    version = _version(tensors, draws)
-    return FileImage(_header(version, digest.hexdigest(), len(manifest), size), manifest, data)
+    header = _header(str(contents.format_version), digest.hexdigest(), len(manifest), size)
+    return FileImage(header, manifest, data)
 
 
-def write_packed(
-    path: str | Path,
-    tensors: Mapping[str, PackedTensor],
+def envelope(
+    records: Sequence[TensorRecord],
     leftovers: Mapping[str, Tensor],
     metadata: Mapping[str, Any],
     draws: int | None = None,
-) -> None:
+) -> Envelope:
+    """Return what surrounds the data of a file of such tensors, whose bytes need not be there.
+
+    Raises:
+        NetworkError: if something cannot be stored.
+    """
+    manifest, others = write_manifest(records, leftovers, metadata, draws)
+    size = sum(record.bytes for record in records) + sum(part.numel() for part in others)
+    version = format_version((record.lengths for record in records), draws)
+    return Envelope(_header(str(version), "0" * _DIGEST, len(manifest), size), len(manifest), size)
+
+
+def write_packed(path: str | Path, contents: PackedContents) -> None:
     """Write a packed file: beside its place, flushed to the disk, then renamed. A failure leaves nothing.
 
     Args:
         path: where to; an older file there is replaced.
-        tensors: compressed tensors by parameter name.
-        leftovers: all other tensors by name, in the dtype to store.
-        metadata: plain JSON: ``"network"``, ``"recipe"``, ``"metrics"``.
-        draws: how many draws of a posterior each tensor holds in its last dimension; None: one network.
+        contents: what to write.
 
     Raises:
         NetworkError: if something cannot be stored.
         OutputError: if the place cannot be written.
     """
-    image = file_image(tensors, leftovers, metadata, draws)
+    image = file_image(contents)
     write_bytes(path, [image.header, image.manifest, *map(buffer, image.data)])
 
 
@@ -111,6 +112,11 @@ def read_packed(path: str | Path) -> PackedContents:
             packed file, of a newer format, truncated, altered, or contradicting itself.
         OSError: if there is no such file or it cannot be read.
     """
+    return read_file(path)[0]
+
+
+def read_file(path: str | Path) -> tuple[PackedContents, Envelope]:
+    """Return the contents of a packed file and what surrounds its data; errors as :func:`read_packed`."""
     try:
         with Path(path).open("rb") as stream:
             return _read(stream)
@@ -120,7 +126,7 @@ def read_packed(path: str | Path) -> PackedContents:
         raise PackedFileError(f"Packed file {str(path)!r} does not fit into the memory that is left.") from None
 
 
-def _read(stream: BinaryIO) -> PackedContents:
+def _read(stream: BinaryIO) -> tuple[PackedContents, Envelope]:
     """Read a file that is open, so that it stays the same file when another takes its place meanwhile."""
     size = os.fstat(stream.fileno()).st_size
     header = _read_header(stream, size)
@@ -141,22 +147,15 @@ def _read(stream: BinaryIO) -> PackedContents:
     manifest = bytes(memoryview(content)[:manifest_size])
     data = torch.frombuffer(content, dtype=torch.uint8)[manifest_size:] if content else torch.empty(0)
     intact = hashlib.sha256(content).hexdigest() == digest
-    tensors, leftovers, metadata, draws = read_manifest(manifest, data)  # names the tensor that is damaged
+    contents = PackedContents(*read_manifest(manifest, data))  # names the tensor that is damaged
     if not intact:
         raise PackedFileError("Its checksum does not fit: manifest, data or the checksum itself was altered.")
-    fitting = _version(tensors, draws)
-    if version != fitting:
+    if version != str(contents.format_version):
         raise PackedFileError(
-            f"Its format version is {version}, but its content (draws: {draws}) is of version {fitting}."
+            f"Its format version is {version}, but its content (draws: {contents.draws}) is of version "
+            f"{contents.format_version}."
         )
-    return PackedContents(tensors, leftovers, metadata, int(version), expected, manifest_size, data_size, draws)
-
-
-def _version(tensors: Mapping[str, PackedTensor], draws: int | None) -> str:
-    """The oldest version that can say what there is."""
-    if any("scales" in packed.parts for packed in tensors.values()):
-        return _SCALES
-    return _SINGLE if draws is None else _DRAWS
+    return contents, Envelope(expected, manifest_size, data_size)
 
 
 def _header(version: str, digest: str, manifest_size: int, data_size: int) -> bytes:
@@ -199,7 +198,7 @@ def _read_metadata(header: Mapping[str, Any]) -> tuple[str, str]:
         raise PackedFileError(
             f"It has format version {version}, this program reads up to {FORMAT_VERSION}: update sqs-pyro."
         )
-    if version not in (_SINGLE, _DRAWS, _SCALES):
+    if version not in _VERSIONS:
         raise PackedFileError(f"It has format version {version}, which has never existed.")
     if not isinstance(digest, str):
         raise PackedFileError("Its header has no checksum.")

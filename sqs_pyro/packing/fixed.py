@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sqs_pyro.packing.bits import pack_bits, packed_size, unpack_bits
 from sqs_pyro.packing.coded import CodedTensor
-from sqs_pyro.packing.layouts import Layout, PackedTensor, code_bits, register_layout
+from sqs_pyro.packing.layouts import Layout, PackedTensor, Structure, code_bits, register_layout
 
 
 @register_layout
@@ -18,7 +18,7 @@ class DenseLayout(Layout):
         """ceil(log2(symbols)), at least 1."""
         return max(1, code_bits(num_components + has_zeros))
 
-    def part_sizes(self, packed: PackedTensor) -> dict[str, int | None]:
+    def part_sizes(self, packed: Structure) -> dict[str, int | None]:
         """One code a weight."""
         return {"codes": packed_size(packed.numel, packed.bits)}
 
@@ -50,7 +50,7 @@ class BitmapLayout(Layout):
         """ceil(log2(K)): zero has no code."""
         return code_bits(num_components)
 
-    def part_sizes(self, packed: PackedTensor) -> dict[str, int | None]:
+    def part_sizes(self, packed: Structure) -> dict[str, int | None]:
         """One bit a weight, one code a non-zero."""
         return {"mask": packed_size(packed.numel, 1), "codes": packed_size(packed.nonzeros, packed.bits)}
 

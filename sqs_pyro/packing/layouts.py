@@ -23,8 +23,8 @@ _CODEBOOK_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, eq=False)
-class PackedTensor:
-    """The bytes of one compressed tensor in one layout.
+class Structure:
+    """What is known of a compressed tensor before its codes are written.
 
     Attributes:
         layout: name of the layout.
@@ -34,11 +34,6 @@ class PackedTensor:
         num_groups: G, the number of codebook rows.
         num_components: K, the number of values in a row.
         codebook_dtype: ``"float16"`` or ``"float32"``.
-        parts: uint8 buffers ``[bytes]`` by name: ``"codebook"``, ``"scales"`` where out-channels have their own,
-            and what the layout needs.
-
-    Raises:
-        PackedFileError: where the fields contradict each other or the size of a part.
     """
 
     layout: str
@@ -48,21 +43,35 @@ class PackedTensor:
     num_groups: int
     num_components: int
     codebook_dtype: str
-    parts: dict[str, Tensor] = field(repr=False)
-
-    def __post_init__(self) -> None:
-        _check_fields(self)
-        sizes = part_sizes(self)
-        if list(self.parts) != list(sizes):
-            raise PackedFileError(f"layout {self.layout!r} has the parts {list(sizes)}, not {list(self.parts)}")
-        for name, size in sizes.items():
-            if size is not None and self.parts[name].numel() != size:
-                raise PackedFileError(f"part {name!r} has {self.parts[name].numel()} bytes instead of {size}")
 
     @property
     def numel(self) -> int:
         """Number of weights, zeros included."""
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedTensor(Structure):
+    """The bytes of one compressed tensor in one layout.
+
+    Attributes:
+        parts: uint8 buffers ``[bytes]`` by name: ``"codebook"``, ``"scales"`` where out-channels have their own,
+            and what the layout needs.
+
+    Raises:
+        PackedFileError: where the fields contradict each other or the size of a part.
+    """
+
+    parts: dict[str, Tensor] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        sizes = part_sizes(self, "scales" in self.parts)
+        if list(self.parts) != list(sizes):
+            raise PackedFileError(f"layout {self.layout!r} has the parts {list(sizes)}, not {list(self.parts)}")
+        for name, size in sizes.items():
+            if size is not None and self.parts[name].numel() != size:
+                raise PackedFileError(f"part {name!r} has {self.parts[name].numel()} bytes instead of {size}")
 
     @property
     def num_bytes(self) -> int:
@@ -111,12 +120,16 @@ class Layout(ABC):
         """Return the bits of one stored code; more than 8 means that the layout cannot hold the tensor."""
 
     @abstractmethod
-    def part_sizes(self, packed: PackedTensor) -> dict[str, int | None]:
+    def part_sizes(self, packed: Structure) -> dict[str, int | None]:
         """Return the bytes of each part but codebook and scales, in file order; None where they vary."""
 
     @abstractmethod
     def pack_parts(self, coded: CodedTensor, bits: int) -> dict[str, Tensor]:
         """Return the parts, uint8 ``[bytes]``, of a canonical coded tensor on the CPU."""
+
+    def pack_again(self, coded: CodedTensor, bits: int, table: Tensor | None) -> dict[str, Tensor]:
+        """Return the same parts of a tensor that has been packed before, and whose part ``"table"`` is known."""
+        return self.pack_parts(coded, bits)
 
     @abstractmethod
     def unpack_codes(self, packed: PackedTensor) -> tuple[Tensor, Tensor]:
@@ -144,11 +157,11 @@ def layout_names() -> list[str]:
     return list(_layouts)
 
 
-def part_sizes(packed: PackedTensor) -> dict[str, int | None]:
+def part_sizes(packed: Structure, has_scales: bool) -> dict[str, int | None]:
     """Return the bytes of every part in file order; None where only the bytes themselves can tell."""
     item = _CODEBOOK_DTYPES[packed.codebook_dtype].itemsize
     sizes = get_layout(packed.layout).part_sizes(packed)
-    scales = {"scales": 2 * packed.shape[0]} if "scales" in packed.parts else {}
+    scales = {"scales": 2 * packed.shape[0]} if has_scales else {}
     return {"codebook": packed.num_groups * packed.num_components * item, **scales, **sizes}
 
 
@@ -165,12 +178,7 @@ def pack_tensor(coded: CodedTensor, layout: str = "auto") -> PackedTensor:
     if layout != "auto" and layout not in _layouts:
         raise NetworkError(f"Layout {layout!r} is unknown: allowed are auto, {', '.join(layout_names())}.")
     smallest = canonical(coded)
-    if layout != "auto":
-        return _pack(smallest, _layouts[layout])
-    has_zeros = smallest.nonzeros < smallest.mask.numel()
-    candidates = [layout for layout in _layouts.values() if layout.automatic]
-    fitting = [c for c in candidates if c.bits(smallest.num_components, has_zeros) <= MAX_BITS]
-    return min((_pack(smallest, candidate) for candidate in fitting), key=lambda packed: packed.num_bytes)
+    return pack_canonical(smallest, layout) if layout != "auto" else _smallest(smallest)
 
 
 def code_bits(symbols: int) -> int:
@@ -178,26 +186,58 @@ def code_bits(symbols: int) -> int:
     return (symbols - 1).bit_length()
 
 
-def _pack(coded: CodedTensor, layout: Layout) -> PackedTensor:
-    nonzeros = coded.nonzeros
-    bits = layout.bits(coded.num_components, nonzeros < coded.mask.numel())
-    if bits > MAX_BITS:
+def pack_canonical(coded: CodedTensor, layout: str, table: Tensor | None = None) -> PackedTensor:
+    """Pack what :func:`~sqs_pyro.packing.canonical.canonical` has returned, or what that was unpacked to again.
+
+    Args:
+        coded: what to pack.
+        layout: name of the layout.
+        table: the part of this name, if the tensor has been packed in this layout before; nothing is counted then.
+
+    Raises:
+        NetworkError: if the layout cannot hold the tensor.
+    """
+    structure = _structure(coded, get_layout(layout))
+    if structure.bits > MAX_BITS:
         raise NetworkError(
-            f"Layout {layout.name!r} cannot tell {coded.num_components} codebook values and zero apart with "
+            f"Layout {layout!r} cannot tell {coded.num_components} codebook values and zero apart with "
             f"{MAX_BITS} bits: choose another layout or fewer components."
         )
-    parts = {"codebook": _little_endian(coded.codebook.to(_CODEBOOK_DTYPES[coded.codebook_dtype]))}
+    parts = {"codebook": _little_endian(coded.codebook.to(_CODEBOOK_DTYPES[structure.codebook_dtype]))}
     if coded.scales is not None:
         parts["scales"] = _little_endian(coded.scales.half())
-    return PackedTensor(
+    parts |= get_layout(layout).pack_again(coded, structure.bits, table)
+    return PackedTensor(**vars(structure), parts=parts)
+
+
+def _smallest(coded: CodedTensor) -> PackedTensor:
+    """Pack in the automatic layout that takes the fewest bytes, the first of equals.
+
+    A layout whose size follows from counts alone is not tried, only compared.
+    """
+    sizes: dict[str, int] = {}
+    tried: dict[str, PackedTensor] = {}
+    for name, layout in _layouts.items():
+        structure = _structure(coded, layout)
+        if not layout.automatic or structure.bits > MAX_BITS:
+            continue
+        parts = part_sizes(structure, coded.scales is not None).values()
+        if None in parts:
+            tried[name] = pack_canonical(coded, name)
+        sizes[name] = tried[name].num_bytes if name in tried else sum(size or 0 for size in parts)
+    best = min(sizes, key=sizes.__getitem__)
+    return tried[best] if best in tried else pack_canonical(coded, best)
+
+
+def _structure(coded: CodedTensor, layout: Layout) -> Structure:
+    return Structure(
         layout=layout.name,
         shape=coded.shape,
-        bits=bits,
-        nonzeros=nonzeros,
+        bits=layout.bits(coded.num_components, coded.nonzeros < coded.mask.numel()),
+        nonzeros=coded.nonzeros,
         num_groups=coded.num_groups,
         num_components=coded.num_components,
         codebook_dtype=coded.codebook_dtype,
-        parts=parts | layout.pack_parts(coded, bits),
     )
 
 
@@ -207,7 +247,7 @@ def _little_endian(values: Tensor) -> Tensor:
     return torch.from_numpy(numbers.astype(numbers.dtype.newbyteorder("<")).reshape(-1).view(np.uint8))
 
 
-def _check_fields(packed: PackedTensor) -> None:
+def _check_fields(packed: Structure) -> None:
     numel = packed.numel
     if not packed.shape or min(packed.shape) < 1:
         raise PackedFileError(f"shape {list(packed.shape)} is not one of a weight tensor")

@@ -7,12 +7,12 @@ elements are all equal is a constant of the manifest, not data.
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError, PackedFileError
 
@@ -24,6 +24,7 @@ DTYPES: dict[str, torch.dtype] = {
     )
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+LEFTOVER_DTYPES = ("float16", "bfloat16", "float32")  # what parameters may be rounded to
 
 
 def round_to(value: Tensor, dtype: str) -> Tensor:
@@ -62,6 +63,52 @@ def check_dtype(name: str, value: Tensor) -> None:
     """Raise :class:`NetworkError` if no file can hold a tensor of this dtype."""
     if value.dtype not in _NAMES:
         raise NetworkError(f"Tensor {name!r} is {value.dtype}, which cannot be stored: {', '.join(DTYPES)} can.")
+
+
+def leftover_state(net: nn.Module, compressed: Collection[int] = ()) -> dict[str, Tensor]:
+    """Return parameters and persistent buffers by name; shared ones once, none copied.
+
+    Args:
+        net: a network, plain or packed.
+        compressed: by ``id``, the tensors to leave out.
+
+    Raises:
+        NetworkError: its state has something that is no tensor.
+    """
+    seen, state = set(compressed), {}
+    for name, value in net.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor):
+            raise NetworkError(f"State {name!r} is a {type(value).__name__}: only tensors can be stored.")
+        if id(value) not in seen:
+            seen.add(id(value))
+            state[name] = value
+    return state
+
+
+@torch.no_grad()
+def round_leftovers(net: nn.Module, coded: Collection[str], dtype: str, kept: Collection[str] = ()) -> None:
+    """Round, in place, the parameters that are not compressed, each where its values survive it.
+
+    Parameters are what training finds, to no more digits than float16 has. Buffers are what a network was told:
+    means and scales of its inputs, positions, masks, times, counts; they stay exact.
+
+    Args:
+        net: a network, packed or dense.
+        coded: names of parameters whose values are codewords; none in a packed network.
+        dtype: see :func:`round_to`.
+        kept: names of modules whose parameters stay exact.
+    """
+    exact = {id(value) for name, value in net.named_parameters(remove_duplicate=False) if name in coded}
+    exact |= {id(value) for name in kept for value in net.get_submodule(name).parameters(recurse=False)}
+    for value in net.parameters():
+        if id(value) not in exact:
+            value.copy_(round_to(value, dtype))
+
+
+def check_leftover_dtype(dtype: str | None) -> None:
+    """Raise :class:`NetworkError` if leftovers cannot be rounded to a dtype of this name; None rounds none."""
+    if dtype is not None and dtype not in LEFTOVER_DTYPES:
+        raise NetworkError(f"leftover_dtype is {dtype!r}, but should be one of {', '.join(LEFTOVER_DTYPES)}.")
 
 
 def describe(leftovers: Mapping[str, Tensor]) -> tuple[list[dict[str, Any]], list[Tensor]]:

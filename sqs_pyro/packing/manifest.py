@@ -3,8 +3,8 @@
 import json
 import re
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
@@ -12,8 +12,9 @@ from torch import Tensor
 from sqs_pyro.documents import parse_json, shown
 from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.packing import checked
-from sqs_pyro.packing.layouts import PackedTensor, get_layout
+from sqs_pyro.packing.layouts import PackedTensor
 from sqs_pyro.packing.leftovers import DTYPES, checksum, describe, restore
+from sqs_pyro.packing.record import TensorRecord
 
 # What a reader takes in follows from the file's own size, before anything is built from it. Honest manifests
 # shrink to a twentieth; a writer whose manifest shrinks more leaves it as it is.
@@ -23,33 +24,10 @@ _MOST_SHRUNK = 100
 MAX_TENSORS = 1 << 17
 _MOST_NAMES = 1 << 24  # characters of all names together
 
-_TENSOR_COLUMNS = (
-    *("name", "shape", "layout", "bits", "nonzeros", "groups", "components", "codebook", "lengths", "crc32"),
-)
+_TENSOR_COLUMNS = tuple(field.name for field in fields(TensorRecord))
 #: Of a record that stands for itself, in a checkpoint's config: parts are a list there, for their order.
 RECORD_KEYS = (*_TENSOR_COLUMNS[1:], "parts")
 _CONSTANT = re.compile("([0-9a-f]{2}){1,16}")
-
-
-@dataclass(frozen=True)
-class TensorRecord:
-    """What a manifest says of one compressed tensor.
-
-    Attributes:
-        layout, shape, bits, nonzeros, groups, components, codebook: see :class:`PackedTensor`.
-        lengths: bytes of each part by name, in their order.
-        crc32: of the parts, one after the other.
-    """
-
-    layout: str
-    shape: tuple[int, ...]
-    bits: int
-    nonzeros: int
-    groups: int
-    components: int
-    codebook: str
-    lengths: dict[str, int]
-    crc32: int
 
 
 @dataclass(frozen=True)
@@ -61,12 +39,12 @@ class _Manifest:
 
 
 def write_manifest(
-    tensors: Mapping[str, PackedTensor],
+    records: Sequence[TensorRecord],
     leftovers: Mapping[str, Tensor],
     metadata: Mapping[str, Any],
     draws: int | None = None,
 ) -> tuple[bytes, list[Tensor]]:
-    """Return the compressed manifest and the data's parts, uint8, in file order.
+    """Return the compressed manifest, and the data of the leftovers, uint8, which follows that of the tensors.
 
     With ``draws``, every tensor holds that many draws in its last dimension.
 
@@ -74,12 +52,14 @@ def write_manifest(
         NetworkError: for a name given twice, a leftover of a dtype that cannot be stored, or metadata that
             JSON cannot hold.
     """
-    twice = sorted(set(tensors) & set(leftovers))
+    names = [record.name for record in records]
+    twice = sorted(set(names) & set(leftovers))
     if twice:
         raise NetworkError(f"Tensor {shown(twice[0])} is given both compressed and uncompressed.")
-    _check_names([*tensors, *leftovers])
+    _check_names([*names, *leftovers])
     kinds, data = describe(leftovers)
-    manifest: dict[str, Any] = {"tensors": tensor_columns(tensors), "leftovers": kinds, "metadata": dict(metadata)}
+    columns = {column: [getattr(record, column) for record in records] for column in _TENSOR_COLUMNS}
+    manifest: dict[str, Any] = {"tensors": columns, "leftovers": kinds, "metadata": dict(metadata)}
     if draws is not None:
         manifest["draws"] = draws
     try:
@@ -88,8 +68,7 @@ def write_manifest(
     except (TypeError, ValueError, RecursionError) as error:
         raise NetworkError(f"Metadata of a packed file must be plain JSON, but {error}.") from None
     parse_json(about, NetworkError, "Metadata of a packed file", "shorten or flatten it")  # else no reader would
-    parts = [part for packed in tensors.values() for part in packed.parts.values()]
-    return _compressed(text.encode()), parts + data
+    return _compressed(text.encode()), data
 
 
 def read_manifest(
@@ -107,7 +86,7 @@ def read_manifest(
     leftovers: dict[str, Tensor] = {}
     position = 0
     for name, record in content.tensors.items():
-        tensors[name] = packed = _read_tensor(name, record, data[position:])
+        tensors[name] = packed = _read_tensor(record, data[position:])
         if content.draws is not None and packed.shape[-1] != content.draws:
             raise PackedFileError(
                 f"Tensor {name!r} of shape {list(packed.shape)} does not hold the file's {content.draws} draws in "
@@ -124,28 +103,12 @@ def read_manifest(
     return tensors, leftovers, content.metadata, content.draws
 
 
-def tensor_columns(tensors: Mapping[str, PackedTensor]) -> dict[str, list[Any]]:
-    """Return the description of compressed tensors, a list for each column."""
-    packed = list(tensors.values())
-    return {
-        "name": list(tensors),
-        "shape": [list(p.shape) for p in packed],
-        "layout": [p.layout for p in packed],
-        "bits": [p.bits for p in packed],
-        "nonzeros": [p.nonzeros for p in packed],
-        "groups": [p.num_groups for p in packed],
-        "components": [p.num_components for p in packed],
-        "codebook": [p.codebook_dtype for p in packed],
-        "lengths": [{name: part.numel() for name, part in p.parts.items()} for p in packed],
-        "crc32": [checksum(list(p.parts.values())) for p in packed],
-    }
-
-
-def tensor_record(row: Mapping[str, Any], place: str, end: str = "") -> TensorRecord:
-    """Return the record that a row of :func:`tensor_columns` (its name left out) is.
+def tensor_record(name: str, row: Mapping[str, Any], place: str, end: str = "") -> TensorRecord:
+    """Return the record that a row of a file's JSON is.
 
     Args:
-        row: JSON of a file.
+        name: of the tensor.
+        row: its other fields.
         place: of the row in the file, for messages: ``place.column`` and ``end``.
         end: ``".3"``, where the file has a list for each column.
 
@@ -160,6 +123,7 @@ def tensor_record(row: Mapping[str, Any], place: str, end: str = "") -> TensorRe
         for key in ("bits", "nonzeros", "groups", "components", "crc32")
     }
     return TensorRecord(
+        name=name,
         layout=checked.name(row["layout"], f"{place}.layout{end}"),
         shape=checked.shape(row["shape"], f"{place}.shape{end}"),
         codebook=checked.choice(row["codebook"], f"{place}.codebook{end}", ("float16", "float32")),
@@ -168,25 +132,6 @@ def tensor_record(row: Mapping[str, Any], place: str, end: str = "") -> TensorRe
             for part, size in lengths.items()
         },
         **numbers,
-    )
-
-
-def packed_tensor(record: TensorRecord, parts: dict[str, Tensor]) -> PackedTensor:
-    """Return the tensor that a record describes, with its parts, uint8 ``[bytes]`` by name.
-
-    Raises:
-        PackedFileError: description and parts contradict each other, or the layout is unknown.
-    """
-    get_layout(record.layout)
-    return PackedTensor(
-        layout=record.layout,
-        shape=record.shape,
-        bits=record.bits,
-        nonzeros=record.nonzeros,
-        num_groups=record.groups,
-        num_components=record.components,
-        codebook_dtype=record.codebook,
-        parts=parts,
     )
 
 
@@ -256,7 +201,7 @@ def _tensor_records(value: Any) -> dict[str, TensorRecord]:
         name = checked.name(each.pop("name"), f"tensors.name.{row}")
         if name in records:
             raise PackedFileError(f"Tensor {shown(name)} is described twice.")
-        records[name] = tensor_record(each, "tensors", f".{row}")
+        records[name] = tensor_record(name, each, "tensors", f".{row}")
     return records
 
 
@@ -301,7 +246,7 @@ def _length(what: str, record: Mapping[str, Any], columns: tuple[str, ...]) -> i
     return length
 
 
-def _read_tensor(name: str, record: TensorRecord, data: Tensor) -> PackedTensor:
+def _read_tensor(record: TensorRecord, data: Tensor) -> PackedTensor:
     """The tensor whose bytes begin with ``data``."""
     sizes = list(record.lengths.values())
     try:
@@ -310,6 +255,6 @@ def _read_tensor(name: str, record: TensorRecord, data: Tensor) -> PackedTensor:
         parts = dict(zip(record.lengths, data[: sum(sizes)].split(sizes), strict=True)) if sizes else {}
         if checksum(list(parts.values())) != record.crc32:
             raise PackedFileError("its bytes are damaged: their checksum does not fit")
-        return packed_tensor(record, parts)
+        return record.with_parts(parts)
     except PackedFileError as error:
-        raise PackedFileError(f"Tensor {shown(name)} cannot be read: {error}.") from None
+        raise PackedFileError(f"Tensor {shown(record.name)} cannot be read: {error}.") from None

@@ -1,7 +1,7 @@
 """Honest size: every byte of a packed file, by what it is for. The total is the file's size on disk."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,34 +9,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from sqs_pyro.isolation import isolated
-from sqs_pyro.packing.file import file_image, read_packed
-from sqs_pyro.packing.layouts import PackedTensor
-from sqs_pyro.packing.module import module_contents
+from sqs_pyro.packing.contents import PackedContents, parts_of_packed, stored_leftovers
+from sqs_pyro.packing.file import Envelope, envelope, read_file
+from sqs_pyro.packing.record import TensorRecord
 from sqs_pyro.reporting.printed import Printed, Report
 
 # What a part of a layout is, in the report; an unknown layout's other parts count as codes.
-KINDS = {"codes": "codes", "mask": "masks", "codebook": "codebooks", "scales": "codebooks", "table": "tables"}
+_KINDS = {"codes": "codes", "mask": "masks", "codebook": "codebooks", "scales": "codebooks", "table": "tables"}
 
 _MOST_NAMED = 5  # tensors that are not compressed
-
-
-@dataclass(frozen=True)
-class TensorSize:
-    """One compressed tensor: ``bytes`` of all parts, ``bits`` of one stored code (0: no fixed width)."""
-
-    name: str
-    shape: tuple[int, ...]
-    layout: str
-    bits: int
-    components: int
-    groups: int
-    nonzeros: int
-    bytes: int
-
-    @property
-    def numel(self) -> int:
-        """Number of weights, zeros included."""
-        return math.prod(self.shape)
+_COLUMNS = ("name", "shape", "layout", "bits", "components", "groups", "nonzeros", "bytes")  # of a row in JSON
 
 
 @dataclass(frozen=True)
@@ -82,7 +64,7 @@ class SizeReport(Printed):
     num_weights: int
     nonzeros: int
     paper_ratio: float | None
-    tensors: tuple[TensorSize, ...]
+    tensors: tuple[TensorRecord, ...]
     draws: int = 1
     largest_uncompressed: tuple[OtherTensor, ...] = ()
 
@@ -126,7 +108,7 @@ class SizeReport(Printed):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON, derived figures included."""
-        rows = [{**asdict(row), "shape": list(row.shape)} for row in self.tensors]
+        rows = [{**{key: getattr(row, key) for key in _COLUMNS}, "shape": list(row.shape)} for row in self.tensors]
         return {
             "file_bytes": self.total,
             "fp32_bytes": self.fp32_bytes,
@@ -148,52 +130,57 @@ class SizeReport(Printed):
 
 
 @isolated()
-def size_report(packed: nn.Module | str | Path) -> SizeReport:
-    """Report the bytes of a packed file, or of the file that a packed module would be saved as.
+def size_report(packed: nn.Module | PackedContents | str | Path) -> SizeReport:
+    """Report the bytes of a packed file, or of the file that a packed module or contents would be saved as.
 
     Args:
-        packed: a module from ``packed_network`` or ``load``, or a packed file's path.
+        packed: a module from ``packed_network`` or ``load``, contents, or a packed file's path.
 
     Raises:
         NetworkError: if the module has no packed weights.
         PackedFileError: if the file is not an intact packed file.
     """
     if isinstance(packed, str | Path):
-        contents = read_packed(packed)
-        lengths = (contents.header, contents.manifest_bytes, contents.data_bytes)
-        return _report(contents.tensors, contents.leftovers, contents.draws or 1, *lengths)
-    tensors, leftovers, metadata, draws = module_contents(packed)
-    image = file_image(tensors, leftovers, metadata, draws)
-    data_bytes = sum(part.numel() for part in image.data)
-    return _report(tensors, leftovers, draws or 1, image.header, len(image.manifest), data_bytes)
+        contents, found = read_file(packed)
+        return _report(contents.records(), contents.leftovers, contents.draws or 1, found)
+    if isinstance(packed, PackedContents):
+        records, leftovers, metadata, draws = packed.records(), packed.leftovers, packed.metadata, packed.draws
+    else:  # records are enough: the bytes of weights that nothing has changed since are not made again
+        root, weights, metadata, draws = parts_of_packed(packed)
+        records = [weight.record(name) for name, weight in weights.items()]
+        leftovers = stored_leftovers(root)
+    return _report(records, leftovers, draws or 1, envelope(records, leftovers, metadata, draws))
 
 
 def _report(
-    tensors: Mapping[str, PackedTensor],
-    leftovers: Mapping[str, Tensor],
-    draws: int,
-    header: bytes,
-    manifest_bytes: int,
-    data_bytes: int,
+    rows: Sequence[TensorRecord], leftovers: Mapping[str, Tensor], draws: int, found: Envelope
 ) -> SizeReport:
-    rows = tuple(_row(name, packed) for name, packed in tensors.items())
     weights = sum(row.numel for row in rows) // draws
     floats = sum(value.numel() for value in leftovers.values() if value.is_floating_point())
-    padding = len(header) - len(header.rstrip(b" "))
+    padding = len(found.header) - len(found.header.rstrip(b" "))
     return SizeReport(
-        **_compressed_bytes(tensors),
-        uncompressed=data_bytes - sum(row.bytes for row in rows),
-        manifest=manifest_bytes,
-        header=len(header) - padding,
+        **compressed_bytes(rows),
+        uncompressed=found.data_bytes - sum(row.bytes for row in rows),
+        manifest=found.manifest_bytes,
+        header=len(found.header) - padding,
         padding=padding,
         fp32_bytes=4 * (weights + floats),
         num_weights=weights,
         nonzeros=sum(row.nonzeros for row in rows),
         paper_ratio=_paper_ratio(rows) if draws == 1 else None,
-        tensors=rows,
+        tensors=tuple(rows),
         draws=draws,
         largest_uncompressed=_largest(leftovers),
     )
+
+
+def compressed_bytes(rows: Iterable[TensorRecord]) -> dict[str, int]:
+    """Return the bytes of compressed tensors by what they are for: codes, masks, codebooks, tables."""
+    kinds = dict.fromkeys(_KINDS.values(), 0)
+    for row in rows:
+        for name, size in row.lengths.items():
+            kinds[_KINDS.get(name, "codes")] += size
+    return kinds
 
 
 def _largest(leftovers: Mapping[str, Tensor]) -> tuple[OtherTensor, ...]:
@@ -205,27 +192,6 @@ def _largest(leftovers: Mapping[str, Tensor]) -> tuple[OtherTensor, ...]:
     return tuple(sorted(floats, key=lambda other: (-other.numel, other.name))[:_MOST_NAMED])
 
 
-def _compressed_bytes(tensors: Mapping[str, PackedTensor]) -> dict[str, int]:
-    kinds = dict.fromkeys(KINDS.values(), 0)
-    for packed in tensors.values():
-        for name, part in packed.parts.items():
-            kinds[KINDS.get(name, "codes")] += part.numel()
-    return kinds
-
-
-def _row(name: str, packed: PackedTensor) -> TensorSize:
-    return TensorSize(
-        name=name,
-        shape=packed.shape,
-        layout=packed.layout,
-        bits=packed.bits,
-        components=packed.num_components,
-        groups=packed.num_groups,
-        nonzeros=packed.nonzeros,
-        bytes=packed.num_bytes,
-    )
-
-
-def _paper_ratio(rows: tuple[TensorSize, ...]) -> float | None:
+def _paper_ratio(rows: Sequence[TensorRecord]) -> float | None:
     bits = sum(row.nonzeros * math.log2(row.components) for row in rows)
     return 32 * sum(row.numel for row in rows) / bits if bits else None

@@ -23,10 +23,10 @@ from sqs_pyro.exporting.onnx import check_installed, export_onnx, is_onnx_export
 from sqs_pyro.exporting.suffixes import check_suffix
 from sqs_pyro.exporting.trace import one_sentence, outputs
 from sqs_pyro.integrations.checkpoint_size import checkpoint_size
-from sqs_pyro.kernels.assemble import unpack_weights
+from sqs_pyro.kernels.placing import unpack_weights
 from sqs_pyro.networks.calling import split_examples, tensors_in
 from sqs_pyro.networks.tokens import longest_input, vocabulary_size
-from sqs_pyro.packing.module import stored_weights
+from sqs_pyro.packing.stored import stored_weights
 from sqs_pyro.runs.files import existing_file, file_network, whole_recipe
 from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe
 from sqs_pyro.runs.output import check_free, is_our_directory, tree_bytes

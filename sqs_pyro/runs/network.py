@@ -11,7 +11,7 @@ from sqs_pyro.compression.baseline import BaselineRecipe, EpochRecord, train_bas
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.data import Data
 from sqs_pyro.errors import NetworkError
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.site_guide import check_codebooks
 from sqs_pyro.models.bayesian import BayesianNetwork
 from sqs_pyro.networks.calling import device_of, predictions
 from sqs_pyro.networks.registry import build_network
@@ -37,7 +37,8 @@ def check_compressible(net: nn.Module, recipe: CompressionRecipe) -> None:
         NetworkError, RecipeError: it has not; the sentence names the layer.
     """
     model = BayesianNetwork(copy.deepcopy(net), include=recipe.include, exclude=recipe.exclude)
-    SpikeGMMGuide(model, recipe.num_components, recipe.windows.build(), groups=recipe.groups, stage="dense")
+    for name, weight in model.site_values().items():
+        check_codebooks(name, weight.shape, recipe.num_components, recipe.groups)
 
 
 def check_fit(net: nn.Module, data: Data) -> None:

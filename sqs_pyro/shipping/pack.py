@@ -12,7 +12,9 @@ from sqs_pyro.inference.guide_checks import check_like_sites
 from sqs_pyro.isolation import isolated, isolating
 from sqs_pyro.kernels import PackedEnsemble, packed_ensemble, packed_network
 from sqs_pyro.packing import CodedTensor
-from sqs_pyro.packing.module import METADATA, round_leftovers, with_metadata
+from sqs_pyro.packing.contents import with_metadata
+from sqs_pyro.packing.leftovers import round_leftovers
+from sqs_pyro.packing.stored import METADATA
 from sqs_pyro.shipping.agreement import check_agreement
 from sqs_pyro.shipping.batch_norm import batch_norm_statistics, fold_batch_norm, reestimate_batch_norm
 from sqs_pyro.shipping.shipped import copied, shipped_network

@@ -7,13 +7,12 @@ hours: the rehearsal is the very code that ships a network, run on the codebooks
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
-from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.inference.guide import SpikeGMMGuide
-from sqs_pyro.kernels import packed_network
-from sqs_pyro.packing import size_report
+from sqs_pyro.kernels.network import running_network
+from sqs_pyro.packing import pack, size_report
+from sqs_pyro.packing.storage import Storage
 from sqs_pyro.shipping.agreement import check_agreement
 from sqs_pyro.shipping.pack import hard_network
 from sqs_pyro.shipping.shipped import shipped_network
@@ -22,27 +21,28 @@ from sqs_pyro.shipping.shipped import shipped_network
 def rehearse(
     net: nn.Module,
     guide: SpikeGMMGuide,
-    recipe: CompressionRecipe,
+    storage: Storage,
     inputs: Any | None,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Check that a network can be shipped as a recipe says.
+    """Check that a network can be shipped as it is to be stored.
 
     Args:
         net: the network.
         guide: of its weights, in any stage.
-        recipe: how it will be packed.
+        storage: how it will be packed.
         inputs: of a minibatch, on which packed and dense weights must agree; None leaves that out.
         metadata: that will be written into the file.
 
     Raises:
         NetworkError: it cannot; the sentence names what stands in the way.
     """
-    dtype = getattr(torch, recipe.codebook_dtype)
-    coded = {name: site.harden(dtype, keep_codes=False) for name, site in guide.site_guides().items()}
-    dense = shipped_network(hard_network(net, coded), coded, recipe.leftover_dtype)
-    layout = "dense" if recipe.layout == "dense" else "bitmap"  # the others hold whatever this one does, slower
-    packed = packed_network(dense, coded, layout=layout, leftover_dtype=None, metadata=metadata)
-    size_report(packed)
+    sites = guide.site_guides().items()
+    coded = {name: site.harden(storage.codebook, keep_codes=False) for name, site in sites}
+    dense = shipped_network(hard_network(net, coded), coded, storage.leftover_dtype)
+    layout = "dense" if storage.layout == "dense" else "bitmap"  # the others hold whatever this one does, slower
+    contents = pack(dense, coded, layout=layout, leftover_dtype=None, metadata=metadata)
+    size_report(contents)  # names, dtypes and metadata are what a file takes
+    packed = running_network(dense, contents)
     if inputs is not None:
         check_agreement(dense, packed, inputs)

@@ -14,9 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from sqs_pyro.errors import NetworkError, first_line
-from sqs_pyro.kernels.network import LEFTOVER_DTYPES
 from sqs_pyro.networks.calling import tensors_in
-from sqs_pyro.packing.module import round_leftovers
+from sqs_pyro.packing.leftovers import check_leftover_dtype, round_leftovers
 from sqs_pyro.shipping.agreement import first_difference, outputs, tolerance
 from sqs_pyro.shipping.batch_norm import fold_batch_norm
 
@@ -35,7 +34,7 @@ def shipped_network(
 
     Both are done where they keep the network's function by construction (see
     :func:`~sqs_pyro.shipping.batch_norm.fold_batch_norm` and
-    :func:`~sqs_pyro.packing.module.round_leftovers`) and, where inputs are given, where outputs stay what they
+    :func:`~sqs_pyro.packing.leftovers.round_leftovers`) and, where inputs are given, where outputs stay what they
     were: a module that they change stays as it is. (A forward may read a norm's statistics by itself; a bias may
     be the offset that its inputs are measured from.)
 
@@ -49,10 +48,7 @@ def shipped_network(
     Raises:
         NetworkError: an unknown dtype, or a network that cannot be copied.
     """
-    if leftover_dtype not in LEFTOVER_DTYPES:
-        raise NetworkError(
-            f"leftover_dtype is {leftover_dtype!r}, but should be one of {', '.join(LEFTOVER_DTYPES)}."
-        )
+    check_leftover_dtype(leftover_dtype)
 
     def fold(net: nn.Module, changed_by_it: Collection[str]) -> None:
         fold_batch_norm(net, coded, {*kept, *changed_by_it})

@@ -14,7 +14,7 @@ from sqs_pyro.errors import NetworkError
 from sqs_pyro.exporting import export_aoti
 from sqs_pyro.exporting.aoti import PACKAGE, native_program, run_aoti
 from sqs_pyro.kernels.native import has_native_kernel, native_kernels
-from sqs_pyro.packing.module import stored_weights
+from sqs_pyro.packing.stored import stored_weights
 
 needs_compiler = pytest.mark.skipif(not native_kernels("tiled"), reason="no C++ compiler")
 
@@ -59,7 +59,7 @@ def test_a_weight_is_decoded_for_all_of_its_modules_if_for_one(monkeypatch):
 
 
 def test_without_kernels_everything_is_decoded(monkeypatch):
-    monkeypatch.setattr("sqs_pyro.kernels.weight.native_kernels", lambda form: False)
+    monkeypatch.setattr("sqs_pyro.kernels.form.native_kernels", lambda form: False)
     monkeypatch.setattr("sqs_pyro.kernels.native.native_kernels", lambda form: False)
     program, exported = native_program(packed("residual", "4 bits"), INPUTS["residual"])
     assert not exported.packed and not operators(program)

@@ -12,7 +12,7 @@ from torch import nn
 from sqs_pyro.errors import MissingPackageError, NetworkError
 from sqs_pyro.exporting import export_onnx
 from sqs_pyro.exporting.onnx import run_onnx
-from sqs_pyro.packing.module import stored_weights
+from sqs_pyro.packing.stored import stored_weights
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -10,7 +10,7 @@ from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.integrations.pending import PendingWeight, complete, reserve
 from sqs_pyro.integrations.records import read_record, record_of, stored_bytes
 from sqs_pyro.kernels import PackedLinear
-from sqs_pyro.packing import layout_names, pack_tensor
+from sqs_pyro.packing import TensorRecord, layout_names, pack_tensor
 from sqs_pyro.testing.layouts import random_coded
 
 CODED = random_coded((6, 8), 5, groups=3)
@@ -18,7 +18,8 @@ CODED = random_coded((6, 8), 5, groups=3)
 
 def through_json(packed):
     """A record as another program may hand it over: keys sorted."""
-    return read_record("weight", json.loads(json.dumps(record_of("weight", packed), sort_keys=True)))
+    record = record_of(TensorRecord.of("weight", packed))
+    return read_record("weight", json.loads(json.dumps(record, sort_keys=True)))
 
 
 def pending(tensor, net, shared=None):
@@ -35,7 +36,7 @@ def meta_net():
 def test_bytes_and_record_are_the_tensor(layout):
     packed = pack_tensor(CODED, layout)
     tensor, stored = through_json(packed), stored_bytes(packed)
-    assert stored.dtype == torch.uint8 and stored.shape == (packed.num_bytes,) == (tensor.num_bytes,)
+    assert stored.dtype == torch.uint8 and stored.shape == (packed.num_bytes,) == (tensor.bytes,)
     again = tensor.with_bytes(stored)
     assert list(again.parts) == list(packed.parts)
     assert torch.equal(again.unpack().dense(), CODED.dense())

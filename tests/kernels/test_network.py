@@ -10,7 +10,15 @@ from torch import nn
 from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.kernels import dense_state, load, packed_network, save
 from sqs_pyro.networks.registry import build_network, register_network
-from sqs_pyro.packing import CodedTensor, PackedTensor, layout_names, pack_tensor, size_report, write_packed
+from sqs_pyro.packing import (
+    CodedTensor,
+    PackedContents,
+    PackedTensor,
+    layout_names,
+    pack_tensor,
+    size_report,
+    write_packed,
+)
 from sqs_pyro.testing.layouts import random_coded
 
 
@@ -326,7 +334,8 @@ def test_codes_outside_of_the_codebook_in_an_intact_file(tmp_path):
     parts = {**tensor.parts, "codes": torch.full_like(tensor.parts["codes"], 0x77)}
     parts["codes"][-1] &= 2 ** ((3 * tensor.nonzeros - 1) % 8 + 1) - 1
     leftovers = {"bias": torch.zeros(6)}
-    write_packed(tmp_path / "net", {"weight": PackedTensor(**{**vars(tensor), "parts": parts})}, leftovers, {})
+    tensors = {"weight": PackedTensor(**{**vars(tensor), "parts": parts})}
+    write_packed(tmp_path / "net", PackedContents(tensors, leftovers, {}))
     with pytest.raises(PackedFileError, match="Tensor 'weight' cannot be unpacked: Code 7 is outside"):
         load(tmp_path / "net", nn.Linear(6, 6))
 
@@ -363,7 +372,7 @@ def compile_whole(net, backend):
 def test_compiles_into_one_graph_and_decodes_once(monkeypatch):
     import sqs_pyro.kernels.decode as module
 
-    monkeypatch.setattr("sqs_pyro.kernels.weight.native_kernels", lambda form: False)
+    monkeypatch.setattr("sqs_pyro.kernels.form.native_kernels", lambda form: False)
     net = tower()
     packed = packed_network(net, code_all(net))
     expected = packed(*INPUTS)

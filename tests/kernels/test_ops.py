@@ -35,7 +35,7 @@ def coded_for(form, shape, groups=1, scales=False) -> CodedTensor:
 
 def in_form(packed, form) -> PackedWeight:
     """The weight with compiled kernels, or without them."""
-    with mock.patch("sqs_pyro.kernels.weight.native_kernels", lambda wanted: wanted == form):
+    with mock.patch("sqs_pyro.kernels.form.native_kernels", lambda wanted: wanted == form):
         weight = PackedWeight(packed)
         weight.used_for("convolution" if len(packed.shape) == 4 else "linear")
     assert weight.form == form

@@ -53,7 +53,7 @@ def pair(kind, form):
     with torch.no_grad():
         for name, value in coded.items():
             dense.get_parameter(name).copy_(value.dense())
-    with mock.patch("sqs_pyro.kernels.weight.native_kernels", lambda wanted: wanted == form):
+    with mock.patch("sqs_pyro.kernels.form.native_kernels", lambda wanted: wanted == form):
         packed = packed_network(dense, coded, leftover_dtype="float32")
     return packed, dense, torch.randn(shape)
 
@@ -140,7 +140,7 @@ def test_embeddings(form):
     dense = nn.Embedding(16, 32)
     coded = bitmap_coded((16, 32)) if form == "bitmap" else random_coded((16, 32), 5)
     dense.weight.data.copy_(coded.dense())
-    with mock.patch("sqs_pyro.kernels.weight.native_kernels", lambda wanted: wanted == form):
+    with mock.patch("sqs_pyro.kernels.form.native_kernels", lambda wanted: wanted == form):
         packed = packed_network(dense, {"weight": coded})
     indices, scale = torch.arange(12).view(3, 4), torch.tensor(1.5)
     assert torch.equal(vmap(packed)(indices), dense(indices))

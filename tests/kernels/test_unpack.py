@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sqs_pyro.kernels import dense_state, load, network, packed_network, save
-from sqs_pyro.kernels.assemble import unpack_weights
+from sqs_pyro.kernels.placing import unpack_weights
 from sqs_pyro.testing.layouts import random_coded
 
 

@@ -43,7 +43,7 @@ from sqs_pyro.inference.windows import EqualMass
 from sqs_pyro.integrations import save_pretrained
 from sqs_pyro.models import normal_prior
 from sqs_pyro.networks.residency import InMemory
-from sqs_pyro.packing.module import METADATA
+from sqs_pyro.packing.stored import METADATA
 
 RECIPE = {"epochs": 2, "num_components": 3, "nonzero_rate": 0.5, "batch_norm_batches": 2}
 BLOCKWISE = {"bits": 4.0, "num_components": 7, "importance_sequences": 2, "batch_size": 2, "rounds": 1}

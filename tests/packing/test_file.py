@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from sqs_pyro.errors import NetworkError, OutputError, PackedFileError
-from sqs_pyro.packing import pack_tensor, read_packed, write_packed
+from sqs_pyro.packing import PackedContents, pack_tensor, read_packed, write_packed
 from sqs_pyro.packing.file import _header, file_image
 from sqs_pyro.packing.manifest import MAX_MANIFEST_BYTES
 from sqs_pyro.testing.layouts import random_coded
@@ -51,7 +51,7 @@ def leftovers():
 
 @pytest.fixture
 def packed_file(tensors, leftovers, tmp_path):
-    write_packed(tmp_path / "net.safetensors", tensors, leftovers, METADATA)
+    write_packed(tmp_path / "net.safetensors", PackedContents(tensors, leftovers, METADATA))
     return tmp_path / "net.safetensors"
 
 
@@ -76,7 +76,7 @@ def test_what_goes_in_comes_out(packed_file, tensors, leftovers):
 
 
 def test_nothing_but_the_network(tmp_path):
-    write_packed(tmp_path / "empty", {}, {}, {})
+    write_packed(tmp_path / "empty", PackedContents({}, {}, {}))
     contents = read_packed(tmp_path / "empty")
     assert (contents.tensors, contents.leftovers, contents.metadata) == ({}, {}, {})
 
@@ -92,18 +92,19 @@ def test_safetensors_reads_it(packed_file):
 
 
 def test_same_content_same_bytes(packed_file, tensors, leftovers, tmp_path):
-    write_packed(tmp_path / "again", tensors, leftovers, METADATA)
+    write_packed(tmp_path / "again", PackedContents(tensors, leftovers, METADATA))
     assert (tmp_path / "again").read_bytes() == packed_file.read_bytes()
     contents = read_packed(packed_file)
-    write_packed(tmp_path / "copy", contents.tensors, contents.leftovers, contents.metadata)
+    write_packed(tmp_path / "copy", contents)
     first = (tmp_path / "copy").read_bytes()
     contents = read_packed(tmp_path / "copy")
-    write_packed(tmp_path / "copy", contents.tensors, contents.leftovers, contents.metadata)
+    write_packed(tmp_path / "copy", contents)
     assert (tmp_path / "copy").read_bytes() == first
 
 
 def test_constants_cost_no_data(tensors):
-    image = file_image({}, {"bn.running_var": torch.full((4096,), 0.3), "bn.count": torch.tensor(5)}, {})
+    leftovers = {"bn.running_var": torch.full((4096,), 0.3), "bn.count": torch.tensor(5)}
+    image = file_image(PackedContents({}, leftovers, {}))
     assert image.data == []
 
 
@@ -137,7 +138,7 @@ def test_truncated_file_says_so(packed_file):
 
 def test_damage_is_reported_with_the_tensor(packed_file, tensors, leftovers):
     content = packed_file.read_bytes()
-    image = file_image(tensors, leftovers, METADATA)
+    image = file_image(PackedContents(tensors, leftovers, METADATA))
     position = len(image.header) + len(image.manifest)
     for name, packed in tensors.items():
         damaged = bytearray(content)
@@ -196,19 +197,19 @@ def drawn(tensors):
 
 
 def test_draws_are_a_file_of_version_2(drawn, leftovers, tmp_path):
-    write_packed(tmp_path / "draws", drawn, leftovers, METADATA, draws=3)
+    write_packed(tmp_path / "draws", PackedContents(drawn, leftovers, METADATA, draws=3))
     contents = read_packed(tmp_path / "draws")
     assert (contents.draws, contents.format_version) == (3, 2)
     for name, packed in drawn.items():
         assert parts(contents.tensors[name]) == parts(packed)
-    write_packed(tmp_path / "single", drawn, leftovers, METADATA)
+    write_packed(tmp_path / "single", PackedContents(drawn, leftovers, METADATA))
     assert (read_packed(tmp_path / "single").draws, read_packed(tmp_path / "single").format_version) == (None, 1)
 
 
 def test_scales_are_a_file_of_version_3(tensors, leftovers, tmp_path):
     scaled = {"scaled.weight": pack_tensor(random_coded((6, 5), 4, scales=True))}
     for draws, contents in ((None, {**tensors, **scaled}), (5, scaled)):
-        write_packed(tmp_path / "file", contents, leftovers, METADATA, draws)
+        write_packed(tmp_path / "file", PackedContents(contents, leftovers, METADATA, draws))
         read = read_packed(tmp_path / "file")
         assert (read.draws, read.format_version) == (draws, 3)
         assert parts(read.tensors["scaled.weight"]) == parts(scaled["scaled.weight"])
@@ -216,7 +217,7 @@ def test_scales_are_a_file_of_version_3(tensors, leftovers, tmp_path):
 
 def test_one_altered_byte_of_draws_anywhere(drawn, tmp_path):
     path = tmp_path / "draws"
-    write_packed(path, drawn, {}, METADATA, draws=3)
+    write_packed(path, PackedContents(drawn, {}, METADATA, draws=3))
     content = path.read_bytes()
     for position in range(len(content)):
         damaged = bytearray(content)
@@ -248,7 +249,7 @@ def forge(path: Path, tensors, leftovers, change, version="1") -> None:
     """Write a file whose manifest is changed and whose checksums fit: what only validation can refuse."""
     import hashlib
 
-    image = file_image(tensors, leftovers, METADATA)
+    image = file_image(PackedContents(tensors, leftovers, METADATA))
     manifest = json.loads(zlib.decompress(image.manifest))
     changed = change(manifest)
     text = changed if isinstance(changed, bytes) else zlib.compress(json.dumps(manifest).encode())
@@ -320,7 +321,7 @@ def test_a_failed_write_leaves_everything_as_it_was(packed_file, tensors, leftov
 
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OutputError, match=r"No space left on device.*: make room on the disk"):
-        write_packed(packed_file, tensors, {}, {})
+        write_packed(packed_file, PackedContents(tensors, {}, {}))
     assert packed_file.read_bytes() == before
     assert [p.name for p in packed_file.parent.iterdir()] == [packed_file.name]
 
@@ -328,11 +329,11 @@ def test_a_failed_write_leaves_everything_as_it_was(packed_file, tensors, leftov
 def test_what_cannot_be_written(tmp_path, tensors):
     path = tmp_path / "net"
     with pytest.raises(NetworkError, match="both compressed and uncompressed"):
-        write_packed(path, tensors, {"fc.weight": torch.ones(3)}, {})
+        write_packed(path, PackedContents(tensors, {"fc.weight": torch.ones(3)}, {}))
     with pytest.raises(NetworkError, match="plain JSON"):
-        write_packed(path, tensors, {}, {"metrics": {"loss": float("nan")}})
+        write_packed(path, PackedContents(tensors, {}, {"metrics": {"loss": float("nan")}}))
     with pytest.raises(NetworkError, match=r"'z' is torch\.complex128"):
-        write_packed(path, tensors, {"z": torch.zeros(2, dtype=torch.complex128)}, {})
+        write_packed(path, PackedContents(tensors, {"z": torch.zeros(2, dtype=torch.complex128)}, {}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -345,6 +346,6 @@ def test_an_uncompressed_manifest_stays_small():
         for name in names
         for field in ("weight", "bias", "running_mean", "running_var")
     }
-    image = file_image(tensors, leftovers, {"network": {"name": "resnet20", "options": {}}})
+    image = file_image(PackedContents(tensors, leftovers, {"network": {"name": "resnet20", "options": {}}}))
     assert len(image.manifest) < 1000
     assert len(image.header) < 300

@@ -44,7 +44,7 @@ def test_a_file_with_it_is_not_loaded(name, value, tmp_path):
     save(packed(), tmp_path / "net")
     contents = read_packed(tmp_path / "net")
     contents.leftovers[name] = contents.leftovers[name].clone().fill_(float(value))
-    write_packed(tmp_path / "net", contents.tensors, contents.leftovers, contents.metadata)
+    write_packed(tmp_path / "net", contents)
     with pytest.raises(PackedFileError, match=rf"'{name}' has \d values of \d that are NaN"):
         load(tmp_path / "net", Net())
 

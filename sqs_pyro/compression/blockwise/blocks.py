@@ -49,8 +49,8 @@ from sqs_pyro.networks.coverage import coverage
 from sqs_pyro.networks.residency import InMemory, Residency
 from sqs_pyro.packing import CodedTensor, size_report
 from sqs_pyro.packing.layouts import PackedTensor, pack_tensor
-from sqs_pyro.packing.leftovers import round_to
-from sqs_pyro.packing.module import check_storable, round_leftovers
+from sqs_pyro.packing.leftovers import round_leftovers, round_to
+from sqs_pyro.packing.stored import check_storable
 from sqs_pyro.reporting.printed import Printed, Report
 from sqs_pyro.shipping.agreement import check_agreement
 
@@ -140,7 +140,7 @@ def compress_blocks(
             finished,
             run.packed,
             layout=recipe.layout,
-            leftover_dtype=recipe.leftover_dtype,
+            leftover_dtype=None,
             metadata=metadata,
         )
         if residency.whole:
@@ -361,7 +361,7 @@ class _Run:
         return student
 
     def finished_network(self) -> nn.Module:
-        """The network with what has settled in it: norms and biases."""
+        """The network as it ships, but for its compressed weights: what has settled, and all of it rounded."""
         net = copy.deepcopy(self.net)
         with torch.no_grad():
             for name, value in self.leftovers.items():
@@ -372,6 +372,7 @@ class _Run:
                     setattr(net.get_submodule(owner), own, settled)
                 else:
                     place.copy_(value)
+        round_leftovers(net, {*self.packed, *self.leftovers}, self.recipe.leftover_dtype)  # blocks' are by now
         return net
 
     @torch.no_grad()
@@ -379,7 +380,6 @@ class _Run:
         """Check on one example that the packed network computes what ``finished`` does with the coded weights."""
         for name, weight in self.packed.items():
             finished.get_parameter(name).copy_(weight.unpack().dense())
-        round_leftovers(finished, self.packed, self.recipe.leftover_dtype)
         example = next(split_examples(self.minibatches[0], 1))  # enough to tell networks apart
         found = check_agreement(finished, packed, example)
         return [] if found is None else [unrepeatable(found.relative)]

@@ -21,7 +21,7 @@ from sqs_pyro.fingerprint import described
 from sqs_pyro.inference.findings import Finding, unrepeatable
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.isolation import isolated
-from sqs_pyro.kernels import packed_network
+from sqs_pyro.kernels.network import running_network
 from sqs_pyro.models import (
     HierarchicalInclusion,
     LearnedPrior,
@@ -34,9 +34,9 @@ from sqs_pyro.models.distillation import DistillationLikelihood, DistilledLoader
 from sqs_pyro.models.likelihoods import Categorical
 from sqs_pyro.networks.checks import check_network
 from sqs_pyro.networks.loaders import check_training_loader
-from sqs_pyro.packing import CodedTensor, size_report
+from sqs_pyro.packing import CodedTensor, PackedContents, pack, size_report
+from sqs_pyro.packing.contents import with_metadata
 from sqs_pyro.packing.finite import check_finite
-from sqs_pyro.packing.module import with_metadata
 from sqs_pyro.recipes import parse
 from sqs_pyro.reporting.printed import Printed, Report
 from sqs_pyro.resources import enough_resources
@@ -174,7 +174,7 @@ def compress(
             stage="dense",
         )
         inputs = first_inputs(train_loader, model.net)
-        rehearse(model.net, guide, recipe, inputs, metadata)
+        rehearse(model.net, guide, recipe.storage, inputs, metadata)
         check_stands_alone(model.net, net, inputs)
         bits = None if recipe.target_ratio is None else _bits_for_symbols(model, guide, recipe, metadata)
         judge = judge or judge_by(model.likelihood)
@@ -183,11 +183,12 @@ def compress(
             driver = Driver(model, guide, recipe, observed, validation, progress, bits, judge, setting, inputs)
             history = driver.run(checkpoint)
         with enough_resources("Packing"):
-            coded = guide.harden(getattr(torch, recipe.codebook_dtype))
+            coded = guide.harden(recipe.storage.codebook)
             unrounded = hard_network(model.net, coded).eval()
             if recipe.batch_norm_batches:
                 reestimate_batch_norm(unrounded, train_loader, recipe.batch_norm_batches)
-            hard, packed = _pack(unrounded, coded, recipe, metadata, inputs)
+            hard = shipped_network(unrounded, coded, recipe.leftover_dtype, inputs)
+            packed = running_network(hard, _packed(hard, coded, recipe, metadata))
             difference = None if inputs is None else check_agreement(hard, packed, inputs)
             anew = recipe.batch_norm_batches and batch_norm_statistics(unrounded)
         changed = anew or history[-1].stage != "frozen"  # since it was judged last
@@ -245,23 +246,15 @@ def _distilled(
         model.likelihood = own
 
 
-def _pack(
-    unrounded: nn.Module,
+def _packed(
+    hard: nn.Module,
     coded: Mapping[str, CodedTensor],
     recipe: CompressionRecipe,
     metadata: Mapping[str, Any] | None,
-    inputs: Any | None,
-) -> tuple[nn.Module, nn.Module]:
-    """The hard network as it ships and its packed twin: the same values, weight by weight."""
-    hard = shipped_network(unrounded, coded, recipe.leftover_dtype, inputs)
-    packed = packed_network(
-        hard,
-        coded,
-        layout=recipe.layout,
-        leftover_dtype=None,
-        metadata=with_metadata({"recipe": recipe.model_dump(mode="json", exclude_defaults=True)}, metadata),
-    )
-    return hard, packed
+) -> PackedContents:
+    """What the file of a network as it ships will hold: the same values, weight by weight."""
+    made_by = with_metadata({"recipe": recipe.model_dump(mode="json", exclude_defaults=True)}, metadata)
+    return pack(hard, coded, layout=recipe.layout, leftover_dtype=None, metadata=made_by)
 
 
 def _bits_for_symbols(
@@ -273,8 +266,7 @@ def _bits_for_symbols(
         RecipeError: the target is smaller than what is not compressed.
     """
     coded = {
-        name: site.harden(getattr(torch, recipe.codebook_dtype), keep_codes=False)
-        for name, site in guide.site_guides().items()
+        name: site.harden(recipe.storage.codebook, keep_codes=False) for name, site in guide.site_guides().items()
     }
     hard = hard_network(model.net, coded)
     with torch.no_grad():  # a bias that is still constant takes no space; after training it will
@@ -282,8 +274,8 @@ def _bits_for_symbols(
             if name not in coded and model.net.get_parameter(name).requires_grad:
                 spread = torch.linspace(0, 1, parameter.numel(), device=parameter.device)
                 parameter.add_(spread.view_as(parameter))
-    _, packed = _pack(hard, coded, recipe, metadata, None)
-    size = size_report(packed)
+    shipped = shipped_network(hard, coded, recipe.leftover_dtype)
+    size = size_report(_packed(shipped, coded, recipe, metadata))
     rest = size.total - size.codes - size.masks - size.codebooks - size.tables
     assert recipe.target_ratio is not None
     target = size.fp32_bytes / recipe.target_ratio

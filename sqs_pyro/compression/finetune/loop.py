@@ -338,7 +338,7 @@ class Driver:
                 self.model.net, {name: site.latent * (site.gates() > 0.5) for name, site in sites.items()}
             )
         else:
-            net = hard_network(self.model.net, self.guide.harden(getattr(torch, self.recipe.codebook_dtype)))
+            net = hard_network(self.model.net, self.guide.harden(self.recipe.storage.codebook))
         shipped = shipped_network(net, sites, self.recipe.leftover_dtype, self.inputs)
         return judged(self.judge, shipped, self.validation)
 

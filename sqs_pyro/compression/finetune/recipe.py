@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from sqs_pyro.inference.windows import EqualMass, OutlierAware, PerWeight, Windows
+from sqs_pyro.packing.storage import Storage
 from sqs_pyro.recipes import RecipeSection
 
 
@@ -185,6 +186,11 @@ class CompressionRecipe(RecipeSection):
     leftover_dtype: Literal["float16", "float32"] = "float16"
     codebook_dtype: Literal["float16", "float32"] = "float16"
     evaluate_every: int = Field(default=1, ge=1)
+
+    @property
+    def storage(self) -> Storage:
+        """How the network is stored."""
+        return Storage(self.layout, self.leftover_dtype, self.codebook_dtype)
 
     @field_validator("include", "exclude", mode="before")
     @classmethod

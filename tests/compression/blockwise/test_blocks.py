@@ -15,7 +15,7 @@ from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.kernels import dense_state
 from sqs_pyro.networks.block_stack import BlockStack, run_block
 from sqs_pyro.packing import CodedTensor
-from sqs_pyro.packing.module import stored_weights
+from sqs_pyro.packing.stored import stored_weights
 
 transformers = pytest.importorskip("transformers")
 

@@ -21,7 +21,7 @@ def on_this_device():
     """Under the interpreter the ops' kernels for GPUs stand in for those for CPUs."""
     if INTERPRETED:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sqs_pyro.kernels.weight.native_kernels", lambda form: False)
+            patch.setattr("sqs_pyro.kernels.form.native_kernels", lambda form: False)
             register.register("cpu")
             yield
     else:

@@ -1,0 +1,141 @@
+"""The form that a compressed weight has in memory: which one is best, and how to write codes in it and read them.
+
+``dense`` and ``bitmap`` are as in a file; ``tiled`` and ``rows`` are dense codes in another order, for the kernels
+of CPUs (see :mod:`sqs_pyro.kernels.decode`).
+"""
+
+import math
+from collections.abc import Collection
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sqs_pyro.kernels.decode import TRANSCODERS, PackedArgs, read_scales, read_symbols, read_table, write_table
+from sqs_pyro.kernels.gpu.register import gpu_kernels
+from sqs_pyro.kernels.native import native_kernels
+from sqs_pyro.kernels.rows import fits_rows
+from sqs_pyro.kernels.tiled import tiled_bits
+from sqs_pyro.packing.bits import MAX_BITS, pack_bits, unpack_bits
+from sqs_pyro.packing.coded import CodedTensor
+from sqs_pyro.packing.layouts import get_layout
+
+
+class RuntimeForm(NamedTuple):
+    """What a weight is in memory.
+
+    Attributes:
+        name: ``"dense"``, ``"bitmap"``, ``"tiled"`` or ``"rows"``, see :class:`PackedArgs`.
+        has_kernels: whether products are made with the codes; else the weight is decoded once and kept.
+        reason: why, in a few words.
+    """
+
+    name: str
+    has_kernels: bool
+    reason: str
+
+
+def best_form(args: PackedArgs, bits: int, uses: Collection[str], device: str) -> RuntimeForm:
+    """Return the form that is best for what a weight is used for.
+
+    Args:
+        args: the weight in any form; its codes are not looked at.
+        bits: of a code in the dense form, or of a non-zero's in the bitmap form.
+        uses: what modules do with it, see :meth:`StoredWeight.used_for`.
+        device: type of the device it is on.
+    """
+    groups = args.table.shape[0]
+    plain = "dense" if args.mask is None else "bitmap"
+    if not uses or "decoded" in uses:
+        return RuntimeForm(plain, False, "its module reads the decoded weight")
+    if bits == 0:
+        return RuntimeForm(plain, False, "all weights are one value")
+    if device == "cuda" and "convolution" not in uses:
+        if gpu_kernels() is None:
+            return RuntimeForm(plain, False, "no Triton")
+        return RuntimeForm(plain, True, "Triton and CUDA kernels multiply with the codes")
+    if device != "cpu":
+        return RuntimeForm(plain, False, f"no kernel for this product on {device}")
+    if args.mask is not None:
+        return RuntimeForm(plain, False, f"{args.table.shape[1] // 4} values and zero do not fit into 8 bits")
+    form = "tiled" if groups == 1 or "convolution" in uses else "rows"
+    if not (args.shape[0] % groups == 0 if form == "tiled" else fits_rows(args.shape, groups)):
+        each = math.prod(args.shape) // groups
+        return RuntimeForm(plain, False, f"no kernel for {groups} codebooks of {each} weights")
+    if not native_kernels(form):
+        return RuntimeForm(plain, False, "no compiled kernels")
+    return RuntimeForm(form, True, "compiled kernels multiply with the codes")
+
+
+def runtime_args(coded: CodedTensor, uses: Collection[str]) -> tuple[PackedArgs, int]:
+    """Write a weight in the form that is best for it on a CPU; the second result is its ``bits``.
+
+    No layout comes in between: the codes are packed once, in the order in which they will be read.
+    """
+    has_zeros = coded.nonzeros < coded.mask.numel()
+    dense_bits = get_layout("dense").bits(coded.num_components, has_zeros)
+    scales = None if coded.scales is None else write_table(coded.scales)
+    empty = torch.empty(0, dtype=torch.uint8)
+    if dense_bits > MAX_BITS:  # 256 values and zero
+        bits = get_layout("bitmap").bits(coded.num_components, has_zeros)
+        parts = get_layout("bitmap").pack_parts(coded, bits)
+        table = write_table(coded.codebook)
+        return PackedArgs(parts["codes"], table, parts["mask"], coded.shape, bits, scales, "bitmap"), bits
+    rows = coded.codebook  # [G, K]
+    if has_zeros:
+        rows = torch.cat([rows.new_zeros(len(rows), 1), rows], dim=1)  # [G, 1 + K]: zero is symbol 0
+    args = PackedArgs(empty, write_table(rows), None, coded.shape, dense_bits, scales, "dense")
+    form = best_form(args, dense_bits, uses, "cpu").name
+    symbols = (coded.codes + has_zeros).mul_(coded.mask)  # [*shape]
+    return _with_symbols(args, form, symbols, dense_bits), dense_bits
+
+
+def with_form(args: PackedArgs, form: str, bits: int) -> PackedArgs:
+    """Return a weight with its codes in the order of another form; the bitmap form has no other.
+
+    Args:
+        args: the weight.
+        form: to write.
+        bits: of a code in the dense form.
+    """
+    if form == args.form:
+        return args
+    symbols, _ = read_symbols(args)
+    return _with_symbols(args, form, symbols.view(args.shape), bits)
+
+
+def codes_in_form(codes: Tensor, form: str, bits: int, shape: tuple[int, ...]) -> Tensor:
+    """Return dense codes, uint8 ``[bytes]``, in the order of a form."""
+    if form not in TRANSCODERS:
+        return codes
+    symbols = unpack_bits(codes, bits, math.prod(shape)).view(shape)
+    return TRANSCODERS[form][0](symbols, tiled_bits(bits))
+
+
+def read_coded(args: PackedArgs, checked: bool = True) -> CodedTensor:
+    """Return the weight as codes, mask and codebook, on the CPU.
+
+    Args:
+        args: the weight.
+        checked: whether codes may be wrong, as those of a foreign state dict.
+
+    Raises:
+        NetworkError: they are.
+    """
+    symbols, mask = read_symbols(args)  # [numel]
+    table = read_table(args)  # [G, S]
+    if mask is None:
+        has_zeros = not table[:, 0].view(torch.int32).any()  # no stored codebook value is 0.0
+        mask = symbols != 0 if has_zeros else torch.ones_like(symbols, dtype=torch.bool)
+        symbols = symbols - mask.view(torch.uint8) if has_zeros else symbols
+        table = table[:, has_zeros:]
+    make = CodedTensor if checked else CodedTensor.unchecked
+    return make(symbols.view(args.shape), mask.view(args.shape), table.contiguous(), read_scales(args))
+
+
+def _with_symbols(args: PackedArgs, form: str, symbols: Tensor, bits: int) -> PackedArgs:
+    """Write symbols, uint8 ``[*shape]``, as a form's codes."""
+    if form not in TRANSCODERS:
+        return args._replace(codes=pack_bits(symbols, bits), bits=bits, form=form)
+    kept = tiled_bits(bits)  # in memory some widths are not there
+    return args._replace(codes=TRANSCODERS[form][0](symbols, kept), bits=kept, form=form)
