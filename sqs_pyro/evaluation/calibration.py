@@ -1,6 +1,5 @@
 """Temperature scaling (Guo et al. 2017): what any average has to beat, at the price of one number."""
 
-from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from sqs_pyro.networks.calling import output_tensor
@@ -35,6 +34,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         logits: ``[n, C]``, or log-probabilities, of validation examples.
         labels: ``[n]``.
     """
+    from scipy.optimize import brentq  # heavy, and only needed here
+
     z = logits.double()
     chosen = z.gather(1, labels[:, None]).mean()
 

@@ -3,7 +3,6 @@
 import math
 
 import torch
-from scipy.optimize import brentq
 
 from sqs_pyro.errors import ArgumentError
 from sqs_pyro.inference.guide import SpikeGMMGuide
@@ -52,6 +51,8 @@ def temperature_for_disagreement(
     Raises:
         ArgumentError: the value is not between 0 and 1.
     """
+    from scipy.optimize import brentq  # heavy, and only needed here
+
     if not 0 < disagreement < 1:
         raise ArgumentError(f"disagreement is {disagreement}, but must be above 0 and below 1.")
 
