@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -13,11 +13,12 @@ from sqs_pyro.atomic import check_place, clean_inside, one_sentence, resolved, w
 from sqs_pyro.documents import parse_yaml, read_yaml
 from sqs_pyro.errors import OutputError, RecipeError, ResourceError, SQSError
 from sqs_pyro.fingerprint import Fingerprint, fingerprint, first_difference
+from sqs_pyro.locks import alone_in
 from sqs_pyro.recipes import parse
 from sqs_pyro.reporting.study_plots import comparison_figure, sweep_figure
 from sqs_pyro.reporting.study_summary import summarise, write_csv
 from sqs_pyro.reporting.style import write_figure
-from sqs_pyro.runs.directory import METRICS, RECIPE, check_output, locked, read_run, write_json
+from sqs_pyro.runs.directory import METRICS, RECIPE, check_output, read_run, write_json
 from sqs_pyro.runs.images import run
 from sqs_pyro.runs.made_of import difference, made_of_many
 from sqs_pyro.runs.progress import Progress, silent
@@ -28,6 +29,7 @@ from sqs_pyro.studies.recipe import Cell, StudyRecipe, cells, point_label
 
 MadeOf = Callable[[RunRecipe], Fingerprint]
 STUDY, RUNS, BASELINES = "study.yaml", "runs", "baselines"
+LOCK = ".sqs-study.lock"  # while somebody works on the study
 
 
 @dataclass(frozen=True)
@@ -190,9 +192,10 @@ def _study_directory(
     _check_directory(directory, study)
     for cell in found:
         _check_cell(runs / cell.directory, cell.recipe, now, overwrite=overwrite)
-    with one_sentence(runs):
-        runs.mkdir(parents=True, exist_ok=True)
-    with locked(directory):
+    with ExitStack() as alone:
+        with one_sentence(runs):
+            runs.mkdir(parents=True, exist_ok=True)
+            alone.enter_context(alone_in(directory, directory / LOCK))
         clean_inside(directory)
         write_text(directory / STUDY, _sealed(study.as_yaml()))
         yield runs
