@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sqs_pyro.bench.machine import machine
 from sqs_pyro.bench.report import random_coded, spread, torch_threads
 from sqs_pyro.kernels import packed_network
+from sqs_pyro.runs.bookkeeping import machine
 from sqs_pyro.runs.directory import write_json
 
 CONVOLUTIONS = (  # channels in and out, width of the image, stride

@@ -22,13 +22,13 @@ from sqs_pyro.locks import alone_in, held, lock_beside
 from sqs_pyro.runs.seal import check_sealed, foreign_file, seal, unknown_file
 
 RECIPE, METRICS, BOUNDS, CHECKPOINT = "recipe.yaml", "metrics.json", "bounds.json", "checkpoint.pt"
-PACKED = "packed.safetensors"
+PACKED, MADE_OF = "packed.safetensors", "fingerprint.json"
 _REPAIR = "the run directory was altered, run it again"
 BLOCKS = "blocks"  # directory of an unfinished run's finished blocks
 _PARTIAL = ".partial"
 _BEING_WRITTEN = ".sqs-*.part/*"
 _OLDER = (RECIPE, METRICS, BOUNDS, PACKED, "ensemble.safetensors", "*.csv", "*.png")  # before runs listed it
-_UNFINISHED = (*_OLDER, CHECKPOINT, "fingerprint.json")
+_UNFINISHED = (*_OLDER, CHECKPOINT, MADE_OF)
 
 
 def read_run(directory: Path) -> dict[str, Any]:
