@@ -173,17 +173,19 @@ def run_directory(final: Path, recipe_text: str, *, overwrite: bool) -> Iterator
     with contextlib.ExitStack() as alone:
         with one_sentence(partial):
             partial.parent.mkdir(parents=True, exist_ok=True)
+            # beside the directory, not in it: it is renamed at the end, and the lock must outlive that
             alone.enter_context(alone_in(partial, lock_beside(final)))
             partial.mkdir(exist_ok=True)
         clean_inside(partial)
         began = (partial / CHECKPOINT).exists() and _same_recipe(partial, recipe_text)
         try:
-            if not _same_recipe(partial, recipe_text):
+            if not _same_recipe(partial, recipe_text):  # of another recipe, and check_output let it go
                 _empty(partial)
                 write_text(partial / RECIPE, recipe_text)
             yield partial
             seal(partial, leave_out=(CHECKPOINT, BLOCKS))
         except SQSError as error:
+            # blocks are hours of work: only a recipe, data or network that was wrong from the start leaves nothing
             goes_on = began or isinstance(error, OutputError | ResourceError)
             if not (partial / BLOCKS).exists() and not (goes_on and (partial / CHECKPOINT).exists()):
                 shutil.rmtree(partial)

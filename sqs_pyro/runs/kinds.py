@@ -222,7 +222,8 @@ def register_kind(key: str, where: str) -> None:
 
 
 def kind_of(recipe: Any) -> RunKind[Any]:
-    """The kind of a recipe, or of a document: whatever has no kind's key is of images, and checked as such."""
+    """The kind of a recipe, or of a document: whatever has no kind's key is of images, and is checked as such."""
+    # a recipe has all keys of its class, a document those that were written: both have the key that tells them
     keys = type(recipe).model_fields if isinstance(recipe, BaseModel) else recipe
     known = keys if isinstance(keys, Mapping) else {}
     return _kind_at(next((where for key, where in _KINDS.items() if key in known), _WITHOUT_KEY))

@@ -171,7 +171,7 @@ def _compress_and_measure(
 ) -> dict[str, Any]:
     prepared = _prepared(recipe, subject, made_of, directory, progress)
     sequences, baseline = prepared["sequences"], prepared["baseline"]
-    clock = Clock()
+    clock = Clock()  # anew: laps of an interrupted call are in ``prepared``
     result, seconds = _compress(recipe, subject, sequences, directory, progress)
     clock.lap("compression")
     packed = directory / PACKED
@@ -181,7 +181,7 @@ def _compress_and_measure(
     write_blocks_picture(directory / BLOCKS_PICTURE, records)
     report = size_report(packed)
     clock.lap("writing")
-    loaded = load(packed, subject.net)
+    loaded = load(packed, subject.net)  # which may be on the meta device: only its form matters
     compressed = judged(loaded, subject.streams, recipe.evaluation, progress)
     clock.lap("evaluation")
     difference = largest_difference(result.network, loaded, [({"input_ids": sequences[:1]}, sequences[:1])])
@@ -212,7 +212,7 @@ def _compress(
 ) -> tuple[BlockwiseResult, float]:
     """The packed network, and seconds of all calls together up to their last finished blocks."""
     total, kept = len(blocks(subject.net)), directory / BLOCKS
-    before = len(list(kept.glob("block-*.pt")))
+    before = len(list(kept.glob("block-*.pt")))  # of interrupted calls: their seconds are in the blocks' records
 
     def tell(record: BlockRecord) -> None:
         text = f"{record.bits:.2f} bits a weight, error {record.error:.4f}"

@@ -106,7 +106,7 @@ class RunKindContract:
 
     def test_a_wrong_key_is_named(self, finished):
         document = finished[0].model_dump(mode="json")
-        with pytest.raises(RecipeError, match="Recipe key 'base.nonsense' is unknown: allowed here are"):
+        with pytest.raises(RecipeError, match=r"Recipe key 'base\.nonsense' is unknown: allowed here are"):
             kind_of(document).parse({**document, "nonsense": 1}, "base")
 
     def test_run_twice_it_ends_in_the_same_bytes(self, finished, again):
@@ -131,7 +131,7 @@ class RunKindContract:
         evaluation = evaluate_file(finished[1] / PACKED)
         measured = json.loads((finished[1] / METRICS).read_text())["compressed"]
         expected = self.figures(measured)
-        found = self.figures(evaluation["perplexity"] if "perplexity" in evaluation else evaluation)
+        found = self.figures(evaluation.get("perplexity", evaluation))
         assert expected and {key: found[key] for key in expected} == pytest.approx(expected)
         assert evaluation["size"]["file_bytes"] == (finished[1] / PACKED).stat().st_size
 
