@@ -31,7 +31,7 @@ from sqs_pyro.evaluation.calibration import fit_temperature
 from sqs_pyro.evaluation.classification import predict, summarise
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.runs import load_recipe
-from sqs_pyro.runs.network import give_weights, untrained_network
+from sqs_pyro.runs.images import give_weights, untrained_network
 from sqs_pyro.runs.recipe import RunRecipe
 
 TEMPERATURES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 2.0)

@@ -20,7 +20,7 @@ from sqs_pyro.reporting.printed import print_report
 from sqs_pyro.reporting.tables import bounds_tables
 from sqs_pyro.reporting.terminal import progress_display
 from sqs_pyro.runs import load_recipe
-from sqs_pyro.runs.network import give_weights, untrained_network
+from sqs_pyro.runs.images import give_weights, untrained_network
 
 EXAMPLES, SAMPLES, PARTICLES = 1024, 16, 8
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "bounds.png"

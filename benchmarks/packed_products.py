@@ -22,9 +22,9 @@ import torch
 from figures import write_figures
 from torch import Tensor, nn
 
-from sqs_pyro.bench.machine import machine
 from sqs_pyro.bench.report import random_coded, spread, torch_threads
 from sqs_pyro.kernels import packed_network
+from sqs_pyro.runs.bookkeeping import machine
 
 CONVOLUTIONS = (  # channels in and out, width of the image, stride
     (16, 16, 28, 1),

@@ -1,14 +1,12 @@
 """Whole or not at all: files and directories that have their names only when all of their bytes are on the disk.
 
 What is written is made in a *place* beside its target, a directory ``.sqs-KEY-RANDOM.part``, flushed, and
-renamed. A place belongs to whoever holds its lock, and the system takes the lock back when a process ends, however
-it ends. So a place without an owner is what a killed process left; the next call for the same target removes it.
+renamed. A place belongs to whoever holds the lock in it. So a place without an owner is what a killed process
+left; the next call for the same target removes it.
 """
 
 import contextlib
 import errno
-import fcntl
-import hashlib
 import os
 import re
 import secrets
@@ -17,11 +15,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import Timeout
 from safetensors import SafetensorError
 
 from sqs_pyro.errors import OutputError, first_line
+from sqs_pyro.locks import held, key_of, lock_beside
 
 _REPLACED = "replaced"  # in a place: the directory that is being replaced
+_OWNER = ".owner"  # in a place: held by whoever works there
 _PLACE = re.compile(r"\.sqs-[0-9a-f]{12}-[0-9a-f]{8}\.part/")
 _NUMBER = re.compile(r"(?:code: |os error )(\d{1,4})\b")  # as releases of safetensors say it
 _REPAIRS = {
@@ -212,22 +213,20 @@ def merging(directory: str | Path, *, last: str, stale: Iterable[str] = ()) -> I
 
 def clean(target: Path) -> None:
     """Remove what killed processes have left of ``target``; a directory that one was replacing is put back."""
-    for left in target.parent.glob(f".sqs-{_key(target)}-*.part"):
-        with contextlib.suppress(OSError), _owned(left):  # another process owns it, or was faster
+    for left in target.parent.glob(f".sqs-{key_of(target)}-*.part"):
+        with contextlib.suppress(OSError), held(left / _OWNER):  # another process owns it, or was faster
             if (left / _REPLACED).exists() and not target.exists():
                 (left / _REPLACED).rename(target)
             shutil.rmtree(left)
+    if (lock := lock_beside(target)).exists():
+        with contextlib.suppress(OSError), held(lock):  # which removes it
+            pass
 
 
 def clean_inside(directory: Path) -> None:
     """Remove what killed processes have left in a directory that only the caller works in."""
     for left in directory.glob(".sqs-*.part"):
         shutil.rmtree(left)
-
-
-def _key(target: Path) -> str:
-    """Short, so that a long name does not become too long."""
-    return hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]
 
 
 @contextmanager
@@ -243,24 +242,12 @@ def _place(target: Path) -> Iterator[Path]:
 
 def _new_place(target: Path, owned: contextlib.ExitStack) -> Path:
     while True:
-        place = target.parent / f".sqs-{_key(target)}-{secrets.token_hex(4)}.part"
+        place = target.parent / f".sqs-{key_of(target)}-{secrets.token_hex(4)}.part"
         place.mkdir()
         # between the two lines another process may take it for a leftover
-        with contextlib.suppress(BlockingIOError, FileNotFoundError):
-            owned.enter_context(_owned(place))
+        with contextlib.suppress(Timeout, FileNotFoundError):
+            owned.enter_context(held(place / _OWNER))
             return place
-
-
-@contextmanager
-def _owned(place: Path) -> Iterator[None]:
-    handle = os.open(place, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not is_still(place, handle):
-            raise FileNotFoundError
-        yield
-    finally:
-        os.close(handle)  # releases the lock
 
 
 def _exchange(made: Path, target: Path, place: Path) -> None:
@@ -296,11 +283,3 @@ def _flush_one(path: Path) -> None:
 def tree(top: Path) -> list[Path]:
     """A file, or a directory and all that is in it; symbolic links left out."""
     return [path for path in [top, *top.rglob("*")] if not path.is_symlink()]
-
-
-def is_still(path: Path, handle: int) -> bool:
-    """Whether an open file or directory is the one that has a name now."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(handle))
-    except FileNotFoundError:
-        return False

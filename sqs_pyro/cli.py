@@ -83,27 +83,14 @@ def compress_command(
     with _one_sentence_errors(f"the same command goes on from the last checkpoint of '{out}'"):
         from sqs_pyro.reporting.tables import run_tables
         from sqs_pyro.reporting.terminal import progress_display
-        from sqs_pyro.runs import images, language_model, task
-        from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe, load_any_recipe
-        from sqs_pyro.runs.task_recipe import TaskRecipe
+        from sqs_pyro.runs.kinds import kind_of, load_any_recipe
 
         asked = [*(changes or []), *([] if seed is None else [f"seed={seed}"])]
         loaded = load_any_recipe(recipe, asked)
         with progress_display() as progress:
-            if isinstance(loaded, LanguageModelRecipe):
-                if baselines is not None:
-                    raise RecipeError("--baselines is for networks that are trained here: leave it out.")
-                metrics = language_model.run(loaded, out, overwrite=overwrite, progress=progress)
-            else:
-                how: dict[str, Any] = {
-                    "overwrite": overwrite,
-                    "baselines_dir": baselines,
-                    "progress": progress,
-                }
-                if isinstance(loaded, TaskRecipe):
-                    metrics = task.run(loaded, out, **how)
-                else:
-                    metrics = images.run(loaded, out, **how)
+            metrics = kind_of(loaded).run(
+                loaded, out, overwrite=overwrite, baselines_dir=baselines, progress=progress
+            )
         _show(metrics, run_tables(metrics), as_json)
         for finding in metrics.get("findings", ()):
             typer.echo(f"finding: {finding['sentence']}", err=True)
@@ -190,24 +177,44 @@ def export_command(
 
 @app.command("plan")
 def plan_command(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Directory with a config.json.")],
-    sequences: Annotated[int, typer.Option("--sequences", min=1, help="Calibration sequences.")] = 128,
-    length: Annotated[int, typer.Option("--length", min=1, help="Tokens in each.")] = 512,
+    source: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT|RECIPE", help="Directory with a config.json, or a YAML recipe.")
+    ],
+    sequences: Annotated[
+        int | None, typer.Option("--sequences", min=1, help="Of a checkpoint: calibration sequences [128].")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option("--length", min=2, help="Of a checkpoint: tokens in each [512].")
+    ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A key of `blockwise`, e.g. allocation=even or bits=3."),
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of a recipe; of a checkpoint one of `blockwise`."),
     ] = None,
     whole: Annotated[
-        bool, typer.Option("--whole", help="The whole network in memory, not one block at a time.")
+        bool, typer.Option("--whole", help="Of a checkpoint: all of it in memory, not one block at a time.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell how much memory blockwise compression of a checkpoint takes, from its config.json alone."""
+    """Tell how much memory blockwise compression is going to take, from the checkpoint's config.json alone.
+
+    Of a recipe, what `sqs compress` takes; of a checkpoint, what it takes with `blockwise.streamed`.
+    """
     with _one_sentence_errors():
         from sqs_pyro.reporting.tables import plan_tables
-        from sqs_pyro.runs.memory import planned_memory
+        from sqs_pyro.runs.kinds import kind_of, load_any_recipe
+        from sqs_pyro.runs.language_model_recipe import checkpoint_recipe
 
-        plan = planned_memory(checkpoint, sequences, length, changes or [], whole=whole)
+        recipe: Any
+        if source.is_file():
+            if whole or (sequences, length) != (None, None):
+                raise RecipeError(
+                    f"--sequences, --length and --whole are for a checkpoint, but '{source}' is a recipe: change "
+                    "text.count, text.length or blockwise.streamed with --set."
+                )
+            recipe = load_any_recipe(source, changes or [])
+        else:
+            recipe = checkpoint_recipe(source, sequences or 128, length or 512, changes or [], whole=whole)
+        plan = kind_of(recipe).plan(recipe)
         _show(plan, plan_tables(plan), as_json)
 
 

@@ -50,18 +50,20 @@ def _types_in(annotation: Any) -> list[Any]:
 Section = TypeVar("Section", bound=RecipeSection)
 
 
-def parse(section: type[Section], values: Mapping[str, Any], where: str = "") -> Section:
+def parse(section: type[Section], values: Mapping[str, Any] | Section, where: str = "") -> Section:
     """Validate ``values`` as a ``section``.
 
     Args:
         section: the recipe section to build.
-        values: plain data, as read from YAML.
+        values: plain data, as read from YAML; a finished section is returned as it is.
         where: prefix of the key path in messages, e.g. ``"compression"``.
 
     Raises:
         RecipeError: for an unknown key or an impossible value; the sentence names the key, what was given
             and what is allowed.
     """
+    if isinstance(values, section):
+        return values
     if not isinstance(values, Mapping):
         place = f"recipe section '{where}'" if where else "the recipe"
         raise RecipeError(f"{place} must be a mapping of keys to values, but {shown(values)} was given.")

@@ -70,3 +70,25 @@ def tiny_language_run(tiny_language_recipe, tmp_path_factory):
     directory = tmp_path_factory.mktemp("language_run") / "run"
     run(tiny_language_recipe, directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_task_recipe(tmp_path_factory):
+    """A run on a task in seconds, with its checkpoint, tokenizer and texts on disk."""
+    from kits.task_checkpoint import classification_values
+
+    from sqs_pyro.runs.kinds import parse_any_recipe
+
+    values = classification_values(tmp_path_factory.mktemp("task"), rows=64)
+    values["baseline"]["epochs"] = 1
+    return parse_any_recipe(values)
+
+
+@pytest.fixture(scope="session")
+def tiny_task_run(tiny_task_recipe, tmp_path_factory):
+    """Directory of a finished run of `tiny_task_recipe`; its fine-tuned network is in `baselines` beside it."""
+    from sqs_pyro.runs.task import run
+
+    directory = tmp_path_factory.mktemp("task_run") / "run"
+    run(tiny_task_recipe, directory)
+    return directory

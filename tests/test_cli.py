@@ -151,10 +151,17 @@ def test_plan_needs_no_weights(tmp_path):
     plan = json.loads(_sqs("plan", tmp_path, "--sequences", "8", "--length", "16", "--json").stdout)
     assert plan["tokens"] == 128
     assert plan["peak"] == max(sum(parts.values()) for parts in plan["moments"].values())
-    table = _sqs("plan", tmp_path, "--whole", "--set", "bits=4").stdout
+    table = " ".join(_sqs("plan", tmp_path, "--whole", "--set", "bits=4").stdout.split())
     assert "the whole network in memory" in table and "gradients" in table
     refused = _sqs("plan", tmp_path, "--set", "allocation=importance")
     assert refused.exit_code == 2 and "add --whole" in refused.stderr
+    recipe = tmp_path / "recipe.yaml"
+    text = "text: {count: 8, length: 16}"
+    recipe.write_text(f"network: {{path: {tmp_path}}}\n{text}\nblockwise: {{allocation: even, streamed: true}}\n")
+    assert json.loads(_sqs("plan", recipe, "--json").stdout) == plan
+    assert not json.loads(_sqs("plan", recipe, "--set", "blockwise.streamed=false", "--json").stdout)["streamed"]
+    refused = _sqs("plan", recipe, "--whole")
+    assert refused.exit_code == 2 and "are for a checkpoint, but" in refused.stderr
     refused = _sqs("plan", tmp_path / "nowhere")
     assert refused.exit_code == 2 and "no config.json" in refused.stderr
 

@@ -20,8 +20,8 @@ import yaml
 
 from sqs_pyro.cli import app
 from sqs_pyro.recipes import parse
-from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe, is_language_model, load_any_recipe
-from sqs_pyro.runs.recipe import RunRecipe
+from sqs_pyro.runs.images import Images
+from sqs_pyro.runs.kinds import kind_of, load_any_recipe
 from sqs_pyro.studies.recipe import STUDY_KEYS, StudyRecipe, cells
 
 ROOT = Path(__file__).parent.parent
@@ -153,10 +153,9 @@ def test_yaml_blocks_are_recipes(page):
         values = yaml.safe_load(block.code)
         if _is_study(values):
             cells(parse(StudyRecipe, {"name": "shown", **values, "base": {**rest, **values.get("base", {})}}))
-        elif is_language_model(values):
-            parse(LanguageModelRecipe, values)
         else:
-            parse(RunRecipe, {**rest, **values})
+            kind = kind_of(values)
+            kind.parse({**rest, **values} if isinstance(kind, Images) else values)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_shown)

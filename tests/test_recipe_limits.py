@@ -22,8 +22,7 @@ from sqs_pyro.errors import DivergenceError
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
 from sqs_pyro.recipes import RecipeSection
-from sqs_pyro.runs.bounds_recipe import BoundsRecipe
-from sqs_pyro.runs.recipe import AveragingRecipe
+from sqs_pyro.runs.recipe import AveragingRecipe, BoundsRecipe
 
 _STEP = 1e-9  # from a limit that is not itself allowed
 _NEEDED = {  # what else a key needs to have an effect

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sqs_pyro.bench import gpu_peers
-from sqs_pyro.bench.machine import gpu, machine
 from sqs_pyro.bench.product_timer import Product, product_timer
 from sqs_pyro.bench.report import (
     COLD_BYTES,
@@ -30,6 +29,7 @@ from sqs_pyro.errors import RecipeError
 from sqs_pyro.kernels.modules import PackedLinear
 from sqs_pyro.kernels.weight import PackedWeight
 from sqs_pyro.packing import CodedTensor, pack_tensor
+from sqs_pyro.runs.bookkeeping import gpu, machine
 
 Method = tuple[torch.dtype, list[Product]]
 

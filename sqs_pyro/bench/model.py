@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sqs_pyro.bench.machine import machine
 from sqs_pyro.bench.networks import BenchNetwork
 from sqs_pyro.bench.report import COLD_BYTES, NF4, PEER_ERRORS, first_line, nf4_linear, spread, torch_threads
 from sqs_pyro.errors import NetworkError, RecipeError
@@ -27,6 +26,7 @@ from sqs_pyro.kernels.decode import decoded_weights
 from sqs_pyro.kernels.placing import unpack_weights
 from sqs_pyro.kernels.weight import PackedWeight
 from sqs_pyro.networks.calling import call_arguments, output_tensor, predictions
+from sqs_pyro.runs.bookkeeping import machine
 
 Call = Callable[[], Any]
 

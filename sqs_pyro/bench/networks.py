@@ -10,18 +10,13 @@ from torch import nn
 
 import sqs_pyro.models.catalogue  # noqa: F401  # registers networks
 from sqs_pyro.bench.report import random_coded
-from sqs_pyro.data import DataRecipe, load_data
-from sqs_pyro.errors import DataError, NetworkError, RecipeError
+from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.integrations.pretrained import transformers_package
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.networks.registry import build_network
-from sqs_pyro.networks.task_networks import transformer_in
-from sqs_pyro.networks.tokens import vocabulary_size
-from sqs_pyro.packing.file import read_packed
 from sqs_pyro.packing.stored import StoredEnsemble
-from sqs_pyro.recipes import parse
-from sqs_pyro.runs.files import existing_file, file_network
-from sqs_pyro.runs.language_model_recipe import is_language_model, is_task
+from sqs_pyro.runs.files import existing_file, recipe_of
+from sqs_pyro.runs.kinds import kind_of
 
 _NONZERO_RATE = 0.5
 
@@ -126,34 +121,13 @@ def _file_network(file: str, input_shape: tuple[int, ...] | None, lengths: tuple
             f"wrote, or {' or '.join(BUILT_IN)}."
         )
     path = existing_file(file)
-    stored = read_packed(path).metadata.get("recipe") or {}
-    if not is_language_model(stored) and not is_task(stored):
-        shape = input_shape or _image_shape(path, stored)
-        return BenchNetwork(file, _loaded(path), (shape,))
-    if input_shape is not None:
-        raise RecipeError(f"--input-shape is for images, but '{file}' takes texts: give --lengths instead.")
-    net = _loaded(path)
-    owner: Any = transformer_in(net) if is_task(stored) else net
-    if hasattr(owner.config, "use_cache"):
-        owner.config.use_cache = False  # one call of the network is measured, after which nothing follows
-    shapes = tuple((length,) for length in lengths)
-    return BenchNetwork(file, net, shapes, vocabulary_size(owner), masked=is_task(stored))
-
-
-def _loaded(path: Path) -> nn.Module:
-    net = file_network(path)
+    document = recipe_of(path)
+    kind = kind_of(document)
+    net = kind.network(path, document)
     if isinstance(net, StoredEnsemble):
         raise NetworkError(
             f"Packed file '{path}' is an ensemble of {net.num_draws} draws, which has no dense counterpart: give "
             "the file of one network."
         )
-    return net.float()
-
-
-def _image_shape(path: Path, stored: dict[str, Any]) -> tuple[int, ...]:
-    if stored.get("data") is None:
-        raise RecipeError(f"Packed file '{path}' does not say which data it is for: give --input-shape CxHxW.")
-    try:
-        return load_data(parse(DataRecipe, stored["data"], "data")).input_shape
-    except DataError as error:
-        raise DataError(f"{error} Or give --input-shape CxHxW: no data is needed then.") from None
+    form = kind.input_form(net, path, document, input_shape, lengths)
+    return BenchNetwork(file, net.float(), form.shapes, form.vocabulary, form.masked)

@@ -1,12 +1,7 @@
 """Parameters of the distributions of a weight: what they may be, and the sentence when they are not."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from sqs_pyro.distributions.spike_gmm import SpikeGMM
 
 
 def as_scalar(value: Tensor | float | None, like: Tensor) -> Tensor | None:
@@ -23,29 +18,31 @@ def check_probability(owner: str, name: str, value: Tensor) -> None:
         )
 
 
-def check_components(q: "SpikeGMM") -> None:
+def check_components(
+    loc: Tensor, scale: Tensor, num_components: int, temperature: Tensor, spike_scale: Tensor | None
+) -> None:
     """Raise a ValueError unless a spike-and-GMM's components, temperature and spike are in their domains."""
-    if q.spike_scale is not None and not float(q.spike_scale) > 0:
+    if spike_scale is not None and not float(spike_scale) > 0:
         raise ValueError(
-            f"SpikeGMM: spike_scale must be positive, but got {float(q.spike_scale):g}; None is a point mass."
+            f"SpikeGMM: spike_scale must be positive, but got {float(spike_scale):g}; None is a point mass."
         )
-    if not float(q.temperature) > 0:
+    if not float(temperature) > 0:
         raise ValueError(
-            f"SpikeGMM: temperature must be positive, but got {float(q.temperature):g}; "
+            f"SpikeGMM: temperature must be positive, but got {float(temperature):g}; "
             "for hard codes use a small value such as 1e-3, not 0."
         )
-    if not bool((q.scale > 0).all()):
+    if not bool((scale > 0).all()):
         raise ValueError(
-            f"SpikeGMM: scale must be positive, but its smallest value is {q.scale.min().item():g}; "
+            f"SpikeGMM: scale must be positive, but its smallest value is {scale.min().item():g}; "
             "parameterise it as exp or softplus of a free parameter, with a floor."
         )
-    if not bool(q.loc.isfinite().all()):
+    if not bool(loc.isfinite().all()):
         raise ValueError("SpikeGMM: loc must be finite, but got NaN or infinity; check the codebook.")
-    for name, value in (("loc", q.loc), ("scale", q.scale)):
-        if value.dim() == 0 or value.shape[-1] not in (1, q.num_components):
+    for name, value in (("loc", loc), ("scale", scale)):
+        if value.dim() == 0 or value.shape[-1] not in (1, num_components):
             raise ValueError(
                 f"SpikeGMM: the last dimension of {name} must be the number of components, "
-                f"{q.num_components} (or 1), but got shape {tuple(value.shape)}."
+                f"{num_components} (or 1), but got shape {tuple(value.shape)}."
             )
 
 

@@ -125,7 +125,7 @@ class SpikeGMM(TorchDistribution):
             raise ValueError(f"SpikeGMM: estimator must be one of {', '.join(ESTIMATORS)}, but got {estimator!r}.")
         if self._validate_args:
             check_probability(type(self).__name__, "gates", gates)
-            check_components(self)
+            check_components(self.loc, self.scale, self.num_components, self.temperature, self.spike_scale)
 
     @property
     def has_atom_at_zero(self) -> bool:

@@ -1,19 +1,21 @@
 """Compression of a transformer straight from its checkpoint: one block of it is in memory at a time."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sqs_pyro.compression.blockwise.blocks import BlockwiseResult
 from sqs_pyro.compression.blockwise.call import compress_transformer
+from sqs_pyro.compression.blockwise.memory_plan import MemoryPlan, plan_memory
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.compression.blockwise.store import BlockRecord
 from sqs_pyro.errors import OutputError, ResourceError
 from sqs_pyro.extras import needed_for
+from sqs_pyro.networks.residency import Residency
 from sqs_pyro.recipes import parse
 
 
@@ -32,7 +34,8 @@ def compress_checkpoint(
     Args:
         checkpoint: directory with config.json and safetensors files, one or shards with their index.
         sequences: calibration text, int64 ``[n, T]``.
-        recipe: what to do, with ``allocation: even``: ``importance`` needs the whole network in memory.
+        recipe: what to do, with ``allocation: even``: ``importance`` needs the whole network in memory. Its
+            ``streamed`` is for `sqs compress`, and without effect here.
         directory: where finished blocks are kept: the same call goes on behind them.
         dtype: the network computes in, whatever the checkpoint is stored in.
         progress: told of each finished block.
@@ -42,14 +45,55 @@ def compress_checkpoint(
         NetworkError, DataError, RecipeError, OutputError, ResourceError: one sentence that says what to repair;
             finished blocks are kept.
     """
-    with needed_for("Checkpoints"):
-        from sqs_pyro.integrations.streamed_weights import StreamedWeights, empty_network
     if not isinstance(recipe, BlockwiseRecipe):
         recipe = parse(BlockwiseRecipe, recipe or {}, "blockwise")
+    net, residency = streamed_network(checkpoint, dtype)
+    with _kept_blocks_are_named(directory):
+        return compress_transformer(
+            net,
+            sequences,
+            recipe,
+            directory=directory,
+            residency=residency,
+            progress=progress,
+            metadata=metadata,
+        )
+
+
+def streamed_network(checkpoint: str | Path, dtype: torch.dtype) -> tuple[nn.Module, Residency]:
+    """Return a checkpoint's network, parameters on the meta device, and what reads them while they are at work.
+
+    Raises:
+        NetworkError, MissingPackageError: the checkpoint is not complete, or a package is missing.
+    """
+    with needed_for("Checkpoints"):
+        from sqs_pyro.integrations.streamed_weights import StreamedWeights, empty_network
     net = empty_network(Path(checkpoint), dtype)
-    run = partial(compress_transformer, net, sequences, recipe, residency=StreamedWeights(net, Path(checkpoint)))
+    return net, StreamedWeights(net, Path(checkpoint))
+
+
+def plan_checkpoint(checkpoint: str | Path, sequences: int, length: int, recipe: BlockwiseRecipe) -> MemoryPlan:
+    """Return the memory that compression of a checkpoint takes, from config.json; the weights need not be there.
+
+    Args:
+        checkpoint: directory with config.json.
+        sequences, length: n and T of the calibration's ``[n, T]``.
+        recipe: what is going to be done; ``streamed`` says whether the whole network is in memory.
+
+    Raises:
+        NetworkError, MissingPackageError: the architecture is unknown, or a package is missing.
+    """
+    with needed_for("Plans"):
+        from sqs_pyro.integrations.streamed_weights import empty_network
+    net = empty_network(Path(checkpoint), torch.float32)
+    return plan_memory(net, sequences, length, recipe, streamed=recipe.streamed)
+
+
+@contextmanager
+def _kept_blocks_are_named(directory: str | Path) -> Iterator[None]:
+    """Say of an error that costs no finished block where these are."""
     try:
-        return run(directory=directory, progress=progress, metadata=metadata)
+        yield
     except (OutputError, ResourceError) as error:
         kept = f"finished blocks are kept in '{directory}', and the same call goes on behind them."
         raise type(error)(f"{str(error).rstrip('.')}; {kept}") from error

@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sqs_pyro.errors import NetworkError, RecipeError, SQSError, first_line
+from sqs_pyro.errors import NetworkError, SQSError, first_line
 from sqs_pyro.extras import needed_for
 from sqs_pyro.integrations.pretrained_recipe import PretrainedRecipe
 from sqs_pyro.networks.architectures import architecture_of, base_path, blocks, linear_layers
 from sqs_pyro.networks.calling import predictions
-from sqs_pyro.networks.tokens import longest_input, vocabulary_size
-from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe
+from sqs_pyro.networks.tokens import vocabulary_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,22 +129,6 @@ def pad_token(found: Pretrained) -> int:
             f"0 to {known - 1}: use the tokenizer that belongs to the network."
         )
     return int(token)
-
-
-def check_lengths(net: nn.Module, recipe: LanguageModelRecipe) -> None:
-    """Check that a network takes sequences as long as a recipe's.
-
-    Raises:
-        RecipeError: naming the key that is too large.
-    """
-    longest = longest_input(net)
-    asked = {"text.length": recipe.text.length, "evaluation.window": recipe.evaluation.window}
-    for key, tokens in asked.items():
-        if longest is not None and tokens > longest:
-            raise RecipeError(
-                f"Recipe key '{key}' is {tokens}, but {type(net).__name__} takes at most {longest} tokens: give a "
-                "smaller number."
-            )
 
 
 @torch.no_grad()

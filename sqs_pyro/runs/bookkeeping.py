@@ -1,8 +1,22 @@
-"""What every run notes beside its results: how long its stages took, and with which versions it ran."""
+"""What every run tells while it goes on, and notes beside its results: time, versions, machine."""
 
 import importlib.metadata
+import importlib.util
 import platform
 import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sqs_pyro.kernels.processor import processor
+
+Progress = Callable[[str, int, int, str], None]
+"""Called as ``progress(stage, done, total, text)``, often: a stage is a word, its text one short line."""
+
+
+def silent(stage: str, done: int, total: int, text: str) -> None:
+    """Tell nobody."""
 
 
 class Clock:
@@ -22,3 +36,29 @@ def versions(*more: str) -> dict[str, str]:
     """Versions of Python and of the packages that results depend on, ``more`` of them if need be."""
     packages = ("sqs-pyro", "torch", "pyro-ppl", *more)
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its instructions for low precision, and versions of what did the work."""
+    model, flags = processor()
+    useful = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
+    return {
+        "processor": model,
+        "instructions": [flag for flag in useful if flag in flags],
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def gpu() -> dict[str, Any]:
+    """The current GPU, and versions of what its kernels are made with."""
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    triton = importlib.util.find_spec("triton") is not None and importlib.metadata.version("triton")
+    return {
+        "gpu": found.name,
+        "capability": f"{found.major}.{found.minor}",
+        "processors": found.multi_processor_count,
+        "cuda": torch.version.cuda,
+        "triton": triton or None,
+    }

@@ -5,38 +5,30 @@ interrupted run leaves the partial directory with its checkpoint, and the same r
 that fails because of its input leaves nothing but what was finished before.
 """
 
+import contextlib
 import csv
-import fcntl
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqs_pyro.atomic import (
-    check_place,
-    clean,
-    clean_inside,
-    is_still,
-    one_sentence,
-    replace_directory,
-    write_text,
-)
+from sqs_pyro.atomic import check_place, clean, clean_inside, one_sentence, replace_directory, write_text
 from sqs_pyro.documents import read_json_object, shown
 from sqs_pyro.errors import OutputError, ResourceError, SQSError
+from sqs_pyro.locks import alone_in, held, lock_beside
 from sqs_pyro.runs.seal import check_sealed, foreign_file, seal, unknown_file
 
 RECIPE, METRICS, BOUNDS, CHECKPOINT = "recipe.yaml", "metrics.json", "bounds.json", "checkpoint.pt"
-PACKED = "packed.safetensors"
+PACKED, MADE_OF = "packed.safetensors", "fingerprint.json"
 _REPAIR = "the run directory was altered, run it again"
 BLOCKS = "blocks"  # directory of an unfinished run's finished blocks
 _PARTIAL = ".partial"
 _BEING_WRITTEN = ".sqs-*.part/*"
 _OLDER = (RECIPE, METRICS, BOUNDS, PACKED, "ensemble.safetensors", "*.csv", "*.png")  # before runs listed it
-_UNFINISHED = (*_OLDER, CHECKPOINT, "fingerprint.json")
+_UNFINISHED = (*_OLDER, CHECKPOINT, MADE_OF)
 
 
 def read_run(directory: Path) -> dict[str, Any]:
@@ -178,18 +170,22 @@ def run_directory(final: Path, recipe_text: str, *, overwrite: bool) -> Iterator
     """
     check_output(final, recipe_text, overwrite=overwrite)
     partial = partial_directory(final)
-    with one_sentence(partial):
-        partial.mkdir(parents=True, exist_ok=True)
-    with locked(partial):
+    with contextlib.ExitStack() as alone:
+        with one_sentence(partial):
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            # beside the directory, not in it: it is renamed at the end, and the lock must outlive that
+            alone.enter_context(alone_in(partial, lock_beside(final)))
+            partial.mkdir(exist_ok=True)
         clean_inside(partial)
         began = (partial / CHECKPOINT).exists() and _same_recipe(partial, recipe_text)
         try:
-            if not _same_recipe(partial, recipe_text):
+            if not _same_recipe(partial, recipe_text):  # of another recipe, and check_output let it go
                 _empty(partial)
                 write_text(partial / RECIPE, recipe_text)
             yield partial
             seal(partial, leave_out=(CHECKPOINT, BLOCKS))
         except SQSError as error:
+            # blocks are hours of work: only a recipe, data or network that was wrong from the start leaves nothing
             goes_on = began or isinstance(error, OutputError | ResourceError)
             if not (partial / BLOCKS).exists() and not (goes_on and (partial / CHECKPOINT).exists()):
                 shutil.rmtree(partial)
@@ -202,41 +198,17 @@ def run_directory(final: Path, recipe_text: str, *, overwrite: bool) -> Iterator
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Keep other processes from working in a directory.
+def in_turn(lock: Path) -> Iterator[None]:
+    """Wait until no other process is in a body of the same lock file, which is gone when the last has left.
 
     Raises:
-        OutputError: another process works in it.
+        OutputError: the lock file cannot be made.
     """
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(
-                f"'{directory}' is in use by another process: wait for it, or choose another output directory."
-            ) from None
-        yield
-    finally:
-        os.close(handle)  # releases the lock
-
-
-@contextmanager
-def in_turn(lock: Path) -> Iterator[None]:
-    """Wait until no other process is in a body of the same lock file, which is gone when the last has left."""
-    while True:
+    with contextlib.ExitStack() as turn:
         with one_sentence(lock):
             lock.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o666)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        if is_still(lock, handle):  # else its holder has removed it while this process waited: there is a new one
-            break
-        os.close(handle)
-    try:
+            turn.enter_context(held(lock, wait=True))
         yield
-    finally:
-        lock.unlink()
-        os.close(handle)  # releases the lock
 
 
 def _empty(directory: Path) -> None:

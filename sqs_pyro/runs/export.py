@@ -3,7 +3,7 @@
 import copy
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,29 +13,24 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sqs_pyro import integrations, size_report
-from sqs_pyro.atomic import appearing, resolved
-from sqs_pyro.data import load_data
-from sqs_pyro.errors import NetworkError, OutputError, PackedFileError, RecipeError, SQSError
+from sqs_pyro.atomic import appearing, check_place, clean, resolved
+from sqs_pyro.errors import NetworkError, OutputError, PackedFileError, SQSError
 from sqs_pyro.exporting.aoti import export_aoti, run_aoti
 from sqs_pyro.exporting.dense import DTYPES, check_dtype, export_dense, is_dense_export
+from sqs_pyro.exporting.examples import random_inputs, random_text
 from sqs_pyro.exporting.exported import Exported, check_one_network
 from sqs_pyro.exporting.onnx import check_installed, export_onnx, is_onnx_export, run_onnx
 from sqs_pyro.exporting.suffixes import check_suffix
 from sqs_pyro.exporting.trace import one_sentence, outputs
 from sqs_pyro.integrations.checkpoint_size import checkpoint_size
 from sqs_pyro.kernels.placing import unpack_weights
-from sqs_pyro.networks.calling import split_examples, tensors_in
-from sqs_pyro.networks.tokens import longest_input, vocabulary_size
+from sqs_pyro.networks.calling import split_examples
 from sqs_pyro.packing.stored import stored_weights
-from sqs_pyro.runs.files import existing_file, file_network, whole_recipe
-from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe
-from sqs_pyro.runs.output import check_free, is_our_directory, tree_bytes
-from sqs_pyro.runs.seal import seal
-from sqs_pyro.runs.task import task_text
-from sqs_pyro.runs.task_recipe import TaskRecipe
+from sqs_pyro.runs.files import existing_file, file_network, recipe_of
+from sqs_pyro.runs.kinds import kind_of
+from sqs_pyro.runs.seal import is_our_directory, seal
 
 FORMATS = ("dense", "aoti", "onnx")
-_ROWS, _TOKENS = 4, 16  # of an example
 _CONFIG = "config.json"
 
 
@@ -85,14 +80,14 @@ def export_file(
     check_suffix(resolved(target), export_format, directory=writes_directory)
     as_file = {"dense": is_dense_export, "onnx": is_onnx_export}
     is_ours = is_our_directory if writes_directory else as_file[export_format]
-    check_free(target, f"export of format {export_format}", is_ours, overwrite=overwrite)
+    _check_free(target, f"export of format {export_format}", is_ours, overwrite=overwrite)
     net = _directory_network(path) if directory else file_network(path)
     check_one_network(net)
     example = _example(net, path, input_shape, data_from, needed=export_format != "dense")
     with appearing(target, parents=True) as made:
         exported, run = _write(export_format, net, path, made, example, dtype or "float32")
         difference = _difference(run, example.expected)
-    sizes = tree_bytes(target)
+    sizes = _tree_bytes(target)
     return {
         "file": str(path),
         "format": export_format,
@@ -118,6 +113,38 @@ def _check_options(export_format: str, dtype: str | None) -> None:
     check_dtype(dtype or "float32")
     if export_format == "onnx":
         check_installed("onnx", "onnxscript", "onnxruntime")
+
+
+# ---- the output ----
+
+
+def _check_free(out: Path, kind: str, is_ours: Callable[[Path], bool], *, overwrite: bool) -> None:
+    """Check that output may be written; nothing but leftovers of killed processes is changed.
+
+    Args:
+        out: where to.
+        kind: what it is, for the sentence.
+        is_ours: whether what is there is older output of that kind; only that is ever replaced.
+        overwrite: whether it may be.
+
+    Raises:
+        OutputError: something is in the way.
+    """
+    check_place(out)
+    clean(resolved(out))
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not is_ours(out):
+        raise OutputError(f"'{out}' exists and is no {kind} that sqs-pyro wrote: choose another path.")
+    if not overwrite:
+        raise OutputError(f"'{out}' exists: choose another path, or replace it with --overwrite.")
+
+
+def _tree_bytes(path: Path) -> dict[str, int]:
+    """Bytes of a file, or of each file of a directory by its path in it."""
+    if path.is_file():
+        return {path.name: path.stat().st_size}
+    return {str(p.relative_to(path)): p.stat().st_size for p in sorted(path.rglob("*")) if p.is_file()}
 
 
 # ---- the network ----
@@ -164,7 +191,7 @@ def _example(
     net: nn.Module, path: Path, shape: Sequence[int] | None, data_from: str | Path | None, *, needed: bool
 ) -> _Example:
     try:
-        inputs, said = _random(net, shape) if shape is not None else _own(net, path, data_from)
+        inputs, said = random_inputs(net, shape) if shape is not None else _own(net, path, data_from)
         with one_sentence("run on the example"):
             parts = (inputs, next(split_examples(inputs, 1)))
             return _Example(inputs, said, [(part, outputs(net, part)) for part in parts])
@@ -175,47 +202,12 @@ def _example(
         return _Example(None, f"none: {error}", [])
 
 
-def _random(net: nn.Module, shape: Sequence[int]) -> tuple[Any, str]:
-    if not shape or min(shape) < 1:
-        raise RecipeError(
-            f"The input shape is {list(shape)}, but should be whole numbers above zero, without the batch."
-        )
-    words, generator = vocabulary_size(net), torch.Generator().manual_seed(0)
-    if words is None:
-        return torch.randn(_ROWS, *shape, generator=generator), f"random numbers {[_ROWS, *shape]}"
-    tokens = torch.randint(words, (_ROWS, *shape), generator=generator)
-    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    if getattr(net.config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = tokens
-    return inputs, f"random tokens {[*tokens.shape]}"
-
-
 def _own(net: nn.Module, path: Path, data_from: str | Path | None) -> tuple[Any, str]:
-    """The first rows of the data that a file is for; tokens of a language model are random."""
+    """Inputs of the kind that a file is of; of a Hugging Face directory, random tokens."""
     if path.is_dir() and data_from is None:
-        return _random(net, [_length(net, path)])
-    recipe = whole_recipe(path, data_from)
-    if isinstance(recipe, LanguageModelRecipe):
-        return _random(net, [_length(net, path)])
-    test = task_text(recipe).loaders().test if isinstance(recipe, TaskRecipe) else load_data(recipe).test
-    rows = next(split_examples(next(iter(test))[0], _ROWS))
-    return _two(rows), "first test examples"
-
-
-def _two(inputs: Any) -> Any:
-    """At least two rows: torch takes a batch of one for a constant."""
-    if len(tensors_in(inputs)[0]) > 1:
-        return inputs
-    if isinstance(inputs, Mapping):
-        return {name: torch.cat([value, value]) for name, value in inputs.items()}
-    doubled = tuple(torch.cat([value, value]) for value in tensors_in(inputs))
-    return doubled[0] if isinstance(inputs, Tensor) else doubled
-
-
-def _length(net: nn.Module, path: Path) -> int:
-    if vocabulary_size(net) is None:
-        raise RecipeError(f"'{path}' does not say which inputs its network takes.")
-    return min(_TOKENS, longest_input(net) or _TOKENS)
+        return random_text(net, path)
+    document = recipe_of(path, data_from)
+    return kind_of(document).example(net, path, document)
 
 
 # ---- writing and running ----

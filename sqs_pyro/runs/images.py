@@ -1,23 +1,33 @@
-"""A whole run: a trained network in, a packed file that runs out, and what was measured on the way."""
+"""Runs on images: a trained network in, a packed file that runs out, and what was measured on the way."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from sqs_pyro import load, size_report
 from sqs_pyro.atomic import check_place, resolved
-from sqs_pyro.data import Data, load_data
+from sqs_pyro.compression.baseline import BaselineRecipe, EpochRecord
+from sqs_pyro.data import Data, DataRecipe, ShiftedLoader, load_data, parse_shift
+from sqs_pyro.errors import DataError, NetworkError, RecipeError
 from sqs_pyro.evaluation.classification import evaluate
+from sqs_pyro.exporting.examples import first_rows
+from sqs_pyro.fingerprint import Fingerprint, fingerprint, loader_fingerprint
 from sqs_pyro.inference.diagnostics import inert_averaging
 from sqs_pyro.models.likelihoods import categorical
-from sqs_pyro.runs.averaging import run_averaging
-from sqs_pyro.runs.bookkeeping import Clock
-from sqs_pyro.runs.directory import METRICS, PACKED, check_output, run_directory, write_json
-from sqs_pyro.runs.made_of import write_made_of
-from sqs_pyro.runs.measured import HISTORY, compress_and_measure, write_bounds
-from sqs_pyro.runs.network import give_weights, untrained_network
-from sqs_pyro.runs.progress import Progress, silent
+from sqs_pyro.networks.calling import device_of, predictions
+from sqs_pyro.networks.registry import build_network
+from sqs_pyro.networks.state import load_weights
+from sqs_pyro.recipes import parse
+from sqs_pyro.runs.bookkeeping import Clock, Progress, silent
+from sqs_pyro.runs.directory import MADE_OF, METRICS, PACKED, check_output, run_directory, write_json
+from sqs_pyro.runs.kinds import Document, InputForm, RunKind
+from sqs_pyro.runs.measured import HISTORY, compress_and_measure, trained_or_kept
+from sqs_pyro.runs.posterior import run_averaging, write_bounds
 from sqs_pyro.runs.recipe import RunRecipe, load_recipe
 
 __all__ = ["HISTORY", "PACKED", "RunRecipe", "load_recipe", "run"]
@@ -63,12 +73,12 @@ def run(
         metrics = _compress_and_measure(recipe, net, data, directory, clock, progress)
         baseline = sum(epoch.seconds for epoch in epochs)
         metrics["stage_seconds"] = {**clock.seconds, "baseline": baseline, "compression": metrics["seconds"]}
-        write_made_of(directory, recipe)
+        write_json(directory / MADE_OF, made_of(recipe))
         write_json(directory / METRICS, metrics)
     return metrics
 
 
-class _Images:
+class _Judged:
     """The task of every network that takes images: their classes."""
 
     headline = "accuracy"
@@ -82,7 +92,7 @@ def _compress_and_measure(
     recipe: RunRecipe, net: nn.Module, data: Data, directory: Path, clock: Clock, progress: Progress
 ) -> dict[str, Any]:
     result, metrics = compress_and_measure(
-        recipe, recipe.compression, _Images(), net, data, directory, clock, progress
+        recipe, recipe.compression, _Judged(), net, data, directory, clock, progress
     )
     if recipe.averaging is not None:
         metrics |= run_averaging(recipe.averaging, result, data, recipe.seed, directory)
@@ -92,3 +102,162 @@ def _compress_and_measure(
     write_bounds(recipe.bounds, result, data.train, recipe.seed, directory, progress)
     clock.lap("bounds")
     return metrics
+
+
+# ---- the fp32 network ----
+
+
+def untrained_network(recipe: RunRecipe, data: Data) -> nn.Module:
+    """The untrained network; building and trying it finds what does not fit before hours are spent."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.baseline.seed)
+        net = build_network(recipe.network.name, **recipe.network.options)
+    check_fit(net, data)
+    return net
+
+
+def check_fit(net: nn.Module, data: Data) -> None:
+    """Check that a network takes the data's inputs and gives a logit to each of its classes.
+
+    Raises:
+        NetworkError: it does not; the sentence says which shapes were met.
+    """
+    was_training = net.training
+    try:
+        with torch.no_grad():
+            logits = predictions(net.eval(), torch.zeros(2, *data.input_shape, device=device_of(net)))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise NetworkError(
+            f"The network does not take inputs of shape {tuple(data.input_shape)} ({reason}): correct the "
+            "network's options or the data."
+        ) from None
+    finally:
+        net.train(was_training)
+    if tuple(logits.shape) != (2, data.num_classes):
+        raise NetworkError(
+            f"The network gives outputs of shape {tuple(logits.shape[1:])}, but the data has "
+            f"{data.num_classes} classes: correct the network's options, such as num_classes."
+        )
+
+
+def give_weights(
+    recipe: RunRecipe, net: nn.Module, data: Data, baselines: Path, tell: Progress
+) -> list[EpochRecord]:
+    """Train the network in place, or read its weights; a baseline that is kept already is not trained again.
+
+    Returns:
+        A record for every epoch of training, when ever that was; none for a checkpoint of the user's.
+    """
+    if recipe.baseline.checkpoint is not None:
+        load_weights(net, recipe.baseline.checkpoint)
+        return []
+    section = BaselineRecipe(**recipe.baseline.model_dump(exclude={"checkpoint"}))
+    kept = baselines / f"{recipe.baseline_key}.pt"
+    return trained_or_kept(net, data.train, data.validation, section, kept, recipe.compression, tell)
+
+
+def made_of(recipe: RunRecipe) -> Fingerprint:
+    """The fingerprint of data and weights that a recipe names: they are files, whose content may change.
+
+    Raises:
+        DataError: the data is not there.
+    """
+    data = load_data(recipe.data, recipe.seed)
+    loaders = {"training": data.train, "validation": data.validation, "test": data.test}
+    said = {
+        f"{name} {key}": value
+        for name, loader in loaders.items()
+        for key, value in loader_fingerprint(loader).items()
+    }
+    weights = recipe.baseline.checkpoint
+    network = {} if weights is None else {str(weights): f"file digest {_digest(Path(weights))}"}
+    return fingerprint({}, network, said)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()[:16]
+
+
+# ---- the kind ----
+
+
+class Images(RunKind[RunRecipe]):
+    """Networks of the registry on images; files may hold nothing of their recipe but its ``data``."""
+
+    recipe = RunRecipe
+    said = "a recipe of images"
+    in_studies = True
+
+    def run(
+        self,
+        recipe: RunRecipe,
+        out_dir: str | Path,
+        *,
+        overwrite: bool = False,
+        baselines_dir: str | Path | None = None,
+        progress: Progress = silent,
+    ) -> dict[str, Any]:
+        """See :func:`run`."""
+        return run(recipe, out_dir, overwrite=overwrite, baselines_dir=baselines_dir, progress=progress)
+
+    def evaluate(
+        self, file: Path, document: Document, *, root: str | Path | None = None, shift: str | None = None
+    ) -> dict[str, Any]:
+        """Accuracy and its like on the test images, as they are or shifted."""
+        recipe = _data(file, document)
+        if root is not None and recipe.name == "digits":
+            raise DataError(
+                f"--root {root} is for data in a directory, but '{file}' is judged by digits: leave it out."
+            )
+        if root is not None:
+            recipe = recipe.model_copy(update={"root": Path(root)})
+        move = None if shift is None else parse_shift(shift)
+        net = load(file)
+        data = load_data(recipe)
+        check_fit(net, data)
+        test = data.test if move is None else ShiftedLoader(data.test, move)
+        return {
+            "file": str(file),
+            **asdict(evaluate(net, test)),
+            "data": recipe.model_dump(mode="json"),
+            "shift": shift,
+            "size": size_report(file).to_dict(),
+        }
+
+    def example(self, net: nn.Module, file: Path, document: Document) -> tuple[Any, str]:
+        """The first test images."""
+        return first_rows(load_data(_data(file, document)).test)
+
+    def input_form(
+        self,
+        net: nn.Module,
+        file: Path,
+        document: Document,
+        image_shape: tuple[int, ...] | None,
+        lengths: Sequence[int],
+    ) -> InputForm:
+        """Images as large as the data's."""
+        if image_shape is not None:
+            return InputForm((image_shape,))
+        if document.get("data") is None:
+            raise RecipeError(f"Packed file '{file}' does not say which data it is for: give --input-shape CxHxW.")
+        try:
+            return InputForm((load_data(_data(file, document)).input_shape,))
+        except DataError as error:
+            raise DataError(f"{error} Or give --input-shape CxHxW: no data is needed then.") from None
+
+    def made_of(self, recipe: RunRecipe) -> Fingerprint:
+        """See :func:`made_of`."""
+        return made_of(recipe)
+
+    def baseline_key(self, recipe: RunRecipe) -> str:
+        """Of what is trained: network, data and training."""
+        return recipe.baseline_key
+
+
+def _data(file: Path, document: Document) -> DataRecipe:
+    if document.get("data") is None:
+        raise RecipeError(f"Packed file '{file}' does not say which data it is for: give --data RECIPE.")
+    return parse(DataRecipe, document["data"], "data")

@@ -1,25 +1,32 @@
 """A language model's whole run: a checkpoint of transformers in, a packed file that runs out, both judged."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sqs_pyro import load, save, size_report
 from sqs_pyro.atomic import resolved
 from sqs_pyro.compression.blockwise.blocks import BlockwiseResult
 from sqs_pyro.compression.blockwise.call import compress_transformer
+from sqs_pyro.compression.blockwise.recipe import WITHOUT_EFFECT
 from sqs_pyro.compression.blockwise.store import BlockRecord
 from sqs_pyro.compression.checkpoint import check_same, read_checkpoint, write_checkpoint
+from sqs_pyro.errors import RecipeError
 from sqs_pyro.evaluation.classification import largest_difference
-from sqs_pyro.fingerprint import Fingerprint, described, fingerprint, network_fingerprint
-from sqs_pyro.integrations.pretrained import check_causal, check_lengths, find_pretrained
+from sqs_pyro.exporting.examples import random_text
+from sqs_pyro.fingerprint import Fingerprint, described, fingerprint
+from sqs_pyro.integrations.checkpoint import plan_checkpoint, streamed_network
+from sqs_pyro.integrations.pretrained import check_causal, find_pretrained
 from sqs_pyro.networks.architectures import blocks
+from sqs_pyro.networks.residency import InMemory, Residency, called_whole, resident_fingerprint
 from sqs_pyro.networks.tokens import vocabulary_size
 from sqs_pyro.reporting.blocks_plot import write_blocks_picture
-from sqs_pyro.runs.bookkeeping import Clock, versions
+from sqs_pyro.runs.bookkeeping import Clock, Progress, silent, versions
 from sqs_pyro.runs.directory import (
     BLOCKS,
     CHECKPOINT,
@@ -31,8 +38,10 @@ from sqs_pyro.runs.directory import (
     write_csv,
     write_json,
 )
-from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe
-from sqs_pyro.runs.language_texts import (
+from sqs_pyro.runs.kinds import Document, TextKind
+from sqs_pyro.runs.language_model_recipe import (
+    LanguageModelRecipe,
+    check_lengths,
     finite,
     judged,
     judging_streams,
@@ -40,7 +49,6 @@ from sqs_pyro.runs.language_texts import (
     read_sequences,
     with_generated,
 )
-from sqs_pyro.runs.progress import Progress, silent
 
 BLOCKS_TABLE, BLOCKS_PICTURE = "blocks.csv", "blocks.png"
 
@@ -51,15 +59,21 @@ class _Subject:
 
     Attributes:
         net: the network.
+        residency: which of its weights are in memory.
         tokenizer: that belongs to it.
         read: calibration sequences of the text ``[n, length]``.
         streams: texts to judge by, tokens ``[T]`` each.
     """
 
     net: nn.Module
+    residency: Residency
     tokenizer: Any
     read: Tensor
     streams: dict[str, Tensor]
+
+    def called(self) -> AbstractContextManager[None]:
+        """Inside, the network can be called as a whole, streamed or not."""
+        return called_whole(self.net, blocks(self.net), self.residency)
 
 
 def run(
@@ -101,20 +115,27 @@ def _subject(recipe: LanguageModelRecipe) -> _Subject:
     """Everything that the recipe names, what is cheap first."""
     found = find_pretrained(recipe.network)
     text, foreign = load_texts(recipe)
-    net = found.network()
+    residency: Residency = InMemory()
+    if recipe.blockwise.streamed:
+        net, residency = streamed_network(recipe.network.path, getattr(torch, recipe.network.dtype))
+    else:
+        net = found.network()
     check_lengths(net, recipe)
     vocab_size = vocabulary_size(net)
     streams = judging_streams(recipe, text, foreign, found.tokenizer, vocab_size)
     read = read_sequences(recipe, text, found.tokenizer, vocab_size)
-    check_causal(net, read[0, :8])
-    return _Subject(net, found.tokenizer, read, streams)
+    subject = _Subject(net, residency, found.tokenizer, read, streams)
+    with subject.called():
+        check_causal(net, read[0, :8])
+    return subject
 
 
 def _fingerprint(recipe: LanguageModelRecipe, subject: _Subject) -> Fingerprint:
     """What a run is made of: the recipe names files, whose content may change."""
     data = {"text": described(subject.read)}
     data |= {f"stream {name}": described(tokens) for name, tokens in subject.streams.items()}
-    return fingerprint(recipe.model_dump(mode="json"), network_fingerprint(subject.net), data)
+    network = resident_fingerprint(subject.net, blocks(subject.net), subject.residency)
+    return fingerprint(recipe.model_dump(mode="json"), network, data)
 
 
 _KEPT = frozenset({"fingerprint", "sequences", "baseline", "seconds"})
@@ -130,10 +151,11 @@ def _prepared(
         check_same(state["fingerprint"], made_of, path)
         return state
     clock = Clock()
-    sequences = with_generated(recipe, subject.net, subject.tokenizer, subject.read, progress)
-    clock.lap("calibration")
-    baseline = judged(subject.net, subject.streams, recipe.evaluation, progress)
-    clock.lap("baseline")
+    with subject.called():
+        sequences = with_generated(recipe, subject.net, subject.tokenizer, subject.read, progress)
+        clock.lap("calibration")
+        baseline = judged(subject.net, subject.streams, recipe.evaluation, progress)
+        clock.lap("baseline")
     state = {
         "fingerprint": made_of,
         "sequences": sequences,
@@ -149,7 +171,7 @@ def _compress_and_measure(
 ) -> dict[str, Any]:
     prepared = _prepared(recipe, subject, made_of, directory, progress)
     sequences, baseline = prepared["sequences"], prepared["baseline"]
-    clock = Clock()
+    clock = Clock()  # anew: laps of an interrupted call are in ``prepared``
     result, seconds = _compress(recipe, subject, sequences, directory, progress)
     clock.lap("compression")
     packed = directory / PACKED
@@ -159,7 +181,7 @@ def _compress_and_measure(
     write_blocks_picture(directory / BLOCKS_PICTURE, records)
     report = size_report(packed)
     clock.lap("writing")
-    loaded = load(packed, subject.net)
+    loaded = load(packed, subject.net)  # which may be on the meta device: only its form matters
     compressed = judged(loaded, subject.streams, recipe.evaluation, progress)
     clock.lap("evaluation")
     difference = largest_difference(result.network, loaded, [({"input_ids": sequences[:1]}, sequences[:1])])
@@ -190,7 +212,7 @@ def _compress(
 ) -> tuple[BlockwiseResult, float]:
     """The packed network, and seconds of all calls together up to their last finished blocks."""
     total, kept = len(blocks(subject.net)), directory / BLOCKS
-    before = len(list(kept.glob("block-*.pt")))
+    before = len(list(kept.glob("block-*.pt")))  # of interrupted calls: their seconds are in the blocks' records
 
     def tell(record: BlockRecord) -> None:
         text = f"{record.bits:.2f} bits a weight, error {record.error:.4f}"
@@ -201,8 +223,9 @@ def _compress(
         sequences,
         recipe.blockwise,
         directory=kept,
+        residency=None if subject.residency.whole else subject.residency,
         progress=tell,
-        metadata={"recipe": recipe.model_dump(mode="json")},
+        metadata={"recipe": recipe.model_dump(mode="json", exclude={"blockwise": WITHOUT_EFFECT})},
     )
     return result, result.seconds + sum(record.seconds for record in result.records[:before])
 
@@ -221,3 +244,76 @@ def _ratios(baseline: Mapping[str, Any], compressed: Mapping[str, Any]) -> dict[
         after, before = compressed[name]["perplexity"], baseline[name]["perplexity"]
         found[name] = None if None in (after, before) else finite(after / before)
     return found
+
+
+# ---- the kind ----
+
+
+class LanguageModels(TextKind[LanguageModelRecipe]):
+    """Checkpoints of transformers, block by block; their files are filled into the recipe's network."""
+
+    recipe = LanguageModelRecipe
+    said = "a recipe of a language model"
+    masked = False
+
+    def run(
+        self,
+        recipe: LanguageModelRecipe,
+        out_dir: str | Path,
+        *,
+        overwrite: bool = False,
+        baselines_dir: str | Path | None = None,
+        progress: Progress = silent,
+    ) -> dict[str, Any]:
+        """See :func:`run`; nothing is trained that could be kept in ``baselines_dir``."""
+        if baselines_dir is not None:
+            raise RecipeError("--baselines is for networks that are trained here: leave it out.")
+        return run(recipe, out_dir, overwrite=overwrite, progress=progress)
+
+    def evaluate(
+        self, file: Path, document: Document, *, root: str | Path | None = None, shift: str | None = None
+    ) -> dict[str, Any]:
+        """Perplexity on the recipe's texts."""
+        recipe = self.parse(document)
+        self.refuse_images(file, root, shift)
+        found = find_pretrained(recipe.network)
+        text, foreign = load_texts(recipe)
+        net = load(file, found.unloaded_network())
+        check_lengths(net, recipe)
+        streams = judging_streams(recipe, text, foreign, found.tokenizer, vocabulary_size(net))
+        return {
+            "file": str(file),
+            "perplexity": judged(net, streams, recipe.evaluation),
+            "network": recipe.network.model_dump(mode="json"),
+            "size": size_report(file).to_dict(),
+        }
+
+    def plain_network(self, document: Document) -> nn.Module:
+        """The network of the recipe's checkpoint, without its weights."""
+        return find_pretrained(self.parse(document).network).unloaded_network()
+
+    def example(self, net: nn.Module, file: Path, document: Document) -> tuple[Any, str]:
+        """Random tokens: any are a text."""
+        return random_text(net, file)
+
+    def plan(self, recipe: LanguageModelRecipe) -> dict[str, Any]:
+        """Bytes by moment and part, from the checkpoint's ``config.json`` alone.
+
+        Returns:
+            ``checkpoint``, ``parameters``, ``tokens``, ``streamed``, ``peak`` and ``moments``.
+
+        Raises:
+            NetworkError, RecipeError: one sentence.
+        """
+        if recipe.text.count is None:
+            raise RecipeError("Recipe key 'text.count' is null, but a plan needs a number: give one with --set.")
+        sequences = recipe.text.count + recipe.generated
+        plan = plan_checkpoint(recipe.network.path, sequences, recipe.text.length, recipe.blockwise)
+        return {
+            "checkpoint": recipe.network.path,
+            "parameters": plan.parameters,
+            "tokens": plan.tokens,
+            "streamed": recipe.blockwise.streamed,
+            "peak": plan.peak,
+            "moments": plan.moments,
+        }

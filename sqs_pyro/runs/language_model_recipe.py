@@ -1,21 +1,28 @@
-"""The whole recipe of a language model's run: which network, which text, how it is compressed and judged."""
+"""The whole recipe of a language model's run, and the texts that it names: to calibrate on, and to judge by."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field, model_validator
+from torch import Tensor, nn
 
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
-from sqs_pyro.data.text import TextRecipe
-from sqs_pyro.documents import read_yaml, shown
-from sqs_pyro.errors import RecipeError
+from sqs_pyro.data.generation import generate_calibration
+from sqs_pyro.data.text import Text, TextRecipe, load_text, text_of_file
+from sqs_pyro.data.tokens import token_sequences, token_stream
+from sqs_pyro.errors import DataError, NetworkError, RecipeError
+from sqs_pyro.evaluation.perplexity import perplexity
 from sqs_pyro.integrations.pretrained_recipe import PretrainedRecipe
+from sqs_pyro.networks.tokens import longest_input
 from sqs_pyro.recipes import RecipeSection, parse
-from sqs_pyro.runs.recipe import RunRecipe, WholeRecipe, changed, with_seed
-from sqs_pyro.runs.task_recipe import TASK, TASK_RECIPES, TaskRecipe
+from sqs_pyro.runs.bookkeeping import Progress, silent
+from sqs_pyro.runs.recipe import WholeRecipe, changed, with_seed
 
-BLOCKWISE = "blockwise"
+HELD_OUT, FOREIGN = "held_out", "foreign"
 
 
 class PerplexityRecipe(RecipeSection):
@@ -65,42 +72,134 @@ class LanguageModelRecipe(WholeRecipe):
     @model_validator(mode="before")
     @classmethod
     def _compression_follows_the_seed(cls, values: Any) -> Any:
-        return with_seed(values, BLOCKWISE)
+        return with_seed(values, "blockwise")
+
+    @model_validator(mode="after")
+    def _streamed_weights_are_read_block_by_block(self) -> "LanguageModelRecipe":
+        if self.blockwise.streamed and self.generated:
+            raise ValueError(
+                f"generated: 0 beside blockwise.streamed, but is {self.generated}: every token that the network "
+                "said would read the whole checkpoint"
+            )
+        if self.blockwise.streamed and self.network.gguf_file is not None:
+            raise ValueError(
+                f"a checkpoint of safetensors files beside blockwise.streamed: '{self.network.gguf_file}' is none"
+            )
+        return self
 
 
-def load_any_recipe(path: str | Path, changes: Sequence[str] = ()) -> RunRecipe | LanguageModelRecipe | TaskRecipe:
-    """Read and validate a recipe of any kind.
-
-    One with the key ``blockwise`` is a language model's, one with the key ``task`` that of a task.
+def checkpoint_recipe(
+    checkpoint: Path, sequences: int, length: int, changes: Sequence[str] = (), *, whole: bool = False
+) -> LanguageModelRecipe:
+    """The recipe that a plan of a checkpoint is for: one block at a time, unless it says otherwise.
 
     Args:
-        path: YAML file.
-        changes: ``"blockwise.bits=3"``: values to put in place of the file's, in YAML notation.
+        checkpoint: directory with ``config.json``.
+        sequences, length: n and T of the calibration.
+        changes: ``"bits=3"``: keys of ``blockwise``, in YAML notation.
+        whole: the network is in memory as a whole.
 
     Raises:
-        RecipeError: the file is missing or is no YAML, or a key or value in it is wrong.
+        NetworkError, RecipeError: one sentence.
     """
-    return parse_any_recipe(changed(read_yaml(Path(path)), changes))
-
-
-def parse_any_recipe(values: Any) -> RunRecipe | LanguageModelRecipe | TaskRecipe:
-    """Validate a recipe of any kind, from YAML or from a packed file; errors as :func:`load_any_recipe`."""
-    if is_language_model(values):
-        return parse(LanguageModelRecipe, values)
-    if not is_task(values):
-        return parse(RunRecipe, values)
-    if not isinstance(values[TASK], str) or values[TASK] not in TASK_RECIPES:
-        raise RecipeError(
-            f"Recipe key '{TASK}' is {shown(values[TASK])}, but should be one of {', '.join(TASK_RECIPES)}."
+    start = {} if whole else {"streamed": True, "allocation": "even"}
+    blockwise = changed(start, changes)
+    if blockwise.get("streamed") is True and blockwise.get("allocation") == "importance":
+        raise NetworkError(
+            "Allocation 'importance' needs gradients through the whole network: add --whole, or take "
+            "allocation=even."
         )
-    return parse(TASK_RECIPES[values[TASK]], values)
+    parse(BlockwiseRecipe, blockwise, "blockwise")
+    text = {"count": sequences, "length": length}
+    return parse(LanguageModelRecipe, {"network": {"path": str(checkpoint)}, "text": text, "blockwise": blockwise})
 
 
-def is_language_model(values: Any) -> bool:
-    """Whether a recipe's values, as read from YAML, are those of a language model."""
-    return isinstance(values, Mapping) and BLOCKWISE in values
+# ---- what it names ----
 
 
-def is_task(values: Any) -> bool:
-    """Whether a recipe's values, as read from YAML, are those of a task."""
-    return isinstance(values, Mapping) and TASK in values
+def load_texts(recipe: LanguageModelRecipe) -> tuple[Text, str | None]:
+    """The text to calibrate on with what is held out of it, and the foreign text if there is one.
+
+    Raises:
+        DataError: a file is missing, unreadable or empty.
+    """
+    foreign = recipe.evaluation.foreign
+    return load_text(recipe.text), None if foreign is None else text_of_file(foreign, recipe.text.column)
+
+
+def check_lengths(net: nn.Module, recipe: LanguageModelRecipe) -> None:
+    """Check that a network takes sequences as long as a recipe's.
+
+    Raises:
+        RecipeError: naming the key that is too large.
+    """
+    longest = longest_input(net)
+    asked = {"text.length": recipe.text.length, "evaluation.window": recipe.evaluation.window}
+    for key, tokens in asked.items():
+        if longest is not None and tokens > longest:
+            raise RecipeError(
+                f"Recipe key '{key}' is {tokens}, but {type(net).__name__} takes at most {longest} tokens: give a "
+                "smaller number."
+            )
+
+
+def judging_streams(
+    recipe: LanguageModelRecipe, text: Text, foreign: str | None, tokenizer: Any, vocab_size: int | None
+) -> dict[str, Tensor]:
+    """Tokens ``[T]`` to judge by: ``held_out`` and, if there is one, ``foreign``.
+
+    Raises:
+        DataError: a text has fewer than two tokens, or some that the network does not know.
+    """
+    texts = {HELD_OUT: text.held_out} | ({} if foreign is None else {FOREIGN: foreign})
+    streams = {
+        name: token_stream(tokenizer, each, vocab_size)[: recipe.evaluation.tokens] for name, each in texts.items()
+    }
+    for name, stream in streams.items():
+        if len(stream) < 2:
+            raise DataError(f"The text '{name}' has one token, but at least two are needed: give more text.")
+    return streams
+
+
+def read_sequences(recipe: LanguageModelRecipe, text: Text, tokenizer: Any, vocab_size: int | None) -> Tensor:
+    """Calibration sequences of the text, ``[n, length]``; errors as :func:`token_sequences`."""
+    asked = recipe.text
+    return token_sequences(
+        tokenizer, text.calibration, asked.length, asked.count, seed=recipe.seed, vocab_size=vocab_size
+    )
+
+
+def with_generated(
+    recipe: LanguageModelRecipe, net: nn.Module, tokenizer: Any, read: Tensor, progress: Progress = silent
+) -> Tensor:
+    """Sequences of the text ``[n, T]`` and those that the network says, mixed: ``[n + generated, T]``."""
+    if not recipe.generated:
+        return read
+    progress("calibration", 0, recipe.generated, "the network says its own sequences")
+    said = generate_calibration(net, tokenizer, recipe.generated, read.shape[1], seed=recipe.seed)
+    progress("calibration", recipe.generated, recipe.generated, "")
+    return mixed(read, said)
+
+
+def mixed(first: Tensor, second: Tensor) -> Tensor:
+    """The rows of two tensors, each in its order, both spread evenly, so that every first part has its share."""
+    places = torch.cat([(torch.arange(len(each)) + 0.5) / len(each) for each in (first, second)])
+    return torch.cat([first, second])[places.argsort(stable=True)]
+
+
+def judged(
+    net: nn.Module, streams: Mapping[str, Tensor], recipe: PerplexityRecipe, tell: Progress = silent
+) -> dict[str, dict[str, Any]]:
+    """Perplexity on each text, as plain JSON: None stands for an infinite one."""
+    found = {}
+    for done, (name, stream) in enumerate(streams.items()):
+        tell("perplexity", done, len(streams), name)
+        result = perplexity(net, stream, window=recipe.window, stride=recipe.stride, batch_size=recipe.batch_size)
+        found[name] = {**asdict(result), "perplexity": finite(result.perplexity), "nll": finite(result.nll)}
+    tell("perplexity", len(streams), len(streams), "")
+    return found
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where JSON has no number for it."""
+    return value if math.isfinite(value) else None

@@ -1,30 +1,79 @@
-"""The common part of every run that fine-tunes while it compresses: a packed file, and what it is worth."""
+"""The common part of every run that fine-tunes while it compresses: fp32 weights, a packed file, and its worth."""
 
+import copy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from sqs_pyro import load, save, size_report
+from sqs_pyro.compression.baseline import BaselineRecipe, EpochRecord, train_baseline
 from sqs_pyro.compression.finetune.call import CompressionResult, StepRecord, compress
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.data import Data
 from sqs_pyro.evaluation.classification import largest_difference
+from sqs_pyro.inference.site_guide import check_codebooks
+from sqs_pyro.models.bayesian import BayesianNetwork
 from sqs_pyro.networks.calling import device_of
 from sqs_pyro.networks.coverage import coverage
-from sqs_pyro.reporting.bounds_plot import write_bounds_picture
+from sqs_pyro.packing.size import SizeReport
+from sqs_pyro.reporting.layers import LayerPicture
 from sqs_pyro.reporting.plots import write_pictures
-from sqs_pyro.runs.bookkeeping import Clock, versions
-from sqs_pyro.runs.bounds import run_bounds
-from sqs_pyro.runs.bounds_recipe import BoundsRecipe
-from sqs_pyro.runs.directory import BOUNDS, CHECKPOINT, PACKED, write_csv, write_json
-from sqs_pyro.runs.pictures import layer_pictures
-from sqs_pyro.runs.progress import Progress
+from sqs_pyro.runs.bookkeeping import Clock, Progress, versions
+from sqs_pyro.runs.directory import CHECKPOINT, PACKED, in_turn, write_csv
 from sqs_pyro.runs.recipe import WholeRecipe
 from sqs_pyro.tasks.task import Judged, Parts, judge
 
 HISTORY = "history.csv"
+
+
+def check_compressible(net: nn.Module, recipe: CompressionRecipe) -> None:
+    """Check that a network has layers to compress, and weights enough in each for its codebook.
+
+    Raises:
+        NetworkError, RecipeError: it has not; the sentence names the layer.
+    """
+    model = BayesianNetwork(copy.deepcopy(net), include=recipe.include, exclude=recipe.exclude)
+    for name, weight in model.site_values().items():
+        check_codebooks(name, weight.shape, recipe.num_components, recipe.groups)
+
+
+def trained_or_kept(
+    net: nn.Module,
+    train: Any,
+    validation: Any,
+    section: BaselineRecipe,
+    kept: Path,
+    compression: CompressionRecipe,
+    tell: Progress,
+    **options: Any,
+) -> list[EpochRecord]:
+    """Train a network in place, or take the weights that an earlier call has kept.
+
+    Args:
+        net: to train.
+        train, validation: minibatches.
+        section: how to train.
+        kept: file of the trained weights, or of an interrupted training's.
+        compression: what follows; whether the network can be compressed is checked first.
+        tell: told of epochs.
+        options: ``loss`` and ``judge`` of :func:`~sqs_pyro.compression.baseline.train_baseline`.
+
+    Returns:
+        A record for every epoch of training, when ever that was.
+    """
+
+    def progress(record: EpochRecord) -> None:
+        judged = "" if record.validation_accuracy is None else f"validation {record.validation_accuracy:.2%}, "
+        tell("baseline", record.epoch, section.epochs, f"{judged}loss {record.loss:.3f}")
+
+    if not kept.exists():
+        check_compressible(net, compression)  # compression checks this too, but after hours of training
+    with in_turn(kept.with_suffix(".lock")):  # runs side by side share one baseline: the first trains it
+        return train_baseline(net, train, validation, section, checkpoint=kept, progress=progress, **options)
 
 
 def compress_and_measure(
@@ -93,22 +142,6 @@ def compress_and_measure(
     }
 
 
-def write_bounds(
-    recipe: BoundsRecipe | None,
-    result: CompressionResult,
-    train: Any,
-    seed: int,
-    directory: Path,
-    progress: Progress,
-) -> None:
-    """Write the bounds of :func:`~sqs_pyro.runs.bounds.run_bounds` and their picture, unless they are left out."""
-    if recipe is None:
-        return
-    bounds = run_bounds(recipe, result, train, seed, progress)
-    write_json(directory / BOUNDS, bounds)
-    write_bounds_picture(directory / "bounds.png", bounds)
-
-
 def _teller(progress: Progress) -> Any:
     """Tells of steps, the most important figure first: the last validation that there was."""
     judged = ""
@@ -121,3 +154,37 @@ def _teller(progress: Progress) -> Any:
         progress("compression", record.step, record.total_steps, text)
 
     return tell
+
+
+@torch.no_grad()
+def layer_pictures(result: CompressionResult, report: SizeReport) -> list[LayerPicture]:
+    """A picture of every compressed layer, in the network's order.
+
+    Args:
+        result: the compressed network and its posterior.
+        report: its size, for the bits that each layer takes.
+    """
+    shipped = dict(result.hard.named_parameters())
+    bits = {row.name: 8 * row.bytes / row.numel for row in report.tensors}
+    pictures = []
+    for name, site in result.guide.site_guides().items():
+        bulk = site.windows.bulk(site.latent[site.mask] if site.mask.any() else site.latent)
+        pictures.append(
+            LayerPicture(
+                name=name,
+                weights=_array(site.latent),
+                values=_array(shipped[name]),
+                nonzero=_array(site.gates() > 0.5),
+                loc=_array(site.loc[0]),
+                scale=_array(site.scale[0]),
+                mixing=_array(site.mixing_logits[0].softmax(-1)),
+                window_edges=_array(site.edges),
+                bits=bits[name],
+                bulk=None if bulk is None else _array(torch.stack(bulk)),
+            )
+        )
+    return pictures
+
+
+def _array(tensor: torch.Tensor) -> NDArray[Any]:
+    return tensor.detach().flatten().cpu().numpy()

@@ -15,7 +15,6 @@ from sqs_pyro.data import DataRecipe
 from sqs_pyro.documents import parse_yaml, read_yaml, shown
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.recipes import MAX_SEED, RecipeSection, parse
-from sqs_pyro.runs.bounds_recipe import BoundsRecipe, with_bounds
 
 
 class NetworkRecipe(RecipeSection):
@@ -76,6 +75,22 @@ class AveragingRecipe(RecipeSection):
         return self
 
 
+class BoundsRecipe(RecipeSection):
+    """How `bounds.json` is measured: bounds on the KL exactly, the KL itself and the likelihood by draws.
+
+    Attributes:
+        examples: training examples, the first, on which the likelihood is measured.
+        networks: networks drawn for it at each temperature, at most.
+        draws: Monte Carlo draws of each weight, at most; large networks get fewer, but at least 2.
+        standard_error: of the likelihood, as a share of it, at which no more networks are drawn.
+    """
+
+    examples: int = Field(default=64, ge=1)
+    networks: int = Field(default=4, ge=2)
+    draws: int = Field(default=4, ge=2)
+    standard_error: float = Field(default=0.01, ge=0)
+
+
 class WholeRecipe(RecipeSection):
     """What every recipe of a run says.
 
@@ -100,6 +115,13 @@ def with_seed(values: Any, section: str) -> Any:
     if not isinstance(inner, Mapping):
         return values
     return {**values, section: {"seed": values.get("seed", 0), **inner}}
+
+
+def with_bounds(values: Any) -> Any:
+    """A recipe's values in which ``bounds: true`` is a section of defaults, and ``false`` is none."""
+    if not isinstance(values, Mapping) or not isinstance(values.get("bounds"), bool):
+        return values
+    return {**values, "bounds": {} if values["bounds"] else None}
 
 
 class RunRecipe(WholeRecipe):

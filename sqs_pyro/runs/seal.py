@@ -75,6 +75,11 @@ def is_sealed(directory: Path) -> bool:
         return False
 
 
+def is_our_directory(out: Path) -> bool:
+    """Whether a directory was written as a whole by this program, and nobody has put anything into it."""
+    return out.is_dir() and is_sealed(out) and foreign_file(out, ()) is None
+
+
 def _listed(directory: Path) -> dict[str, str] | None:
     """Digests by name; None: there is no list."""
     path = directory / SUMS

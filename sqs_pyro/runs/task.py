@@ -9,21 +9,25 @@ from typing import Any
 import torch
 from torch import nn
 
+from sqs_pyro import load, size_report
 from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.compression.baseline import EpochRecord
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.data.token_loader import TokenDataset, TokenLoader
+from sqs_pyro.documents import shown
 from sqs_pyro.errors import RecipeError
+from sqs_pyro.exporting.examples import first_rows
 from sqs_pyro.fingerprint import network_fingerprint
 from sqs_pyro.integrations.pretrained import Pretrained, find_pretrained, pad_token
-from sqs_pyro.networks.task_networks import AUTO_CLASSES, include_parts, task_network
+from sqs_pyro.networks.task_networks import AUTO_CLASSES, include_parts, task_network, transformer_in
 from sqs_pyro.networks.tokens import longest_input, vocabulary_size
-from sqs_pyro.runs.bookkeeping import Clock, versions
+from sqs_pyro.recipes import parse
+from sqs_pyro.runs.bookkeeping import Clock, Progress, silent, versions
 from sqs_pyro.runs.directory import METRICS, check_output, run_directory, write_json
-from sqs_pyro.runs.measured import compress_and_measure, write_bounds
-from sqs_pyro.runs.network import check_compressible, trained_or_kept
-from sqs_pyro.runs.progress import Progress, silent
-from sqs_pyro.runs.task_recipe import TaskRecipe
+from sqs_pyro.runs.kinds import Document, TextKind
+from sqs_pyro.runs.measured import check_compressible, compress_and_measure, trained_or_kept
+from sqs_pyro.runs.posterior import write_bounds
+from sqs_pyro.runs.task_recipe import TASK_RECIPES, TaskRecipe
 from sqs_pyro.tasks.task import Parts, Task, judge, loss
 
 
@@ -176,3 +180,62 @@ def _device(recipe: TaskRecipe) -> torch.device:
             raise RecipeError("Recipe key 'device' is 'cuda', but torch sees no GPU here: give 'auto' or 'cpu'.")
         return torch.device(recipe.device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+# ---- the kind ----
+
+
+class Tasks(TextKind[TaskRecipe]):
+    """Transformers that learn a task; the key ``task`` names one of :data:`TASK_RECIPES`."""
+
+    recipe = TaskRecipe
+    said = "a recipe of a task"
+    masked = True
+
+    def parse(self, document: Document, where: str = "") -> TaskRecipe:
+        """Validate a recipe of the task that it names."""
+        task = document["task"]
+        if not isinstance(task, str) or task not in TASK_RECIPES:
+            raise RecipeError(
+                f"Recipe key 'task' is {shown(task)}, but should be one of {', '.join(TASK_RECIPES)}."
+            )
+        return parse(TASK_RECIPES[task], document, where)
+
+    def run(
+        self,
+        recipe: TaskRecipe,
+        out_dir: str | Path,
+        *,
+        overwrite: bool = False,
+        baselines_dir: str | Path | None = None,
+        progress: Progress = silent,
+    ) -> dict[str, Any]:
+        """See :func:`run`."""
+        return run(recipe, out_dir, overwrite=overwrite, baselines_dir=baselines_dir, progress=progress)
+
+    def evaluate(
+        self, file: Path, document: Document, *, root: str | Path | None = None, shift: str | None = None
+    ) -> dict[str, Any]:
+        """The task's figures on its test text."""
+        recipe = self.parse(document)
+        self.refuse_images(file, root, shift)
+        text = task_text(recipe)
+        net = load(file)
+        if recipe.task == "embedding":  # judged by the fp32 network
+            text = text.observed(text.network())
+        return {
+            "file": str(file),
+            **text.task.measure(net, text.loaders().test),
+            "task": recipe.task,
+            "network": recipe.network.model_dump(mode="json"),
+            "data": recipe.data.model_dump(mode="json"),
+            "size": size_report(file).to_dict(),
+        }
+
+    def example(self, net: nn.Module, file: Path, document: Document) -> tuple[Any, str]:
+        """The first test texts."""
+        return first_rows(task_text(self.parse(document)).loaders().test)
+
+    def transformer(self, net: nn.Module) -> nn.Module:
+        """The network behind which the task's head stands."""
+        return transformer_in(net)

@@ -9,15 +9,12 @@ from sqs_pyro.compression.baseline import BaselineRecipe
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.integrations.pretrained_recipe import PretrainedRecipe
 from sqs_pyro.recipes import RecipeSection
-from sqs_pyro.runs.bounds_recipe import BoundsRecipe, with_bounds
-from sqs_pyro.runs.recipe import WholeRecipe
+from sqs_pyro.runs.recipe import BoundsRecipe, WholeRecipe, with_bounds
 from sqs_pyro.tasks.classification import ClassificationData, TextClassification
 from sqs_pyro.tasks.embedding import SentenceData, SentenceEmbedding
 from sqs_pyro.tasks.parts import TextData
 from sqs_pyro.tasks.question_answering import QuestionAnswering, QuestionData
 from sqs_pyro.tasks.task import Task
-
-TASK = "task"
 
 
 class FineTuning(RecipeSection):

@@ -13,7 +13,8 @@ from pydantic import Field
 from sqs_pyro.documents import read_yaml, shown
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.recipes import MAX_SEED, RecipeSection, parse
-from sqs_pyro.runs.recipe import RunRecipe, changed, with_value
+from sqs_pyro.runs.kinds import RunKind, kind_of
+from sqs_pyro.runs.recipe import WholeRecipe, changed, with_value
 
 STUDY_KEYS = frozenset({"base", "variants", "grid", "seeds"})
 _LONGEST_NAME = 120  # of a directory, in characters
@@ -72,7 +73,12 @@ class Cell:
     variant: str
     values: dict[str, Any]
     seed: int
-    recipe: RunRecipe
+    recipe: WholeRecipe
+
+    @property
+    def kind(self) -> RunKind[Any]:
+        """What the run is of."""
+        return kind_of(self.recipe)
 
     @property
     def name(self) -> str:
@@ -110,14 +116,19 @@ def cells(study: StudyRecipe) -> list[Cell]:
     """All runs of a study: seed after seed, so that an unfinished study has whole seeds.
 
     Raises:
-        RecipeError: a variant or grid names an unknown key or an impossible value, a list is empty or has a value
-            twice, or two cells cannot be told apart.
+        RecipeError: the base is of a kind that studies do not take, a variant or grid names an unknown key or an
+            impossible value, a list is empty or has a value twice, or two cells cannot be told apart.
     """
-    parse(RunRecipe, study.base, "base")
+    kind = kind_of(study.base)
+    if not kind.in_studies:
+        raise RecipeError(
+            f"Recipe key 'base' is {kind.said}, which studies do not take: run each variant with `sqs compress`."
+        )
+    kind.parse(study.base, "base")
     _check_values("seeds", study.seeds)
     variants = study.variants or {study.name: VariantRecipe()}
     found = [
-        _cell(study, label, variant, values, seed)
+        _cell(study, kind, label, variant, values, seed)
         for seed in study.seeds
         for label, variant in variants.items()
         for values in _points(label, variant, study.grid)
@@ -144,7 +155,14 @@ def _points(label: str, variant: VariantRecipe, shared: Grid) -> Iterator[dict[s
         yield dict(zip(grid, combination, strict=True))
 
 
-def _cell(study: StudyRecipe, label: str, variant: VariantRecipe, values: dict[str, Any], seed: int) -> Cell:
+def _cell(
+    study: StudyRecipe,
+    kind: RunKind[Any],
+    label: str,
+    variant: VariantRecipe,
+    values: dict[str, Any],
+    seed: int,
+) -> Cell:
     for key in [*variant.set, *values]:
         if key in _GIVEN_ELSEWHERE:
             raise RecipeError(
@@ -153,7 +171,7 @@ def _cell(study: StudyRecipe, label: str, variant: VariantRecipe, values: dict[s
     name = f"{label} ({point_label(values)})" if values else label
     asked = {**variant.set, **values, "seed": seed, "name": name}
     try:
-        recipe = parse(RunRecipe, _merged(study.base, asked))
+        recipe = kind.parse(_merged(study.base, asked))
     except RecipeError as error:
         raise RecipeError(f"Variant '{name}': {error}") from None
     return Cell(label, values, seed, recipe)

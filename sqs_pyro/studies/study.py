@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -10,24 +10,20 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from sqs_pyro.atomic import check_place, clean_inside, one_sentence, resolved, write_text
-from sqs_pyro.documents import parse_yaml, read_yaml
-from sqs_pyro.errors import OutputError, RecipeError, ResourceError, SQSError, first_line
-from sqs_pyro.fingerprint import Fingerprint, fingerprint, first_difference
-from sqs_pyro.recipes import parse
+from sqs_pyro.documents import parse_yaml
+from sqs_pyro.errors import OutputError, ResourceError, SQSError, first_line
+from sqs_pyro.locks import alone_in
 from sqs_pyro.reporting.study_plots import comparison_figure, sweep_figure
 from sqs_pyro.reporting.study_summary import summarise, write_csv
 from sqs_pyro.reporting.style import write_figure
-from sqs_pyro.runs.directory import METRICS, RECIPE, check_output, locked, read_run, write_json
-from sqs_pyro.runs.images import run
-from sqs_pyro.runs.made_of import difference, made_of_many
-from sqs_pyro.runs.progress import Progress, silent
-from sqs_pyro.runs.recipe import RunRecipe
-from sqs_pyro.runs.seal import check_sealed
+from sqs_pyro.runs.bookkeeping import Progress, silent
+from sqs_pyro.runs.directory import read_run, write_json
+from sqs_pyro.studies.finished import MadeOf, check_cell, made_of_now, why_again
 from sqs_pyro.studies.processes import Outcome, run_commands
 from sqs_pyro.studies.recipe import Cell, StudyRecipe, cells, point_label
 
-MadeOf = Callable[[RunRecipe], Fingerprint]
 STUDY, RUNS, BASELINES = "study.yaml", "runs", "baselines"
+LOCK = ".sqs-study.lock"  # while somebody works on the study
 
 
 @dataclass(frozen=True)
@@ -79,9 +75,9 @@ def run_study(
     directory = resolved(out_dir)
     baselines = directory / BASELINES if baselines_dir is None else resolved(baselines_dir)
     check_place(baselines / "kept.pt")
-    now = made_of_many()
+    now = made_of_now()
     with _study_directory(directory, study, found, now, overwrite=overwrite) as runs:
-        waiting = [cell for cell in found if _why_again(runs / cell.directory, cell.recipe, now)]
+        waiting = [cell for cell in found if why_again(runs / cell.directory, cell, now)]
         count = _Count(progress, len(found) - len(waiting), len(found))
         if jobs > 1:
             work = _in_processes(waiting, runs, baselines, jobs, count.say)
@@ -115,7 +111,8 @@ def _one_by_one(
     for cell in waiting:
         say(cell.name)
         try:
-            run(cell.recipe, runs / cell.directory, overwrite=True, baselines_dir=baselines, progress=progress)
+            out = runs / cell.directory
+            cell.kind.run(cell.recipe, out, overwrite=True, baselines_dir=baselines, progress=progress)
         except (OutputError, ResourceError):
             raise  # the next cell would have no room either
         except SQSError as error:
@@ -128,8 +125,9 @@ def _in_processes(
     waiting: Sequence[Cell], runs: Path, baselines: Path, jobs: int, say: Callable[[str], None]
 ) -> Generator[Outcome, None, None]:
     """`sqs compress` for each cell; a cell of each baseline comes first, so that baselines train side by side."""
-    first = {cell.recipe.baseline_key: cell for cell in reversed(waiting)}
-    ordered = sorted(waiting, key=lambda cell: cell is not first[cell.recipe.baseline_key])
+    keys = {cell.name: cell.kind.baseline_key(cell.recipe) for cell in waiting}
+    first = {keys[cell.name]: cell for cell in reversed(waiting)}
+    ordered = sorted(waiting, key=lambda cell: cell is not first[keys[cell.name]])
     with TemporaryDirectory() as recipes:
         commands: dict[str, list[str | Path]] = {}
         for cell in ordered:
@@ -195,10 +193,11 @@ def _study_directory(
     runs = directory / RUNS
     _check_directory(directory, study)
     for cell in found:
-        _check_cell(runs / cell.directory, cell.recipe, now, overwrite=overwrite)
-    with one_sentence(runs):
-        runs.mkdir(parents=True, exist_ok=True)
-    with locked(directory):
+        check_cell(runs / cell.directory, cell, now, overwrite=overwrite)
+    with ExitStack() as alone:
+        with one_sentence(runs):
+            runs.mkdir(parents=True, exist_ok=True)
+            alone.enter_context(alone_in(directory, directory / LOCK))
         clean_inside(directory)
         write_text(directory / STUDY, _sealed(study.as_yaml()))
         yield runs
@@ -242,40 +241,3 @@ def _name_in(kept: Path) -> str:
             f"'{kept}' is damaged ({reason}): write 'name: ' and the study's name into it, as its only line, and "
             "the same command goes on with the runs that are finished."
         ) from None
-
-
-def _check_cell(directory: Path, recipe: RunRecipe, now: MadeOf, *, overwrite: bool) -> None:
-    if overwrite or not (directory / METRICS).exists():
-        check_output(directory, recipe.as_yaml(), overwrite=overwrite)
-    elif why := _why_again(directory, recipe, now):
-        raise OutputError(
-            f"'{directory}' holds a finished run of {why}: choose another output directory, or run it again with "
-            "--overwrite."
-        )
-
-
-def _why_again(directory: Path, recipe: RunRecipe, now: MadeOf) -> str | None:
-    """What a directory holds that is not the finished run of just this recipe and data, or None if it is.
-
-    Keys that came later have their defaults.
-
-    Raises:
-        OutputError: a file of the finished run was altered.
-    """
-    if not (directory / METRICS).exists():
-        return "nothing"
-    check_sealed(directory)
-    try:
-        kept = parse(RunRecipe, read_yaml(directory / RECIPE))
-    except RecipeError:  # a key that is no more, or a file that was cut
-        return "another recipe"
-    if kept != recipe:
-        return _changed_keys(kept, recipe)
-    return difference(directory, recipe, now)
-
-
-def _changed_keys(kept: RunRecipe, recipe: RunRecipe) -> str:
-    found = first_difference(
-        fingerprint(kept.model_dump(mode="json"), {}, {}), fingerprint(recipe.model_dump(mode="json"), {}, {})
-    )
-    return "another recipe" if found is None else f"another recipe ({found[1]})"

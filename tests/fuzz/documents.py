@@ -15,7 +15,7 @@ from sqs_pyro.compression.checkpoint import read_checkpoint, write_checkpoint
 from sqs_pyro.networks.state import load_weights
 from sqs_pyro.reporting.tables import report_tables
 from sqs_pyro.runs.directory import read_run, reported
-from sqs_pyro.runs.language_model_recipe import load_any_recipe
+from sqs_pyro.runs.kinds import load_any_recipe
 from sqs_pyro.studies.recipe import load_study
 
 _RUN = {

@@ -9,9 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sqs_pyro import CompressionResult, compress
-from sqs_pyro.runs.bounds import run_bounds
-from sqs_pyro.runs.bounds_recipe import BoundsRecipe
-from sqs_pyro.runs.recipe import RunRecipe
+from sqs_pyro.runs.posterior import run_bounds
+from sqs_pyro.runs.recipe import BoundsRecipe, RunRecipe
 
 _WHOLE = {"network": {"name": "digits_net"}, "data": {"name": "digits"}}
 

@@ -15,8 +15,7 @@ from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.networks.registry import build_network
 from sqs_pyro.recipes import parse
 from sqs_pyro.runs.files import evaluate_file, inspect_file
-from sqs_pyro.runs.images import run
-from sqs_pyro.runs.network import check_fit
+from sqs_pyro.runs.images import check_fit, run
 from sqs_pyro.runs.recipe import RunRecipe
 
 FILES = {"packed.safetensors", "ensemble.safetensors", "metrics.json", "bounds.json", "recipe.yaml", "history.csv"}
@@ -125,29 +124,6 @@ def test_the_history_covers_the_whole_run(small_run):
     assert steps == sorted(steps)
     assert steps[-1] == int(rows[-1]["total_steps"])
     assert float(rows[-1]["accuracy"]) > 0
-
-
-def test_the_same_recipe_gives_the_same_file(small_run, small_recipe, tmp_path):
-    run(small_recipe, tmp_path / "run", baselines_dir=small_run.parent / "baselines")
-    again = (tmp_path / "run" / "packed.safetensors").read_bytes()
-    assert again == (small_run / "packed.safetensors").read_bytes()
-
-
-def test_an_interrupted_run_goes_on_and_ends_the_same(small_run, small_recipe, tmp_path):
-    def interrupt(stage, done, total, text):
-        if stage == "compression" and done > total // 2:
-            raise KeyboardInterrupt
-
-    baselines = small_run.parent / "baselines"
-    with pytest.raises(KeyboardInterrupt):
-        run(small_recipe, tmp_path / "run", baselines_dir=baselines, progress=interrupt)
-    assert [path.name for path in tmp_path.iterdir()] == ["run.partial"]
-    saved = torch.load(tmp_path / "run.partial" / "checkpoint.pt", weights_only=True)
-    metrics = run(small_recipe, tmp_path / "run", baselines_dir=baselines)
-    assert metrics["seconds"] == metrics["stage_seconds"]["compression"] > saved["seconds"] > 0
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    resumed = (tmp_path / "run" / "packed.safetensors").read_bytes()
-    assert resumed == (small_run / "packed.safetensors").read_bytes()
 
 
 def test_a_baseline_is_trained_once(small_run, small_recipe, tmp_path):

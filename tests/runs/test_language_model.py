@@ -13,14 +13,16 @@ import yaml
 from kits.language_checkpoint import LENGTH, write_checkpoint
 from torch.nn import functional as F
 
-from sqs_pyro import load, size_report
+from sqs_pyro import compress_transformer, load, size_report
+from sqs_pyro.compression.blockwise.memory_plan import plan_memory
 from sqs_pyro.errors import DataError, MissingPackageError, NetworkError, RecipeError
+from sqs_pyro.integrations.pretrained import Pretrained
 from sqs_pyro.networks.architectures import block_paths
 from sqs_pyro.recipes import parse
 from sqs_pyro.runs.files import evaluate_file, inspect_file
+from sqs_pyro.runs.kinds import kind_of, load_any_recipe
 from sqs_pyro.runs.language_model import run
-from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe, load_any_recipe
-from sqs_pyro.runs.language_texts import mixed
+from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe, mixed
 from sqs_pyro.runs.recipe import RunRecipe
 
 transformers = pytest.importorskip("transformers")
@@ -108,11 +110,7 @@ def test_every_block_is_recorded(tiny_language_run, tiny_language_recipe):
     assert {"python", "torch", "transformers", "sqs-pyro"} <= set(metrics["versions"])
 
 
-def test_the_same_recipe_gives_the_same_file_and_another_seed_another(
-    tiny_language_run, tiny_language_recipe, tmp_path
-):
-    run(tiny_language_recipe, tmp_path / "again")
-    assert packed(tmp_path / "again") == packed(tiny_language_run)
+def test_another_seed_gives_another_file(tiny_language_run, tiny_language_recipe, tmp_path):
     run(changed(tiny_language_recipe, seed=1, blockwise={"seed": 1}), tmp_path / "other")
     assert packed(tmp_path / "other") != packed(tiny_language_run)
 
@@ -136,7 +134,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     assert {path.name for path in kept.iterdir()} == {"recipe.yaml", "checkpoint.pt", "blocks"}
     assert [path.name for path in (kept / "blocks").glob("block-*")] == ["block-000.pt"]
     first = torch.load(kept / "blocks" / "block-000.pt", weights_only=True)["record"]["seconds"]
-    monkeypatch.setattr("sqs_pyro.runs.language_texts.generate_calibration", None)  # the sequences are kept
+    monkeypatch.setattr("sqs_pyro.runs.language_model_recipe.generate_calibration", None)  # the sequences are kept
     metrics = run(tiny_language_recipe, tmp_path / "run")
     assert metrics["blocks"][0]["seconds"] == first < metrics["seconds"]
     assert packed(tmp_path / "run") == packed(tiny_language_run)
@@ -172,6 +170,62 @@ def test_the_file_alone_can_be_judged_and_inspected(tiny_language_run, tiny_lang
     assert [*evaluate_file(file, data_from=moved)["perplexity"]] == ["held_out"]
     with pytest.raises(DataError, match=r"--shift noise:1 is for images, but '.*' is judged by text"):
         evaluate_file(file, shift="noise:1")
+
+
+class TestStreamed:
+    """One block of the checkpoint at a time, from the first step to the last."""
+
+    def test_the_same_file_and_figures_as_in_memory(self, tiny_language_recipe, tmp_path, monkeypatch):
+        even = changed(tiny_language_recipe, blockwise={"allocation": "even"}, generated=0)
+        whole = run(even, tmp_path / "whole")
+        streamed = changed(even, blockwise={"streamed": True})
+        monkeypatch.setattr(Pretrained, "network", None)  # nothing loads the network as a whole
+        with pytest.raises(KeyboardInterrupt):
+            run(streamed, tmp_path / "run", progress=interrupt)
+        metrics = run(streamed, tmp_path / "run")
+        assert packed(tmp_path / "run") == packed(tmp_path / "whole")
+        for key in ("baseline", "compressed", "size", "findings", "calibration", "max_logit_difference"):
+            assert metrics[key] == whole[key], key
+
+    def test_what_is_planned_is_what_is_done(self, tiny_language_recipe):
+        even = changed(tiny_language_recipe, blockwise={"allocation": "even"}, generated=0)
+        plans = [kind_of(even).plan(changed(even, blockwise={"streamed": s})) for s in (False, True)]
+        assert [plan["streamed"] for plan in plans] == [False, True]
+        net = network(even)
+        for plan in plans:
+            expected = plan_memory(net, 8, LENGTH, even.blockwise, streamed=plan["streamed"])
+            assert (plan["peak"], plan["moments"]) == (expected.peak, expected.moments)
+        assert plans[1]["moments"]["end"]["ends"] < plans[0]["moments"]["end"]["ends"]
+
+    @pytest.mark.parametrize(
+        ("sections", "sentence"),
+        [
+            ({"blockwise": {"allocation": "importance"}}, "allocation: even beside streamed: true"),
+            ({"generated": 4}, "generated: 0 beside blockwise.streamed, but is 4"),
+            (
+                {"network": {"gguf_file": "a.gguf"}},
+                "safetensors files beside blockwise.streamed: 'a.gguf' is none",
+            ),
+        ],
+    )
+    def test_what_needs_the_whole_network_is_refused(self, tiny_language_recipe, sections, sentence):
+        with pytest.raises(RecipeError, match=sentence):
+            changed(
+                tiny_language_recipe,
+                **{
+                    "generated": 0,
+                    **sections,
+                    "blockwise": {"streamed": True, "allocation": "even", **sections.get("blockwise", {})},
+                },
+            )
+
+    def test_a_network_that_is_in_memory_cannot_be_streamed(self, tiny_language_recipe):
+        net = network(tiny_language_recipe)
+        recipe = {"streamed": True, "allocation": "even"}
+        with pytest.raises(
+            RecipeError, match="this network is in memory: leave it out, or call compress_checkpoint"
+        ):
+            compress_transformer(net, torch.zeros(2, 8, dtype=torch.int64), recipe)
 
 
 def test_transformers_is_imported_only_when_a_checkpoint_is_loaded():

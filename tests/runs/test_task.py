@@ -14,7 +14,7 @@ from sqs_pyro.networks.task_networks import AUTO_CLASSES, task_network, transfor
 from sqs_pyro.recipes import parse
 from sqs_pyro.runs.export import export_file
 from sqs_pyro.runs.files import evaluate_file
-from sqs_pyro.runs.language_model_recipe import load_any_recipe, parse_any_recipe
+from sqs_pyro.runs.kinds import load_any_recipe, parse_any_recipe
 from sqs_pyro.runs.task import run, task_text
 from sqs_pyro.runs.task_recipe import TASK_RECIPES
 

@@ -25,7 +25,7 @@ from sqs_pyro.compression.blockwise.bit_budget import BitBudget, LayerRate
 from sqs_pyro.compression.blockwise.channel_scales import channel_scales, in_units_of, scale_bits
 from sqs_pyro.compression.blockwise.importance import output_importance
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood, input_moments
-from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
+from sqs_pyro.compression.blockwise.recipe import WITHOUT_EFFECT, BlockwiseRecipe
 from sqs_pyro.compression.blockwise.sequential_coding import fit
 from sqs_pyro.compression.blockwise.store import BlockRecord, BlockStore, FinishedBlock, Plan
 from sqs_pyro.compression.blockwise.training import relative_error, settle
@@ -35,8 +35,6 @@ from sqs_pyro.fingerprint import (
     Fingerprint,
     described,
     fingerprint,
-    network_fingerprint,
-    tensors_fingerprint,
 )
 from sqs_pyro.inference.diagnostics import uncompressed
 from sqs_pyro.inference.findings import Finding, unrepeatable
@@ -46,7 +44,7 @@ from sqs_pyro.models.observation import Likelihood
 from sqs_pyro.networks.block_stack import BlockArguments, BlockStack, input_of, run_block
 from sqs_pyro.networks.calling import split_examples
 from sqs_pyro.networks.coverage import coverage
-from sqs_pyro.networks.residency import InMemory, Residency
+from sqs_pyro.networks.residency import InMemory, Residency, resident_fingerprint
 from sqs_pyro.packing import CodedTensor, size_report
 from sqs_pyro.packing.layouts import PackedTensor, pack_tensor
 from sqs_pyro.packing.leftovers import round_leftovers, round_to
@@ -177,15 +175,10 @@ class _Run:
 
     def _fingerprint(self) -> Fingerprint:
         """What this call is made of; of a streamed network every weight is read for it once."""
-        with self.residency.held(self.net, without=self.stack.blocks):
-            network = network_fingerprint(self.net)
-        if not self.residency.whole:
-            for path, block in zip(self.paths, self.stack.blocks, strict=True):
-                with self.residency.held(block):
-                    network |= tensors_fingerprint(block, f"{path}.")
+        network = resident_fingerprint(self.net, self.stack.blocks, self.residency)
         data = {"minibatches": len(self.minibatches), "sequences": described(self.minibatches)}
         setting = {"likelihood": described(self.likelihood)}
-        return fingerprint(self.recipe.model_dump(mode="json"), network, data, setting)
+        return fingerprint(self.recipe.model_dump(mode="json", exclude=WITHOUT_EFFECT), network, data, setting)
 
     def compress(self, progress: Callable[[BlockRecord], None] | None) -> list[BlockRecord]:
         importance, budget = self._plan()

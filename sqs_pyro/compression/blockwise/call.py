@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.compression.blockwise.blocks import BlockwiseResult, compress_blocks
-from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
+from sqs_pyro.compression.blockwise.recipe import WITHOUT_EFFECT, BlockwiseRecipe
 from sqs_pyro.compression.blockwise.store import BlockRecord
-from sqs_pyro.errors import DataError
+from sqs_pyro.errors import DataError, RecipeError
 from sqs_pyro.isolation import isolated
 from sqs_pyro.models.likelihoods import Gaussian, categorical_last
 from sqs_pyro.networks.architectures import architecture_of, blocks, layer_groups
@@ -54,11 +54,19 @@ def compress_transformer(
     Raises:
         NetworkError, DataError, RecipeError, OutputError: one sentence that says what to repair.
     """
-    if not isinstance(recipe, BlockwiseRecipe):
-        recipe = parse(BlockwiseRecipe, recipe or {}, "blockwise")
+    recipe = parse(BlockwiseRecipe, recipe or {}, "blockwise")
+    if recipe.streamed and residency is None:
+        raise RecipeError(
+            "Recipe key 'blockwise.streamed' is true, but this network is in memory: leave it out, or call "
+            "compress_checkpoint with its directory."
+        )
     if directory is not None:
         check_place(Path(directory) / "block-000.pt")
     (check_network if residency is None else check_replaceable)(net)  # others may have weights elsewhere
+    metadata = {
+        "recipe": recipe.model_dump(mode="json", exclude_defaults=True, exclude=WITHOUT_EFFECT),
+        **(metadata or {}),
+    }
     architecture = architecture_of(net)
     found = blocks(net)
     _check_sequences(net, sequences)
@@ -73,7 +81,7 @@ def compress_transformer(
             directory=None if directory is None else resolved(directory),
             residency=residency,
             progress=progress,
-            metadata={"recipe": recipe.model_dump(mode="json", exclude_defaults=True), **(metadata or {})},
+            metadata=metadata,
         )
 
 

@@ -105,8 +105,7 @@ def plan_memory(
     Raises:
         NetworkError, RecipeError: an unknown architecture, an impossible recipe.
     """
-    if not isinstance(recipe, BlockwiseRecipe):
-        recipe = parse(BlockwiseRecipe, recipe or {}, "blockwise")
+    recipe = parse(BlockwiseRecipe, recipe or {}, "blockwise")
     found = blocks(net)
     layers = linear_layers(found[0], architecture_of(net)).values()
     in_block = _count(found[0])

@@ -2,9 +2,12 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sqs_pyro.recipes import MAX_SEED, RecipeSection
+
+#: Keys that change how a network is compressed, but nothing in what comes of it.
+WITHOUT_EFFECT = {"streamed"}
 
 
 class BlockwiseRecipe(RecipeSection):
@@ -29,6 +32,9 @@ class BlockwiseRecipe(RecipeSection):
         leftover_learning_rate: of norms and biases (Adam), relative to each tensor's root mean square.
         layout: of packed tensors in the file, see `compression.layout`.
         leftover_dtype: of everything that is not compressed.
+        streamed: whether weights stay in the checkpoint's safetensors files until their block is at work, so that
+            one block is in memory at a time and not the whole network; the file is the same, byte for byte. It
+            needs allocation `even`, for gradients of `importance` go through the whole network.
         seed: of the draws of importance, and of the order of sequences in each block's steps.
     """
 
@@ -46,4 +52,14 @@ class BlockwiseRecipe(RecipeSection):
     leftover_learning_rate: float = Field(default=1e-3, ge=0)
     layout: Literal["auto", "dense", "bitmap", "entropy"] = "auto"
     leftover_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    streamed: bool = False
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
+
+    @model_validator(mode="after")
+    def _streamed_blocks_have_even_bits(self) -> "BlockwiseRecipe":
+        if self.streamed and self.allocation != "even":
+            raise ValueError(
+                f"allocation: even beside streamed: true, for '{self.allocation}' takes gradients through the "
+                "whole network"
+            )
+        return self

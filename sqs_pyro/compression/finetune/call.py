@@ -145,8 +145,7 @@ def compress(
         ResourceError: there is too little memory.
     """
     start = time.perf_counter()
-    if not isinstance(recipe, CompressionRecipe):
-        recipe = parse(CompressionRecipe, recipe or {}, "compression")
+    recipe = parse(CompressionRecipe, recipe or {}, "compression")
     check_network(net)
     check_training_loader(train_loader)
     if checkpoint is not None:

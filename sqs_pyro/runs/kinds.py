@@ -1,0 +1,260 @@
+"""Kinds of runs: what a recipe's kind decides is decided by one class, and a recipe's keys say which.
+
+A new kind is one file with a subclass of :class:`RunKind`, and one :func:`register_kind`. A kind's module is
+imported when a recipe, or a file, of that kind is met.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+from torch import nn
+
+from sqs_pyro import load
+from sqs_pyro.documents import read_yaml
+from sqs_pyro.errors import DataError, PackedFileError, RecipeError
+from sqs_pyro.fingerprint import Fingerprint
+from sqs_pyro.networks.tokens import vocabulary_size
+from sqs_pyro.packing.file import read_packed
+from sqs_pyro.recipes import parse
+from sqs_pyro.runs.bookkeeping import Progress, silent
+from sqs_pyro.runs.recipe import WholeRecipe, changed
+
+Recipe = TypeVar("Recipe", bound=WholeRecipe)
+Document = Mapping[str, Any]
+"""A recipe as plain data: read from YAML, or kept in a packed file, where any program may have written it."""
+
+
+@dataclass(frozen=True)
+class InputForm:
+    """What random inputs of a network look like.
+
+    Attributes:
+        shapes: of one example, each to be tried by itself: ``(C, H, W)`` or ``(tokens,)``.
+        vocabulary: tokens that the network knows; None: it takes numbers.
+        masked: whether it takes its tokens as a mapping with an attention mask.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    vocabulary: int | None = None
+    masked: bool = False
+
+
+class RunKind(ABC, Generic[Recipe]):
+    """What is done with recipes of one kind, and with the packed files that hold them.
+
+    Attributes:
+        recipe: class of its recipes.
+        said: what such a recipe is, for sentences.
+        in_studies: whether studies take it: :meth:`made_of` and :meth:`baseline_key` are then there.
+    """
+
+    recipe: type[Recipe]
+    said: str
+    in_studies = False
+
+    def parse(self, document: Document, where: str = "") -> Recipe:
+        """Validate a whole recipe.
+
+        Raises:
+            RecipeError: a key or value is wrong; the sentence names it, behind ``where``.
+        """
+        return parse(self.recipe, document, where)
+
+    @abstractmethod
+    def run(
+        self,
+        recipe: Recipe,
+        out_dir: str | Path,
+        *,
+        overwrite: bool = False,
+        baselines_dir: str | Path | None = None,
+        progress: Progress = silent,
+    ) -> dict[str, Any]:
+        """Carry a recipe out: a run directory with the packed file, and what ``metrics.json`` in it holds.
+
+        Args:
+            recipe: what to do.
+            out_dir: directory to make.
+            overwrite: replace a finished run that is there.
+            baselines_dir: where trained fp32 networks are kept.
+            progress: called often, for a progress bar.
+        """
+
+    @abstractmethod
+    def evaluate(
+        self, file: Path, document: Document, *, root: str | Path | None = None, shift: str | None = None
+    ) -> dict[str, Any]:
+        """Rebuild the network of a packed file, and judge it as a run of this kind judges it.
+
+        Args:
+            file: packed file.
+            document: recipe that says by which data.
+            root: directory of the data set on this machine, instead of the recipe's.
+            shift: what is done to images first.
+        """
+
+    def network(self, file: Path, document: Document) -> nn.Module:
+        """The packed network of a file, built as its metadata or its recipe says.
+
+        Raises:
+            PackedFileError: neither says how.
+            NetworkError: the network's checkpoint is missing.
+        """
+        if read_packed(file).metadata.get("network") is not None:
+            return load(file)
+        plain = self.plain_network(document)
+        if plain is None:
+            raise PackedFileError(
+                f"Packed file '{file}' does not say how to build its network: in Python, load it with the "
+                "network's constructor."
+            )
+        return load(file, plain)
+
+    def plain_network(self, document: Document) -> nn.Module | None:
+        """The network that a recipe names, for a packed file to fill; None: it names none."""
+        return None
+
+    @abstractmethod
+    def example(self, net: nn.Module, file: Path, document: Document) -> tuple[Any, str]:
+        """Inputs to trace a file's network with, at least two rows, and where they come from."""
+
+    @abstractmethod
+    def input_form(
+        self,
+        net: nn.Module,
+        file: Path,
+        document: Document,
+        image_shape: tuple[int, ...] | None,
+        lengths: Sequence[int],
+    ) -> InputForm:
+        """What to time a file's network with.
+
+        Args:
+            net: the network, made ready to be timed.
+            file, document: where it comes from.
+            image_shape: instead of the shape of the recipe's data.
+            lengths: of texts, in tokens.
+        """
+
+    def plan(self, recipe: Recipe) -> dict[str, Any]:
+        """The memory that a run is going to take, as a document; see docs/cli.md.
+
+        Raises:
+            RecipeError: it cannot be told.
+        """
+        raise RecipeError(
+            f"A plan tells the memory of compression block by block, but this is {self.said}: give a recipe with "
+            "the key 'blockwise', or a checkpoint."
+        )
+
+    def made_of(self, recipe: Recipe) -> Fingerprint:
+        """The fingerprint of what a recipe names: a finished run of a study is of just this."""
+        raise NotImplementedError
+
+    def baseline_key(self, recipe: Recipe) -> str:
+        """What is equal for runs of a study that share a trained fp32 network."""
+        raise NotImplementedError
+
+
+class TextKind(RunKind[Recipe]):
+    """A kind whose networks are transformers and take tokens.
+
+    Attributes:
+        masked: whether a network is called with an attention mask beside its tokens.
+    """
+
+    masked: bool
+
+    def transformer(self, net: nn.Module) -> nn.Module:
+        """The network of transformers in a kind's network."""
+        return net
+
+    def refuse_images(self, file: Path, root: str | Path | None, shift: str | None) -> None:
+        """Refuse options of :meth:`evaluate` that are for images."""
+        for option, value in (("--root", root), ("--shift", shift)):
+            if value is not None:
+                raise DataError(f"{option} {value} is for images, but '{file}' is judged by text: leave it out.")
+
+    def input_form(
+        self,
+        net: nn.Module,
+        file: Path,
+        document: Document,
+        image_shape: tuple[int, ...] | None,
+        lengths: Sequence[int],
+    ) -> InputForm:
+        """Tokens of each length."""
+        if image_shape is not None:
+            raise RecipeError(f"--input-shape is for images, but '{file}' takes texts: give --lengths instead.")
+        owner: Any = self.transformer(net)
+        if hasattr(owner.config, "use_cache"):
+            owner.config.use_cache = False  # one call of the network is measured, after which nothing follows
+        return InputForm(tuple((length,) for length in lengths), vocabulary_size(owner), self.masked)
+
+
+# ---- the registry ----
+
+_KINDS: dict[str, str] = {
+    "blockwise": "sqs_pyro.runs.language_model:LanguageModels",
+    "task": "sqs_pyro.runs.task:Tasks",
+}
+_WITHOUT_KEY = "sqs_pyro.runs.images:Images"
+
+
+def register_kind(key: str, where: str) -> None:
+    """Add a kind of runs.
+
+    Args:
+        key: top-level key that recipes of this kind have, and those of no other.
+        where: ``"package.module:Class"``, a subclass of :class:`RunKind`.
+
+    Raises:
+        RecipeError: the key tells another kind.
+    """
+    if _KINDS.setdefault(key, where) != where:
+        raise RecipeError(f"Recipes with the key '{key}' are of the kind {_KINDS[key]}: choose another key.")
+
+
+def kind_of(recipe: Any) -> RunKind[Any]:
+    """The kind of a recipe, or of a document: whatever has no kind's key is of images, and is checked as such."""
+    # a recipe has all keys of its class, a document those that were written: both have the key that tells them
+    keys = type(recipe).model_fields if isinstance(recipe, BaseModel) else recipe
+    known = keys if isinstance(keys, Mapping) else {}
+    return _kind_at(next((where for key, where in _KINDS.items() if key in known), _WITHOUT_KEY))
+
+
+def kinds() -> list[RunKind[Any]]:
+    """All kinds that there are."""
+    return [_kind_at(where) for where in (_WITHOUT_KEY, *_KINDS.values())]
+
+
+@cache
+def _kind_at(where: str) -> RunKind[Any]:
+    kind: RunKind[Any] = resolve_name(where)()
+    return kind
+
+
+def load_any_recipe(path: str | Path, changes: Sequence[str] = ()) -> Any:
+    """Read and validate a recipe of any kind.
+
+    One with the key ``blockwise`` is a language model's, one with the key ``task`` that of a task.
+
+    Args:
+        path: YAML file.
+        changes: ``"blockwise.bits=3"``: values to put in place of the file's, in YAML notation.
+
+    Raises:
+        RecipeError: the file is missing or is no YAML, or a key or value in it is wrong.
+    """
+    return parse_any_recipe(changed(read_yaml(Path(path)), changes))
+
+
+def parse_any_recipe(values: Any) -> Any:
+    """Validate a recipe of any kind, from YAML or from a packed file; errors as :func:`load_any_recipe`."""
+    return kind_of(values).parse(values)
