@@ -19,7 +19,7 @@ def check_probability(owner: str, name: str, value: Tensor) -> None:
 
 
 def check_components(
-    loc: Tensor, scale: Tensor, num_components: int, temperature: Tensor, spike_scale: Tensor | None
+    loc: Tensor, scale: Tensor, num_components: int, temperature: float | Tensor, spike_scale: Tensor | None
 ) -> None:
     """Raise a ValueError unless a spike-and-GMM's components, temperature and spike are in their domains."""
     if spike_scale is not None and not float(spike_scale) > 0:
