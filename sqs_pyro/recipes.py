@@ -4,7 +4,16 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import RecipeError
@@ -21,7 +30,8 @@ class RecipeSection(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    #: What keys were called before; those names are still taken.
+    #: What keys were called before. Those names are still taken, and written: files and kept states stay what they
+    #: are, and older versions read them.
     older_names: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="before")
@@ -30,6 +40,11 @@ class RecipeSection(BaseModel):
         if not isinstance(values, Mapping):
             return values
         return {cls.older_names.get(key, key): value for key, value in values.items()}  # the last one given counts
+
+    @model_serializer(mode="wrap")
+    def _by_older_names(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written = {present: older for older, present in self.older_names.items()}
+        return {written.get(key, key): value for key, value in write(self).items()}
 
     @field_validator("*", mode="before")
     @classmethod

@@ -19,13 +19,12 @@ from sqs_pyro.bench.report import (
     COLD_BYTES,
     NF4,
     PEER_ERRORS,
-    first_line,
     nf4_linear,
     random_coded,
     spread,
     torch_threads,
 )
-from sqs_pyro.errors import RecipeError
+from sqs_pyro.errors import RecipeError, first_line
 from sqs_pyro.kernels.modules import PackedLinear
 from sqs_pyro.kernels.weight import PackedWeight
 from sqs_pyro.packing import CodedTensor, pack_tensor

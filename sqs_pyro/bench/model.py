@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.bench.networks import BenchNetwork
-from sqs_pyro.bench.report import COLD_BYTES, NF4, PEER_ERRORS, first_line, nf4_linear, spread, torch_threads
-from sqs_pyro.errors import NetworkError, RecipeError
+from sqs_pyro.bench.report import COLD_BYTES, NF4, PEER_ERRORS, nf4_linear, spread, torch_threads
+from sqs_pyro.errors import NetworkError, RecipeError, first_line
 from sqs_pyro.kernels.decode import decoded_weights
 from sqs_pyro.kernels.placing import unpack_weights
 from sqs_pyro.kernels.weight import PackedWeight

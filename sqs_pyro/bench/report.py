@@ -33,11 +33,6 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, without its details."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
 def random_coded(shape: Sequence[int], bits: int, nonzero_rate: float, scale: float = 1.0) -> CodedTensor:
     """Random codes of a codebook of ``2**bits - 1`` quantiles of N(0, scale²), none of them 0, and of zero."""
     mask, components = torch.rand(*shape) < nonzero_rate, 2**bits - 1

@@ -118,7 +118,7 @@ def compress_and_measure(
     clock.lap("compression")
     packed = directory / PACKED
     save(result.network, packed)
-    write_csv(directory / HISTORY, [asdict(record) for record in result.history])
+    write_csv(directory / HISTORY, [record.row() for record in result.history])
     report = size_report(packed)
     write_pictures(directory, layer_pictures(result, report), result.history, judged.headline)
     clock.lap("writing")

@@ -65,7 +65,7 @@ class TestTrainingCheckpoint(KeptStateContract):
 
 
 class TestBaseline(KeptStateContract):
-    changes = OF_TRAINING | {"recipe": ({"lr": 0.2}, r"with another recipe \(learning_rate: 0\.1 -> 0\.2\)")}
+    changes = OF_TRAINING | {"recipe": ({"lr": 0.2}, r"with another recipe \(lr: 0\.1 -> 0\.2\)")}
 
     def call(self, path, net=None, data=None, lr=0.1):
         net = nn.Sequential(*(net or network()))

@@ -123,7 +123,7 @@ def test_the_history_covers_the_whole_run(small_run):
     steps = [int(row["step"]) for row in rows]
     assert steps == sorted(steps)
     assert steps[-1] == int(rows[-1]["total_steps"])
-    assert float(rows[-1]["score"]) > 0
+    assert float(rows[-1]["accuracy"]) > 0
 
 
 def test_a_baseline_is_trained_once(small_run, small_recipe, tmp_path):

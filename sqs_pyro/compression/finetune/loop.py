@@ -88,6 +88,10 @@ class StepRecord:
         """The older name of ``score``."""
         return self.score
 
+    def row(self) -> dict[str, Any]:
+        """Return the row of ``history.csv``, whose columns keep the names that they always had."""
+        return {"accuracy" if key == "score" else key: value for key, value in asdict(self).items()}
+
 
 class Driver:
     """Trains a guide and the leftovers of its network by the recipe's schedule.
