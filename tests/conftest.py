@@ -9,6 +9,7 @@ pytest.register_assert_rewrite("kits")  # contract kits live in tests/kits and a
 
 # The same cases on every machine: a failure found once can be found again.
 hypothesis.settings.register_profile("sqs", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("few", parent=hypothesis.settings.get_profile("sqs"), max_examples=40)
 hypothesis.settings.load_profile("sqs")
 
 
