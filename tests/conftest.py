@@ -23,6 +23,17 @@ def clean_pyro():
     pyro.clear_param_store()
 
 
+@pytest.fixture(scope="module")
+def blank_pictures():
+    """Pictures are made, not painted, which is half of a small run: tests/reporting looks at what is on them."""
+    from matplotlib.figure import Figure
+
+    painted = Figure.savefig
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, place, **options: painted(Figure(figsize=(1, 1)), place))
+        yield
+
+
 SMALL_RECIPE = {
     "name": "small",
     "network": {"name": "digits_net", "options": {"width": 8}},

@@ -16,6 +16,8 @@ import sqs_pyro.runs.images
 from sqs_pyro.cli import app
 from sqs_pyro.kernels.native import native_kernels
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 
 def _sqs(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -62,6 +64,7 @@ def test_findings_go_to_stderr_once_and_into_the_report(small_run, recipe_file, 
 
 def test_a_finished_run_is_replaced_only_when_asked(small_run, recipe_file, tmp_path):
     arguments = ["compress", recipe_file, "--out", tmp_path / "run", "--baselines", small_run.parent / "baselines"]
+    arguments += ["--set", "averaging=null", "--set", "compression.epochs=1"]
     assert _sqs(*arguments).exit_code == 0
     refused = _sqs(*arguments)
     assert refused.exit_code == 2
@@ -73,7 +76,7 @@ def test_a_finished_run_is_replaced_only_when_asked(small_run, recipe_file, tmp_
 @pytest.fixture
 def study_file(small_recipe, tmp_path):
     base = yaml.safe_load(small_recipe.as_yaml())
-    base["compression"]["epochs"] = 1
+    base["compression"]["epochs"], base["averaging"] = 1, None
     variants = {"mild": {}, "impossible": {"set": {"compression.num_components": 200}}}
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump({"name": "tiny", "base": base, "variants": variants}))

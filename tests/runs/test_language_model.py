@@ -25,6 +25,8 @@ from sqs_pyro.runs.recipe import RunRecipe
 
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 FILES = {"packed.safetensors", "metrics.json", "recipe.yaml", "blocks.csv", "blocks.png", "SHA256SUMS"}
 
 
