@@ -23,14 +23,11 @@ def clean_pyro():
     pyro.clear_param_store()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def blank_pictures():
-    """Pictures are made, not painted, which is half of a small run: tests/reporting looks at what is on them."""
-    from matplotlib.figure import Figure
+    from kits.pictures import blank
 
-    painted = Figure.savefig
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda figure, place, **options: painted(Figure(figsize=(1, 1)), place))
+    with blank():
         yield
 
 
@@ -56,10 +53,13 @@ def small_recipe():
 @pytest.fixture(scope="session")
 def small_run(small_recipe, tmp_path_factory):
     """Directory of a finished run of `small_recipe`; its baseline is kept in `baselines` beside it."""
+    from kits.pictures import blank
+
     from sqs_pyro.runs.images import run
 
     directory = tmp_path_factory.mktemp("small") / "run"
-    run(small_recipe, directory)
+    with blank():
+        run(small_recipe, directory)
     return directory
 
 
@@ -77,8 +77,11 @@ def tiny_language_recipe(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_language_run(tiny_language_recipe, tmp_path_factory):
     """Directory of a finished run of `tiny_language_recipe`."""
+    from kits.pictures import blank
+
     from sqs_pyro.runs.language_model import run
 
     directory = tmp_path_factory.mktemp("language_run") / "run"
-    run(tiny_language_recipe, directory)
+    with blank():
+        run(tiny_language_recipe, directory)
     return directory

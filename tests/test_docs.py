@@ -110,7 +110,7 @@ def _pages(*, slow: bool) -> list[Path]:
 
 
 @pytest.mark.parametrize("page", _pages(slow=False), ids=lambda page: page.name)
-def test_python_blocks_run(page, tmp_path, monkeypatch):
+def test_python_blocks_run(page, tmp_path, monkeypatch, blank_pictures):
     _run_blocks(page, slow=False, directory=tmp_path, monkeypatch=monkeypatch)
 
 
