@@ -9,6 +9,7 @@ pytest.register_assert_rewrite("kits")  # what only these tests share lives in t
 
 # The same cases on every machine: a failure found once can be found again.
 hypothesis.settings.register_profile("sqs", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("few", parent=hypothesis.settings.get_profile("sqs"), max_examples=40)
 hypothesis.settings.load_profile("sqs")
 
 
@@ -20,6 +21,14 @@ def clean_pyro():
     pyro.enable_validation(True)
     yield
     pyro.clear_param_store()
+
+
+@pytest.fixture
+def blank_pictures():
+    from kits.pictures import blank
+
+    with blank():
+        yield
 
 
 SMALL_RECIPE = {
@@ -44,10 +53,13 @@ def small_recipe():
 @pytest.fixture(scope="session")
 def small_run(small_recipe, tmp_path_factory):
     """Directory of a finished run of `small_recipe`; its baseline is kept in `baselines` beside it."""
+    from kits.pictures import blank
+
     from sqs_pyro.runs.images import run
 
     directory = tmp_path_factory.mktemp("small") / "run"
-    run(small_recipe, directory)
+    with blank():
+        run(small_recipe, directory)
     return directory
 
 
@@ -65,10 +77,13 @@ def tiny_language_recipe(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_language_run(tiny_language_recipe, tmp_path_factory):
     """Directory of a finished run of `tiny_language_recipe`."""
+    from kits.pictures import blank
+
     from sqs_pyro.runs.language_model import run
 
     directory = tmp_path_factory.mktemp("language_run") / "run"
-    run(tiny_language_recipe, directory)
+    with blank():
+        run(tiny_language_recipe, directory)
     return directory
 
 

@@ -3,12 +3,11 @@
 import os
 import signal
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from kits import forks
 from kits.writers import WRITERS, content, file_size_limit
 from safetensors.torch import save_file
 
@@ -130,7 +129,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(directory, tmp_p
     if directory:
         target.mkdir()
         (target / "old").touch()
-    process = subprocess.run([sys.executable, "-c", _KILLED, target, *(["dir"] if directory else [])])
+    process = forks.run(_KILLED, target, *(["dir"] if directory else []))
     assert process.returncode == -signal.SIGKILL
     assert any(path.name.startswith(".sqs-") for path in tmp_path.iterdir())
     with appearing(tmp_path / "other") as made:

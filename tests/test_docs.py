@@ -6,8 +6,6 @@ import json
 import re
 import runpy
 import shlex
-import subprocess
-import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import pyro
 import pytest
 import typer
 import yaml
+from kits import forks
 
 from sqs_pyro.cli import app
 from sqs_pyro.recipes import parse
@@ -117,7 +116,7 @@ def _pages(*, slow: bool) -> list[Path]:
 
 
 @pytest.mark.parametrize("page", _pages(slow=False), ids=_shown)
-def test_python_blocks_run(page, tmp_path, monkeypatch):
+def test_python_blocks_run(page, tmp_path, monkeypatch, blank_pictures):
     _run_blocks(page, slow=False, directory=tmp_path, monkeypatch=monkeypatch)
 
 
@@ -299,5 +298,6 @@ def test_recipes_are_valid(recipe):
 
 def test_the_recipe_page_says_what_the_recipe_classes_say():
     # In a process of its own: other tests register networks.
-    command = [sys.executable, ROOT / "docs" / "reference.py", "--check"]
-    assert subprocess.run(command, check=False).returncode == 0, "run `python docs/reference.py`"
+    script = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    checked = forks.run(script, ROOT / "docs" / "reference.py", "--check")
+    assert checked.returncode == 0, f"run `python docs/reference.py`\n{checked.stderr}"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from kits import forks
 
 import sqs_pyro
 from sqs_pyro._moved import MOVED
@@ -125,12 +126,9 @@ def test_import_is_light_quiet_and_touches_no_gpu():
 
 def test_torchvision_imports_after_it():
     """Its compiled extension may not fit the installed torch; models must work all the same."""
-    assert (
-        run_python(
-            "import warnings; warnings.filterwarnings('ignore')\n"
-            "import sqs_pyro, torch\n"
-            "from torchvision.models import shufflenet_v2_x0_5\n"
-            "print(tuple(shufflenet_v2_x0_5(num_classes=3).eval()(torch.zeros(1, 3, 32, 32)).shape))\n"
-        )
-        == "(1, 3)\n"
+    done = forks.run(
+        "import sqs_pyro, torch\n"
+        "from torchvision.models import shufflenet_v2_x0_5\n"
+        "print(tuple(shufflenet_v2_x0_5(num_classes=3).eval()(torch.zeros(1, 3, 32, 32)).shape))\n"
     )
+    assert (done.stdout, done.stderr) == ("(1, 3)\n", "")

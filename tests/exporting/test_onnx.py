@@ -2,6 +2,8 @@
 
 import math
 import sys
+from functools import cache
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -19,17 +21,28 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 CHECKED = [("residual", "codebooks of channels"), ("residual", "256 values and zeros"), ("words", "scales")]
-OTHERS = [(kind, codes) for kind in INPUTS for codes in CODES if (kind, codes) not in CHECKED]
+OTHERS = [(kind, codes) for kind, codes in zip(cycle(INPUTS), CODES) if (kind, codes) not in CHECKED]
 BITS = {"2 bits": 2, "8 bits": 8, "256 values and zeros": 8 + 2}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A network, what was exported of it, and the file; each once, for it takes seconds."""
+
+    @cache
+    def export(kind, codes):
+        net, file = packed(kind, codes), tmp_path_factory.mktemp("onnx") / "net.onnx"
+        return net, export_onnx(net, INPUTS[kind], file), file
+
+    return export
 
 
 @pytest.mark.parametrize(
     ("kind", "codes"), [*CHECKED, *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS)]
 )
-def test_codes_inside_and_the_packed_networks_outputs(kind, codes, tmp_path):
-    net, x, file = packed(kind, codes), INPUTS[kind], tmp_path / "net.onnx"
-    exported = export_onnx(net, x, file)
-    assert set(exported.packed) == set(stored_weights(net)) and not exported.decoded
+def test_codes_inside_and_the_packed_networks_outputs(kind, codes, exported):
+    x, (net, said, file) = INPUTS[kind], exported(kind, codes)
+    assert set(said.packed) == set(stored_weights(net)) and not said.decoded
     model = onnx.load(file)
     onnx.checker.check_model(model, full_check=True)
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
@@ -76,18 +89,17 @@ def _decoded(model, name, shape):
     return session.run([name], {})[0]
 
 
-def test_a_shared_weight_is_stored_once(tmp_path):
-    net = packed("words", "4 bits")
-    export_onnx(net, INPUTS["words"], tmp_path / "net.onnx")
-    names = [tensor.name for tensor in onnx.load(tmp_path / "net.onnx").graph.initializer]
+def test_a_shared_weight_is_stored_once(exported):
+    *_, file = exported("words", "scales")
+    names = [tensor.name for tensor in onnx.load(file).graph.initializer]
     assert len([name for name in names if name in ("words.weight.codes", "head.weight.codes")]) == 1
 
 
-def test_same_network_same_bytes_and_nothing_of_this_machine(tmp_path):
-    net = packed("residual", "scales")
-    for name in ("first", "second"):
-        export_onnx(net, INPUTS["residual"], tmp_path / name)
-    content = (tmp_path / "first").read_bytes()
+def test_same_network_same_bytes_and_nothing_of_this_machine(exported, tmp_path):
+    kind, codes = CHECKED[0]
+    net, _, file = exported(kind, codes)
+    export_onnx(net, INPUTS[kind], tmp_path / "second")
+    content = file.read_bytes()
     assert content == (tmp_path / "second").read_bytes()
     assert b"site-packages" not in content and b".py" not in content
 

@@ -1,17 +1,21 @@
 """The method is known to transformers whichever library is imported first, at no cost for those who have none."""
 
 import importlib
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from kits import forks
 from kits.tiny_transformers import packed_tiny
 
 from sqs_pyro.integrations import save_pretrained
 from sqs_pyro.integrations.post_import import after_import
 
-QUIET = "import warnings; warnings.filterwarnings('ignore', category=DeprecationWarning)\n"
+QUIET = (
+    "import sys, warnings\n"
+    "warnings.simplefilter('error')\n"
+    "warnings.filterwarnings('ignore', category=DeprecationWarning)\n"
+)
 LOAD = (
     "net = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
     "print(type(net.model.layers[0].self_attn.q_proj).__name__)\n"
@@ -19,8 +23,7 @@ LOAD = (
 
 
 def run(code: str, *arguments: object) -> str:
-    command = [sys.executable, "-W", "error", "-c", QUIET + "import sys\n" + code, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = forks.run(QUIET + code, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -53,7 +56,7 @@ def test_our_own_function_needs_no_import_of_transformers(checkpoint):
     assert run(code, checkpoint) == "LlamaForCausalLM\n"
 
 
-def test_without_transformers(tmp_path):
+def test_without_transformers():
     code = (
         "sys.modules['transformers'] = None  # as if it were not installed\n"
         "import sqs_pyro\n"

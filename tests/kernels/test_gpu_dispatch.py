@@ -1,6 +1,5 @@
 """Of GPU kernels without Triton: which one is chosen, how codes are read, which ops they take over."""
 
-import subprocess
 import sys
 import warnings
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from kits import forks
 from kits.gpu import random_packed
 
 from sqs_pyro.kernels.compiled import KernelWarning
@@ -64,7 +64,7 @@ def test_which_ops_have_kernels_for_gpus():
 
 def test_importing_the_library_imports_no_triton():
     check = "import sys, sqs_pyro, sqs_pyro.kernels; assert 'triton' not in sys.modules"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", check], check=True)
+    assert forks.run(check).returncode == 0
 
 
 @pytest.fixture

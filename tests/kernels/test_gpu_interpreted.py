@@ -1,22 +1,16 @@
 """The GPU kernels on CPU tensors: Triton's interpreter, which has to be asked for before Triton is imported."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from kits import forks
 from kits.gpu import HAS_TRITON
 
 SUITE = Path(__file__).parent / "gpu"
 
 
 def interpret(*options):
-    command = [sys.executable, "-m", "pytest", *map(str, options), "-p", "no:cacheprovider"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0 and "passed" in result.stdout, (result.stdout + result.stderr)[-5000:]
-    assert "skipped" not in result.stdout, result.stdout[-2000:]
+    forks.run_tests(*options, environment={"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""})
 
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="no Triton")

@@ -93,8 +93,9 @@ def test_half_precision_networks():
         plain.float()
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "compiled"), [(torch.float16, False), (torch.bfloat16, False), (torch.bfloat16, True)]
+)
 def test_autocast(dtype, compiled):
     """Products are made in the dtype that was asked for, as torch's are; gradients come back in x's own."""
     plain = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(96, 5))

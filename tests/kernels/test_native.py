@@ -1,14 +1,12 @@
 """Compiling the CPU kernels: where there is no compiler, a broken one, no place to write, or two at once."""
 
-import os
 import stat
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from kits import forks
 from torch import nn
 
 from sqs_pyro.kernels.compiled import compiled
@@ -35,23 +33,15 @@ print([str(w.message) for w in told if "CPU kernels" in str(w.message)])
 
 
 def start(tmp_path, **environment):
-    tests = str(Path(__file__).parents[1])
-    cache = {"SQS_CACHE": str(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join([tests, *sys.path])}
-    cache["SQS_CXXFLAGS"] = "-march=native -O0"  # compiled quickly: these tests are of what is around it
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT],
-        env={**os.environ, **cache, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    cache = {"SQS_CACHE": str(tmp_path / "cache"), **environment}
+    return forks.Started(SCRIPT, environment=cache)
 
 
 def told(process):
     """The form that the weight has, and the warnings."""
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    form, warned = output.splitlines()
+    ended = process.wait()
+    assert ended.returncode == 0, ended.stderr
+    form, warned = ended.stdout.splitlines()
     return form, warned
 
 
@@ -60,6 +50,12 @@ def compiler(tmp_path, body):
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return str(path)
+
+
+def quick_compiler(tmp_path):
+    """One whose every output is the library that this machine's has made: for tests of what is around it."""
+    copied = f'while [ "$1" != -o ]; do shift; done; cp {compiled_kernels("tiled")} "$2"'
+    return compiler(tmp_path, f"sleep 0.2; {copied}")
 
 
 needs_compiler = pytest.mark.skipif(not native_kernels("tiled"), reason="no C++ compiler")
@@ -120,25 +116,23 @@ def test_left_out_by_the_environment(tmp_path):
 @needs_compiler
 def test_a_cache_that_cannot_be_written_to(tmp_path):
     (tmp_path / "cache").write_text("a file, where no directory can be made")  # root may write everywhere else
-    assert told(start(tmp_path)) == ("tiled", "[]")
+    assert told(start(tmp_path, CXX=quick_compiler(tmp_path))) == ("tiled", "[]")
 
 
 @needs_compiler
 def test_two_processes_at_once(tmp_path):
-    both = [start(tmp_path) for _ in range(2)]
+    both = [start(tmp_path, CXX=quick_compiler(tmp_path)) for _ in range(2)]
     assert [told(process) for process in both] == [("tiled", "[]")] * 2
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 @needs_compiler
 @pytest.mark.parametrize("flags", ["-march=x86-64-v3", "-march=x86-64"], ids=["avx2", "portable"])
-def test_other_instruction_sets(tmp_path, flags):
+def test_other_instruction_sets(flags):
     """The same products on what older machines have; the grid of shapes runs there, too."""
-    environment = {**os.environ, "SQS_CACHE": str(tmp_path), "SQS_CXXFLAGS": flags}
-    grids = [str(Path(__file__).with_name(name)) for name in ("test_matrices.py", "test_convolution.py")]
-    command = [sys.executable, "-m", "pytest", *grids, "-p", "no:cacheprovider"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0 and "skipped" not in result.stdout, result.stdout[-3000:]
+    grids = [Path(__file__).with_name(name) for name in ("test_matrices.py", "test_convolution.py")]
+    environment = {"SQS_CXXFLAGS": flags}  # the libraries are kept, as this machine's are
+    forks.run_tests(*grids, "--hypothesis-profile=few", environment=environment)
 
 
 @needs_compiler
@@ -210,6 +204,6 @@ def test_the_libraries_for_others_declare_every_compiled_operator():
     compiled = sorted(op for op in OPS if has_native_kernel(op))
     assert {"linear_tiled", "embedding_rows"} <= set(compiled) and "weight_tiled" not in compiled
     libraries = [str(compiled_kernels(form, standalone=True)) for form in ("tiled", "rows")]
-    command = [sys.executable, "-c", DECLARED, *libraries, *compiled]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert told == [str(OPS[op]._opoverload._schema) for op in compiled]
+    ended = forks.run(DECLARED, *libraries, *compiled)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == [str(OPS[op]._opoverload._schema) for op in compiled]

@@ -1,9 +1,8 @@
 """Networks to export, and processes that run exports without sqs_pyro. Imports only torch."""
 
-import subprocess
-import sys
 from pathlib import Path
 
+from kits import forks
 from torch import nn
 
 _WITHOUT_US = """
@@ -30,9 +29,7 @@ else:
 def run_without_us(script: str, *arguments) -> str:
     """Run a script in a Python that cannot import sqs_pyro; return what it prints."""
     code = _WITHOUT_US.format(tests=str(Path(__file__).parents[1]), script=script)
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=300
-    )
+    done = forks.run(code, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

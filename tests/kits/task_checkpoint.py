@@ -136,7 +136,7 @@ def compression(**changes) -> dict:
 
 def classification_values(directory: Path, kind: str = "bert", rows: int = 320) -> dict:
     """A whole recipe for SST-2, of files that are written into a directory."""
-    write_network(directory / "network", kind)
+    write_network(directory / "network", kind, num_hidden_layers=1)
     return {
         "name": f"tiny {kind} on opinions",
         "task": "classification",
@@ -176,10 +176,10 @@ def question_values(directory: Path, rows: int = 480) -> dict:
     }
 
 
-def embedding_values(directory: Path) -> dict:
+def embedding_values(directory: Path, rows: int = 400) -> dict:
     """A whole recipe for embedding sentences, of files that are written into a directory."""
-    write_network(directory / "network", "bert")
-    sentences = [{"text": row["context"]} for row in asked(400, 3)]
+    write_network(directory / "network", "bert", num_hidden_layers=1)
+    sentences = [{"text": row["context"]} for row in asked(rows, 3)]
     return {
         "name": "tiny bert embeds",
         "task": "embedding",

@@ -1,7 +1,5 @@
 """The pictures show the numbers they were given, and drawing leaves matplotlib's global state alone."""
 
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 
 import matplotlib
@@ -9,6 +7,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import scipy.stats
+from kits import forks
 
 from sqs_pyro.reporting import LayerPicture, plots
 
@@ -118,7 +117,7 @@ def test_drawing_leaves_matplotlib_as_it_was(tmp_path):
     plots.write_pictures(tmp_path, [_layer()], _history())
     assert dict(matplotlib.rcParams) == before
     command = "import sys; import sqs_pyro.reporting.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
+    assert forks.run(command).returncode == 0
 
 
 def test_layer_picture_refuses_arrays_that_do_not_fit():

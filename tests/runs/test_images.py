@@ -18,6 +18,8 @@ from sqs_pyro.runs.files import evaluate_file, inspect_file
 from sqs_pyro.runs.images import check_fit, run
 from sqs_pyro.runs.recipe import RunRecipe
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 FILES = {"packed.safetensors", "ensemble.safetensors", "metrics.json", "bounds.json", "recipe.yaml", "history.csv"}
 FILES |= {"fingerprint.json", "SHA256SUMS"}
 PICTURES = {"layers.png", "bits.png", "curves.png", "bounds.png"}
@@ -110,7 +112,9 @@ def test_draws_may_have_norms_of_their_own(small_run, small_recipe, tmp_path):
         _changed(small_recipe, averaging={**own, "pack": True})
     found = {}
     for batches in (0, 2):
-        recipe = _changed(small_recipe, averaging={**own, "batch_norm_batches": batches})
+        recipe = _changed(
+            small_recipe, compression={"epochs": 1}, averaging={**own, "batch_norm_batches": batches}
+        )
         found[batches] = run(recipe, tmp_path / f"{batches}", baselines_dir=small_run.parent / "baselines")
     assert found[0]["compressed"] == found[2]["compressed"]
     assert found[0]["averaged"]["nll"] != found[2]["averaged"]["nll"]
@@ -128,7 +132,7 @@ def test_the_history_covers_the_whole_run(small_run):
 
 def test_a_baseline_is_trained_once(small_run, small_recipe, tmp_path):
     stages = set()
-    recipe = _changed(small_recipe, compression={"nonzero_rate": 0.5}, averaging=None)
+    recipe = _changed(small_recipe, compression={"epochs": 1}, averaging=None)
     metrics = run(
         recipe,
         tmp_path / "run",
@@ -145,7 +149,7 @@ def test_weights_of_ones_own(small_run, small_recipe, tmp_path, suffix):
     weights = torch.load(kept, weights_only=True)["network"]
     path = tmp_path / f"weights{suffix}"
     save_file(weights, path) if suffix == ".safetensors" else torch.save({"state_dict": weights}, path)
-    recipe = _changed(small_recipe, baseline={"checkpoint": str(path)})
+    recipe = _changed(small_recipe, baseline={"checkpoint": str(path)}, compression={"epochs": 1}, averaging=None)
     metrics = run(recipe, tmp_path / "run")
     assert metrics["baseline"] == json.loads((small_run / "metrics.json").read_text())["baseline"]
     assert not (tmp_path / "baselines").exists()

@@ -3,13 +3,13 @@
 import csv
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from kits import forks
 from kits.language_checkpoint import LENGTH, write_checkpoint
 from torch.nn import functional as F
 
@@ -26,6 +26,8 @@ from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe, mixed
 from sqs_pyro.runs.recipe import RunRecipe
 
 transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.usefixtures("blank_pictures")
 
 FILES = {"packed.safetensors", "metrics.json", "recipe.yaml", "blocks.csv", "blocks.png", "SHA256SUMS"}
 
@@ -231,7 +233,7 @@ class TestStreamed:
 def test_transformers_is_imported_only_when_a_checkpoint_is_loaded():
     modules = "sqs_pyro.runs.language_model, sqs_pyro.runs.files"
     command = f"import sys, {modules}; assert 'transformers' not in sys.modules"
-    subprocess.run([sys.executable, "-c", command], check=True)
+    assert forks.run(command).returncode == 0
 
 
 def test_half_the_memory(tiny_language_recipe, tmp_path):

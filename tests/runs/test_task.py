@@ -1,11 +1,13 @@
 """Runs on tasks: networks of three architectures learn, are compressed, and are what their files say."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 import yaml
 from kits import task_checkpoint as kit
+from kits.pictures import blank
 
 from sqs_pyro import load
 from sqs_pyro.errors import NetworkError, RecipeError
@@ -20,6 +22,8 @@ from sqs_pyro.runs.task_recipe import TASK_RECIPES
 
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 FILES = {
     "packed.safetensors",
     "metrics.json",
@@ -32,8 +36,8 @@ FILES = {
 }
 MAKERS = {
     "bert on classes": kit.classification_values,
-    "llama on classes": lambda directory: kit.classification_values(directory, "llama"),
-    "qwen2 on classes": lambda directory: kit.classification_values(directory, "qwen2"),
+    "llama on classes": partial(kit.classification_values, kind="llama"),
+    "qwen2 on classes": partial(kit.classification_values, kind="qwen2"),
     "bert on questions": kit.question_values,
     "bert on sentences": kit.embedding_values,
 }
@@ -44,7 +48,8 @@ def finished(request, tmp_path_factory):
     """Recipe and directory of a finished run."""
     directory = tmp_path_factory.mktemp("task")
     recipe = parse_any_recipe(MAKERS[request.param](directory))
-    run(recipe, directory / "run")
+    with blank():
+        run(recipe, directory / "run")
     return recipe, directory / "run"
 
 
@@ -87,23 +92,26 @@ def test_the_file_becomes_a_checkpoint_of_transformers(finished, tmp_path):
     assert torch.equal(*(each if torch.is_tensor(each) else each.logits for each in (first, second)))
 
 
-def test_interrupted_it_goes_on_and_ends_in_the_same_bytes(finished, tmp_path):
-    recipe, directory = finished
-    steps = []
+@pytest.mark.parametrize("maker", ["llama on classes", "bert on questions", "bert on sentences"])
+def test_interrupted_it_goes_on_and_ends_in_the_same_bytes(maker, tmp_path):
+    values = MAKERS[maker](tmp_path, rows=64)  # it need not have learned anything
+    if "baseline" in values:
+        values["baseline"]["epochs"] = 1
+    values["compression"]["epochs"] = 2
+    recipe, steps = parse_any_recipe(values), []
+    run(recipe, tmp_path / "whole")
 
     def stop(stage, *told):
         steps.append(stage)
         if stage == "compression" and steps.count(stage) == 4:
             raise KeyboardInterrupt
 
-    baselines = directory.parent / "baselines"
     with pytest.raises(KeyboardInterrupt):
-        run(recipe, tmp_path / "run", baselines_dir=baselines, progress=stop)
+        run(recipe, tmp_path / "run", progress=stop)
     assert not (tmp_path / "run").exists()
-    run(recipe, tmp_path / "run", baselines_dir=baselines)
-    assert (tmp_path / "run" / "packed.safetensors").read_bytes() == (
-        directory / "packed.safetensors"
-    ).read_bytes()
+    run(recipe, tmp_path / "run")
+    found, expected = (tmp_path / name / "packed.safetensors" for name in ("run", "whole"))
+    assert found.read_bytes() == expected.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from sqs_pyro.recipes import parse
 from sqs_pyro.studies.recipe import StudyRecipe
 from sqs_pyro.studies.study import run_study, write_summary
 
+BLANK = pytest.mark.usefixtures("blank_pictures")
+
 VARIANTS = {
     "mild": {"set": {"compression.nonzero_rate": 0.5}},
     "too many components": {"set": {"compression.num_components": 256}},
@@ -79,6 +81,7 @@ def test_a_cell_that_fails_has_its_sentence_and_loses_no_other(finished):
     assert "fewer than num_components=256" in results[1].error
 
 
+@BLANK
 def test_finished_cells_are_not_run_again_and_failed_ones_are(finished, copied, study, baselines):
     results, told = _stages(study, copied, baselines)
     assert [result.metrics for result in results] == [result.metrics for result in finished[1]]
@@ -86,6 +89,7 @@ def test_finished_cells_are_not_run_again_and_failed_ones_are(finished, copied, 
     assert told[-1] == ("study", 4, 4, "too many components, seed 0: failed")
 
 
+@BLANK
 def test_a_study_can_grow(copied, study, baselines):
     larger = _changed(study, variants={**study.model_dump()["variants"], "new": {}})
     results, told = _stages(larger, copied, baselines)
@@ -94,6 +98,7 @@ def test_a_study_can_grow(copied, study, baselines):
     assert [text for stage, _, _, text in told if stage == "study"][-1] == "new, seed 0"
 
 
+@BLANK
 def test_an_interrupted_study_goes_on(finished, study, baselines, tmp_path):
     def interrupt(stage, done, total, text):
         if stage == "study" and text.startswith("hard (num_components=4)"):
@@ -111,6 +116,7 @@ def test_an_interrupted_study_goes_on(finished, study, baselines, tmp_path):
     assert accuracies == [result.metrics and result.metrics["compressed"] for result in finished[1]]
 
 
+@BLANK
 def test_a_cell_of_another_recipe_is_run_again_only_when_asked(copied, study, baselines):
     changed = _changed(study, variants={"mild": {"set": {"compression.nonzero_rate": 0.4}}})
     with pytest.raises(OutputError, match=r"run of another recipe \(compression\.nonzero_rate: 0\.5 -> 0\.4\)"):
@@ -130,6 +136,7 @@ def test_the_directory_of_something_else_is_left_alone(copied, study, small_run,
     assert [path.name for path in tmp_path.iterdir() if path.name != "out"] == ["file"]
 
 
+@BLANK
 def test_a_damaged_study_is_refused_and_can_be_repaired(copied, study, baselines):
     kept = copied / "study.yaml"
     whole = kept.read_bytes()
@@ -161,6 +168,7 @@ def test_a_finished_run_of_other_data_is_run_again_only_when_asked(copied, study
         run_study(study, copied, baselines_dir=baselines)
 
 
+@BLANK
 def test_two_at_a_time_are_not_let_in(copied, study, baselines):
     def again(stage, done, total, text):
         with pytest.raises(OutputError, match="in use by another process"):

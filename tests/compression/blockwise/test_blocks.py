@@ -79,6 +79,13 @@ def result(net):
     return compressed(net)
 
 
+@pytest.fixture(scope="module")
+def even(net, tmp_path_factory):
+    """A result of an even allocation, which searches long, and the directory of its blocks."""
+    directory = tmp_path_factory.mktemp("even")
+    return compressed(net, directory, allocation="even"), directory
+
+
 class TestResult:
     def test_every_layer_of_every_block_is_coded(self, net, result):
         coded = {row.name for row in size_report(result.network).tensors}
@@ -122,8 +129,8 @@ class TestChoices:
         errors = [compressed(net, bits=bits).records[-1].error for bits in (2.0, 3.0, 4.5)]
         assert errors[0] > 1.5 * errors[1] > 2 * errors[2]
 
-    def test_even_allocation_gives_every_layer_the_same(self, net):
-        for record in compressed(net, allocation="even").records:
+    def test_even_allocation_gives_every_layer_the_same(self, even):
+        for record in even[0].records:
             assert all(row["bits"] == pytest.approx(3.0, abs=0.2) for row in record.layers.values())
 
     def test_beats_rounding_to_an_even_grid_at_equal_entropy(self, net, result):
@@ -216,10 +223,9 @@ class TestInterruption:
         with pytest.raises(RecipeError, match=r"plan\.pt' was made with another recipe \(bits: 2.0 -> 3.0\)"):
             compressed(net, tmp_path, bits=3.0)
 
-    def test_also_with_an_even_allocation(self, net, tmp_path):
-        compressed(net, tmp_path, allocation="even")
+    def test_also_with_an_even_allocation(self, net, even):
         with pytest.raises(RecipeError, match=r"block-000\.pt' was made with another recipe \(bits: .* -> 2.0\)"):
-            compressed(net, tmp_path, allocation="even", bits=2.0)
+            compressed(net, even[1], allocation="even", bits=2.0)
 
     def test_a_damaged_block_is_named(self, net, tmp_path):
         compressed(net, tmp_path)

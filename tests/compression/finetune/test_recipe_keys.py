@@ -114,7 +114,7 @@ def network() -> nn.Module:
 
 def compressed(**recipe: Any) -> Any:
     net, y = network(), torch.arange(24) % 2
-    loader = DataLoader(TensorDataset(torch.randn(24, 4) + 2 * y[:, None], y), batch_size=4)
+    loader = DataLoader(TensorDataset(torch.randn(24, 4) + 2 * y[:, None], y), batch_size=8)
     result = compress(net, loader, recipe, validation=loader)
     rows = [(row.name, row.layout, row.components, row.groups) for row in size_report(result.network).tensors]
     return result.hard, rows, [(record.stage, record.nll, record.score) for record in result.history]
