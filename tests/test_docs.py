@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import shlex
+import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sqs_pyro.arguments import is_whole
 from sqs_pyro.distributions import Codebook, CodebookGMM, LatentSpikeAndSlab
+from sqs_pyro.distributions.kmeans import kmeans_1d
+from sqs_pyro.distributions.temperatures import Temperatures
 from sqs_pyro.errors import ArgumentError, NetworkError
-from sqs_pyro.inference.kmeans import kmeans_1d
-from sqs_pyro.inference.temperatures import Temperatures
 from sqs_pyro.inference.windows import Windows
 from sqs_pyro.models.ownership import OwningModule
 from sqs_pyro.networks.weight_scale import LEAST_SCALE, weight_scale

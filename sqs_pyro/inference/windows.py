@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sqs_pyro.arguments import is_whole
+from sqs_pyro.distributions.kmeans import kmeans_1d
 from sqs_pyro.errors import ArgumentError
-from sqs_pyro.inference.kmeans import kmeans_1d
 
 
 class Windows(ABC):

@@ -1,15 +1,15 @@
-"""Every kind of runs keeps the contract of :mod:`kits.run_kind`; a new one is found by its key."""
+"""Every kind of runs keeps the contract of :mod:`sqs_pyro.testing.run_kinds`; a new one is found by its key."""
 
 import subprocess
 import sys
 
 import pytest
-from kits.run_kind import RunKindContract
 
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.networks.registry import build_network
 from sqs_pyro.runs import kinds
 from sqs_pyro.runs.images import Images
+from sqs_pyro.testing.run_kinds import RunKindContract
 
 
 class TestImages(RunKindContract):

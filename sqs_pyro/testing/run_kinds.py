@@ -8,7 +8,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -48,6 +48,10 @@ class Again:
     metrics: dict[str, Any]
 
 
+#: A recipe, and the directory of its finished run.
+Finished: TypeAlias = tuple[Any, Path]
+
+
 class RunKindContract:
     """Inherit it with a fixture ``finished`` (recipe and directory of a finished run), and the attributes below.
 
@@ -74,7 +78,8 @@ class RunKindContract:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def again(cls, finished, tmp_path_factory) -> Again:
+    def again(cls, finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Again:
+        """The finished run, refused, interrupted, and done again."""
         recipe, directory = finished
         out = tmp_path_factory.mktemp("again") / "run"
         shutil.copytree(directory, out)
@@ -82,7 +87,7 @@ class RunKindContract:
         with pytest.raises(OutputError) as refused:
             kind.run(recipe, out, **options)
 
-        def interrupt(stage, done, total, text):
+        def interrupt(stage: str, done: int, total: int, text: str) -> None:
             if stage == cls.stage and done > 0 and 2 * done >= total:
                 raise KeyboardInterrupt
 
@@ -97,19 +102,19 @@ class RunKindContract:
         assert [path.name for path in out.parent.iterdir()] == ["run"]
         return Again(str(refused.value), between, left, seconds, (out / PACKED).read_bytes(), names, metrics)
 
-    def test_its_recipe_tells_its_kind(self, finished, tmp_path):
+    def test_its_recipe_tells_its_kind(self, finished: Finished, tmp_path: Path) -> None:
         recipe, _ = finished
         document = yaml.safe_load(recipe.as_yaml())
         assert type(kind_of(recipe)) is type(kind_of(document)) is self.kind
         (tmp_path / "recipe.yaml").write_text(recipe.as_yaml())
         assert load_any_recipe(tmp_path / "recipe.yaml") == recipe == kind_of(document).parse(document)
 
-    def test_a_wrong_key_is_named(self, finished):
+    def test_a_wrong_key_is_named(self, finished: Finished) -> None:
         document = finished[0].model_dump(mode="json")
         with pytest.raises(RecipeError, match=r"Recipe key 'base\.nonsense' is unknown: allowed here are"):
             kind_of(document).parse({**document, "nonsense": 1}, "base")
 
-    def test_run_twice_it_ends_in_the_same_bytes(self, finished, again):
+    def test_run_twice_it_ends_in_the_same_bytes(self, finished: Finished, again: Again) -> None:
         assert again.after == (finished[1] / PACKED).read_bytes()
         first = json.loads((finished[1] / METRICS).read_text())
         timed = {"seconds", "stage_seconds", "blocks"}
@@ -117,17 +122,17 @@ class RunKindContract:
             k: v for k, v in again.metrics.items() if k not in timed
         }
 
-    def test_interrupted_it_goes_on(self, again):
+    def test_interrupted_it_goes_on(self, again: Again) -> None:
         assert again.left == {"run", "run.partial"}
         assert again.metrics["seconds"] == again.metrics["stage_seconds"]["compression"] > (again.seconds or 0)
         assert again.seconds is None or again.seconds > 0
 
-    def test_a_finished_run_is_replaced_when_asked_and_not_before_its_end(self, finished, again):
+    def test_a_finished_run_is_replaced_when_asked_at_the_end(self, finished: Finished, again: Again) -> None:
         assert "already holds a finished run: choose another output directory" in again.refusal
         assert again.between == (finished[1] / PACKED).read_bytes()
         assert again.names == {path.name for path in finished[1].iterdir()}
 
-    def test_the_file_alone_is_evaluated_to_what_the_run_measured(self, finished):
+    def test_the_file_alone_is_evaluated_to_what_the_run_measured(self, finished: Finished) -> None:
         evaluation = evaluate_file(finished[1] / PACKED)
         measured = json.loads((finished[1] / METRICS).read_text())["compressed"]
         expected = self.figures(measured)
@@ -136,7 +141,7 @@ class RunKindContract:
         assert evaluation["size"]["file_bytes"] == (finished[1] / PACKED).stat().st_size
 
     @torch.no_grad()
-    def test_its_network_is_that_of_the_constructor(self, finished):
+    def test_its_network_is_that_of_the_constructor(self, finished: Finished) -> None:
         recipe, file = finished[0], finished[1] / PACKED
         found, expected = file_network(file), load(file, self.constructed(recipe))
         inputs, said = kind_of(recipe).example(found, file, recipe_of(file))
@@ -148,12 +153,12 @@ class RunKindContract:
             assert torch.equal(one, other) and bool(one.isfinite().all())
 
     @torch.no_grad()
-    def test_it_can_be_timed(self, finished):
+    def test_it_can_be_timed(self, finished: Finished) -> None:
         (bench,) = bench_networks(str(finished[1] / PACKED), (4,), None, (5, 1))
         for shape in bench.shapes:
             assert len(predictions(bench.network, bench.inputs(shape, 2, torch.float32))) == 2
 
-    def test_its_memory_is_planned_or_refused_in_a_sentence(self, finished):
+    def test_its_memory_is_planned_or_refused_in_a_sentence(self, finished: Finished) -> None:
         try:
             plan = kind_of(finished[0]).plan(finished[0])
         except RecipeError as error:
@@ -161,7 +166,7 @@ class RunKindContract:
         else:
             assert plan["peak"] == max(sum(parts.values()) for parts in plan["moments"].values()) > 0
 
-    def test_studies_take_it_or_refuse_it_in_a_sentence(self, finished):
+    def test_studies_take_it_or_refuse_it_in_a_sentence(self, finished: Finished) -> None:
         study = StudyRecipe(name="study", base=finished[0].model_dump(mode="json", exclude={"seed", "name"}))
         kind = kind_of(finished[0])
         if not kind.in_studies:

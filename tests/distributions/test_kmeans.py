@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from sqs_pyro.inference.kmeans import kmeans_1d
+from sqs_pyro.distributions.kmeans import kmeans_1d
 
 LAWS = {
     "normal": lambda rng, n: rng.normal(size=n),
