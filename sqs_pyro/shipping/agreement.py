@@ -80,6 +80,14 @@ def tolerance(net: nn.Module) -> float:
     return _COARSE if short or device_of(net).type != "cpu" else _EXACT
 
 
+def agree(first: nn.Module, second: nn.Module, inputs: Any, relative: float) -> bool:
+    """Whether two networks run and give the same outputs; arguments as of :func:`first_difference`."""
+    try:
+        return _distance(outputs(first, inputs), outputs(second, inputs)) <= relative
+    except _ERRORS:
+        return False
+
+
 def first_difference(first: nn.Module, second: nn.Module, inputs: Any, relative: float) -> Difference | None:
     """Compare two networks of the same modules' names.
 

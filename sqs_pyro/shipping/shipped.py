@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from sqs_pyro.errors import NetworkError, first_line
 from sqs_pyro.networks.calling import tensors_in
 from sqs_pyro.packing.leftovers import check_leftover_dtype, round_leftovers
-from sqs_pyro.shipping.agreement import first_difference, outputs, tolerance
+from sqs_pyro.shipping.agreement import agree, first_difference, outputs, tolerance
 from sqs_pyro.shipping.batch_norm import fold_batch_norm
 
 # Relative difference of outputs that rounding to float16 explains; beyond it something else than digits is lost.
@@ -56,6 +56,14 @@ def shipped_network(
     def round_others(net: nn.Module, changed_by_it: Collection[str]) -> None:
         round_leftovers(net, coded, leftover_dtype, changed_by_it)
 
+    shared = _parameters(hard, coded)
+    shipped = copied(hard, shared)
+    with torch.no_grad():
+        fold(shipped, ())
+        round_others(shipped, ())
+    # Nearly always both keep outputs, which two forwards tell; only else is it asked which of them does not.
+    if inputs is None or agree(hard, shipped, inputs, min(4 * tolerance(hard), _ROUNDING)):
+        return shipped.eval()
     folded = _where_it_keeps_outputs(hard, coded, fold, inputs, 4 * tolerance(hard))
     return _where_it_keeps_outputs(folded, coded, round_others, inputs, _ROUNDING).eval()
 
@@ -154,22 +162,27 @@ class _Reads(TorchFunctionMode):
         return result
 
 
+def _parameters(net: nn.Module, names: Collection[str]) -> dict[int, Any]:
+    """Parameters by ``id``: a copy with this memo shares them."""
+    found = net.named_parameters(remove_duplicate=False)
+    return {id(value): value for name, value in found if name in names}
+
+
 def _where_it_keeps_outputs(
     net: nn.Module,
     coded: Collection[str],
     change: Callable[[nn.Module, Collection[str]], None],
-    inputs: Any | None,
+    inputs: Any,
     relative: float,
 ) -> nn.Module:
     """A changed copy of a network; modules whose outputs would change are left out, one after the other."""
-    parameters = [value for name, value in net.named_parameters(remove_duplicate=False) if name in coded]
     everything = {name for name, _ in net.named_modules(remove_duplicate=False)}
     kept: set[str] = set()
     while True:
-        changed = copied(net, {id(value): value for value in parameters})
+        changed = copied(net, _parameters(net, coded))
         with torch.no_grad():
             change(changed, kept)
-        if inputs is None or kept == everything:
+        if kept == everything:
             return changed
         found = first_difference(net, changed, inputs, relative)
         if found is None or not found.repeatable:
