@@ -180,6 +180,17 @@ def test_code_that_is_linked_by_name_is_there(page):
         assert label.removeprefix("sqs_pyro.") in _names(page.parent / target), f"{label} in {target}"
 
 
+def test_the_house_names_every_room_and_each_step_of_its_walks_a_function():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms, *walks = page.split("\n## ")
+    for room in (ROOT / "sqs_pyro").iterdir():
+        assert not (room / "__init__.py").exists() or f"`{room.name}`" in rooms, room.name
+    assert [walk.splitlines()[0].split(",")[0] for walk in walks] == ["A weight", "A recipe"]
+    for walk in walks:
+        steps = re.split(r"\n\d+\. ", walk)[1:]
+        assert len(steps) >= 8 and all(re.search(r"\[`\w[\w.]+`\]\(\.\./sqs_pyro/", step) for step in steps)
+
+
 def test_every_row_of_formulas_has_a_function_and_a_test():
     section = (ROOT / "docs" / "method.md").read_text(encoding="utf-8").split("## Formulas, functions, tests")[1]
     rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
