@@ -176,10 +176,12 @@ def _watched(net: nn.Module, tell: Callable[[str, Any], None]) -> Iterator[None]
 def _undisturbed(net: nn.Module) -> Iterator[None]:
     """Evaluation from one random state; modes, buffers and random states are put back."""
     modes = [(module, module.training) for module in net.modules()]
+    # A forward may write to a buffer or hang another in its place: both the tensor and its values are kept.
     held = [(module, dict(module._buffers), copy.deepcopy(module._buffers)) for module in net.modules()]
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 (what forwards may draw from)
     try:
         with torch.random.fork_rng(), torch.no_grad(), _not_compiling(net):
+            # What draws even in evaluation mode draws the same in both networks.
             torch.manual_seed(0), random.seed(0), np.random.seed(0)  # noqa: NPY002
             net.eval()
             yield
@@ -231,7 +233,7 @@ def _distance(first: list[Tensor], second: list[Tensor]) -> float:
 
 def _relative(one: Tensor, other: Tensor) -> float:
     one, other = one.detach().double().to_dense(), other.detach().double().to_dense()
-    there = one.isfinite()
+    there = one.isfinite()  # masks of attention put out infinities, in the same places
     if not torch.equal(there, other.isfinite()):
         return float("inf")
     if not there.any():
