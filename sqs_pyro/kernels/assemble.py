@@ -45,7 +45,7 @@ def _fill(packed: nn.Module, leftovers: Mapping[str, Tensor]) -> None:
     inside = {id(value) for weight in stored_weights(packed).values() for value in weight.buffers()}
     targets = packed.state_dict(keep_vars=True)
     needed = {id(value): name for name, value in leftover_state(packed, inside).items()}
-    slots = tensor_slots(packed)
+    slots = tensor_slots(packed)  # before anything is replaced
     for name, value in leftovers.items():
         target = targets.get(name)
         if target is None or needed.pop(id(target), None) is None:
@@ -71,11 +71,12 @@ def _write(target: Tensor, value: Tensor, slots: Slots) -> None:
     """Put a value where ``target`` is; a tensor on the meta device has no memory, so another takes its places."""
     if target.device.type != "meta":
         with torch.no_grad():
-            target.copy_(value)
+            target.copy_(value)  # a float16 of the file becomes the network's own dtype
         return
     made = torch.empty(value.shape, dtype=target.dtype).copy_(value)
     if isinstance(target, nn.Parameter):
         made = nn.Parameter(made, requires_grad=target.requires_grad)
+    # Tied tensors hang in several modules, and stay tied.
     for held, name in slots:
         held[name] = made
 

@@ -62,6 +62,7 @@ class DecodedWeights:
     """
 
     def __init__(self) -> None:
+        # A value must not hold its key, or it never goes
         self._entries: WeakIdKeyDictionary = WeakTensorKeyDictionary()
 
     def get(self, packed: PackedArgs, dtype: torch.dtype) -> Tensor:
@@ -138,9 +139,9 @@ def decode(packed: PackedArgs) -> Tensor:
             "The packed weights are on the meta device, which holds no values: load the network with "
             "sqs_pyro.load, or use to_empty and load_state_dict."
         )
-    symbols, keep = read_symbols(packed)
-    table = read_table(packed)
-    values = look_up(table, symbols.view(table.shape[0], -1)).view(packed.shape)
+    symbols, keep = read_symbols(packed)  # [numel]
+    table = read_table(packed)  # [G, S]
+    values = look_up(table, symbols.view(table.shape[0], -1)).view(packed.shape)  # [G, n] -> [*shape]
     values = scaled(values, read_scales(packed))
     if keep is not None:
         values = torch.where(keep.view(packed.shape), values, values.new_zeros(()))
@@ -157,7 +158,7 @@ def read_symbols(packed: PackedArgs) -> tuple[Tensor, Tensor | None]:
     keep = unpack_bits(packed.mask.cpu(), 1, numel).bool()
     symbols = torch.zeros(numel, dtype=torch.uint8)
     if packed.bits:
-        symbols[keep] = unpack_bits(codes, packed.bits, int(keep.sum()))
+        symbols[keep] = unpack_bits(codes, packed.bits, int(keep.sum()))  # [nonzeros] into [numel]
     return symbols, keep
 
 

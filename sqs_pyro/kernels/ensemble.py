@@ -48,8 +48,9 @@ class PackedEnsemble(StoredEnsemble):
                 check_reads_weights(module, found)
             for name, weight in found.items():
                 names.setdefault(id(module._parameters[name]), f"{path}.{name}".removeprefix("."))
+                # The child makes it a stored weight; the parameter itself is left to the draws below.
                 module.add_module(WEIGHT_PREFIX + name, weight)
-        leave_to_draws(self.network, names)
+        leave_to_draws(self.network, names)  # takes the stand-ins out
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -50,6 +50,7 @@ def best_form(args: PackedArgs, bits: int, uses: Collection[str], device: str) -
         return RuntimeForm(plain, False, "its module reads the decoded weight")
     if bits == 0:
         return RuntimeForm(plain, False, "all weights are one value")
+    # GPUs multiply with the codes as they are in a file; for convolutions there is no kernel.
     if device == "cuda" and "convolution" not in uses:
         if gpu_kernels() is None:
             return RuntimeForm(plain, False, "no Triton")
@@ -58,6 +59,7 @@ def best_form(args: PackedArgs, bits: int, uses: Collection[str], device: str) -
         return RuntimeForm(plain, False, f"no kernel for this product on {device}")
     if args.mask is not None:
         return RuntimeForm(plain, False, f"{args.table.shape[1] // 4} values and zero do not fit into 8 bits")
+    # Tiles are for one codebook or, of a convolution, several; matrices with several have a kernel of their own.
     form = "tiled" if groups == 1 or "convolution" in uses else "rows"
     if not (args.shape[0] % groups == 0 if form == "tiled" else fits_rows(args.shape, groups)):
         each = math.prod(args.shape) // groups
@@ -74,12 +76,12 @@ def runtime_args(coded: CodedTensor, uses: Collection[str]) -> tuple[PackedArgs,
     """
     has_zeros = coded.nonzeros < coded.mask.numel()
     dense_bits = get_layout("dense").bits(coded.num_components, has_zeros)
-    scales = None if coded.scales is None else write_table(coded.scales)
-    empty = torch.empty(0, dtype=torch.uint8)
+    scales = None if coded.scales is None else write_table(coded.scales)  # uint8 [4 · N]
+    empty = torch.empty(0, dtype=torch.uint8)  # codes that no form has been chosen for
     if dense_bits > MAX_BITS:  # 256 values and zero
         bits = get_layout("bitmap").bits(coded.num_components, has_zeros)
         parts = get_layout("bitmap").pack_parts(coded, bits)
-        table = write_table(coded.codebook)
+        table = write_table(coded.codebook)  # uint8 [G, 4 · K]: zero is what the mask says
         return PackedArgs(parts["codes"], table, parts["mask"], coded.shape, bits, scales, "bitmap"), bits
     rows = coded.codebook  # [G, K]
     if has_zeros:
@@ -127,7 +129,7 @@ def read_coded(args: PackedArgs, checked: bool = True) -> CodedTensor:
     if mask is None:
         has_zeros = not table[:, 0].view(torch.int32).any()  # no stored codebook value is 0.0
         mask = symbols != 0 if has_zeros else torch.ones_like(symbols, dtype=torch.bool)
-        symbols = symbols - mask.view(torch.uint8) if has_zeros else symbols
+        symbols = symbols - mask.view(torch.uint8) if has_zeros else symbols  # symbol k + 1 is code k
         table = table[:, has_zeros:]
     make = CodedTensor if checked else CodedTensor.unchecked
     return make(symbols.view(args.shape), mask.view(args.shape), table.contiguous(), read_scales(args))

@@ -91,6 +91,7 @@ def running_network(net: nn.Module, contents: PackedContents) -> nn.Module:
     """
     packed = assemble(net, contents)
     weights = stored_weights(packed.network if isinstance(packed, StoredEnsemble) else packed)
+    # What was loaded is not known to be canonical, so that only what was packed here is remembered.
     for record in contents.records():
         weight = weights[record.name]
         assert isinstance(weight, PackedWeight)
@@ -129,6 +130,7 @@ def load(path: str | Path, net: nn.Module | Callable[[], nn.Module] | None = Non
     """
     with isolated():
         contents, envelope = read_file(path)
+        # Nothing of the file is executed: it names a constructor of the registry, whose size is checked first.
         plain = described_network(contents, envelope.total) if net is None else net
     if not isinstance(plain, nn.Module):
         with isolated(sees_dtype=True):  # what the caller builds has the caller's dtype; first weights are drawn

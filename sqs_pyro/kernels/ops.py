@@ -141,7 +141,7 @@ def _define_form(name: str, schema: str, compute: Callable[..., Tensor]) -> None
 
     def fake(*args: Any) -> Tensor:
         operands, packed = split_arguments(name, args)
-        weight = packed.codes.new_empty(packed.shape, dtype=result_dtype(operands))
+        weight = packed.codes.new_empty(packed.shape, dtype=result_dtype(operands))  # of a fake tensor: no memory
         return in_order(compute(weight, *operands))
 
     in_order = Tensor.contiguous if name == "convolution_tiled" else _as_it_is  # as its compiled kernel writes
@@ -196,6 +196,7 @@ def _register_gradient(name: str, channel_dim: int) -> None:
         bias = None
         if ctx.needs_input_grad[1]:
             kept = channel_dim % grad.dim()
+            # Over all but channels
             bias = grad.sum([d for d in range(grad.dim()) if d != kept]) if grad.dim() > 1 else grad
             bias = bias.to(ctx.bias_dtype)
         return grad_x(ctx, grad) if ctx.needs_input_grad[0] else None, bias
@@ -226,6 +227,7 @@ def _register_autograd(
             operands, packed = split_arguments(op_name, inputs)
             setup_operands(ctx, operands)
             ctx.shape, ctx.bits, ctx.form = packed.shape, packed.bits, packed.form
+            # The packed weight, not the decoded one: no dense copy is kept for the backward pass.
             ctx.save_for_backward(packed.codes, packed.table, packed.mask, packed.scales)
 
         def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:

@@ -42,7 +42,8 @@ def copy_with_weights(
     parameters = parameters_to_pack(net, tensors, draws)
     # What stands in for a parameter leads from the copy to the weight, in however many modules it is.
     stand_ins = {id(p): nn.Parameter(torch.empty(0), requires_grad=False) for p in parameters.values()}
-    result = copy.deepcopy(net, dict(stand_ins))
+    result = copy.deepcopy(net, dict(stand_ins))  # the memo says: these are copied already
+    # The form depends on all uses of a weight, so they are known before it is written: tied modules share it.
     waiting = {id(stand_in) for stand_in in stand_ins.values()}
     found = {
         id(module): {name: p for name, p in module._parameters.items() if id(p) in waiting}
@@ -153,10 +154,11 @@ def _packed_module(module: nn.Module, weights: Mapping[str, StoredWeight]) -> nn
                 f"{type(module).__name__} has a child {WEIGHT_PREFIX + name!r} of its own, where the packed "
                 f"{name!r} would be: rename the child, or exclude the parameter."
             )
-        del module._parameters[name]
+        del module._parameters[name]  # else it would be found before the property
         module.add_module(WEIGHT_PREFIX + name, weight)
         weight.used_for("decoded")
     plain: Any = type(module)
+    # A property must be the class's: the instance gets a class of its own, under the same name.
     module.__class__ = _decoding_class(plain, tuple(weights))
     return module
 
@@ -196,7 +198,7 @@ def _decoding_class(plain: Any, names: tuple[str, ...]) -> type[nn.Module]:
 
     def reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
         reduced: Any = plain.__reduce_ex__(module, protocol)
-        return _empty_decoding, (plain, names), *reduced[2:]
+        return _empty_decoding, (plain, names), *reduced[2:]  # made anew, then given its state
 
     def load(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         refuse_dense_weights(names, state_dict, prefix)

@@ -38,7 +38,7 @@ def pack_rows(symbols: Tensor, bits: int) -> Tensor:
     """
     places, inputs = 16 // bits, symbols.shape[1]
     padded = F.pad(symbols, (0, -inputs % (_HALVES * places))).numpy().reshape(-1, places, _HALVES)
-    halves = np.zeros((len(padded), _HALVES), dtype="<u2")
+    halves = np.zeros((len(padded), _HALVES), dtype="<u2")  # [rows · words, 32]
     for place in range(places):
         halves |= padded[:, place].astype(np.uint16) << np.uint16(bits * place)
     return torch.from_numpy(halves.view(np.uint8).reshape(-1))
@@ -46,7 +46,8 @@ def pack_rows(symbols: Tensor, bits: int) -> Tensor:
 
 def unpack_rows(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
     """Return the symbols, uint8 ``[*shape]``, that :func:`pack_rows` has written."""
-    halves = packed.cpu().contiguous().numpy().view("<u2").reshape(-1, _HALVES)
+    halves = packed.cpu().contiguous().numpy().view("<u2").reshape(-1, _HALVES)  # [words, 32]
     codes = [(halves >> np.uint16(bits * place)) & np.uint16(2**bits - 1) for place in range(16 // bits)]
+    # [words, P, 32] -> [outputs, padded inputs]
     symbols = np.stack(codes, axis=1).astype(np.uint8).reshape(shape[0], -1)
     return torch.from_numpy(symbols[:, : shape[1]].copy())

@@ -43,18 +43,18 @@ def pack_tiles(symbols: Tensor, bits: int) -> Tensor:
     symbols = _as_matrix(symbols)
     pairs = 16 // bits
     outputs, inputs = symbols.shape
-    tiles, words = -(-outputs // ROWS), -(-inputs // (2 * pairs))
+    tiles, words = -(-outputs // ROWS), -(-inputs // (2 * pairs))  # of 16 rows, and of 2 P inputs
     packed = np.empty((tiles, words, ROWS), dtype="<u4")
     for tile in range(tiles):  # one at a time: as wide words they would take 4 times the memory of the codes
-        part = np.zeros((ROWS, words * 2 * pairs), dtype=np.uint8)
+        part = np.zeros((ROWS, words * 2 * pairs), dtype=np.uint8)  # [16, padded inputs]
         rows = symbols[tile * ROWS : (tile + 1) * ROWS].numpy()
         part[: len(rows), :inputs] = rows
-        places = part.reshape(ROWS, words, pairs, 2)
+        places = part.reshape(ROWS, words, pairs, 2)  # [row, word, pair, half]
         lanes = np.zeros((ROWS, words), dtype=np.uint32)
         for pair in range(pairs):
             for half in range(2):
                 lanes |= places[:, :, pair, half].astype(np.uint32) << np.uint32(16 * half + bits * pair)
-        packed[tile] = lanes.T
+        packed[tile] = lanes.T  # [words, 16]: a word's lanes side by side, as a vector register takes them
     return torch.from_numpy(packed.view(np.uint8).reshape(-1))
 
 
@@ -62,8 +62,9 @@ def unpack_tiles(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
     """Return the symbols, uint8 ``[*shape]``, that :func:`pack_tiles` has written."""
     pairs = 16 // bits
     outputs, inputs = _matrix_shape(shape)
+    # [tile, word, row]
     lanes = packed.cpu().contiguous().numpy().view("<u4").reshape(-(-outputs // ROWS), -1, ROWS)
-    symbols = np.empty((len(lanes) * ROWS, lanes.shape[1], pairs, 2), dtype=np.uint8)
+    symbols = np.empty((len(lanes) * ROWS, lanes.shape[1], pairs, 2), dtype=np.uint8)  # [row, word, pair, half]
     for pair in range(pairs):
         for half in range(2):
             codes = (lanes >> np.uint32(16 * half + bits * pair)) & np.uint32(2**bits - 1)

@@ -107,9 +107,10 @@ class PackedWeight(StoredWeight):
         return with_form(self.args, "dense", self.bits).codes if self.form in TRANSCODERS else self.codes
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedWeight":
-        had_values = not self.codes.is_meta
+        had_values = not self.codes.is_meta  # `to_empty` leaves the meta device without any
         super()._apply(fn, recurse)
         if not had_values and not self.codes.is_meta:  # to_empty: any codes would do, but these are valid
+            # Whatever is in the memory might lie outside of the table.
             self.codes.zero_()
         self._choose_form()
         return self
@@ -117,6 +118,7 @@ class PackedWeight(StoredWeight):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if not keep_vars:  # else who asks wants to know which tensors there are
+            # Another machine, or this one without a compiler, may have the codes in another order.
             destination[f"{prefix}codes"] = self._dense_codes()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -194,6 +196,7 @@ class PackedWeight(StoredWeight):
         _all_known[self] = Unchanged(self.args), known
 
     def _known(self) -> "_Known | None":
+        # A moved or written weight has other tensors or versions
         since, known = _all_known.get(self, (None, None))
         return known if since is not None and since.holds(self.args) else None
 
@@ -235,5 +238,5 @@ def _forget(module: nn.Module, incompatible_keys: Any) -> None:
     """Drop the decoded copy after ``load_state_dict``: in inference mode nothing else would tell."""
     assert isinstance(module, PackedWeight)
     decoded_weights.forget(module.codes)
-    _all_known.pop(module, None)
+    _all_known.pop(module, None)  # in inference mode versions do not count
     prepare(module.args)

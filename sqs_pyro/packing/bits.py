@@ -31,12 +31,12 @@ def pack_bits(values: Tensor, bits: int) -> Tensor:
     if flat.numel() and int(flat.max()) >> bits:
         raise ValueError(f"Value {int(flat.max())} does not fit into {bits} bits.")
     # Eight values are b whole bytes: gather them in one little-endian 64-bit word and keep its low b bytes.
-    octets = np.zeros((-(-flat.numel() // 8), 8), dtype=np.uint8)
+    octets = np.zeros((-(-flat.numel() // 8), 8), dtype=np.uint8)  # [n / 8, 8], the last row filled up
     octets.reshape(-1)[: flat.numel()] = flat.cpu().numpy()
-    words = np.zeros(len(octets), dtype="<u8")
+    words = np.zeros(len(octets), dtype="<u8")  # [n / 8]
     for place in range(8):
         words |= octets[:, place].astype("<u8") << np.uint64(place * bits)
-    stream = words.view(np.uint8).reshape(-1, 8)[:, :bits].reshape(-1)
+    stream = words.view(np.uint8).reshape(-1, 8)[:, :bits].reshape(-1)  # [n / 8, 8] -> [n / 8 · b]
     return torch.from_numpy(stream[: packed_size(flat.numel(), bits)].copy())
 
 
@@ -54,9 +54,9 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     octets = -(-count // 8)
     stream = np.zeros(octets * bits, dtype=np.uint8)
     stream[:size] = packed.cpu().numpy()
-    padded = np.zeros((octets, 8), dtype=np.uint8)
+    padded = np.zeros((octets, 8), dtype=np.uint8)  # the b bytes of eight values, as the low ones of 64 bits
     padded[:, :bits] = stream.reshape(octets, bits)
-    words = padded.view("<u8").reshape(-1)
+    words = padded.view("<u8").reshape(-1)  # [n / 8]
     values = np.empty((octets, 8), dtype=np.uint8)
     for place in range(8):
         values[:, place] = (words >> np.uint64(place * bits)) & np.uint64(2**bits - 1)

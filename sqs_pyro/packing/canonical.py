@@ -25,17 +25,18 @@ def canonical(coded: CodedTensor) -> CodedTensor:
     if is_zero.any():
         mask = mask & ~look_up(is_zero, codes)
         codes = codes * mask
-    counts = count_codes(codes, mask, coded.num_components)
+    counts = count_codes(codes, mask, coded.num_components)  # [G, K]
+    # Unused values go to the end of their row, where they are not finite and get no number.
     values, order = codebook.masked_fill(counts == 0, torch.inf).sort(dim=1, stable=True)
     new_index, fresh = _number_distinct(values)
     rename = torch.empty_like(new_index).scatter_(1, order, new_index)  # [G, K]: old code -> new code
     components = max(1, int(fresh.sum(dim=1).max()))
     rows = values.new_zeros(groups, components)
-    keep = fresh.nonzero()
+    keep = fresh.nonzero()  # [distinct values, 2]: row and place in the sorted row
     rows[keep[:, 0], new_index[keep[:, 0], keep[:, 1]]] = values[fresh]
     if groups > 1:
         merged = counts.new_zeros(groups, components).scatter_add_(1, rename, counts)
-        by_count = merged.argsort(dim=1, descending=True, stable=True)
+        by_count = merged.argsort(dim=1, descending=True, stable=True)  # [G, K']: new order -> value order
         rows, rename = rows.gather(1, by_count), by_count.argsort(dim=1).gather(1, rename)
     renamed = look_up(rename.to(torch.uint8), codes).mul_(mask)
     scales = None if coded.scales is None else coded.scales.cpu()
@@ -47,7 +48,7 @@ def _number_distinct(values: Tensor) -> tuple[Tensor, Tensor]:
 
     Bit patterns are compared, because -0.0 and 0.0 must stay apart.
     """
-    bits = values.view(torch.int32)
+    bits = values.view(torch.int32)  # [G, K]
     fresh = torch.ones_like(values, dtype=torch.bool)
     fresh[:, 1:] = bits[:, 1:] != bits[:, :-1]
     fresh &= values.isfinite()

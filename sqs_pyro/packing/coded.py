@@ -81,6 +81,7 @@ class CodedTensor:
 
     def dense(self) -> Tensor:
         """Return the weights, float32 ``[*shape]``: the reference every packed form must equal exactly."""
+        # [G, n] -> [*shape]
         values = look_up(self.codebook, self.codes.reshape(self.num_groups, -1)).view(self.shape)
         values = scaled(values, self.scales)
         return torch.where(self.mask, values, values.new_zeros(()))
@@ -139,7 +140,7 @@ def count_codes(codes: Tensor, mask: Tensor, components: int) -> Tensor:
         mask: bool ``[G, n]``.
         components: K.
     """
-    counts = torch.zeros(len(codes), components, dtype=torch.long, device=codes.device)
+    counts = torch.zeros(len(codes), components, dtype=torch.long, device=codes.device)  # [G, K]
     for rows, columns in _chunks(codes):
         part = codes[rows, columns]
         first = components * torch.arange(len(part), dtype=torch.int32, device=codes.device)[:, None]
@@ -159,7 +160,7 @@ def count_true(mask: Tensor) -> Tensor:
 def _chunks(codes: Tensor) -> Iterator[tuple[slice, slice]]:
     """Cut ``[G, n]`` into whole rows, or long rows into parts, of at most _CHUNK elements."""
     groups, size = codes.shape
-    height = max(1, _CHUNK // size)
+    height = max(1, _CHUNK // size)  # rows of groups that fit; 1 where a row itself is cut
     for top in range(0, groups, height):
         for left in range(0, size, _CHUNK):
             yield slice(top, top + height), slice(left, left + _CHUNK)

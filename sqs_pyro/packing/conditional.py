@@ -42,15 +42,16 @@ class ConditionalLayout(Layout):
 
     def pack_parts(self, coded: CodedTensor, bits: int) -> dict[str, Tensor]:
         """Count, quantise the counts, encode under what the decoder will see."""
-        mask = coded.mask.reshape(-1, coded.shape[-1]).numpy()
+        mask = coded.mask.reshape(-1, coded.shape[-1]).numpy()  # [weights, S]
         has_zeros = not mask.all()
-        symbols = coded.codes.reshape(mask.shape).numpy().astype(np.uint16)
+        symbols = coded.codes.reshape(mask.shape).numpy().astype(np.uint16)  # 257 symbols do not fit into 8 bits
         symbols += mask & has_zeros  # a zero has code 0
         kinds = coded.num_components + has_zeros
         first = symbols[:, 0]
+        # Draws agree on most weights: given the first one's symbol, the others' have little entropy.
         blocks = [first, *(symbols[first == kind, 1:].reshape(-1) for kind in range(kinds))]
         blocks = blocks[: 1 if mask.shape[1] == 1 else None]
-        tables = np.stack([_table(block, kinds) for block in blocks])
+        tables = np.stack([_table(block, kinds) for block in blocks])  # [1 + A, A]
         coder = constriction.stream.stack.AnsCoder()
         for block, table in zip(
             reversed(blocks), reversed(tables), strict=True
@@ -62,14 +63,14 @@ class ConditionalLayout(Layout):
         """Decode the first draw, which says how the others decode."""
         draws, has_zeros = packed.shape[-1], packed.nonzeros < packed.numel
         kinds = packed.num_components + has_zeros
-        tables = packed.parts["table"].cpu().numpy().reshape(-1, kinds)
+        tables = packed.parts["table"].cpu().numpy().reshape(-1, kinds)  # [1 + A, A], or [1, A] of one draw
         coder = open_stream(packed.parts["codes"])
         symbols = np.empty((packed.numel // draws, draws), dtype=np.uint16)
         first = symbols[:, 0] = _pull(coder, len(symbols), tables[0])
         for kind in range(kinds if draws > 1 else 0):
             rows = np.flatnonzero(first == kind)
             block = _pull(coder, len(rows) * (draws - 1), tables[1 + kind])
-            symbols[rows, 1:] = block.reshape(-1, draws - 1)
+            symbols[rows, 1:] = block.reshape(-1, draws - 1)  # [rows, S - 1]
         if not coder.is_empty():
             raise PackedFileError("the entropy-coded stream goes on behind the last weight")
         mask = symbols != 0 if has_zeros else np.ones_like(symbols, dtype=np.bool_)

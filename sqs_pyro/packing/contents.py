@@ -196,7 +196,7 @@ def _leftovers(
     net: nn.Module, parameters: Mapping[str, nn.Parameter], leftover_dtype: str | None
 ) -> dict[str, Tensor]:
     """Everything but the coded parameters, under first names; parameters are rounded, buffers never are."""
-    trained = {id(value) for value in net.parameters()}
+    trained = {id(value) for value in net.parameters()}  # by identity: a tensor may have many names
     coded = {id(value) for value in parameters.values()}
     leftovers = {}
     for name, value in leftover_state(net, coded).items():
@@ -221,6 +221,7 @@ def _in_file_order(
             return
         seen.add(id(module))
         for name, child in module.named_children():
+            # Once each, where it is met first, as named_modules goes.
             visit(child, f"{path}{name}.")
         for name, parameter in module.named_parameters(recurse=False):
             if (tensor := packed.pop(id(parameter), None)) is not None:

@@ -140,13 +140,14 @@ def _read(stream: BinaryIO) -> tuple[PackedContents, Envelope]:
     if size != total:
         what = "truncated" if size < total else "followed by other bytes"
         raise PackedFileError(f"It is {what}: {size} bytes instead of {total}.")
+    # One buffer for all: the tensors' parts are views of it, so that nothing is read twice or copied.
     content = bytearray(manifest_size + data_size)
     found = stream.readinto(content)  # type: ignore[attr-defined]  # of a buffered file: all that there is
     if found != len(content):
         raise PackedFileError(f"It was cut while it was read: {found} bytes were there instead of {len(content)}.")
     manifest = bytes(memoryview(content)[:manifest_size])
     data = torch.frombuffer(content, dtype=torch.uint8)[manifest_size:] if content else torch.empty(0)
-    intact = hashlib.sha256(content).hexdigest() == digest
+    intact = hashlib.sha256(content).hexdigest() == digest  # told last: a tensor's own checksum says more
     contents = PackedContents(*read_manifest(manifest, data))  # names the tensor that is damaged
     if not intact:
         raise PackedFileError("Its checksum does not fit: manifest, data or the checksum itself was altered.")

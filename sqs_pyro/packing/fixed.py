@@ -26,6 +26,7 @@ class DenseLayout(Layout):
         """Write one symbol a weight."""
         mask = coded.mask.reshape(-1)
         has_zeros = not bool(mask.all())
+        # Symbol 0 is zero, k + 1 is code k; without zeros k is code k. 256 codes and zero do not get here.
         return {"codes": pack_bits((coded.codes.reshape(-1) + has_zeros).mul_(mask), bits)}
 
     def unpack_codes(self, packed: PackedTensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +64,7 @@ class BitmapLayout(Layout):
     def unpack_codes(self, packed: PackedTensor) -> tuple[Tensor, Tensor]:
         """Read the mask, then put the codes where it is set."""
         mask = unpack_bits(packed.parts["mask"], 1, packed.numel).bool()
-        codes = torch.zeros(packed.numel, dtype=torch.uint8)
+        codes = torch.zeros(packed.numel, dtype=torch.uint8)  # [numel]; zeros have code 0
         if packed.bits and int(torch.count_nonzero(mask)) == packed.nonzeros:  # the caller reports it if not
             codes[mask] = unpack_bits(packed.parts["codes"], packed.bits, packed.nonzeros)
         return codes, mask

@@ -82,7 +82,7 @@ class PackedTensor(Structure):
         """Return the codebook, float32 ``[G, K]``."""
         dtype = np.dtype(self.codebook_dtype).newbyteorder("<")
         values = self.parts["codebook"].cpu().numpy().tobytes()
-        rows = np.frombuffer(values, dtype=dtype).astype(np.float32)
+        rows = np.frombuffer(values, dtype=dtype).astype(np.float32)  # [G · K]
         return torch.from_numpy(rows).view(self.num_groups, self.num_components)
 
     def scales(self) -> Tensor | None:

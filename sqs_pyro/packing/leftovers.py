@@ -36,11 +36,12 @@ def round_to(value: Tensor, dtype: str) -> Tensor:
     """
     if value.dtype not in (torch.float32, torch.float64) or not value.numel():
         return value
-    rounded = value.to(DTYPES[dtype]).to(value.dtype)
+    rounded = value.to(DTYPES[dtype]).to(value.dtype)  # there and back: what the file will give
     if not torch.equal(rounded.isfinite(), value.isfinite()):
         return value
     exact = value.detach().double().nan_to_num(0.0, 0.0, 0.0)
     size, error = exact.abs(), (rounded.double().nan_to_num(0.0, 0.0, 0.0) - exact).abs()
+    # An element far below it may lose digits that its neighbours do not have
     typical = exact.square().mean().sqrt()
     half_step = torch.finfo(DTYPES[dtype]).eps / 2
     survives = (error <= half_step * size.clamp(min=float(typical))) & (error <= size / 32)
@@ -117,7 +118,7 @@ def describe(leftovers: Mapping[str, Tensor]) -> tuple[list[dict[str, Any]], lis
     data: dict[str, list[Tensor]] = {}
     for module, tensors in _by_module(leftovers).items():
         fields = [_field(name, value) for name, value in tensors.items()]
-        key = repr(fields)
+        key = repr(fields)  # modules of the same kinds of tensors, constants included, share a description
         kind = kinds.setdefault(key, {"fields": fields, "modules": [], "shapes": [], "crc32": []})
         parts = [to_bytes(v) for f, v in zip(fields, tensors.values(), strict=True) if "constant" not in f]
         kind["modules"].append(module)

@@ -168,7 +168,7 @@ def _most_bytes(manifest: bytes) -> int:
 def _parse(manifest: bytes) -> _Manifest:
     unzip, most = zlib.decompressobj(), _most_bytes(manifest)
     try:
-        text = unzip.decompress(manifest, most)
+        text = unzip.decompress(manifest, most)  # no more is unpacked than such a manifest can honestly have
     except zlib.error as error:
         raise PackedFileError(f"The manifest cannot be decompressed ({error}).") from None
     if not unzip.eof or unzip.unused_data:

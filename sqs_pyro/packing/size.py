@@ -155,7 +155,7 @@ def size_report(packed: nn.Module | PackedContents | str | Path) -> SizeReport:
 def _report(
     rows: Sequence[TensorRecord], leftovers: Mapping[str, Tensor], draws: int, found: Envelope
 ) -> SizeReport:
-    weights = sum(row.numel for row in rows) // draws
+    weights = sum(row.numel for row in rows) // draws  # a tensor of S draws stands for one weight
     floats = sum(value.numel() for value in leftovers.values() if value.is_floating_point())
     padding = len(found.header) - len(found.header.rstrip(b" "))
     return SizeReport(

@@ -197,7 +197,7 @@ def _distance(first: list[Tensor], second: list[Tensor]) -> float:
 
 def _relative(one: Tensor, other: Tensor) -> float:
     one, other = one.detach().double().to_dense(), other.detach().double().to_dense()
-    there = one.isfinite()
+    there = one.isfinite()  # masks of attention put out infinities, in the same places
     if not torch.equal(there, other.isfinite()):
         return float("inf")
     if not there.any():

@@ -85,10 +85,11 @@ def fold_batch_norm(net: nn.Module, coded: Collection[str] = (), kept: Collectio
 
 def _fold(norm: Any, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> None:
     """One layer, if nothing is lost by it."""
+    # y = scale x + shift in evaluation: with mean 0 and variance 1 weight and bias must give the same two.
     gamma, beta = weight.double(), bias.double()
     scale = gamma / (var.double() + norm.eps).sqrt()
     shift = beta - mean.double() * scale
-    root = (1 + norm.eps) ** 0.5
+    root = (1 + norm.eps) ** 0.5  # what remains to divide by once the variance is 1
     new_weight, new_bias = (scale * root).to(weight.dtype), shift.to(bias.dtype)
     exact = (new_weight.double() / root - scale).abs() <= _PRECISION * scale.abs()
     exact &= (new_bias.double() - shift).abs() <= _PRECISION * shift.abs()
@@ -123,7 +124,7 @@ def _cumulative(norms: list[Any]) -> Iterator[None]:
         for norm in norms:
             norm.train()
             norm.reset_running_stats()
-            norm.momentum = None
+            norm.momentum = None  # cumulative: every minibatch counts the same
         yield
     except BaseException:
         for norm, buffers in zip(norms, before, strict=True):

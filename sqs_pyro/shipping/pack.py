@@ -184,6 +184,7 @@ def _with_leftovers(source: Any, leftover_dtype: str | None) -> nn.Module:
     if leftover_dtype is None or leftover_dtype == source.recipe.leftover_dtype:
         return source.hard
     whole = dict(source.unrounded.named_modules())
+    # Inputs may have kept a norm from being folded: they are gone, but the hard network shows which.
     same = [name for name, module in source.hard.named_modules() if _same_buffers(module, whole[name])]
     return shipped_network(source.unrounded, source.model.site_values(), leftover_dtype, kept=same)
 

@@ -38,6 +38,7 @@ def rehearse(
         NetworkError: it cannot; the sentence names what stands in the way.
     """
     sites = guide.site_guides().items()
+    # A guide in its dense stage has no codes yet: its codebooks are those of the pretrained weights.
     coded = {name: site.harden(storage.codebook, keep_codes=False) for name, site in sites}
     dense = shipped_network(hard_network(net, coded), coded, storage.leftover_dtype)
     layout = "dense" if storage.layout == "dense" else "bitmap"  # the others hold whatever this one does, slower

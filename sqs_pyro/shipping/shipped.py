@@ -74,6 +74,7 @@ def copied(net: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     Raises:
         NetworkError: the network holds what cannot be copied.
     """
+    # Torch refuses to copy what has a graph
     results = {id(tensor): tensor.detach().clone() for _, tensor in _results(net)}
     try:
         return copy.deepcopy(net, {**(memo or {}), **results})
@@ -102,6 +103,7 @@ def check_stands_alone(copy_of_it: nn.Module, net: nn.Module, inputs: Any | None
     if inputs is None:
         return
     _check_results(copy_of_it, net, inputs)
+    # Tensors that may be shared
     held = {id(tensor) for tensor in (*copy_of_it.parameters(), *copy_of_it.buffers())}
     named = (*net.named_parameters(), *net.named_buffers())
     reads = _Reads({id(tensor): name for name, tensor in named if id(tensor) not in held})
@@ -187,6 +189,7 @@ def _where_it_keeps_outputs(
         found = first_difference(net, changed, inputs, relative)
         if found is None or not found.repeatable:
             return changed
+        # One module at a time; where leaving it out does not help, or it has nothing of its own, all are left.
         kept = everything if found.module in kept or not _has_own(net, found.module) else {*kept, found.module}
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from kits.layout import random_coded
 from sqs_pyro.runs.network import check_compressible
 from torch import nn
 
@@ -18,6 +17,7 @@ from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.kernels.weight import PackedWeight
 from sqs_pyro.packing import CodedTensor, contents, layouts, leftovers
+from sqs_pyro.testing.layouts import random_coded
 
 
 class Calls:
