@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from sqs_pyro.runs.network import check_compressible
 from torch import nn
 
 from sqs_pyro import compress, compress_transformer, load, save, size_report
@@ -17,6 +16,7 @@ from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.kernels.weight import PackedWeight
 from sqs_pyro.packing import CodedTensor, contents, layouts, leftovers
+from sqs_pyro.runs.measured import check_compressible
 from sqs_pyro.testing.layouts import random_coded
 
 
