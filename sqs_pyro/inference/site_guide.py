@@ -87,7 +87,8 @@ class SiteGuide(OwningModule):
 
     def gates(self, gate_temperature: float = 1.0) -> Tensor:
         """λ, the site's shape: posterior inclusion probabilities, exactly 0 for pruned weights."""
-        return torch.sigmoid(self.gate_logit / gate_temperature) * self.mask  # no gradient to pruned gates
+        logit = self.gate_logit if gate_temperature == 1 else self.gate_logit / gate_temperature
+        return torch.sigmoid(logit) * self.mask  # no gradient to pruned gates
 
     def grouped(self, value: Tensor) -> Tensor:
         """Return a tensor of the site's shape as ``[G, n]``."""

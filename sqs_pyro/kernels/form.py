@@ -129,7 +129,7 @@ def read_coded(args: PackedArgs, checked: bool = True) -> CodedTensor:
     if mask is None:
         has_zeros = not table[:, 0].view(torch.int32).any()  # no stored codebook value is 0.0
         mask = symbols != 0 if has_zeros else torch.ones_like(symbols, dtype=torch.bool)
-        symbols = symbols - mask.view(torch.uint8) if has_zeros else symbols  # symbol k + 1 is code k
+        symbols = symbols.sub_(mask.view(torch.uint8)) if has_zeros else symbols  # symbol k + 1 is code k
         table = table[:, has_zeros:]
     make = CodedTensor if checked else CodedTensor.unchecked
     return make(symbols.view(args.shape), mask.view(args.shape), table.contiguous(), read_scales(args))

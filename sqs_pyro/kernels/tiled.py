@@ -69,7 +69,8 @@ def unpack_tiles(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
         for half in range(2):
             codes = (lanes >> np.uint32(16 * half + bits * pair)) & np.uint32(2**bits - 1)
             symbols[:, :, pair, half] = codes.transpose(0, 2, 1).reshape(len(symbols), -1)
-    return _as_weight(torch.from_numpy(symbols.reshape(len(symbols), -1)[:outputs, :inputs].copy()), shape)
+    matrix = symbols.reshape(len(symbols), -1)[:outputs, :inputs]
+    return _as_weight(torch.from_numpy(np.ascontiguousarray(matrix)), shape)
 
 
 def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:

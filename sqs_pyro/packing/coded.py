@@ -152,6 +152,8 @@ def count_codes(codes: Tensor, mask: Tensor, components: int) -> Tensor:
 
 def count_true(mask: Tensor) -> Tensor:
     """Return how many elements of each row of a mask ``[G, n]`` are True, int64 ``[G]``."""
+    if len(mask) == 1:
+        return torch.count_nonzero(mask).view(1)
     if mask.device.type == "cpu":  # NumPy counts ten times faster than torch along a dimension
         return torch.from_numpy(np.count_nonzero(mask.numpy(), axis=1))
     return torch.count_nonzero(mask, dim=1)

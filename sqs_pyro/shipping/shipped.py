@@ -48,7 +48,10 @@ def shipped_network(
     Raises:
         NetworkError: an unknown dtype, or a network that cannot be copied.
     """
-    check_leftover_dtype(leftover_dtype)
+    shipped = folded_and_rounded(hard, coded, leftover_dtype, kept)
+    # Nearly always both keep outputs, which two forwards tell; only else is it asked which of them does not.
+    if inputs is None or keeps_outputs(hard, shipped, inputs):
+        return shipped
 
     def fold(net: nn.Module, changed_by_it: Collection[str]) -> None:
         fold_batch_norm(net, coded, {*kept, *changed_by_it})
@@ -56,16 +59,24 @@ def shipped_network(
     def round_others(net: nn.Module, changed_by_it: Collection[str]) -> None:
         round_leftovers(net, coded, leftover_dtype, changed_by_it)
 
-    shared = _parameters(hard, coded)
-    shipped = copied(hard, shared)
-    with torch.no_grad():
-        fold(shipped, ())
-        round_others(shipped, ())
-    # Nearly always both keep outputs, which two forwards tell; only else is it asked which of them does not.
-    if inputs is None or agree(hard, shipped, inputs, min(4 * tolerance(hard), _ROUNDING)):
-        return shipped.eval()
     folded = _where_it_keeps_outputs(hard, coded, fold, inputs, 4 * tolerance(hard))
     return _where_it_keeps_outputs(folded, coded, round_others, inputs, _ROUNDING).eval()
+
+
+def folded_and_rounded(
+    hard: nn.Module, coded: Collection[str], leftover_dtype: str, kept: Collection[str] = ()
+) -> nn.Module:
+    """A copy of a hard network with its batch norms folded and other parameters rounded; arguments as above."""
+    check_leftover_dtype(leftover_dtype)
+    shipped = copied(hard, _parameters(hard, coded))
+    fold_batch_norm(shipped, coded, kept)
+    round_leftovers(shipped, coded, leftover_dtype)
+    return shipped.eval()
+
+
+def keeps_outputs(hard: nn.Module, shipped: nn.Module, inputs: Any) -> bool:
+    """Whether what :func:`folded_and_rounded` made of a network computes the same, but for rounding."""
+    return agree(hard, shipped, inputs, min(4 * tolerance(hard), _ROUNDING))
 
 
 def copied(net: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sqs_pyro.compression.checkpoint import check_same, read_checkpoint, write_checkpoint
 from sqs_pyro.compression.finetune.allocation import allocation
@@ -29,7 +29,7 @@ from sqs_pyro.networks.calling import device_of, move_to
 from sqs_pyro.networks.loaders import examples_an_epoch
 from sqs_pyro.networks.minibatches import minibatches
 from sqs_pyro.shipping.pack import hard_network, network_with
-from sqs_pyro.shipping.shipped import shipped_network
+from sqs_pyro.shipping.shipped import folded_and_rounded, keeps_outputs, shipped_network
 
 _WARM_UP = 0.02  # share of the steps over which the learning rate rises
 _STATE_KEYS = frozenset(
@@ -148,6 +148,7 @@ class Driver:
         self._between_steps = True  # whether state is whole, so that a checkpoint may be written
         self._latest_kl: Tensor | None = None
         self._fingerprint: Fingerprint = {}
+        self._outputs_kept: dict[str, bool] = {}  # by stage
         self.history: list[StepRecord] = []
         self.findings: list[Finding] = []
 
@@ -227,8 +228,9 @@ class Driver:
     def _train_step(self, x: Any, y: Tensor) -> None:
         self._between_steps = False
         self._follow_schedule()
-        self.model.train()
-        self.guide.train()
+        for trained in (self.model, self.guide):
+            if not all(module.training for module in trained.modules()):  # asking costs less than saying it anew
+                trained.train()
         recipe = self.recipe
         with_kl = (
             recipe.kl_weight > 0
@@ -343,8 +345,23 @@ class Driver:
             )
         else:
             net = hard_network(self.model.net, self.guide.harden(self.recipe.storage.codebook))
-        shipped = shipped_network(net, sites, self.recipe.leftover_dtype, self.inputs)
-        return judged(self.judge, shipped, self.validation)
+        return judged(self.judge, self._shipped(net), self.validation)
+
+    def _shipped(self, hard: nn.Module) -> nn.Module:
+        """A hard network as it ships.
+
+        Whether folding and rounding keep outputs is the network's nature more than its weights': it is asked once
+        in each stage and at the end, and in between the answer holds.
+        """
+        sites, dtype = self.guide.site_guides(), self.recipe.leftover_dtype
+        shipped = folded_and_rounded(hard, sites, dtype)
+        if self.inputs is None:
+            return shipped
+        if self.guide.stage not in self._outputs_kept or self.step == self.total_steps:
+            self._outputs_kept[self.guide.stage] = keeps_outputs(hard, shipped, self.inputs)
+        return (
+            shipped if self._outputs_kept[self.guide.stage] else shipped_network(hard, sites, dtype, self.inputs)
+        )
 
     def _explain(self, error: Exception, x: Any, y: Tensor) -> None:
         """Raise the sentence for a step that failed, if the data or a divergence explain it."""
