@@ -1,12 +1,12 @@
 """A checkpoint compressed block by block: the same bytes as in memory, and what is said of a bad one."""
 
 import json
-import multiprocessing
 import os
 import signal
 
 import pytest
 import torch
+from kits import forks
 
 from sqs_pyro import compress_transformer, save
 from sqs_pyro.compression.blockwise.store import BlockStore
@@ -18,8 +18,8 @@ streamed_weights = pytest.importorskip("sqs_pyro.integrations.streamed_weights")
 
 SMALL = {
     "vocab_size": 48,
-    "hidden_size": 32,
-    "intermediate_size": 48,
+    "hidden_size": 16,  # an even allocation takes the longer, the more weights differ in a layer
+    "intermediate_size": 24,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "max_position_embeddings": 32,
@@ -27,12 +27,15 @@ SMALL = {
 }
 RECIPE = {"bits": 3.5, "allocation": "even", "batch_size": 4, "rounds": 1}
 KINDS = [("Llama", "ForCausalLM"), ("Qwen2", "ForCausalLM"), ("Bert", "Model"), ("Bert", "ForMaskedLM")]
+STORED = [(torch.float32, "6KB"), (torch.bfloat16, "1GB")]
+#: Each kind with its ends tied and not, stored in either way.
+CASES = [(*kind, tied, *STORED[(i + tied) % 2]) for i, kind in enumerate(KINDS) for tied in (False, True)]
 
 
-def write(path, kind="Llama", head="ForCausalLM", tied=False, dtype=torch.float32, shard="6KB"):
+def write(path, kind="Llama", head="ForCausalLM", tied=False, dtype=torch.float32, shard="6KB", **sizes):
     torch.manual_seed(0)
     few = {} if kind == "Bert" else {"num_key_value_heads": 2}
-    config = getattr(transformers, f"{kind}Config")(**SMALL, **few, tie_word_embeddings=tied)
+    config = getattr(transformers, f"{kind}Config")(**{**SMALL, **sizes}, **few, tie_word_embeddings=tied)
     net = getattr(transformers, f"{kind}{head}")(config).to(dtype).eval()
     net.save_pretrained(path, max_shard_size=shard)
     return type(net)
@@ -48,11 +51,9 @@ def in_memory(cls, path, out, **changes):
     return out.read_bytes()
 
 
-@pytest.mark.parametrize(("kind", "head"), KINDS)
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize(("dtype", "shard"), [(torch.float32, "6KB"), (torch.bfloat16, "1GB")])
+@pytest.mark.parametrize(("kind", "head", "tied", "dtype", "shard"), CASES)
 def test_same_file_as_in_memory(kind, head, tied, dtype, shard, tmp_path):
-    cls = write(tmp_path / "net", kind, head, tied, dtype, shard)
+    cls = write(tmp_path / "net", kind, head, tied, dtype, shard, num_hidden_layers=2)
     assert (tmp_path / "net" / streamed_weights.INDEX).exists() == (shard == "6KB")
     result = compress_checkpoint(tmp_path / "net", sequences(), RECIPE, directory=tmp_path / "blocks")
     save(result.network, tmp_path / "streamed")
@@ -94,11 +95,11 @@ def _killed_in_second_block(path, blocks):
 
 def test_killed_and_resumed(tmp_path):
     cls = write(tmp_path / "net")
-    arguments = (tmp_path / "net", tmp_path / "blocks")
-    process = multiprocessing.get_context("spawn").Process(target=_killed_in_second_block, args=arguments)
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    script = (
+        "import sys; from integrations.test_checkpoint import _killed_in_second_block as run; run(*sys.argv[1:])"
+    )
+    killed = forks.run(script, tmp_path / "net", tmp_path / "blocks")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [p.name for p in (tmp_path / "blocks").glob("*.pt")] == ["block-000.pt"]
     result = compress_checkpoint(tmp_path / "net", sequences(), RECIPE, directory=tmp_path / "blocks")
     save(result.network, tmp_path / "streamed")

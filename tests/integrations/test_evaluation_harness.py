@@ -2,13 +2,11 @@
 
 import json
 import math
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
-from kits import language_checkpoint
+from kits import forks, language_checkpoint
 
 from sqs_pyro.compression.blockwise.call import compress_transformer
 from sqs_pyro.errors import NetworkError
@@ -70,11 +68,12 @@ def test_command_line_reads_packed_checkpoints(checkpoint, tmp_path):
         "metric_list: [{metric: byte_perplexity}]\n",
         encoding="utf-8",
     )
-    command = [sys.executable, "-m", "sqs_pyro.integrations.evaluation_harness", "--model", "hf"]
-    command += ["--model_args", f"pretrained={directory},max_length=512", "--tasks", "own_text", "--device", "cpu"]
-    command += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "results")]
+    options = ["--model", "hf", "--device", "cpu", "--tasks", "own_text"]
+    options += ["--model_args", f"pretrained={directory},max_length=512"]
+    options += ["--include_path", tmp_path, "--output_path", tmp_path / "results"]
+    command = "import runpy; runpy.run_module('sqs_pyro.integrations.evaluation_harness', run_name='__main__')"
     environment = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
+    done = forks.run(command, *options, environment=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     (results,) = (tmp_path / "results").rglob("results_*.json")
     found = json.loads(results.read_text())["results"]["own_text"]["byte_perplexity,none"]

@@ -51,7 +51,19 @@ def convolve(x, bias, geometry, packed):
 
 @given(convolutions())
 def test_convolutions_against_float64(case):
-    bits, symbols, table, scales, bias, x, geometry = case
+    check(*case)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_code_of_every_width(bits, dtype):
+    symbols = torch.arange(40 * 7 * 9).mul(37).remainder(2**bits).to(torch.uint8).view(40, 7, 3, 3)
+    assert len(symbols.unique()) == 2**bits
+    x = torch.randn(2, 7, 9, 9).to(dtype)
+    check(bits, symbols, torch.randn(1, 2**bits), None, None, x, ([1, 1], [1, 1], [1, 1]))
+
+
+def check(bits, symbols, table, scales, bias, x, geometry):
     found = convolve(x, bias, geometry, arguments(tiled_bits(bits), symbols, table, scales))
     assert found.dtype == x.dtype and found.is_contiguous()
     weight = look_up(table.double(), symbols.view(len(table), -1)).view(symbols.shape)

@@ -73,7 +73,22 @@ def dense(symbols, table):
 
 @given(products())
 def test_products_against_float64(case):
-    form, bits, symbols, table, scales, bias, x = case
+    check(*case)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_code_of_every_width(form, bits, dtype):
+    """Drawn cases have few values."""
+    symbols = torch.arange(40 * 128).mul(37).remainder(2**bits).to(torch.uint8).view(40, 128)
+    assert len(symbols.unique()) == 2**bits
+    table = torch.randn(40 if form == "rows" else 1, 2**bits)
+    for rows in (1, 3, 40):
+        check(form, tiled_bits(bits), symbols, table, None, None, torch.randn(rows, 128).to(dtype))
+
+
+def check(form, bits, symbols, table, scales, bias, x):
     found = op("linear", form)(x, bias, *packed(form, bits, symbols, table, scales))
     assert found.dtype == x.dtype and found.shape == (*x.shape[:-1], len(symbols))
     weight = dense(symbols, table.double()) * (1.0 if scales is None else scales.double()[:, None])

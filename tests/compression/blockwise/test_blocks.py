@@ -20,12 +20,12 @@ from sqs_pyro.packing.stored import stored_weights
 transformers = pytest.importorskip("transformers")
 
 
-def llama():
+def llama(width=64):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=96,
-        hidden_size=64,
-        intermediate_size=96,
+        hidden_size=width,
+        intermediate_size=96 * width // 64,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -80,10 +80,10 @@ def result(net):
 
 
 @pytest.fixture(scope="module")
-def even(net, tmp_path_factory):
-    """A result of an even allocation, which searches long, and the directory of its blocks."""
-    directory = tmp_path_factory.mktemp("even")
-    return compressed(net, directory, allocation="even"), directory
+def even(tmp_path_factory):
+    """A network, small as the search is long, its result of an even allocation, and where its blocks are."""
+    net, directory = llama(width=32), tmp_path_factory.mktemp("even")
+    return net, compressed(net, directory, allocation="even"), directory
 
 
 class TestResult:
@@ -130,7 +130,7 @@ class TestChoices:
         assert errors[0] > 1.5 * errors[1] > 2 * errors[2]
 
     def test_even_allocation_gives_every_layer_the_same(self, even):
-        for record in even[0].records:
+        for record in even[1].records:
             assert all(row["bits"] == pytest.approx(3.0, abs=0.2) for row in record.layers.values())
 
     def test_beats_rounding_to_an_even_grid_at_equal_entropy(self, net, result):
@@ -223,9 +223,10 @@ class TestInterruption:
         with pytest.raises(RecipeError, match=r"plan\.pt' was made with another recipe \(bits: 2.0 -> 3.0\)"):
             compressed(net, tmp_path, bits=3.0)
 
-    def test_also_with_an_even_allocation(self, net, even):
+    def test_also_with_an_even_allocation(self, even):
+        net, _, directory = even
         with pytest.raises(RecipeError, match=r"block-000\.pt' was made with another recipe \(bits: .* -> 2.0\)"):
-            compressed(net, even[1], allocation="even", bits=2.0)
+            compressed(net, directory, allocation="even", bits=2.0)
 
     def test_a_damaged_block_is_named(self, net, tmp_path):
         compressed(net, tmp_path)
