@@ -33,10 +33,11 @@ def pack_bits(values: Tensor, bits: int) -> Tensor:
     # Eight values are b whole bytes: gather them in one little-endian 64-bit word and keep its low b bytes.
     octets = np.zeros((-(-flat.numel() // 8), 8), dtype=np.uint8)
     octets.reshape(-1)[: flat.numel()] = flat.cpu().numpy()
+    # The byte order is the format's, not the machine's.
     words = np.zeros(len(octets), dtype="<u8")
     for place in range(8):
         words |= octets[:, place].astype("<u8") << np.uint64(place * bits)
-    stream = words.view(np.uint8).reshape(-1, 8)[:, :bits].reshape(-1)
+    stream = words.view(np.uint8).reshape(-1, 8)[:, :bits].reshape(-1)  # [octets, 8] -> [octets · b]
     return torch.from_numpy(stream[: packed_size(flat.numel(), bits)].copy())
 
 
@@ -50,8 +51,10 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     size = packed_size(count, bits)
     if packed.numel() != size:
         raise PackedFileError(f"{count} values of {bits} bits take {size} bytes, but {packed.numel()} are there")
+    # Else the same values would have several encodings, and equal networks different files.
     _check_padding(packed, size * 8 - count * bits)
     octets = -(-count // 8)
+    # The same words again: b bytes of each octet of values, the upper ones 0.
     stream = np.zeros(octets * bits, dtype=np.uint8)
     stream[:size] = packed.cpu().numpy()
     padded = np.zeros((octets, 8), dtype=np.uint8)
@@ -69,5 +72,5 @@ def _check_bits(bits: int) -> None:
 
 
 def _check_padding(packed: Tensor, unused: int) -> None:
-    if unused and int(packed[-1]) >> (8 - unused):
+    if unused and int(packed[-1]) >> (8 - unused):  # the last byte's highest bits
         raise PackedFileError("bits behind the last value are set")

@@ -24,21 +24,26 @@ def canonical(coded: CodedTensor) -> CodedTensor:
     is_zero = codebook.view(torch.int32) == 0  # not -0.0: its sign would be lost
     if is_zero.any():
         mask = mask & ~look_up(is_zero, codes)
-        codes = codes * mask
-    counts = count_codes(codes, mask, coded.num_components)
+        codes = codes * mask  # of a zero: 0
+    counts = count_codes(codes, mask, coded.num_components)  # [G, K]
+    # Values that nothing uses become infinite and go to the end; stable, so that ties have one order on every
+    # machine.
     values, order = codebook.masked_fill(counts == 0, torch.inf).sort(dim=1, stable=True)
     new_index, fresh = _number_distinct(values)
     rename = torch.empty_like(new_index).scatter_(1, order, new_index)  # [G, K]: old code -> new code
     components = max(1, int(fresh.sum(dim=1).max()))
     rows = values.new_zeros(groups, components)
     keep = fresh.nonzero()
+    # Both sides go through the kept values row by row, so that they meet in the same order.
     rows[keep[:, 0], new_index[keep[:, 0], keep[:, 1]]] = values[fresh]
     if groups > 1:
         merged = counts.new_zeros(groups, components).scatter_add_(1, rename, counts)
+        # The second argsort inverts the permutation: old place -> new place.
         by_count = merged.argsort(dim=1, descending=True, stable=True)
         rows, rename = rows.gather(1, by_count), by_count.argsort(dim=1).gather(1, rename)
-    renamed = look_up(rename.to(torch.uint8), codes).mul_(mask)
+    renamed = look_up(rename.to(torch.uint8), codes).mul_(mask)  # a zero's code back to 0
     scales = None if coded.scales is None else coded.scales.cpu()
+    # Right by construction; a check would read all codes of a large layer once more.
     return CodedTensor.unchecked(renamed.view(coded.shape), mask.reshape(coded.shape), rows, scales)
 
 
@@ -51,4 +56,5 @@ def _number_distinct(values: Tensor) -> tuple[Tensor, Tensor]:
     fresh = torch.ones_like(values, dtype=torch.bool)
     fresh[:, 1:] = bits[:, 1:] != bits[:, :-1]
     fresh &= values.isfinite()
+    # A value equal to the one before has its number; clamp is for rows without any.
     return (fresh.cumsum(dim=1) - 1).clamp(min=0), fresh

@@ -28,6 +28,7 @@ class ConditionalLayout(Layout):
     """Entropy-coded symbols of A kinds: the first draw's under one table, the others' under one a first symbol."""
 
     name = "conditional"
+    # Of one network it is `entropy` with a longer table; `pack_draws` asks for it by name.
     automatic = False
 
     def bits(self, num_components: int, has_zeros: bool) -> int:
@@ -44,12 +45,14 @@ class ConditionalLayout(Layout):
         """Count, quantise the counts, encode under what the decoder will see."""
         mask = coded.mask.reshape(-1, coded.shape[-1]).numpy()
         has_zeros = not mask.all()
-        symbols = coded.codes.reshape(mask.shape).numpy().astype(np.uint16)
+        symbols = coded.codes.reshape(mask.shape).numpy().astype(np.uint16)  # [n, S], of up to 257 kinds
         symbols += mask & has_zeros  # a zero has code 0
         kinds = coded.num_components + has_zeros
+        # One block of the first draws, then one for each kind that these can be: all the other draws of such
+        # weights.
         first = symbols[:, 0]
         blocks = [first, *(symbols[first == kind, 1:].reshape(-1) for kind in range(kinds))]
-        blocks = blocks[: 1 if mask.shape[1] == 1 else None]
+        blocks = blocks[: 1 if mask.shape[1] == 1 else None]  # one draw has no others
         tables = np.stack([_table(block, kinds) for block in blocks])
         coder = constriction.stream.stack.AnsCoder()
         for block, table in zip(
@@ -65,25 +68,30 @@ class ConditionalLayout(Layout):
         tables = packed.parts["table"].cpu().numpy().reshape(-1, kinds)
         coder = open_stream(packed.parts["codes"])
         symbols = np.empty((packed.numel // draws, draws), dtype=np.uint16)
+        # The first draw decodes on its own; it then says which weights each of the other blocks is of.
         first = symbols[:, 0] = _pull(coder, len(symbols), tables[0])
         for kind in range(kinds if draws > 1 else 0):
             rows = np.flatnonzero(first == kind)
             block = _pull(coder, len(rows) * (draws - 1), tables[1 + kind])
             symbols[rows, 1:] = block.reshape(-1, draws - 1)
+        # Else any number of files would decode to these weights.
         if not coder.is_empty():
             raise PackedFileError("the entropy-coded stream goes on behind the last weight")
         mask = symbols != 0 if has_zeros else np.ones_like(symbols, dtype=np.bool_)
+        # The last kind of 257 is code 255, so that the subtraction comes before the cast.
         codes = (symbols - (mask & has_zeros)).astype(np.uint8)
         return torch.from_numpy(codes.reshape(-1)), torch.from_numpy(mask.reshape(-1))
 
 
 def _table(symbols: Symbols, kinds: int) -> Bytes:
-    """A byte for every kind of symbol: 0 where it does not occur, else one more than the count's byte."""
+    """Return a byte for every kind of symbol: 0 where it does not occur, else one more than the count's byte."""
+    # Kinds that do not occur get probability 0, unlike in `entropy`: given the first draw, most do not.
     counts = np.bincount(symbols, minlength=kinds)
     return np.where(counts, np.round(8 * np.log2(np.maximum(counts, 1))) + 1, 0).astype(np.uint8)
 
 
 def _model(table: Bytes) -> Any:
+    # The 1 that told "occurs" is taken off again: the bytes then mean what they do in `entropy`.
     weights = np.where(table, frequencies(table - (table > 0)), 0.0)
     return constriction.stream.model.Categorical(weights.astype(np.float32), perfect=False)
 
@@ -101,6 +109,7 @@ def _pull(coder: Any, count: int, table: Bytes) -> Symbols:
     kinds = np.flatnonzero(table)
     if count and not kinds.size:
         raise PackedFileError("a table of frequencies is empty, but symbols are coded under it")
+    # As in `_push`: what one kind says is not in the stream.
     if kinds.size <= 1:
         return np.full(count, kinds[0] if kinds.size else 0, dtype=np.uint16)
     model = _model(table)

@@ -16,6 +16,7 @@ class DenseLayout(Layout):
 
     def bits(self, num_components: int, has_zeros: bool) -> int:
         """ceil(log2(symbols)), at least 1."""
+        # One value and no zero would take 0 bits, a width that the bit-packing does not know.
         return max(1, code_bits(num_components + has_zeros))
 
     def part_sizes(self, packed: Structure) -> dict[str, int | None]:
@@ -26,11 +27,13 @@ class DenseLayout(Layout):
         """Write one symbol a weight."""
         mask = coded.mask.reshape(-1)
         has_zeros = not bool(mask.all())
+        # uint8 does not overflow: 256 values beside zero would take 9 bits, which `pack_canonical` has refused.
         return {"codes": pack_bits((coded.codes.reshape(-1) + has_zeros).mul_(mask), bits)}
 
     def unpack_codes(self, packed: PackedTensor) -> tuple[Tensor, Tensor]:
         """Read one symbol a weight."""
         symbols = unpack_bits(packed.parts["codes"], packed.bits, packed.numel)
+        # No symbol is spent on a zero that does not occur: symbols are the codes themselves.
         if packed.nonzeros == packed.numel:
             return symbols, torch.ones(packed.numel, dtype=torch.bool)
         mask = symbols != 0
