@@ -66,7 +66,8 @@ def shape(value: Any, place: str) -> tuple[int, ...]:
     """Return a tensor's shape: its sides' product, those of 0 left out, is at most :data:`MAX_ELEMENTS`."""
     sides = tuple(
         # One more than there may be shows that there are too many, however long the file's list is.
-        integer(side, f"{place}.{i}") for i, side in enumerate(items(value, place)[: MAX_DIMENSIONS + 1])
+        integer(side, f"{place}.{i}")
+        for i, side in enumerate(items(value, place)[: MAX_DIMENSIONS + 1])
     )
     # A side of 0 hides the others in the product, and torch refuses those when they overflow.
     if len(sides) > MAX_DIMENSIONS or math.prod(side or 1 for side in sides) > MAX_ELEMENTS:
