@@ -42,7 +42,9 @@ def copy_with_weights(
     parameters = parameters_to_pack(net, tensors, draws)
     # What stands in for a parameter leads from the copy to the weight, in however many modules it is.
     stand_ins = {id(p): nn.Parameter(torch.empty(0), requires_grad=False) for p in parameters.values()}
+    # The memo says that parameters are copied already: a large network's weights are never there twice.
     result = copy.deepcopy(net, dict(stand_ins))
+    # Ids are safe: `stand_ins` keeps these tensors alive.
     waiting = {id(stand_in) for stand_in in stand_ins.values()}
     found = {
         id(module): {name: p for name, p in module._parameters.items() if id(p) in waiting}
@@ -51,6 +53,7 @@ def copy_with_weights(
     uses: dict[int, set[str]] = {key: set() for key in waiting}
     for module in result.modules():
         for parameter in found[id(module)].values():
+            # Of all modules before any weight is made: its form has to suit every one that shares it.
             uses[id(parameter)].add("decoded" if draws else product_of(module, found[id(module)]))
     weights: dict[int, StoredWeight] = {}
     for name, parameter in parameters.items():
@@ -73,6 +76,7 @@ def put_weights(net: nn.Module, weights: Mapping[int, Mapping[str, StoredWeight]
         NetworkError: a module uses its parameter in a way that packing would break.
     """
     modules = [module for module in net.modules() if weights.get(id(module))]
+    # First all replacements, then all swaps: a module may stand in several places, and in lists beside.
     return _swap(net, {id(module): _packed_module(module, weights[id(module)]) for module in modules})
 
 
@@ -97,6 +101,7 @@ def unpack_weights(
             if isinstance(child, PackedWeight) and (only is None or child in only)
         }
         for weight in held.values():
+            # Once: modules that shared the packed weight share the parameter.
             if id(weight) not in parameters:
                 value = decode(weight.args).to(dtype or weight.like.dtype)
                 parameters[id(weight)] = nn.Parameter(value)
@@ -108,11 +113,14 @@ def unpack_weights(
 
 def _swap(net: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:
     """Put other modules in place of those with the given ``id``, in plain lists that modules keep of them, too."""
+    # A list: the children are exchanged while we walk.
     for module in list(net.modules()):
         for name, child in module._modules.items():
             if id(child) in replaced:
                 module._modules[name] = replaced[id(child)]
         for name, value in vars(module).items():
+            # Networks keep lists of their layers beside the registry, and call those: the old ones would go on to
+            # be used.
             if isinstance(value, (list, tuple, dict)) and name not in _OF_TORCH:
                 vars(module)[name] = _with_others(value, replaced)
     return replaced.get(id(net), net)
@@ -122,6 +130,7 @@ def _with_others(value: Any, replaced: Mapping[int, nn.Module]) -> Any:
     """A list, tuple or dictionary with other modules in it; the same one where there is nothing to replace."""
     if isinstance(value, nn.Module):
         return replaced.get(id(value), value)
+    # Exactly these types: how to rebuild a subclass, nobody knows.
     if type(value) is dict:
         found: Any = {key: _with_others(item, replaced) for key, item in value.items()}
         return found if any(found[key] is not value[key] for key in value) else value
@@ -144,8 +153,11 @@ def _packed_module(module: nn.Module, weights: Mapping[str, StoredWeight]) -> nn
     if replacement is not None and list(weights) == ["weight"]:
         packed = replacement(module, weights["weight"])
         if hasattr(module, "network_spec"):
+            # A network that is one layer is replaced itself, and with it what says how to build it.
             packed.network_spec = module.network_spec
         return packed.train(module.training)
+    # No packed module computes what this one does: it stays what it is, and reads properties instead of
+    # parameters.
     check_reads_weights(module, weights)
     for name, weight in weights.items():
         if WEIGHT_PREFIX + name in module._modules:
@@ -156,6 +168,7 @@ def _packed_module(module: nn.Module, weights: Mapping[str, StoredWeight]) -> nn
         del module._parameters[name]
         module.add_module(WEIGHT_PREFIX + name, weight)
         weight.used_for("decoded")
+    # A class of its own for the one instance: properties belong to classes.
     plain: Any = type(module)
     module.__class__ = _decoding_class(plain, tuple(weights))
     return module
@@ -177,6 +190,7 @@ def check_reads_weights(module: nn.Module, names: Iterable[str]) -> None:
     Raises:
         NetworkError: it keeps or rewrites them.
     """
+    # Recurrent layers hand flattened weights to cuDNN; an embedding with max_norm writes to its rows.
     if isinstance(module, nn.RNNBase) or getattr(module, "max_norm", None) is not None:
         raise NetworkError(
             f"{type(module).__name__} keeps or rewrites its weights by itself, so {sorted(names)} cannot be "
@@ -203,6 +217,7 @@ def _decoding_class(plain: Any, names: tuple[str, ...]) -> type[nn.Module]:
         plain._load_from_state_dict(module, state_dict, prefix, *args)
 
     attributes: dict[str, Any] = {name: decoded(name) for name in names}
+    # Pickling: by `_empty_decoding`, because the class has no importable name.
     attributes |= {"__reduce_ex__": reduce, "_load_from_state_dict": load}
     return type(plain.__name__, (plain,), attributes)
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROWS = 16
+# Widths of which 16 bits hold as many whole codes as of the next one (6, 7) are not there.
 _BITS = (1, 2, 3, 4, 5, 8)
 
 
@@ -44,12 +45,14 @@ def pack_tiles(symbols: Tensor, bits: int) -> Tensor:
     pairs = 16 // bits
     outputs, inputs = symbols.shape
     tiles, words = -(-outputs // ROWS), -(-inputs // (2 * pairs))
+    # [tiles, words, lanes]: the kernel goes through a tile word by word.
     packed = np.empty((tiles, words, ROWS), dtype="<u4")
     for tile in range(tiles):  # one at a time: as wide words they would take 4 times the memory of the codes
+        # Zeros behind the last row and input: any code would do for rows, whose sums nobody reads.
         part = np.zeros((ROWS, words * 2 * pairs), dtype=np.uint8)
         rows = symbols[tile * ROWS : (tile + 1) * ROWS].numpy()
         part[: len(rows), :inputs] = rows
-        places = part.reshape(ROWS, words, pairs, 2)
+        places = part.reshape(ROWS, words, pairs, 2)  # the last: even or odd input
         lanes = np.zeros((ROWS, words), dtype=np.uint32)
         for pair in range(pairs):
             for half in range(2):
@@ -73,13 +76,13 @@ def unpack_tiles(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
 
 def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     outputs, inputs, *kernel = shape
-    return outputs, (inputs + inputs % 2 if kernel else inputs) * math.prod(kernel)
+    return outputs, (inputs + inputs % 2 if kernel else inputs) * math.prod(kernel)  # channels in pairs
 
 
 def _as_matrix(symbols: Tensor) -> Tensor:
     if symbols.dim() == 2:
         return symbols
-    channels_last = F.pad(symbols.movedim(1, -1), (0, symbols.shape[1] % 2))
+    channels_last = F.pad(symbols.movedim(1, -1), (0, symbols.shape[1] % 2))  # [outputs, *kernel, channels]
     return channels_last.reshape(len(symbols), -1)
 
 
