@@ -37,11 +37,11 @@ def reestimate_batch_norm(net: nn.Module, loader: Iterable[Any], num_batches: in
         return
     device = device_of(net)
     with evaluating(net), _cumulative(norms):
-        batches = minibatches(loader, net, "training", labelled=False)
+        batches = minibatches(loader, net, "training", labelled=False)  # inputs alone
         for seen, (x, _) in enumerate(itertools.islice(batches, num_batches)):
             for norm in norms:
                 if type(norm).forward not in _KNOWN_FORWARDS:  # which may compute with the momentum
-                    norm.momentum = 1 / (seen + 1)
+                    norm.momentum = 1 / (seen + 1)  # running = (1 - 1/n) running + 1/n new: the mean
             args, kwargs = call_arguments(move_to(x, device), net)
             net(*args, **kwargs)
 
@@ -72,6 +72,7 @@ def fold_batch_norm(net: nn.Module, coded: Collection[str] = (), kept: Collectio
         kept: names of modules to leave.
     """
     fixed = {id(tensor) for name, tensor in net.named_parameters(remove_duplicate=False) if name in set(coded)}
+    # Two modules with one weight would both be scaled by the statistics of the first.
     users = _users(net)
     for name, module in net.named_modules():
         if name in kept or not _has_statistics(module) or type(module).forward not in _KNOWN_FORWARDS:
@@ -85,13 +86,17 @@ def fold_batch_norm(net: nn.Module, coded: Collection[str] = (), kept: Collectio
 
 def _fold(norm: Any, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> None:
     """One layer, if nothing is lost by it."""
-    gamma, beta = weight.double(), bias.double()
+    gamma, beta = weight.double(), bias.double()  # [C]
     scale = gamma / (var.double() + norm.eps).sqrt()
     shift = beta - mean.double() * scale
+    # With variance 1 the norm still divides by sqrt(1 + eps): the new weight makes up for it.
     root = (1 + norm.eps) ** 0.5
     new_weight, new_bias = (scale * root).to(weight.dtype), shift.to(bias.dtype)
+    # float16 parameters may not hold the product: then the layer stays as it is, and so does the network's
+    # function.
     exact = (new_weight.double() / root - scale).abs() <= _PRECISION * scale.abs()
     exact &= (new_bias.double() - shift).abs() <= _PRECISION * shift.abs()
+    # |mean| |γ| / σ against the output's own size.
     near = (shift - beta).abs() <= _LARGEST_MEAN * (gamma.abs() + beta.abs())
     if bool((exact & near).all()):  # comparisons with NaN and infinity are False
         weight.copy_(new_weight)
@@ -118,13 +123,15 @@ def _storage(tensor: Tensor) -> int:
 def _cumulative(norms: list[Any]) -> Iterator[None]:
     """Let batch norms gather cumulative averages, whatever mode the rest of their network is in."""
     momenta = [norm.momentum for norm in norms]
+    # Copied: statistics are written in place.
     before = [{name: copy.deepcopy(value) for name, value in norm._buffers.items()} for norm in norms]
     try:
         for norm in norms:
             norm.train()
             norm.reset_running_stats()
-            norm.momentum = None
+            norm.momentum = None  # torch's sign for cumulative averages
         yield
+    # Ctrl-C as well: half an average is no statistics.
     except BaseException:
         for norm, buffers in zip(norms, before, strict=True):
             for name, value in buffers.items():

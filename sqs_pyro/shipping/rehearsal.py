@@ -38,7 +38,9 @@ def rehearse(
         NetworkError: it cannot; the sentence names what stands in the way.
     """
     sites = guide.site_guides().items()
+    # Past the guide's own `harden`, which refuses a guide in its warm-up.
     coded = {name: site.harden(storage.codebook, keep_codes=False) for name, site in sites}
+    # Without inputs: which modules folding would change is asked of the trained network, not of this one.
     dense = shipped_network(hard_network(net, coded), coded, storage.leftover_dtype)
     layout = "dense" if storage.layout == "dense" else "bitmap"  # the others hold whatever this one does, slower
     contents = pack(dense, coded, layout=layout, leftover_dtype=None, metadata=metadata)

@@ -56,6 +56,8 @@ def shipped_network(
     def round_others(net: nn.Module, changed_by_it: Collection[str]) -> None:
         round_leftovers(net, coded, leftover_dtype, changed_by_it)
 
+    # Folding first: rounding is then of the numbers that the file has. Folding changes last digits only, hence the
+    # narrower tolerance.
     folded = _where_it_keeps_outputs(hard, coded, fold, inputs, 4 * tolerance(hard))
     return _where_it_keeps_outputs(folded, coded, round_others, inputs, _ROUNDING).eval()
 
@@ -66,6 +68,7 @@ def copied(net: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     Raises:
         NetworkError: the network holds what cannot be copied.
     """
+    # deepcopy refuses tensors with a graph; the memo hands it copies without.
     results = {id(tensor): tensor.detach().clone() for _, tensor in _results(net)}
     try:
         return copy.deepcopy(net, {**(memo or {}), **results})
@@ -94,8 +97,9 @@ def check_stands_alone(copy_of_it: nn.Module, net: nn.Module, inputs: Any | None
     if inputs is None:
         return
     _check_results(copy_of_it, net, inputs)
+    # What copies share on purpose, compressed parameters say, is no leak.
     held = {id(tensor) for tensor in (*copy_of_it.parameters(), *copy_of_it.buffers())}
-    named = (*net.named_parameters(), *net.named_buffers())
+    named = (*net.named_parameters(), *net.named_buffers())  # read by the copy: a leak
     reads = _Reads({id(tensor): name for name, tensor in named if id(tensor) not in held})
     with reads:
         outputs(copy_of_it, inputs)
@@ -111,6 +115,7 @@ def _check_results(copy_of_it: nn.Module, net: nn.Module, inputs: Any) -> None:
     """Raise if a forward needs what was computed from parameters before it, which training cannot follow."""
     copies = dict(copy_of_it.named_modules())
     owners = {name: name.rpartition(".") for name, _ in _results(net)}
+    # In the copy: that is the network that runs.
     there = {name: vars(copies[owner])[attribute] for name, (owner, _, attribute) in owners.items()}
     reads = _Reads({id(tensor): name for name, held in there.items() for tensor in tensors_in(held)})
     if there:
@@ -147,6 +152,7 @@ class _Reads(TorchFunctionMode):
         self.found: str | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Every torch function that the forward calls passes here, with the tensors that it is given.
         result = func(*args, **(kwargs or {}))
         if self.found is None and any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # no mere shape
             given = (self.names.get(id(leaf)) for leaf in tree_leaves((args, kwargs)))
@@ -162,10 +168,12 @@ def _where_it_keeps_outputs(
     relative: float,
 ) -> nn.Module:
     """A changed copy of a network; modules whose outputs would change are left out, one after the other."""
+    # Shared with the copies, of which there may be several: they are the bulk of a network.
     parameters = [value for name, value in net.named_parameters(remove_duplicate=False) if name in coded]
     everything = {name for name, _ in net.named_modules(remove_duplicate=False)}
     kept: set[str] = set()
     while True:
+        # From the unchanged network each time: what was folded cannot be unfolded.
         changed = copied(net, {id(value): value for value in parameters})
         with torch.no_grad():
             change(changed, kept)
@@ -174,6 +182,8 @@ def _where_it_keeps_outputs(
         found = first_difference(net, changed, inputs, relative)
         if found is None or not found.repeatable:
             return changed
+        # A module that was left out and still differs, or has nothing to leave out, is not to blame: then nothing
+        # is changed.
         kept = everything if found.module in kept or not _has_own(net, found.module) else {*kept, found.module}
 
 
