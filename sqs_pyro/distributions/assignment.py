@@ -32,6 +32,7 @@ def assignment_logits(latent: Tensor, codebook: Codebook) -> Tensor:
 def map_codes(latent: Tensor, codebook: Codebook) -> Tensor:
     """Return each weight's most probable component, ``argmax_k φ_k``, uint8 ``[G, n]``; ties take the first."""
     logits = _scaled_logits(latent, codebook, 1.0)
+    # K for the first component down to 1 for the last: the largest among the best ones is the first of them.
     from_last = torch.arange(len(logits), 0, -1, dtype=torch.int16, device=latent.device)
     is_best = (logits == logits.amax(0)).to(torch.int16)
     highest = is_best.mul_(from_last[:, None, None]).amax(0)  # several times faster than argmax over K
@@ -49,6 +50,7 @@ class HardValue(torch.autograd.Function):
     def forward(ctx: Any, latent: Tensor, gates: Tensor, loc: Tensor, codes: Tensor) -> Tensor:
         """Args: latent, gates ``[G, n]``; loc ``[G, K]``; codes uint8 ``[G, n]``. Returns ``[G, n]``."""
         keep = gates > 0.5
+        # Two bytes a weight; gates and values follow from these.
         ctx.save_for_backward(loc, codes, keep)
         return _look_up(loc, codes).mul_(keep)
 
@@ -58,7 +60,8 @@ class HardValue(torch.autograd.Function):
         """Gradients of latent, gates and loc."""
         (grad,) = grads
         loc, codes, keep = ctx.saved_tensors
-        kept = grad * keep
+        kept = grad * keep  # [G, n]: the latents', as it is
+        # Of closed gates, too: their gradient is what could open them again.
         grad_gates = grad * _look_up(loc, codes) if ctx.needs_input_grad[1] else None
         grad_loc = _sum_by_code(kept, codes, loc) if ctx.needs_input_grad[2] else None
         return kept, grad_gates, grad_loc, None
@@ -83,8 +86,9 @@ class ExpectedDivergence(torch.autograd.Function):
         less_entropy: bool = False,
     ) -> Tensor:
         """Args: latent ``[G, n]``; loc, scale, log_mixing, divergence κ ``[G, K]``. Returns ``[G, n]``."""
-        phi = _soft_assignment(latent, Codebook(loc, scale, log_mixing), temperature)
+        phi = _soft_assignment(latent, Codebook(loc, scale, log_mixing), temperature)  # [K, G, n]
         expected = (phi * _with_log(phi, _over_weights(divergence), less_entropy)).sum(0)
+        # Nothing of size K N; `expected` spares the backward pass one of its sums.
         ctx.save_for_backward(latent, loc, scale, log_mixing, divergence, expected)
         ctx.temperature, ctx.less_entropy = temperature, less_entropy
         return expected
@@ -100,8 +104,9 @@ class ExpectedDivergence(torch.autograd.Function):
         latent, loc, scale, log_mixing, divergence, expected = ctx.saved_tensors
         phi = _soft_assignment(latent, Codebook(loc, scale, log_mixing), ctx.temperature)
         excess = (_with_log(phi, _over_weights(divergence), ctx.less_entropy) - expected).div_(ctx.temperature)
+        # In place from here on: at most three tensors [K, G, n] are there at once.
         phi *= grad
-        grad_divergence = phi.sum(-1).T
+        grad_divergence = phi.sum(-1).T  # [K, G] -> [G, K]
         grad_logits = phi.mul_(excess)
         grad_log_mixing = grad_logits.sum(-1).T
         z = (latent - _over_weights(loc)).mul_(_over_weights(scale.reciprocal()))
@@ -119,6 +124,8 @@ class LogSumDivergence(torch.autograd.Function):
     def forward(ctx: Any, latent: Tensor, width: Tensor, loc: Tensor, scale: Tensor, log_mixing: Tensor) -> Tensor:
         """Args: latent w, width s ``[G, n]``; loc, scale, log_mixing ``[G, K]``. Returns ``[G, n]``."""
         ctx.save_for_backward(latent, width, loc, scale, log_mixing)
+        # KL(N(w, s²)‖N(μ, σ²)) = log σ/s + (s² + (w - μ)²) / (2 σ²) - ½: what has no k in it stands outside of the
+        # sum.
         return -width.log() - 0.5 - _blurred_logits(latent, width, Codebook(loc, scale, log_mixing)).logsumexp(0)
 
     @staticmethod
@@ -128,7 +135,7 @@ class LogSumDivergence(torch.autograd.Function):
         (grad,) = grads
         latent, width, loc, scale, log_mixing = ctx.saved_tensors
         logits = _blurred_logits(latent, width, Codebook(loc, scale, log_mixing))
-        weight = logits.softmax(0).mul_(-grad)
+        weight = logits.softmax(0).mul_(-grad)  # ∂/∂logit_k, [K, G, n]
         grad_log_mixing = weight.sum(-1).T
         precise = weight.mul_(_over_weights(scale**-2))
         distance = latent - _over_weights(loc)
@@ -153,7 +160,7 @@ def _with_log(phi: Tensor, divergence: Tensor, less_entropy: bool) -> Tensor:
 
 def _over_weights(codebook: Tensor) -> Tensor:
     """Return ``[G, K]`` as ``[K, G, 1]``."""
-    return codebook.T.unsqueeze(-1)
+    return codebook.T.unsqueeze(-1)  # a view
 
 
 def _look_up(loc: Tensor, codes: Tensor) -> Tensor:
@@ -162,6 +169,7 @@ def _look_up(loc: Tensor, codes: Tensor) -> Tensor:
 
 
 def _sum_by_code(values: Tensor, codes: Tensor, loc: Tensor) -> Tensor:
+    # bincount takes the int32 indices, scatter_add would need int64.
     sums = torch.bincount(_flat_index(codes, loc.shape[1]), weights=values.flatten(), minlength=loc.numel())
     return sums.to(loc.dtype).view_as(loc)
 
@@ -169,6 +177,7 @@ def _sum_by_code(values: Tensor, codes: Tensor, loc: Tensor) -> Tensor:
 def _flat_index(codes: Tensor, num_components: int) -> Tensor:
     index = codes.to(torch.int32)
     if len(codes) > 1:
+        # Code k of group g is entry g K + k of the flat table; int32 is enough, and half the memory of int64.
         index += num_components * torch.arange(len(codes), dtype=torch.int32, device=codes.device)[:, None]
     return index.flatten()
 
@@ -176,6 +185,7 @@ def _flat_index(codes: Tensor, num_components: int) -> Tensor:
 def _scaled_logits(latent: Tensor, codebook: Codebook, temperature: float) -> Tensor:
     """Return ``assignment_logits / τ`` outside autograd: one allocation, τ and ½ folded into the codebook."""
     loc, scale, log_mixing = codebook
+    # (w - μ)² / (2 τ σ²) = ((w - μ) / (σ √(2τ)))²
     z = (latent - _over_weights(loc)).mul_(_over_weights((scale * (2 * temperature) ** 0.5).reciprocal()))
     return torch.sub(_over_weights((log_mixing - scale.log()) / temperature), z.square_(), out=z)
 
@@ -183,5 +193,6 @@ def _scaled_logits(latent: Tensor, codebook: Codebook, temperature: float) -> Te
 def _soft_assignment(latent: Tensor, codebook: Codebook, temperature: float) -> Tensor:
     """Return φ, ``[K, G, n]``, outside autograd: one allocation."""
     logits = _scaled_logits(latent, codebook, temperature)
+    # The largest becomes 1, so that nothing overflows and the sum below is at least 1.
     phi = logits.sub_(logits.amax(0)).clamp_min_(_NEGLIGIBLE).exp_()
     return phi.div_(phi.sum(0))

@@ -24,13 +24,16 @@ def cell_divergence(weights_q: Tensor, loc_q: Tensor, scale_q: Tensor, p: Codebo
     """
     num_groups, num_numbers = len(loc_q), len(_OFFSETS) * (loc_q.shape[1] + p.num_components) ** 2
     if num_groups > 1 and num_groups * num_numbers > _MOST_NUMBERS:  # as many groups as weights, maybe
+        # A few groups at a time: each has its own cells.
         parts = [x.split(max(1, _MOST_NUMBERS // num_numbers)) for x in (weights_q, loc_q, scale_q, *p)]
         several = zip(*parts, strict=True)
         return torch.cat([cell_divergence(w, loc, scale, Codebook(*other)) for w, loc, scale, *other in several])
+    # Without gradients: every partition gives a bound, and where its edges are is a choice.
     edges = _edges(loc_q.detach(), scale_q.detach(), p.loc.detach(), p.scale.detach())
     mass_q = _log_masses(loc_q, scale_q, edges).exp()  # [G, K, C]
-    log_p = _log_mixture_masses(p, edges)
+    log_p = _log_mixture_masses(p, edges)  # [G, C]
     at_once = max(1, _MOST_NUMBERS // log_p.numel())
+    # [G, part, K] @ [G, K, C] -> [G, part, C]: masses of each weight's own mixture.
     return torch.cat([_divergence(part @ mass_q, log_p) for part in weights_q.split(at_once, dim=1)], dim=1)
 
 
@@ -50,15 +53,19 @@ def gaussian_cell_divergence(loc: Tensor, scale: Tensor, p: Codebook) -> Tensor:
 
 def _divergence(mass_q: Tensor, log_p: Tensor) -> Tensor:
     """Return ``Σ_c Q_c log(Q_c / P_c)``: ``[G, n, C], [G, C] -> [G, n]``."""
+    # log P is -inf only in cells of no width, where Q has no mass but by rounding; `where` on both sides of the
+    # logarithm
+    # keeps NaN out of gradients.
     has_mass = (mass_q > 0) & (log_p > -torch.inf).unsqueeze(1)
     log_ratio = mass_q.where(has_mass, 1.0).log() - log_p.where(log_p > -torch.inf, 0.0).unsqueeze(1)
-    return (mass_q * log_ratio).where(has_mass, 0.0).sum(-1).clamp(min=0)
+    return (mass_q * log_ratio).where(has_mass, 0.0).sum(-1).clamp(min=0)  # ≥ 0 but for rounding
 
 
 def _edges(loc_q: Tensor, scale_q: Tensor, loc_p: Tensor, scale_p: Tensor) -> Tensor:
     """Ascending inner edges of the cells, ``[G, C - 1]``: around each component, and midway between codewords."""
     ordered = loc_p.sort(-1).values
     edges = [(ordered[:, 1:] + ordered[:, :-1]) / 2, _around(loc_q, scale_q)]
+    # A shared codebook's components would give every edge twice.
     if not torch.equal(loc_q, loc_p):
         edges.append(_around(loc_p, scale_p))
     return torch.cat(edges, dim=-1).sort(-1).values
@@ -75,11 +82,12 @@ def _log_mixture_masses(p: Codebook, edges: Tensor) -> Tensor:
 
 def _log_masses(loc: Tensor, scale: Tensor, edges: Tensor) -> Tensor:
     """Return ``log P(N(μ_k, σ_k²) in cell c)``, ``[G, K, C]``; finite in the tails, -inf only in empty cells."""
-    z = (edges.unsqueeze(1) - loc.unsqueeze(-1)) / scale.unsqueeze(-1)
+    z = (edges.unsqueeze(1) - loc.unsqueeze(-1)) / scale.unsqueeze(-1)  # [G, K, C - 1]
     low = torch.nn.functional.pad(z, (1, 0), value=-torch.inf)
     high = torch.nn.functional.pad(z, (0, 1), value=torch.inf)
     low, high = torch.where(low > 0, -high, low), torch.where(low > 0, -low, high)  # Φ is precise in its left tail
     log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
     is_wide = log_low < log_high
+    # log(e^high - e^low) = high + log(1 - e^(low - high)): a difference of masses that may both underflow.
     fraction = torch.where(is_wide, log_low - log_high, -1.0).exp()
     return torch.where(is_wide, log_high + torch.log1p(-fraction), -torch.inf)

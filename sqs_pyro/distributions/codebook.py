@@ -35,10 +35,11 @@ class Codebook(NamedTuple):
 def per_weight(of_groups: Tensor, shape: torch.Size) -> Tensor:
     """Return what groups have, ``[G, K]``, so that it broadcasts to weights ``[*shape, K]``; tiles need copies."""
     if len(of_groups) == 1:
-        return of_groups[0]
+        return of_groups[0]  # [K]
     if len(of_groups) == shape[0]:
-        return of_groups.view(shape[0], *[1] * (len(shape) - 1), -1)
+        return of_groups.view(shape[0], *[1] * (len(shape) - 1), -1)  # [N, 1.., K]
     per_group = shape.numel() // len(of_groups)
+    # A tile may begin anywhere in a row, where no view broadcasts: [G, K] -> [G, t, K] -> [*shape, K].
     return of_groups[:, None, :].expand(-1, per_group, -1).reshape(*shape, -1)
 
 
@@ -68,6 +69,7 @@ class GroupedMixture(SpikeGMM):
         spike_scale: Tensor | float | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        # Before `_setup`, which checks `loc` and `scale`: both are read from these.
         self.codebook, self.base_shape = codebook, shape
         self._setup(gates, codebook.num_components, shape, temperature, estimator, spike_scale, validate_args)
 

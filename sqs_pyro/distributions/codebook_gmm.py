@@ -47,6 +47,7 @@ class CodebookGMM(GroupedMixture):
         spike_scale: Tensor | float | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        # Before the base class sets up: what it checks is computed from these.
         self.latent = latent
         self.anchor = latent if anchor is None else anchor
         self._hard_codes = codes
@@ -89,6 +90,7 @@ class CodebookGMM(GroupedMixture):
 def _jensen_codebook(q: CodebookGMM, p: SpikeAndSlab) -> Tensor:
     """Return ``KL(Bern(λ)‖Bern(λ₀)) + λ Σ_k φ_k κ_k``, its responsibilities never kept."""
     slab = p.base_slab
+    # More than two dimensions of size 1 cannot be expanded to [G, K].
     if slab.batch_shape.numel() != 1 or len(slab.batch_shape) > 2:
         return spike_gmm_bound(q, p, "jensen")  # κ differs from weight to weight: N x K numbers after all
     return gate_divergence(q.gates, p.base_inclusion) + q.gates * _expected_divergence(q, slab)
@@ -99,6 +101,7 @@ def _jensen_codebook_normal(q: CodebookGMM, p: Normal) -> Tensor:
     """Return ``(1-λ) κ₀ + λ Σ_k φ_k κ_k`` against a density, κ₀ being the spike's."""
     if q.spike_scale is None or not (_is_one_number(p.loc) and _is_one_number(p.scale)):
         return density_bound(q, p, "jensen")
+    # A prior that was expanded to the layer is one number seen many times: κ is then [G, K], not N x K.
     at = (0,) * p.loc.dim()
     one = Normal(p.loc[at], p.scale[at], validate_args=False)
     spike = Normal(torch.zeros_like(q.spike_scale), q.spike_scale, validate_args=False)
@@ -114,6 +117,7 @@ def _expected_divergence(q: CodebookGMM, slab: Distribution) -> Tensor:
 
 
 def _is_one_number(expanded: Tensor) -> bool:
+    # Strides of 0 are those of a view that `expand` has made.
     return all(size == 1 or stride == 0 for size, stride in zip(expanded.shape, expanded.stride(), strict=True))
 
 
@@ -141,7 +145,7 @@ class LatentSpikeAndSlab(SpikeGMM):
         validate_args: bool | None = None,
     ) -> None:
         self.latent, self.latent_scale = latent, scale.expand(latent.shape)
-        one_component = torch.ones_like(latent[..., None])
+        one_component = torch.ones_like(latent[..., None])  # [*shape, 1]: φ = 1
         super().__init__(
             gates,
             latent.unsqueeze(-1),

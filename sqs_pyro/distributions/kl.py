@@ -76,10 +76,12 @@ def kl_bound(q: Distribution, p: Distribution, kind: str = "jensen") -> Tensor:
     """
     _check_kind(kind)
     if isinstance(q, Independent) and isinstance(p, Independent):
+        # Bounds are registered for distributions of single weights; what is shared as an event is summed here.
         q, p, shared = strip_independent(q, p)
         return sum_rightmost(kl_bound(q, p, kind), shared)
     if isinstance(q, MaskedDistribution) and isinstance(p, MaskedDistribution):
         inner = kl_bound(q.base_dist, p.base_dist, kind)
+        # What either side masks counts for nothing, as in Pyro's own KL of masked distributions.
         return scale_and_mask(scale_and_mask(inner, mask=q._mask), mask=p._mask)
     if isinstance(p, ExpandedDistribution):  # of a class without an expand of its own: registered is the class
         return kl_bound(q, p.base_dist, kind).expand(q.batch_shape)
@@ -107,10 +109,13 @@ def _check_kind(kind: str) -> None:
 
 def _most_specific(kind: str, type_q: type, type_p: type) -> Bound | None:
     """That of the most specific p and, for it, the most specific q; None where no bound is registered."""
+    # From the most specific prior on and, within one prior, from the most specific q on.
     pairs = [(q, p) for p in type_p.__mro__ for q in type_q.__mro__]
     if not any((kind, *pair) in _REGISTRY for pair in pairs):
         return None
+    # Exact KLs of torch take part: one for a more specific pair is better than any bound.
     known = [pair for pair in pairs if (kind, *pair) in _REGISTRY or pair in _KL_REGISTRY]
+    # It is more specific than every other, or the answer would depend on the order of base classes.
     q, p = known[0]
     for other_q, other_p in known:
         if not issubclass(p, other_p) or (p is other_p and not issubclass(q, other_q)):
@@ -137,6 +142,7 @@ def component_divergence(q: SpikeGMM, slab: Distribution) -> Tensor:
         NotImplementedError: when that KL is not known.
     """
     slab_dims = len(slab.batch_shape)
+    # [K, 1.., *b]: components in front, so that a slab's batch dimensions align with the weights' on the right.
     loc, scale = _components_first(q.loc, slab_dims), _components_first(q.scale, slab_dims)
     component = Normal(loc, scale, validate_args=False)
     return kl_divergence(component, slab).movedim(0, -1)
@@ -153,7 +159,7 @@ def mixture_divergence(q: SpikeGMM, slab: Distribution, kind: str) -> Tensor:
     """Return the bound ``kind`` on ``KL(Σₖ φₖ Nₖ‖slab)``, broadcastable to ``[*batch_shape]``."""
     component = component_divergence(q, slab)
     if kind == "dominant":
-        table = component.expand(*q.batch_shape, q.num_components)
+        table = component.expand(*q.batch_shape, q.num_components)  # [*batch_shape, K]
         return table.gather(-1, q.codes.unsqueeze(-1)).squeeze(-1)  # Eq. 8
     expected = weighted(q.responsibilities, component).sum(-1)
     return expected - q.assignment_entropy if kind == "lower" else expected

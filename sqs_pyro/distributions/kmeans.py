@@ -47,6 +47,7 @@ def kmeans_1d(
         weights: non-negative weight of each value, ``[G, n]``; 0 leaves a value out (a pruned weight).
         max_iterations: of Lloyd's algorithm; it stops earlier when no mean moves.
     """
+    # In float64: variances below are differences of sums over all values.
     ordered, order = values.detach().double().sort(dim=1)
     mass = torch.ones_like(ordered) if weights is None else weights.double().gather(1, order)
     moments = [_prefix_sums(mass * ordered**power) for power in range(3)]  # each [G, n + 1]
@@ -56,11 +57,13 @@ def kmeans_1d(
 
 
 def _prefix_sums(values: Tensor) -> Tensor:
+    # Entry i sums the first i values, so that the sum of an interval is a difference of two entries.
     return torch.nn.functional.pad(values.cumsum(1), (1, 0))
 
 
 def _best_histogram_partition(ordered: Tensor, mass: Tensor, moments: list[Tensor], k: int) -> Tensor:
     """Means of the K intervals of least squared error whose ends are bin ends, ``[G, K]``."""
+    # Time and memory grow with groups times bins squared; Lloyd's steps make up for coarser starts.
     bins = _FINE_BINS if len(ordered) <= _FINE_GROUPS else _COARSE_BINS
     ends = _bin_ends(ordered, mass, moments[0], bins)  # positions in `ordered`, [G, bins + 1]
     starts = []
@@ -68,6 +71,7 @@ def _best_histogram_partition(ordered: Tensor, mass: Tensor, moments: list[Tenso
         below = [moment[rows].gather(1, ends[rows]) for moment in moments]  # each [g, bins + 1]
         cuts = _optimal_cuts(below, k)  # [g, K + 1]
         count, total = (b.gather(1, cuts).diff(dim=1) for b in below[:2])
+        # An interval of pruned weights alone has no mean: any of its values does, and K means stay K.
         middle = ordered[rows].gather(1, ends[rows].gather(1, cuts[:, 1:]).sub(1).clamp_min(0))
         starts.append(torch.where(count > 0, total / count.clamp_min(_TINY), middle))
     return torch.cat(starts)
@@ -83,10 +87,12 @@ def _bin_ends(ordered: Tensor, mass: Tensor, mass_below: Tensor, bins: int) -> T
     def shares(count: int) -> Tensor:
         return torch.arange(1, count, dtype=ordered.dtype, device=ordered.device) / count
 
+    # (mass / Δ)^(1/3) Δ = (mass Δ²)^(1/3)
     gaps = (ordered.diff(dim=1) ** 2 * (mass[:, 1:] + mass[:, :-1])) ** (1 / 3)
     codewords_below = torch.nn.functional.pad(gaps, (1, 0)).cumsum(1)
     by_codewords = torch.searchsorted(codewords_below.contiguous(), shares(bins // 2) * codewords_below[:, -1:])
     by_mass = torch.searchsorted(mass_below.contiguous(), shares(bins // 4) * mass_below[:, -1:])
+    # The grid spans what is used: pruned outliers would stretch it.
     used = mass > 0
     low = ordered.masked_fill(~used, torch.inf).amin(1, keepdim=True).nan_to_num(posinf=0.0)
     high = ordered.masked_fill(~used, -torch.inf).amax(1, keepdim=True).nan_to_num(neginf=0.0)
@@ -102,15 +108,18 @@ def _optimal_cuts(below: list[Tensor], k: int) -> Tensor:
     ``best_j[e] = min_s best_{j-1}[s] + error(s, e)``.
     """
     count, total, square = (b[:, None, :] - b[:, :, None] for b in below)  # [g, start, end]
+    # Σ w x² - (Σ w x)² / Σ w, the squared error around the interval's mean.
     error = (square - total**2 / count.clamp_min(_TINY)).clamp_min(0).where(count > 0, 0.0)
     size = error.shape[-1]
+    # An interval that ends before it starts is none.
     backwards = torch.ones(size, size, dtype=torch.bool, device=error.device).tril(-1)
     error = error.masked_fill(backwards, torch.inf)
-    best, choices = error[:, 0, :], []
+    best, choices = error[:, 0, :], []  # one interval, from the first bin
     for _ in range(k - 1):
-        best, choice = (best[:, :, None] + error).min(dim=1)
+        best, choice = (best[:, :, None] + error).min(dim=1)  # over starts: [g, end]
         choices.append(choice)
     cuts = [torch.full_like(below[0][:, 0], size - 1, dtype=torch.long)]
+    # Back from the last end: each choice says where the interval that ends there has started.
     for choice in reversed(choices):
         cuts.append(choice.gather(1, cuts[-1][:, None])[:, 0])
     cuts.append(torch.zeros_like(cuts[0]))
@@ -118,19 +127,23 @@ def _optimal_cuts(below: list[Tensor], k: int) -> Tensor:
 
 
 def _lloyd(ordered: Tensor, moments: list[Tensor], start: Tensor, max_iterations: int) -> Clustering:
-    loc = start.sort(dim=1).values
+    loc = start.sort(dim=1).values  # ascending, as midpoints need it
     for _ in range(max_iterations):
         count, total, _ = _cluster_moments(ordered, moments, loc)
         updated = torch.where(count > 0, total / count.clamp_min(_TINY), loc).sort(dim=1).values
+        # Exactly: then the partition is the same, and stays so.
         if torch.equal(updated, loc):
             break
         loc = updated
     count, total, square = _cluster_moments(ordered, moments, loc)
-    inertia = (square - 2 * loc * total + loc**2 * count).sum(1).clamp_min(0)
+    inertia = (square - 2 * loc * total + loc**2 * count).sum(1).clamp_min(0)  # [G]
     mass = count.sum(1, keepdim=True).clamp_min(1)
     pooled = (inertia[:, None] / mass).sqrt()
     spread = (moments[2][:, -1:] / mass).sqrt()  # root mean square of the group
+    # A width of 0, of weights that lie on K values, would make the KL infinite; a group of zeros has no size to go
+    # by.
     floor = 1e-3 * torch.where(spread > 0, spread, torch.ones_like(spread))
+    # Half a count more: log π of a cluster that nothing uses stays finite.
     mixing = (count + 0.5) / (count + 0.5).sum(1, keepdim=True)
     return Clustering(loc, pooled.maximum(floor).expand_as(loc).clone(), mixing, inertia)
 
@@ -139,6 +152,6 @@ def _cluster_moments(ordered: Tensor, moments: list[Tensor], loc: Tensor) -> tup
     """Mass, sum and sum of squares of the values nearest to each mean, each ``[G, K]``."""
     midpoints = (loc[:, 1:] + loc[:, :-1]) / 2
     cuts = torch.searchsorted(ordered.contiguous(), midpoints.contiguous())
-    cuts = torch.nn.functional.pad(cuts, (1, 0))
+    cuts = torch.nn.functional.pad(cuts, (1, 0))  # [G, K]: where each cluster begins
     ends = torch.nn.functional.pad(cuts[:, 1:], (0, 1), value=ordered.shape[1])
     return tuple(prefix.gather(1, ends) - prefix.gather(1, cuts) for prefix in moments)

@@ -32,6 +32,7 @@ def shares_components(q: SpikeGMM, p: SpikeAndMixture) -> bool:
         pairs = ((q.codebook.loc, p.codebook.loc), (q.codebook.scale, p.codebook.scale))
     else:
         pairs = ((q.loc, p.loc), (q.scale, p.scale))
+    # Identity first: a learned prior hands on the guide's own tensors, and a comparison waits for the device.
     return all(a is b or (a.shape == b.shape and torch.equal(a, b)) for a, b in pairs)
 
 
@@ -43,6 +44,7 @@ def log_sum_divergence(loc: Tensor, scale: Tensor, loc_p: Tensor, scale_p: Tenso
         loc_p, scale_p, log_mixing_p: of the mixtures, broadcastable to ``[*batch, J]``.
     """
     loc, scale = loc.unsqueeze(-1), scale.unsqueeze(-1)
+    # KL(N‖N'ⱼ), [*batch, J]
     pairwise = (scale_p / scale).log() + (scale**2 + (loc - loc_p) ** 2) / (2 * scale_p**2) - 0.5
     if pairwise.shape[-1] == 1:  # exact, and much faster than a sum of one
         return (pairwise - log_mixing_p).squeeze(-1)
@@ -56,6 +58,7 @@ def _jensen_codebook(q: CodebookGMM, p: SpikeAndMixture) -> Tensor:
         return _jensen(q, p)
     shared = shares_components(q, p)
     divergence = -p.codebook.log_mixing if shared else _codebook_divergence(q.codebook, p.codebook)  # κ, [G, K]
+    # Shared: Σ φ (log φ - log π), the code length less the entropy; else Σ φ κ.
     slab = ExpectedDivergence.apply(q.grouped(q.anchor), *q.codebook, divergence, q.temperature, shared)
     return _with_gate(q, p, slab.view(q.base_shape))
 
@@ -104,6 +107,7 @@ def _jensen(q: SpikeGMM, p: SpikeAndMixture) -> Tensor:
     phi = q.responsibilities
     component = component_bound(q, p)
     if shares_components(q, p):
+        # KL(φ‖π) = Σ φ (log φ - log π); φ = 0 contributes nothing, and must not be NaN.
         component = component + log_or_log_tiny(phi)
     return _with_gate(q, p, weighted(phi, component).sum(-1))
 
@@ -129,6 +133,7 @@ def _lower(q: SpikeGMM, p: SpikeAndMixture) -> Tensor:
     if p.has_atom_at_zero:
         return _with_gate(q, p, _cells(q, p))
     if q.has_atom_at_zero:
+        # A point mass against a density, which is infinite unless no weight can be zero.
         return torch.where(q.gates == 1, _cells(q, p.as_mixture()), torch.inf)
     return _cells(q.as_mixture(), p.as_mixture())
 
@@ -141,7 +146,7 @@ def _with_gate(q: SpikeGMM, p: SpikeAndMixture, slab: Tensor) -> Tensor:
     if q.spike_scale is None:  # a point mass has no density
         return torch.where(q.gates == 1, kl, torch.inf)
     ratio = q.spike_scale / p.spike_scale
-    return kl + (1 - q.gates) * (ratio**2 / 2 - ratio.log() - 0.5)
+    return kl + (1 - q.gates) * (ratio**2 / 2 - ratio.log() - 0.5)  # KL(N(0, s²)‖N(0, s'²))
 
 
 def _cells(q: SpikeGMM, p: SpikeGMM) -> Tensor:
@@ -154,6 +159,7 @@ def _cells(q: SpikeGMM, p: SpikeGMM) -> Tensor:
 
 def _grouped(q: SpikeGMM, p: SpikeGMM) -> tuple[Tensor, Tensor, Tensor, Codebook]:
     """Return φ ``[G, n, K]``, q's μ and σ ``[G, K]``, and p's codebook; G = N where no codebook is shared."""
+    # [K] and [J]: a layer's own codebook without the class that says so.
     one_codebook = q.loc.dim() == q.scale.dim() == p.loc.dim() == p.scale.dim() == p.logits.dim() == 1
     if isinstance(q, CodebookGMM) and isinstance(p, SpikeAndMixture) and _same_groups(q, p):
         phi, groups = q.responsibilities, q.num_groups

@@ -62,13 +62,14 @@ def sampled_kl(q: Distribution, p: Distribution, num_samples: int = 1, *, strati
             f"{type(p).__name__} with event_shape {tuple(p.event_shape)}: the prior must be independent over "
             "the weights of a site (use .to_event on a prior of scalars), or a bound registered for the pair."
         )
+    # A Gaussian spike is one component more, and its gate is open.
     if isinstance(q, SpikeGMM) and not q.has_atom_at_zero:
         q = q.as_mixture()
     if isinstance(q, SpikeGMM):
         sampled = _sampled_mixture if stratified else _drawn_mixture
         return _with_gate(q.gates, p, sampled(q, p, num_samples))
     if isinstance(q, SpikeAndSlab):
-        value = q.slab.rsample(torch.Size([num_samples]))
+        value = q.slab.rsample(torch.Size([num_samples]))  # [S, *batch_shape]
         return _with_gate(q.inclusion, p, q.slab.log_prob(value) - p.log_prob(value))
     if not q.has_rsample:
         raise NotImplementedError(f"No differentiable draws of {type(q).__name__}; register its KL with torch.")
@@ -78,6 +79,7 @@ def sampled_kl(q: Distribution, p: Distribution, num_samples: int = 1, *, strati
 
 def has_atom(distribution: Any) -> bool:
     """Return whether ``log_prob`` is with respect to δ₀ + Lebesgue (looks through ``to_event`` and ``mask``)."""
+    # Stops at ours, whose slab may have a base_dist, too.
     while hasattr(distribution, "base_dist") and not hasattr(distribution, "has_atom_at_zero"):
         distribution = distribution.base_dist
     return bool(getattr(distribution, "has_atom_at_zero", False))
@@ -116,8 +118,9 @@ def _drawn_mixture(q: SpikeGMM, p: Distribution, num_samples: int) -> Tensor:
 
 def _with_gate(gate: Tensor, p: Distribution, slab_log_ratio: Tensor) -> Tensor:
     """Adds the exact gate part to ``log m - log p`` sampled on the continuous part, ``[S, *batch_shape]``."""
+    # λ [log λ + E(log m - log p)]; a gate of 0 makes this 0, whatever the draws say.
     slab_part = plogp(gate) + weighted(gate, slab_log_ratio)
     if not has_atom(p):
         return torch.where(gate == 1, slab_part, torch.inf)
-    off = 1 - gate
+    off = 1 - gate  # p.log_prob(0) is log p's atom
     return plogp(off) - weighted(off, p.log_prob(torch.zeros_like(gate))) + slab_part

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 def log_or_neg_inf(probability: Tensor) -> Tensor:
     """Elementwise ``log p``; exactly ``-inf`` with gradient 0 (autograd: inf, then NaN) where ``p = 0``."""
     positive = probability > 0
+    # A where inside as well: the branch that is not taken has a gradient, too, and inf times 0 is NaN.
     return torch.where(positive, probability.where(positive, 1.0).log(), -torch.inf)
 
 
@@ -38,9 +39,11 @@ class BernoulliDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, prior: Tensor) -> Tensor:
         """Nats; inf where p₀ excludes what p allows."""
+        # From the gate, not from its logit, which nobody has for a gate that pruning has set to 0.
         off = 1 - gate
         log_on, log_off = log_or_log_tiny(gate), log_or_log_tiny(off)
         ctx.save_for_backward(gate, prior, log_on - log_off)
+        # Masked after the product: 0 times infinity, where the prior has no mass either, is NaN and stands for 0.
         on_part = (log_on - prior.log()).mul_(gate).masked_fill_(gate == 0, 0.0)
         off_part = (log_off - (1 - prior).log()).mul_(off).masked_fill_(off == 0, 0.0)
         return on_part.add_(off_part)
@@ -50,11 +53,12 @@ class BernoulliDivergence(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients ``logit p - logit p₀`` (clamped logarithms) and ``(1-p)/(1-p₀) - p/p₀``."""
         gate, prior, logit = ctx.saved_tensors
+        # Where the prior is 0 or 1, gradients are large and finite.
         tiny = torch.finfo(prior.dtype).tiny
         to_gate = to_prior = None
         if ctx.needs_input_grad[0]:
             prior_logit = log_or_log_tiny(prior) - log_or_log_tiny(1 - prior)
-            to_gate = (logit - prior_logit).mul_(grad).sum_to_size(gate.shape)
+            to_gate = (logit - prior_logit).mul_(grad).sum_to_size(gate.shape)  # undoes broadcasting
         if ctx.needs_input_grad[1]:
             slope = (1 - gate) / (1 - prior).clamp(min=tiny) - gate / prior.clamp(min=tiny)
             to_prior = (slope * grad).sum_to_size(prior.shape)

@@ -11,6 +11,7 @@ def as_scalar(value: Tensor | float | None, like: Tensor) -> Tensor | None:
 
 def check_probability(owner: str, name: str, value: Tensor) -> None:
     """Raise a ValueError that names the range found unless every element lies in [0, 1] (NaN does not)."""
+    # "Not all inside" instead of "any outside": comparisons with NaN are False.
     if not bool(((value >= 0) & (value <= 1)).all()):
         raise ValueError(
             f"{owner}: {name} must lie in [0, 1], but got values from {value.min().item():g} to "
@@ -51,7 +52,7 @@ def check_responsibilities(responsibilities: Tensor) -> None:
     check_probability("SpikeGMM", "responsibilities", responsibilities)
     sums = responsibilities.detach().sum(-1)
     worst = (sums - 1).abs().max().item()
-    if worst > 1e-4:
+    if worst > 1e-4:  # what a softmax over many components may lack in float32
         raise ValueError(
             f"SpikeGMM: responsibilities must sum to 1 over the last dimension, but a sum is off by "
             f"{worst:g}; normalise them or pass logits instead."

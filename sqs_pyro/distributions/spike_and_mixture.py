@@ -50,7 +50,7 @@ class SpikeAndMixture(GroupedMixture):
                 f"weights, but got {tuple(loc.shape)}, {tuple(scale.shape)}, {tuple(log_mixing.shape)} for "
                 f"weights {tuple(shape)}."
             )
-        self.base_inclusion = inclusion
+        self.base_inclusion = inclusion  # as given: the KL of gates reads it
         super().__init__(
             inclusion,
             Codebook(loc, scale, log_mixing),
@@ -72,7 +72,7 @@ class SpikeAndMixture(GroupedMixture):
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
         """As of every :class:`SpikeGMM`; with one group, dimensions of size 1 may grow too."""
         new = super().expand(batch_shape)
-        self.loc.expand(*new.batch_shape, self.num_components)  # groups cannot be stretched
+        self.loc.expand(*new.batch_shape, self.num_components)  # groups cannot be stretched  # torch's error
         if new is not self and self.num_groups == 1:
             new.base_shape = new.batch_shape
         return new
@@ -105,6 +105,7 @@ class GaussianSpikeAndSlab(SpikeAndMixture):
         validate_args: bool | None = None,
     ) -> None:
         scale = torch.as_tensor(slab_scale, dtype=inclusion.dtype, device=inclusion.device).reshape(1, 1)
+        # [G, K] = [1, 1]; 0 is the mean, and log π of the only component.
         zero = torch.zeros_like(scale)
         super().__init__(
             inclusion, zero, scale, zero, inclusion.shape, spike_scale=spike_scale, validate_args=validate_args

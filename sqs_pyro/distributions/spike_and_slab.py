@@ -86,11 +86,13 @@ class SpikeAndSlab(TorchDistribution):
     def support(self) -> constraints.Constraint:
         """Return the slab's support together with zero."""
         base = self.base_slab.support
+        # Zero lies within the real line already; a positive slab's support gains it.
         return base if base is constraints.real else _ZeroOr(cast(constraints.Constraint, base))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "SpikeAndSlab":
         """Return the same distribution with ``batch_shape`` enlarged; parameters stay views of what was given."""
         new = self._get_checked_instance(SpikeAndSlab, _instance)
+        # As given, not expanded: KL terms go on to cost one evaluation for a layer.
         new.base_inclusion, new.base_slab = self.base_inclusion, self.base_slab
         self.base_inclusion.expand(batch_shape)  # torch's own error for a shape that cannot be reached
         super(SpikeAndSlab, new).__init__(torch.Size(batch_shape), torch.Size(), validate_args=False)
@@ -108,6 +110,7 @@ class SpikeAndSlab(TorchDistribution):
 
     def _draw(self, slab_draw: Callable[[torch.Size], Tensor], sample_shape: Sequence[int]) -> Tensor:
         value = slab_draw(torch.Size(sample_shape))
+        # Uniform in [0, 1): never below an inclusion of 0, always below one of 1.
         included = torch.rand_like(value.detach()) < self.base_inclusion
         return straight_through_gate(included, self.base_inclusion) * value
 
@@ -142,7 +145,7 @@ class SpikeAndSlab(TorchDistribution):
 
 def straight_through_gate(included: Tensor, probability: Tensor) -> Tensor:
     """Return ``included`` as exact zeros and ones, with gradient 1 to ``probability``."""
-    return included.to(probability.dtype) + (probability - probability.detach())
+    return included.to(probability.dtype) + (probability - probability.detach())  # the bracket is exactly 0
 
 
 def _inside(slab: Distribution, like: Tensor) -> Tensor:
@@ -157,6 +160,7 @@ def _inside(slab: Distribution, like: Tensor) -> Tensor:
 def _as_tensor_like(slab: Distribution, value: Tensor | float) -> Tensor:
     if isinstance(value, Tensor):
         return value
+    # The slab's dtype and device, so that a number given for λ₀ works on a GPU and in float64.
     for parameter in vars(slab).values():
         if isinstance(parameter, Tensor) and parameter.is_floating_point():
             return torch.tensor(value, dtype=parameter.dtype, device=parameter.device)

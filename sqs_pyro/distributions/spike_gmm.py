@@ -116,9 +116,12 @@ class SpikeGMM(TorchDistribution):
         validate_args: bool | None,
     ) -> None:
         """Store and check what every member of the family has, after what it computes its components from."""
+        # As given, [*batch] or what broadcasts to it; the property expands.
         self._gates, self.spike_scale = gates, as_scalar(spike_scale, gates)
         self.temperature, self.estimator = temperature, estimator
         self.num_components = num_components
+        # torch's own validation reads every parameter, logits of N x K among them; ours below is told in
+        # sentences.
         super().__init__(torch.Size(batch_shape), torch.Size(), validate_args=False)
         self._validate_args = Distribution._validate_args if validate_args is None else validate_args
         if estimator not in ESTIMATORS:
@@ -173,8 +176,10 @@ class SpikeGMM(TorchDistribution):
 
     def at_temperature(self, temperature: float | Tensor) -> Self:
         """Return it with ``φ = softmax(logits / temperature)``, of the same parameters; ``sample`` is exact."""
+        # Shallow: subclasses keep what they compute from, and no tensor is copied.
         new = copy.copy(self)
         if self._responsibilities is not None:
+            # Explicit φ belong to their own τ: as logits they can be taken at another.
             new._logits, new._responsibilities = self.logits, None
         new.temperature, new.estimator = temperature, "straight_through"
         return new
@@ -244,8 +249,8 @@ class SpikeGMM(TorchDistribution):
         if self.spike_scale is None:
             raise ValueError(f"{type(self).__name__}.as_mixture: a point mass is no component; give spike_scale.")
         gates, scale = self._gates.unsqueeze(-1), self.scale
-        inside = gates * self.responsibilities
-        spike = self.spike_scale.expand(*scale.shape[:-1], 1)
+        inside = gates * self.responsibilities  # [*batch, K]: λ φ
+        spike = self.spike_scale.expand(*scale.shape[:-1], 1)  # the first component, at 0
         mixture = SpikeGMM(
             torch.ones_like(self._gates),
             torch.nn.functional.pad(self.loc.expand(*self.loc.shape[:-1], self.num_components), (1, 0)),
@@ -261,6 +266,7 @@ class SpikeGMM(TorchDistribution):
             self._validate_sample(value)
         if self.spike_scale is not None:
             return self.as_mixture().slab_log_prob(value)
+        # Evaluated at 0, too, where it is not used: the mixture is finite there, so that no NaN flows back.
         slab = log_or_neg_inf(self._gates) + self.slab_log_prob(value)
         log_prob = torch.where(value == 0, log_or_neg_inf(1 - self._gates), slab)
         return log_prob.expand(torch.broadcast_shapes(value.shape, self.batch_shape))
@@ -325,9 +331,10 @@ class SpikeGMM(TorchDistribution):
     def _rsample_concrete(self, shape: torch.Size) -> Tensor:
         gates, logits = self.gates.expand(shape), self.logits / self.temperature
         logits = logits.log_softmax(-1).expand(*shape, self.num_components)
-        gumbel = -torch.empty_like(logits).exponential_().log()
+        gumbel = -torch.empty_like(logits).exponential_().log()  # -log E, E ~ Exp(1)
         code = ((logits + gumbel) / self.temperature).softmax(-1)
         eps = torch.finfo(gates.dtype).eps
+        # logit is infinite at 0 and 1, of gates as of noise.
         uniform = torch.rand_like(gates).clamp(eps, 1 - eps)
         noisy = gates.clamp(eps, 1 - eps).logit() + uniform.logit()
         return (noisy / self.temperature).sigmoid() * (code * self.loc).sum(-1)
@@ -341,6 +348,8 @@ class SpikeGMM(TorchDistribution):
         cumulative = self.responsibilities_at(temperature).cumsum(-1)  # [*batch, K]
         shape = self._extended_shape(torch.Size(sample_shape))
         uniform = torch.rand(shape, dtype=cumulative.dtype, device=cumulative.device).unsqueeze(-1)
+        # Times the last sum, which rounding leaves beside 1; >=, so that a first component of probability 0 is
+        # never drawn.
         return (uniform * cumulative[..., -1:] >= cumulative[..., :-1]).sum(-1)
 
     def _select(self, per_component: Tensor, codes: Tensor) -> Tensor:

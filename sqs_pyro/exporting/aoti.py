@@ -46,7 +46,9 @@ def export_aoti(packed: nn.Module, inputs: Any, directory: str | Path) -> Export
     check_suffix(directory, "aoti", directory=True)
     check_one_network(packed)
     program, exported = native_program(packed, inputs)
+    # "linear_tiled, embedding_tiled" -> tiled: only libraries that the package calls.
     forms = sorted({op.rpartition("_")[2] for said in exported.packed.values() for op in said.split(", ")})
+    # The package last, and old libraries removed: what is there at any moment fits together.
     with merging(directory, last=PACKAGE, stale=("libsqs_*.so",)) as made:
         with one_sentence("compiled"):
             torch._inductor.aoti_compile_and_package(program, package_path=str(made / PACKAGE))
@@ -72,6 +74,7 @@ def run_aoti(directory: str | Path, inputs: Any) -> tuple[Tensor, ...]:
     """
     with tempfile.TemporaryDirectory() as place:
         given, found = Path(place) / "inputs.pt", Path(place) / "outputs.pt"
+        # Through files: the process shares nothing with this one, which is what the run is to show.
         torch.save(input_tensors(inputs), given)
         command = [sys.executable, str(Path(directory) / RUNNER), str(given), str(found)]
         result = subprocess.run(command, capture_output=True, text=True)
@@ -83,9 +86,11 @@ def run_aoti(directory: str | Path, inputs: Any) -> tuple[Tensor, ...]:
 
 def native_program(packed: nn.Module, inputs: Any) -> tuple[ExportedProgram, Exported]:
     """Return the graph of a network in which every packed weight belongs to compiled operators."""
+    # Traced packed first: only the graph tells which operators a network calls for each weight.
     program = trace(packed, inputs)
     used = _operators(program, packed)
     python = {weight: [op for op in ops if not has_native_kernel(op)] for weight, ops in used.items()}
+    # Inductor cannot compile our Python references, and the package would call Python at run time.
     decoded = _whole_modules(packed, {weight for weight, ops in python.items() if ops})
     names = stored_weights(packed)
     why = {
@@ -95,7 +100,7 @@ def native_program(packed: nn.Module, inputs: Any) -> tuple[ExportedProgram, Exp
     }
     how = {n: ", ".join(used[weight]) for n, weight in names.items() if weight in used and weight not in decoded}
     if why:
-        plain = copy.deepcopy(packed)
+        plain = copy.deepcopy(packed)  # the caller's network stays packed
         weights = stored_weights(plain)
         program = trace(unpack_weights(plain, only={weights[name] for name in why}), inputs)
     return program, Exported(how, why)
@@ -103,6 +108,7 @@ def native_program(packed: nn.Module, inputs: Any) -> tuple[ExportedProgram, Exp
 
 def _operators(program: ExportedProgram, packed: nn.Module) -> dict[StoredWeight, list[str]]:
     """Return the names of the operators in a graph that take each packed weight."""
+    # Graph inputs go by names of their own; the signature leads back to the buffers.
     buffers = program.graph_signature.inputs_to_buffers
     owners = {
         f"{NETWORK}.{path}.codes": module
@@ -123,6 +129,7 @@ def _whole_modules(net: nn.Module, chosen: set[StoredWeight]) -> set[StoredWeigh
     for module in net.modules():
         held = {child for child in module.children() if isinstance(child, StoredWeight)}
         if held & chosen and not held <= chosen:
+            # Again from the start: a weight that was added may stand in other modules, too.
             return _whole_modules(net, chosen | held)
     return chosen
 

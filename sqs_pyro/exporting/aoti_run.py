@@ -13,6 +13,7 @@ import torch
 
 def load(directory: Path) -> Callable[..., Any]:
     """Load ``model.pt2``; the operators that it calls come first."""
+    # Before the package, which looks its operators up by name while it loads.
     for library in sorted(directory.glob("libsqs_*.so")):
         torch.ops.load_library(library)
     return torch._inductor.aoti_load_package(str(directory / "model.pt2"))
@@ -23,7 +24,7 @@ def main(inputs: str, outputs: str) -> None:
     network = load(Path(__file__).parent)
     with torch.inference_mode():
         found = network(*torch.load(inputs))
-    torch.save((found,) if isinstance(found, torch.Tensor) else tuple(found), outputs)
+    torch.save((found,) if isinstance(found, torch.Tensor) else tuple(found), outputs)  # always a tuple
 
 
 if __name__ == "__main__":

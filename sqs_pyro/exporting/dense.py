@@ -35,6 +35,7 @@ def export_dense(packed: nn.Module, path: str | Path, dtype: str = "float32") ->
     check_dtype(dtype)
     check_suffix(path, "dense", directory=False)
     check_one_network(packed)
+    # safetensors writes to a path: a temporary one, renamed when it is whole.
     with appearing(path) as made:
         save_file({name: _alone(value, DTYPES[dtype]) for name, value in dense_state(packed).items()}, made, _MARK)
     return Exported(decoded=dict.fromkeys(stored_weights(packed), "a plain checkpoint has no codes"))
@@ -44,7 +45,7 @@ def is_dense_export(path: Path) -> bool:
     """Whether a file was written by :func:`export_dense`."""
     try:
         with safe_open(path, framework="pt") as content:
-            return content.metadata() == _MARK
+            return content.metadata() == _MARK  # a packed file is safetensors, too
     except (OSError, SafetensorError):
         return False
 

@@ -10,7 +10,7 @@ from sqs_pyro.errors import RecipeError
 from sqs_pyro.networks.calling import split_examples, tensors_in
 from sqs_pyro.networks.tokens import longest_input, vocabulary_size
 
-_ROWS, _TOKENS = 4, 16
+_ROWS, _TOKENS = 4, 16  # of an example: what a tracer needs to see, no more
 
 
 def first_rows(loader: Any) -> tuple[Any, str]:
@@ -40,12 +40,14 @@ def random_inputs(net: nn.Module, shape: Sequence[int]) -> tuple[Any, str]:
         raise RecipeError(
             f"The input shape is {list(shape)}, but should be whole numbers above zero, without the batch."
         )
+    # Its own generator: an export draws nothing from the caller's random state, and repeats.
     words, generator = vocabulary_size(net), torch.Generator().manual_seed(0)
     if words is None:
         return torch.randn(_ROWS, *shape, generator=generator), f"random numbers {[_ROWS, *shape]}"
     tokens = torch.randint(words, (_ROWS, *shape), generator=generator)
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     if getattr(net.config, "is_encoder_decoder", False):
+        # Any tokens do: the graph does not depend on which.
         inputs["decoder_input_ids"] = tokens
     return inputs, f"random tokens {[*tokens.shape]}"
 
@@ -58,4 +60,5 @@ def random_text(net: nn.Module, source: object) -> tuple[Any, str]:
     """
     if vocabulary_size(net) is None:
         raise RecipeError(f"'{source}' does not say which inputs its network takes.")
+    # Positions end where the network's embedding of them does.
     return random_inputs(net, [min(_TOKENS, longest_input(net) or _TOKENS)])

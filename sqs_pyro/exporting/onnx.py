@@ -47,8 +47,10 @@ def export_onnx(packed: nn.Module, inputs: Any, path: str | Path) -> Exported:
     check_suffix(path, "onnx", directory=False)
     check_installed("onnx", "onnxscript")
     check_one_network(packed)
+    # By every name: the graph knows a tied weight by whichever it met first.
     weights = stored_weights(packed, every_name=True)
     coded = {weight: weight.coded() for weight in dict.fromkeys(weights.values())}
+    # Traced with dense weights, whose operators ONNX has; look-ups take the places of the weights afterwards.
     program = trace(unpack_weights(copy.deepcopy(packed)), inputs)
     model = _translated(program, _opset(coded.values()))
     names = {f"{NETWORK}.{name}": weight for name, weight in weights.items()}
@@ -57,6 +59,7 @@ def export_onnx(packed: nn.Module, inputs: Any, path: str | Path) -> Exported:
     _strip(model)
     _check_size(model.graph)
     model.producer_name = _PRODUCER
+    # In memory first: a file appears complete or not at all.
     content = importlib.import_module("onnx_ir").to_proto(model).SerializeToString()
     write_bytes(path, [content])
     first = {name: coded[weight] for name, weight in stored_weights(packed).items() if weight in used}
@@ -89,6 +92,7 @@ def run_onnx(path: str | Path, inputs: Any) -> tuple[Tensor, ...]:
     check_installed("onnxruntime")
     runtime: Any = importlib.import_module("onnxruntime")
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    # Inputs that the network does not use are not in the model.
     given = dict(zip(input_names(inputs), input_tensors(inputs), strict=True))
     taken = {value.name for value in session.get_inputs()}
     found = session.run(None, {name: tensor.numpy() for name, tensor in given.items() if name in taken})
@@ -108,12 +112,14 @@ def check_installed(*packages: str) -> None:
 
 def _opset(coded: Iterable[CodedTensor]) -> int:
     """The oldest operators that can say what there is."""
+    # Old runtimes read old operators: newer ones only where two bits, of codes or of a mask, are stored.
     return max((_OPSET, *(_OPSET_OF_TWO_BITS for one in coded if _has_mask(one) or _dtype(one) == "UINT2")))
 
 
 def _translated(program: ExportedProgram, opset: int) -> Any:
     """Translate a graph to ONNX as it is."""
     with one_sentence("translated to ONNX"):
+        # Not optimised yet: constants would be folded together with the weights.
         options: dict[str, Any] = {"dynamo": True, "optimize": False, "verbose": False}
         translated = torch.onnx.export(program, opset_version=opset, **options)
         assert translated is not None
@@ -128,7 +134,7 @@ def _look_up(model: Any, weights: Mapping[str, tuple[StoredWeight, CodedTensor]]
     graph = model.graph
     holes = {name: graph.initializers.pop(name) for name in weights if name in graph.initializers}
     for hole in holes.values():
-        hole.const_value = None
+        hole.const_value = None  # a plain input, of which nothing is known
         graph.inputs.append(hole)
     with one_sentence("translated to ONNX"):
         importlib.import_module("onnxscript.optimizer").optimize(model)
@@ -160,10 +166,11 @@ class _Lookup:
         symbols, table = _symbols(coded)
         shape = list(coded.shape)
         if coded.num_groups == 1:
+            # Gather takes int32 indices, not UINT2 or UINT4; runtimes fold the cast when they load.
             indices = self.op("Cast", self.codes(symbols.view(shape), _dtype(coded)), to=self.ir.DataType.INT32)
             value = self.op("Gather", self.floats("codebook", table.view(-1)), indices)
         else:
-            rows = symbols.view(coded.num_groups, -1)
+            rows = symbols.view(coded.num_groups, -1)  # [G, n]: a row of the table each
             indices = self.op("Cast", self.codes(rows, _dtype(coded)), to=self.ir.DataType.INT32)
             found = self.op("GatherElements", self.floats("codebook", table), indices, axis=1)
             value = self.op("Reshape", found, self.constant("shape", torch.tensor(shape)))
@@ -178,6 +185,7 @@ class _Lookup:
             value = self.op("Where", kept, value, self.constant("zero", torch.tensor(0.0)))
         if self.hole.dtype != self.ir.DataType.FLOAT:
             value = self.op("Cast", value, to=self.hole.dtype)
+        # The look-up takes over the hole's name: the graph's users find it under the parameter's.
         value.name, value.shape, value.dtype = self.name, self.hole.shape, self.hole.dtype
         return value
 
@@ -192,6 +200,7 @@ class _Lookup:
 
     def floats(self, part: str, values: Tensor) -> Any:
         """Return float32 numbers, from float16 where that holds them and is smaller, node included."""
+        # A node and its names take some hundred bytes, as many as a short codebook would save.
         if values.numel() > 64 and torch.equal(values.half().float(), values):
             return self.op("Cast", self.constant(part, values.half()), to=self.ir.DataType.FLOAT)
         return self.constant(part, values)
@@ -211,6 +220,7 @@ class _Lookup:
     def op(self, kind: str, *operands: Any, **attributes: Any) -> Any:
         """Write a node; return its value."""
         node = self.ir.node(kind, list(operands), attributes)
+        # A graph is in the order of computation: weights come before whatever uses them.
         self.graph.insert_before(self.first, node)
         self.count += 1
         node.outputs[0].name = f"{self.name}.{self.count}"
@@ -243,7 +253,7 @@ def _rename(graph: Any, names: list[str]) -> None:
     for name, value in zip(names, graph.inputs, strict=True):
         value.name = name
     ir = importlib.import_module("onnx_ir")
-    old = graph.inputs[0].shape[0]
+    old = graph.inputs[0].shape[0]  # the batch, as torch has numbered it
     values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
     for value in values:
         if value.shape is not None:
@@ -254,6 +264,7 @@ def _strip(model: Any) -> None:
     """Drop what torch tells about its own graph: it is longer than the graph, and names files of this machine."""
     for value in list(model.graph.initializers.values()):
         value.name = value.name.removeprefix(f"{NETWORK}.")
+    # Traces of the stack: paths of this machine, and no two exports alike.
     for part in (model, model.graph, *model.graph, *model.graph.inputs, *model.graph.initializers.values()):
         part.metadata_props.clear()
     for node in model.graph:

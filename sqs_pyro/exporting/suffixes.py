@@ -23,6 +23,7 @@ def check_suffix(path: str | Path, export_format: str, *, directory: bool) -> No
     if not suffix:
         return
     if directory:
+        # "model.v2" is a fine name of a directory.
         if suffix in _KNOWN:
             raise OutputError(
                 f"'{path}' has the suffix {suffix} of a file, but format {export_format} writes a directory here: "

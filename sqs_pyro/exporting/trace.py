@@ -30,6 +30,7 @@ class Positional(nn.Module):
     def __init__(self, network: nn.Module, inputs: Any) -> None:
         super().__init__()
         self.network = network
+        # Names stay outside of the graph, which has tensors in a row.
         self.names = tuple(inputs) if isinstance(inputs, Mapping) else None
         for value in input_tensors(inputs):
             if not isinstance(value, Tensor) or value.dim() == 0:
@@ -44,6 +45,7 @@ class Positional(nn.Module):
         )
         if getattr(getattr(self.network, "config", None), "use_cache", False):
             kwargs["use_cache"] = False  # of transformers: a cache is no output
+        # Outputs of transformers are classes of their own; leaves are in the order of their fields.
         found = tuple(leaf for leaf in tree_leaves(self.network(*args, **kwargs)) if isinstance(leaf, Tensor))
         return found[0] if len(found) == 1 else found
 
@@ -83,9 +85,10 @@ def trace(net: nn.Module, inputs: Any) -> ExportedProgram:
         NetworkError: it does not take these inputs, or does what a graph cannot say.
     """
     module, tensors = Positional(net, inputs), input_tensors(inputs)
-    batch = Dim("batch")
+    batch = Dim("batch")  # one for all inputs: they grow together
     shapes = []
     for value in tensors:
+        # AUTO: a network that fixes its length is traced with that length, instead of refused.
         length = {1: Dim.AUTO} if module.names is not None and value.dim() > 1 else {}
         shapes.append({0: batch, **length})
     with torch.no_grad(), one_sentence("traced"):
@@ -96,6 +99,7 @@ def trace(net: nn.Module, inputs: Any) -> ExportedProgram:
 def one_sentence(what: str) -> Iterator[None]:
     """Turn what torch's tracers and compilers raise, of many classes, into one sentence; hide their warnings."""
     try:
+        # Tracers warn of their own workings, which no user can change.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield

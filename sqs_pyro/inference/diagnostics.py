@@ -82,7 +82,9 @@ def diagnose(
     intended, words = _intended(recipe), _repairs(model, recipe)
     findings: list[Finding] = []
     for name, site in guide.site_guides().items():
+        # A plain Pyro model says nothing of its priors, and is taken to have a spike.
         has_spike = name not in priors or has_atom(priors[name])
+        # A kind stands once for each site: measures are "higher is better", so that one comparison serves all.
         measured = _gate_measures(site, site.gates(guide.gate_temperature), has_spike, "gates_closed" in intended)
         if guide.stage != "dense":
             measured |= _codebook_measures(site, guide)
@@ -109,6 +111,7 @@ def uncompressed(found: Coverage) -> list[Finding]:
 
 def _compared(guide: SpikeGMMGuide, recipe: TrainedBy | None) -> list[Finding]:
     """Findings if pruning compares what cannot be compared."""
+    # Before anything is pruned there is nothing that was compared.
     if recipe is None or recipe.allocation != "schedule" or guide.nonzero_rate() == 1:
         return []
     sites = guide.site_guides()
@@ -119,6 +122,7 @@ def _compared(guide: SpikeGMMGuide, recipe: TrainedBy | None) -> list[Finding]:
     if recipe.pruning.scope != "global" or recipe.pruning.saliency != "magnitude":
         return []
     sizes = {name: _size(site) for name, site in sites.items()}
+    # Magnitudes under one threshold: which layer is pruned then depends on how large its weights happen to be.
     smallest, largest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
     measured = sizes[smallest] / sizes[largest] if sizes[largest] else 1.0
     if measured >= THRESHOLDS["unequal_layers"]:
@@ -129,6 +133,7 @@ def _compared(guide: SpikeGMMGuide, recipe: TrainedBy | None) -> list[Finding]:
 def _grown(model: Any, guide: SpikeGMMGuide, recipe: TrainedBy | None) -> list[Finding]:
     """Findings for layers that training has thrown far from where they started."""
     before = model.site_values() if hasattr(model, "site_values") else {}
+    # Before over now: below 1 where weights have grown.
     found = {name: float(weight_scale(before[name])) / (_size(site) or 1.0) for name, site in _in(guide, before)}
     or_kl = "" if recipe is not None and recipe.kl_weight == 0 else " or kl_weight"
     return [
@@ -204,11 +209,13 @@ def inert_averaging(
 
 
 def _gate_measures(site: SiteGuide, gates: Tensor, has_spike: bool, closed_on_purpose: bool) -> dict[str, float]:
-    free = gates[site.mask]
+    free = gates[site.mask]  # those that pruning has left
     num_open = int((free > 0.5).sum())
     measured = {"gates_closed": num_open / len(free)} if len(free) else {}
+    # A site whose gates have collapsed starves as well; that is told once, as the collapse it is.
     if closed_on_purpose or not len(free) or measured["gates_closed"] >= THRESHOLDS["gates_closed"]:
         measured["starving_layer"] = num_open / site.shape[0]
+    # Gates of survivors of pruning are open because they were chosen, which says nothing of the posterior.
     if has_spike and len(free) == gates.numel():
         measured["gates_open"] = float(1 - free.min())
     return measured
@@ -228,13 +235,14 @@ def _codebook_measures(site: SiteGuide, guide: SpikeGMMGuide) -> dict[str, float
     count, square = sum_by_code(torch.ones_like(latent)), sum_by_code(latent.square())
     used = count > 0
     large = kept.sum(1) >= site.num_components  # a group of fewer weights cannot use all
-    spread = (square.sum(1, keepdim=True) / count.sum(1, keepdim=True)).sqrt()
+    spread = (square.sum(1, keepdim=True) / count.sum(1, keepdim=True)).sqrt()  # [G, 1]
     measured = {
         "narrow_component": _smallest((scale / spread)[used]),
         "merged_components": _closest(loc, scale, used),
         "unused_components": _smallest(used[large].float().mean(1)),
     }
     if float(kept.float().mean()) <= 1 - _SHARE_OF_ZEROS:
+        # Without many zeros a codeword near zero is one like the others. (0 / 0 where unused is left out.)
         measured["vanishing_component"] = _smallest((loc.abs() / (square / count).sqrt())[used])
     return measured
 

@@ -28,9 +28,11 @@ def expected_disagreement(
     differing, free = 0.0, 0
     for site in guide.site_guides().values():
         q = site.coded_distribution(temperatures, "discrete")
+        # P(open) P(most probable code): another gate or another code is another weight.
         open_and_same = q.gates * q.responsibilities.amax(-1)
+        # The most probable network has an open gate, with a code, or a zero, whatever code it would have.
         same = torch.where(site.gates(guide.gate_temperature) > 0.5, open_and_same, 1 - q.gates)
-        differing += (1 - same)[site.mask].double().sum().item()
+        differing += (1 - same)[site.mask].double().sum().item()  # in float64: many small numbers
         free += int(site.mask.sum())
     return differing / max(free, 1)
 
@@ -60,6 +62,7 @@ def temperature_for_disagreement(
         return expected_disagreement(guide, math.exp(log_temperature), gate_temperature) - disagreement
 
     coldest, hottest = math.log(_COLDEST), math.log(_HOTTEST)
+    # Disagreement rises with the temperature: there is one root, or none in this range.
     if not excess(coldest) <= 0 <= excess(hottest):
         return None
-    return math.exp(brentq(excess, coldest, hottest, xtol=_PRECISION))
+    return math.exp(brentq(excess, coldest, hottest, xtol=_PRECISION))  # in the logarithm, over seven decades

@@ -90,6 +90,7 @@ class SQSELBO(TraceMeanField_ELBO):
             NotReparametrisedError: (a ``NotImplementedError``, too) a guide site cannot be reparametrised.
         """
         particles = list(self._particles(model, guide, args, kwargs))
+        # Particles are divided by their number already: sums are means.
         by_site: dict[str, Tensor] = {}  # particles may differ in their sites
         for particle in particles:
             for name, kl in particle.kl_by_site.items():
@@ -178,6 +179,7 @@ class SQSELBO(TraceMeanField_ELBO):
                     "or give the model an observed value for it."
                 )
             by_site[name] = _site_kl(model_site, guide_site, kind)
+        # After the latent sites: what is left of the guide has no counterpart, and adds log q.
         for name, guide_site in sample_sites(guide_trace):
             if name not in model_trace.nodes:  # an auxiliary site of the guide
                 by_site[name] = _auxiliary_kl(guide_site)
@@ -187,6 +189,8 @@ class SQSELBO(TraceMeanField_ELBO):
         self, model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs
     ) -> tuple[Trace, Trace]:
         """Traces with the log-densities of observed sites only; Pyro's checks when validation is on."""
+        # Pyro's own `get_importance_trace` evaluates every density; the rest of this method is what it does beside
+        # that.
         model_trace, guide_trace = run_paired(model, guide, args, kwargs)
         if is_validation_enabled():
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
@@ -225,7 +229,7 @@ def _with_log_prob_shape(site: Site) -> Site:
         return site
     value, fn = site["value"], site["fn"]
     shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
-    return {**site, "log_prob": value.new_empty(()).expand(shape)}
+    return {**site, "log_prob": value.new_empty(()).expand(shape)}  # expanded: no memory
 
 
 def _negative_log_likelihood(model_trace: Trace) -> Tensor:
@@ -247,10 +251,12 @@ def _site_kl(model_site: Site, guide_site: Site, kind: str) -> Tensor:
             "reparametrised draws; all distributions in the guide must be fully reparameterized."
         )
     try:
+        # A distribution with a spike; any other has its exact KL or, below, log q - log p at its own draw.
         if kind == "monte_carlo" and not draws_exactly(q):
             kl = sampled_kl(q, p).squeeze(0)
         else:
             kl = kl_bound(q, p, "jensen" if kind == "monte_carlo" else kind)  # [*batch_shape]
+    # Neither a bound nor an exact KL is registered for the pair.
     except NotImplementedError:
         return _sampled_site_kl(model_site, guide_site)
     kl = scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"])
@@ -277,6 +283,7 @@ def _sampled_site_kl(model_site: Site, guide_site: Site) -> Tensor:
 
 def _auxiliary_kl(guide_site: Site) -> Tensor:
     """Return ``log q`` of a guide site at its own value, with Pyro's check that it is fully reparametrised."""
+    # Pyro's split of log q: of a reparametrised site the entropy term is log q, gradients flow through the value.
     parts = guide_site["fn"].score_parts(guide_site["value"])
     parts = parts.scale_and_mask(guide_site["scale"], guide_site["mask"])
     if not torch.is_grad_enabled():

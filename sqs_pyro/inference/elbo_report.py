@@ -54,7 +54,7 @@ class ElboBounds:
             dominant=sum(_or_estimate(site.dominant, site) for site in self.sites),
             dominant_below=sum(site.dominant_below for site in self.sites),
             monte_carlo=sum(site.monte_carlo for site in self.sites),
-            monte_carlo_error=math.hypot(*(site.monte_carlo_error for site in self.sites)),
+            monte_carlo_error=math.hypot(*(site.monte_carlo_error for site in self.sites)),  # independent
             code_entropy=sum(site.code_entropy for site in self.sites),
         )
 
@@ -140,10 +140,12 @@ def elbo_report(
     modules = [each for each in (model, guide) if isinstance(each, nn.Module)]
     # In evaluation mode neither batch-norm statistics nor the guide's cached codes change.
     with evaluating(*modules), _as_in_training(guide):
+        # One run of both: what a prior depends on is drawn once, and is the same at every temperature.
         latent = _latent_sites(model, guide, args, kwargs)
         values = {name: q["value"] for name, (q, _) in latent.items()}
         at: list[ElboBounds] = []
         for temperature in wanted:
+            # A step for the KL, then one for each network drawn.
             tell = _part_of(progress, len(at), len(wanted), num_particles + 1)
             posteriors = {name: _at_temperature(q["fn"], temperature) for name, (q, _) in latent.items()}
             sites = tuple(
@@ -228,9 +230,12 @@ def _negative_log_likelihoods(
 ) -> Iterator[float]:
     """Yield ``-log p(data | weights)`` without an end, at draws of what has an atom and other sites as given."""
     while True:
+        # What makes network values instead of draws is drawn from q itself: the report is about q.
         drawn = {name: values[name] if draws_exactly(q) else q.sample() for name, q in posteriors.items()}
+        # Conditioned sites count as observed, too: the likelihood is that of what was observed before.
         replayed = prune_subsample_sites(poutine.trace(poutine.condition(model, drawn)).get_trace(*args, **kwargs))
         observed = [name for name, site in sample_sites(replayed) if site["is_observed"] and name not in drawn]
+        # Only the data's: densities of weights would cost as much as their KL.
         replayed.compute_log_prob(site_filter=lambda name, site, names=frozenset(observed): name in names)
         yield -sum(float(replayed.nodes[name]["log_prob_sum"]) for name in observed)
 
@@ -243,12 +248,13 @@ def _mean_and_error(
     while True:
         values.append(next(drawn))
         tell(1 + len(values))
+        # A standard error takes two.
         if len(values) < 2:
             continue
         nll = torch.tensor(values, dtype=torch.float64)
         mean, error = nll.mean().item(), nll.std().item() / math.sqrt(len(values))
         if len(values) == most or (standard_error is not None and error <= standard_error * abs(mean)):
-            tell(1 + most)
+            tell(1 + most)  # a bar ends full, however early this does
             return mean, error
 
 

@@ -168,6 +168,7 @@ class SpikeGMMGuide(OwningModule):
                 for site in self.site_guides().values():
                     site.refresh_codes()
             self.draws += 1
+        # Before the weights: their prior depends on these.
         for inclusion in self.inclusions.values():
             pyro.sample(inclusion.site_name, inclusion.distribution())
         return {
@@ -207,7 +208,7 @@ class SpikeGMMGuide(OwningModule):
         """
         check_temperatures(temperature=temperature, gate_temperature=gate_temperature)
         # An argument comes first, then the guide's evaluation temperature, then that of training.
-        temperature = temperature or self.evaluation_temperature
+        temperature = temperature or self.evaluation_temperature  # `or`: none of them is 0
         gate_temperature = gate_temperature or self.evaluation_gate_temperature
         return Temperatures(
             temperature or self.temperature, gate_temperature or self.gate_temperature * (temperature or 1.0)
@@ -225,6 +226,7 @@ class SpikeGMMGuide(OwningModule):
     def start_coding(self, fit_codebooks: bool = True) -> None:
         """End the warm-up: fit codebooks to the weights that survived pruning, or keep those there are."""
         for site in self.site_guides().values():
+            # Codebooks there are already came with `coded`, or were fitted on the way.
             if fit_codebooks:
                 site.fit_codebook()
         self.stage = "coded"
@@ -301,6 +303,7 @@ class SpikeGMMGuide(OwningModule):
                     f"The mask of '{name}' holds other values than 0 and 1: compare it with a threshold."
                 )
         for name, mask in masks.items():  # all are right: none is set before
+            # Copied: the caller's tensor may change; assigned, so that Pyro's store shows the new mask.
             guides[name].mask = mask.to(guides[name].mask, copy=True)
 
     @torch.no_grad()
@@ -312,6 +315,7 @@ class SpikeGMMGuide(OwningModule):
     def nonzero_rate(self) -> float:
         """Return the share of weights whose gate is open (above ½)."""
         sites = list(self.site_guides().values())
+        # As `harden` counts: a drawn network's share of non-zeros is the mean of the gates instead.
         kept = sum(int((site.gates(self.gate_temperature) > 0.5).sum()) for site in sites)
         return kept / sum(site.mask.numel() for site in sites)
 

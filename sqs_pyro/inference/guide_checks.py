@@ -39,10 +39,12 @@ def check_arguments(
 
 def check_support(name: str, prior: Any, weight: Tensor) -> None:
     """Raise a :class:`NetworkError` if a prior excludes values that weights are going to have."""
+    # Latents move in training and codewords follow: four times the largest weight leaves them room.
     size = 4 * weight.abs().max().float().cpu()
     try:
         support = getattr(prior, "support", constraints.real)
         excludes = not all(bool(support.check(size * factor).all()) for factor in (-1, 0, 1))
+    # Only what is known to exclude them is refused.
     except NotImplementedError:  # a class that does not say
         return
     if excludes:
@@ -64,6 +66,7 @@ def initial_values(model: PyroCallable, init: Mapping[str, Tensor] | None) -> di
         if own is not None:
             for name, value in init.items():
                 check_like_sites("init", name, value, own)
+        # Of a plain Pyro model nothing is known to compare them with.
         return dict(init)
     if own is not None:
         return dict(own)

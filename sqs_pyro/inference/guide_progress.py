@@ -29,6 +29,7 @@ class GuideProgress(OwningModule):
         super().__init__()
         _check_stage(stage)
         self.register_buffer("steps", torch.tensor([STAGES.index(stage), 0], device="cpu"))
+        # Which buffer was read last, in which version, and what it said.
         self._read: tuple[Tensor | None, int, tuple[Stage, int]] = (None, 0, (stage, 0))
 
     @property
@@ -53,6 +54,7 @@ class GuideProgress(OwningModule):
         """Stage and draws, read from the buffer where it has changed: on a GPU that takes a while."""
         steps = self.steps
         read, version, values = self._read
+        # Replaced (by a load, by a move to a device) or written to in place.
         if read is not steps or version != steps._version:
             stage, draws = steps.tolist()
             values = STAGES[stage], draws
@@ -62,10 +64,13 @@ class GuideProgress(OwningModule):
     @torch.inference_mode(False)
     def _write(self, stage: Stage, draws: int) -> None:
         _check_stage(stage)
+        # Assigned, not written in place: the assignment tells Pyro's store. Outside of inference mode, because its
+        # tensors have no version, which `_values` reads.
         self.steps = self.steps.new_tensor([STAGES.index(stage), draws])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """States that were saved without it leave the guide at its own stage."""
+        # In a strict load a key that is missing would be an error.
         super()._load_from_state_dict({prefix + "steps": self.steps, **state_dict}, prefix, *args)
 
 

@@ -33,6 +33,7 @@ class InclusionGuide(OwningModule):
             )
         self.site_name, self.weight_sites = name, tuple(weight_sites)
         counts = torch.stack([prior.concentration1, prior.concentration0]).detach()
+        # Not saved: the model's prior has them.
         self.register_buffer("prior_counts", counts, persistent=False)
         self.concentration1 = PyroParam(counts[0].clone(), constraints.positive)
         self.concentration0 = PyroParam(counts[1].clone(), constraints.positive)
@@ -43,6 +44,7 @@ class InclusionGuide(OwningModule):
         open_, closed = self.prior_counts
         for gate in gates:
             open_, closed = open_ + gate.sum(), closed + (1 - gate).sum()
+        # Beta and Bernoulli are conjugate, and a gate's λ is the expected count of one open gate.
         self.concentration1, self.concentration0 = open_, closed
 
     def distribution(self) -> dist.TorchDistribution:

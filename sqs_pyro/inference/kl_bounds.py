@@ -77,8 +77,10 @@ def kl_bounds(
     """
     num_weights = (q.batch_shape + q.event_shape).numel()
     factor = torch.as_tensor(scale_and_mask(torch.ones(q.batch_shape), scale=scale, mask=mask))
+    # What a weight counts, [*batch_shape]: the scale, or 0 where the site is masked.
     if isinstance(q, Independent) and isinstance(p, Independent):
         q, p, shared = strip_independent(q, p)
+        # Event dimensions become batch dimensions of single weights, which share their event's factor.
         factor = factor[(...,) + (None,) * shared]
 
     def total(per_weight: Tensor) -> float:
@@ -94,6 +96,8 @@ def kl_bounds(
         **{kind: None if bound is None else total(bound) for kind, bound in bounds.items()},
         dominant_below=_certainly_below(bounds["dominant"], bounds["lower"]),
         monte_carlo=total(mean),
+        # Weights are drawn independently, so that variances add; the factor once more, because it scales
+        # estimates.
         monte_carlo_error=math.sqrt(total(weighted(factor.to(mean.device), variance))),
         code_entropy=total(weighted(q.gates, q.assignment_entropy)) if isinstance(q, SpikeGMM) else 0.0,
     )
@@ -111,19 +115,22 @@ def _certainly_below(dominant: Tensor | None, lower: Tensor | None) -> int:
     """Return how many weights' dominant values are below their lower end by more than rounding."""
     if dominant is None or lower is None:
         return 0
+    # float32 rounds to about 1e-7; sums over K and cells add up to less than this.
     return int((dominant < lower - 1e-5 * (1 + lower.abs())).sum())
 
 
 def _gate_kl(q: Distribution, p: Distribution, like: Tensor) -> Tensor:
     """Return ``KL(Bern(λ)‖Bern(λ₀))`` with ``λ = P(θ ≠ 0)`` under any two distributions with an atom."""
     zero = torch.zeros(q.batch_shape, device=like.device)
+    # 1 - P(θ = 0), precise where that is close to 1.
     inclusion = -torch.expm1(p.log_prob(zero))
     gates = q.gates if isinstance(q, SpikeGMM) else -torch.expm1(q.log_prob(zero))
     return gate_divergence(gates, inclusion.to(gates.dtype))
 
 
 def _estimate(q: Distribution, p: Distribution, num_samples: int) -> tuple[Tensor, Tensor]:
-    """Monte Carlo mean of each weight's KL and the variance of that mean, ``[*batch_shape]``, float64."""
+    """Return the Monte Carlo mean of each weight's KL and its variance, ``[*batch_shape]``, float64."""
+    # A density of a mixture takes K numbers for each weight.
     floats = q.batch_shape.numel() * getattr(q, "num_components", 1)
     chunk = max(1, min(num_samples, _CHUNK // max(floats, 1)))
     total = squares = torch.zeros(())
@@ -131,12 +138,14 @@ def _estimate(q: Distribution, p: Distribution, num_samples: int) -> tuple[Tenso
         draws = _draws(q, p, min(chunk, num_samples - start)).double()
         total, squares = total + draws.sum(0), squares + draws.square().sum(0)
     mean = total / num_samples
+    # Of one sample, divided by n; divided by n - 1 below it is the variance of the mean, without bias.
     spread = (squares / num_samples - mean.square()).clamp_min(0)
     return mean, torch.where(mean.isfinite(), spread / (num_samples - 1), 0.0)
 
 
 def _draws(q: Distribution, p: Distribution, num_samples: int) -> Tensor:
-    """Independent unbiased estimates, ``[num_samples, *batch_shape]``."""
+    """Return independent unbiased estimates, ``[num_samples, *batch_shape]``."""
+    # What draws exactly and cannot be reparametrised still has unbiased values, if no gradients.
     if q.has_rsample or not draws_exactly(q):
         return sampled_kl(q, p, num_samples, stratified=False)
     value = q.sample(torch.Size([num_samples]))

@@ -62,11 +62,12 @@ class PruningSchedule:
         if step >= self.end_step:  # first: rounding may put the end before the start
             return self.target
         start = self.start * self.total_steps
-        progress = max((step - start) / max(self.end_step - start, 1e-9), 0.0)
+        progress = max((step - start) / max(self.end_step - start, 1e-9), 0.0)  # 0 before the start
         return self.target + (1 - self.target) * (1 - progress) ** 3
 
     def due(self, step: int) -> bool:
         """Return whether the masks are to be renewed at this step."""
+        # The end whatever `every` is: masks there are final, of exactly the target's size.
         return step == self.end_step or (step < self.end_step and step % self.every == 0 and self.rate(step) < 1)
 
     def masks(self, saliencies: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
@@ -91,6 +92,7 @@ class PruningSchedule:
             return {
                 name: _keep_largest(values.flatten(), rate).view_as(values) for name, values in saliencies.items()
             }
+        # One threshold: all saliencies side by side, cut apart again below.
         keep = _keep_largest(torch.cat([values.flatten() for values in saliencies.values()]), rate)
         parts = keep.split([values.numel() for values in saliencies.values()])
         return {name: part.view_as(values) for (name, values), part in zip(saliencies.items(), parts, strict=True)}
@@ -101,8 +103,11 @@ def _keep_largest(values: Tensor, rate: float) -> Tensor:
     count = round(rate * len(values))
     if count == 0:
         return torch.zeros_like(values, dtype=torch.bool)
+    # The count-th largest of n is the (n - count + 1)-th smallest.
     threshold = values.kthvalue(len(values) - count + 1).values
     keep = values > threshold
+    # Several weights may equal the threshold, thousands in a network of equal gates: the first of them, to be
+    # exact.
     ties = (values == threshold).nonzero()[: count - int(keep.sum()), 0]
     keep[ties] = True
     return keep

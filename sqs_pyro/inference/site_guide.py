@@ -73,7 +73,7 @@ class SiteGuide(OwningModule):
         codebook = initial.new_zeros(self.num_groups, num_components)  # [G, K], filled below
         self.loc = PyroParam(codebook, constraints.real)
         self.scale = PyroParam(codebook + 1.0, constraints.positive)
-        self.mixing_logits = PyroParam(codebook.clone(), constraints.real)
+        self.mixing_logits = PyroParam(codebook.clone(), constraints.real)  # memory of its own
         self.register_buffer("spike_scale", None)
         if coded is None:
             self.fit_codebook()
@@ -83,6 +83,7 @@ class SiteGuide(OwningModule):
     def spread_spike(self, scale: Tensor | float | None) -> None:
         """Make the spike Gaussian, of the codebook's own width unless a ``scale`` is given."""
         own = self.scale.detach().mean()
+        # As wide as the components: a figure of the layer's own, which no caller has to know.
         self.spike_scale = own if scale is None else torch.as_tensor(scale).to(own, copy=True)
 
     def gates(self, gate_temperature: float = 1.0) -> Tensor:
@@ -106,7 +107,9 @@ class SiteGuide(OwningModule):
     def fit_codebook(self) -> None:
         """K-means of the surviving latents, window edges and codes anew."""
         survivors = self.latent[self.mask]  # zeros would draw windows and codewords to themselves
+        # A site that is pruned to nothing still needs edges that fit its latents.
         self.edges = self.windows.edges(survivors if survivors.numel() else self.latent)
+        # Pruned weights stay in place with weight 0: each group keeps its n columns.
         codebook = kmeans_1d(
             self.grouped(self.anchor()), self.num_components, self.grouped(self.mask).to(self.latent.dtype)
         )
@@ -114,11 +117,14 @@ class SiteGuide(OwningModule):
         # K-means of one value gives K equal components, which no gradient could tell apart.
         if survivors.numel() and float(survivors.max() - survivors.min()) < LEAST_SCALE:
             self._spread_codebook(float(survivors[0]))
+        # Last: the codes are those of the new components and edges.
         self.refresh_codes()
 
     def _spread_codebook(self, value: float) -> None:
         """Components for weights that are all equal: one at their value, the rest where they may go from there."""
         size = weight_scale(self.latent)
+        # K / 2 places either side reach one root mean square, so that gradients can tell them apart and none is
+        # lost.
         step = size * min(0.5, 2 / self.num_components)
         places = torch.arange(self.num_components, device=size.device) - self.num_components // 2
         self.loc = (value + step * places).expand(self.loc.shape).clone()
@@ -138,13 +144,15 @@ class SiteGuide(OwningModule):
                 f"The coded weight of '{self.site_name}' has scales of out-channels, which a guide does not know: "
                 "make the layer one in units of them, or code it without."
             )
+        # G of the coded tensor, which the constructor has taken for the site's.
         codes, mask = (self.grouped(value.to(self.latent.device)) for value in (coded.codes, coded.mask))  # [G, n]
         self.codes.copy_(codes)
         self.mask.copy_(mask.view(self.shape))
         self.loc = coded.codebook.to(self.latent)
-        counts = count_codes(codes, mask, self.num_components)
+        counts = count_codes(codes, mask, self.num_components)  # [G, K]
         # Half a count more: a component that no weight uses stays possible.
         self.mixing_logits = ((counts + 0.5) / (counts + 0.5).sum(1, keepdim=True)).log().to(self.latent)
+        # σ is the spread of the latents around the codewords that they are given: pooled, as K-means pools it.
         residual = (self.latent - coded.dense().to(self.latent)) * self.mask
         width = (self.grouped(residual).square().sum(1) / counts.sum(1).clamp(min=1)).sqrt()
         # Weights that lie exactly on their codewords leave a width of 0, whose KL is infinite.
@@ -216,6 +224,7 @@ class SiteGuide(OwningModule):
             codebook_dtype: codewords are rounded to this type if they survive it.
             keep_codes: use ``codes`` as they are; else the latents' most probable components.
         """
+        # Whether a gate is above ½ does not depend on its temperature.
         codes = self.codes if keep_codes else self.most_probable_codes()
         return self._coded(self.gates() > 0.5, codes.view(self.shape), codebook_dtype)
 
@@ -231,6 +240,7 @@ class SiteGuide(OwningModule):
                 f"The codebook of '{self.site_name}' holds NaN or infinite values: training has diverged, so "
                 "lower learning_rate or kl_weight."
             )
+        # A clone: values that do not survive rounding come back as they are, in the parameter's own memory.
         codebook = round_to(self.loc.detach().float(), str(codebook_dtype).removeprefix("torch.")).clone()
         # Codes of zeros are 0, so that equal networks have equal files.
         return CodedTensor(codes.masked_fill(~mask, 0).cpu(), mask.cpu(), codebook.cpu())

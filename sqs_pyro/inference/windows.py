@@ -30,8 +30,9 @@ class Windows(ABC):
     def represent(self, values: Tensor, edges: Tensor) -> Tensor:
         """Return each value replaced by the mean of its window, same shape; a constant for gradients."""
         flat = values.detach().flatten()
-        window = torch.bucketize(flat, edges)
-        count = torch.bincount(window, minlength=len(edges) + 1).clamp_min(1)
+        window = torch.bucketize(flat, edges)  # [n], 0 .. W - 1
+        count = torch.bincount(window, minlength=len(edges) + 1).clamp_min(1)  # [W]; an empty one divides by 1
+        # In float64: a window of a large layer sums a hundred thousand numbers.
         total = torch.bincount(window, weights=flat.double(), minlength=len(edges) + 1)
         return (total / count).to(values.dtype)[window].view_as(values)
 
@@ -89,11 +90,13 @@ class OutlierAware(Windows):
     def edges(self, values: Tensor) -> Tensor:
         """Return boundaries of the lower tail's, the bulk's and the upper tail's windows, both fences, zero."""
         flat = values.detach().flatten()
+        # Five kinds of edges that may coincide; `unique` also puts them in order.
         low, high = fences(flat)  # a weight on a fence is inside; on an edge, it is in the window below
         below, above = flat[flat < low], flat[flat > high]
         inside = flat[(flat >= low) & (flat <= high)]
         pieces = [
             _least_squares_edges(below, self.tail_count),
+            # bucketize gives an edge's own value to the window below: the fence's edge lies just under it.
             torch.nextafter(low, low - torch.inf)[None] if len(below) and len(inside) else flat.new_empty(0),
             _equal_mass_edges(inside, self.count),
             flat.new_zeros(1) if (inside < 0).any() and (inside > 0).any() else flat.new_empty(0),
@@ -122,8 +125,9 @@ def _equal_mass_edges(values: Tensor, count: int) -> Tensor:
     ordered = values.detach().flatten().sort().values
     if len(ordered) < 2:
         return ordered.new_empty(0)
-    cuts = torch.arange(1, count, device=values.device) * len(ordered) // count
+    cuts = torch.arange(1, count, device=values.device) * len(ordered) // count  # places in order, [W - 1]
     cuts = cuts[cuts > 0]
+    # Midway between neighbours in order; several cuts through one tie make one edge.
     edges = ((ordered[cuts - 1] + ordered[cuts]) / 2).unique()
     return edges[(edges > ordered[0]) & (edges < ordered[-1])]
 
@@ -134,6 +138,7 @@ def _least_squares_edges(values: Tensor, count: int) -> Tensor:
     if count < 2:
         return flat.new_empty(0)
     means = kmeans_1d(flat[None], count).loc[0]
+    # Between means, where the nearest one changes: least squares' own boundaries.
     edges = ((means[1:] + means[:-1]) / 2).unique()
     return edges[(edges >= flat.min()) & (edges < flat.max())]
 

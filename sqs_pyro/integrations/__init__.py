@@ -49,7 +49,7 @@ def save_pretrained(
         OutputError: the directory cannot be written.
     """
     _require_transformers()
-    from sqs_pyro.integrations import transformers_checkpoint
+    from sqs_pyro.integrations import transformers_checkpoint  # imports transformers
 
     with isolated():
         transformers_checkpoint.save_pretrained(packed, directory, tokenizer, model_card=model_card, **options)
@@ -110,6 +110,7 @@ def _require_transformers() -> None:
 def _register() -> None:
     """Make the method known to transformers; a release that cannot know it still works without."""
     try:
+        # Its import registers it: once, however often this is called.
         from sqs_pyro.integrations import transformers_quantizer  # noqa: F401
     except ImportError as error:
         warnings.warn(

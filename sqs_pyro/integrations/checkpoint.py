@@ -67,7 +67,7 @@ def streamed_network(checkpoint: str | Path, dtype: torch.dtype) -> tuple[nn.Mod
         NetworkError, MissingPackageError: the checkpoint is not complete, or a package is missing.
     """
     with needed_for("Checkpoints"):
-        from sqs_pyro.integrations.streamed_weights import StreamedWeights, empty_network
+        from sqs_pyro.integrations.streamed_weights import StreamedWeights, empty_network  # needs transformers
     net = empty_network(Path(checkpoint), dtype)
     return net, StreamedWeights(net, Path(checkpoint))
 
@@ -96,6 +96,7 @@ def _kept_blocks_are_named(directory: str | Path) -> Iterator[None]:
         yield
     except (OutputError, ResourceError) as error:
         kept = f"finished blocks are kept in '{directory}', and the same call goes on behind them."
+        # The same class: callers and exit codes go by it.
         raise type(error)(f"{str(error).rstrip('.')}; {kept}") from error
     except OSError as error:
         raise OutputError(

@@ -38,9 +38,10 @@ def check_needs_no_code(config: Mapping[str, Any], directory: object, error: typ
     Raises:
         SQSError: of class ``error``; ``auto_map`` names code, and transformers has no class of its own.
     """
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # here: heavy
 
     kind = config.get("model_type")
+    # Many checkpoints name code that transformers has meanwhile taken in: then its own class is used.
     if config.get("auto_map") and not (isinstance(kind, str) and kind in CONFIG_MAPPING):
         raise error(
             f"'{directory}/{CONFIG}' names code of its own ('auto_map'), which is not run: load the network in "
@@ -52,7 +53,9 @@ def config_digest(config: Mapping[str, Any]) -> Tensor:
     """Return the digest of what a config says, uint8 ``[32]``, ``dequantize`` left out, however it is written."""
     counted = {key: value for key, value in config.items() if key not in _NOT_COUNTED}
     if isinstance(packed := counted.get("quantization_config"), dict):
+        # `dequantize` is how to load, not what is stored: a reader may set it.
         counted["quantization_config"] = {key: packed[key] for key in packed if key != "dequantize"}
+    # Sorted: other programs write the same config with its keys in another order.
     digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).digest()
     return torch.tensor(list(digest), dtype=torch.uint8, device="cpu")  # transformers loads under "meta"
 
@@ -90,6 +93,7 @@ def read_index(index: Path, error: type[SQSError]) -> dict[str, str]:
     if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
         raise error(f"'{index}' is damaged, it has no 'weight_map' of files: fetch it again.")
     files = sorted(set(placed.values()))
+    # A path in an index must not lead out of the directory.
     odd = [file for file in files if not file.endswith(".safetensors") or Path(file).name != file or "\0" in file]
     if odd:
         raise error(f"'{index}' names {shown(odd[0])}, which is no safetensors file beside it: fetch it again.")

@@ -33,6 +33,7 @@ def check_files(files: Sequence[str | Path], packed: Mapping[str, int], leftover
             raise PackedFileError(
                 f"Checkpoint file '{file}' is truncated or damaged ({error}): {_REPAIR}."
             ) from None
+    # Over all files: a tensor may be in any shard.
     missing = [name for name in (*packed, *leftovers) if name not in found]
     if missing:
         raise PackedFileError(
@@ -59,6 +60,7 @@ def _check_file(file: str | Path, packed: Mapping[str, int], leftovers: Mapping[
     with safe_open(file, framework="pt") as content:
         names = set(content.keys())
         for name in names & packed.keys():
+            # Of the header alone: the bytes are read once, by whoever decodes them.
             stored = content.get_slice(name)
             dtype, shape = stored.get_dtype(), stored.get_shape()
             if (dtype, shape) != ("U8", [packed[name]]):
@@ -67,6 +69,7 @@ def _check_file(file: str | Path, packed: Mapping[str, int], leftovers: Mapping[
                     f"config: {_REPAIR}."
                 )
         for name in names & leftovers.keys():
+            # transformers casts them while it loads: afterwards there are no stored bytes to compare.
             if checksum([to_bytes(content.get_tensor(name))]) != leftovers[name]:
                 raise PackedFileError(f"Tensor {name!r} is damaged, its checksum does not fit: {_REPAIR}.")
     return names

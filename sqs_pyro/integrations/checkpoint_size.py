@@ -54,7 +54,7 @@ class CheckpointSize:
     @property
     def bits_per_weight(self) -> float:
         """Bits of codes, masks, codebooks and tables for each compressed weight; 0 without one."""
-        compressed = sum(self.parts[kind] for kind in compressed_bytes(()))
+        compressed = sum(self.parts[kind] for kind in compressed_bytes(()))  # the names of its kinds
         return 8 * compressed / self.num_weights if self.num_weights else 0.0
 
 
@@ -69,9 +69,11 @@ def checkpoint_size(directory: "str | PathLike[str]") -> CheckpointSize:
     tensors = _records(directory)
     files = {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.is_file()}
     weights = {name: size for name, size in files.items() if name.endswith(".safetensors")}
+    # What loading reads beside the weights; tokenizers are not a network's.
     configs = [name for name in files if name in ("config.json", "generation_config.json") or ".index." in name]
     packed = compressed_bytes(tensors.values())
     every = [entry for name in weights for entry in _entries(directory / name)]
+    # The digest of config.json stands among the weights, but is none.
     digests = sum(count for name, _, _, count in every if name == CONFIG_DIGEST)
     stored = [(is_float, bits, count) for name, is_float, bits, count in every if name != CONFIG_DIGEST]
     data = sum(bits * count // 8 for _, bits, count in stored)
@@ -80,6 +82,7 @@ def checkpoint_size(directory: "str | PathLike[str]") -> CheckpointSize:
     return CheckpointSize(
         parts={
             **packed,
+            # Differences, so that the parts sum to the files whatever is in them.
             "uncompressed": data - sum(packed.values()),
             "headers": sum(weights.values()) - data - digests,
             "configs": sum(files[name] for name in configs) + digests,

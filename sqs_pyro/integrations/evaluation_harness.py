@@ -43,6 +43,7 @@ def harness_model(network: str | Path | nn.Module, tokenizer: Any = None, **opti
     else:
         from transformers import AutoTokenizer
 
+        # A packed checkpoint brings no code, and none is asked for.
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(network, trust_remote_code=False)
         network = from_pretrained(network)
     return HFLM(pretrained=network, tokenizer=tokenizer, **options)

@@ -25,6 +25,7 @@ def write_model_card(directory: Path, architecture: str) -> None:
         directory: of the checkpoint, complete but for the card.
         architecture: name of the transformers class that was saved.
     """
+    # Sizes as they are on the disk, which is why the card comes last.
     card = model_card(directory.resolve().name, architecture, checkpoint_size(directory))
     write_text(directory / "README.md", card)
 
@@ -32,6 +33,7 @@ def write_model_card(directory: Path, architecture: str) -> None:
 def is_foreign_card(directory: Path) -> bool:
     """Whether the README.md of a directory is somebody else's; it is then left alone."""
     path = directory / "README.md"
+    # As bytes: somebody else's README may be in any encoding.
     return path.exists() and _MARK not in path.read_bytes().decode("utf-8", errors="replace")
 
 

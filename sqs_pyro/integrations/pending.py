@@ -42,7 +42,7 @@ class PendingWeight(StoredWeight):
         super().__init__()
         self.name, self.tensor, self.dtype, self.layout = name, tensor, dtype, tensor.layout
         self._twin = (twin,)  # in a tuple, so that its buffer has one name only
-        self._made: tuple[PackedWeight, ...] = ()
+        self._made: tuple[PackedWeight, ...] = ()  # in a tuple for the same reason
         size = tensor.bytes
         self.register_buffer(STORED, None if twin else torch.empty(size, dtype=torch.uint8, device="meta"))
 
@@ -75,8 +75,10 @@ class PendingWeight(StoredWeight):
         else:
             if not self._made:
                 self._made = (self._decode(),)
+                # Given up at once: bytes and run-time form of the largest tensor are all that is there twice.
                 self.stored = None
             (weight,) = self._made
+        # Twins stand in other modules, which use the one weight in their own ways.
         for product in self.uses:
             weight.used_for(product)
         return weight
@@ -117,6 +119,7 @@ def reserve(net: nn.Module, tensors: Mapping[str, TensorRecord], shared: Mapping
         owner, _, attribute = name.rpartition(".")
         found.setdefault(id(net.get_submodule(owner)), {})[attribute] = weight
     for name, first in shared.items():
+        # Shared names are not in `tensors`, hence not among those that have been checked.
         parameters_to_pack(net, {name: tensors[first]})  # that it is there, and of this shape
         owner, _, attribute = name.rpartition(".")
         twin = PendingWeight(name, tensors[first], pending[first].dtype, pending[first])
@@ -130,6 +133,7 @@ def complete(net: nn.Module) -> None:
     Raises:
         NetworkError, PackedFileError: see :meth:`PendingWeight.complete`.
     """
+    # A list: the children are exchanged while we walk.
     for module in list(net.modules()):
         for child, weight in module._modules.items():
             if isinstance(weight, PendingWeight):

@@ -19,9 +19,11 @@ def after_import(name: str, action: Callable[[], None]) -> None:
     What ``action`` raises comes out of the import.
     """
     module = sys.modules.get(name)
+    # A module is in sys.modules from the start of its import, before its table is there.
     if module is not None and not _is_being_imported(module):
         action()
     else:
+        # First: whichever finder comes before would find the module, and ours would never be asked.
         sys.meta_path.insert(0, _Watch(name, action))
 
 
@@ -42,6 +44,7 @@ class _Watch(MetaPathFinder):
         if fullname != self.name:
             return None
         others = sys.meta_path[sys.meta_path.index(self) + 1 :]  # those before it have been asked already
+        # Lazily: finders behind the one that knows the module are not asked, as in an import without us.
         found = (finder.find_spec(fullname, path, target) for finder in others)
         spec = next((spec for spec in found if spec is not None), None)
         if spec is None or spec.loader is None:

@@ -52,6 +52,7 @@ class Pretrained:
                 has layers that its architecture does not name.
         """
         transformers = transformers_package()
+        # `_quiet` inside: what it puts back is put back before the error is told.
         with _one_sentence("weights", self.recipe), _quiet(transformers, self.recipe):
             net, found = getattr(transformers, auto_class).from_pretrained(
                 self.recipe.path,
@@ -61,7 +62,9 @@ class Pretrained:
                 **_where(self.recipe),
                 **options,
             )
+        # transformers draws such weights at random and only logs it: the network would be judged with them.
         wrong = sorted(found["missing_keys"]) + sorted(str(each[0]) for each in found["mismatched_keys"])
+        # A base model needs no head, and a new one is trained.
         if auto_class == "AutoModel" or new_head:
             wrong = [name for name in wrong if not _is_of_head(net, name)]
         if wrong:
@@ -80,6 +83,7 @@ class Pretrained:
         transformers = transformers_package()
         with _one_sentence("network", self.recipe), torch.random.fork_rng(devices=[]):
             dtype = getattr(torch, self.recipe.dtype)
+            # First weights are drawn and then overwritten: not from the caller's random state.
             return transformers.AutoModelForCausalLM.from_config(
                 self.config, dtype=dtype, trust_remote_code=False
             ).eval()
@@ -116,6 +120,7 @@ def pad_token(found: Pretrained) -> int:
             know it.
     """
     words = found.tokenizer
+    # 0 is a token: `or` would pass it over.
     token = words.eos_token_id if words.pad_token_id is None else words.pad_token_id
     if token is None:
         raise NetworkError(
@@ -143,9 +148,11 @@ def check_causal(net: nn.Module, tokens: Tensor) -> None:
         NetworkError: the prediction of a token changes with the token.
     """
     other = tokens.clone()
+    # Another token, and one that every vocabulary has.
     other[-1] = tokens[-1] - 1 if tokens[-1] > 0 else 1
     logits = predictions(net, {"input_ids": torch.stack([tokens, other])})
     first, second = logits[:, :-1].float().nan_to_num()  # perplexity has a sentence of its own for NaN
+    # Generous: two rows of a batch may be summed in different order, in bfloat16.
     if not torch.allclose(first, second, rtol=1e-2, atol=1e-2 * float(first.abs().max())):
         raise NetworkError(
             f"{type(net).__name__} looks at the tokens that it is to foretell: perplexity needs a causal language "
@@ -165,6 +172,7 @@ def _check_path(path: str) -> None:
             f"Checkpoint '{path}' is a file: give its directory as network.path, and the name of a GGUF file as "
             "network.gguf_file."
         )
+    # "owner/name" or "name", as the hub has them; "./network" and "/data/network" can only be directories.
     if not Path(path).is_dir() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", path):
         raise NetworkError(
             f"Checkpoint directory '{path}' is not there: correct network.path, a directory with config.json, "
@@ -174,6 +182,7 @@ def _check_path(path: str) -> None:
 
 def _where(recipe: PretrainedRecipe) -> dict[str, Any]:
     gguf = {} if recipe.gguf_file is None else {"gguf_file": recipe.gguf_file}
+    # A directory is complete: nothing is fetched for it. Code of a checkpoint is never run.
     return {"local_files_only": Path(recipe.path).is_dir(), "trust_remote_code": False, **gguf}
 
 
@@ -211,6 +220,7 @@ def _one_sentence(part: str, recipe: PretrainedRecipe) -> Iterator[None]:
 def _quiet(transformers: Any, recipe: PretrainedRecipe) -> Iterator[None]:
     """Keep transformers' own reports and bars off stderr while it loads; a download keeps its bar."""
     logging = transformers.utils.logging
+    # transformers keeps both for the process.
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     if Path(recipe.path).is_dir():

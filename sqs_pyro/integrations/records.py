@@ -19,6 +19,7 @@ from sqs_pyro.packing.record import TensorRecord
 
 def stored_bytes(packed: PackedTensor) -> Tensor:
     """Return the bytes of all parts, one after the other, uint8 ``[num_bytes]``."""
+    # One tensor for all parts: loaders map, shard and move it like any other, and cannot tear it apart.
     return torch.cat([part.cpu() for part in packed.parts.values()])
 
 
@@ -28,6 +29,7 @@ def record_of(record: TensorRecord) -> dict[str, Any]:
     return {
         **columns,
         "shape": list(record.shape),
+        # Two lists in place of a dictionary, whose order a JSON writer may change.
         "parts": list(record.lengths),
         "lengths": list(record.lengths.values()),
     }
@@ -41,6 +43,7 @@ def read_record(name: str, record: Mapping[str, Any]) -> TensorRecord:
     """
     try:
         found = _record(name, record)
+        # On the meta device: the checks of a packed tensor need sizes, not bytes.
         found.with_parts({part: torch.empty(size, device="meta") for part, size in found.lengths.items()})
         return found
     except PackedFileError as error:

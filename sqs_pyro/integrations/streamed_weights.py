@@ -31,6 +31,7 @@ def empty_network(directory: Path, dtype: torch.dtype) -> nn.Module:
         raise NetworkError(f"'{directory}' has no config.json: give the directory of a transformers checkpoint.")
     read_config(directory, NetworkError)
     try:
+        # Neither network nor foreign code: what is in the directory has to be enough.
         config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a class of its own for each value that is wrong
         reason = first_line(error)
@@ -42,7 +43,9 @@ def empty_network(directory: Path, dtype: torch.dtype) -> nn.Module:
         raise NetworkError(f"'{directory}/config.json' names the class {name!r}, which transformers lacks.")
     try:
         with (
+            # config.json is data: a million layers must not be built, not even on the meta device.
             at_most_parts(_parts(directory), NetworkError),
+            # Buffers are computed, not read: no checkpoint has rotary frequencies.
             init_empty_weights(include_buffers=False),
             torch.random.fork_rng(devices=[]),
         ):
@@ -77,6 +80,7 @@ class StreamedWeights:
         self._files = shard_of_tensors(directory)
         self._names: dict[int, str] = {}
         shared: dict[int, list[str]] = {}
+        # A checkpoint stores a tied parameter under one of its names, and not always the same one.
         for name, value in net.named_parameters(remove_duplicate=False):
             shared.setdefault(id(value), []).append(name)
         for key, names in shared.items():
@@ -93,7 +97,7 @@ class StreamedWeights:
     def held(self, part: nn.Module, without: Sequence[nn.Module] = ()) -> Iterator[None]:
         """Hold the parameters of ``part``, except those inside ``without``; then they are on meta again."""
         left_out = {id(value) for module in without for value in module.parameters()}
-        slots = tensor_slots(part)
+        slots = tensor_slots(part)  # before anything is exchanged: by the id of the empty ones
         wanted = [p for p in part.parameters() if p.is_meta and id(p) in self._names and id(p) not in left_out]
         try:
             for empty in wanted:
@@ -103,11 +107,13 @@ class StreamedWeights:
             yield
         finally:
             for empty in wanted:
+                # The very parameter from before: its id is the key to the checkpoint.
                 for place, name in slots[id(empty)]:
                     place[name] = empty
 
     def _read(self, empty: Tensor) -> Tensor:
         name = self._names[id(empty)]
+        # Opened at each read: thousands of shards would be as many open files.
         with safe_open(self._files[name], framework="pt") as content:
             value: Tensor = content.get_tensor(name)
         if value.is_floating_point() != empty.is_floating_point():

@@ -36,6 +36,7 @@ def save_pretrained(
 ) -> None:
     """Write a packed model, its tokenizer and its card; see :func:`sqs_pyro.integrations.save_pretrained`."""
     _check_packed(packed)
+    # Packed before transformers was imported, or copied: `attach` has not seen it.
     if not isinstance(getattr(packed, "hf_quantizer", None), SQSQuantizer):
         attach(packed)
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
@@ -43,6 +44,7 @@ def save_pretrained(
             f"tokenizer is a {type(tokenizer).__name__} without save_pretrained: give a tokenizer or processor of "
             "transformers, or None."
         )
+    # Written beside, then moved in, config.json last: without it nobody takes the directory for a checkpoint.
     with merging(Path(directory), last="config.json", stale=_STALE) as made:
         packed.save_pretrained(made, **options)
         if tokenizer is not None:
@@ -56,19 +58,24 @@ def from_pretrained(directory: "str | PathLike[str]", *, auto_class: Any, dequan
     where = {key: options[key] for key in _WHERE if key in options}
     folder = Path(directory, options.get("subfolder") or "")
     try:
+        # Only files that are here can be checked before transformers opens them; from the hub it fetches them
+        # itself.
         if folder.is_dir():
             config = _checked(folder)
         else:
             config, _ = transformers.PreTrainedConfig.get_config_dict(directory, **where)
         found = packed_config(config, directory)
+        # config.json decides how large a network is built, and may be damaged.
         with at_most_parts(_many_more(found)):
             loaded = _loader(config, auto_class).from_pretrained(
+                # The default is never to run a checkpoint's code; a caller may still decide otherwise.
                 directory, **{"trust_remote_code": False, **options}
             )
         if dequantize:
             model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
             if hasattr(model, "hf_quantizer"):  # else the config says the same
                 model.dequantize()
+    # Sentences of our own, and files that are missing, stay as they are.
     except (SQSError, OSError):
         raise
     except Exception as error:  # transformers hands on whatever a value that it did not expect ends in
@@ -85,6 +92,7 @@ def _checked(directory: Path) -> dict[str, Any]:
         raise PackedFileError(f"'{directory}' has no file {CONFIG}: give the directory of a packed checkpoint.")
     config = read_config(directory, PackedFileError)
     index = directory / INDEX
+    # Of an index only its own shards: others may lie there of an older checkpoint.
     files = sorted(directory.glob("*.safetensors"))
     if index.is_file():
         placed = read_index(index, PackedFileError)
@@ -121,7 +129,7 @@ def _loader(config: dict[str, Any], auto_class: Any) -> Any:
     """Return the class to load a checkpoint as."""
     named = config.get("architectures")
     names = [auto_class] if auto_class is not None else named if isinstance(named, list) else []
-    if auto_class is not None and not isinstance(auto_class, str):
+    if auto_class is not None and not isinstance(auto_class, str):  # a class
         return auto_class
     found = getattr(transformers, names[0], None) if names and isinstance(names[0], str) else None
     if not hasattr(found, "from_pretrained"):

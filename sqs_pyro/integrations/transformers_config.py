@@ -46,11 +46,13 @@ class SQSConfig(QuantizationConfigMixin):
         quant_method: str = METHOD,
         **others: Any,
     ) -> None:
+        # Written: the oldest version that can say it. Read: config.json states one.
         if format_version is None:
             format_version = _version(tensors)
         _check_version(format_version)
         if quant_method != METHOD:
             raise PackedFileError(f"The quantization method is {shown(quant_method)}, but {METHOD!r} is needed.")
+        # Unknown keys come from a newer program, and may change what the others mean.
         if others:
             raise PackedFileError(
                 f"The quantization config has the unknown key {shown(next(iter(others)))}: fetch config.json "
@@ -85,6 +87,7 @@ def stored_name(parameter: str) -> str:
 
 def _version(tensors: Mapping[str, Any] | None) -> int:
     records = tensors.values() if isinstance(tensors, Mapping) else ()
+    # Version 1 readers do not know the part, and would refuse the tensor without a reason.
     return 2 if any(_has_scales(record) for record in records) else 1
 
 

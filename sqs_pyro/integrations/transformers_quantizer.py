@@ -46,6 +46,7 @@ class SQSQuantizer(HfQuantizer):
     quantization_config: SQSConfig
 
     def __init__(self, quantization_config: SQSConfig, **kwargs: Any) -> None:
+        # transformers asks this of every method: whether to quantise a dense checkpoint while it loads.
         if not kwargs.get("pre_quantized", True):
             raise NetworkError(
                 "SQS does not compress a network while it is loaded: load it as it is, and call sqs_pyro.compress."
@@ -76,9 +77,11 @@ class SQSQuantizer(HfQuantizer):
         tensors = config.stored_tensors()
         if kwargs.get("checkpoint_files"):
             directory = Path(kwargs["checkpoint_files"][0]).parent
+            # All files before any module is touched: what is damaged says so, instead of a half-loaded network.
             check_config(read_config(directory, PackedFileError), kwargs["checkpoint_files"])
             sizes = {stored_name(name): tensor.bytes for name, tensor in tensors.items()}
             check_files(kwargs["checkpoint_files"], sizes, config.leftovers)
+        # The digest is a tensor of the file that no module asks for; without this transformers would warn of it.
         model._keys_to_ignore_on_load_unexpected = {
             *(model._keys_to_ignore_on_load_unexpected or ()),
             f"^{CONFIG_DIGEST}$",
@@ -91,12 +94,14 @@ class SQSQuantizer(HfQuantizer):
             pending.reserve(model, {local[name]: tensors[name] for name in tensors if name in local}, shared)
         except NetworkError as error:
             raise PackedFileError(f"The checkpoint was made for another {type(model).__name__}. {error}") from None
+        # After `reserve`: transformers ties parameters by name, and these are no parameters any more.
         _untie(model, local.values())
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         """Decode what was loaded to its run-time form, tensor by tensor."""
         pending.complete(model)
         if self.quantization_config.dequantize:
+            # A dense network of transformers, as if it had never been packed.
             return _tie_again(unpack_weights(model))
         check_finite(model)
         setattr(model, METADATA, self.quantization_config.metadata)
@@ -111,10 +116,13 @@ class SQSQuantizer(HfQuantizer):
         """
         contents = contents_of(model)
         leftovers = dict(contents.leftovers)
+        # As `save_pretrained` would: a file without them must not be said to have them.
         for name in model._keys_to_ignore_on_save or ():
             leftovers.pop(name, None)
+        # First names, then every name: what differs between them is shared.
         names = {id(weight): name for name, weight in stored_weights(model).items()}
         every = {name: names[id(weight)] for name, weight in stored_weights(model, every_name=True).items()}
+        # transformers writes the model's config after this: it has to say what the tensors below are.
         self.quantization_config = model.config.quantization_config = SQSConfig(
             tensors={record.name: record_of(record) for record in contents.records()},
             shared={name: first for name, first in every.items() if name != first},
@@ -152,6 +160,7 @@ def attach(packed: nn.Module) -> None:
 
 def _config_to_be(model: Any) -> dict[str, Any]:
     """What ``save_pretrained`` is going to write into config.json, after the tensors have been asked for."""
+    # The digest is stored beside the tensors, which transformers asks for before it writes the config itself.
     config = copy.copy(model.config)
     config.dtype = str(model.dtype).removeprefix("torch.")
     config.architectures = [type(model).__name__.removeprefix("FSDP")]
@@ -163,6 +172,7 @@ def _local_names(model: Any, names: Iterable[str]) -> dict[str, str]:
 
     Those of a head that ``model`` does not have are left out.
     """
+    # "model." of a causal language model, whose base is loaded or saved without it.
     prefix = f"{model.base_model_prefix}."
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     is_same = type(model).__name__ in (model.config.architectures or ())
@@ -187,6 +197,7 @@ def _untie(model: Any, packed: Iterable[str]) -> None:
                 start = f"{path}." if path else ""
                 kept = {k: v for k, v in tied.items() if not names & {start + k, start + v}}
                 if len(kept) < len(tied):
+                    # On the instance: the class's own dictionary is that of all its networks.
                     setattr(module, attribute, kept)
 
 

@@ -42,14 +42,18 @@ def assemble(net: nn.Module, contents: PackedContents) -> nn.Module:
 
 def _fill(packed: nn.Module, leftovers: Mapping[str, Tensor]) -> None:
     """Copy the leftovers into the network, which must need exactly them."""
+    # Codes and tables came with the packed weights; the file's other tensors are none of them.
     inside = {id(value) for weight in stored_weights(packed).values() for value in weight.buffers()}
+    # By every name: a tied tensor may stand in the file under any of its own.
     targets = packed.state_dict(keep_vars=True)
+    # By identity, so that tied tensors are asked for once.
     needed = {id(value): name for name, value in leftover_state(packed, inside).items()}
     slots = tensor_slots(packed)  # before anything is replaced
     for name, value in leftovers.items():
         target = targets.get(name)
         if target is None or needed.pop(id(target), None) is None:
             raise PackedFileError(f"The network has no tensor {name!r}: the file was made for another network.")
+        # copy_ would broadcast, and round numbers to integers; another floating dtype is what a network may have.
         if target.shape != value.shape or target.is_floating_point() != value.is_floating_point():
             raise PackedFileError(
                 f"Tensor {name!r} is {value.dtype} {list(value.shape)} in the file, but {target.dtype} "
@@ -60,6 +64,7 @@ def _fill(packed: nn.Module, leftovers: Mapping[str, Tensor]) -> None:
         raise PackedFileError(
             f"The file has no tensor {next(iter(needed.values()))!r}: it was made for another network."
         )
+    # Non-persistent buffers are in no file: only a constructor that runs on the CPU computes them.
     stranded = [name for name, value in packed.named_buffers() if value.is_meta]
     if stranded:
         raise NetworkError(
@@ -73,6 +78,7 @@ def _write(target: Tensor, value: Tensor, slots: Slots) -> None:
         with torch.no_grad():
             target.copy_(value)  # a float16 of the file becomes the network's own dtype
         return
+    # A copy of its own: constants of a file are views of one element, which nobody could write to.
     made = torch.empty(value.shape, dtype=target.dtype).copy_(value)
     if isinstance(target, nn.Parameter):
         made = nn.Parameter(made, requires_grad=target.requires_grad)
@@ -88,5 +94,6 @@ def tensor_slots(net: nn.Module) -> dict[int, Slots]:
         for held in (module._parameters, module._buffers):
             for name, value in held.items():
                 if value is not None:
+                    # Tied tensors hang in several places, and must be one again where they are replaced.
                     slots.setdefault(id(value), []).append((held, name))  # type: ignore[arg-type]
     return slots

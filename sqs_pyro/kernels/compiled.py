@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-_SECONDS = 300
+_SECONDS = 300  # of one compiler, on a machine that does other things as well
 _SEAL, _DIGEST = b"sqs-pyro sha256 ", 32
 
 
@@ -35,6 +35,8 @@ def compiled(kind: str, sources: Iterable[Path], key: Sequence[str], build: Call
         RuntimeError: ``build`` failed; the message has what the compiler said.
         OSError: neither the cache nor a temporary directory can be written to, or there is no library then.
     """
+    # What the library is made of is its name: a changed source, compiler or processor finds no file and compiles
+    # anew.
     digest = hashlib.sha256()
     for source in sources:
         digest.update(source.read_bytes())
@@ -42,10 +44,12 @@ def compiled(kind: str, sources: Iterable[Path], key: Sequence[str], build: Call
     name = f"{kind}-{digest.hexdigest()[:16]}.so"
     directory = _cache()
     target = directory / name
+    # No lock: whoever finds a whole library takes it, and a rename puts nothing else there.
     if _is_whole(target):
         return target
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        # Within the cache: a rename is atomic on one file system only.
         work = tempfile.TemporaryDirectory(prefix="part-", dir=directory)
     except OSError:  # a cache that cannot be written to: this process compiles for itself
         directory = Path(tempfile.mkdtemp(prefix="sqs_pyro-"))
@@ -55,6 +59,8 @@ def compiled(kind: str, sources: Iterable[Path], key: Sequence[str], build: Call
         library = Path(part) / name
         build(library)
         _seal(library)
+        # An equal library of another process may be there, and even in use: a process keeps the file that it has
+        # loaded.
         library.replace(target)
     return target
 
@@ -66,7 +72,7 @@ def _seal(library: Path) -> None:
         file.seek(0, os.SEEK_END)
         file.write(_SEAL + digest)
         file.flush()
-        os.fsync(file.fileno())
+        os.fsync(file.fileno())  # a crash must not leave a name without content
 
 
 def _is_whole(library: Path) -> bool:
@@ -86,6 +92,7 @@ def run_together(commands: Iterable[Sequence[str]]) -> None:
         RuntimeError: one failed; the message has its first error.
         subprocess.TimeoutExpired: one took too long.
     """
+    # All at once: errors of one are looked at when all have ended, so that none is left running.
     started = [
         (command, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
         for command in commands
@@ -94,7 +101,7 @@ def run_together(commands: Iterable[Sequence[str]]) -> None:
         said = [process.communicate(timeout=_SECONDS)[1] for _, process in started]
     finally:
         for _, process in started:
-            process.kill()
+            process.kill()  # does nothing to one that has ended
     for (command, process), errors in zip(started, said, strict=True):
         if process.returncode:
             lines = [line for line in errors.splitlines() if "error" in line] or errors.splitlines()

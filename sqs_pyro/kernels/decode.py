@@ -73,11 +73,15 @@ class DecodedWeights:
         """Return ``make(packed)``, kept under ``key`` as decoded weights are under their dtype."""
         found = self.find(packed, key)
         if found is None:
+            # Another entry where the weight has changed: copies of what it was go all at once, whatever their
+            # keys.
             entry = self._entries.get(packed.codes)
             if entry is None or not entry.holds(packed):
                 entry = self._entries[packed.codes] = _Entry(packed)
             # The copy outlives modes and transforms of the call.
             with lasting_tensors(), torch.no_grad(), temporarily_clear_interpreter_stack():
+                # Two threads may come here at once and make it twice: both results are right, and one of them
+                # stays.
                 found = entry.copies[key] = make(packed)
         return found
 
@@ -106,6 +110,7 @@ class Unchanged:
     """
 
     def __init__(self, packed: PackedArgs) -> None:
+        # Identity and version: a new tensor may have an old one's id or version, but not its weak reference.
         self._buffers = [weakref.ref(buffer) for buffer in packed.buffers()]
         self._state = _state(packed)
 
@@ -125,6 +130,7 @@ class _Entry(Unchanged):
 
 def _state(packed: PackedArgs) -> tuple[object, ...]:
     """Shape, bits and what was written to the buffers; inference tensors do not count their versions."""
+    # Asking an inference tensor for its version raises; what loads a state dict says so itself (`forget`).
     versions = [-1 if buffer.is_inference() else buffer._version for buffer in packed.buffers()]
     return packed.shape, packed.bits, packed.form, *versions
 
@@ -144,7 +150,8 @@ def decode(packed: PackedArgs) -> Tensor:
     values = look_up(table, symbols.view(table.shape[0], -1)).view(packed.shape)  # [G, n] -> [*shape]
     values = scaled(values, read_scales(packed))
     if keep is not None:
-        values = torch.where(keep.view(packed.shape), values, values.new_zeros(()))
+        values = torch.where(keep.view(packed.shape), values, values.new_zeros(()))  # not times the mask: no -0.0
+    # Decoded on the CPU, by the one reference that every kernel is compared with, then moved.
     return values.to(packed.codes.device)
 
 
@@ -164,6 +171,7 @@ def read_symbols(packed: PackedArgs) -> tuple[Tensor, Tensor | None]:
 
 def read_table(packed: PackedArgs) -> Tensor:
     """Return the table's values, float32 ``[G, S]``, on the CPU."""
+    # A clone is aligned: the bytes of a loaded table may begin anywhere.
     return packed.table.cpu().clone().view(torch.float32)
 
 

@@ -22,7 +22,7 @@ from sqs_pyro.packing.contents import PackedContents, parameters_to_pack
 
 # Weights of which a file may be the description: 1,024 a byte is a five-hundredth of a bit for each.
 _ELEMENTS_A_BYTE = 1024
-_ALWAYS_ALLOWED = 1 << 24
+_ALWAYS_ALLOWED = 1 << 24  # numbers of a network that is nearly all constants
 # Modules and parameters that a network may have: far more than the file has tensors.
 _PARTS_A_TENSOR, _FIRST_PARTS = 20, 10_000
 
@@ -39,11 +39,17 @@ def described_network(contents: PackedContents, file_bytes: int) -> nn.Module:
         RecipeError: the registry does not know the network, or its constructor not the options.
     """
     name, options = _spec(contents.metadata.get("network"))
+    # The file's own shapes first: a few bytes can state a tensor of any size.
     _check_size(file_bytes, [*contents.tensors.values(), *contents.leftovers.values()])
     parts = parts_of(len(contents.tensors) + len(contents.leftovers))
+    # Constructors draw weights; those are overwritten, and the caller's random numbers are not to be spent on
+    # them.
     with torch.random.fork_rng(devices=[]):
         with at_most_parts(parts):
+            # On the meta device a network of any size costs nothing but its modules, whose number is bounded as
+            # well.
             trial = _without_memory(name, options)
+        # Otherwise the network is built unseen, but still with at most so many parts.
         if trial is not None:
             _check_fits(trial, contents)
             _check_size(file_bytes, [*trial.parameters(), *trial.buffers()])
@@ -57,6 +63,7 @@ def _spec(spec: Any) -> tuple[str, dict[str, Any]]:
             "The packed file does not say how to build its network: give load the network or its constructor."
         )
     name, options = (spec.get("name"), spec.get("options")) if isinstance(spec, dict) else (None, None)
+    # The key that makes a constructor fetch weights: a file must not cause a download.
     if not isinstance(name, str) or not isinstance(options, dict) or INITIAL_WEIGHTS in options:
         raise PackedFileError(
             f"The packed file says {shown(spec)} of its network, which is no name with options: give load the "
@@ -71,6 +78,7 @@ def _without_memory(name: str, options: dict[str, Any]) -> nn.Module | None:
         with torch.device("meta"):
             return build_network(name, **options)
     except Exception as error:
+        # The registry puts a sentence of its own around what a constructor raises.
         cause = error.__cause__ or error
         if isinstance(cause, NotImplementedError | RuntimeError) and "meta" in str(cause).lower():
             return None
@@ -95,6 +103,7 @@ def _check_fits(net: nn.Module, contents: PackedContents) -> None:
 
 
 def _check_size(size: int, values: list[Any]) -> None:
+    # Of records a property, of tensors a method.
     elements = sum(value.numel if isinstance(value.numel, int) else value.numel() for value in values)
     if elements > _ALWAYS_ALLOWED + _ELEMENTS_A_BYTE * size:
         raise PackedFileError(
@@ -119,6 +128,7 @@ def at_most_parts(parts: int, error: type[SQSError] = PackedFileError) -> Iterat
 
     def one_more(module: nn.Module, name: str, part: Any) -> None:
         nonlocal count
+        # torch's hooks are the process's: modules that other threads make meanwhile pass through here, too.
         count += threading.get_ident() == thread
         if count > parts:
             raise error(

@@ -40,13 +40,15 @@ class PackedEnsemble(StoredEnsemble):
         super().__init__()
         self.network, placed = copy_with_weights(net, tensors, (num_draws,))
         self.num_draws, self.draws_at_once = num_draws, draws_at_once
+        # Not saved in a file; who loads an ensemble of other outputs sets it again.
         self.class_axis: int | None = None
         names: dict[int, str] = {}  # of the stand-ins that a call puts draws in the place of
         for path, module in list(self.network.named_modules()):
             found = placed.get(id(module), {})
             if found:
-                check_reads_weights(module, found)
+                check_reads_weights(module, found)  # draws come in at each call
             for name, weight in found.items():
+                # The stand-in stays as a parameter: functional calls put draws in the places of names.
                 names.setdefault(id(module._parameters[name]), f"{path}.{name}".removeprefix("."))
                 # The child makes it a stored weight; the parameter itself is left to the draws below.
                 module.add_module(WEIGHT_PREFIX + name, weight)
@@ -56,6 +58,7 @@ class PackedEnsemble(StoredEnsemble):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The arguments are the network's."""
         weights = stored_weights(self.network, every_name=True)  # moving a network separates its shared buffers
+        # [S, *shape] each, decoded at the first call.
         draws = {name: weight.draws() for name, weight in weights.items() if isinstance(weight, PackedWeight)}
         return average_log_probabilities(self.network, draws, args, kwargs, self.draws_at_once, self.class_axis)
 

@@ -46,6 +46,8 @@ def best_form(args: PackedArgs, bits: int, uses: Collection[str], device: str) -
     """
     groups = args.table.shape[0]
     plain = "dense" if args.mask is None else "bitmap"
+    # One user that reads the weight decides: its decoded copy is there anyway, and packed products would come on
+    # top.
     if not uses or "decoded" in uses:
         return RuntimeForm(plain, False, "its module reads the decoded weight")
     if bits == 0:
@@ -64,6 +66,7 @@ def best_form(args: PackedArgs, bits: int, uses: Collection[str], device: str) -
     if not (args.shape[0] % groups == 0 if form == "tiled" else fits_rows(args.shape, groups)):
         each = math.prod(args.shape) // groups
         return RuntimeForm(plain, False, f"no kernel for {groups} codebooks of {each} weights")
+    # Last, because it may compile: only a weight that a kernel would take.
     if not native_kernels(form):
         return RuntimeForm(plain, False, "no compiled kernels")
     return RuntimeForm(form, True, "compiled kernels multiply with the codes")
@@ -87,7 +90,9 @@ def runtime_args(coded: CodedTensor, uses: Collection[str]) -> tuple[PackedArgs,
     if has_zeros:
         rows = torch.cat([rows.new_zeros(len(rows), 1), rows], dim=1)  # [G, 1 + K]: zero is symbol 0
     args = PackedArgs(empty, write_table(rows), None, coded.shape, dense_bits, scales, "dense")
+    # Weights are read on the CPU; a network that is moved chooses again (`PackedWeight._apply`).
     form = best_form(args, dense_bits, uses, "cpu").name
+    # No overflow: 257 symbols have gone the other way.
     symbols = (coded.codes + has_zeros).mul_(coded.mask)  # [*shape]
     return _with_symbols(args, form, symbols, dense_bits), dense_bits
 
@@ -127,10 +132,13 @@ def read_coded(args: PackedArgs, checked: bool = True) -> CodedTensor:
     symbols, mask = read_symbols(args)  # [numel]
     table = read_table(args)  # [G, S]
     if mask is None:
+        # Bits, not values: -0.0 is a codebook value. That the first column is 0.0 is what says that there are
+        # zeros.
         has_zeros = not table[:, 0].view(torch.int32).any()  # no stored codebook value is 0.0
         mask = symbols != 0 if has_zeros else torch.ones_like(symbols, dtype=torch.bool)
         symbols = symbols.sub_(mask.view(torch.uint8)) if has_zeros else symbols  # symbol k + 1 is code k
         table = table[:, has_zeros:]
+    # Checks read every code once more; those that this program has written need none.
     make = CodedTensor if checked else CodedTensor.unchecked
     return make(symbols.view(args.shape), mask.view(args.shape), table.contiguous(), read_scales(args))
 

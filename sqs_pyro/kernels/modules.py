@@ -30,7 +30,9 @@ class PackedModule(nn.Module):
 
     def __init__(self, replaced: nn.Module, weight: StoredWeight) -> None:
         super().__init__()
+        # Kept for `plain`: everything that the packed module does not know of it comes back with it.
         self._replaced = (replaced,)  # in a tuple: no child, so that it is in no state dict and is never moved
+        # Before the weight becomes a child: it may rewrite its codes once, for all that use it.
         weight.used_for(self.product(replaced))
         self.add_module("packed_weight", weight)
 
@@ -41,6 +43,7 @@ class PackedModule(nn.Module):
 
     def plain(self, weight: nn.Parameter) -> nn.Module:
         """Return a module of the kind that this one replaces, with ``weight`` and everything else as here."""
+        # Shallow, and other parameters: the replaced module itself belongs to the caller's network.
         module = copy.copy(self._replaced[0])
         module._parameters = {"weight": weight, **self._parameters}
         return module.train(self.training)
@@ -119,6 +122,7 @@ class _PackedConv(PackedModule):
     @classmethod
     def product(cls, replaced: nn.modules.conv._ConvNd) -> str:
         """A product where there is a kernel for it."""
+        # What convolution.cpp multiplies with.
         has_kernel = not replaced.transposed and replaced.groups == 1 and cls.num_dims < 3
         return "convolution" if has_kernel else "decoded"
 
@@ -128,7 +132,7 @@ class _PackedConv(PackedModule):
 
     def _convolve(self, x: Tensor, output_padding: tuple[int, ...]) -> Tensor:
         geometry = (self.stride, self.padding, self.dilation, self.transposed, output_padding, self.groups)
-        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode  # names of F.pad
         return _convolution(x, self.packed_weight.args, self.bias, self.num_dims, self.pad_first, mode, geometry)
 
     def extra_repr(self) -> str:
@@ -148,7 +152,7 @@ def _convolution(
     padding_mode: str,
     geometry: tuple[Any, ...],
 ) -> Tensor:
-    batched = x.dim() == num_dims + 2
+    batched = x.dim() == num_dims + 2  # [channels, *space] else
     x = x if batched else x.unsqueeze(0)
     if any(pad_first):
         x = F.pad(x, pad_first, mode=padding_mode)
@@ -181,6 +185,7 @@ class _PackedConvTranspose(_PackedConv):
         """Return ``[batch, out_channels, *space]``, without batch if x had none, in the dtype of x."""
         if output_size is None:
             return self._convolve(x, self.output_padding)
+        # torch's own arithmetic and errors; of `self` it reads nothing that we lack.
         padding = nn.modules.conv._ConvTransposeNd._output_padding(
             self,  # type: ignore[arg-type]
             x,
@@ -222,9 +227,11 @@ def _paddings(conv: nn.modules.conv._ConvNd) -> tuple[tuple[int, ...], tuple[int
         return none, tuple(conv._reversed_padding_repeated_twice)
     if conv.padding != "same":
         return tuple(int(p) for p in conv.padding), nothing
+    # "same": d (k - 1) zeros in all; where that is odd, one side gets one more, which a convolution cannot say.
     totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
     if not any(total % 2 for total in totals):
         return tuple(total // 2 for total in totals), nothing
+    # F.pad begins with the last dimension.
     return none, tuple(itertools.chain(*((t // 2, t - t // 2) for t in reversed(totals))))
 
 
@@ -247,6 +254,7 @@ _FORWARD = ("forward", "__call__", "_conv_forward", "_output_padding", "get_extr
 def packed_type(module: nn.Module) -> type[PackedModule] | None:
     """Return the packed module that can replace ``module``; None where it computes or holds more than torch's."""
     for plain, packed in _PACKED.items():
+        # A subclass that changes neither forward nor state is as good as torch's own.
         if isinstance(module, plain) and _computes_as(type(module), plain):
             renormalises = isinstance(module, nn.Embedding) and module.max_norm is not None
             return None if renormalises or _has_extras(module) else packed
@@ -266,6 +274,7 @@ def _computes_as(kind: type[nn.Module], plain: type[nn.Module]) -> bool:
 
 def _has_extras(module: nn.Module) -> bool:
     """Hooks, a parametrisation or tensors and modules of its own: it stays, with a decoded parameter."""
+    # A packed module would lose them.
     if not module._parameters.keys() <= {"weight", "bias"} or module._buffers or module._modules:
         return True
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)

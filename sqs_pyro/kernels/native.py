@@ -35,6 +35,7 @@ def native_kernels(form: str) -> bool:
     if os.environ.get("SQS_KERNELS") == "reference":
         return False
     try:
+        # Cached by form: a library is loaded once, and one that failed is not tried, nor warned of, again.
         torch.ops.load_library(compiled_kernels(form))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         warnings.warn(
@@ -50,7 +51,7 @@ def native_kernels(form: str) -> bool:
 
 def has_native_kernel(op: str) -> bool:
     """Whether ``sqs::<op>`` is compiled for CPUs: the dispatcher knows what its form's library has brought."""
-    form = op.rpartition("_")[2]
+    form = op.rpartition("_")[2]  # "linear_tiled" -> "tiled"
     if form not in _SOURCES or not native_kernels(form):
         return False
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"sqs::{op}", "CPU")
@@ -73,16 +74,20 @@ def compiled_kernels(form: str, standalone: bool = False) -> Path:
     sources = [_DIRECTORY / source for source in _SOURCES[form]]
 
     def build(library: Path) -> None:
+        # Beside the library, in the directory that is removed afterwards.
         objects = [library.with_name(f"{source.name}.o") for source in sources]
         run_together([*command, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True))
         run_together([[*command, *map(str, objects), "-o", str(library), *_linked()]])
 
+    # -march=native means another thing on each processor, and a home directory may be shared by several.
     key = [*command, str(torch.__version__), processor_text()]
+    # Every header counts, included or not: rather once too often than a stale library.
     return compiled(form, [*sources, *sorted(_DIRECTORY.glob("*.h"))], key, build)
 
 
 def _compiler() -> list[str]:
     if given := os.environ.get("CXX"):
+        # CXX may bring options, as make has it: "ccache g++".
         if shutil.which(shlex.split(given)[0]) is None:
             raise RuntimeError(f"CXX is {given!r}, which is no program")
         return shlex.split(given)

@@ -90,6 +90,7 @@ def running_network(net: nn.Module, contents: PackedContents) -> nn.Module:
         NetworkError: a module's weights cannot be packed.
     """
     packed = assemble(net, contents)
+    # Only here: contents that were read from a file may be of a foreign writer, whose codes are not canonical.
     weights = stored_weights(packed.network if isinstance(packed, StoredEnsemble) else packed)
     # What was loaded is not known to be canonical, so that only what was packed here is remembered.
     for record in contents.records():
@@ -129,6 +130,7 @@ def load(path: str | Path, net: nn.Module | Callable[[], nn.Module] | None = Non
         ResourceError: if there is too little memory.
     """
     with isolated():
+        # Outside of the caller's modes and default device: tensors of a file are CPU tensors that last.
         contents, envelope = read_file(path)
         # Nothing of the file is executed: it names a constructor of the registry, whose size is checked first.
         plain = described_network(contents, envelope.total) if net is None else net
@@ -138,8 +140,8 @@ def load(path: str | Path, net: nn.Module | Callable[[], nn.Module] | None = Non
     with isolated(plain):
         check_replaceable(plain)
         try:
-            packed = assemble(plain, contents)
-            check_finite(packed)
+            packed = assemble(plain, contents)  # compares everything with the network
+            check_finite(packed)  # the file's own numbers: a checksum vouches for NaN, too
         except (NetworkError, PackedFileError) as error:
             raise PackedFileError(
                 f"Packed file {str(path)!r} cannot be used with this {type(plain).__name__}. {error}"
@@ -160,6 +162,7 @@ def dense_state(packed: nn.Module) -> dict[str, Tensor]:
         raise NetworkError(f"An ensemble of {packed.num_draws} draws is no single checkpoint: give one network.")
     weights = stored_weights(packed, every_name=True)
     inside = {id(buffer) for weight in weights.values() for buffer in weight.buffers()}
+    # By every name: a strict load of the original network asks for each.
     state = {
         name: value.detach()
         for name, value in packed.state_dict(keep_vars=True).items()
@@ -188,10 +191,12 @@ def after_packing(function: Callable[[nn.Module], None]) -> Callable[[nn.Module]
     return function
 
 
+# Of the process: integrations register themselves when their library is imported.
 _after_packing: list[Callable[[nn.Module], None]] = []
 
 
 def _finish(packed: nn.Module) -> nn.Module:
     for function in _after_packing:
         function(packed)
+    # A packed network is there to be run: its weights are constants.
     return packed.eval()

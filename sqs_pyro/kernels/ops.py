@@ -27,6 +27,7 @@ from torch.library import CustomOpDef, custom_op
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.kernels.decode import PackedArgs, decoded_weights
 
+# Filled below, at import, and never changed: by name with form, by name and form, by name.
 OPS: dict[str, CustomOpDef] = {}
 _OVERLOADS: dict[tuple[str, str], Any] = {}
 _COMPUTED: dict[str, Callable[..., Tensor]] = {}
@@ -51,13 +52,17 @@ def call(name: str, packed: PackedArgs, *operands: Any) -> Tensor:
         packed: the weight.
         operands: the op's other arguments in order.
     """
+    # The overload itself: through its packet every call would look for one that fits.
     op, compiling = _OVERLOADS[name, packed.form], torch.compiler.is_compiling()
+    # A custom op has no autocast of its own; asked for only where it may be on, as asking takes time.
     if name in _PRODUCTS and (compiling or torch._C._is_any_autocast_enabled()):
         operands = _autocast(packed.codes.device.type, *operands)
+    # Custom ops cannot follow these, of any order and nested; products with a decoded weight can.
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return _transformed(name, packed, operands)
     arguments = (*operands, *_arguments(packed))
     learns = torch.is_grad_enabled() and any(map(_learns, operands))
+    # In inference mode the dispatcher has left autograd out already.
     if compiling or learns or torch.is_inference_mode_enabled():
         return op(*arguments)
     with torch._C._AutoDispatchBelowAutograd():  # Python's part of autograd takes longer than a small product
@@ -72,6 +77,7 @@ def _transformed(name: str, packed: PackedArgs, operands: tuple[Any, ...]) -> Te
     """
     compute, dtype = _COMPUTED[name], result_dtype(operands)
     if torch.compiler.is_compiling():
+        # The op `weight`, not the kept copy: that would become a constant of the graph.
         like = torch.empty(0, dtype=dtype, device=packed.codes.device)
         return compute(_OVERLOADS["weight", packed.form](like, *_arguments(packed)), *operands)
     if any(map(torch._C._functorch.is_functorch_wrapped_tensor, packed.buffers())):
@@ -105,6 +111,7 @@ def _linear_grad(weight: Tensor, grad: Tensor) -> Tensor:
 
 
 def _convolution(weight: Tensor, x: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    # aten's one convolution: with geometry for every number of dimensions, transposed or not.
     return torch.ops.aten.convolution(x, weight, None if bias is None else bias.to(x.dtype), *geometry)
 
 
@@ -115,7 +122,7 @@ def _convolution_grad(weight: Tensor, grad: Tensor, size: list[int], *geometry: 
 
 
 def _embedding(weight: Tensor, indices: Tensor, dtype: torch.dtype) -> Tensor:
-    return F.embedding(indices, weight)
+    return F.embedding(indices, weight)  # in the dtype decoded to
 
 
 def _weight(weight: Tensor, like: Tensor) -> Tensor:
@@ -148,7 +155,7 @@ def _define_form(name: str, schema: str, compute: Callable[..., Tensor]) -> None
     REFERENCES[name] = reference
     OPS[name] = custom_op(f"sqs::{name}", reference, mutates_args=(), schema=schema)
     OPS[name].register_fake(fake)
-    product, _, form = name.rpartition("_")
+    product, _, form = name.rpartition("_")  # "linear_grad_dense": the last part
     _OVERLOADS[product, form] = OPS[name]._opoverload
 
 
@@ -223,6 +230,7 @@ def _register_autograd(
     for form in _forms(name):
         op_name = f"{name}_{form}"
 
+        # op_name as a default: a closure would see the loop's last form.
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor, op_name: str = op_name) -> None:
             operands, packed = split_arguments(op_name, inputs)
             setup_operands(ctx, operands)
@@ -232,6 +240,7 @@ def _register_autograd(
 
         def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
             gradients = backward_operands(ctx, grad)
+            # Packed weights are constants.
             return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
 
         OPS[op_name].register_autograd(backward, setup_context=setup_context)

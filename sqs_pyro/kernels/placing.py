@@ -52,6 +52,7 @@ def copy_with_weights(
     uses: dict[int, set[str]] = {key: set() for key in waiting}
     for module in result.modules():
         for parameter in found[id(module)].values():
+            # Of all modules before any weight is made: its form has to suit every one that shares it.
             uses[id(parameter)].add("decoded" if draws else product_of(module, found[id(module)]))
     weights: dict[int, StoredWeight] = {}
     for name, parameter in parameters.items():
@@ -74,6 +75,7 @@ def put_weights(net: nn.Module, weights: Mapping[int, Mapping[str, StoredWeight]
         NetworkError: a module uses its parameter in a way that packing would break.
     """
     modules = [module for module in net.modules() if weights.get(id(module))]
+    # First all replacements, then all swaps: a module may stand in several places, and in lists beside.
     return _swap(net, {id(module): _packed_module(module, weights[id(module)]) for module in modules})
 
 
@@ -98,6 +100,7 @@ def unpack_weights(
             if isinstance(child, PackedWeight) and (only is None or child in only)
         }
         for weight in held.values():
+            # Once: modules that shared the packed weight share the parameter.
             if id(weight) not in parameters:
                 value = decode(weight.args).to(dtype or weight.like.dtype)
                 parameters[id(weight)] = nn.Parameter(value)
@@ -109,11 +112,14 @@ def unpack_weights(
 
 def _swap(net: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:
     """Put other modules in place of those with the given ``id``, in plain lists that modules keep of them, too."""
+    # A list: the children are exchanged while we walk.
     for module in list(net.modules()):
         for name, child in module._modules.items():
             if id(child) in replaced:
                 module._modules[name] = replaced[id(child)]
         for name, value in vars(module).items():
+            # Networks keep lists of their layers beside the registry, and call those: the old ones would go on to
+            # be used.
             if isinstance(value, (list, tuple, dict)) and name not in _OF_TORCH:
                 vars(module)[name] = _with_others(value, replaced)
     return replaced.get(id(net), net)
@@ -123,6 +129,7 @@ def _with_others(value: Any, replaced: Mapping[int, nn.Module]) -> Any:
     """A list, tuple or dictionary with other modules in it; the same one where there is nothing to replace."""
     if isinstance(value, nn.Module):
         return replaced.get(id(value), value)
+    # Exactly these types: how to rebuild a subclass, nobody knows.
     if type(value) is dict:
         found: Any = {key: _with_others(item, replaced) for key, item in value.items()}
         return found if any(found[key] is not value[key] for key in value) else value
@@ -145,8 +152,11 @@ def _packed_module(module: nn.Module, weights: Mapping[str, StoredWeight]) -> nn
     if replacement is not None and list(weights) == ["weight"]:
         packed = replacement(module, weights["weight"])
         if hasattr(module, "network_spec"):
+            # A network that is one layer is replaced itself, and with it what says how to build it.
             packed.network_spec = module.network_spec
         return packed.train(module.training)
+    # No packed module computes what this one does: it stays what it is, and reads properties instead of
+    # parameters.
     check_reads_weights(module, weights)
     for name, weight in weights.items():
         if WEIGHT_PREFIX + name in module._modules:
@@ -157,6 +167,7 @@ def _packed_module(module: nn.Module, weights: Mapping[str, StoredWeight]) -> nn
         del module._parameters[name]  # else it would be found before the property
         module.add_module(WEIGHT_PREFIX + name, weight)
         weight.used_for("decoded")
+    # A class of its own for the one instance: properties belong to classes.
     plain: Any = type(module)
     # A property must be the class's: the instance gets a class of its own, under the same name.
     module.__class__ = _decoding_class(plain, tuple(weights))
@@ -179,6 +190,7 @@ def check_reads_weights(module: nn.Module, names: Iterable[str]) -> None:
     Raises:
         NetworkError: it keeps or rewrites them.
     """
+    # Recurrent layers hand flattened weights to cuDNN; an embedding with max_norm writes to its rows.
     if isinstance(module, nn.RNNBase) or getattr(module, "max_norm", None) is not None:
         raise NetworkError(
             f"{type(module).__name__} keeps or rewrites its weights by itself, so {sorted(names)} cannot be "
@@ -205,6 +217,7 @@ def _decoding_class(plain: Any, names: tuple[str, ...]) -> type[nn.Module]:
         plain._load_from_state_dict(module, state_dict, prefix, *args)
 
     attributes: dict[str, Any] = {name: decoded(name) for name in names}
+    # Pickling: by `_empty_decoding`, because the class has no importable name.
     attributes |= {"__reduce_ex__": reduce, "_load_from_state_dict": load}
     return type(plain.__name__, (plain,), attributes)
 

@@ -7,10 +7,11 @@ from pathlib import Path
 def processor() -> tuple[str, list[str]]:
     """Return the model's name and the names of its instruction set's extensions, as far as the system tells."""
     info = Path("/proc/cpuinfo")
+    # Linux only; elsewhere the model's name has to do.
     lines = info.read_text(errors="replace").splitlines() if info.exists() else []
     told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     model = told.get("model name") or platform.processor() or platform.machine()
-    return model, told.get("flags", told.get("Features", "")).split()
+    return model, told.get("flags", told.get("Features", "")).split()  # x86 and ARM
 
 
 def processor_text() -> str:

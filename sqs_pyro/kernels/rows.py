@@ -20,6 +20,8 @@ def fits_rows(shape: tuple[int, ...], groups: int) -> bool:
     if len(shape) != 2:
         return False
     outputs, inputs = shape
+    # Whole rows share a codebook, or parts of a row of whole words' chunks do: a register holds one table at a
+    # time.
     return outputs % groups == 0 or (groups % outputs == 0 and inputs % (groups // outputs * _HALVES) == 0)
 
 
@@ -37,10 +39,11 @@ def pack_rows(symbols: Tensor, bits: int) -> Tensor:
         bits: 1, 2, 3, 4, 5 or 8.
     """
     places, inputs = 16 // bits, symbols.shape[1]
+    # [words, places, 32]: places of a half are 32 inputs apart.
     padded = F.pad(symbols, (0, -inputs % (_HALVES * places))).numpy().reshape(-1, places, _HALVES)
     halves = np.zeros((len(padded), _HALVES), dtype="<u2")  # [rows · words, 32]
     for place in range(places):
-        halves |= padded[:, place].astype(np.uint16) << np.uint16(bits * place)
+        halves |= padded[:, place].astype(np.uint16) << np.uint16(bits * place)  # [words, 32]
     return torch.from_numpy(halves.view(np.uint8).reshape(-1))
 
 

@@ -37,6 +37,8 @@ def runtime_weights(packed: nn.Module) -> list[RuntimeWeight]:
     for name, weight in stored_weights(net).items():
         if isinstance(weight, PackedWeight):
             form = weight.best_form()
+            # What will be there after the first call, not what is: a report before that call would praise too
+            # much.
             decoded = 0 if form.has_kernels else math.prod(weight.shape) * weight.like.element_size()
             size = sum(buffer.nbytes for buffer in weight.buffers())
             found.append(RuntimeWeight(name, weight.shape, form.name, form.reason, size, decoded))

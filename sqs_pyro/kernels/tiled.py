@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROWS = 16
+# Widths of which 16 bits hold as many whole codes as of the next one (6, 7) are not there.
 _BITS = (1, 2, 3, 4, 5, 8)
 
 
@@ -75,13 +76,13 @@ def unpack_tiles(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
 
 def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     outputs, inputs, *kernel = shape
-    return outputs, (inputs + inputs % 2 if kernel else inputs) * math.prod(kernel)
+    return outputs, (inputs + inputs % 2 if kernel else inputs) * math.prod(kernel)  # channels in pairs
 
 
 def _as_matrix(symbols: Tensor) -> Tensor:
     if symbols.dim() == 2:
         return symbols
-    channels_last = F.pad(symbols.movedim(1, -1), (0, symbols.shape[1] % 2))
+    channels_last = F.pad(symbols.movedim(1, -1), (0, symbols.shape[1] % 2))  # [outputs, *kernel, channels]
     return channels_last.reshape(len(symbols), -1)
 
 

@@ -51,7 +51,7 @@ class PackedWeight(StoredWeight):
     def __init__(self, packed: PackedTensor, dtype: torch.dtype = torch.float32, uses: Iterable[str] = ()) -> None:
         super().__init__()
         self.uses.update(uses)
-        coded = packed.unpack()
+        coded = packed.unpack()  # the file's bytes are not needed any more
         if coded.nonzeros == coded.mask.numel() and not coded.codebook[:, 0].view(torch.int32).any():
             coded = canonical(coded)  # of a foreign file: a table that begins with 0.0 says that there are zeros
         with torch.inference_mode(False):  # inference tensors would not count what is written to them
@@ -63,6 +63,7 @@ class PackedWeight(StoredWeight):
             self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
         self.layout, self.shape, self.form = packed.layout, packed.shape, args.form
         self._code_bits = args.bits  # in memory, where some widths are not there
+        # After the load: it writes in place, of which inference tensors keep no count.
         self.register_load_state_dict_post_hook(_forget)
 
     @property
@@ -90,8 +91,11 @@ class PackedWeight(StoredWeight):
             return
         form = self.best_form().name
         if form != self.form:
+            # Asked before the codes are replaced, which is what `_known` looks for: another order of them is no
+            # change.
             known, device = self._known(), self.codes.device
             args = with_form(self.args, form, self.bits)
+            # Together: `args` reads all three.
             self.codes, self.form, self._code_bits = args.codes.to(device), form, args.bits
             if known is not None:
                 self._keep(known)
@@ -99,6 +103,7 @@ class PackedWeight(StoredWeight):
 
     def _become_plain(self) -> None:
         if self.form in TRANSCODERS:
+            # Any form would do without values; the dense one is what a state dict has.
             self.form, self._code_bits = "dense", self.bits
             self.codes = self.codes.new_empty(packed_size(math.prod(self.shape), self.bits))
 
@@ -116,6 +121,7 @@ class PackedWeight(StoredWeight):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        # The state dict is the same on every machine, whichever form its kernels take.
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if not keep_vars:  # else who asks wants to know which tensors there are
             # Another machine, or this one without a compiler, may have the codes in another order.
@@ -140,6 +146,7 @@ class PackedWeight(StoredWeight):
         if codes is None or table is None:
             return
         given, size = (tuple(codes.shape), tuple(table.shape)), packed_size(math.prod(self.shape), self.bits)
+        # Without a mask the size follows from shape and bits; a mask's codes are as many as there are non-zeros.
         expected = ((size,) if self.mask is None else tuple(self.codes.shape), tuple(self.table.shape))
         if given != expected:
             raise NetworkError(
@@ -155,6 +162,7 @@ class PackedWeight(StoredWeight):
 
     def dense(self) -> Tensor:
         """Return the weight in the network's dtype: one shared copy, not to be written to."""
+        # A graph must have the op: a kept tensor would become a constant of full size in it.
         if torch.compiler.is_compiling():
             return call("weight", self.args, self.like)
         return decoded_weights.get(self.args, self.like.dtype)
@@ -164,6 +172,7 @@ class PackedWeight(StoredWeight):
         if torch.compiler.is_compiling():
             return _draws_first(call("weight", self.args, self.like))
         dtype = self.like.dtype
+        # In their own order, kept beside the weight: turning them at each call would copy all draws.
         return decoded_weights.kept(
             self.args, ("draws", dtype), lambda packed: _draws_first(decode(packed).to(dtype))
         )
@@ -181,6 +190,7 @@ class PackedWeight(StoredWeight):
 
     def record(self, name: str) -> TensorRecord:
         """Describe what :meth:`packed` returns; it is packed only if the weight was loaded, moved or changed."""
+        # The entropy coder's table of frequencies is kept, a few bytes: nothing has to be counted again.
         known = self._known()
         return TensorRecord.of(name, self.packed()) if known is None else replace(known.record, name=name)
 

@@ -81,7 +81,7 @@ class BayesianNetwork(OwningModule):
             raise NetworkError(
                 f"num_data is {num_data!r}, but must be at least 1: the number of training examples."
             )
-        check_network(net)
+        check_network(net)  # before anything of the caller's is frozen
         sites = select_sites(net, include, exclude)
         self.net = net
         self.num_data = num_data
@@ -89,6 +89,7 @@ class BayesianNetwork(OwningModule):
         self._names = tuple(sites)
         self.prior = _network_prior(prior or scale_matched_prior())
         self.prior.start(sites)
+        # Two networks would share its parameters, and its shapes are those of one.
         self.prior.belongs_to_a_network = True
         _check_names(sites, self.prior)
         for weight in sites.values():
@@ -132,32 +133,37 @@ class BayesianNetwork(OwningModule):
                 "torch.jit.trace, and with it Pyro's JitTrace_ELBO and jit_compile, cannot follow a network whose "
                 "weights are sampled: use SQSELBO() or a loss without Jit, or leave jit_compile out."
             )
+        # Past our own `__getattr__`, which would settle with Pyro's store at each look.
         own = dict(self._modules["net"].named_parameters())
         weights = {
             name: pyro.sample(name, prior).to(own[name].dtype)  # guides work in float32
             for name, prior in self.prior().items()
         }
+        # `drawn` is the joint shape of plates around the weights, () for one network.
         drawn, networks = drawn_networks({**weights, **self._point_estimates()}, own)
         outputs = [self._output(tensors, inputs) for tensors in networks]
         if y is None:
             observations = [examples_of(self.likelihood(output)) for output in outputs]
         else:
+            # Where classes stand is decided by the first minibatch and stays: a later one may fit two readings.
             self.likelihood = settle(self.likelihood, outputs[0], y)
             observed = [observe(self.likelihood, output, y) for output in outputs]
             observations, y = [observation for observation, _ in observed], observed[0][1]
         batch = observations[0].batch_shape[0]
         # An explicit subsample gives the factor N/B without drawing N random indices a step.
         subsample = torch.arange(batch, device=device_of(self._modules["net"]))
+        # A plate cannot be smaller than its subsample.
         examples = pyro.plate("data", max(self.num_data or batch, batch), subsample=subsample)
         with examples:
             plates = plates_around(drawn, examples.dim)
+            # Other outputs are the likelihood's own affair: a site holds a tensor.
             if all(torch.is_tensor(output) or hasattr(output, "logits") for output in outputs):
                 logits = [output_tensor(output) for output in outputs]
                 event_dims = logits[0].dim() - 1
                 joint = stack_networks(logits, plates, examples.dim, event_dims) if drawn else logits[0]
                 pyro.deterministic("logits", joint, event_dim=event_dims)
             if y is not None:  # plates of the user's own may be to the right of the examples
-                y = y.reshape(batch, *[1] * (-1 - examples.dim), *y.shape[1:])
+                y = y.reshape(batch, *[1] * (-1 - examples.dim), *y.shape[1:])  # [B, 1.., *event]
             predicted = StackedDistribution(observations, plates, examples.dim) if drawn else observations[0]
             return pyro.sample("obs", predicted, obs=y)
 
@@ -169,6 +175,7 @@ class BayesianNetwork(OwningModule):
             try:
                 return call_with(net, tensors, args, kwargs)
             except ValueError as error:
+                # torch has no class for this error, only its words.
                 if not str(error).startswith("Expected more than 1 value per channel"):
                     raise
                 raise DataError(
@@ -179,6 +186,8 @@ class BayesianNetwork(OwningModule):
 
     def _point_estimates(self) -> dict[str, Tensor]:
         """Trainable parameters that are no sites, as Pyro parameters ``net.<name>``, which the buffers go with."""
+        # With the parameters: a saved store without them would restore a network with the statistics of a fresh
+        # one.
         for name, buffer in self._statistics():
             take_over_in_place(self._store_name(name), buffer)
             show_buffer(self, self._store_name(name), buffer)
@@ -198,6 +207,7 @@ class BayesianNetwork(OwningModule):
 
     def _statistics(self) -> list[tuple[str, Tensor]]:
         """Buffers of the network that its state dict holds, by name; none where Pyro does not use its store."""
+        # `net` is missing while the base class is still being made.
         if "net" not in self._modules or pyro.settings.get("module_local_params"):
             return []
         return [
@@ -244,6 +254,7 @@ def _network_prior(prior: Prior) -> NetworkPrior:
 
 def _check_names(sites: Iterable[str], prior: NetworkPrior) -> None:
     """Raise a :class:`NetworkError` if the model samples something else under the name of a site."""
+    # Pyro keeps sites by name: a second one of a name would be an error in the midst of training.
     taken = dict.fromkeys(_OWN_SITES, "the model") | dict.fromkeys(prior.hyper_priors(), "its prior")
     for name in sites:
         if name in taken:

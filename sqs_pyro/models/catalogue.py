@@ -22,6 +22,7 @@ def _bayesian(name: str) -> Callable[..., BayesianNetwork]:
         net = build_network(name, **options)
         return BayesianNetwork(net, prior, likelihood, num_data, include, exclude)
 
+    # As if written out: documentation and errors show the name, and `_bayesian` nowhere.
     constructor.__name__ = constructor.__qualname__ = name
     constructor.__doc__ = (
         f"{name} as a Pyro model. ``options`` go to its constructor, the rest to :class:`BayesianNetwork`."

@@ -29,6 +29,7 @@ class _OpinionOrNothing(constraints.Constraint):
     event_dim = 1
 
     def check(self, value: Tensor) -> Tensor:
+        # Without the zeros validation would reject every batch in which a token is padding.
         return constraints.simplex.check(value) | (value == 0).all(-1)
 
 
@@ -51,6 +52,7 @@ class DistilledCategorical(TorchDistribution):
         self, logits: Tensor, weight: float, temperature: float, validate_args: bool | None = None
     ) -> None:
         self.logits, self.weight, self.temperature = logits, weight, temperature
+        # One event: label and opinion are of one example, whose plate and scale they share.
         shape = torch.Size([2, logits.shape[-1]])
         super().__init__(logits.shape[:-1], shape, validate_args=validate_args)
 
@@ -62,12 +64,13 @@ class DistilledCategorical(TorchDistribution):
         soft = (self.logits / self.temperature).log_softmax(-1)
         of_label = (value[..., 0, :] * own).sum(-1)
         of_teacher = (value[..., 1, :] * soft).sum(-1)
+        # Gradients of soft targets shrink with 1/T²; the factor keeps both parts comparable as T changes.
         return (1 - self.weight) * of_label + self.weight * self.temperature**2 * of_teacher
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Return ``[*sample, ..., 2, C]``."""
         with torch.no_grad():
-            rows = torch.stack([self.logits, self.logits / self.temperature], -2)
+            rows = torch.stack([self.logits, self.logits / self.temperature], -2)  # [..., 2, C]
             drawn = torch.distributions.Categorical(logits=rows).sample(torch.Size(sample_shape))
             return one_hot(drawn, self.logits.shape[-1]).to(self.logits.dtype)
 
@@ -127,6 +130,7 @@ class DistilledLoader:
             raise NetworkError("Distillation knows no class_weights: leave out the weights, or distillation.")
         self.loader, self.teacher, self.temperature, self.dtype = loader, teacher, temperature, dtype
         self.likelihood = likelihood
+        # Whoever asks a loader for its number of examples finds it here as well.
         self.dataset = loader.dataset
 
     def __len__(self) -> int:
@@ -147,15 +151,19 @@ class DistilledLoader:
         for x, y in minibatches(self.loader, self.teacher, "training"):
             x, y = move_to(x, device), y.to(device)
             with torch.no_grad(), torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
+                # Half precision ends here: its few digits would blur the opinion on improbable classes.
                 logits = predictions(self.teacher, x).float()
+            # Of the teacher's logits: both networks have the same output, and so the same place of the classes.
             self.likelihood = self.likelihood.settle(logits, y)
             rows, labels = self.likelihood.rows(logits, y)
             opinion = (rows / self.temperature).softmax(-1)
+            # Probabilities of classes as labels: every example has one.
             if labels.is_floating_point():
                 yield x, torch.stack([labels.to(opinion.dtype), opinion], -2)
                 continue
             known = labels != self.likelihood.ignore_index
             _check_labels(labels[known], rows.shape[-1])
+            # A label that is left out is negative, which one_hot refuses: class 0 for a moment, all zeros below.
             both = torch.stack([one_hot(labels * known, rows.shape[-1]).float(), opinion], -2)
             yield x, both * known[..., None, None]
 

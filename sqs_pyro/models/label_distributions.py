@@ -19,6 +19,7 @@ class _ClassOrIgnored(constraints.integer_interval):
         super().__init__(0, classes - 1)
 
     def check(self, value: Tensor) -> Tensor:
+        # In place of -100 the base class would see a class out of range.
         return super().check(value) | (value == self.ignored)
 
 
@@ -53,6 +54,7 @@ class ClassLabels(dist.Categorical):
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "ClassLabels":
         """Return the same distribution with a larger batch."""
         new = self._get_checked_instance(ClassLabels, _instance)
+        # Before the base class fills in the rest: it does not know these.
         new.ignore_index, new.weights = self.ignore_index, self.weights
         return super().expand(batch_shape, new)
 
@@ -66,9 +68,11 @@ class ClassLabels(dist.Categorical):
         if self._validate_args:
             self._validate_sample(value)
         ignored = value == self.ignore_index
+        # Any class: its log-probability is replaced by 0, and -100 is no index.
         known = value.masked_fill(ignored, 0)
         found = super().log_prob(known)
         if self.weights is not None:
+            # p^w is not normalised over classes, exactly as torch's weighted cross-entropy.
             found = found * self.weights[known.long()]
         return found.masked_fill(ignored, 0.0)
 
@@ -96,7 +100,7 @@ class ClassProbabilities(TorchDistribution):
         return (weighted * self.logits.log_softmax(-1)).sum(-1)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Return the most probable class as one-hot, ``[*sample, ..., C]``."""
+        """Return a class drawn by its probability as one-hot, ``[*sample, ..., C]``."""
         with torch.no_grad():
             drawn = torch.distributions.Categorical(logits=self.logits).sample(torch.Size(sample_shape))
             return one_hot(drawn, self.logits.shape[-1]).to(self.logits.dtype)
@@ -142,6 +146,7 @@ class SeveralLabels(dist.Bernoulli):
         if self._validate_args:
             self._validate_sample(value)
         ignored = value == self.ignore_index
+        # Of the logits' type: integer labels are as welcome as shares.
         known = value.masked_fill(ignored, 0).to(self.logits.dtype)
         logits, known = torch.broadcast_tensors(self.logits, known)
         found = -binary_cross_entropy_with_logits(logits, known, reduction="none", pos_weight=self.pos_weight)

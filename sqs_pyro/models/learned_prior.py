@@ -44,10 +44,12 @@ class LearnedPrior(NetworkPrior):
         """One ρ a site or one for all; quantile components of each site."""
         self._shapes = {name: weight.shape for name, weight in sites.items()}
         like = next(iter(sites.values()))
-        count = 1 if self.scope == "global" else len(sites)
+        count = 1 if self.scope == "global" else len(sites)  # one parameter for all sites: [1] or [sites]
         start = torch.full((count,), self._initial, device=like.device)
         self.inclusion = PyroParam(start, constraints.unit_interval)
         for index, weight in enumerate(sites.values()):
+            # By number: names of sites have points, which buffers' names must not. Not saved, as it follows from
+            # the weights.
             self.register_buffer(f"quantiles_{index}", _quantile_components(weight), persistent=False)
 
     def bind_codebooks(self, codebooks: Codebooks) -> None:
@@ -78,6 +80,7 @@ class LearnedPrior(NetworkPrior):
         values = torch.tensor([float(inclusion[name]) for name in self._shapes])
         if self.scope == "global":
             sizes = torch.tensor([shape.numel() for shape in self._shapes.values()])
+            # The ELBO's optimum of one ρ: every weight counts the same, whichever layer it is in.
             values = (values * sizes).sum(0, keepdim=True) / sizes.sum()
         self.inclusion = values.to(self.inclusion)
 
@@ -92,6 +95,7 @@ class LearnedPrior(NetworkPrior):
         }
 
     def _components(self, index: int, name: str) -> Codebook:
+        # The guide's own tensors: KL terms know by identity that the components are shared.
         if self._codebooks:
             return self._codebooks[0](name)
         return Codebook(*self.get_buffer(f"quantiles_{index}"))
@@ -100,7 +104,7 @@ class LearnedPrior(NetworkPrior):
 def _quantile_components(weight: Tensor) -> Tensor:
     """loc, scale and log_mixing of equal-mass bins of a tensor's values, ``[3, 1, K]``."""
     ordered = weight.detach().float().flatten().sort().values
-    bins = ordered.tensor_split(min(_QUANTILE_COMPONENTS, len(ordered)))
+    bins = ordered.tensor_split(min(_QUANTILE_COMPONENTS, len(ordered)))  # of equal counts, but for one
     loc = torch.stack([values.mean() for values in bins])
     scale = torch.stack([values.std(correction=0) for values in bins])
     floor = 1e-3 * weight_scale(weight)  # bins of equal values, or of one

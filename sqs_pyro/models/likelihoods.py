@@ -26,6 +26,7 @@ def _numbers(name: str, given: Any) -> Tensor | None:
     try:
         numbers = torch.as_tensor(given, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError):
+        # What is no number at all is told in the same sentence as what is not finite.
         numbers = torch.tensor(torch.nan)
     if not bool(numbers.isfinite().all()):
         raise NetworkError(f"{name} is {shown(given)}, but must be finite numbers.")
@@ -96,6 +97,7 @@ class Categorical:
         axis = self.axis(output, y)
         if self.class_axis is not None or output_tensor(output).dim() == 2:
             return self
+        # A copy: the likelihood is the caller's, or the one that all calls share.
         settled = copy.copy(self)
         settled.class_axis = axis
         return settled
@@ -138,7 +140,9 @@ class Categorical:
         last = logits.dim() - 1
         if self.class_axis is not None or last == 1:
             return self._last_unless_given(logits)
+        # torch's convention, transformers' convention; for two dimensions they are one.
         fits = [axis for axis in (1, last) if _fits_without(axis, logits, y)]
+        # T = C by chance: the output's class says that these are tokens.
         if len(fits) == 2 and _has_tokens(output, logits):
             return last
         if len(fits) == 1:
@@ -271,6 +275,8 @@ def _fits_without(axis: int, logits: Tensor, y: Tensor) -> bool:
         return False
     if y.shape == logits.shape:  # one-hot, or probabilities
         total = y.double().sum(axis)
+        # Probabilities sum to 1 over the axis of the classes, and over no other but by chance; half precision to 3
+        # digits.
         return bool((total - 1).abs().max() < 1e-3)
     return squeezed(y.shape) == squeezed(logits.shape[:axis] + logits.shape[axis + 1 :])
 
@@ -282,7 +288,7 @@ def _whole(y: Tensor) -> Tensor:
         DataError: they have fractions or are not finite.
     """
     if y.is_floating_point():
-        bad = int((~(y == y.round()) | y.isinf()).sum())
+        bad = int((~(y == y.round()) | y.isinf()).sum())  # NaN is unequal to itself
         if bad:
             raise DataError(
                 f"Labels hold {bad} numbers of {y.numel()} that are NaN or have a fraction, and so are no "

@@ -78,6 +78,7 @@ class FixedPrior(NetworkPrior):
             NetworkError: one that is not of single weights, or that cannot be expanded to a tensor of them; or the
                 function cannot be called.
         """
+        # Of one weight each: expanded at every call, which costs no memory, so that KL terms see what is shared.
         self._priors: dict[str, dist.TorchDistribution] = {}
         self._shapes: dict[str, torch.Size] = {}
         for name, weight in sites.items():
@@ -87,6 +88,7 @@ class FixedPrior(NetworkPrior):
 
     def _prior(self, name: str, weight: Tensor) -> Any:
         given = self.prior
+        # What is neither is told by `_check_prior`, with the site's name.
         if isinstance(given, Distribution) or not callable(given):
             return given
         if isinstance(given, type):
@@ -108,6 +110,7 @@ class FixedPrior(NetworkPrior):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FixedPrior":
         """Move the distributions' tensors together with the network's (``.to``, ``.cuda``)."""
+        # Distributions are no modules: `Module._apply` does not reach the tensors in them.
         self._priors = {name: _apply_to_distribution(prior, fn) for name, prior in self._priors.items()}
         return super()._apply(fn, recurse)
 
@@ -138,6 +141,7 @@ def _check_prior(name: str, prior: Any, shape: torch.Size) -> None:
             f"weight's, {tuple(shape)}: give a distribution of one weight (batch shape ()), or one for each."
         )
     try:
+        # Tried now, and not in the midst of training.
         expanded = of_shape(prior, shape)
     except NotImplementedError as error:
         raise NetworkError(
@@ -145,6 +149,7 @@ def _check_prior(name: str, prior: Any, shape: torch.Size) -> None:
             "of its own needs expand(self, batch_shape, _instance=None), which returns the same one with a larger "
             f"batch shape ({error})."
         ) from None
+    # A foreign `expand` may forget what it was asked for; weights would then be drawn in another shape.
     returned = expanded.batch_shape + expanded.event_shape
     if returned != shape:
         raise NetworkError(
@@ -161,6 +166,7 @@ def check_scope(scope: str) -> None:
 
 def _apply_to_distribution(d: dist.TorchDistribution, fn: Callable[[Tensor], Tensor]) -> dist.TorchDistribution:
     """Return a shallow copy of ``d`` with ``fn`` applied to every tensor inside, nested distributions included."""
+    # Past __init__, whose arguments a class may name as it likes; tensors are found among the attributes.
     moved = d.__class__.__new__(d.__class__)
     for key, value in d.__dict__.items():
         if isinstance(value, Tensor):

@@ -45,6 +45,7 @@ def observe(likelihood: Likelihood, output: Any, y: Tensor) -> tuple[dist.TorchD
         NetworkError: the likelihood gives no distribution of B examples.
     """
     if isinstance(likelihood, ReadsLabels):
+        # It compares shapes itself, because it knows more than one that fits.
         return likelihood.observe(output, y)
     return _fitted(examples_of(likelihood(output)), y)
 
@@ -76,6 +77,7 @@ def _fitted(distribution: dist.TorchDistribution, y: Tensor) -> tuple[dist.Torch
     """Return an observation in the distribution's shape and, if it is integers of what is none, in its dtype."""
     shape = distribution.batch_shape + distribution.event_shape
     if y.shape != shape:
+        # [B] beside [B, 1] would broadcast to [B, B]: a loss that falls, of B² pairs that nobody observed.
         if squeezed(y.shape) != squeezed(shape):
             raise DataError(
                 f"Labels are {shown(y)}, but for the network's output the likelihood describes "
@@ -85,6 +87,7 @@ def _fitted(distribution: dist.TorchDistribution, y: Tensor) -> tuple[dist.Torch
             )
         y = y.reshape(shape)
     support = base_support(distribution)
+    # A Bernoulli or Normal computes in its own dtype; classes stay integers.
     if support is constraints.boolean or not (y.is_floating_point() or support.is_discrete):
         y = y.to(_float_dtype(distribution))
     return distribution, y

@@ -43,6 +43,7 @@ class OwningModule(PyroModule):
 
     def __init__(self) -> None:
         super().__init__()
+        # Hooks, not overrides: torch loads a submodule without calling its `load_state_dict`.
         self.register_state_dict_pre_hook(_before_state_dict)
         self.register_load_state_dict_pre_hook(_before_loading)
 
@@ -153,6 +154,7 @@ def claim(
     if found is parameter:  # the usual case, at every access
         _owners.setdefault(parameter, weakref.ref(owner))
         return
+    # Every parameter that a module has put there is in `_owners`: what is not came from outside.
     loaded = found is not None and not _is_owned(found)
     if loaded:
         _take_over(name, parameter, constraint, found, store._constraints[name])
@@ -183,6 +185,7 @@ def show_buffer(owner: nn.Module, name: str, buffer: Tensor | None) -> None:
         del store[name]  # what is shown is not overwritten in place: it may be another module's memory
     if buffer is not None:
         alias = buffer.detach()  # the same memory
+        # set_state adds to what the store has, and marks nothing.
         store.set_state({"params": {name: alias}, "constraints": {name: constraints.real}})
         _owners[alias] = weakref.ref(owner)
 
@@ -235,6 +238,7 @@ def _before_loading(module: OwningModule, *args: Any) -> None:
 
 
 def _same_memory(found: Tensor, own: Tensor | None) -> bool:
+    # The store shows aliases, other objects of the same memory.
     return own is not None and found.data_ptr() == own.data_ptr() and found.shape == own.shape
 
 
@@ -245,6 +249,7 @@ def _owner_of(found: Tensor) -> nn.Module | None:
 
 def _is_owned(found: Tensor) -> bool:
     """Return whether a module has it, or had: ours, or one that is not ours and has trained it."""
+    # A gradient: a module that is not ours, trained by Pyro; it keeps its parameter.
     return found in _owners or found.grad is not None
 
 

@@ -19,7 +19,7 @@ from sqs_pyro.networks.weight_scale import weight_scale
 
 Slab = Literal["normal", "laplace", "student_t"]
 
-_SPIKE_OF_SLAB = 0.05
+_SPIKE_OF_SLAB = 0.05  # width of a Gaussian spike, in units of the slab's
 
 
 def scale_matched_prior(
@@ -100,11 +100,12 @@ def _two_gaussians(
 def _slab(kind: Slab, rms: Tensor, scale: float | None, degrees_of_freedom: float) -> dist.TorchDistribution:
     """Return a slab of mean 0 with a given scale parameter, or with a given root mean square."""
     given = None if scale is None else torch.full_like(rms, scale)
+    # In the weight's dtype and on its device, as `rms` is.
     zero = torch.zeros_like(rms)
     if kind == "laplace":
-        return dist.Laplace(zero, rms / 2**0.5 if given is None else given)
+        return dist.Laplace(zero, rms / 2**0.5 if given is None else given)  # Var = 2 b²
     if kind == "student_t":
-        matched = rms * (1 - 2 / degrees_of_freedom) ** 0.5
+        matched = rms * (1 - 2 / degrees_of_freedom) ** 0.5  # Var = s² ν / (ν - 2)
         return dist.StudentT(torch.full_like(rms, degrees_of_freedom), zero, matched if given is None else given)
     return dist.Normal(zero, rms if given is None else given)
 
@@ -138,6 +139,7 @@ class HierarchicalInclusion(FixedPrior):
         degrees_of_freedom: float = 4.0,
     ) -> None:
         super().__init__(
+            # Its inclusion is replaced at every draw; the slabs are what is used of it.
             scale_matched_prior(0.5, slab, slab_scale=slab_scale, degrees_of_freedom=degrees_of_freedom)
         )
         if not (concentration1 > 0 and concentration0 > 0):
@@ -152,6 +154,7 @@ class HierarchicalInclusion(FixedPrior):
     def start(self, sites: Mapping[str, Tensor]) -> None:
         """Make the slab of each site."""
         super().start(sites)
+        # The network may be on a GPU already, and is not moved again then.
         self.concentrations = self.concentrations.to(next(iter(sites.values())).device)
 
     def hyper_priors(self) -> dict[str, HyperPrior]:
@@ -166,7 +169,7 @@ class HierarchicalInclusion(FixedPrior):
         found = {}
         for name, prior in self._priors.items():
             inclusion, shape = hyper[self._hyper_site(name)], self._shapes[name]
-            aligned = inclusion.reshape(*inclusion.shape, *[1] * len(shape))
+            aligned = inclusion.reshape(*inclusion.shape, *[1] * len(shape))  # [*plates, 1..]
             joint = SpikeAndSlab(aligned, prior.base_slab, validate_args=False).expand(inclusion.shape + shape)
             found[name] = joint.to_event(len(shape))
         return found

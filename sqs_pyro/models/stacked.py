@@ -22,9 +22,11 @@ def drawn_networks(
     Returns:
         The joint shape of the plates, ``()`` if there is one network, and tensors ``[*shape]`` of each network.
     """
+    # What stands before a tensor's own dimensions; a point estimate has none.
     plates = {name: value.shape[: max(value.dim() - like[name].dim(), 0)] for name, value in tensors.items()}
     joint = torch.broadcast_shapes(*plates.values())
     wide = {name: value.expand((*joint, *value.shape[len(plates[name]) :])) for name, value in tensors.items()}
+    # A single network keeps its plain shapes, whatever plates of size 1 are around it.
     if joint.numel() == 1:
         first = (0,) * len(joint)
         return torch.Size(), [{name: value[first] for name, value in wide.items()}]
@@ -38,6 +40,7 @@ def plates_around(drawn: torch.Size, dim: int) -> torch.Size:
     ``Predictive(parallel=True)`` leaves that place out of what it hands on.
     """
     padded = torch.Size([1] * (-dim - len(drawn)) + list(drawn))
+    # Occupied by networks: the examples then go to the right of all of them.
     return padded if padded[dim] == 1 else torch.Size([*padded, *[1] * -dim])
 
 
@@ -70,6 +73,7 @@ class StackedDistribution(TorchDistribution):
 
     def __init__(self, networks: Sequence[TorchDistribution], plates: torch.Size, dim: int) -> None:
         self.networks, self.plates, self.dim = tuple(networks), plates, dim
+        # The examples' place is 1 in `plates`, and B here.
         shape = list(plates)
         shape[dim] = self.networks[0].batch_shape[0]
         super().__init__(torch.Size(shape), self.networks[0].event_shape, validate_args=False)
@@ -87,6 +91,7 @@ class StackedDistribution(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return ``[*sample, *batch_shape]``; a value without the networks' dimensions is each of theirs."""
         events = len(self.event_shape)
+        # An observation is the same for every network.
         value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape))
         value = value.movedim(self.dim - events, -1 - events)  # [*sample, *networks, B, *event]
         behind: tuple[Any, ...] = (slice(None),) * (1 + events)

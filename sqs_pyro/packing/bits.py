@@ -50,8 +50,10 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     size = packed_size(count, bits)
     if packed.numel() != size:
         raise PackedFileError(f"{count} values of {bits} bits take {size} bytes, but {packed.numel()} are there")
+    # Else the same values would have several encodings, and equal networks different files.
     _check_padding(packed, size * 8 - count * bits)
     octets = -(-count // 8)
+    # The same words again: b bytes of each octet of values, the upper ones 0.
     stream = np.zeros(octets * bits, dtype=np.uint8)
     stream[:size] = packed.cpu().numpy()
     padded = np.zeros((octets, 8), dtype=np.uint8)  # the b bytes of eight values, as the low ones of 64 bits
@@ -69,5 +71,5 @@ def _check_bits(bits: int) -> None:
 
 
 def _check_padding(packed: Tensor, unused: int) -> None:
-    if unused and int(packed[-1]) >> (8 - unused):
+    if unused and int(packed[-1]) >> (8 - unused):  # the last byte's highest bits
         raise PackedFileError("bits behind the last value are set")

@@ -38,8 +38,9 @@ def canonical(coded: CodedTensor) -> CodedTensor:
         merged = counts.new_zeros(groups, components).scatter_add_(1, rename, counts)
         by_count = merged.argsort(dim=1, descending=True, stable=True)  # [G, K']: new order -> value order
         rows, rename = rows.gather(1, by_count), by_count.argsort(dim=1).gather(1, rename)
-    renamed = look_up(rename.to(torch.uint8), codes).mul_(mask)
+    renamed = look_up(rename.to(torch.uint8), codes).mul_(mask)  # a zero's code back to 0
     scales = None if coded.scales is None else coded.scales.cpu()
+    # Right by construction; a check would read all codes of a large layer once more.
     return CodedTensor.unchecked(renamed.view(coded.shape), mask.reshape(coded.shape), rows, scales)
 
 
@@ -52,4 +53,5 @@ def _number_distinct(values: Tensor) -> tuple[Tensor, Tensor]:
     fresh = torch.ones_like(values, dtype=torch.bool)
     fresh[:, 1:] = bits[:, 1:] != bits[:, :-1]
     fresh &= values.isfinite()
+    # A value equal to the one before has its number; clamp is for rows without any.
     return (fresh.cumsum(dim=1) - 1).clamp(min=0), fresh

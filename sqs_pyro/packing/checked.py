@@ -42,6 +42,7 @@ def items(value: Any, place: str) -> list[Any]:
 
 def integer(value: Any, place: str, least: int = 0, most: int = MAX_ELEMENTS) -> int:
     """Return a whole number in a range; true and false are none."""
+    # type, not isinstance: JSON's true is a bool, which Python counts among the integers.
     if type(value) is not int or not least <= value <= most:
         raise wrong(place, value, f"a whole number from {least} to {most}")
     return value
@@ -64,8 +65,11 @@ def choice(value: Any, place: str, allowed: Collection[str]) -> str:
 def shape(value: Any, place: str) -> tuple[int, ...]:
     """Return a tensor's shape: its sides' product, those of 0 left out, is at most :data:`MAX_ELEMENTS`."""
     sides = tuple(
-        integer(side, f"{place}.{i}") for i, side in enumerate(items(value, place)[: MAX_DIMENSIONS + 1])
+        # One more than there may be shows that there are too many, however long the file's list is.
+        integer(side, f"{place}.{i}")
+        for i, side in enumerate(items(value, place)[: MAX_DIMENSIONS + 1])
     )
+    # A side of 0 hides the others in the product, and torch refuses those when they overflow.
     if len(sides) > MAX_DIMENSIONS or math.prod(side or 1 for side in sides) > MAX_ELEMENTS:
         raise wrong(place, value, f"at most {MAX_DIMENSIONS} sides and {MAX_ELEMENTS} elements")
     return sides

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sqs_pyro.errors import NetworkError
 
-MAX_COMPONENTS = 256
+MAX_COMPONENTS = 256  # codes are uint8
 _CHUNK = 1 << 16  # weights indexed at once: their int64 indices stay in the cache
 
 
@@ -72,7 +72,7 @@ class CodedTensor:
     @cached_property
     def nonzeros(self) -> int:
         """Number of weights that are not zero."""
-        return int(count_true(self.mask.reshape(1, -1)))
+        return int(count_true(self.mask.reshape(1, -1)))  # cached: layouts ask several times
 
     @property
     def codebook_dtype(self) -> str:
@@ -84,11 +84,12 @@ class CodedTensor:
         # [G, n] -> [*shape]
         values = look_up(self.codebook, self.codes.reshape(self.num_groups, -1)).view(self.shape)
         values = scaled(values, self.scales)
+        # Not times the mask: a negative value times 0 is -0.0, and packed forms are compared bit for bit.
         return torch.where(self.mask, values, values.new_zeros(()))
 
 
 def stack_draws(draws: Sequence[CodedTensor]) -> CodedTensor:
-    """Draws of one tensor as one tensor ``[*shape, S]``: same groups, same codebook, same scales.
+    """Return draws of one tensor as one tensor ``[*shape, S]``: same groups, same codebook, same scales.
 
     Raises:
         NetworkError: there is none, or they differ in shape, codebook or scales.
@@ -103,6 +104,7 @@ def stack_draws(draws: Sequence[CodedTensor]) -> CodedTensor:
             )
         if not _same(draw.scales, first.scales):
             raise NetworkError("Draws that are stored together must have the same scales: draw them anew.")
+    # The last dimension: G contiguous groups of n weights become G contiguous groups of n S.
     codes, mask = (torch.stack([getattr(draw, name) for draw in draws], dim=-1) for name in ("codes", "mask"))
     return CodedTensor(codes, mask, first.codebook, first.scales)
 
@@ -112,7 +114,7 @@ def _same(first: Tensor | None, second: Tensor | None) -> bool:
 
 
 def scaled(values: Tensor, scales: Tensor | None) -> Tensor:
-    """Values ``[N, ...]`` times ``scales`` ``[N]``, if there are any."""
+    """Return values ``[N, ...]`` times ``scales`` ``[N]``, if there are any."""
     return values if scales is None else values * scales.view(-1, *[1] * (values.dim() - 1))
 
 
@@ -128,6 +130,7 @@ def look_up(table: Tensor, codes: Tensor) -> Tensor:
     """
     values = table.new_empty(codes.shape)
     for rows, columns in _chunks(codes):
+        # gather wants int64, eight times the codes: a chunk at a time.
         values[rows, columns] = table[rows].gather(1, codes[rows, columns].long())
     return values
 
@@ -143,6 +146,7 @@ def count_codes(codes: Tensor, mask: Tensor, components: int) -> Tensor:
     counts = torch.zeros(len(codes), components, dtype=torch.long, device=codes.device)  # [G, K]
     for rows, columns in _chunks(codes):
         part = codes[rows, columns]
+        # Codes of row r are counted in bins r K .. r K + K - 1, so that one bincount serves all rows of the chunk.
         first = components * torch.arange(len(part), dtype=torch.int32, device=codes.device)[:, None]
         index = (part + first if len(part) > 1 else part).reshape(-1)
         counts[rows] += torch.bincount(index, minlength=len(part) * components).view(-1, components)
@@ -205,6 +209,7 @@ def _check_values(coded: CodedTensor) -> None:
     if not torch.isfinite(coded.codebook).all():
         raise NetworkError("A codebook holds NaN or infinite values; check that training has not diverged.")
     if coded.scales is not None:
+        # The file has 2 bytes a scale; rounded there, the file would not be the network that was judged.
         halves = coded.scales.half()
         if not (halves.isfinite() & (halves > 0)).all() or not torch.equal(halves.float(), coded.scales):
             raise NetworkError("Scales must be positive, finite numbers of float16: round them to float16 first.")
@@ -214,6 +219,7 @@ def _check_values(coded: CodedTensor) -> None:
             f"Code {highest} is outside of the codebook: with K = {coded.num_components} components codes go "
             f"from 0 to {coded.num_components - 1}."
         )
+    # Codes of zeros have one spelling, 0: equal networks must have equal files, and `count_codes` relies on it.
     codes, mask = (value.reshape(-1).split(_CHUNK) for value in (coded.codes, coded.mask))
     if any(bool((some.bool() > kept).any()) for some, kept in zip(codes, mask, strict=True)):
         raise NetworkError("Codes must be 0 where the mask is False (a zero weight has no codebook value).")

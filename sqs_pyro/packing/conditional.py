@@ -28,6 +28,7 @@ class ConditionalLayout(Layout):
     """Entropy-coded symbols of A kinds: the first draw's under one table, the others' under one a first symbol."""
 
     name = "conditional"
+    # Of one network it is `entropy` with a longer table; `pack_draws` asks for it by name.
     automatic = False
 
     def bits(self, num_components: int, has_zeros: bool) -> int:
@@ -47,6 +48,8 @@ class ConditionalLayout(Layout):
         symbols = coded.codes.reshape(mask.shape).numpy().astype(np.uint16)  # 257 symbols do not fit into 8 bits
         symbols += mask & has_zeros  # a zero has code 0
         kinds = coded.num_components + has_zeros
+        # One block of the first draws, then one for each kind that these can be: all the other draws of such
+        # weights.
         first = symbols[:, 0]
         # Draws agree on most weights: given the first one's symbol, the others' have little entropy.
         blocks = [first, *(symbols[first == kind, 1:].reshape(-1) for kind in range(kinds))]
@@ -66,6 +69,7 @@ class ConditionalLayout(Layout):
         tables = packed.parts["table"].cpu().numpy().reshape(-1, kinds)  # [1 + A, A], or [1, A] of one draw
         coder = open_stream(packed.parts["codes"])
         symbols = np.empty((packed.numel // draws, draws), dtype=np.uint16)
+        # The first draw decodes on its own; it then says which weights each of the other blocks is of.
         first = symbols[:, 0] = _pull(coder, len(symbols), tables[0])
         for kind in range(kinds if draws > 1 else 0):
             rows = np.flatnonzero(first == kind)
@@ -74,17 +78,20 @@ class ConditionalLayout(Layout):
         if not coder.is_empty():
             raise PackedFileError("the entropy-coded stream goes on behind the last weight")
         mask = symbols != 0 if has_zeros else np.ones_like(symbols, dtype=np.bool_)
+        # The last kind of 257 is code 255, so that the subtraction comes before the cast.
         codes = (symbols - (mask & has_zeros)).astype(np.uint8)
         return torch.from_numpy(codes.reshape(-1)), torch.from_numpy(mask.reshape(-1))
 
 
 def _table(symbols: Symbols, kinds: int) -> Bytes:
-    """A byte for every kind of symbol: 0 where it does not occur, else one more than the count's byte."""
+    """Return a byte for every kind of symbol: 0 where it does not occur, else one more than the count's byte."""
+    # Kinds that do not occur get probability 0, unlike in `entropy`: given the first draw, most do not.
     counts = np.bincount(symbols, minlength=kinds)
     return np.where(counts, np.round(8 * np.log2(np.maximum(counts, 1))) + 1, 0).astype(np.uint8)
 
 
 def _model(table: Bytes) -> Any:
+    # The 1 that told "occurs" is taken off again: the bytes then mean what they do in `entropy`.
     weights = np.where(table, frequencies(table - (table > 0)), 0.0)
     return constriction.stream.model.Categorical(weights.astype(np.float32), perfect=False)
 
@@ -102,6 +109,7 @@ def _pull(coder: Any, count: int, table: Bytes) -> Symbols:
     kinds = np.flatnonzero(table)
     if count and not kinds.size:
         raise PackedFileError("a table of frequencies is empty, but symbols are coded under it")
+    # As in `_push`: what one kind says is not in the stream.
     if kinds.size <= 1:
         return np.full(count, kinds[0] if kinds.size else 0, dtype=np.uint16)
     model = _model(table)

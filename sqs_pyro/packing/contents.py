@@ -63,7 +63,7 @@ def pack(
             tensor.
     """
     check_leftover_dtype(leftover_dtype)
-    parameters = parameters_to_pack(net, coded)
+    parameters = parameters_to_pack(net, coded)  # wrong names are told before anything is packed
     tensors = {
         name: value if isinstance(value, PackedTensor) else pack_tensor(value, layout)
         for name, value in coded.items()
@@ -88,7 +88,7 @@ def pack_draws(
     check_leftover_dtype(leftover_dtype)
     if not draws or any(set(draw) != set(draws[0]) for draw in draws):
         raise NetworkError(f"The {len(draws)} draws to pack must be at least one, and all of the same parameters.")
-    stacked = {name: stack_draws([draw[name] for draw in draws]) for name in draws[0]}
+    stacked = {name: stack_draws([draw[name] for draw in draws]) for name in draws[0]}  # [*shape, S]
     parameters = parameters_to_pack(net, stacked, (len(draws),))
     tensors = {name: _smallest(value, layout) for name, value in stacked.items()}
     leftovers = _leftovers(net, parameters, leftover_dtype)
@@ -106,6 +106,7 @@ def contents_of(net: nn.Module) -> PackedContents:
     """
     root, weights, metadata, draws = parts_of_packed(net)
     tensors = {name: weight.packed() for name, weight in weights.items()}
+    # `stored_weights` walks a packed network in the order that `_in_file_order` makes: both write the same file.
     return PackedContents(tensors, stored_leftovers(root), metadata, draws)
 
 
@@ -128,6 +129,7 @@ def parts_of_packed(net: nn.Module) -> tuple[nn.Module, dict[str, StoredWeight],
 
 def stored_leftovers(net: nn.Module) -> dict[str, Tensor]:
     """Return what of a packed network is not compressed, each in the smallest dtype that holds it exactly."""
+    # Codes and tables are buffers of the packed weights' modules, hence in its state; they are no leftovers.
     inside = {id(value) for weight in stored_weights(net).values() for value in weight.buffers()}
     return {name: smallest_exact(value) for name, value in leftover_state(net, inside).items()}
 
@@ -141,7 +143,7 @@ def parameters_to_pack(
         NetworkError: for a name that is not a parameter, a shape that is not the parameter's, or one parameter
             given under two names.
     """
-    known = dict(net.named_parameters(remove_duplicate=False))
+    known = dict(net.named_parameters(remove_duplicate=False))  # a shared parameter may go by any of its names
     names: dict[int, str] = {}
     for name, packed in tensors.items():
         if name not in known:
@@ -154,6 +156,7 @@ def parameters_to_pack(
                 f"Parameter {name!r} has shape {list(known[name].shape)} in the network, but "
                 f"{list(packed.shape)} in compressed form{of_draws}."
             )
+        # Two names of one parameter could be given two different weights.
         other = names.setdefault(id(known[name]), name)
         if other != name:
             raise NetworkError(f"{other!r} and {name!r} are one shared parameter: give only one of them.")
@@ -224,6 +227,7 @@ def _in_file_order(
             # Once each, where it is met first, as named_modules goes.
             visit(child, f"{path}{name}.")
         for name, parameter in module.named_parameters(recurse=False):
+            # Popped: a parameter that modules share stands under the first name only.
             if (tensor := packed.pop(id(parameter), None)) is not None:
                 ordered[path + name] = tensor
 

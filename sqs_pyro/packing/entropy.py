@@ -18,6 +18,7 @@ from sqs_pyro.packing.coded import CodedTensor, count_codes
 from sqs_pyro.packing.layouts import Layout, PackedTensor, Structure, register_layout
 
 _STEPS = 8  # frequencies are kept to 1/8 of an octave: costs about 0.0005 bit a weight
+# Of the eight steps within an octave, as 16-bit integers.
 _FRACTIONS = np.round(2.0**15 * 2.0 ** (np.arange(_STEPS) / _STEPS))  # whole numbers: the same on every machine
 _CHUNK = 1 << 18  # weights at once: int32 symbols of a whole layer would not fit into the cache
 
@@ -64,41 +65,45 @@ class EntropyLayout(Layout):
 
 
 def _count(coded: CodedTensor) -> Tensor:
-    """The table, uint8 ``[symbols]``: eight times the logarithm of each count; empty if there is one symbol."""
+    """Return the table, uint8 ``[symbols]``: 8 log2 of each count; empty if there is one symbol."""
     codes, mask = coded.codes.reshape(1, -1), coded.mask.reshape(1, -1)
     counts = count_codes(codes, mask, coded.num_components)[0]  # [K]
     zeros = mask.numel() - coded.nonzeros
     if zeros:
         counts = torch.cat([torch.tensor([zeros]), counts])  # [1 + K]
+    # A single symbol has no entropy: neither table nor stream, the counts in the manifest say all.
     if torch.count_nonzero(counts) == 1:
         return torch.empty(0, dtype=torch.uint8)
+    # A byte reaches counts of 2^31.9, 4 billion weights; a count of 0 is taken for 1.
     return torch.from_numpy(np.round(_STEPS * np.log2(counts.clamp_min(1).numpy())).astype(np.uint8))
 
 
 def _num_symbols(packed: Structure) -> int:
-    """Number of symbols of the alphabet; of a tensor of zeros, just the zero."""
+    """Return the number of symbols of the alphabet; of a tensor of zeros, just the zero."""
     has_zeros = packed.nonzeros < packed.numel
+    # A tensor of zeros still has K = 1, of which no weight makes use.
     return packed.num_components + has_zeros if packed.nonzeros else 1
 
 
 def frequencies(table: Bytes) -> NDArray[np.float64]:
-    """What the bytes of a table stand for, up to a common factor."""
-    return _FRACTIONS[table % _STEPS] * 2.0 ** (table // _STEPS)
+    """Return what the bytes of a table stand for, up to a common factor."""
+    return _FRACTIONS[table % _STEPS] * 2.0 ** (table // _STEPS)  # 2^(byte / 8), the octave exactly
 
 
 def stream_bytes(coder: Any) -> Bytes:
-    """The coded stream: little-endian words without the zeros at its end, which :func:`open_stream` puts back."""
+    """Return the coded stream: little-endian words without trailing zeros, which :func:`open_stream` puts back."""
     stream = coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
     return np.frombuffer(stream, dtype=np.uint8).copy()
 
 
 def open_stream(stream: Tensor) -> Any:
-    """The decoder of a stream, uint8 ``[bytes]``.
+    """Return the decoder of a stream, uint8 ``[bytes]``.
 
     Raises:
         PackedFileError: no coder has written it.
     """
     content = stream.cpu().numpy().tobytes()
+    # The zeros that were cut off end at a whole 4-byte word.
     words = np.frombuffer(content + bytes(-len(content) % 4), dtype="<u4").astype(np.uint32)
     try:
         return constriction.stream.stack.AnsCoder(words)
@@ -107,15 +112,16 @@ def open_stream(stream: Tensor) -> Any:
 
 
 def _model(table: Bytes) -> Any:
+    # Its fast rounding to fixed point, perfect=False, is part of the format: a decoder must round alike.
     return constriction.stream.model.Categorical(frequencies(table).astype(np.float32), perfect=False)
 
 
 def _encode(codes: Bytes, mask: Bits | None, table: Bytes) -> Bytes:
-    """The stream of codes [n], which are symbols where ``mask`` [n] is None: no weight is zero."""
+    """Return the stream of codes [n], which are symbols where ``mask`` [n] is None: no weight is zero."""
     coder, model = constriction.stream.stack.AnsCoder(), _model(table)
     for start in reversed(range(0, len(codes), _CHUNK)):  # a stack: what is encoded last decodes first
         part = slice(start, start + _CHUNK)
-        symbols = codes[part].astype(np.int32)
+        symbols = codes[part].astype(np.int32)  # [chunk], as constriction takes them
         if mask is not None:
             symbols += mask[part]  # a zero has code 0
         coder.encode_reverse(symbols, model)
@@ -123,7 +129,7 @@ def _encode(codes: Bytes, mask: Bits | None, table: Bytes) -> Bytes:
 
 
 def _decode(packed: PackedTensor) -> tuple[Bytes, Bits]:
-    """Codes and mask [n] of a stream."""
+    """Return codes and mask [n] of a stream."""
     coder = open_stream(packed.parts["codes"])
     model = _model(packed.parts["table"].cpu().numpy())
     codes, mask = np.empty(packed.numel, dtype=np.uint8), np.ones(packed.numel, dtype=np.bool_)
@@ -135,6 +141,7 @@ def _decode(packed: PackedTensor) -> tuple[Bytes, Bits]:
         if has_zeros:
             np.not_equal(symbols, 0, out=mask[part])
             codes[part] -= mask[part]  # symbol 256, of 257, is code 255
+    # Else any number of files would decode to these weights.
     if not coder.is_empty():
         raise PackedFileError("the entropy-coded stream goes on behind the last weight")
     return codes, mask

@@ -63,7 +63,9 @@ class Envelope:
 def file_image(contents: PackedContents) -> FileImage:
     """Return the file that :func:`write_packed` would write. Same input, same bytes."""
     manifest, others = write_manifest(contents.records(), contents.leftovers, contents.metadata, contents.draws)
+    # In the manifest's order: it says how long each part is, not where it stands.
     data = [part for packed in contents.tensors.values() for part in packed.parts.values()] + others
+    # Of all bytes but the header's, which holds the digest and follows from it and the two lengths.
     digest = hashlib.sha256(manifest)
     for part in data:
         digest.update(buffer(part))
@@ -86,6 +88,7 @@ def envelope(
     manifest, others = write_manifest(records, leftovers, metadata, draws)
     size = sum(record.bytes for record in records) + sum(part.numel() for part in others)
     version = format_version((record.lengths for record in records), draws)
+    # Of a real digest only its length would count here.
     return Envelope(_header(str(version), "0" * _DIGEST, len(manifest), size), len(manifest), size)
 
 
@@ -127,16 +130,18 @@ def read_file(path: str | Path) -> tuple[PackedContents, Envelope]:
 
 
 def _read(stream: BinaryIO) -> tuple[PackedContents, Envelope]:
-    """Read a file that is open, so that it stays the same file when another takes its place meanwhile."""
+    """Read a file that is open: it stays the same file when another takes its place meanwhile."""
     size = os.fstat(stream.fileno()).st_size
     header = _read_header(stream, size)
     version, digest = _read_metadata(header)
     manifest_size, data_size = (_length(header, name) for name in ("manifest", "data"))
     expected = _header(version, digest, manifest_size, data_size)
     stream.seek(0)
+    # As bytes, not as JSON: the same JSON spelt otherwise would be a second file of the same content.
     if stream.read(len(expected)) != expected:
         raise PackedFileError("Its header has been altered, or rewritten by another program.")
     total = len(expected) + manifest_size + data_size
+    # Before memory is taken: a header may state any length.
     if size != total:
         what = "truncated" if size < total else "followed by other bytes"
         raise PackedFileError(f"It is {what}: {size} bytes instead of {total}.")
@@ -146,11 +151,13 @@ def _read(stream: BinaryIO) -> tuple[PackedContents, Envelope]:
     if found != len(content):
         raise PackedFileError(f"It was cut while it was read: {found} bytes were there instead of {len(content)}.")
     manifest = bytes(memoryview(content)[:manifest_size])
+    # No copy: the tensors of the result are views of these bytes. (frombuffer takes no empty buffer.)
     data = torch.frombuffer(content, dtype=torch.uint8)[manifest_size:] if content else torch.empty(0)
     intact = hashlib.sha256(content).hexdigest() == digest  # told last: a tensor's own checksum says more
     contents = PackedContents(*read_manifest(manifest, data))  # names the tensor that is damaged
     if not intact:
         raise PackedFileError("Its checksum does not fit: manifest, data or the checksum itself was altered.")
+    # Otherwise one content would have several files that are all taken.
     if version != str(contents.format_version):
         raise PackedFileError(
             f"Its format version is {version}, but its content (draws: {contents.draws}) is of version "
@@ -171,7 +178,7 @@ def _header(version: str, digest: str, manifest_size: int, data_size: int) -> by
         },
     }
     text = json.dumps(tensors, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # safetensors aligns its data to 8 bytes
     return struct.pack("<Q", len(text)) + text
 
 
@@ -179,6 +186,7 @@ def _read_header(stream: BinaryIO, size: int) -> dict[str, Any]:
     if size < 8:
         raise PackedFileError(f"It has only {size} bytes.")
     (length,) = struct.unpack("<Q", stream.read(8))
+    # A foreign file may have a header of megabytes, or of any number: it is not read, let alone parsed.
     if length > min(_MAX_HEADER, size - 8):
         raise PackedFileError("It is truncated within its header, or not a safetensors file of sqs-pyro.")
     repair = "it is damaged, or not a safetensors file"
@@ -193,8 +201,11 @@ def _read_metadata(header: Mapping[str, Any]) -> tuple[str, str]:
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise PackedFileError(f"It is a safetensors file, but not one of format {FORMAT!r}.")
     version, digest = metadata.get("format_version"), metadata.get("sha256")
+    # Only what `int` takes: isdigit alone lets superscripts pass, and thousands of digits are an error of their
+    # own.
     if not isinstance(version, str) or not (version.isascii() and version.isdigit() and len(version) < 10):
         raise PackedFileError(f"Its format version is {shown(version, 40)}, which is not a number.")
+    # Apart from versions that never existed: a newer file is not damaged, and has another repair.
     if int(version) > FORMAT_VERSION:
         raise PackedFileError(
             f"It has format version {version}, this program reads up to {FORMAT_VERSION}: update sqs-pyro."
@@ -209,6 +220,7 @@ def _read_metadata(header: Mapping[str, Any]) -> tuple[str, str]:
 def _length(header: Mapping[str, Any], name: str) -> int:
     entry = header.get(name)
     shape = entry.get("shape") if isinstance(entry, dict) else None
+    # A bool is an int; 2^62 is far above any disk, and sums stay in 64 bits.
     if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or not 0 <= shape[0] < 1 << 62:
         raise PackedFileError(f"Its header has no valid entry for {name!r}.")
     return shape[0]

@@ -25,9 +25,10 @@ def check_finite(net: nn.Module) -> None:
 
 
 def _check(name: str, kind: str, value: Tensor, is_right: Callable[[Tensor], Tensor], what: str) -> None:
+    # A lazy parameter has no shape yet, one on the meta device no values; integers are always finite.
     if is_lazy(value) or value.is_meta or not (value.is_floating_point() or value.is_complex()):
         return
-    right = is_right(value.detach())
+    right = is_right(value.detach())  # [*shape], bool
     if not bool(right.all()):
         raise NetworkError(
             f"{kind} {name!r} has {int((~right).sum())} values of {value.numel()} that are {what}, so that the "

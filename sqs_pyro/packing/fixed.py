@@ -16,6 +16,7 @@ class DenseLayout(Layout):
 
     def bits(self, num_components: int, has_zeros: bool) -> int:
         """ceil(log2(symbols)), at least 1."""
+        # One value and no zero would take 0 bits, a width that the bit-packing does not know.
         return max(1, code_bits(num_components + has_zeros))
 
     def part_sizes(self, packed: Structure) -> dict[str, int | None]:
@@ -32,6 +33,7 @@ class DenseLayout(Layout):
     def unpack_codes(self, packed: PackedTensor) -> tuple[Tensor, Tensor]:
         """Read one symbol a weight."""
         symbols = unpack_bits(packed.parts["codes"], packed.bits, packed.numel)
+        # No symbol is spent on a zero that does not occur: symbols are the codes themselves.
         if packed.nonzeros == packed.numel:
             return symbols, torch.ones(packed.numel, dtype=torch.bool)
         mask = symbols != 0

@@ -65,8 +65,9 @@ class PackedTensor(Structure):
     parts: dict[str, Tensor] = field(repr=False)
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        _check_fields(self)  # first: sizes are computed from the fields
         sizes = part_sizes(self, "scales" in self.parts)
+        # Lists: in a file the order of parts is that of their bytes.
         if list(self.parts) != list(sizes):
             raise PackedFileError(f"layout {self.layout!r} has the parts {list(sizes)}, not {list(self.parts)}")
         for name, size in sizes.items():
@@ -81,6 +82,7 @@ class PackedTensor(Structure):
     def codebook(self) -> Tensor:
         """Return the codebook, float32 ``[G, K]``."""
         dtype = np.dtype(self.codebook_dtype).newbyteorder("<")
+        # Copied, not viewed: in a file a part begins at any byte, and the machine may be a big-endian one.
         values = self.parts["codebook"].cpu().numpy().tobytes()
         rows = np.frombuffer(values, dtype=dtype).astype(np.float32)  # [G · K]
         return torch.from_numpy(rows).view(self.num_groups, self.num_components)
@@ -103,6 +105,7 @@ class PackedTensor(Structure):
         if nonzeros != self.nonzeros:
             raise PackedFileError(f"{nonzeros} weights are not zero, but {self.nonzeros} should be")
         try:
+            # With its checks, not `unchecked`: whoever wrote the bytes may have written codes beyond the codebook.
             return CodedTensor(codes.view(self.shape), mask.view(self.shape), self.codebook(), self.scales())
         except NetworkError as error:
             raise PackedFileError(str(error)) from None
@@ -136,6 +139,7 @@ class Layout(ABC):
         """Return codes, uint8 ``[numel]``, and mask, bool ``[numel]``."""
 
 
+# In the order of registration, which decides between layouts of equal size: same input, same bytes.
 _layouts: dict[str, Layout] = {}
 
 
@@ -149,7 +153,7 @@ def get_layout(name: str) -> Layout:
     """Return the layout called ``name``; raises PackedFileError, naming those there are, if it is unknown."""
     if name not in _layouts:
         raise PackedFileError(f"layout {shown(name, 80)} is unknown; known are {', '.join(layout_names())}")
-    return _layouts[name]
+    return _layouts[name]  # one instance for all: layouts have no state
 
 
 def layout_names() -> list[str]:
@@ -159,6 +163,7 @@ def layout_names() -> list[str]:
 
 def part_sizes(packed: Structure, has_scales: bool) -> dict[str, int | None]:
     """Return the bytes of every part in file order; None where only the bytes themselves can tell."""
+    # Codebook and scales before the layout's own parts, as `pack_canonical` writes them.
     item = _CODEBOOK_DTYPES[packed.codebook_dtype].itemsize
     sizes = get_layout(packed.layout).part_sizes(packed)
     scales = {"scales": 2 * packed.shape[0]} if has_scales else {}
@@ -177,6 +182,7 @@ def pack_tensor(coded: CodedTensor, layout: str = "auto") -> PackedTensor:
     """
     if layout != "auto" and layout not in _layouts:
         raise NetworkError(f"Layout {layout!r} is unknown: allowed are auto, {', '.join(layout_names())}.")
+    # Once for all layouts: each then sees the fewest codes, sorted the same way.
     smallest = canonical(coded)
     return pack_canonical(smallest, layout) if layout != "auto" else _smallest(smallest)
 
@@ -203,6 +209,7 @@ def pack_canonical(coded: CodedTensor, layout: str, table: Tensor | None = None)
             f"Layout {layout!r} cannot tell {coded.num_components} codebook values and zero apart with "
             f"{MAX_BITS} bits: choose another layout or fewer components."
         )
+    # Both casts are exact: float16 is chosen only where it holds every value, and scales are float16 numbers.
     parts = {"codebook": _little_endian(coded.codebook.to(_CODEBOOK_DTYPES[structure.codebook_dtype]))}
     if coded.scales is not None:
         parts["scales"] = _little_endian(coded.scales.half())
@@ -222,10 +229,11 @@ def _smallest(coded: CodedTensor) -> PackedTensor:
         if not layout.automatic or structure.bits > MAX_BITS:
             continue
         parts = part_sizes(structure, coded.scales is not None).values()
+        # Only an entropy coder's size is known no earlier than its bytes.
         if None in parts:
             tried[name] = pack_canonical(coded, name)
         sizes[name] = tried[name].num_bytes if name in tried else sum(size or 0 for size in parts)
-    best = min(sizes, key=sizes.__getitem__)
+    best = min(sizes, key=sizes.__getitem__)  # the first of equals
     return tried[best] if best in tried else pack_canonical(coded, best)
 
 
@@ -243,6 +251,7 @@ def _structure(coded: CodedTensor, layout: Layout) -> Structure:
 
 def _little_endian(values: Tensor) -> Tensor:
     """The bytes of floating-point numbers, uint8 ``[bytes]``."""
+    # As bytes, because the file's order of them is not the machine's everywhere.
     numbers = values.contiguous().numpy()
     return torch.from_numpy(numbers.astype(numbers.dtype.newbyteorder("<")).reshape(-1).view(np.uint8))
 
@@ -259,6 +268,7 @@ def _check_fields(packed: Structure) -> None:
         raise PackedFileError(f"{packed.num_components} components are outside of 1..{MAX_COMPONENTS}")
     if packed.codebook_dtype not in _CODEBOOK_DTYPES:
         raise PackedFileError(f"codebook dtype {packed.codebook_dtype!r} is neither float16 nor float32")
+    # Stated in the file, though it follows from the rest: a reader of one layout need not know the rule.
     bits = get_layout(packed.layout).bits(packed.num_components, packed.nonzeros < numel)
     if packed.bits != bits or bits > MAX_BITS:
         raise PackedFileError(f"{packed.bits} bits a code are given where the layout takes {bits}")

@@ -39,6 +39,7 @@ def round_to(value: Tensor, dtype: str) -> Tensor:
     rounded = value.to(DTYPES[dtype]).to(value.dtype)  # there and back: what the file will give
     if not torch.equal(rounded.isfinite(), value.isfinite()):
         return value
+    # In float64, so that errors are not rounded themselves; infinities are equal on both sides and count as 0.
     exact = value.detach().double().nan_to_num(0.0, 0.0, 0.0)
     size, error = exact.abs(), (rounded.double().nan_to_num(0.0, 0.0, 0.0) - exact).abs()
     # An element far below it may lose digits that its neighbours do not have
@@ -53,6 +54,7 @@ def smallest_exact(value: Tensor) -> Tensor:
     value = value.detach().cpu()
     if value.dtype not in (torch.float32, torch.float64):
         return value
+    # Exactness is compared after the way there and back; nan_to_num, because NaN is unequal to itself.
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         stored = value.to(dtype)
         if torch.equal(stored.to(value.dtype).nan_to_num(), value.nan_to_num()):
@@ -76,6 +78,7 @@ def leftover_state(net: nn.Module, compressed: Collection[int] = ()) -> dict[str
     Raises:
         NetworkError: its state has something that is no tensor.
     """
+    # keep_vars: the tensors themselves. Detached, names of a shared one would be tensors of different ids.
     seen, state = set(compressed), {}
     for name, value in net.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
@@ -100,6 +103,7 @@ def round_leftovers(net: nn.Module, coded: Collection[str], dtype: str, kept: Co
         kept: names of modules whose parameters stay exact.
     """
     exact = {id(value) for name, value in net.named_parameters(remove_duplicate=False) if name in coded}
+    # Of those modules alone, not of their children, which are named on their own if they are to stay.
     exact |= {id(value) for name in kept for value in net.get_submodule(name).parameters(recurse=False)}
     for value in net.parameters():
         if id(value) not in exact:
@@ -125,6 +129,7 @@ def describe(leftovers: Mapping[str, Tensor]) -> tuple[list[dict[str, Any]], lis
         kind["shapes"].append([list(value.shape) for value in tensors.values()])
         kind["crc32"].append(checksum(parts))
         data.setdefault(key, []).extend(parts)
+    # The data is by kind, not in the network's order: that is how `restore` walks through it.
     return list(kinds.values()), [part for key in kinds for part in data[key]]
 
 
@@ -143,6 +148,7 @@ def restore(kinds: list[dict[str, Any]], data: Tensor) -> Iterator[tuple[str, Te
                 size = field_bytes(field, shape)
                 yield name, _value(name, field, shape, data[position : position + size])
                 position += size
+            # After its tensors were handed out: whoever iterates must come to the end before using one.
             if checksum([data[start:position]]) != crc:
                 raise PackedFileError(f"tensors of module {module!r} are damaged: their checksum does not fit")
     if position != data.numel():
@@ -166,7 +172,7 @@ def checksum(parts: list[Tensor]) -> int:
     """Return the CRC-32 of the parts, one after the other."""
     crc = 0
     for part in parts:
-        crc = zlib.crc32(buffer(part), crc)
+        crc = zlib.crc32(buffer(part), crc)  # goes on where the part before ended
     return crc
 
 
@@ -188,6 +194,7 @@ def _field(name: str, value: Tensor) -> dict[str, Any]:
     field = {"name": name, "dtype": _NAMES[value.dtype]}
     if value.numel():
         first = to_bytes(value.reshape(-1)[:1])
+        # Fresh norms, zero biases and counters are one number: no data.
         if (to_bytes(value).view(-1, len(first)) == first).all():  # bits, so that NaN and -0.0 count as well
             field["constant"] = bytes(first.tolist()).hex()
     return field
@@ -196,15 +203,17 @@ def _field(name: str, value: Tensor) -> dict[str, Any]:
 def _value(name: str, field: Mapping[str, Any], shape: list[int], data: Tensor) -> Tensor:
     dtype = DTYPES[field["dtype"]]
     if "constant" not in field:
-        raw = data.numpy()
+        raw = data.numpy()  # a view
         if raw.size != field_bytes(field, shape):
             raise PackedFileError(f"tensor {name!r} is cut off: {raw.size} bytes are left of it")
+        # torch would take any byte for a bool, and computes as with one only if it is 0 or 1.
         if dtype is torch.bool and raw.size and raw.max() > 1:
             raise PackedFileError(f"tensor {name!r} holds bytes that are not boolean")
         return _from_bytes(raw, dtype).view(shape)
     raw = np.frombuffer(bytes.fromhex(field["constant"]), dtype=np.uint8)
     if raw.size != dtype.itemsize or (dtype is torch.bool and raw.max() > 1):
         raise PackedFileError(f"tensor {name!r} has the constant {field['constant']!r}, which is no {dtype}")
+    # A view of one element: a file of a few bytes cannot make a reader take gigabytes.
     return _from_bytes(raw, dtype).expand(shape) if shape else _from_bytes(raw, dtype).view(())
 
 

@@ -58,11 +58,15 @@ def write_manifest(
         raise NetworkError(f"Tensor {shown(twice[0])} is given both compressed and uncompressed.")
     _check_names([*names, *leftovers])
     kinds, data = describe(leftovers)
+    # A list for each column, not an object for each tensor: keys stand once, and equal numbers side by side
+    # shrink.
     columns = {column: [getattr(record, column) for record in records] for column in _TENSOR_COLUMNS}
     manifest: dict[str, Any] = {"tensors": columns, "leftovers": kinds, "metadata": dict(metadata)}
+    # Left out otherwise, so that files of one network stay version 1.
     if draws is not None:
         manifest["draws"] = draws
     try:
+        # NaN is no JSON; the metadata is written a second time, alone, to be read back below.
         text = json.dumps(manifest, allow_nan=False, separators=(",", ":"))
         about = json.dumps(manifest["metadata"])
     except (TypeError, ValueError, RecursionError) as error:
@@ -84,6 +88,7 @@ def read_manifest(
     content = _parse(manifest)
     tensors: dict[str, PackedTensor] = {}
     leftovers: dict[str, Tensor] = {}
+    # Parts stand one behind the other: lengths are enough, and no gap or overlap can be described.
     position = 0
     for name, record in content.tensors.items():
         tensors[name] = packed = _read_tensor(record, data[position:])
@@ -95,6 +100,7 @@ def read_manifest(
         position += packed.num_bytes
     try:
         for name, value in restore(content.leftovers, data[position:]):
+            # Of two descriptions one reader might take the first and another the last.
             if name in tensors or name in leftovers:
                 raise PackedFileError(f"tensor {name!r} is described twice")
             leftovers[name] = value
@@ -115,6 +121,7 @@ def tensor_record(name: str, row: Mapping[str, Any], place: str, end: str = "") 
     Raises:
         Wrong: a value is of another kind, or outside of what can be.
     """
+    # Any names for now: the layout compares them with its parts when the tensor is made.
     lengths = checked.record(row["lengths"], f"{place}.lengths{end}", (), optional=row["lengths"])
     if len(lengths) > checked.MAX_DIMENSIONS:
         raise checked.wrong(f"{place}.lengths{end}", list(lengths), "a few parts")
@@ -151,13 +158,14 @@ def _check_names(names: list[str]) -> None:
 
 
 def _compressed(text: bytes) -> bytes:
-    """The text compressed, or only wrapped where it would shrink to less than a reader believes."""
+    """Return the text compressed, or only wrapped where it would shrink to less than a reader believes."""
     if len(text) > MAX_MANIFEST_BYTES:
         raise NetworkError(
             f"The network's description has {len(text)} bytes, and a packed file takes {MAX_MANIFEST_BYTES}: "
             "shorten the metadata (recipe, metrics)."
         )
     smallest = zlib.compress(text, level=9)
+    # Level 0 wraps without shrinking: then the text is no longer than its own size allows.
     return smallest if len(text) <= _most_bytes(smallest) else zlib.compress(text, level=0)
 
 
@@ -214,6 +222,8 @@ def _kinds(value: Any) -> list[dict[str, Any]]:
         fields = [_field(field, f"{place}.fields") for field in checked.items(kind["fields"], f"{place}.fields")]
         modules = _length(place, kind, ("modules", "shapes", "crc32"))
         paths = [checked.name(module, f"{place}.modules") for module in kind["modules"]]
+        # A description is fields times modules, so that few bytes can say millions: counted before anything is
+        # made.
         tensors += modules * len(fields)
         names += len(fields) * sum(map(len, paths)) + modules * sum(len(field["name"]) for field in fields)
         if tensors > MAX_TENSORS or names > _MOST_NAMES + MAX_TENSORS:
@@ -247,12 +257,14 @@ def _length(what: str, record: Mapping[str, Any], columns: tuple[str, ...]) -> i
 
 
 def _read_tensor(record: TensorRecord, data: Tensor) -> PackedTensor:
-    """The tensor whose bytes begin with ``data``."""
+    """Return the tensor whose bytes begin with ``data``."""
     sizes = list(record.lengths.values())
     try:
         if sum(sizes) > data.numel():
             raise PackedFileError("the data ends before it")
-        parts = dict(zip(record.lengths, data[: sum(sizes)].split(sizes), strict=True)) if sizes else {}
+        parts = dict(zip(record.lengths, data[: sum(sizes)].split(sizes), strict=True)) if sizes else {}  # views
+        # Before the parts are looked at: damage should be told as damage, not as a contradiction that it has led
+        # to.
         if checksum(list(parts.values())) != record.crc32:
             raise PackedFileError("its bytes are damaged: their checksum does not fit")
         return record.with_parts(parts)

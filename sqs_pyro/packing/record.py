@@ -66,7 +66,7 @@ class TensorRecord:
         Raises:
             PackedFileError: description and parts contradict each other, or the layout is unknown.
         """
-        get_layout(self.layout)
+        get_layout(self.layout)  # for its error: all others speak of the layout's parts
         return PackedTensor(
             layout=self.layout,
             shape=self.shape,
@@ -84,6 +84,8 @@ class TensorRecord:
         Raises:
             PackedFileError: the bytes are not those that were written.
         """
+        # Shape before checksum: the parts below are cut by lengths, and views of a shorter buffer would be cut
+        # short.
         if stored.dtype != torch.uint8 or stored.shape != (self.bytes,):
             raise PackedFileError(
                 f"{self.bytes} bytes should be there, but {stored.dtype} {list(stored.shape)} is"

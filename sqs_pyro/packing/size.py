@@ -98,11 +98,11 @@ class SizeReport(Printed):
     @property
     def compressed_share(self) -> float:
         """Share of the network's elements that are compressed weights."""
-        return 4 * self.num_weights / self.fp32_bytes if self.fp32_bytes else 0.0
+        return 4 * self.num_weights / self.fp32_bytes if self.fp32_bytes else 0.0  # both at 4 bytes an element
 
     def table(self) -> Report:
         """A row a tensor, and the totals."""
-        from sqs_pyro.reporting.tables import size_tables
+        from sqs_pyro.reporting.tables import size_tables  # here: only who prints needs rich
 
         return size_tables(self.to_dict())
 
@@ -157,9 +157,11 @@ def _report(
 ) -> SizeReport:
     weights = sum(row.numel for row in rows) // draws  # a tensor of S draws stands for one weight
     floats = sum(value.numel() for value in leftovers.values() if value.is_floating_point())
+    # The header's JSON ends with a brace: spaces behind it only align.
     padding = len(found.header) - len(found.header.rstrip(b" "))
     return SizeReport(
         **compressed_bytes(rows),
+        # A difference, so that the parts sum to the file whatever layouts come.
         uncompressed=found.data_bytes - sum(row.bytes for row in rows),
         manifest=found.manifest_bytes,
         header=len(found.header) - padding,
@@ -193,5 +195,6 @@ def _largest(leftovers: Mapping[str, Tensor]) -> tuple[OtherTensor, ...]:
 
 
 def _paper_ratio(rows: Sequence[TensorRecord]) -> float | None:
+    # K may differ from tensor to tensor; a zero costs nothing here, and neither does a code where K = 1.
     bits = sum(row.nonzeros * math.log2(row.components) for row in rows)
     return 32 * sum(row.numel for row in rows) / bits if bits else None

@@ -26,6 +26,7 @@ class StoredWeight(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
+        # Not in the state dict: what modules do with the weight follows from the network, not from its file.
         self.uses: set[str] = set()
 
     def used_for(self, product: str) -> None:
@@ -64,6 +65,7 @@ class StoredEnsemble(nn.Module):
 def stored_weights(net: nn.Module, every_name: bool = False) -> dict[str, StoredWeight]:
     """Return the compressed parameters of a network by parameter name; shared ones once, or by every name."""
     found = {}
+    # In the modules' order: it is the order of tensors in a file.
     for path, module in net.named_modules(remove_duplicate=not every_name):
         if isinstance(module, StoredWeight):
             owner, _, child = path.rpartition(".")

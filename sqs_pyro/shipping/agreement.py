@@ -103,6 +103,7 @@ def first_difference(first: nn.Module, second: nn.Module, inputs: Any, relative:
         DataError: the first one cannot run on these inputs.
     """
     try:
+        # What the dense network raises is about the inputs; what only the packed one raises is about packing.
         expected = outputs(first, inputs)
     except SQSError:
         raise
@@ -116,8 +117,10 @@ def first_difference(first: nn.Module, second: nn.Module, inputs: Any, relative:
     except _ERRORS as error:
         raise _CannotRun(first_line(error)) from error
     distance = _distance(expected, found)
+    # The usual case ends here: modules are watched only where whole networks differ.
     if distance <= relative:
         return None
+    # The reference against itself: a network that differs from call to call convicts nobody.
     if _distance(expected, outputs(first, inputs)) > relative:
         return Difference("", distance, repeatable=False)
     return Difference(_first_module(first, second, inputs, relative), distance)
@@ -125,7 +128,9 @@ def first_difference(first: nn.Module, second: nn.Module, inputs: Any, relative:
 
 def outputs(net: nn.Module, inputs: Any) -> list[Tensor]:
     """Every tensor that a network puts out in evaluation mode, in order."""
+    # A copy: a forward may write to its inputs, and the second network must see the same ones.
     args, kwargs = call_arguments(own_copy(move_to(inputs, device_of(net))), net)
+    # The same random numbers for both; statistics and caches that a forward writes are put back.
     with evaluating(net), buffers_kept(net), random_states_kept(seed=0), torch.no_grad(), _not_compiling(net):
         return list(_tensors(net(*args, **kwargs)))
 
@@ -141,9 +146,11 @@ def _first_module(first: nn.Module, second: nn.Module, inputs: Any, relative: fl
     calls: dict[str, int] = defaultdict(int)
 
     def note(name: str, output: Any) -> None:
+        # Cloned: later modules may write into what earlier ones put out.
         seen[name].append([tensor.detach().clone() for tensor in _tensors(output)])
 
     def compare(name: str, output: Any) -> None:
+        # A module may run several times, as one shared by layers does: calls are compared one by one.
         call, calls[name] = calls[name], calls[name] + 1
         if (
             not parted
@@ -152,6 +159,7 @@ def _first_module(first: nn.Module, second: nn.Module, inputs: Any, relative: fl
         ):
             parted.append(name)
 
+    # One after the other: the second is compared with what was noted of the first.
     for net, tell in ((first, note), (second, compare)):
         with _watched(net, tell):
             outputs(net, inputs)
@@ -163,6 +171,7 @@ def _watched(net: nn.Module, tell: Callable[[str, Any], None]) -> Iterator[None]
     with ExitStack() as stack:
         for name, module in net.named_modules():
             hook = module.register_forward_hook(lambda _, __, output, name=name: tell(name, output))
+            # Hooks go after an error as well: the networks are the caller's.
             stack.callback(hook.remove)
         yield
 
@@ -189,6 +198,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _distance(first: list[Tensor], second: list[Tensor]) -> float:
     """Largest relative difference over tensors of two outputs; integers, which may flip at ties, do not count."""
+    # Another number or shape of outputs is no small difference.
     if [tensor.shape for tensor in first] != [tensor.shape for tensor in second]:
         return float("inf")
     pairs = zip(first, second, strict=True)
@@ -196,6 +206,7 @@ def _distance(first: list[Tensor], second: list[Tensor]) -> float:
 
 
 def _relative(one: Tensor, other: Tensor) -> float:
+    # In float64: the difference of two nearly equal numbers has few digits left.
     one, other = one.detach().double().to_dense(), other.detach().double().to_dense()
     there = one.isfinite()  # masks of attention put out infinities, in the same places
     if not torch.equal(there, other.isfinite()):

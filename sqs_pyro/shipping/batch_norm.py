@@ -37,11 +37,11 @@ def reestimate_batch_norm(net: nn.Module, loader: Iterable[Any], num_batches: in
         return
     device = device_of(net)
     with evaluating(net), _cumulative(norms):
-        batches = minibatches(loader, net, "training", labelled=False)
+        batches = minibatches(loader, net, "training", labelled=False)  # inputs alone
         for seen, (x, _) in enumerate(itertools.islice(batches, num_batches)):
             for norm in norms:
                 if type(norm).forward not in _KNOWN_FORWARDS:  # which may compute with the momentum
-                    norm.momentum = 1 / (seen + 1)
+                    norm.momentum = 1 / (seen + 1)  # running = (1 - 1/n) running + 1/n new: the mean
             args, kwargs = call_arguments(move_to(x, device), net)
             net(*args, **kwargs)
 
@@ -72,6 +72,7 @@ def fold_batch_norm(net: nn.Module, coded: Collection[str] = (), kept: Collectio
         kept: names of modules to leave.
     """
     fixed = {id(tensor) for name, tensor in net.named_parameters(remove_duplicate=False) if name in set(coded)}
+    # Two modules with one weight would both be scaled by the statistics of the first.
     users = _users(net)
     for name, module in net.named_modules():
         if name in kept or not _has_statistics(module) or type(module).forward not in _KNOWN_FORWARDS:
@@ -91,8 +92,11 @@ def _fold(norm: Any, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) ->
     shift = beta - mean.double() * scale
     root = (1 + norm.eps) ** 0.5  # what remains to divide by once the variance is 1
     new_weight, new_bias = (scale * root).to(weight.dtype), shift.to(bias.dtype)
+    # float16 parameters may not hold the product: then the layer stays as it is, and so does the network's
+    # function.
     exact = (new_weight.double() / root - scale).abs() <= _PRECISION * scale.abs()
     exact &= (new_bias.double() - shift).abs() <= _PRECISION * shift.abs()
+    # |mean| |γ| / σ against the output's own size.
     near = (shift - beta).abs() <= _LARGEST_MEAN * (gamma.abs() + beta.abs())
     if bool((exact & near).all()):  # comparisons with NaN and infinity are False
         weight.copy_(new_weight)
@@ -119,6 +123,7 @@ def _storage(tensor: Tensor) -> int:
 def _cumulative(norms: list[Any]) -> Iterator[None]:
     """Let batch norms gather cumulative averages, whatever mode the rest of their network is in."""
     momenta = [norm.momentum for norm in norms]
+    # Copied: statistics are written in place.
     before = [{name: copy.deepcopy(value) for name, value in norm._buffers.items()} for norm in norms]
     try:
         for norm in norms:
@@ -126,6 +131,7 @@ def _cumulative(norms: list[Any]) -> Iterator[None]:
             norm.reset_running_stats()
             norm.momentum = None  # cumulative: every minibatch counts the same
         yield
+    # Ctrl-C as well: half an average is no statistics.
     except BaseException:
         for norm, buffers in zip(norms, before, strict=True):
             for name, value in buffers.items():

@@ -48,10 +48,10 @@ def network_with(net: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
         NetworkError: the network has no parameter of a name, or one of another shape.
     """
     changed = copied(net)
-    parameters = dict(changed.named_parameters(remove_duplicate=False))
+    parameters = dict(changed.named_parameters(remove_duplicate=False))  # any name of a tied one
     with torch.no_grad():
         for name, value in weights.items():
-            check_like_sites("weight", name, value, parameters)
+            check_like_sites("weight", name, value, parameters)  # copy_ would broadcast
             parameters[name].copy_(value)
     return changed
 
@@ -89,6 +89,7 @@ def pack(
     options = {"layout": layout, "leftover_dtype": leftover_dtype, "codebook_dtype": codebook_dtype}
     if isinstance(getattr(source, "network", None), nn.Module):
         if metadata is None and not any(options.values()):
+            # Nothing else is asked for: what was packed, judged and reported is what is handed out.
             packed, dense = source.network, getattr(source, "hard", None)
         else:
             packed, dense = _packed_anew(source, options, metadata)
@@ -97,6 +98,7 @@ def pack(
         dense = shipped_network(
             hard_network(_network_of(source), coded), coded, leftover_dtype or "float16", inputs
         )
+        # leftover_dtype=None: they are rounded already, as judged; a second rounding could only differ from it.
         packed = packed_network(dense, coded, layout=layout or "auto", leftover_dtype=None, metadata=metadata)
     else:
         raise NetworkError(
@@ -147,6 +149,7 @@ def pack_ensemble(
         )
     if guide is source:
         sites = guide.site_guides()
+        # Any dense values will do for the compressed parameters: draws come in their place.
         net, about = shipped_network(_network_of(guide), sites, leftover_dtype or "float16"), {}
     else:
         net, about = _with_leftovers(source, leftover_dtype), getattr(source.network, METADATA)
@@ -154,6 +157,7 @@ def pack_ensemble(
     dtype = _dtype("codebook_dtype", codebook_dtype or "float16")
     if not isinstance(num_samples, int) or num_samples < 1:
         raise NetworkError(f"num_samples is {num_samples!r}, but must be a whole number of draws, at least 1.")
+    # One rounding for all: draws that share a codebook are stored with it once.
     draws = [guide.draw(temperature, gate_temperature, dtype) for _ in range(num_samples)]
     about = with_metadata(about, metadata)
     return packed_ensemble(net, draws, layout=layout, leftover_dtype=None, metadata=about)
@@ -163,6 +167,7 @@ def _packed_anew(
     source: Any, options: Mapping[str, str | None], metadata: Mapping[str, Any] | None
 ) -> tuple[nn.Module, nn.Module]:
     """A result's network packed in another way, and its dense twin."""
+    # A checkpoint's or a foreign result has a network and no posterior to harden again.
     guide = getattr(source, "guide", None)
     if not isinstance(guide, SpikeGMMGuide):
         given = ", ".join(
@@ -182,7 +187,7 @@ def _packed_anew(
 def _with_leftovers(source: Any, leftover_dtype: str | None) -> nn.Module:
     """A result's dense network, with what is not compressed rounded to another dtype if one is given."""
     if leftover_dtype is None or leftover_dtype == source.recipe.leftover_dtype:
-        return source.hard
+        return source.hard  # rounded to this very dtype
     whole = dict(source.unrounded.named_modules())
     # Inputs may have kept a norm from being folded: they are gone, but the hard network shows which.
     same = [name for name, module in source.hard.named_modules() if _same_buffers(module, whole[name])]

@@ -40,6 +40,7 @@ def rehearse(
     sites = guide.site_guides().items()
     # A guide in its dense stage has no codes yet: its codebooks are those of the pretrained weights.
     coded = {name: site.harden(storage.codebook, keep_codes=False) for name, site in sites}
+    # Without inputs: which modules folding would change is asked of the trained network, not of this one.
     dense = shipped_network(hard_network(net, coded), coded, storage.leftover_dtype)
     layout = "dense" if storage.layout == "dense" else "bitmap"  # the others hold whatever this one does, slower
     contents = pack(dense, coded, layout=layout, leftover_dtype=None, metadata=metadata)

@@ -59,6 +59,8 @@ def shipped_network(
     def round_others(net: nn.Module, changed_by_it: Collection[str]) -> None:
         round_leftovers(net, coded, leftover_dtype, changed_by_it)
 
+    # Folding first: rounding is then of the numbers that the file has. Folding changes last digits only, hence the
+    # narrower tolerance.
     folded = _where_it_keeps_outputs(hard, coded, fold, inputs, 4 * tolerance(hard))
     return _where_it_keeps_outputs(folded, coded, round_others, inputs, _ROUNDING).eval()
 
@@ -116,7 +118,7 @@ def check_stands_alone(copy_of_it: nn.Module, net: nn.Module, inputs: Any | None
     _check_results(copy_of_it, net, inputs)
     # Tensors that may be shared
     held = {id(tensor) for tensor in (*copy_of_it.parameters(), *copy_of_it.buffers())}
-    named = (*net.named_parameters(), *net.named_buffers())
+    named = (*net.named_parameters(), *net.named_buffers())  # read by the copy: a leak
     reads = _Reads({id(tensor): name for name, tensor in named if id(tensor) not in held})
     with reads:
         outputs(copy_of_it, inputs)
@@ -132,6 +134,7 @@ def _check_results(copy_of_it: nn.Module, net: nn.Module, inputs: Any) -> None:
     """Raise if a forward needs what was computed from parameters before it, which training cannot follow."""
     copies = dict(copy_of_it.named_modules())
     owners = {name: name.rpartition(".") for name, _ in _results(net)}
+    # In the copy: that is the network that runs.
     there = {name: vars(copies[owner])[attribute] for name, (owner, _, attribute) in owners.items()}
     reads = _Reads({id(tensor): name for name, held in there.items() for tensor in tensors_in(held)})
     if there:
@@ -168,6 +171,7 @@ class _Reads(TorchFunctionMode):
         self.found: str | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Every torch function that the forward calls passes here, with the tensors that it is given.
         result = func(*args, **(kwargs or {}))
         if self.found is None and any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # no mere shape
             given = (self.names.get(id(leaf)) for leaf in tree_leaves((args, kwargs)))

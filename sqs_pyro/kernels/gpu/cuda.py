@@ -28,6 +28,7 @@ SOURCE = Path(__file__).parent / "dense.cu"
 def cuda_kernels(architecture: str) -> ctypes.CDLL | None:
     """Return the library for an architecture, ``"90"`` say; None, with one :class:`KernelWarning`, without."""
     try:
+        # ctypes, not a torch extension: nothing in it depends on torch, and nvcc alone can build it.
         library = ctypes.CDLL(str(compiled_cuda(architecture)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         warnings.warn(
@@ -56,6 +57,7 @@ def compiled_cuda(architecture: str) -> Path:
         OSError: neither the cache nor a temporary directory can be written to.
     """
     command = [*nvcc_command(architecture), "-shared", "-Xcompiler", "-fPIC"]
+    # The path of nvcc stays when CUDA is updated; its version does not.
     version = subprocess.run([command[0], "--version"], capture_output=True, text=True, timeout=60).stdout
 
     def build(library: Path) -> None:
@@ -94,8 +96,10 @@ def linear(
     library = cuda_kernels("".join(map(str, torch.cuda.get_device_capability(x.device))))
     if library is None:
         return False
+    # The kernels load 16 bytes at once.
     x, codes = (t if t.is_contiguous() and t.data_ptr() % 16 == 0 else t.clone().contiguous() for t in (x, codes))
     pointers = [None if t is None else t.data_ptr() for t in (x, codes, table, scales, bias, out)]
+    # The caller's: results are then ordered like those of torch's own kernels.
     stream = torch.cuda.current_stream(x.device).cuda_stream
     sizes = (int(x.dtype == torch.bfloat16), bits, *out.shape, x.shape[1], table.numel())
     with torch.cuda.device(x.device):  # restores the device that the library sets

@@ -61,11 +61,14 @@ def plan(
         grouped: whether the table has several rows: look-ups take more registers, so tiles are smaller.
         cuda: whether the weight is one for the CUDA kernels, see :func:`for_cuda`.
     """
+    # Few rows are bound by reading codes, which the CUDA kernels do best.
     if cuda and half and rows <= CUDA_ROWS:
         return Plan("cuda")
+    # Tensor cores take 16 rows: of one or of float32 most of the work would be thrown away.
     if rows == 1 or (rows <= 4 and not half):
         deep = CHUNK if bitmap else _power(units, 32, 128)
         return _split(Plan("vector", 1, 8 if grouped else 16, deep), outputs, units, programs_each=rows)
+    # Here decoding costs little beside the product, which torch's own libraries do best.
     if rows > MOST_ROWS or not half:
         return Plan("decode")
     high = _power(rows, 16, MOST_ROWS)
@@ -83,6 +86,7 @@ def for_cuda(inputs: int, bits: int, groups: int) -> bool:
 
 def _split(chosen: Plan, outputs: int, units: int, programs_each: int = 1) -> Plan:
     """Cut K into as many parts as give every multiprocessor work; a part is whole tiles."""
+    # At most 16 parts: their float32 sums are written and read once more.
     blocks = -(-outputs // chosen.outputs) * programs_each
     tiles = -(-units // chosen.units)
     wanted = max(1, min(tiles, _PROGRAMS // blocks, 16))
@@ -107,12 +111,14 @@ def unit_of(bits: int, inputs: int, span: int | None) -> tuple[int, int, int]:
         ``(UNIT, PER, size)`` of :mod:`~sqs_pyro.kernels.gpu.triton_kernels`, and the bytes of an element to read.
     """
     if 8 % bits == 0:
-        wide = min(8 * bits, 32)  # 8 codes, or 4 of 8 bits
+        wide = min(8 * bits, 32)  # 8 codes, or 4 of 8 bits  # bits of a load
         choices = [(1, size * 8 // bits, size) for size in (4, 2, 1) if size * 8 <= wide]
     else:
+        # The fewest bytes of whole codes: 3, 5 or 7 bytes hold 8 codes of as many bits, 3 bytes 4 codes of 6.
         unit = bits if bits % 2 else bits // 2
         choices = [(unit, unit * 8 // bits, 1)]
     for unit, per, size in choices:
+        # A unit lies in one row, and under one row of the table.
         if inputs % per == 0 and (span is None or span % per == 0):
             return unit, per, size
     return 0, 1, 1

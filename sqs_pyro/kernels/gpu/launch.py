@@ -94,16 +94,17 @@ def linear(packed: PackedArgs, x: Tensor, bias: Tensor | None, cuda: bool = True
     outputs, inputs = packed.shape
     _check(x.dim() >= 1 and x.shape[-1] == inputs, f"the last dimension of x should be {inputs}")
     _check(bias is None or bias.shape == (outputs,), f"the bias should have {outputs} numbers")
-    rows = x.reshape(math.prod(x.shape[:-1]), inputs)
+    rows = x.reshape(math.prod(x.shape[:-1]), inputs)  # [M, K]
     bias = None if bias is None else bias.to(x.dtype).contiguous()
     weight = weight_of(packed)
-    if not len(rows):
+    if not len(rows):  # a grid cannot be empty
         return x.new_empty(*x.shape[:-1], outputs)
     cuda = cuda and x.is_cuda and not weight.BITMAP and for_cuda(inputs, packed.bits, len(weight.table))
     chosen = weight.plan(rows, cuda)
     if chosen.kernel == "decode":
         return F.linear(x, dense(packed, x.dtype), bias)
     out = x.new_empty(len(rows), outputs)
+    # False where nvcc is missing: Triton then does the same product, by a plan of its own.
     done = chosen.kernel == "cuda" and cuda_linear(
         rows, bias, packed.codes, weight.table, weight.scales, packed.bits, out
     )
@@ -132,6 +133,7 @@ def ranks(packed: PackedArgs) -> Tensor:
     part of the graph, unless there already.
     """
     assert packed.mask is not None
+    # What is made during a capture lives in the graph's memory, and must not be kept beyond it.
     if packed.mask.is_cuda and torch.cuda.is_current_stream_capturing():
         found = decoded_weights.find(packed, "ranks")
         return _ranks(packed) if found is None else found
@@ -145,6 +147,7 @@ def _ranks(packed: PackedArgs) -> Tensor:
     counts = torch.empty(outputs, chunks, dtype=torch.int64, device=packed.mask.device)
     launch = Launch(kernels.count_nonzeros, (outputs, chunks), (packed.mask, counts, inputs), {"BU": CHUNK})
     _start(iter([launch]), counts)
+    # Exclusive sums over the flat tensor: a bitmap's codes run through all rows.
     return (counts.view(-1).cumsum(0) - counts.view(-1)).view(outputs, chunks)
 
 
@@ -158,6 +161,7 @@ def weight_of(packed: PackedArgs) -> Weight:
     numel, bitmap = outputs * inputs, packed.mask is not None
     table, scales = _floats(packed.table), None if packed.scales is None else _floats(packed.scales)
     groups, size = table.shape
+    # A wrong size would not raise on a GPU: kernels would read beyond the end.
     _check(groups > 0 and numel % groups == 0, f"a table of {groups} rows does not fit {numel} weights")
     _check(scales is None or scales.numel() == outputs, f"scales should have {outputs} numbers")
     if packed.mask is None:
@@ -167,10 +171,12 @@ def weight_of(packed: PackedArgs) -> Weight:
         bytes_, found = packed_size(numel, 1), packed.mask.numel()
         _check(found == bytes_, f"the mask should have {bytes_} bytes, not {found}")
     shared = numel // groups  # the weights that share a row of the table
+    # Three ways to share a table: whole rows, equal parts of a row, or parts that run over the ends of rows.
     in_row = shared if groups > 1 and shared % inputs and inputs % shared == 0 else None
     flat = groups > 1 and shared % inputs > 0 and in_row is None
     unit, per, width = (0, 1, 1) if bitmap or flat else unit_of(packed.bits, inputs, in_row)
     codes = packed.codes.contiguous()
+    # A view of a file may begin at any byte; loads of 2 or 4 bytes may not.
     if width > 1 and codes.data_ptr() % width:
         codes = codes.clone()
     grouping, span = (0, 1) if groups == 1 else (3, shared) if flat else (1, shared // inputs)
@@ -181,6 +187,7 @@ def weight_of(packed: PackedArgs) -> Weight:
         inputs,
         codes.view(_INTEGERS[width]),
         table,
+        # Kernels take a pointer in any case, and do not look at one that they are compiled without.
         codes if packed.mask is None else packed.mask,
         ranks(packed) if bitmap else codes,
         scales,
@@ -206,6 +213,7 @@ def product(weight: Weight, x: Tensor, bias: Tensor | None, out: Tensor, chosen:
         chosen: ``"vector"`` or ``"matrix"``, with its blocks.
     """
     outputs, rows = weight.outputs, len(x)
+    # Parts of whole tiles, so that a bitmap's ranks stand at their beginnings.
     tiles = triton.cdiv(weight.units, chosen.units)
     units_per_split = triton.cdiv(tiles, chosen.splits) * chosen.units
     parts = out if chosen.splits == 1 else x.new_empty(chosen.splits, rows, outputs, dtype=torch.float32)
@@ -214,6 +222,7 @@ def product(weight: Weight, x: Tensor, bias: Tensor | None, out: Tensor, chosen:
     if chosen.kernel == "matrix" and weight.PER > 1:  # codes of one place side by side, as units are
         x = x.unflatten(1, (weight.units, weight.PER)).permute(2, 0, 1).contiguous()
         place, row, unit = x.stride()
+    # Of split sums the last kernel does it: scales and bias belong to the whole sum.
     epilogue = {"SCALED": weight.scales is not None, "BIASED": bias is not None}
     numbers = (outputs, weight.inputs, weight.size, weight.code_bytes, row, unit, place, units_per_split)
     bias = out if bias is None else bias
@@ -256,6 +265,7 @@ def _decoded(packed: PackedArgs, indices: Tensor | None, count: int, dtype: torc
 
 def _start(launches: Iterator[Launch], on: Tensor) -> None:
     """Kernels start on the current device: that of the tensor."""
+    # Off a GPU Triton's interpreter runs the kernels, in tests.
     with torch.cuda.device(on.device) if on.is_cuda else nullcontext():
         for kernel, grid, arguments, constants in launches:
             kernel[grid](*arguments, **constants)

@@ -23,10 +23,11 @@ _NAMES = ("linear", "embedding", "weight")
 @cache
 def gpu_kernels() -> ModuleType | None:
     """Return :mod:`sqs_pyro.kernels.gpu.launch`, or None, with one :class:`KernelWarning`, without Triton."""
+    # Read once, as the result is kept: a process does not change its kernels.
     if os.environ.get("SQS_KERNELS") == "reference":
         return None
     try:
-        from sqs_pyro.kernels.gpu import launch
+        from sqs_pyro.kernels.gpu import launch  # imports Triton
     except ImportError as error:
         warnings.warn(
             f"GPU kernels need Triton ({error}): packed networks run on decoded weights, slower and larger. "
@@ -42,11 +43,13 @@ def register(device: str) -> None:
     """Let the ops run on the kernels on this type of device."""
     for name in _NAMES:
         for form in ("dense", "bitmap"):
+            # For every GPU of the type; what the kernels do not take goes on to the reference inside `run`.
             OPS[f"{name}_{form}"].register_kernel(device)(partial(run, f"{name}_{form}"))
 
 
 def prepare(packed: PackedArgs) -> None:
     """Compute now what products would compute at the first call: a bitmap's ranks."""
+    # Computed within the first call, ranks would be captured into a CUDA graph, or be a pause in the first answer.
     kernels = gpu_kernels() if packed.form == "bitmap" and packed.codes.is_cuda else None
     if kernels is not None and kernels.takes(packed, torch.float32):
         kernels.ranks(packed)

@@ -42,6 +42,7 @@ def blank(shape: tuple[int, int], bits: int, form: str = "dense", groups: int = 
     packed = PackedArgs(codes, write_table(torch.zeros(groups, 2**bits)), mask, shape, bits, None, form)
     if bitmap:
         ranks = torch.zeros(shape[0], triton.cdiv(shape[1], CHUNK), dtype=torch.int64)
+        # Made here: computing them would take a GPU.
         decoded_weights.kept(packed, "ranks", lambda _: ranks)
     return packed
 
@@ -60,11 +61,14 @@ def launches(packed: PackedArgs, rows: int, dtype: torch.dtype) -> Iterator[Laun
 def compiled_triton(launch: Launch, architecture: str) -> dict[str, Any]:
     """Compile for an architecture, ``"90"`` say, as the launch would; returns what the kernel takes."""
     names = launch.kernel.arg_names
+    # Triton's own (num_warps, num_stages), which are no arguments of the kernel.
     options = {name: value for name, value in launch.constants.items() if name.startswith("num_")}
     constants = {name: value for name, value in launch.constants.items() if name not in options}
     types, attributes = {}, {}
     fixed = {parameter.name for parameter in launch.kernel.params if parameter.do_not_specialize}
     for place, (name, value) in enumerate(zip(names, launch.arguments, strict=False)):
+        # As Triton specialises at a launch: 1 is a constant, multiples of 16 and all pointers are known to be
+        # such.
         if isinstance(value, int) and value == 1 and name not in fixed:
             constants[name] = 1
         elif isinstance(value, Tensor) or (value % 16 == 0 and name not in fixed):
@@ -93,6 +97,7 @@ def compiled_cuda(architecture: str) -> dict[str, dict[str, Any]]:
         if told.returncode:
             raise RuntimeError(f"nvcc failed: {told.stderr}")
         size = cubin.stat().st_size
+    # What ptxas says of each instance, by its mangled name: dtype, bits, groups of rows, tiles.
     entry = re.compile(
         r"multiplyI(\d+\w+?)Li(\d)ELi(\d)ELi\dEEE.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
         r"(\d+) bytes spill loads.*?Used (\d+) registers.*?(\d+) bytes smem",

@@ -23,6 +23,7 @@ def code_at(codes, place, here, code_bytes, BITS: tl.constexpr):
     byte = bit >> 3
     found = tl.load(codes + byte, mask=here, other=0).to(tl.int32)
     if 8 % BITS != 0:
+        # Widths that do not divide 8 may reach into the next byte, which the last code does not have.
         found |= tl.load(codes + byte + 1, mask=here & (byte + 1 < code_bytes), other=0).to(tl.int32) << 8
     return (found >> (bit & 7).to(tl.int32)) & ((1 << BITS) - 1)
 
@@ -36,10 +37,10 @@ def load_units(
     if BITMAP:
         place = rows * inputs + units
         bit = tl.load(mask + (place >> 3), mask=here, other=0).to(tl.int32) >> (place & 7).to(tl.int32)
-        keep = tl.where(here, bit & 1, 0)
+        keep = tl.where(here, bit & 1, 0)  # [BN, BU]
         chunk = tl.min(units, 1, keep_dims=True) // BU
         rank = tl.load(ranks + rows * tl.cdiv(inputs, BU) + chunk)  # [BN, 1]
-        place = rank + (tl.cumsum(keep, 1) - keep)
+        place = rank + (tl.cumsum(keep, 1) - keep)  # exclusive: codes before this one
         there = (keep == 1) & (((place * BITS) >> 3) < code_bytes)  # whatever the mask says
         found = tl.where(there, code_at(codes, place, there, code_bytes, BITS), -1)
     elif UNIT == 0:
@@ -48,6 +49,7 @@ def load_units(
         place = (rows * (inputs // PER) + units) * UNIT
         found = tl.load(codes + place, mask=here, other=0)
         if UNIT > 1:
+            # Bytes are loaded one by one: units of 3, 5 or 7 bytes begin anywhere.
             found = found.to(tl.int64 if UNIT > 4 else tl.int32)
             for byte in tl.static_range(1, UNIT):
                 found |= tl.load(codes + place + byte, mask=here, other=0).to(found.dtype) << (8 * byte)
@@ -117,18 +119,22 @@ def vector(
     """``out[s, m, n]``, the sum over the s-th part of K: BN outputs and one row of x a program."""
     split, m = tl.program_id(1), tl.program_id(2)
     columns = tl.program_id(0) * BN + tl.arange(0, BN)
+    # Clamped, not masked: programs behind the last output read its row once more. int64: rows times K may pass
+    # 2^31.
     rows = tl.minimum(columns, outputs - 1).to(tl.int64)[:, None]
     first = split * units_per_split
     end = tl.minimum(first + units_per_split, inputs // PER)
+    # Added up over BU at the very end: no sum across lanes within the loop.
     sums = tl.zeros((BN, BU), tl.float32)
     entries = entries_of(table, size, BITS)
     for start in range(first, end, BU):
-        units = start + tl.arange(0, BU)[None, :]
+        units = start + tl.arange(0, BU)[None, :]  # [1, BU]
         here = units < end
         tile = load_units(
             codes, mask, ranks, rows, units, here & (rows >= 0), inputs, code_bytes, BITS, UNIT, PER, BITMAP, BU
         )
         groups = groups_of(rows, units, inputs, GROUPING, SPAN, PER)
+        # Code after code of all units: each takes its own operand of x, as far apart as codes are in a unit.
         for place in tl.static_range(PER):
             operand = tl.load(x + m * x_row + units * x_unit + place * x_place, mask=here, other=0.0)
             weight = values(entries, table, groups, tile, place, size, BITS, BITMAP, GROUPING)
@@ -218,6 +224,7 @@ def decode_rows(
     if SCALED:
         weight = weight * tl.load(scales + row)
     if GATHER:
+        # A GPU cannot raise; NaN shows, where a clamped row would be a wrong answer.
         weight = tl.where(inside, weight, float("nan"))
     to = out + i * inputs + tl.trans(units) * PER + places
     tl.store(to, weight.to(out.dtype.element_ty), mask=here)
