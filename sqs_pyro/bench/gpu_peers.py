@@ -14,16 +14,17 @@ _GROUP = 64
 
 
 def int4_aten(weight: Tensor) -> Product:
-    """The kernel behind torchao's int4 weights."""
+    """Return the kernel behind torchao's int4 weights."""
     outputs, inputs = weight.shape
     codes = torch.randint(0, 256, (outputs, inputs // 2), dtype=torch.uint8, device=weight.device)
-    packed = torch.ops.aten._convert_weight_to_int4pack(codes, 8)
+    packed = torch.ops.aten._convert_weight_to_int4pack(codes, 8)  # 8 inner tiles of K, torchao's choice
+    # [K / 64, N, 2]: a scale and a zero of each group.
     scales = torch.ones(inputs // _GROUP, outputs, 2, dtype=torch.bfloat16, device=weight.device)
     return lambda x: torch.ops.aten._weight_int4pack_mm(x, packed, _GROUP, scales)
 
 
 def int4_gemlite(weight: Tensor) -> Product:
-    """Gemlite's Triton kernels, groups of 64."""
+    """Return gemlite's Triton kernels, groups of 64."""
     from gemlite.core import DType, GemLiteLinearTriton
 
     outputs, inputs = weight.shape
@@ -37,16 +38,16 @@ def int4_gemlite(weight: Tensor) -> Product:
     )
     codes = torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8, device=weight.device)
     scales = torch.ones(outputs * inputs // _GROUP, 1, dtype=torch.bfloat16, device=weight.device)
-    layer.pack(codes, scales, scales * 8, None)
+    layer.pack(codes, scales, scales * 8, None)  # zero points in the middle of 16 codes
     return layer
 
 
 def int4_marlin(weight: Tensor) -> Product:
-    """IST-DASLab's Marlin: float16, groups of 128."""
+    """Return IST-DASLab's Marlin: float16, groups of 128."""
     import marlin
 
     outputs, inputs = weight.shape
-    if not hasattr(marlin, "Layer"):
+    if not hasattr(marlin, "Layer"):  # PyPI has a package of this name that has nothing to do with it
         raise ImportError("the installed package 'marlin' is another one")
     layer = marlin.Layer(inputs, outputs, groupsize=128).to(weight.device)
     layer.B.random_()

@@ -37,7 +37,7 @@ SHAPES = {
     "cuda": ((4096, 4096), (11008, 4096), (28672, 8192)),
 }
 ROWS = (1, 4, 16, 64)
-_MOST_COPIES = 300
+_MOST_COPIES = 300  # of a small weight: enough that caches have other things, and quickly made
 _GROUP = 64
 
 
@@ -50,7 +50,7 @@ def bench_kernels(
     progress: Callable[[str], None] = lambda line: None,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Measure; returns a plain document.
+    """Measure; return a plain document.
 
     Args:
         shapes: of weights, ``(outputs, inputs)``; :data:`SHAPES` of the device without.
@@ -86,7 +86,7 @@ def bench_kernels(
                     {"outputs": outputs, "inputs": inputs, "rows": count, "method": name, **spread(times)}
                     for name, times in seconds.items()
                 ]
-            del methods  # before the next are made
+            del methods  # before the next are made: copies of two large shapes may not fit
         made = machine() | (gpu() if device == "cuda" else {})
         return {"machine": made, "rounds": rounds, "missing": missing, "rows": found}
 
@@ -98,6 +98,7 @@ def _interleaved(
     x = {dtype: torch.randn(rows, inputs).to(device, dtype) for dtype, _ in methods.values()}
     timers = {name: product_timer(copies, x[dtype]) for name, (dtype, copies) in methods.items()}
     seconds: dict[str, list[float]] = {name: [] for name in methods}
+    # In turn, so that a change of the clock's rate, or a neighbour's load, meets all methods alike.
     for turn in range(-2, rounds):  # two to warm up
         for name, timer in timers.items():
             taken = timer(turn)
@@ -110,7 +111,7 @@ def _interleaved(
 def _methods(
     outputs: int, inputs: int, bits: tuple[int, ...], device: str = "cpu"
 ) -> tuple[dict[str, Method], dict[str, str]]:
-    """Products by method, as many copies of each as are cold; and why a method is not there."""
+    """Return products by method, as many copies of each as are cold; and why a method is not there."""
     made: dict[str, Method] = {}
     missing: dict[str, str] = {}
     single, half = torch.float32, torch.bfloat16
@@ -122,11 +123,13 @@ def _methods(
     for name, (dtype, make) in _PEERS[device].items():
         try:
             copies = [make(weight) for _ in range(_copies(numel // 2))]
+            # Libraries find out at the first call that they do not take a shape.
             copies[0](torch.zeros(1, inputs, dtype=dtype, device=device))
             made[name] = dtype, copies
         except PEER_ERRORS as error:
             missing[name] = first_line(error)
     for width in bits:
+        # Zero as often as each other code: 2**width values of equal shares.
         coded = random_coded((outputs, inputs), width, nonzero_rate=1 - 2**-width)
         for label, dtype in (
             {"float32": single, "bfloat16": half}.items() if device == "cpu" else [("bfloat16", half)]
@@ -139,6 +142,7 @@ def _methods(
 
 
 def _copies(size: int) -> int:
+    # At least two: a single one would still be in the caches from its last turn.
     return min(max(2, -(-COLD_BYTES // size)), _MOST_COPIES)
 
 
@@ -147,7 +151,7 @@ def _dense(weight: Tensor) -> Product:
 
 
 def _int4(weight: Tensor) -> Product:
-    """The kernel behind torchao's int4 weights on CPUs; the numbers do not matter, their time does."""
+    """Return the kernel behind torchao's int4 weights on CPUs; the numbers do not matter, their time does."""
     outputs, inputs = weight.shape
     symbols = torch.randint(0, 16, (outputs, inputs), dtype=torch.int32)
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(symbols, 1)
@@ -156,7 +160,7 @@ def _int4(weight: Tensor) -> Product:
 
 
 def _by_triton(layer: Product) -> Product:
-    """Without the CUDA C++ kernels."""
+    """Return the product without the CUDA C++ kernels."""
     assert isinstance(layer, PackedLinear)
     from sqs_pyro.kernels.gpu.launch import linear
 
@@ -184,10 +188,11 @@ _PEERS: dict[str, dict[str, tuple[torch.dtype, Callable[[Tensor], Product]]]] = 
 def _packed(coded: CodedTensor, dtype: torch.dtype, copies: int, device: str) -> Iterator[Product]:
     outputs, inputs = coded.shape
     weight = PackedWeight(pack_tensor(coded, "dense"), dtype)
-    weight.used_for("linear")
+    weight.used_for("linear")  # before it moves: the form of its codes follows from it
     weight = weight.to(device)
     linear = nn.Linear(inputs, outputs, bias=False, device="meta")
     for _ in range(copies):
         cold = copy.copy(weight)
+        # Codes are what streams from memory; codebooks are small, and cached in a network as well.
         cold._buffers = {**weight._buffers, "codes": weight.codes.clone()}
         yield PackedLinear(linear, cold)

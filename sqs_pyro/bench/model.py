@@ -44,7 +44,7 @@ def bench_model(
     compiled: bool = True,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure; returns a plain document.
+    """Measure; return a plain document.
 
     Args:
         networks: to measure, in turn; they are left in eval mode.
@@ -95,7 +95,8 @@ def bench_model(
 
 
 def held_bytes(net: nn.Module) -> int:
-    """Bytes that a network's tensors take in memory, with decoded copies of packed weights, and NF4's scales."""
+    """Count bytes of a network's tensors in memory, with decoded copies of packed weights, and NF4's scales."""
+    # By identity: tied weights are held once.
     tensors = {id(tensor): tensor for tensor in itertools.chain(net.parameters(), net.buffers())}
     for state in filter(None, (getattr(parameter, "quant_state", None) for parameter in net.parameters())):
         tensors |= {id(value): value for value in vars(state).values() if isinstance(value, Tensor)}
@@ -104,7 +105,8 @@ def held_bytes(net: nn.Module) -> int:
 
 
 def _methods(packed: nn.Module) -> tuple[dict[str, tuple[torch.dtype, nn.Module]], dict[str, str]]:
-    """Networks by method, all with the packed one's weights; and why a method is not there."""
+    """Return networks by method, all with the packed one's weights; and why a method is not there."""
+    # The same values everywhere, so that outputs can be compared before anything is timed.
     dense = unpack_weights(copy.deepcopy(packed), _SINGLE).eval()
     made = {"float32": (_SINGLE, dense), "bfloat16": (_HALF, copy.deepcopy(dense).to(_HALF))}
     missing: dict[str, str] = {}
@@ -123,7 +125,7 @@ def _nf4(dense: nn.Module) -> nn.Module:
     embeddings = {id(m.weight) for m in net.modules() if isinstance(m, nn.Embedding)}
     linears = {id(m): m for m in net.modules() if type(m) is nn.Linear and id(m.weight) not in embeddings}
     held = sum(m.weight.numel() for m in linears.values()) / sum(p.numel() for p in net.parameters())
-    if held < 0.5:
+    if held < 0.5:  # a figure called NF4 would be one of the dense rest
         raise ValueError(f"only linear layers can have it, and these hold {held:.1%} of the weights.")
     for module in list(net.modules()):
         for name, child in module._modules.items():
@@ -139,7 +141,7 @@ def _checked_calls(
     batch: int,
     compiled: bool,
 ) -> tuple[dict[str, Call], dict[str, float], dict[str, str]]:
-    """A call of each method, its error against the packed network in float32, and why a method is not there."""
+    """Return each method's call, its error against the packed network in float32; why a method is not there."""
     torch._dynamo.reset()  # code for other shapes would be looked through at each call
     try:
         wanted = predictions(bench.network, bench.inputs(shape, batch, _SINGLE)).float()
@@ -164,6 +166,7 @@ def _checked_calls(
                 "piece, measure it as it is with --eager."
             ) from None
         calls[name], errors[name] = call, float((output - wanted).norm() / wanted.norm().clamp(min=1e-30))
+        # Written so that NaN is refused, too.
         if not errors[name] <= _TOLERANCES.get(name, float("inf")):
             raise NetworkError(
                 f"Network '{bench.name}', {name}, has outputs that differ from those of the packed network in "
@@ -192,9 +195,9 @@ def _interleaved(calls: dict[str, Call], rounds: int, walk: Tensor | None) -> di
     for turn in range(-1, rounds):  # one to warm up
         for name, call in calls.items():
             if walk is None:
-                call()
+                call()  # warms the caches for this method after the others
             else:
-                walk.sum()
+                walk.sum()  # reads every line of it, which drives out all else
             start = time.perf_counter()
             call()
             taken = time.perf_counter() - start

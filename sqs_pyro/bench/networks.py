@@ -40,8 +40,8 @@ class BenchNetwork:
     masked: bool = False
 
     def inputs(self, shape: tuple[int, ...], batch: int, dtype: torch.dtype) -> Any:
-        """Inputs of a shape, the same at every call: random pixels in a dtype, or tokens."""
-        generator = torch.Generator().manual_seed(0)
+        """Return inputs of a shape, the same at every call: random pixels in a dtype, or tokens."""
+        generator = torch.Generator().manual_seed(0)  # methods are compared by what they give for the same input
         if self.vocabulary is None:
             return torch.randn(batch, *shape, generator=generator).to(dtype)
         tokens = torch.randint(self.vocabulary, (batch, *shape), generator=generator)
@@ -51,7 +51,7 @@ class BenchNetwork:
 def bench_networks(
     asked: str, bits: Sequence[int], input_shape: tuple[int, ...] | None, lengths: tuple[int, ...]
 ) -> list[BenchNetwork]:
-    """The networks that one argument of ``sqs bench model`` names.
+    """Return the networks that one argument of ``sqs bench model`` names.
 
     Args:
         asked: a name out of :data:`BUILT_IN`, or a packed file.
@@ -80,7 +80,7 @@ def _resnet20(bits: int, lengths: tuple[int, ...]) -> BenchNetwork:
 
 
 def _transformer(bits: int, lengths: tuple[int, ...]) -> BenchNetwork:
-    """12 of SmolLM2-135M's 30 blocks, with a small vocabulary: blocks are what counts."""
+    """Build 12 of SmolLM2-135M's 30 blocks, with a small vocabulary: blocks are what counts."""
     transformers = transformers_package()
     config = transformers.LlamaConfig(
         vocab_size=8192,
@@ -109,6 +109,7 @@ def _random_packed(net: nn.Module, bits: int) -> nn.Module:
     coded = {}
     for name, weight in net.named_parameters():
         if weight.dim() > 1:
+            # Zeros take a share of the variance: the others make up for it, so that activations keep their size.
             scale = float(weight.detach().std()) / _NONZERO_RATE**0.5
             coded[name] = random_coded(weight.shape, bits, _NONZERO_RATE, scale)
     return packed_network(net, coded, layout="dense")
@@ -130,4 +131,5 @@ def _file_network(file: str, input_shape: tuple[int, ...] | None, lengths: tuple
             "the file of one network."
         )
     form = kind.input_form(net, path, document, input_shape, lengths)
+    # Methods in other dtypes are made of it; a file's network may be in half precision.
     return BenchNetwork(file, net.float(), form.shapes, form.vocabulary, form.masked)

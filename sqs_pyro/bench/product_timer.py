@@ -21,7 +21,7 @@ def product_timer(copies: list[Product], x: Tensor) -> Timer:
 
 
 def _by_clock(copies: list[Product], x: Tensor) -> Timer:
-    """Each turn another copy."""
+    """Time another copy each turn."""
 
     def turn(number: int) -> float:
         product = copies[number % len(copies)]
@@ -33,7 +33,8 @@ def _by_clock(copies: list[Product], x: Tensor) -> Timer:
 
 
 def _by_events(copies: list[Product], x: Tensor) -> Timer:
-    """Each turn all copies, one after another in one graph: no time of Python or of launches is in it."""
+    """Time all copies each turn, one after another in one graph: no time of Python or of launches is in it."""
+    # As torch asks for before a capture: warm up on a side stream, with both streams waiting for each other.
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # compiles, and allocates what libraries keep
@@ -51,6 +52,6 @@ def _by_events(copies: list[Product], x: Tensor) -> Timer:
         graph.replay()
         last.record()
         last.synchronize()
-        return first.elapsed_time(last) / 1e3 / len(copies)
+        return first.elapsed_time(last) / 1e3 / len(copies)  # milliseconds to seconds, a product
 
     return turn

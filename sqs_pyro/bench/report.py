@@ -16,8 +16,8 @@ PEER_ERRORS = (ImportError, RuntimeError, AssertionError, AttributeError, TypeEr
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles of times, in microseconds."""
-    times = seconds if len(seconds) > 1 else [*seconds, *seconds]
+    """Return the median and quartiles of times, in microseconds."""
+    times = seconds if len(seconds) > 1 else [*seconds, *seconds]  # quantiles ask for two
     low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
     return {"microseconds": middle * 1e6, "lower_quartile": low * 1e6, "upper_quartile": high * 1e6}
 
@@ -34,15 +34,16 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def random_coded(shape: Sequence[int], bits: int, nonzero_rate: float, scale: float = 1.0) -> CodedTensor:
-    """Random codes of a codebook of ``2**bits - 1`` quantiles of N(0, scale²), none of them 0, and of zero."""
+    """Draw codes of a codebook of ``2**bits - 1`` quantiles of N(0, scale²), none of them 0, and of zero."""
     mask, components = torch.rand(*shape) < nonzero_rate, 2**bits - 1
     codes = torch.randint(0, components, tuple(shape), dtype=torch.uint8) * mask
+    # Offset by 0.4, not by ½: with the middle one of an odd number at ½, a codeword would be 0.
     codebook = scale * torch.special.ndtri((torch.arange(components) + 0.4) / components)
     return CodedTensor(codes, mask, codebook[None])
 
 
 def nf4_linear(linear: nn.Linear) -> nn.Module:
-    """A linear layer of bitsandbytes with this one's weight in NF4, on its device, for bfloat16 inputs.
+    """Return a linear layer of bitsandbytes with this one's weight in NF4, on its device, for bfloat16 inputs.
 
     Raises:
         ImportError, RuntimeError, AssertionError, ValueError: there is no bitsandbytes, or it does not take this.

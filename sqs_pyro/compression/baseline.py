@@ -132,13 +132,13 @@ def train_baseline(
             kept = None if checkpoint is None else Path(checkpoint)
             return _Training(net, train, validation, recipe, loss, judge).run(kept, progress)
         finally:
-            if recipe.channels_last:
+            if recipe.channels_last:  # the caller's network has the layout that others expect again
                 _lay_out(net, torch.contiguous_format)
 
 
 def learning_rate(step: float, total: float, warmup: float, highest: float) -> float:
-    """Learning rate of `step` (from 0) out of `total`: linear in `warmup` steps, then half a cosine."""
-    if step < warmup:
+    """Return the learning rate of `step` (from 0) out of `total`: linear in `warmup` steps, then half a cosine."""
+    if step < warmup:  # not 0 at the first step, and the highest not before the warm-up is over
         return highest * (step + 1) / (math.floor(warmup) + 1)
     return highest * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
 
@@ -157,7 +157,7 @@ class _Training:
     ) -> None:
         self.net, self.train, self.validation, self.recipe = net, train, validation, recipe
         self.loss, self.judge = loss, judge
-        self.labels: Categorical = categorical
+        self.labels: Categorical = categorical  # until the first minibatch settles which axis has the classes
         self.device = device_of(net)
         self.optimizer = _optimizer(net, recipe)
         self._fingerprint: Fingerprint = {}
@@ -165,12 +165,12 @@ class _Training:
 
     def run(self, checkpoint: Path | None, progress: Callable[[EpochRecord], None] | None) -> list[EpochRecord]:
         if checkpoint is not None:
-            self._fingerprint = self._of_this_call()
+            self._fingerprint = self._of_this_call()  # before weights are restored: of what is given
         if checkpoint is not None and checkpoint.exists():
             self._restore(read_checkpoint(checkpoint, _STATE_KEYS), checkpoint)
         else:
             self._try_validation()
-        for epoch in range(len(self.history), self.recipe.epochs):
+        for epoch in range(len(self.history), self.recipe.epochs):  # none if the checkpoint is a finished one
             record = self._epoch(epoch)
             self.history.append(record)
             if checkpoint is not None:
@@ -180,7 +180,7 @@ class _Training:
         return self.history
 
     def _try_validation(self) -> None:
-        """Labels and judge, before anything is trained."""
+        """Try labels and judge, before anything is trained."""
         if self.validation is None:
             return
         check_repeatable(self.validation, "validation")
@@ -191,7 +191,7 @@ class _Training:
             judged(self.judge, copied(self.net).eval(), self.validation)
 
     def _try(self, x: Any, y: Tensor) -> None:
-        """The first minibatch, before the network is trained on it."""
+        """Try the first minibatch, before the network is trained on it."""
         if self.loss is None:
             dtype = torch.bfloat16 if self.recipe.precision == "bfloat16" else None
             self.labels = check_minibatch(  # type: ignore[assignment]
@@ -202,6 +202,7 @@ class _Training:
         start = time.perf_counter()
         steps = len(self.train)
         self.net.train()
+        # Sums stay on the device: reading one at each step would wait for it.
         losses: list[Tensor] = []
         correct = torch.zeros((), device=self.device)
         count = torch.zeros((), device=self.device)
@@ -216,7 +217,7 @@ class _Training:
             count += labelled
             if len(losses) % _LOSS_CHECK_STEPS == 0 or i + 1 == steps:
                 self._check_losses(losses, epoch * steps)
-        self._check_weights(epoch)
+        self._check_weights(epoch)  # before the epoch is kept: the last checkpoint stays a good one
         validation_loss, validation_score = self._validation()
         return EpochRecord(
             epoch=epoch + 1,
@@ -243,7 +244,7 @@ class _Training:
             x = x.contiguous(memory_format=torch.channels_last)
         bfloat16 = self.recipe.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            logits = predictions(self.net, x).float()
+            logits = predictions(self.net, x).float()  # the loss in float32, whatever the precision
         loss, hits, labelled = self._loss(logits, y, step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -251,7 +252,7 @@ class _Training:
         return loss.detach(), hits, labelled
 
     def _loss(self, logits: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean loss, how many classes are right, and of how many labels."""
+        """Return the mean loss, how many classes are right, and of how many labels."""
         if self.loss is not None:
             nothing = torch.zeros((), device=self.device)
             return self.loss(logits, y.to(self.device)), nothing, nothing
@@ -260,6 +261,7 @@ class _Training:
             # Before they move: no wait for the device.
             check_labels(y[y != ignored], logits.shape[self.labels.axis(logits, y)], f"Labels at step {step + 1}")
         rows, y = self.labels.rows(logits, y.to(self.device))
+        # Rows [N, C] and classes [N], or probabilities [N, C].
         rows, y = rows.flatten(0, -2), y.flatten() if not y.is_floating_point() else y.flatten(0, -2)
         loss = F.cross_entropy(rows, y, ignore_index=ignored, label_smoothing=self.recipe.label_smoothing)
         predicted, wanted = rows.detach().argmax(dim=1), y.argmax(1) if y.dim() == 2 else y
@@ -267,7 +269,7 @@ class _Training:
 
     def _learning_rate(self, step: int, steps: int) -> float:
         total = self.recipe.epochs * steps
-        warmup = min(self.recipe.warmup * steps, total / 2)
+        warmup = min(self.recipe.warmup * steps, total / 2)  # a short training must come down again
         return learning_rate(step, total, warmup, self.recipe.learning_rate)
 
     def _check_losses(self, losses: list[Tensor], first_step: int) -> None:
@@ -291,6 +293,7 @@ class _Training:
     def _state(self) -> dict[str, Any]:
         return {
             "fingerprint": self._fingerprint,
+            # Whoever reads it need not know that training had another memory layout.
             "network": {name: t.contiguous() for name, t in self.net.state_dict().items()},
             "optimizer": self.optimizer.state_dict(),
             "history": [asdict(record) for record in self.history],
@@ -300,7 +303,7 @@ class _Training:
         }
 
     def _of_this_call(self) -> Fingerprint:
-        """What this call is made of, before it has trained anything."""
+        """Return what this call is made of, before it has trained anything."""
         return fingerprint(
             self.recipe.model_dump(mode="json"),
             network_fingerprint(self.net),
@@ -315,7 +318,7 @@ class _Training:
         self.history = [EpochRecord(**_renamed(record)) for record in state["history"]]
         if state["loader_epoch"] is not None and hasattr(self.train, "epoch"):
             self.train.epoch = state["loader_epoch"]
-        torch.set_rng_state(state["rng"])
+        torch.set_rng_state(state["rng"])  # last: nothing may draw between here and the next epoch
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
 

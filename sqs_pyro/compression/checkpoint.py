@@ -16,7 +16,7 @@ from sqs_pyro.errors import DataError, NetworkError, RecipeError, SQSError, firs
 from sqs_pyro.fingerprint import Fingerprint, first_difference
 
 _SEAL = b"\nsqs-pyro sha256 "
-_SEAL_BYTES = len(_SEAL) + 64
+_SEAL_BYTES = len(_SEAL) + 64  # and the digest in hexadecimal
 
 
 class _Sealing(io.RawIOBase):
@@ -35,7 +35,7 @@ class _Sealing(io.RawIOBase):
         except OSError as error:
             self.error = error
             raise
-        self.digest.update(data)
+        self.digest.update(data)  # of what has been written, and only that
         return len(data)
 
 
@@ -51,11 +51,12 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """
     with appearing(path, parents=True) as made, made.open("wb") as file:
         sealing = _Sealing(file)
+        # torch.save writes from front to back, so a digest can go along: no second pass over the file.
         try:
             torch.save(dict(state), cast(BinaryIO, sealing))
         except RuntimeError:
             if sealing.error is not None:
-                raise sealing.error from None
+                raise sealing.error from None  # of which `appearing` makes a sentence
             raise
         file.write(_SEAL + sealing.digest.hexdigest().encode())
 
@@ -71,6 +72,7 @@ def read_checkpoint(path: Path, keys: frozenset[str] = frozenset()) -> dict[str,
             f"Checkpoint '{path}' is a directory: give the path of a file, say '{path / 'kept.pt'}'."
         )
     try:
+        # One open file for both: nobody can put another in its place between the check and the reading.
         with path.open("rb") as file:
             _check_seal(file)
             state = torch.load(file, map_location="cpu", weights_only=True)
@@ -95,6 +97,7 @@ def _check_seal(file: BinaryIO) -> None:
         raise NetworkError("its checksum is missing: it is damaged, or of an older version")
     file.seek(0)
     digest = hashlib.sha256()
+    # A mebibyte at a time: a state may be larger than what is left of the memory.
     while content and (part := file.read(min(content, 1 << 20))):
         digest.update(part)
         content -= len(part)

@@ -24,6 +24,7 @@ def interruptions_as_exceptions() -> Iterator[None]:
         return
     wanted = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
     before = {number: signal.getsignal(number) for number in wanted}
+    # SIG_IGN is the wish of who started us (nohup, a shell's background job); None is a handler not of Python.
     changed = [number for number in wanted if before[number] not in (signal.SIG_IGN, None)]
     try:
         for number in changed:
@@ -49,12 +50,13 @@ def deferred_interrupt() -> Iterator[None]:
         yield
         return
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    # SIG_DFL and SIG_IGN are no functions: what the system does with those signals stays its own business.
     before = {number: handler for number, handler in handlers.items() if callable(handler)}
     received: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        put_back()
+        put_back()  # a second one finds the handlers of before
 
     def put_back() -> None:
         for waited, handler in before.items():
@@ -66,5 +68,6 @@ def deferred_interrupt() -> Iterator[None]:
         yield
     finally:
         put_back()
+    # Not after an error in the body: that is on its way out, and would be lost in an interruption.
     for caught in received:
         signal.raise_signal(caught)

@@ -25,13 +25,14 @@ class Augmentation:
         batch, channels, height, width = images.shape
         padded = F.pad(images, [self.padding] * 4)
         top, left = torch.randint(0, 2 * self.padding + 1, (2, batch, 1), generator=generator)
+        # Crops as indices into the padded batch: one gather for all images, with no loop over them.
         rows = top + torch.arange(height)  # [B, H]
         columns = torch.arange(width).expand(batch, width)  # [B, W]
         if self.flip:
             flipped = torch.rand(batch, 1, generator=generator) < 0.5
             columns = torch.where(flipped, columns.flip(1), columns)
-        columns = left + columns
-        return padded[
+        columns = left + columns  # flipped within the crop, then moved
+        return padded[  # all four broadcast to [B, C, H, W]
             torch.arange(batch)[:, None, None, None],
             torch.arange(channels)[None, :, None, None],
             rows[:, None, :, None],
@@ -41,6 +42,7 @@ class Augmentation:
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     """Return the random numbers of one epoch; epochs and seeds are independent of each other."""
+    # Hashed: with seed + epoch, epoch 1 of seed 0 would be epoch 0 of seed 1.
     state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) >> 1)  # torch's seeds are signed
 
@@ -114,14 +116,14 @@ class ArrayLoader:
         size = len(labels)
         order = torch.randperm(size, generator=generator) if self.shuffle else torch.arange(size)
         for index in order.split(self.batch_size)[: len(self)]:
-            batch = images.index_select(0, index)
+            batch = images.index_select(0, index)  # uint8 until here: a quarter of the memory
             if self.augment is not None:
                 batch = self.augment(batch, generator)
             yield batch.float().mul_(self._factor).add_(self._shift), labels.index_select(0, index)
 
 
 def _normalisation(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """`(x / scale - mean) / std` as `x * factor + shift`; both [C, 1, 1]."""
+    """Return shift and factor, [C, 1, 1] each: `(x / scale - mean) / std` is `x * factor + shift`."""
     channels = images.shape[1]
     if len(mean) not in (1, channels) or len(std) not in (1, channels) or min(std) <= 0:
         raise DataError(
@@ -129,6 +131,7 @@ def _normalisation(images: Tensor, mean: Sequence[float], std: Sequence[float]) 
             f"deviations, but mean={list(mean)} and std={list(std)} were given."
         )
     scale = 1.0 if images.is_floating_point() else 255.0
+    # In float64, and rounded once.
     centre = torch.tensor(mean, dtype=torch.float64).expand(channels)
     spread = torch.tensor(std, dtype=torch.float64).expand(channels)
     shape = (channels, 1, 1)

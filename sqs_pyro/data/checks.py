@@ -34,7 +34,7 @@ def check_labels(labels: Tensor, num_classes: int | None = None) -> None:
     """
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise DataError(f"Labels must be integers from 0, but are {labels.dtype}: convert them.")
-    wide = labels.to(torch.int64)
+    wide = labels.to(torch.int64)  # uint8 has no negative numbers to compare with
     wrong = wide < 0 if num_classes is None else (wide < 0) | (wide >= num_classes)
     if wrong.any():
         example = int(wrong.nonzero()[0])

@@ -32,7 +32,7 @@ def load_cifar(num_classes: int, root: str | Path | None = None, download: bool 
 
     kind = {10: datasets.CIFAR10, 100: datasets.CIFAR100}[num_classes]
     root = Path(root or "data")
-    if not download:
+    if not download:  # torchvision's own check says neither which file nor what to do
         _check_files(kind, root)
     try:
         train, test = kind(root, train=True, download=download), kind(root, train=False)

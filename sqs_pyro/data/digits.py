@@ -12,7 +12,7 @@ _TEST_SEED = 0  # the test set never changes
 
 
 def load_digits() -> ImageArrays:
-    """1,297 training and 500 test images [N, 1, 8, 8] with values from 0 to 1 in steps of 1/16."""
+    """Return 1,297 training and 500 test images [N, 1, 8, 8] with values from 0 to 1 in steps of 1/16."""
     with needed_for("The digits"):
         from sklearn import datasets  # heavy, and only needed here
 

@@ -58,6 +58,7 @@ def _pair(images_path: Path, labels_path: Path) -> tuple[Tensor, Tensor]:
 
 
 def _directory(root: Path | None, download: bool) -> Path:
+    # torchvision's layout below `root` first: `download: true` has put the files there.
     places = PLACES if root is None else (root / "FashionMNIST" / "raw", root)
     found = next((place for place in places if place.is_dir()), None)
     if found is not None:

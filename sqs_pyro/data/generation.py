@@ -51,6 +51,7 @@ def generate_calibration(
     _check_numbers(model, count, length, temperature, batch_size)
     generator = torch.Generator().manual_seed(seed)
     first = starts[torch.randint(len(starts), (count, 1), generator=generator)]
+    # All uniform numbers before the network is asked anything: how it is batched cannot change who gets which.
     draws = torch.rand(count, length - 1, generator=generator, dtype=torch.float64)
     with evaluating(model):
         parts = [
@@ -69,6 +70,7 @@ def _continue(model: nn.Module, tokens: Tensor, draws: Tensor, vocab_size: int, 
         cache = getattr(output, cache_name, None)
         if cache is None:
             raise NetworkError(_no_cache(model))
+        # On the CPU in float64: the token at a given u hardly depends on the device's rounding.
         logits = output_tensor(output)[:, -1].double().cpu()  # [B, V]
         sequence.append(_draw(logits, u, vocab_size, temperature)[:, None])
     return torch.cat(sequence, dim=1)
@@ -85,6 +87,7 @@ def _draw(logits: Tensor, u: Tensor, vocab_size: int, temperature: float) -> Ten
     cumulated = (logits[:, :vocab_size] / temperature).softmax(-1).cumsum(-1)
     if not torch.isfinite(cumulated).all():
         raise NetworkError("The network's logits are NaN or infinite: no sequence can be drawn from it.")
+    # Inversion; the last sum is 1 but for rounding, and u is scaled to it.
     drawn = torch.searchsorted(cumulated, u[:, None] * cumulated[:, -1:], right=True).squeeze(1)
     return drawn.clamp(max=vocab_size - 1)
 

@@ -14,7 +14,7 @@ from sqs_pyro.errors import DataError
 
 _UNSIGNED_BYTE = 0x08
 _MOST_SHRUNK = 100  # images compress to a third, constant ones to a thousandth: those may be small
-_ALWAYS_ALLOWED = 1 << 24
+_ALWAYS_ALLOWED = 1 << 24  # bytes; 16 MiB, whatever they were shrunk to
 
 
 def read_idx(path: Path, ndim: int) -> Tensor:
@@ -31,6 +31,7 @@ def read_idx(path: Path, ndim: int) -> Tensor:
     """
     try:
         size, is_gzip = path.stat().st_size, path.suffix == ".gz"
+        # A header may promise 2^96 bytes, and a small .gz may deliver gigabytes: neither is believed.
         most = _ALWAYS_ALLOWED + _MOST_SHRUNK * size if is_gzip else size
         with gzip.open(path) if is_gzip else path.open("rb") as stream:
             return _images(cast(IO[bytes], stream), ndim, path, most)
@@ -54,6 +55,7 @@ def _images(stream: IO[bytes], ndim: int, path: Path, most: int) -> Tensor:
         raise DataError(f"'{path}' is truncated: it ends within its header; fetch it again.")
     shape = struct.unpack(f">{ndim}I", sizes)
     promised = math.prod(shape)
+    # One byte more than promised: that something follows is an error, too.
     content = bytearray(stream.read(min(promised, most) + 1))  # a bytearray, for tensors must be writable
     if len(content) != promised:
         follow = len(content) if path.suffix == ".gz" else path.stat().st_size - 4 - 4 * ndim

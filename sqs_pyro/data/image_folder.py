@@ -33,13 +33,14 @@ class EpochDataLoader(DataLoader[Any]):
         self.epoch = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # In place: samplers and the seeds of workers hold on to this generator.
         self.generator.set_state(epoch_generator(self.seed, self.epoch).get_state())
         self.epoch += 1
         return _in_one_sentence(super().__iter__())
 
 
 def _in_one_sentence(minibatches: Iterator[Any]) -> Iterator[Any]:
-    """Minibatches; a worker process's error comes with its traceback before it, which is left out."""
+    """Yield minibatches; a worker process's error leaves its traceback out."""
     try:
         yield from minibatches
     except DataError as error:  # that of a worker process comes with its traceback before it
@@ -47,7 +48,7 @@ def _in_one_sentence(minibatches: Iterator[Any]) -> Iterator[Any]:
 
 
 def load_image_folder(recipe: DataRecipe, seed: int) -> Data:
-    """Loaders over `root/train` and `root/val` or `root/test`, each with one directory a class.
+    """Make loaders over `root/train` and `root/val` or `root/test`, each with one directory a class.
 
     With both `val` and `test`, `val` is for choices and `test` for the final figures. With only one of them,
     that one is for the final figures, and the validation examples are held out of `train`.
@@ -57,6 +58,7 @@ def load_image_folder(recipe: DataRecipe, seed: int) -> Data:
     """
     root = _existing_root(recipe.root)
     train_transform, plain_transform = _transforms(recipe)
+    # The same files twice: held-out images must not be augmented.
     train, train_plain = _folder(root / "train", train_transform), _folder(root / "train", plain_transform)
     held_out_folders = [_folder(root / n, plain_transform) for n in ("val", "test") if (root / n).is_dir()]
     if not held_out_folders:
@@ -78,6 +80,7 @@ def load_image_folder(recipe: DataRecipe, seed: int) -> Data:
     return Data(
         train=EpochDataLoader(training, seed=seed, shuffle=True, drop_last=True, **options),
         validation=EpochDataLoader(validation, **options),
+        # The last is `test` if both are there, else the only one.
         test=EpochDataLoader(held_out_folders[-1], **options),
         num_classes=len(train.classes),
         input_shape=(3, recipe.image_size, recipe.image_size),
@@ -86,7 +89,7 @@ def load_image_folder(recipe: DataRecipe, seed: int) -> Data:
 
 
 def _transforms(recipe: DataRecipe) -> tuple[Any, Any]:
-    """For training and for evaluation."""
+    """Return those for training and for evaluation."""
     with needed_for("Image folders"):
         from torchvision import transforms  # heavy, and only needed here
 
@@ -139,8 +142,8 @@ def read_image(path: str) -> Any:
 
     try:
         with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore")
-            if math.prod(image.size) > _MOST_PIXELS:
+            warnings.simplefilter("ignore")  # PIL warns of large images, which are refused below
+            if math.prod(image.size) > _MOST_PIXELS:  # of the header: nothing is decoded yet
                 size = "x".join(map(str, image.size))
                 raise DataError(f"Image '{path}' has {size} pixels, more than {_MOST_PIXELS}: make it smaller.")
             return image.convert("RGB")

@@ -58,7 +58,7 @@ def _in_memory(arrays: ImageArrays, recipe: DataRecipe, seed: int) -> Data:
         shuffle=True,
         augment=arrays.augmentation if recipe.augment else None,
         seed=seed,
-        drop_last=True,
+        drop_last=True,  # minibatches of equal size: each step is the same share of the data
         num_classes=arrays.num_classes,
     )
     return Data(

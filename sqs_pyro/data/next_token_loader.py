@@ -56,5 +56,5 @@ class NextTokenLoader:
         count = len(sequences)
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
         for index in order.split(self.batch_size):
-            batch = sequences.index_select(0, index)
+            batch = sequences.index_select(0, index)  # [B, T], of which T - 1 tokens have a next one
             yield {"input_ids": batch[:, :-1]}, batch[:, 1:]

@@ -16,12 +16,12 @@ FILE_TYPES = (".txt", *ROW_TYPES)
 
 
 def is_file(source: str) -> bool:
-    """Whether a source is a file's path, there or not, rather than the name of a data set."""
+    """Return whether a source is a file's path, there or not, rather than the name of a data set."""
     return Path(source).suffix.lower() in FILE_TYPES or Path(source).is_file()
 
 
 def rows_in_file(path: Path) -> list[Any]:
-    """The rows of a .json, .jsonl or .csv file, as they stand there: mappings, if the file is right.
+    """Return the rows of a .json, .jsonl or .csv file, as they stand there: mappings, if the file is right.
 
     Args:
         path: UTF-8. A .json file holds a list of objects, or an object with such a list as ``data``; a .jsonl file
@@ -37,7 +37,7 @@ def rows_in_file(path: Path) -> list[Any]:
 
 
 def content_of(path: Path) -> str:
-    """What a UTF-8 file holds.
+    """Return what a UTF-8 file holds.
 
     Raises:
         DataError: no such file, no UTF-8, or nothing but space in it.
@@ -45,7 +45,7 @@ def content_of(path: Path) -> str:
     if not path.is_file():
         raise DataError(f"Text file '{path}' was not found: correct the path.")
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        content = path.read_text(encoding="utf-8-sig")  # spreadsheets begin files with a byte-order mark
     except UnicodeDecodeError as error:
         raise DataError(f"Text file '{path}' is not UTF-8 (byte {error.start}): convert it.") from None
     except OSError as error:
@@ -56,7 +56,7 @@ def content_of(path: Path) -> str:
 
 
 def rows_of_hub(name: str, subset: str | None, split: str) -> Iterable[Any]:
-    """The rows of a data set of the Hugging Face hub, or of the local cache.
+    """Return the rows of a data set of the Hugging Face hub, or of the local cache.
 
     Raises:
         MissingPackageError: the package ``datasets`` is not installed.
@@ -75,7 +75,7 @@ def rows_of_hub(name: str, subset: str | None, split: str) -> Iterable[Any]:
 
 
 def cell(row: Any, column: str, number: int, what: str) -> Any:
-    """A row's value in a column.
+    """Return a row's value in a column.
 
     Args:
         row: as read.
@@ -87,6 +87,7 @@ def cell(row: Any, column: str, number: int, what: str) -> Any:
         DataError: the row is no mapping, or has no such column.
     """
     if not isinstance(row, Mapping) or column not in row:
+        # Bounded: rows may have thousands of columns, or names of any length.
         names = ", ".join(map(str, list(row)[:20]))[:200] if isinstance(row, Mapping) else ""
         there = names or f"none (a {type(row).__name__})"
         raise DataError(f"{what} has no column '{column}' in row {number}: its columns are {there}.")
@@ -94,7 +95,7 @@ def cell(row: Any, column: str, number: int, what: str) -> Any:
 
 
 def text_cell(row: Any, column: str, number: int, what: str) -> str:
-    """A row's text in a column; arguments and errors as :func:`cell`, and a value that is no text is one, too."""
+    """Return a row's text in a column; as :func:`cell`, and a value that is no text is an error, too."""
     value = cell(row, column, number, what)
     if not isinstance(value, str):
         raise DataError(
@@ -106,7 +107,7 @@ def text_cell(row: Any, column: str, number: int, what: str) -> str:
 
 def _json_rows(content: str, path: Path) -> list[Any]:
     rows = parse_json(content, DataError, f"'{path}'", "one object a line is a .jsonl file", len(content))
-    if isinstance(rows, Mapping) and isinstance(rows.get("data"), list):
+    if isinstance(rows, Mapping) and isinstance(rows.get("data"), list):  # as SQuAD's own files
         return rows["data"]
     if not isinstance(rows, list):
         raise DataError(f"'{path}' holds a {type(rows).__name__}, but must hold a list of objects.")

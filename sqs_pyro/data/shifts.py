@@ -65,6 +65,7 @@ class Resized:
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Resize [B, C', H', W'] to [B, C, H, W]."""
+        # antialias: without it a smaller image is every n-th pixel of the larger one.
         sized = F.interpolate(images, self.shape[1:], mode="bilinear", antialias=True)
         return (
             sized
@@ -88,7 +89,7 @@ def parse_shift(text: str) -> Shift:
     try:
         value = float(number)
     except ValueError:
-        value = math.nan
+        value = math.nan  # is refused with the infinite ones
     if name not in _MEASURED or not math.isfinite(value):
         raise DataError(
             f"Shift {text!r} is unknown: give rotation:DEGREES, noise:SCALE (in standard deviations of the data) "
@@ -119,6 +120,6 @@ class ShiftedLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.seed)  # anew at each pass
         for images, labels in self.loader:
             yield self.shift(images, generator), labels

@@ -49,7 +49,7 @@ class Data:
 
 
 def held_out_size(recipe: DataRecipe, num_examples: int) -> int:
-    """Validation examples: what the recipe says, or a tenth up to `MOST_HELD_OUT`."""
+    """Return how many are held out: what the recipe says, or a tenth up to `MOST_HELD_OUT`."""
     return recipe.validation or max(1, min(num_examples // 10, MOST_HELD_OUT))
 
 

@@ -64,7 +64,7 @@ def load_text(recipe: TextRecipe) -> Text:
     documents = pydoc_documents() if recipe.source == PYDOC else _documents(recipe, recipe.source, recipe.split)
     if recipe.held_out is not None:
         return _text(documents, _other_documents(recipe, recipe.held_out), recipe)
-    if recipe.source == PYDOC:
+    if recipe.source == PYDOC:  # whose topics are whole documents: every fourth is a fair sample
         kept = [text for i, text in enumerate(documents) if i % ONE_IN != ONE_IN - 1]
         return _text(kept, documents[ONE_IN - 1 :: ONE_IN], recipe)
     # The end, not every fourth: neighbouring rows and paragraphs may be parts of one document.

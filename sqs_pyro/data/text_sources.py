@@ -10,14 +10,14 @@ from sqs_pyro.errors import DataError
 
 
 def pydoc_documents() -> list[str]:
-    """Python's help topics, ordered by name; the text is that of the Python version that runs."""
+    """Return Python's help topics, ordered by name; the text is that of the Python version that runs."""
     from pydoc_data import topics  # 0.7 MB, and only needed here
 
-    return [topics.topics[name] for name in sorted(topics.topics)]
+    return [topics.topics[name] for name in sorted(topics.topics)]  # the dictionary's order is nobody's promise
 
 
 def documents_in_file(path: Path, column: str) -> list[str]:
-    """The paragraphs of a .txt file, or the texts in a column of a .json, .jsonl or .csv file.
+    """Return the paragraphs of a .txt file, or the texts in a column of a .json, .jsonl or .csv file.
 
     Args:
         path: UTF-8; rows as :func:`~sqs_pyro.data.rows.rows_in_file` reads them.
@@ -34,7 +34,7 @@ def documents_in_file(path: Path, column: str) -> list[str]:
 
 
 def documents_of_hub(name: str, subset: str | None, split: str, column: str) -> list[str]:
-    """The texts in a column of a data set of the Hugging Face hub, or of the local cache.
+    """Return the texts in a column of a data set of the Hugging Face hub, or of the local cache.
 
     Raises:
         MissingPackageError: the package ``datasets`` is not installed.

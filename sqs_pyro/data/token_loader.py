@@ -73,6 +73,7 @@ class TokenLoader:
                 f"A batch size of {batch_size} does not fit {len(dataset)} examples: give a number from 1 to "
                 f"{len(dataset)}."
             )
+        # Here, for all of them at once: within an embedding an unknown token is an error without a name.
         check_tokens(torch.cat([example[TOKENS] for example in dataset.inputs]), vocab_size)
         self.dataset, self.batch_size, self.pad_token = dataset, batch_size, pad_token
         self.shuffle, self.seed, self.epoch = shuffle, seed, 0
@@ -92,6 +93,7 @@ class TokenLoader:
     def _minibatch(self, index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         examples = [self.dataset.inputs[i] for i in index.tolist()]
         padded = {name: self._padded([e[name] for e in examples], name) for name in examples[0]}
+        # Of lengths, not of values: a text may hold the padding token itself.
         mask = self._padded([torch.ones_like(e[TOKENS]) for e in examples], MASK)
         return {**padded, MASK: mask}, self.dataset.targets[index]
 

@@ -25,6 +25,7 @@ def token_stream(tokenizer: Any, text: str, vocab_size: int | None = None) -> Te
         # verbose=False: a text longer than the network's longest input is cut up later, no need to warn
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     else:
+        # The package `tokenizers` has objects that are no functions, with a result of its own.
         ids = tokenizer.encode(text, add_special_tokens=False).ids
     stream = torch.tensor(ids, dtype=torch.int64)
     if not len(stream):
@@ -44,7 +45,7 @@ def token_sequences(
     prefix: Sequence[int] = (),
     suffix: Sequence[int] = (),
 ) -> Tensor:
-    """Sequences of a text, int64 ``[n, length]``, that do not overlap, in the order of the text.
+    """Return sequences of a text, int64 ``[n, length]``, that do not overlap, in the order of the text.
 
     Args:
         tokenizer: of transformers, or of the package ``tokenizers``.
@@ -79,9 +80,10 @@ def token_sequences(
         )
     sequences = stream[: available * own].view(available, own)
     if count is not None:
+        # Drawn without replacement, then in the order of the text: which ones is random, nothing else.
         drawn = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:count]
         sequences = sequences[drawn.sort().values]
     around = [torch.tensor(tokens, dtype=torch.int64).expand(len(sequences), -1) for tokens in (prefix, suffix)]
     result = torch.cat([around[0], sequences, around[1]], dim=1)
-    check_tokens(result, vocab_size)
+    check_tokens(result, vocab_size)  # again: prefix and suffix are the caller's
     return result

@@ -57,7 +57,9 @@ class AveragedNetwork(nn.Module):
         for name in draws[0]:
             check_like_sites("draw", name, draws[0][name], tensors)
             stacked = torch.stack([draw[name] for draw in draws]).to(tensors[name].dtype)
+            # [S, ...]; buffers, so that they move with the module. Their names may not hold dots.
             self.register_buffer(name.replace(".", "/"), stacked, persistent=False)
+        # The copy's own tensors would be dead weight: each is stood in for by the draws.
         leave_to_draws(self.net, {id(tensors[name]): name for name in draws[0]})
         self.eval()
 
@@ -107,7 +109,7 @@ def averaged_network(
         coded = guide.draw(temperature, gate_temperature, torch.float32)
         draw = {name: tensor.dense() for name, tensor in coded.items()}
         if batch_norm_batches:
-            one = network_with(net, draw)
+            one = network_with(net, draw)  # each draw has activations of its own, and so statistics
             reestimate_batch_norm(one, loader, batch_norm_batches)
             draw |= batch_norm_statistics(one)
         draws.append(draw)
@@ -200,4 +202,4 @@ def choose_temperature(
         )
         return evaluate(average, validation).nll
 
-    return min(candidates, key=nll)
+    return min(candidates, key=nll)  # `isolating` without a seed: every candidate draws from the same state

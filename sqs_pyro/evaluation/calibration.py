@@ -37,11 +37,12 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     from scipy.optimize import brentq  # heavy, and only needed here
 
     z = logits.double()
-    chosen = z.gather(1, labels[:, None]).mean()
+    chosen = z.gather(1, labels[:, None]).mean()  # mean of z_y, which T does not change
 
     def slope(inverse: float) -> float:
         return float(((z * inverse).softmax(-1) * z).sum(-1).mean() - chosen)
 
+    # Where the ends do not enclose the root the NLL falls to one of them: logits always right, or of no use.
     low, high = 1 / _HIGHEST, 1 / _LOWEST
     if slope(low) >= 0:
         return _HIGHEST

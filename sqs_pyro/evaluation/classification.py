@@ -84,8 +84,8 @@ def predict(
             with named(name):
                 how = settle(how, output, y)
                 rows, y = _rows(how, output, y)
-            log_p = rows.float().log_softmax(-1)
-            if log_p.isnan().any():
+            log_p = rows.float().log_softmax(-1)  # [n, C]; of log-probabilities it changes nothing
+            if log_p.isnan().any():  # is it the data? Only if not, the network is to blame
                 check_inputs(x, name)
                 raise NetworkError(f"{type(net).__name__} gives NaN for finite inputs: check its weights.")
             log_probs.append(log_p)
@@ -134,7 +134,7 @@ def largest_difference(first: nn.Module, second: nn.Module, loader: Iterable[Any
         for number, (x, _) in enumerate(minibatches(loader, first, "evaluation", labelled=False), 1):
             x, name = move_to(x, device), f"Evaluation minibatch {number}"
             own, other = output_tensor(run(first, x, name)), output_tensor(run(second, x, name))
-            differences.append((own - other).abs().max())
+            differences.append((own - other).abs().max())  # read once, at the end
     if not differences:
         raise DataError("There is no example to compare two networks on: the loader is empty.")
     return float(torch.stack(differences).max())
@@ -157,6 +157,7 @@ def summarise(log_p: Tensor, y: Tensor) -> Evaluation:
     if y.dim() == 2:
         check_observation(ClassProbabilities(log_p), y, "Labels")
         target, y = y, y.argmax(-1)
+        # 0 log 0 is 0, where torch would have NaN.
         nll = float(-(target * log_p.double()).masked_fill(target == 0, 0.0).sum(-1).mean())
     else:
         check_labels(y, classes)
@@ -183,6 +184,7 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
         bins: number of bins of equal width, closed on the right.
     """
     confidence, predicted = probabilities.double().max(-1)
+    # n_b |accuracy_b - confidence_b| is the absolute sum of these over the bin.
     surplus = confidence - (predicted == labels).double()
     bin_of = (confidence * bins).ceil().clamp(1, bins).long() - 1
     return float(torch.bincount(bin_of, weights=surplus, minlength=bins).abs().sum() / len(labels))

@@ -61,7 +61,7 @@ def try_first_minibatch(
     """
     check_training_loader(train)
     settled = try_loader(net, train, likelihood, "training", dtype)
-    num_data = examples_an_epoch(train, net)
+    num_data = examples_an_epoch(train, net)  # after a minibatch is known to be one: counting may read them all
     _try_last(net, train, settled, num_data, dtype)
     if validation is not None:
         check_repeatable(validation, "validation")
@@ -69,6 +69,7 @@ def try_first_minibatch(
             try_loader(net, validation, settled, "validation")
         else:
             with undisturbed(validation):
+                # Of a copy, as in training: a judge may change what it is given.
                 judged(judge, copied(net).eval(), validation)
     return FirstMinibatch(settled, num_data)
 
@@ -111,12 +112,13 @@ def eager(net: nn.Module) -> nn.Module:
 def _try_last(
     net: nn.Module, train: Loader, likelihood: Likelihood, num_data: int, dtype: torch.dtype | None
 ) -> None:
-    """A last minibatch of one example, if there will be one, under batch norm."""
+    """Try a last minibatch of one example, if there will be one, under batch norm."""
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):
         return
     device = device_of(net)
     with undisturbed(train):
         x, y = next(minibatches(train, net, "training"))
+        # N = k B + 1, and none dropped: the last minibatch would fail after a whole epoch.
         if len(y) < 2 or num_data % len(y) != 1 or len(train) * len(y) < num_data or not tensors_in(x):
             return
         one = next(split_examples(x, 1))

@@ -44,7 +44,7 @@ def check_labels(labels: Tensor, num_classes: int, what: str = "Labels") -> None
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= num_classes:
         others = labels[(labels < 0) | (labels >= num_classes)]
-        alone = int(others[0]) if bool((others == others[0]).all()) else "k"
+        alone = int(others[0]) if bool((others == others[0]).all()) else "k"  # one odd value is a marker, mostly
         raise DataError(
             f"{what} run from {lowest} to {highest}, but the network has {num_classes} classes (labels 0 to "
             f"{num_classes - 1}): use the network and the data that belong together, or leave out labels with "
@@ -64,7 +64,7 @@ def check_observation(distribution: TorchDistribution, y: Tensor, what: str) -> 
         check_labels(y[y != support.ignored] if hasattr(support, "ignored") else y, support.upper_bound + 1, what)
     if bool(distribution.support.check(y).all()):
         return
-    if support is constraints.simplex:
+    if support is constraints.simplex:  # several hot classes have the same shape as probabilities
         raise DataError(
             f"{what} have the shape of the logits, {list(y.shape)}, but are no probabilities that sum to 1 over "
             "the classes: normalise them, or use likelihood='multilabel' for several classes at once."
@@ -108,6 +108,8 @@ def check_minibatch(
         _tried(net, what == "training"),
         torch.autocast(device.type, dtype, enabled=dtype is not None),
     ):
+        # A copy, as a forward may write into its inputs. What it refuses says more than a NaN in them, which
+        # is looked for thereafter.
         output = run(net, own_copy(x), name)
         check_inputs(x, name)
         try:
@@ -119,6 +121,7 @@ def check_minibatch(
         except SQSError:
             raise
         except Exception as error:  # of the user's likelihood
+            # A distribution refuses NaN with an error of its own, which would put the blame on the likelihood.
             if any(not torch.isfinite(t).all() for t in tensors_in(output) if t.is_floating_point()):
                 raise _not_finite(net, name) from error
             raise NetworkError(
@@ -157,7 +160,7 @@ def run(net: nn.Module, x: Any, name: str) -> Any:
 
 @contextmanager
 def named(name: str) -> Iterator[None]:
-    """What a :class:`DataError` says is of this minibatch."""
+    """Let what a :class:`DataError` says inside begin with this minibatch's name."""
     try:
         yield
     except DataError as error:
@@ -171,6 +174,7 @@ def _explained(error: Exception, net: nn.Module, x: Any, name: str) -> DataError
             "(DataLoader(..., drop_last=True)) or choose another batch size."
         )
     own = {p.dtype for p in net.parameters() if p.is_floating_point()}
+    # Only a guess where torch's message speaks of types: integers are right for an embedding.
     others = [t for t in tensors_in(x) if t.dtype not in own]
     if others and own and any(word in str(error).lower() for word in ("type", "float", "double", "half", "byte")):
         dtype = next(iter(own))
@@ -191,7 +195,7 @@ def _explained(error: Exception, net: nn.Module, x: Any, name: str) -> DataError
 
 @contextmanager
 def _tried(net: nn.Module, training: bool) -> Iterator[None]:
-    """Mode, buffers and random state come back as they were."""
+    """Set a network's mode; mode, buffers and random state come back as they were."""
     with modes_kept(net), buffers_kept(net), random_states_kept(), torch.no_grad():
         net.train(training)
         yield

@@ -54,7 +54,7 @@ def judged(judge: Judge, net: nn.Module, loader: Loader) -> float:
         value = float(figure)
     except (TypeError, ValueError, RuntimeError):
         value = math.nan
-    if not value <= 1 + 1e-6 or math.isinf(value):
+    if not value <= 1 + 1e-6 or math.isinf(value):  # NaN is refused, too; means of ones may round above 1
         raise NetworkError(
             f"The judge says {value if math.isfinite(value) else shown(figure)}, but must give one finite number "
             "of at most 1, the higher the better: an accuracy, or 1 minus an error."
@@ -81,7 +81,7 @@ def agreement(net: nn.Module, loader: Loader, likelihood: Likelihood) -> float:
             output = run(net, move_to(x, device), name)
             with named(name):
                 distribution, value = observe(likelihood, output, y.to(device))
-            discrete = distribution.support.is_discrete
+            discrete = distribution.support.is_discrete  # the same in each minibatch
             centre, known = _centre(distribution, value, discrete)
             found.append(centre[known] if discrete else _by_example(centre))
             observed.append(value[known] if discrete else _by_example(value))
@@ -94,17 +94,18 @@ def agreement(net: nn.Module, loader: Loader, likelihood: Likelihood) -> float:
         if not len(values):
             raise DataError("There is no label to evaluate on: all of them are left out.")
         return float((centres == values).double().mean())
+    # Sums over all examples: R² of minibatches could not be averaged.
     error, spread = (values - centres).square().sum(), (values - values.mean(0)).square().sum()
     return float(1 - error / spread) if float(spread) > 0 else float(error == 0)
 
 
 def _by_example(values: Tensor) -> Tensor:
-    """Numbers ``[B, n]`` of any shape ``[B, ...]``, one an example where that is ``[B]``."""
+    """Bring to ``[B, n]`` numbers of any shape ``[B, ...]``, one an example where that is ``[B]``."""
     return values.reshape(len(values), -1).double()
 
 
 def _centre(distribution: Any, value: Tensor, discrete: bool) -> tuple[Tensor, Tensor]:
-    """Most probable value or mean, and which labels count."""
+    """Return the most probable value or the mean, and which labels count."""
     base = innermost(distribution)
     try:
         centre = _most_probable(base) if discrete else distribution.mean

@@ -48,7 +48,7 @@ def perplexity(
     stride: int = 256,
     batch_size: int = 1,
 ) -> PerplexityResult:
-    """Perplexity on sequences of tokens, every token but a sequence's first scored exactly once.
+    """Measure perplexity on sequences of tokens, each token but a sequence's first scored exactly once.
 
     Window k feeds the tokens ``[k * stride, k * stride + window)`` to the network, which foretells from each the
     next one; the last ``stride`` of these predictions are scored, of the first window all. The last window of a
@@ -73,6 +73,7 @@ def perplexity(
     streams = sequences[None] if sequences.dim() == 1 else sequences
     _check_sequences(streams, vocabulary_size(model))
     _check_stride(window, stride, batch_size)
+    # A text shorter than the window is one window; what was done is what the result says.
     window = min(window, streams.shape[1] - 1)
     stride = min(stride, window)
     _check_window(model, window)
@@ -91,13 +92,13 @@ def _pieces(predictions: int, window: int, stride: int) -> list[tuple[int, int, 
     pieces, start, done = [], 0, 0
     while done < predictions:
         end = min(start + window, predictions)
-        pieces.append((start, end, end - done))
+        pieces.append((start, end, end - done))  # of the first window all, of others what is new
         start, done = start + stride, end
     return pieces
 
 
 def _minibatches(streams: Tensor, window: int, stride: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs ``[B, L]`` and the tokens to score ``[B, S]``, which follow the last S inputs."""
+    """Yield inputs ``[B, L]`` and the tokens to score ``[B, S]``, which follow the last S inputs."""
     alike: dict[tuple[int, int], list[tuple[int, int]]] = {}  # only windows of one shape make a minibatch
     for start, end, scored in _pieces(streams.shape[1] - 1, window, stride):
         places = alike.setdefault((end - start, scored), [])
@@ -110,7 +111,7 @@ def _minibatches(streams: Tensor, window: int, stride: int, batch_size: int) -> 
 
 
 def _options(model: nn.Module, scored: int) -> dict[str, Any]:
-    """Arguments that spare work, where the network's forward has them by name."""
+    """Return arguments that spare work, where the network's forward has them by name."""
     known = inspect.signature(model.forward).parameters
     return {name: value for name, value in (("logits_to_keep", scored), ("use_cache", False)) if name in known}
 
@@ -125,9 +126,10 @@ def _nll(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
             f"{list(inputs.shape)}, but must give [B, T, V]: perplexity needs a causal language model."
         )
     check_tokens(targets, logits.shape[-1])
-    rows = logits[:, -scored:].flatten(0, 1)
+    rows = logits[:, -scored:].flatten(0, 1)  # [B S, V]
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
     for some, wanted in zip(rows.split(_ROWS_AT_ONCE), targets.flatten().split(_ROWS_AT_ONCE), strict=True):
+        # float32 of a few rows, summed in float64: the whole in float32 would double the memory.
         total += F.cross_entropy(some.float(), wanted, reduction="none").double().sum()
     if total.isnan():
         raise NetworkError(f"{type(model).__name__} gives logits that are NaN: it has no perplexity.")

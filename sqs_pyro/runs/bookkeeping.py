@@ -33,14 +33,15 @@ class Clock:
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on, ``more`` of them if need be."""
+    """Return versions of Python and of the packages that results depend on, ``more`` of them if need be."""
     packages = ("sqs-pyro", "torch", "pyro-ppl", *more)
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its instructions for low precision, and versions of what did the work."""
+    """Return the processor, its instructions for low precision, and versions of what did the work."""
     model, flags = processor()
+    # Those that torch's and our kernels choose by: timings of two machines differ by them first.
     useful = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
     return {
         "processor": model,
@@ -52,8 +53,9 @@ def machine() -> dict[str, Any]:
 
 
 def gpu() -> dict[str, Any]:
-    """The current GPU, and versions of what its kernels are made with."""
+    """Return the current GPU, and versions of what its kernels are made with."""
     found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    # Asked, not imported: a benchmark of CUDA kernels alone does without.
     triton = importlib.util.find_spec("triton") is not None and importlib.metadata.version("triton")
     return {
         "gpu": found.name,

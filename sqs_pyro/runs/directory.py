@@ -26,13 +26,13 @@ PACKED, MADE_OF = "packed.safetensors", "fingerprint.json"
 _REPAIR = "the run directory was altered, run it again"
 BLOCKS = "blocks"  # directory of an unfinished run's finished blocks
 _PARTIAL = ".partial"
-_BEING_WRITTEN = ".sqs-*.part/*"
+_BEING_WRITTEN = ".sqs-*.part/*"  # what a killed process was writing
 _OLDER = (RECIPE, METRICS, BOUNDS, PACKED, "ensemble.safetensors", "*.csv", "*.png")  # before runs listed it
-_UNFINISHED = (*_OLDER, CHECKPOINT, MADE_OF)
+_UNFINISHED = (*_OLDER, CHECKPOINT, MADE_OF)  # by name, as the list of digests is only written at the end
 
 
 def read_run(directory: Path) -> dict[str, Any]:
-    """What a finished run measured.
+    """Return what a finished run measured.
 
     Returns:
         ``metrics`` and, where the run has them, ``bounds``.
@@ -44,7 +44,7 @@ def read_run(directory: Path) -> dict[str, Any]:
         raise OutputError(
             f"'{directory}' is no finished run (it holds no {METRICS}): give one that `sqs compress` wrote."
         )
-    check_sealed(directory, only=(METRICS, BOUNDS))
+    check_sealed(directory, only=(METRICS, BOUNDS))  # a packed file of gigabytes is not read for two figures
     kept = {"metrics": directory / METRICS, "bounds": directory / BOUNDS}
     return {name: read_json_object(path, OutputError, _REPAIR) for name, path in kept.items() if path.is_file()}
 
@@ -59,7 +59,7 @@ def reported(directory: Path) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        if isinstance(error, SQSError):
+        if isinstance(error, SQSError):  # some are ValueErrors, too, and say it better
             raise
         said = f"it has no {shown(error.args[0], 80)}" if isinstance(error, KeyError) else shown(str(error), 200)
         raise OutputError(
@@ -83,7 +83,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def partial_directory(final: Path) -> Path:
-    """Where a run works until it is finished."""
+    """Return where a run works until it is finished."""
     return final.with_name(final.name + _PARTIAL)
 
 
@@ -98,8 +98,8 @@ def check_output(final: Path, recipe_text: str, *, overwrite: bool) -> None:
     Raises:
         OutputError: ``final`` or its partial directory is in the way.
     """
-    check_place(final, room=len(_PARTIAL))
-    clean(final)
+    check_place(final, room=len(_PARTIAL))  # the partial name is longer, and must fit the file system as well
+    clean(final)  # first, so that a killed process's leftovers are not taken for somebody's files
     _check_final(final, overwrite=overwrite)
     partial = partial_directory(final)
     _check_partial(partial)
@@ -111,7 +111,7 @@ def check_output(final: Path, recipe_text: str, *, overwrite: bool) -> None:
 
 
 def kept_checkpoint(final: Path, recipe_text: str) -> Path | None:
-    """The checkpoint from which a run of this recipe would go on, if there is one."""
+    """Return the checkpoint from which a run of this recipe would go on, if there is one."""
     partial = partial_directory(final)
     kept = partial / CHECKPOINT
     return kept if kept.is_file() and _same_recipe(partial, recipe_text) else None
@@ -121,7 +121,7 @@ def _check_final(final: Path, *, overwrite: bool) -> None:
     if final.exists() and not final.is_dir():
         raise OutputError(f"Output directory '{final}' cannot be made, because '{final}' is a file.")
     if not final.exists() or not any(final.iterdir()):
-        return
+        return  # an empty directory may have been made for the run
     if not (final / METRICS).exists():
         raise OutputError(
             f"'{final}' exists and is no run directory (it holds no {METRICS}): choose another output directory."
@@ -131,6 +131,7 @@ def _check_final(final: Path, *, overwrite: bool) -> None:
             f"'{final}' already holds a finished run: choose another output directory, or replace it with "
             "--overwrite."
         )
+    # Replacing deletes what is there, but not a note or a plot that somebody has put beside the results.
     foreign = foreign_file(final, _OLDER)
     if foreign is not None:
         raise OutputError(
@@ -154,6 +155,7 @@ def _check_partial(partial: Path) -> None:
 
 def _same_recipe(partial: Path, recipe_text: str) -> bool:
     recipe = partial / RECIPE
+    # Bytes: a recipe that was cut in the middle of a character is another one, not an error.
     return recipe.is_file() and recipe.read_bytes() == recipe_text.encode()
 
 
@@ -168,7 +170,7 @@ def run_directory(final: Path, recipe_text: str, *, overwrite: bool) -> Iterator
     Raises:
         OutputError: as :func:`check_output`, the disk is full, or another process works on the same run.
     """
-    check_output(final, recipe_text, overwrite=overwrite)
+    check_output(final, recipe_text, overwrite=overwrite)  # again: data was loaded since the caller's own look
     partial = partial_directory(final)
     with contextlib.ExitStack() as alone:
         with one_sentence(partial):
@@ -177,23 +179,25 @@ def run_directory(final: Path, recipe_text: str, *, overwrite: bool) -> Iterator
             alone.enter_context(alone_in(partial, lock_beside(final)))
             partial.mkdir(exist_ok=True)
         clean_inside(partial)
+        # Asked before the body, which writes a checkpoint of its own.
         began = (partial / CHECKPOINT).exists() and _same_recipe(partial, recipe_text)
         try:
             if not _same_recipe(partial, recipe_text):  # of another recipe, and check_output let it go
                 _empty(partial)
                 write_text(partial / RECIPE, recipe_text)
             yield partial
-            seal(partial, leave_out=(CHECKPOINT, BLOCKS))
+            seal(partial, leave_out=(CHECKPOINT, BLOCKS))  # which do not go with the finished run
         except SQSError as error:
             # blocks are hours of work: only a recipe, data or network that was wrong from the start leaves nothing
             goes_on = began or isinstance(error, OutputError | ResourceError)
             if not (partial / BLOCKS).exists() and not (goes_on and (partial / CHECKPOINT).exists()):
                 shutil.rmtree(partial)
             raise
-        except BaseException:
+        except BaseException:  # Ctrl-C, or a bug: what it has computed is good
             if not (partial / CHECKPOINT).exists():
                 shutil.rmtree(partial)
             raise
+        # Still under the lock: another process must not take the partial directory up meanwhile.
         replace_directory(partial, final, without=(CHECKPOINT, BLOCKS))
 
 
@@ -213,4 +217,5 @@ def in_turn(lock: Path) -> Iterator[None]:
 
 def _empty(directory: Path) -> None:
     for path in directory.iterdir():
+        # A link is removed as a link: what it points to is not ours.
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

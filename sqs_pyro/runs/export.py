@@ -74,6 +74,7 @@ def export_file(
     """
     path, target = Path(file), Path(out)
     directory = path.is_dir()
+    # Options and places are checked before a network of gigabytes is read.
     _check_options(export_format, dtype)
     _check_source(path)
     writes_directory = export_format == "aoti" or (directory and export_format == "dense")
@@ -84,6 +85,7 @@ def export_file(
     net = _directory_network(path) if directory else file_network(path)
     check_one_network(net)
     example = _example(net, path, input_shape, data_from, needed=export_format != "dense")
+    # Run from where it is made: the target only appears if what was written loads and computes.
     with appearing(target, parents=True) as made:
         exported, run = _write(export_format, net, path, made, example, dtype or "float32")
         difference = _difference(run, example.expected)
@@ -141,7 +143,7 @@ def _check_free(out: Path, kind: str, is_ours: Callable[[Path], bool], *, overwr
 
 
 def _tree_bytes(path: Path) -> dict[str, int]:
-    """Bytes of a file, or of each file of a directory by its path in it."""
+    """Return bytes of a file, or of each file of a directory by its path in it."""
     if path.is_file():
         return {path.name: path.stat().st_size}
     return {str(p.relative_to(path)): p.stat().st_size for p in sorted(path.rglob("*")) if p.is_file()}
@@ -193,17 +195,19 @@ def _example(
     try:
         inputs, said = random_inputs(net, shape) if shape is not None else _own(net, path, data_from)
         with one_sentence("run on the example"):
+            # A batch of another size, too: a trace that has fixed the batch is found out.
             parts = (inputs, next(split_examples(inputs, 1)))
             return _Example(inputs, said, [(part, outputs(net, part)) for part in parts])
     except SQSError as error:
+        # A dense export only compares with it: without one, and if none was asked for, the export is still good.
         if needed or shape is not None or data_from is not None:
             hint = "" if shape is not None else " Or give --input-shape, for random inputs."
-            raise type(error)(f"{error}{hint}") from None
+            raise type(error)(f"{error}{hint}") from None  # of the same class, by which callers tell errors
         return _Example(None, f"none: {error}", [])
 
 
 def _own(net: nn.Module, path: Path, data_from: str | Path | None) -> tuple[Any, str]:
-    """Inputs of the kind that a file is of; of a Hugging Face directory, random tokens."""
+    """Return inputs of the kind that a file is of; of a Hugging Face directory, random tokens."""
     if path.is_dir() and data_from is None:
         return random_text(net, path)
     document = recipe_of(path, data_from)
@@ -228,6 +232,7 @@ def _write(
         exported = Exported(decoded=dict.fromkeys(stored_weights(net), "a plain checkpoint has no codes"))
     else:
         exported = export_dense(net, made, dtype)
+        # A copy of the packed network's form, filled from the file alone: `strict` finds what is missing in it.
         plain = unpack_weights(copy.deepcopy(net))
         plain.load_state_dict(load_file(made), strict=True)
     return exported, lambda inputs: outputs(plain, inputs)
@@ -245,17 +250,18 @@ def _write_checkpoint(source: Path, made: Path, dtype: str) -> nn.Module:
 
 
 def _difference(run: Callable[[Any], tuple[Tensor, ...]], batches: Batches) -> float | None:
-    """The largest difference between what is expected and what a network gives."""
+    """Return the largest difference between what is expected and what a network gives."""
     largest = 0.0
     for inputs, expected in batches:
         for one, other in zip(expected, run(inputs), strict=True):
+            # Equal infinities differ by 0, not by NaN (masks of attention have them).
             differs = torch.where(one == other, 0.0, (one.float() - other.float()).abs())
             largest = max(largest, float(differs.max()))
     return largest if batches and math.isfinite(largest) else None
 
 
 def _measured(path: Path) -> dict[str, int]:
-    """What there was: bytes of the packed file, and of the network in float32."""
+    """Return what there was: bytes of the packed file, and of the network in float32."""
     if path.is_dir():
         size = checkpoint_size(path)
         return {"packed_bytes": size.total, "dense_bytes": size.fp32_bytes}

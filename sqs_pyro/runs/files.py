@@ -47,7 +47,7 @@ def inspect_file(file: str | Path, *, runtime: bool = False) -> dict[str, Any]:
 
 
 def file_network(file: str | Path) -> nn.Module:
-    """The packed network of a file, built as its metadata says.
+    """Return the packed network of a file, built as its metadata says.
 
     Raises:
         PackedFileError: the file is missing, not intact, or does not say how to build its network.
@@ -94,13 +94,13 @@ def evaluate_file(
 
 
 def existing_file(file: str | Path) -> Path:
-    """The path of a packed file that is there.
+    """Return the path of a packed file that is there.
 
     Raises:
         PackedFileError: it is not.
     """
     path = Path(file)
-    if path.is_dir():
+    if path.is_dir():  # a run's directory is what people give first
         inside = path / PACKED
         hint = f"'{inside}'" if inside.is_file() else "the path of a file that `sqs` wrote"
         raise PackedFileError(f"'{path}' is a directory, not a packed file: give {hint}.")
@@ -110,7 +110,7 @@ def existing_file(file: str | Path) -> Path:
 
 
 def recipe_of(path: Path, data_from: str | Path | None = None) -> Document:
-    """The recipe that a packed file holds, as it was written there; programs may write anything.
+    """Return the recipe that a packed file holds, as it was written there; programs may write anything.
 
     Args:
         path: the file.
@@ -123,7 +123,7 @@ def recipe_of(path: Path, data_from: str | Path | None = None) -> Document:
     if data_from is not None:
         document: Document = load_any_recipe(data_from).model_dump(mode="json")
         return document
-    recipe = read_packed(path).metadata.get("recipe") or {}
+    recipe = read_packed(path).metadata.get("recipe") or {}  # a file made in Python need not have one
     if not isinstance(recipe, Mapping):
         raise PackedFileError(
             f"Packed file '{path}' holds {shown(recipe)} as its recipe, which is none: load it in Python with the "

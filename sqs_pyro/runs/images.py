@@ -63,10 +63,12 @@ def run(
     out_dir = resolved(out_dir)
     baselines = resolved(baselines_dir) if baselines_dir is not None else out_dir.parent / "baselines"
     check_output(out_dir, recipe.as_yaml(), overwrite=overwrite)
-    check_place(baselines / "kept.pt")
+    check_place(baselines / "kept.pt")  # any name will do: it is the place that is tried
+    # The baseline's seed orders its data: runs of several seeds may share one baseline.
     data = load_data(recipe.data, recipe.baseline.seed)
     net = untrained_network(recipe, data)
     with run_directory(out_dir, recipe.as_yaml(), overwrite=overwrite) as directory:
+        # Inside, so that one process at a time trains for this run, but kept outside: a failed run leaves it.
         epochs = give_weights(recipe, net, data, baselines, progress)
         data = load_data(recipe.data, recipe.seed)  # afresh: the same order whether a baseline was kept or not
         clock = Clock()
@@ -108,8 +110,8 @@ def _compress_and_measure(
 
 
 def untrained_network(recipe: RunRecipe, data: Data) -> nn.Module:
-    """The untrained network; building and trying it finds what does not fit before hours are spent."""
-    with torch.random.fork_rng(devices=[]):
+    """Return the untrained network; building and trying it finds what does not fit before hours are spent."""
+    with torch.random.fork_rng(devices=[]):  # networks are built on the CPU: no GPU's state is drawn from
         torch.manual_seed(recipe.baseline.seed)
         net = build_network(recipe.network.name, **recipe.network.options)
     check_fit(net, data)
@@ -125,6 +127,7 @@ def check_fit(net: nn.Module, data: Data) -> None:
     was_training = net.training
     try:
         with torch.no_grad():
+            # Two examples: a network that squeezes its batch away would pass with one.
             logits = predictions(net.eval(), torch.zeros(2, *data.input_shape, device=device_of(net)))
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
@@ -153,12 +156,12 @@ def give_weights(
         load_weights(net, recipe.baseline.checkpoint)
         return []
     section = BaselineRecipe(**recipe.baseline.model_dump(exclude={"checkpoint"}))
-    kept = baselines / f"{recipe.baseline_key}.pt"
+    kept = baselines / f"{recipe.baseline_key}.pt"  # of what is trained, not of how it is compressed
     return trained_or_kept(net, data.train, data.validation, section, kept, recipe.compression, tell)
 
 
 def made_of(recipe: RunRecipe) -> Fingerprint:
-    """The fingerprint of data and weights that a recipe names: they are files, whose content may change.
+    """Return the fingerprint of data and weights that a recipe names: they are files, whose content may change.
 
     Raises:
         DataError: the data is not there.
@@ -170,14 +173,14 @@ def made_of(recipe: RunRecipe) -> Fingerprint:
         for name, loader in loaders.items()
         for key, value in loader_fingerprint(loader).items()
     }
-    weights = recipe.baseline.checkpoint
+    weights = recipe.baseline.checkpoint  # without one the weights follow from recipe and data
     network = {} if weights is None else {str(weights): f"file digest {_digest(Path(weights))}"}
     return fingerprint({}, network, said)
 
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()[:16]
+        return file_digest(file, "sha256").hexdigest()[:16]  # against mistakes, not against forgers
 
 
 # ---- the kind ----
@@ -205,7 +208,7 @@ class Images(RunKind[RunRecipe]):
     def evaluate(
         self, file: Path, document: Document, *, root: str | Path | None = None, shift: str | None = None
     ) -> dict[str, Any]:
-        """Accuracy and its like on the test images, as they are or shifted."""
+        """Return accuracy and its like on the test images, as they are or shifted."""
         recipe = _data(file, document)
         if root is not None and recipe.name == "digits":
             raise DataError(
@@ -213,7 +216,7 @@ class Images(RunKind[RunRecipe]):
             )
         if root is not None:
             recipe = recipe.model_copy(update={"root": Path(root)})
-        move = None if shift is None else parse_shift(shift)
+        move = None if shift is None else parse_shift(shift)  # before anything is loaded
         net = load(file)
         data = load_data(recipe)
         check_fit(net, data)
@@ -227,7 +230,7 @@ class Images(RunKind[RunRecipe]):
         }
 
     def example(self, net: nn.Module, file: Path, document: Document) -> tuple[Any, str]:
-        """The first test images."""
+        """Return the first test images."""
         return first_rows(load_data(_data(file, document)).test)
 
     def input_form(
@@ -238,7 +241,7 @@ class Images(RunKind[RunRecipe]):
         image_shape: tuple[int, ...] | None,
         lengths: Sequence[int],
     ) -> InputForm:
-        """Images as large as the data's."""
+        """Return the form of images as large as the data's."""
         if image_shape is not None:
             return InputForm((image_shape,))
         if document.get("data") is None:
@@ -253,11 +256,12 @@ class Images(RunKind[RunRecipe]):
         return made_of(recipe)
 
     def baseline_key(self, recipe: RunRecipe) -> str:
-        """Of what is trained: network, data and training."""
+        """Return the key of what is trained: network, data and training."""
         return recipe.baseline_key
 
 
 def _data(file: Path, document: Document) -> DataRecipe:
     if document.get("data") is None:
         raise RecipeError(f"Packed file '{file}' does not say which data it is for: give --data RECIPE.")
+    # This section alone: a file made in Python may say no more, and the rest may be of an older version.
     return parse(DataRecipe, document["data"], "data")

@@ -100,13 +100,13 @@ class RunKind(ABC, Generic[Recipe]):
         """
 
     def network(self, file: Path, document: Document) -> nn.Module:
-        """The packed network of a file, built as its metadata or its recipe says.
+        """Return the packed network of a file, built as its metadata or its recipe says.
 
         Raises:
             PackedFileError: neither says how.
             NetworkError: the network's checkpoint is missing.
         """
-        if read_packed(file).metadata.get("network") is not None:
+        if read_packed(file).metadata.get("network") is not None:  # of the registry, by its name and options
             return load(file)
         plain = self.plain_network(document)
         if plain is None:
@@ -117,12 +117,12 @@ class RunKind(ABC, Generic[Recipe]):
         return load(file, plain)
 
     def plain_network(self, document: Document) -> nn.Module | None:
-        """The network that a recipe names, for a packed file to fill; None: it names none."""
+        """Return the network that a recipe names, for a packed file to fill; None: it names none."""
         return None
 
     @abstractmethod
     def example(self, net: nn.Module, file: Path, document: Document) -> tuple[Any, str]:
-        """Inputs to trace a file's network with, at least two rows, and where they come from."""
+        """Return inputs to trace a file's network with, at least two rows, and where they come from."""
 
     @abstractmethod
     def input_form(
@@ -133,7 +133,7 @@ class RunKind(ABC, Generic[Recipe]):
         image_shape: tuple[int, ...] | None,
         lengths: Sequence[int],
     ) -> InputForm:
-        """What to time a file's network with.
+        """Return what to time a file's network with.
 
         Args:
             net: the network, made ready to be timed.
@@ -143,7 +143,7 @@ class RunKind(ABC, Generic[Recipe]):
         """
 
     def plan(self, recipe: Recipe) -> dict[str, Any]:
-        """The memory that a run is going to take, as a document; see docs/cli.md.
+        """Return the memory that a run is going to take, as a document; see docs/cli.md.
 
         Raises:
             RecipeError: it cannot be told.
@@ -154,11 +154,11 @@ class RunKind(ABC, Generic[Recipe]):
         )
 
     def made_of(self, recipe: Recipe) -> Fingerprint:
-        """The fingerprint of what a recipe names: a finished run of a study is of just this."""
+        """Return the fingerprint of what a recipe names: a finished run of a study is of just this."""
         raise NotImplementedError
 
     def baseline_key(self, recipe: Recipe) -> str:
-        """What is equal for runs of a study that share a trained fp32 network."""
+        """Return what is equal for runs of a study that share a trained fp32 network."""
         raise NotImplementedError
 
 
@@ -172,7 +172,7 @@ class TextKind(RunKind[Recipe]):
     masked: bool
 
     def transformer(self, net: nn.Module) -> nn.Module:
-        """The network of transformers in a kind's network."""
+        """Return the network of transformers in a kind's network."""
         return net
 
     def refuse_images(self, file: Path, root: str | Path | None, shift: str | None) -> None:
@@ -189,7 +189,7 @@ class TextKind(RunKind[Recipe]):
         image_shape: tuple[int, ...] | None,
         lengths: Sequence[int],
     ) -> InputForm:
-        """Tokens of each length."""
+        """Return the form of tokens, of each length."""
         if image_shape is not None:
             raise RecipeError(f"--input-shape is for images, but '{file}' takes texts: give --lengths instead.")
         owner: Any = self.transformer(net)
@@ -200,10 +200,12 @@ class TextKind(RunKind[Recipe]):
 
 # ---- the registry ----
 
+# Names, not classes: `sqs` on images must not wait for what language models import.
 _KINDS: dict[str, str] = {
     "blockwise": "sqs_pyro.runs.language_model:LanguageModels",
     "task": "sqs_pyro.runs.task:Tasks",
 }
+# The first kind there was: its recipes and files have no key of their own, and some nothing but `data`.
 _WITHOUT_KEY = "sqs_pyro.runs.images:Images"
 
 
@@ -217,20 +219,20 @@ def register_kind(key: str, where: str) -> None:
     Raises:
         RecipeError: the key tells another kind.
     """
-    if _KINDS.setdefault(key, where) != where:
+    if _KINDS.setdefault(key, where) != where:  # the same again, by a module that is reloaded, is no mistake
         raise RecipeError(f"Recipes with the key '{key}' are of the kind {_KINDS[key]}: choose another key.")
 
 
 def kind_of(recipe: Any) -> RunKind[Any]:
-    """The kind of a recipe, or of a document: whatever has no kind's key is of images, and is checked as such."""
+    """Return the kind of a recipe, or of a document: what has no kind's key is of images, and checked as such."""
     # a recipe has all keys of its class, a document those that were written: both have the key that tells them
     keys = type(recipe).model_fields if isinstance(recipe, BaseModel) else recipe
-    known = keys if isinstance(keys, Mapping) else {}
+    known = keys if isinstance(keys, Mapping) else {}  # a list, a number: its own kind says that it is no recipe
     return _kind_at(next((where for key, where in _KINDS.items() if key in known), _WITHOUT_KEY))
 
 
 def kinds() -> list[RunKind[Any]]:
-    """All kinds that there are."""
+    """Return all kinds that there are."""
     return [_kind_at(where) for where in (_WITHOUT_KEY, *_KINDS.values())]
 
 

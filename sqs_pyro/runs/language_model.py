@@ -72,7 +72,7 @@ class _Subject:
     streams: dict[str, Tensor]
 
     def called(self) -> AbstractContextManager[None]:
-        """Inside, the network can be called as a whole, streamed or not."""
+        """Let the network be called as a whole inside, streamed or not."""
         return called_whole(self.net, blocks(self.net), self.residency)
 
 
@@ -112,8 +112,8 @@ def run(
 
 
 def _subject(recipe: LanguageModelRecipe) -> _Subject:
-    """Everything that the recipe names, what is cheap first."""
-    found = find_pretrained(recipe.network)
+    """Return everything that the recipe names, what is cheap first."""
+    found = find_pretrained(recipe.network)  # configuration and tokenizer: weights are read last
     text, foreign = load_texts(recipe)
     residency: Residency = InMemory()
     if recipe.blockwise.streamed:
@@ -126,25 +126,26 @@ def _subject(recipe: LanguageModelRecipe) -> _Subject:
     read = read_sequences(recipe, text, found.tokenizer, vocab_size)
     subject = _Subject(net, residency, found.tokenizer, read, streams)
     with subject.called():
-        check_causal(net, read[0, :8])
+        check_causal(net, read[0, :8])  # eight tokens show whether a later one changes what was said before
     return subject
 
 
 def _fingerprint(recipe: LanguageModelRecipe, subject: _Subject) -> Fingerprint:
-    """What a run is made of: the recipe names files, whose content may change."""
+    """Return what a run is made of: the recipe names files, whose content may change."""
     data = {"text": described(subject.read)}
     data |= {f"stream {name}": described(tokens) for name, tokens in subject.streams.items()}
     network = resident_fingerprint(subject.net, blocks(subject.net), subject.residency)
     return fingerprint(recipe.model_dump(mode="json"), network, data)
 
 
+# Of a checkpoint: what is drawn or measured once before the blocks, which are kept each by itself.
 _KEPT = frozenset({"fingerprint", "sequences", "baseline", "seconds"})
 
 
 def _prepared(
     recipe: LanguageModelRecipe, subject: _Subject, made_of: Fingerprint, directory: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Calibration sequences and the fp32 network's figures, of an earlier, interrupted call or made now."""
+    """Return calibration sequences and the fp32 network's figures, of an earlier, interrupted call or made now."""
     path = directory / CHECKPOINT
     if path.exists():
         state = read_checkpoint(path, _KEPT)
@@ -184,6 +185,7 @@ def _compress_and_measure(
     loaded = load(packed, subject.net)  # which may be on the meta device: only its form matters
     compressed = judged(loaded, subject.streams, recipe.evaluation, progress)
     clock.lap("evaluation")
+    # One sequence is enough to tell a file that was written wrongly; agreement was checked before.
     difference = largest_difference(result.network, loaded, [({"input_ids": sequences[:1]}, sequences[:1])])
     return {
         "name": recipe.name,
@@ -210,7 +212,7 @@ def _compress_and_measure(
 def _compress(
     recipe: LanguageModelRecipe, subject: _Subject, sequences: Tensor, directory: Path, progress: Progress
 ) -> tuple[BlockwiseResult, float]:
-    """The packed network, and seconds of all calls together up to their last finished blocks."""
+    """Return the packed network, and seconds of all calls together up to their last finished blocks."""
     total, kept = len(blocks(subject.net)), directory / BLOCKS
     before = len(list(kept.glob("block-*.pt")))  # of interrupted calls: their seconds are in the blocks' records
 
@@ -225,23 +227,26 @@ def _compress(
         directory=kept,
         residency=None if subject.residency.whole else subject.residency,
         progress=tell,
+        # Streamed or not, the file is the same to the byte.
         metadata={"recipe": recipe.model_dump(mode="json", exclude={"blockwise": WITHOUT_EFFECT})},
     )
+    # A block's own seconds; a plan or a half block that was lost with an interruption is nowhere noted.
     return result, result.seconds + sum(record.seconds for record in result.records[:before])
 
 
 def _row(record: BlockRecord) -> dict[str, Any]:
-    """A block as one flat row; columns of a layer begin with its path in the block."""
+    """Return a block as one flat row; columns of a layer begin with its path in the block."""
     layers = {f"{name}.{key}": value for name, layer in record.layers.items() for key, value in layer.items()}
     whole = {"block": record.block, "bits": record.bits, "error": record.error, "seconds": record.seconds}
     return {**whole, **layers}
 
 
 def _ratios(baseline: Mapping[str, Any], compressed: Mapping[str, Any]) -> dict[str, float | None]:
-    """Perplexity of the file over that of the network it came from, by text; None where either is infinite."""
+    """Divide the file's perplexity by the network's it came from, by text; None where either is infinite."""
     found: dict[str, float | None] = {}
     for name in compressed:
         after, before = compressed[name]["perplexity"], baseline[name]["perplexity"]
+        # Infinite ones have become None on their way to JSON.
         found[name] = None if None in (after, before) else finite(after / before)
     return found
 
@@ -273,12 +278,12 @@ class LanguageModels(TextKind[LanguageModelRecipe]):
     def evaluate(
         self, file: Path, document: Document, *, root: str | Path | None = None, shift: str | None = None
     ) -> dict[str, Any]:
-        """Perplexity on the recipe's texts."""
+        """Return the perplexity on the recipe's texts."""
         recipe = self.parse(document)
         self.refuse_images(file, root, shift)
         found = find_pretrained(recipe.network)
         text, foreign = load_texts(recipe)
-        net = load(file, found.unloaded_network())
+        net = load(file, found.unloaded_network())  # the file has every weight: the checkpoint's are not read
         check_lengths(net, recipe)
         streams = judging_streams(recipe, text, foreign, found.tokenizer, vocabulary_size(net))
         return {
@@ -289,15 +294,15 @@ class LanguageModels(TextKind[LanguageModelRecipe]):
         }
 
     def plain_network(self, document: Document) -> nn.Module:
-        """The network of the recipe's checkpoint, without its weights."""
+        """Return the network of the recipe's checkpoint, without its weights."""
         return find_pretrained(self.parse(document).network).unloaded_network()
 
     def example(self, net: nn.Module, file: Path, document: Document) -> tuple[Any, str]:
-        """Random tokens: any are a text."""
+        """Return random tokens: any are a text."""
         return random_text(net, file)
 
     def plan(self, recipe: LanguageModelRecipe) -> dict[str, Any]:
-        """Bytes by moment and part, from the checkpoint's ``config.json`` alone.
+        """Return bytes by moment and part, from the checkpoint's ``config.json`` alone.
 
         Returns:
             ``checkpoint``, ``parameters``, ``tokens``, ``streamed``, ``peak`` and ``moments``.

@@ -91,7 +91,7 @@ class LanguageModelRecipe(WholeRecipe):
 def checkpoint_recipe(
     checkpoint: Path, sequences: int, length: int, changes: Sequence[str] = (), *, whole: bool = False
 ) -> LanguageModelRecipe:
-    """The recipe that a plan of a checkpoint is for: one block at a time, unless it says otherwise.
+    """Return the recipe that a plan of a checkpoint is for: one block at a time, unless it says otherwise.
 
     Args:
         checkpoint: directory with ``config.json``.
@@ -102,6 +102,7 @@ def checkpoint_recipe(
     Raises:
         NetworkError, RecipeError: one sentence.
     """
+    # Who asks what fits into memory wants to know the least; these two belong together.
     start = {} if whole else {"streamed": True, "allocation": "even"}
     blockwise = changed(start, changes)
     if blockwise.get("streamed") is True and blockwise.get("allocation") == "importance":
@@ -109,7 +110,7 @@ def checkpoint_recipe(
             "Allocation 'importance' needs gradients through the whole network: add --whole, or take "
             "allocation=even."
         )
-    parse(BlockwiseRecipe, blockwise, "blockwise")
+    parse(BlockwiseRecipe, blockwise, "blockwise")  # by itself, so that sentences name the key as it was given
     text = {"count": sequences, "length": length}
     return parse(LanguageModelRecipe, {"network": {"path": str(checkpoint)}, "text": text, "blockwise": blockwise})
 
@@ -118,7 +119,7 @@ def checkpoint_recipe(
 
 
 def load_texts(recipe: LanguageModelRecipe) -> tuple[Text, str | None]:
-    """The text to calibrate on with what is held out of it, and the foreign text if there is one.
+    """Return the text to calibrate on with what is held out of it, and the foreign text if there is one.
 
     Raises:
         DataError: a file is missing, unreadable or empty.
@@ -146,7 +147,7 @@ def check_lengths(net: nn.Module, recipe: LanguageModelRecipe) -> None:
 def judging_streams(
     recipe: LanguageModelRecipe, text: Text, foreign: str | None, tokenizer: Any, vocab_size: int | None
 ) -> dict[str, Tensor]:
-    """Tokens ``[T]`` to judge by: ``held_out`` and, if there is one, ``foreign``.
+    """Return tokens ``[T]`` to judge by: ``held_out`` and, if there is one, ``foreign``.
 
     Raises:
         DataError: a text has fewer than two tokens, or some that the network does not know.
@@ -156,13 +157,13 @@ def judging_streams(
         name: token_stream(tokenizer, each, vocab_size)[: recipe.evaluation.tokens] for name, each in texts.items()
     }
     for name, stream in streams.items():
-        if len(stream) < 2:
+        if len(stream) < 2:  # the first token is foretold from nothing, and does not count
             raise DataError(f"The text '{name}' has one token, but at least two are needed: give more text.")
     return streams
 
 
 def read_sequences(recipe: LanguageModelRecipe, text: Text, tokenizer: Any, vocab_size: int | None) -> Tensor:
-    """Calibration sequences of the text, ``[n, length]``; errors as :func:`token_sequences`."""
+    """Return calibration sequences of the text, ``[n, length]``; errors as :func:`token_sequences`."""
     asked = recipe.text
     return token_sequences(
         tokenizer, text.calibration, asked.length, asked.count, seed=recipe.seed, vocab_size=vocab_size
@@ -172,7 +173,7 @@ def read_sequences(recipe: LanguageModelRecipe, text: Text, tokenizer: Any, voca
 def with_generated(
     recipe: LanguageModelRecipe, net: nn.Module, tokenizer: Any, read: Tensor, progress: Progress = silent
 ) -> Tensor:
-    """Sequences of the text ``[n, T]`` and those that the network says, mixed: ``[n + generated, T]``."""
+    """Return sequences of the text ``[n, T]`` and those that the network says, mixed: ``[n + generated, T]``."""
     if not recipe.generated:
         return read
     progress("calibration", 0, recipe.generated, "the network says its own sequences")
@@ -182,7 +183,8 @@ def with_generated(
 
 
 def mixed(first: Tensor, second: Tensor) -> Tensor:
-    """The rows of two tensors, each in its order, both spread evenly, so that every first part has its share."""
+    """Mix the rows of two tensors, each in its order, spread evenly, so that every first part has its share."""
+    # Positions in (0, 1), half a step from either end; batches and `importance_sequences` take the first rows.
     places = torch.cat([(torch.arange(len(each)) + 0.5) / len(each) for each in (first, second)])
     return torch.cat([first, second])[places.argsort(stable=True)]
 
@@ -190,7 +192,7 @@ def mixed(first: Tensor, second: Tensor) -> Tensor:
 def judged(
     net: nn.Module, streams: Mapping[str, Tensor], recipe: PerplexityRecipe, tell: Progress = silent
 ) -> dict[str, dict[str, Any]]:
-    """Perplexity on each text, as plain JSON: None stands for an infinite one."""
+    """Return the perplexity on each text, as plain JSON: None stands for an infinite one."""
     found = {}
     for done, (name, stream) in enumerate(streams.items()):
         tell("perplexity", done, len(streams), name)
@@ -201,5 +203,5 @@ def judged(
 
 
 def finite(value: float) -> float | None:
-    """The value, or None where JSON has no number for it."""
+    """Return the value, or None where JSON has no number for it."""
     return value if math.isfinite(value) else None

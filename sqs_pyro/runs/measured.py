@@ -36,6 +36,7 @@ def check_compressible(net: nn.Module, recipe: CompressionRecipe) -> None:
     Raises:
         NetworkError, RecipeError: it has not; the sentence names the layer.
     """
+    # Of a copy, as a model of it would be compressed: sites are named and counted by the same code.
     model = BayesianNetwork(copy.deepcopy(net), include=recipe.include, exclude=recipe.exclude)
     for name, weight in model.site_values().items():
         check_codebooks(name, weight.shape, recipe.num_components, recipe.groups)
@@ -101,6 +102,7 @@ def compress_and_measure(
     Returns:
         The result, and what ``metrics.json`` shall hold, ``stage_seconds`` left out.
     """
+    # Here, on the network that goes into compression: never a figure that was kept with the weights.
     baseline = judged.measure(net, data.test)
     clock.lap("baseline")
     result = compress(
@@ -119,7 +121,7 @@ def compress_and_measure(
     packed = directory / PACKED
     save(result.network, packed)
     write_csv(directory / HISTORY, [record.row() for record in result.history])
-    report = size_report(packed)
+    report = size_report(packed)  # of the file, not of the network in memory: honest bytes
     write_pictures(directory, layer_pictures(result, report), result.history, judged.headline)
     clock.lap("writing")
     loaded = load(packed).to(device_of(net))
@@ -143,12 +145,12 @@ def compress_and_measure(
 
 
 def _teller(progress: Progress) -> Any:
-    """Tells of steps, the most important figure first: the last validation that there was."""
+    """Return what tells of steps, the most important figure first: the last validation that there was."""
     judged = ""
 
     def tell(record: StepRecord) -> None:
         nonlocal judged
-        if record.accuracy is not None:
+        if record.accuracy is not None:  # only at the end of an epoch; the line keeps it until the next
             judged = f"validation {record.accuracy:.2%}, "
         text = f"{judged}loss {record.loss:.3f}, non-zero {record.nonzero_rate:.1%}, {record.stage}"
         progress("compression", record.step, record.total_steps, text)
@@ -158,7 +160,7 @@ def _teller(progress: Progress) -> Any:
 
 @torch.no_grad()
 def layer_pictures(result: CompressionResult, report: SizeReport) -> list[LayerPicture]:
-    """A picture of every compressed layer, in the network's order.
+    """Return a picture of every compressed layer, in the network's order.
 
     Args:
         result: the compressed network and its posterior.
@@ -168,6 +170,7 @@ def layer_pictures(result: CompressionResult, report: SizeReport) -> list[LayerP
     bits = {row.name: 8 * row.bytes / row.numel for row in report.tensors}
     pictures = []
     for name, site in result.guide.site_guides().items():
+        # Survivors, as the windows were made of them; a layer of zeros alone has only its latents to show.
         bulk = site.windows.bulk(site.latent[site.mask] if site.mask.any() else site.latent)
         pictures.append(
             LayerPicture(
@@ -175,7 +178,7 @@ def layer_pictures(result: CompressionResult, report: SizeReport) -> list[LayerP
                 weights=_array(site.latent),
                 values=_array(shipped[name]),
                 nonzero=_array(site.gates() > 0.5),
-                loc=_array(site.loc[0]),
+                loc=_array(site.loc[0]),  # of several codebooks the first: a picture has room for one
                 scale=_array(site.scale[0]),
                 mixing=_array(site.mixing_logits[0].softmax(-1)),
                 window_edges=_array(site.edges),

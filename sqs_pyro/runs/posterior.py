@@ -38,10 +38,11 @@ def run_averaging(
         ``file_bytes`` (None without a file).
     """
     guide, gate_temperature = result.guide, recipe.gate_temperature
+    # Draws of other weights have other statistics; the packed network's are those of the most probable one.
     own: dict[str, Any] = {"batch_norm_batches": recipe.batch_norm_batches, "loader": data.train}
     net: Any = result.model.net if recipe.batch_norm_batches else result.hard  # the latter's norms are folded
     average: nn.Module
-    with torch.random.fork_rng():
+    with torch.random.fork_rng():  # later stages draw the same with and without averaging
         torch.manual_seed(seed)
         temperature = recipe.temperature or choose_temperature(
             net, guide, data.validation, recipe.candidates, gate_temperature=gate_temperature, **own
@@ -49,7 +50,7 @@ def run_averaging(
         temperatures: dict[str, Any] = {"temperature": temperature, "gate_temperature": gate_temperature}
         if recipe.pack:
             save(pack_ensemble(result, recipe.samples, **temperatures), directory / ENSEMBLE)
-            average = load(directory / ENSEMBLE, net)
+            average = load(directory / ENSEMBLE, net)  # from disk: what is judged is what is kept
         else:
             average = averaged_network(net, guide, recipe.samples, **temperatures, **own)
     mean = mean_network(result.hard, guide, **temperatures)
@@ -80,7 +81,7 @@ def write_bounds(
 def run_bounds(
     recipe: BoundsRecipe, result: CompressionResult, train: Any, seed: int, progress: Progress = silent
 ) -> dict[str, Any]:
-    """What ``bounds.json`` holds: an :func:`elbo_report` at four temperatures, the guide's own first.
+    """Return what ``bounds.json`` holds: an :func:`elbo_report` at four temperatures, the guide's own first.
 
     It costs at most ``4 (networks + 1)`` passes over ``examples``, and four times the KL of every weight.
 
@@ -107,6 +108,7 @@ def run_bounds(
             move_to(x, device),
             y.to(device),
             temperatures=[result.guide.temperature * factor for factor in _FACTORS],
+            # Of each weight; two at least, as one has no spread to tell its error by.
             num_samples=max(2, min(recipe.draws, _BUDGET // densities)),
             num_particles=recipe.networks,
             standard_error=recipe.standard_error,
@@ -116,10 +118,11 @@ def run_bounds(
 
 
 def _first_examples(train: Any, net: nn.Module, count: int) -> tuple[Any, Tensor]:
-    """Minibatches joined until there are enough; of inputs that are no single tensor, those of one minibatch."""
+    """Join minibatches until there are enough; of inputs that are no single tensor, take those of one."""
     xs, ys = [], []
     for x, y in minibatches(train, net, "training"):
         if not isinstance(x, Tensor):
+            # Minibatches of several inputs may be padded to different lengths: they cannot be joined.
             return next(split_examples(x, count)), y[:count]
         xs.append(x)
         ys.append(y)

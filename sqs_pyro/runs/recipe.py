@@ -103,22 +103,23 @@ class WholeRecipe(RecipeSection):
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
 
     def as_yaml(self) -> str:
-        """This recipe with every default filled in."""
+        """Return this recipe with every default filled in."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def with_seed(values: Any, section: str) -> Any:
-    """A recipe's values in which a section has the recipe's seed, unless one is given there."""
+    """Return a recipe's values in which a section has the recipe's seed, unless one is given there."""
     if not isinstance(values, Mapping):
-        return values
+        return values  # pydantic says that it is none
     inner = values.get(section) or {}
     if not isinstance(inner, Mapping):
         return values
+    # Filled in before validation, so that it is written out and `as_yaml` says which seed it was.
     return {**values, section: {"seed": values.get("seed", 0), **inner}}
 
 
 def with_bounds(values: Any) -> Any:
-    """A recipe's values in which ``bounds: true`` is a section of defaults, and ``false`` is none."""
+    """Return a recipe's values in which ``bounds: true`` is a section of defaults, and ``false`` is none."""
     if not isinstance(values, Mapping) or not isinstance(values.get("bounds"), bool):
         return values
     return {**values, "bounds": {} if values["bounds"] else None}
@@ -147,12 +148,13 @@ class RunRecipe(WholeRecipe):
     @model_validator(mode="before")
     @classmethod
     def _baseline_follows_the_seed(cls, values: Any) -> Any:
-        """Seed 3 has a baseline of its own, unless the recipe fixes one baseline for all seeds."""
+        """Give each seed a baseline of its own, unless the recipe fixes one for all seeds."""
         return with_bounds(with_seed(values, "baseline"))
 
     @property
     def baseline_key(self) -> str:
         """Sixteen hexadecimal digits that differ between baselines that could differ."""
+        # Defaults included: if one changes in a later version, the baseline that is kept is another one.
         sections = self.model_dump(mode="json", include={"network", "data", "baseline"})
         return sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -171,7 +173,7 @@ def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> RunRecipe:
 
 
 def changed(values: Any, changes: Sequence[str]) -> Any:
-    """``values`` with dotted keys set, e.g. ``data.root=/data``; mappings on the way are made.
+    """Return ``values`` with dotted keys set, e.g. ``data.root=/data``; mappings on the way are made.
 
     Raises:
         RecipeError: a change is not KEY=VALUE with a value in YAML notation.
@@ -190,7 +192,7 @@ def _key_and_value(change: str) -> tuple[str, Any]:
 
 
 def with_value(values: Any, key: str, value: Any) -> dict[str, Any]:
-    """A copy of ``values`` with another value at a dotted key; what is no mapping on the way becomes one."""
+    """Copy ``values`` with another value at a dotted key; what is no mapping on the way becomes one."""
     first, _, rest = key.partition(".")
     inner = dict(values) if isinstance(values, Mapping) else {}
     return {**inner, first: with_value(inner.get(first), rest, value) if rest else value}

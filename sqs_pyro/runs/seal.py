@@ -8,7 +8,7 @@ from sqs_pyro.atomic import one_sentence, write_text
 from sqs_pyro.errors import OutputError
 
 SUMS = "SHA256SUMS"  # in the format of sha256sum, which checks it too
-_HEAD = "# written by sqs-pyro"
+_HEAD = "# written by sqs-pyro"  # other programs write files of this name, too
 
 
 def seal(directory: Path, leave_out: tuple[str, ...] = ()) -> None:
@@ -20,6 +20,7 @@ def seal(directory: Path, leave_out: tuple[str, ...] = ()) -> None:
     with one_sentence(directory / SUMS):
         files = [path for path in _files(directory) if path.relative_to(directory).parts[0] not in leave_out]
         lines = [f"{_digest(path)}  {path.relative_to(directory).as_posix()}" for path in files]
+    # Last: a directory with a list is one that was finished.
     write_text(directory / SUMS, "\n".join([_HEAD, *lines]) + "\n")
 
 
@@ -43,7 +44,7 @@ def check_sealed(directory: Path, only: tuple[str, ...] = ()) -> None:
 
 
 def foreign_file(directory: Path, older: tuple[str, ...]) -> str | None:
-    """The first file of a directory that this program did not write, or None.
+    """Return the first file of a directory that this program did not write, or None.
 
     Args:
         directory: to look at.
@@ -55,11 +56,12 @@ def foreign_file(directory: Path, older: tuple[str, ...]) -> str | None:
     listed = _listed(directory)
     if listed is None:
         return unknown_file(directory, older)
+    # Of any depth; that a listed file was altered or removed is `check_sealed`'s to say.
     return next((name for name in _names(directory) if name not in listed), None)
 
 
 def unknown_file(directory: Path, known: tuple[str, ...]) -> str | None:
-    """The first file of a directory whose path in it fits no pattern of ``known``, or None."""
+    """Return the first file of a directory whose path in it fits no pattern of ``known``, or None."""
     for name in _names(directory):
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in known):
             return name
@@ -67,7 +69,7 @@ def unknown_file(directory: Path, known: tuple[str, ...]) -> str | None:
 
 
 def is_sealed(directory: Path) -> bool:
-    """Whether a directory has a list of digests of this program."""
+    """Return whether a directory has a list of digests of this program."""
     try:
         with (directory / SUMS).open(encoding="utf-8", errors="replace") as file:
             return file.readline().rstrip("\n") == _HEAD
@@ -76,15 +78,16 @@ def is_sealed(directory: Path) -> bool:
 
 
 def is_our_directory(out: Path) -> bool:
-    """Whether a directory was written as a whole by this program, and nobody has put anything into it."""
+    """Return whether a directory was written as a whole by this program, and nobody has put anything into it."""
     return out.is_dir() and is_sealed(out) and foreign_file(out, ()) is None
 
 
 def _listed(directory: Path) -> dict[str, str] | None:
-    """Digests by name; None: there is no list."""
+    """Return digests by name; None: there is no list."""
     path = directory / SUMS
     if not path.exists():
         return None
+    # The last line must be whole, ending in a newline: a list that was cut would know too few files.
     lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")  # not at every control character
     parted = [line.partition("  ") for line in lines[1:-1]]
     if lines[0] != _HEAD or lines[-1] or not all(len(digest) == 64 and name for digest, _, name in parted):

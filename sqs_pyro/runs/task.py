@@ -48,28 +48,28 @@ class TaskText:
     datasets: Parts[TokenDataset]
 
     def network(self) -> nn.Module:
-        """The fp32 network, with a new head where the recipe trains it."""
+        """Return the fp32 network, with a new head where the recipe trains it."""
         recipe = self.recipe
         options = {**self.task.network_options, "pad_token_id": pad_token(self.found)}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)  # of a new head
+            torch.manual_seed(recipe.seed)  # of a new head: the same one each time, as `_fine_tune` keeps by it
             transformer = self.found.network(
                 AUTO_CLASSES[self.task.name], new_head=recipe.baseline is not None, **options
             )
         return task_network(transformer, self.task.name).to(_device(recipe))
 
     def observed(self, net: nn.Module) -> "TaskText":
-        """The same, with targets where they are what the fp32 network says."""
+        """Return the same, with targets where they are what the fp32 network says."""
         return TaskText(self.recipe, self.task, self.found, self.task.observed(self.datasets, net))
 
     def loaders(self) -> Parts[TokenLoader]:
-        """Minibatches, made afresh: the order of the first epoch is always the same."""
+        """Make minibatches afresh: the order of the first epoch is always the same."""
         data, recipe = self.recipe.data, self.recipe
         options: dict[str, Any] = {
             "pad_token": pad_token(self.found),
             "vocab_size": vocabulary_size(self.found),
         }
-        size = data.evaluation_batch_size
+        size = data.evaluation_batch_size  # no gradients, so there is room for more
         return Parts(
             TokenLoader(self.datasets.train, data.batch_size, shuffle=True, seed=recipe.seed, **options),
             TokenLoader(self.datasets.validation, size, **options),
@@ -78,13 +78,13 @@ class TaskText:
 
 
 def task_text(recipe: TaskRecipe) -> TaskText:
-    """Everything that a recipe names but the weights, all of it checked, what is cheap first.
+    """Return everything that a recipe names but the weights, all of it checked, what is cheap first.
 
     Raises:
         NetworkError, DataError, RecipeError: one sentence that says what to repair.
     """
     found = find_pretrained(recipe.network)
-    pad_token(found)
+    pad_token(found)  # fails here, where it is cheap, if there is none
     longest = longest_input(found)
     if longest is not None and recipe.data.max_length > longest:
         raise RecipeError(
@@ -129,13 +129,14 @@ def run(
     check_output(out_dir, recipe.as_yaml(), overwrite=overwrite)
     check_place(baselines / "kept.pt")
     text = task_text(recipe)
+    # Also before the run directory is made: a refusal leaves nothing behind.
     net = text.network()
     compression = _with_parts(recipe, net)
     check_compressible(net, compression)
     with run_directory(out_dir, recipe.as_yaml(), overwrite=overwrite) as directory:
         clock = Clock()
         _fine_tune(text, net, compression, baselines, progress)
-        text = text.observed(net)
+        text = text.observed(net)  # after fine-tuning: targets are of the network that is compressed
         clock.lap("fine_tuning")
         result, metrics = compress_and_measure(
             recipe, compression, text.task, net, text.loaders(), directory, clock, progress
@@ -151,7 +152,7 @@ def run(
 
 
 def _with_parts(recipe: TaskRecipe, net: nn.Module) -> CompressionRecipe:
-    """How to compress, with the weights of the recipe's parts as sites unless it names sites itself."""
+    """Return how to compress, with the weights of the recipe's parts as sites unless it names sites itself."""
     if recipe.compression.include is not None:
         return recipe.compression
     return recipe.compression.model_copy(update={"include": include_parts(net, recipe.parts)})
@@ -165,6 +166,7 @@ def _fine_tune(
     if recipe.baseline is None:
         return []
     sections = recipe.model_dump(mode="json", include={"task", "network", "data", "baseline", "seed"})
+    # A path says where a checkpoint was, not what is in it: its weights are part of the key.
     made_of = {"network": network_fingerprint(net), **sections}
     key = sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     data = text.loaders()
@@ -175,6 +177,7 @@ def _fine_tune(
 
 
 def _device(recipe: TaskRecipe) -> torch.device:
+    # `auto` is what the machine has; a GPU that was asked for and is not there is a mistake.
     if recipe.device != "auto":
         if recipe.device == "cuda" and not torch.cuda.is_available():
             raise RecipeError("Recipe key 'device' is 'cuda', but torch sees no GPU here: give 'auto' or 'cpu'.")
@@ -199,6 +202,7 @@ class Tasks(TextKind[TaskRecipe]):
             raise RecipeError(
                 f"Recipe key 'task' is {shown(task)}, but should be one of {', '.join(TASK_RECIPES)}."
             )
+        # Each task has its own data section, so the class follows from the key before anything is validated.
         return parse(TASK_RECIPES[task], document, where)
 
     def run(
@@ -216,7 +220,7 @@ class Tasks(TextKind[TaskRecipe]):
     def evaluate(
         self, file: Path, document: Document, *, root: str | Path | None = None, shift: str | None = None
     ) -> dict[str, Any]:
-        """The task's figures on its test text."""
+        """Return the task's figures on its test text."""
         recipe = self.parse(document)
         self.refuse_images(file, root, shift)
         text = task_text(recipe)
@@ -233,9 +237,9 @@ class Tasks(TextKind[TaskRecipe]):
         }
 
     def example(self, net: nn.Module, file: Path, document: Document) -> tuple[Any, str]:
-        """The first test texts."""
+        """Return the first test texts."""
         return first_rows(task_text(self.parse(document)).loaders().test)
 
     def transformer(self, net: nn.Module) -> nn.Module:
-        """The network behind which the task's head stands."""
+        """Return the network behind which the task's head stands."""
         return transformer_in(net)

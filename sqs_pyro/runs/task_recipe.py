@@ -37,7 +37,8 @@ class FineTuning(RecipeSection):
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def as_baseline(self, seed: int) -> BaselineRecipe:
-        """The same as the section of a baseline."""
+        """Return this as the section of a baseline."""
+        # Transformers have no convolutions whose memory layout would matter.
         return BaselineRecipe(optimizer="adamw", channels_last=False, seed=seed, **self.model_dump())
 
 
@@ -67,11 +68,11 @@ class TaskRecipe(WholeRecipe):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def build(self) -> Task:
-        """The task, with its examples read."""
+        """Return the task, with its examples read."""
         raise NotImplementedError(f"{type(self).__name__} is no kind of its own: use one of its subclasses.")
 
     def no_classes(self) -> str:
-        """Why there is nothing to distil; empty where there is."""
+        """Return why there is nothing to distil; empty where there is."""
         return ""
 
     @model_validator(mode="before")
@@ -98,11 +99,11 @@ class ClassificationRecipe(TaskRecipe):
     data: ClassificationData
 
     def build(self) -> TextClassification:
-        """The task, with its examples read."""
+        """Return the task, with its examples read."""
         return TextClassification(self.data)
 
     def no_classes(self) -> str:
-        """Numbers to predict are none."""
+        """Return why, if numbers are to be predicted."""
         return "this task's labels are numbers" if self.data.metric in ("pearson", "spearman") else ""
 
 
@@ -118,11 +119,11 @@ class QuestionRecipe(TaskRecipe):
     data: QuestionData = Field(default_factory=QuestionData)
 
     def build(self) -> QuestionAnswering:
-        """The task, with its examples read."""
+        """Return the task, with its examples read."""
         return QuestionAnswering(self.data)
 
     def no_classes(self) -> str:
-        """There are never any."""
+        """Return why: there are never any."""
         return "answers are positions in a text"
 
 
@@ -138,16 +139,16 @@ class EmbeddingRecipe(TaskRecipe):
     data: SentenceData = Field(default_factory=SentenceData)
 
     def build(self) -> SentenceEmbedding:
-        """The task, with its examples read."""
+        """Return the task, with its examples read."""
         return SentenceEmbedding(self.data)
 
     def no_classes(self) -> str:
-        """There are never any."""
+        """Return why: there are never any."""
         return "the fp32 network's embedding is what is observed anyway"
 
     @model_validator(mode="after")
     def _the_fp32_network_is_the_teacher(self) -> "EmbeddingRecipe":
-        if self.baseline is not None:
+        if self.baseline is not None:  # with what it says itself as its targets it would learn nothing
             raise ValueError("a recipe without baseline: the network of the checkpoint is the teacher")
         return self
 

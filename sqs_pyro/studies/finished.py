@@ -12,7 +12,7 @@ from sqs_pyro.runs.seal import check_sealed
 from sqs_pyro.studies.recipe import Cell
 
 MadeOf = Callable[[Cell], Fingerprint]
-_NAMES = {"network": "weights"}
+_NAMES = {"network": "weights"}  # what a fingerprint's part is called in a sentence about a cell
 
 
 def check_cell(directory: Path, cell: Cell, now: MadeOf, *, overwrite: bool) -> None:
@@ -31,7 +31,7 @@ def check_cell(directory: Path, cell: Cell, now: MadeOf, *, overwrite: bool) -> 
 
 
 def why_again(directory: Path, cell: Cell, now: MadeOf) -> str | None:
-    """What a directory holds that is not the finished run of just this recipe and data, or None if it is.
+    """Return what a directory holds that is not the finished run of just this recipe and data, or None if it is.
 
     Keys that came later have their defaults.
 
@@ -39,22 +39,24 @@ def why_again(directory: Path, cell: Cell, now: MadeOf) -> str | None:
         OutputError: a file of the finished run was altered.
     """
     if not (directory / METRICS).exists():
-        return "nothing"
+        return "nothing"  # or an unfinished run, which the run itself goes on with or refuses
     check_sealed(directory)
     try:
         kept = cell.kind.parse(read_yaml(directory / RECIPE))
     except RecipeError:  # a key that is no more, or a file that was cut
         return "another recipe"
+    # As recipes, not as text: defaults are filled in, so that a key that came later makes no difference.
     if kept != cell.recipe:
         return _changed_keys(kept, cell.recipe)
     return _difference(directory, cell, now)
 
 
 def made_of_now() -> MadeOf:
-    """What cells are made of now; what several share is read once."""
+    """Return a function that tells what cells are made of now; what several share is read once."""
     known: dict[tuple[str, int], Fingerprint] = {}
 
     def now(cell: Cell) -> Fingerprint:
+        # Cells with the same baseline name the same network and data; the seed orders the data.
         key = cell.kind.baseline_key(cell.recipe), cell.seed
         if key not in known:
             known[key] = cell.kind.made_of(cell.recipe)
@@ -71,7 +73,7 @@ def _changed_keys(kept: WholeRecipe, recipe: WholeRecipe) -> str:
 
 
 def _difference(directory: Path, cell: Cell, now: MadeOf) -> str | None:
-    """How data or weights differ from those that a finished run was made of, as a clause; None if they do not.
+    """Return how data or weights differ from those of a finished run, as a clause; None if they do not.
 
     A run of an older version did not say, and data that is not here any more cannot be asked.
     """

@@ -13,7 +13,7 @@ import torch
 Outcome = tuple[str, str | None]
 """The name of a run, and the sentence it failed with or None."""
 
-_BAD_INPUT, _INTERRUPTED = 2, 130
+_BAD_INPUT, _INTERRUPTED = 2, 130  # exit statuses of `sqs`
 _ERROR = "error: "
 
 
@@ -33,13 +33,15 @@ def run_commands(
     Raises:
         RuntimeError: a command ended with a traceback.
     """
+    # Processes that each took all cores would wait for one another in every product.
     children = _Children(max(1, torch.get_num_threads() // jobs), say)
+    # A thread for each process only waits for its lines; they end before the pool does.
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(children.run, name, command) for name, command in commands.items()]
         try:
             for future in as_completed(futures):
                 yield future.result()
-        except BaseException:
+        except BaseException:  # Ctrl-C, GeneratorExit where the caller stops reading, or a child's bug
             children.interrupt()
             pool.shutdown(cancel_futures=True)
             raise
@@ -52,7 +54,7 @@ class _Children:
         self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         self._say = say
         self._running: set[subprocess.Popen[str]] = set()
-        self._lock = Lock()
+        self._lock = Lock()  # of the two below: pool threads start and end processes, the main one interrupts
         self._stopped = False
 
     def run(self, name: str, command: Sequence[str | Path]) -> Outcome:
@@ -69,13 +71,14 @@ class _Children:
         return name, self._failure(process.returncode, said)
 
     def _start(self, command: Sequence[str | Path]) -> "subprocess.Popen[str] | None":
+        # Under the lock: no process starts between the interruption's look at those that run and its end.
         with self._lock:
             if self._stopped:
                 return None
             process = subprocess.Popen(
                 command,
                 env=self._environment,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # its tables; results are read from its directory
                 stderr=subprocess.PIPE,
                 text=True,
                 start_new_session=True,
@@ -89,6 +92,7 @@ class _Children:
         sentences = [line.removeprefix(_ERROR) for line in said if line.startswith(_ERROR)]
         if code == _BAD_INPUT and sentences:
             return sentences[-1]
+        # After an interruption any end counts as one: a library may turn Ctrl-C into an error of its own.
         if code < 0 or code == _INTERRUPTED or self._stopped:
             by = signal.Signals(-code).name if code < 0 else "Ctrl-C"
             return f"The process of this run was ended by {by}: the same command goes on from its last checkpoint."

@@ -17,7 +17,7 @@ from sqs_pyro.runs.kinds import RunKind, kind_of
 from sqs_pyro.runs.recipe import WholeRecipe, changed, with_value
 
 STUDY_KEYS = frozenset({"base", "variants", "grid", "seeds"})
-_LONGEST_NAME = 120  # of a directory, in characters
+_LONGEST_NAME = 120  # of a directory, in characters: with suffixes it fits into 255 bytes of most alphabets
 _GIVEN_ELSEWHERE = {"seed": "in the study's `seeds`", "name": "by the variants' labels"}
 
 Grid = dict[str, list[Any]]
@@ -55,7 +55,7 @@ class StudyRecipe(RecipeSection):
     grid: Grid = Field(default_factory=dict)
 
     def as_yaml(self) -> str:
-        """This recipe, with its base written out."""
+        """Return this recipe, with its base written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -106,14 +106,15 @@ def load_study(path: str | Path, changes: Sequence[str] = ()) -> StudyRecipe:
     if isinstance(values, Mapping) and not STUDY_KEYS & set(values):
         values = {"name": values.get("name") or path.stem, "base": values, "seeds": [values.get("seed", 0)]}
     elif isinstance(values, Mapping) and isinstance(values.get("base"), str):
+        # From the study's own directory, wherever the command is called.
         values = {**values, "base": read_yaml(path.parent / values["base"])}
     study = parse(StudyRecipe, changed(values, changes))
-    cells(study)
+    cells(study)  # every cell's recipe is validated before the first is run
     return study
 
 
 def cells(study: StudyRecipe) -> list[Cell]:
-    """All runs of a study: seed after seed, so that an unfinished study has whole seeds.
+    """Return all runs of a study: seed after seed, so that an unfinished study has whole seeds.
 
     Raises:
         RecipeError: the base is of a kind that studies do not take, a variant or grid names an unknown key or an
@@ -124,7 +125,7 @@ def cells(study: StudyRecipe) -> list[Cell]:
         raise RecipeError(
             f"Recipe key 'base' is {kind.said}, which studies do not take: run each variant with `sqs compress`."
         )
-    kind.parse(study.base, "base")
+    kind.parse(study.base, "base")  # by itself, so that its mistakes are not told as a variant's
     _check_values("seeds", study.seeds)
     variants = study.variants or {study.name: VariantRecipe()}
     found = [
@@ -138,14 +139,14 @@ def cells(study: StudyRecipe) -> list[Cell]:
 
 
 def point_label(values: Mapping[str, Any]) -> str:
-    """A point of a grid in a line, ``nonzero_rate=0.1, num_components=4``; keys of equal ends are shown whole."""
+    """Write a point of a grid in a line, ``nonzero_rate=0.1, num_components=4``; keys of equal ends whole."""
     ends = [key.rpartition(".")[2] for key in values]
     short = {key: end if ends.count(end) == 1 else key for key, end in zip(values, ends, strict=True)}
     return ", ".join(f"{short[key]}={value}" for key, value in values.items())
 
 
 def _points(label: str, variant: VariantRecipe, shared: Grid) -> Iterator[dict[str, Any]]:
-    """Every combination of a grid's values, the last key running fastest."""
+    """Yield every combination of a grid's values, the last key running fastest."""
     grid = shared if variant.grid is None else variant.grid
     for key, values in grid.items():
         _check_values(f"grid.{key}", values)
@@ -178,8 +179,9 @@ def _cell(
 
 
 def _merged(values: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` with dotted or nested keys changed, and everything else kept."""
+    """Return ``values`` with dotted or nested keys changed, and everything else kept."""
     for key, value in changes.items():
+        # A mapping changes the keys that it has; an empty one is a value (a section with its defaults).
         if isinstance(value, Mapping) and value:
             values = _merged(values, {f"{key}.{inner}": each for inner, each in value.items()})
         else:
@@ -191,7 +193,7 @@ def _check_values(key: str, values: Sequence[Any]) -> None:
     if not values:
         raise RecipeError(f"Recipe key '{key}' is empty: give a list of at least one value, or remove the key.")
     for i, value in enumerate(values):
-        if value in values[:i]:
+        if value in values[:i]:  # not by a set: values may be lists
             raise RecipeError(f"Recipe key '{key}' has the value {shown(value)} twice: keep one.")
 
 
@@ -207,4 +209,5 @@ def _check_distinct(found: Sequence[Cell]) -> None:
 
 
 def _slug(text: str) -> str:
+    # Lower case, as some file systems do not tell cases apart; `_check_distinct` finds what has become equal.
     return re.sub(r"[^\w.=+-]+", "-", text.lower()).strip("-") or "cell"

@@ -77,6 +77,7 @@ def run_study(
     check_place(baselines / "kept.pt")
     now = made_of_now()
     with _study_directory(directory, study, found, now, overwrite=overwrite) as runs:
+        # Asked under the lock: nobody else finishes cells meanwhile.
         waiting = [cell for cell in found if why_again(runs / cell.directory, cell, now)]
         count = _Count(progress, len(found) - len(waiting), len(found))
         if jobs > 1:
@@ -112,6 +113,7 @@ def _one_by_one(
         say(cell.name)
         try:
             out = runs / cell.directory
+            # The study as a whole has asked before it replaces anything; a cell that waits may be replaced.
             cell.kind.run(cell.recipe, out, overwrite=True, baselines_dir=baselines, progress=progress)
         except (OutputError, ResourceError):
             raise  # the next cell would have no room either
@@ -124,14 +126,15 @@ def _one_by_one(
 def _in_processes(
     waiting: Sequence[Cell], runs: Path, baselines: Path, jobs: int, say: Callable[[str], None]
 ) -> Generator[Outcome, None, None]:
-    """`sqs compress` for each cell; a cell of each baseline comes first, so that baselines train side by side."""
+    """Run `sqs compress` for each cell; one of each baseline comes first, so that baselines train side by side."""
     keys = {cell.name: cell.kind.baseline_key(cell.recipe) for cell in waiting}
-    first = {keys[cell.name]: cell for cell in reversed(waiting)}
+    first = {keys[cell.name]: cell for cell in reversed(waiting)}  # the earliest of each key stays
     ordered = sorted(waiting, key=lambda cell: cell is not first[keys[cell.name]])
     with TemporaryDirectory() as recipes:
         commands: dict[str, list[str | Path]] = {}
         for cell in ordered:
             recipe = Path(recipes, f"{cell.directory}.yaml")
+            # Whole and validated: the child does not read the study, which may be edited while it runs.
             recipe.write_text(cell.recipe.as_yaml(), encoding="utf-8")
             command: list[str | Path] = [sys.executable, "-m", "sqs_pyro", "compress", recipe, "--overwrite"]
             commands[cell.name] = [*command, "--out", runs / cell.directory, "--baselines", baselines]
@@ -141,6 +144,7 @@ def _in_processes(
 def _result(cell: Cell, runs: Path, error: str | None) -> CellResult:
     if error is not None:
         return CellResult(cell, None, error)
+    # From disk, whoever ran it and when: a finished cell and a new one are told in the same way.
     return CellResult(cell, read_run(runs / cell.directory)["metrics"], None)
 
 
@@ -192,6 +196,7 @@ def _study_directory(
     """Check the study's directory, make it, keep others out, and yield where its runs are."""
     runs = directory / RUNS
     _check_directory(directory, study)
+    # All cells before the directory is made: what is in the way of the last one is told at once.
     for cell in found:
         check_cell(runs / cell.directory, cell, now, overwrite=overwrite)
     with ExitStack() as alone:
@@ -199,7 +204,7 @@ def _study_directory(
             runs.mkdir(parents=True, exist_ok=True)
             alone.enter_context(alone_in(directory, directory / LOCK))
         clean_inside(directory)
-        write_text(directory / STUDY, _sealed(study.as_yaml()))
+        write_text(directory / STUDY, _sealed(study.as_yaml()))  # renewed: cells may have been added
         yield runs
 
 
@@ -208,6 +213,7 @@ def _check_directory(directory: Path, study: StudyRecipe) -> None:
     if not directory.exists() or not any(directory.iterdir()):
         return
     kept = directory / STUDY
+    # Locks and half-written files are ours, whatever state the directory is in.
     others = {path.name for path in directory.iterdir() if not path.name.startswith(".sqs-")}
     if not kept.exists() and not others <= {RUNS, BASELINES}:  # these alone: killed before it was written
         raise OutputError(
@@ -228,10 +234,11 @@ def _sealed(text: str) -> str:
 
 
 def _name_in(kept: Path) -> str:
-    """The name of the study in a directory; a file without a digest is of an older version."""
+    """Return the name of the study in a directory; a file without a digest is of an older version."""
     text = kept.read_bytes().decode("utf-8", errors="replace")
     head, _, below = text.partition("\n")
     try:
+        # A damaged head is no head any more: whatever of it is left counts as one.
         if ("#" in head or "sha256" in head) and text != _sealed(below):
             raise ValueError("its checksum does not fit")
         return str(parse_yaml(text, "it")["name"])

@@ -54,8 +54,9 @@ class ClassificationData(TextData):
         if task is None:
             return values
         said: dict[str, Any] = {"columns": task.columns, "labels": task.labels or None, "metric": task.metrics[0]}
-        if not is_file(str(values.get("source") or GLUE_ON_THE_HUB)):
+        if not is_file(str(values.get("source") or GLUE_ON_THE_HUB)):  # a file has neither subsets nor splits
             said |= {"subset": values["glue"], "test": task.judged_on}
+        # null in a recipe asks for the default, so it does not take the place of what GLUE says.
         return {**said, **{key: value for key, value in values.items() if value is not None}}
 
     @model_validator(mode="after")
@@ -110,7 +111,7 @@ class TextClassification:
             texts = [[example.texts[i] for example in examples] for i in range(len(examples[0].texts))]
             encoded = tokenizer(*texts, truncation=True, max_length=self.data.max_length)
             columns = {name: [torch.tensor(row) for row in rows] for name, rows in encoded.items()}
-            columns.pop("attention_mask", None)
+            columns.pop("attention_mask", None)  # made anew when minibatches are padded
             inputs = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
             labels = torch.tensor([example.label for example in examples])
             return TokenDataset(inputs, labels[:, None] if self.is_regression else labels.long())
@@ -125,7 +126,7 @@ class TextClassification:
         """Return accuracy, NLL, calibration and GLUE's metrics of classes; correlations and NLL of numbers."""
         metrics = GLUE[self.data.glue].metrics if self.data.glue else (self.headline,)
         if not self.is_regression:
-            log_p, y = predict(net, loader)
+            log_p, y = predict(net, loader)  # [n, C], [n]
             predicted, true = log_p.argmax(-1).cpu().numpy(), y.cpu().numpy()
             return asdict(summarise(log_p, y)) | {name: metric(name, predicted, true) for name in metrics}
         found, targets = outputs(net, loader)
@@ -144,7 +145,7 @@ class TextClassification:
 
     def _label(self, value: Any, number: int, what: str) -> float:
         names = self.data.labels or ()
-        if value in names:
+        if value in names:  # names first: a class may be called "1"
             return names.index(value)
         try:
             label = float(value)
@@ -159,6 +160,7 @@ class TextClassification:
         )
 
     def _num_classes(self) -> int:
+        # Of training data alone: a class that is only met later cannot have been learned, and is refused.
         highest = max(int(example.label) for example in self.examples.train)
         return len(self.data.labels) if self.data.labels else max(highest + 1, 2)
 
@@ -174,6 +176,7 @@ class TextClassification:
         self, examples: Sequence[LabelledText], held_out: int
     ) -> tuple[list[LabelledText], list[LabelledText]]:
         """Return some of every class; of numbers some at random."""
+        # Numbers as one class: a stratified split of it is a random one.
         labels = torch.tensor([0 if self.is_regression else int(example.label) for example in examples])
         kept, held = stratified_split(labels, held_out, SPLIT_SEED)
         return [examples[i] for i in kept.tolist()], [examples[i] for i in held.tolist()]

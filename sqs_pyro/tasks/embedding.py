@@ -76,21 +76,22 @@ class SentenceEmbedding:
             encoded = tokenizer(texts, truncation=True, max_length=self.data.max_length)
             columns = [name for name in encoded if name != "attention_mask"]
             inputs = [{name: torch.tensor(encoded[name][i]) for name in columns} for i in range(len(texts))]
-            return TokenDataset(inputs, torch.empty(len(texts), 0))
+            return TokenDataset(inputs, torch.empty(len(texts), 0))  # targets without numbers until `observed`
 
         return self.examples.each(dataset)
 
     def observed(self, datasets: Parts[TokenDataset], net: nn.Module) -> Parts[TokenDataset]:
-        """Targets ``[N, D]``: the embeddings that the fp32 network gives."""
+        """Return targets ``[N, D]``: the embeddings that the fp32 network gives."""
 
         def dataset(of: TokenDataset) -> TokenDataset:
+            # Not shuffled, so that targets are in the order of the examples; masked tokens may have any number.
             loader = TokenLoader(of, self.data.evaluation_batch_size, pad_token=0)
             return TokenDataset(of.inputs, outputs(net, loader)[0])
 
         return datasets.each(dataset)
 
     def likelihood(self, output: Any) -> TorchDistribution:
-        """Gaussian around embeddings ``[B, D]``, which have unit length: coordinates of root mean square 1/√D."""
+        """Return a Gaussian around embeddings ``[B, D]`` of unit length: coordinates of root mean square 1/√D."""
         return Gaussian(self.data.noise * output_tensor(output).shape[-1] ** -0.5)(output)
 
     def measure(self, net: nn.Module, loader: Loader) -> dict[str, Any]:
@@ -109,6 +110,7 @@ class SentenceEmbedding:
         if self.data.sentences:
             found = [part for text in found for part in _END.split(text)]
         found = [" ".join(text.split()) for text in found]
+        # Once each, in order: a sentence that is repeated would be nearest to its double in recall@1.
         kept = list(dict.fromkeys(text for text in found if len(text.split()) >= self.data.min_words))
         if not kept:
             raise DataError(

@@ -68,7 +68,7 @@ def _f1(predicted: Values, true: Values) -> float:
     with needed_for("GLUE's figures"):
         from sklearn.metrics import f1_score  # heavy
 
-    classes = int(max(predicted.max(), true.max())) + 1
+    classes = int(max(predicted.max(), true.max())) + 1  # those that occur: two of them are GLUE's case
     return float(f1_score(true, predicted, average="binary" if classes <= 2 else "macro", zero_division=0.0))
 
 
@@ -83,14 +83,14 @@ def _matthews(predicted: Values, true: Values) -> float:
 
 def _pearson(predicted: Values, true: Values) -> float:
     if np.ptp(predicted) == 0 or np.ptp(true) == 0:
-        return 0.0
+        return 0.0  # not defined there; NaN could not be compared
     return float(np.corrcoef(predicted, true)[0, 1])
 
 
 def _spearman(predicted: Values, true: Values) -> float:
     from scipy.stats import rankdata
 
-    return _pearson(rankdata(predicted), rankdata(true))
+    return _pearson(rankdata(predicted), rankdata(true))  # its definition, ties at their mean rank
 
 
 _METRICS: dict[str, Callable[[Values, Values], float]] = {

@@ -13,7 +13,7 @@ from sqs_pyro.networks.modes import evaluating
 
 @torch.no_grad()
 def outputs(net: nn.Module, loader: Loader, fill: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Predictions and targets in the order of the loader, on the CPU; ``net`` runs in evaluation mode.
+    """Return predictions and targets in the order of the loader, on the CPU; ``net`` runs in evaluation mode.
 
     Args:
         net: from a minibatch to ``[B, ..., T]``.
@@ -29,11 +29,12 @@ def outputs(net: nn.Module, loader: Loader, fill: float = 0.0) -> tuple[Tensor, 
     device = device_of(net)
     with evaluating(net):
         pairs = [
-            (predictions(net, move_to(x, device)).float().cpu(), y)
+            (predictions(net, move_to(x, device)).float().cpu(), y)  # GPUs need not hold a data set's outputs
             for x, y in minibatches(loader, net, "evaluation")
         ]
     if not pairs:
         raise DataError("There is no example to evaluate on: the loader is empty.")
+    # Minibatches of tokens are padded to their own longest text: T differs between them.
     width = max(found.shape[-1] for found, _ in pairs)
     rows = [F.pad(found, (0, width - found.shape[-1]), value=fill) for found, _ in pairs]
     return torch.cat(rows), torch.cat([y for _, y in pairs])

@@ -71,6 +71,7 @@ def split_parts(
     test, validation = (
         None if where is None else _not_empty(part, where) for where in (data.test, data.validation)
     )
+    # A number for both, taken before either: the one that is held out second is not smaller.
     held_out = max(1, min(len(train) // 10, MOST_HELD_OUT))
     missing = [test, validation].count(None)
     if len(train) <= missing * held_out:
@@ -78,6 +79,7 @@ def split_parts(
             f"'{data.source}' has {len(train)} examples, too few to hold some out for validation and test: give "
             "more, or files or splits as `validation` and `test`."
         )
+    # The test part first: whether validation is a file of its own does not change which examples it has.
     if test is None:
         train, test = keep(train, held_out)
     if validation is None:

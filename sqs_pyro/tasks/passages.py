@@ -70,16 +70,19 @@ def passages(
     windows, inputs, targets = [], [], []
     for i, number in enumerate(of_question):
         of_context = torch.tensor([part == _CONTEXT for part in encoded.sequence_ids(i)])
+        # Offsets of the question count from its own beginning, those of special tokens are (0, 0): both become -1.
         window = Window(number, torch.tensor(offsets[i]).masked_fill(~of_context[:, None], -1))
         windows.append(window)
+        # One to learn from; all that annotators gave count when answers are judged.
         targets.append(token_span(window, questions[number].answers[0]))
         inputs.append({name: torch.tensor(encoded[name][i]) for name in encoded if name != "attention_mask"})
     return TokenDataset(inputs, torch.tensor(targets), Passages(questions, windows))
 
 
 def token_span(window: Window, answer: Answer) -> tuple[int, int]:
-    """First and last token of an answer in a window; ``(0, 0)`` if the window does not hold all of it."""
+    """Return first and last token of an answer in a window, ``(0, 0)`` if the window does not hold all of it."""
     starts, ends = window.offsets.T
+    # Tokens that touch the answer; one may reach beyond it, as words are not cut at every character.
     inside = window.in_context & (starts < answer.end) & (ends > answer.start)
     tokens = inside.nonzero().flatten()
     whole = len(tokens) and starts[tokens[0]] <= answer.start and ends[tokens[-1]] >= answer.end
@@ -101,6 +104,7 @@ def best_span(logits: Tensor, in_context: Tensor, max_tokens: int) -> tuple[floa
     first, count = int(places[0]), len(places)
     starts, ends = logits[:, first : first + count]
     sums = starts[:, None] + ends[None, :]  # [count, count]
+    # The end is not before the start, and at most max_tokens - 1 behind it.
     allowed = torch.ones(count, count, dtype=torch.bool).triu().tril(max_tokens - 1)
     best = int(sums.masked_fill(~allowed, -torch.inf).argmax())
     start, end = divmod(best, count)
@@ -120,9 +124,11 @@ def predicted_texts(logits: Tensor, found: Passages, max_tokens: int) -> list[st
         if not window.in_context.any():  # an empty context
             continue
         length = len(window.offsets)
+        # Logits are padded to the longest window of all.
         score, start, end = best_span(each[:, :length], window.in_context, max_tokens)
         context = found.questions[window.question].context
         text = context[int(window.offsets[start, 0]) : int(window.offsets[end, 1])]
+        # Sums of logits, not probabilities: each window's would be normalised over that window alone.
         best[window.question] = max(best[window.question], (score, text), key=lambda pair: pair[0])
     return [text for _, text in best]
 

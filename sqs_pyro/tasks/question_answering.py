@@ -52,7 +52,7 @@ class QuestionData(TextData):
     def _the_hub_s_validation_is_the_test(cls, values: Any) -> Any:
         if not isinstance(values, dict) or is_file(str(values.get("source") or SQUAD_ON_THE_HUB)):
             return values
-        return {"test": "validation", **values}
+        return {"test": "validation", **values}  # SQuAD's own test answers are not public
 
     @model_validator(mode="after")
     def _windows_move_on(self) -> "QuestionData":
@@ -115,8 +115,9 @@ class QuestionAnswering:
         return categorical_last(output)
 
     def measure(self, net: nn.Module, loader: Any) -> dict[str, Any]:
-        """F1 and exact match over questions, NLL in nats a window."""
-        logits, targets = outputs(net, loader, fill=-torch.inf)
+        """Return F1 and exact match over questions, NLL in nats a window."""
+        # -inf: padding of shorter minibatches has no share of the probability.
+        logits, targets = outputs(net, loader, fill=-torch.inf)  # [windows, 2, T], [windows, 2]
         source = loader.dataset.source
         nll = -self.likelihood(logits).log_prob(targets).mean()
         found = predicted_texts(logits, source, self.data.answer_length)

@@ -38,27 +38,28 @@ class Question:
 
 
 def normalised(answer: str) -> str:
-    """Lower case, without punctuation, articles and extra space, as the official script compares answers."""
+    """Bring to lower case, without punctuation, articles and extra space, as the official script compares answers."""
     return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(predicted: str, answers: Sequence[str]) -> float:
-    """1 if an answer, normalised, is the predicted one, else 0."""
+    """Return 1 if an answer, normalised, is the predicted one, else 0."""
     return float(any(normalised(predicted) == normalised(answer) for answer in answers))
 
 
 def f1(predicted: str, answers: Sequence[str]) -> float:
-    """Harmonic mean of precision and recall of words, each as often as it stands there; of the best answer."""
+    """Return the harmonic mean of precision and recall of words, repetitions counted; of the best answer."""
     return max(_word_f1(normalised(predicted).split(), normalised(answer).split()) for answer in answers)
 
 
 def _word_f1(predicted: Sequence[str], answer: Sequence[str]) -> float:
+    # 2 P R / (P + R) with P = same / predicted, R = same / answer.
     same = sum((Counter(predicted) & Counter(answer)).values())
     return 2 * same / (len(predicted) + len(answer)) if same else 0.0
 
 
 def questions(rows: Iterable[Any], what: str, columns: tuple[str, str, str]) -> list[Question]:
-    """Questions from rows, or from the articles of the official JSON files.
+    """Make questions from rows, or from the articles of the official JSON files.
 
     Args:
         rows: mappings; answers are ``{"text": [...], "answer_start": [...]}``, a list of ``{"text": ...,
@@ -89,10 +90,11 @@ def _without_articles(rows: Iterable[Any]) -> Iterable[Any]:
 
 
 def _answers(value: Any, number: int, what: str) -> list[tuple[str, int | None]]:
-    """Texts and starts, None where a start is not given."""
+    """Return texts and starts, None where a start is not given."""
     try:
         given = parse_json(value, DataError, what, "") if isinstance(value, str) else value
         if isinstance(given, Mapping):
+            # The hub's form, two lists side by side; strict: of unequal length they are damaged.
             starts = given.get("answer_start") or [None] * len(given["text"])
             given = [{"text": t, "answer_start": s} for t, s in zip(given["text"], starts, strict=True)]
         found = [(str(each["text"]), _start(each.get("answer_start"))) for each in given]

@@ -31,21 +31,22 @@ class LayerRate:
 
     @classmethod
     def of(cls, weight: Tensor, precision: float, extra: float = 0.0) -> "LayerRate":
-        """Of a weight of any shape."""
+        """Make it of a weight of any shape."""
         stride = max(1, weight.numel() // _SAMPLE)
         return cls(weight.detach().reshape(-1)[::stride].float().cpu(), weight.numel(), precision, extra)
 
     def bits(self, beta: float) -> float:
-        """Entropy of a weight rounded to the grid of step ``√(12 β / h)``, and what comes on top, bits."""
+        """Return the entropy, in bits, of a weight on the grid of step ``√(12 β / h)``, and what comes on top."""
         reach = float(self.sample.abs().max())
+        # Bounded below for the memory of the counts; 1 for a layer of zeros, which has no bits at any step.
         step = max(math.sqrt(12 * beta / self.precision), reach / _FINEST) or 1.0
         return rounded_entropy(self.sample / step) + self.extra
 
 
 def rounded_entropy(values: Tensor) -> float:
-    """Entropy of values that are rounded to whole numbers, bits."""
+    """Return the entropy of values that are rounded to whole numbers, bits."""
     places = values.round().long().reshape(-1)
-    counts = torch.bincount(places - places.min()).double()
+    counts = torch.bincount(places - places.min()).double()  # numbers from 0, as bincount needs them
     return float(torch.special.entr(counts / counts.sum()).sum()) / math.log(2)
 
 
@@ -63,14 +64,16 @@ class BitBudget:
         self._excess = self._done = 0.0  # bits beyond the forecast, weights finished
 
     def beta(self) -> float:
-        """β at which the waiting layers are going to take what is left."""
+        """Return β at which the waiting layers are going to take what is left."""
         weights = sum(layer.weights for layer in self._waiting.values())
+        # The entropy of a rounded grid is not yet what a coder takes; layers to come will miss it by as much.
         bias = self._excess / self._done if self._done else 0.0
         target = self._left / weights - bias
 
         def forecast(beta: float) -> float:
             return sum(layer.weights * layer.bits(beta) for layer in self._waiting.values())
 
+        # log β from -80 to 80: wider than any weights and gradients of float32 can ask for.
         return beta_for(forecast, target * weights, -80.0, 80.0, tolerance=1e-3)
 
     def spend(self, name: str, bits: float, beta: float) -> None:

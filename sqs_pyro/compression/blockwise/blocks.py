@@ -52,7 +52,7 @@ from sqs_pyro.packing.stored import check_storable
 from sqs_pyro.reporting.printed import Printed, Report
 from sqs_pyro.shipping.agreement import check_agreement
 
-#: Sequences whose gradients are taken at once.
+#: Sequences whose gradients are taken at once: autograd keeps the activations of the whole network for each.
 IMPORTANCE_BATCH = 2
 #: Linear layers of a block by name, in groups that share their input, in the order of their calls.
 LayerGroups = Callable[[nn.Module], Sequence[Mapping[str, nn.Linear]]]
@@ -77,7 +77,7 @@ class BlockwiseResult(Printed):
     findings: list[Finding] = field(default_factory=list)
 
     def table(self) -> Report:
-        """A row a block, and what the file weighs."""
+        """Return a table of a row a block, and what the file weighs."""
         from sqs_pyro.reporting.tables import block_tables
 
         return block_tables(
@@ -141,7 +141,7 @@ def compress_blocks(
             leftover_dtype=None,
             metadata=metadata,
         )
-        if residency.whole:
+        if residency.whole:  # a streamed network cannot be called in one piece
             findings += run.compare(finished, packed)
     return BlockwiseResult(packed, records, time.perf_counter() - start, findings)
 
@@ -174,7 +174,7 @@ class _Run:
         self.states: States = [(entrance.hidden, entrance.arguments) for entrance in entrances]
 
     def _fingerprint(self) -> Fingerprint:
-        """What this call is made of; of a streamed network every weight is read for it once."""
+        """Return what this call is made of; of a streamed network every weight is read for it once."""
         network = resident_fingerprint(self.net, self.stack.blocks, self.residency)
         data = {"minibatches": len(self.minibatches), "sequences": described(self.minibatches)}
         setting = {"likelihood": described(self.likelihood)}
@@ -205,7 +205,7 @@ class _Run:
         return records
 
     def _plan(self) -> tuple[dict[str, Tensor], BitBudget | None]:
-        """How much the outputs of every layer matter, and the budget of bits; neither for an even allocation."""
+        """Return how much the outputs of layers matter, and the budget of bits; neither for an even allocation."""
         if self.recipe.allocation == "even":
             return {}, None
         layers = {
@@ -215,7 +215,7 @@ class _Run:
             for name, layer in group.items()
         }
         plan = self.store.read_plan()
-        if plan is None:
+        if plan is None:  # kept before the first block, as gradients may take as long as several blocks
             some = self.minibatches[: -(-self.recipe.importance_sequences // self.recipe.batch_size)]
             # gradients of the whole network need the memory of the whole network's activations
             some = [part for inputs in some for part in split_examples(inputs, IMPORTANCE_BATCH)]
@@ -233,8 +233,8 @@ class _Run:
         return channel_scales(weight, importance) if self.recipe.channel_scales else None
 
     def _precisions(self, importance: Mapping[str, Tensor]) -> dict[str, float]:
-        """Mean precision of every layer's weights, with the original network's inputs."""
-        found, states = {}, self.states
+        """Return the mean precision of every layer's weights, with the original network's inputs."""
+        found, states = {}, self.states  # of compressed layers there are none yet: this is a forecast
         for i, block in enumerate(self.stack.blocks):
             for group in self.layer_groups(block):
                 first = next(iter(group.values()))
@@ -282,9 +282,10 @@ class _Run:
                 dense = hard.dense().to(own.mean)  # [N, M], codewords as float16 will have them
                 error = own.relative_error(dense)
                 layers[name] = {"bits": coding.bits_per_weight + extra, "beta": coding.beta, "error": error}
-                layer.weight.copy_(dense)  # the next group sees it
+                layer.weight.copy_(dense)  # the next group's inputs come through it
         if self.recipe.settle_steps:
             inputs = [(hidden, arguments[i]) for hidden, arguments in compressed]
+            # A seed for each block, so that one that goes on from kept blocks draws as it would have drawn.
             coded = settle(student, coded, inputs, targets, self.recipe, self.recipe.seed + i)
         leftovers = {
             name: round_to(value.detach(), self.recipe.leftover_dtype)
@@ -296,6 +297,7 @@ class _Run:
         outputs = _advance(self._student(i, finished), compressed, i)
         sizes = {name: layers[name.removesuffix(".weight")]["bits"] for name in coded}
         weights = {name: coded[name].mask.numel() for name in coded}
+        # Each layer's bits by how many weights have them, not a mean of layers.
         bits = sum(sizes[name] * weights[name] for name in coded) / sum(weights.values())
         error = relative_error(outputs, targets)
         record = BlockRecord(i, bits, error, layers, time.perf_counter() - start)
@@ -346,7 +348,7 @@ class _Run:
                 budget.spend(f"{path}.{name}", layer["bits"], layer["beta"])
 
     def _student(self, i: int, kept: FinishedBlock) -> nn.Module:
-        """The finished block as it is shipped, dense."""
+        """Return the finished block as it is shipped, dense."""
         student = copy.deepcopy(self.stack.blocks[i])
         dense = {name: value.dense() for name, value in kept.coded.items()}
         for name, value in {**dense, **kept.leftovers}.items():  # everything that a block has
@@ -354,7 +356,7 @@ class _Run:
         return student
 
     def finished_network(self) -> nn.Module:
-        """The network as it ships, but for its compressed weights: what has settled, and all of it rounded."""
+        """Return the network as it ships, but for its compressed weights: what has settled, all of it rounded."""
         net = copy.deepcopy(self.net)
         with torch.no_grad():
             for name, value in self.leftovers.items():
@@ -388,12 +390,12 @@ def _check_allocation(net: nn.Module, recipe: BlockwiseRecipe, residency: Reside
 
 
 def _advance(block: nn.Module, states: States, i: int) -> list[Tensor]:
-    """Hidden states behind a block."""
+    """Return the hidden states behind a block."""
     return [run_block(block, hidden, arguments[i]) for hidden, arguments in states]
 
 
 def every_linear(block: nn.Module) -> list[dict[str, nn.Linear]]:
-    """Each linear layer of a block as a group of its own, in the order of the block's modules.
+    """Return each linear layer of a block as a group of its own, in the order of the block's modules.
 
     Raises:
         NetworkError: there is none.

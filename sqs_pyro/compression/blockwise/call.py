@@ -60,7 +60,7 @@ def compress_transformer(
             "Recipe key 'blockwise.streamed' is true, but this network is in memory: leave it out, or call "
             "compress_checkpoint with its directory."
         )
-    if directory is not None:
+    if directory is not None:  # before hours of work: can a block's file be made there?
         check_place(Path(directory) / "block-000.pt")
     (check_network if residency is None else check_replaceable)(net)  # others may have weights elsewhere
     metadata = {
@@ -75,6 +75,7 @@ def compress_transformer(
             net,
             found,
             partial(layer_groups, architecture=architecture),
+            # Without a mask: sequences are cut to equal length, there is nothing to hide.
             [{"input_ids": part} for part in sequences.split(recipe.batch_size)],
             recipe,
             likelihood=_said,

@@ -26,17 +26,18 @@ _SCALE_BITS = 16
 
 
 def channel_scales(weight: Tensor, importance: Tensor) -> Tensor | None:
-    """Scales of a linear layer's outputs, float32 numbers of float16 ``[N]``, or None where they are not worth it.
+    """Return scales of a linear layer's outputs, float16 in float32 ``[N]``, or None where they are not worth it.
 
     Args:
         weight: w, ``[N, M]``.
         importance: g, ``[N]``, not negative.
     """
+    # Some inputs of all outputs [N, m], not a flat stride: every row must be there to be scaled.
     sample = weight.detach().float()[:, :: max(1, weight.numel() // _SAMPLE)].cpu()
     g = importance.detach().float().cpu()
     step = _STEP * float(sample.square().mean().sqrt())
     if not step or not float(g.max()):
-        return None
+        return None  # all weights zero, or no output that matters
     least, best = rounded_entropy(sample / step), None
     for power in _POWERS:
         scales = _scales(g, power)
@@ -48,16 +49,17 @@ def channel_scales(weight: Tensor, importance: Tensor) -> Tensor | None:
 
 
 def scale_bits(scales: Tensor | None, inputs: int) -> float:
-    """What a scale for each output costs, bits for each of its M weights; no scales cost nothing."""
+    """Return what a scale for each output costs, bits for each of its M weights; no scales cost nothing."""
     return 0.0 if scales is None else _SCALE_BITS / inputs
 
 
 def in_units_of(scales: Tensor | None, weight: Tensor) -> Tensor:
-    """A weight ``[N, M]`` whose rows are divided by ``scales`` ``[N]``, if there are any."""
+    """Return a weight ``[N, M]`` whose rows are divided by ``scales`` ``[N]``, if there are any."""
     return weight if scales is None else weight / scales.to(weight)[:, None]
 
 
 def _scales(importance: Tensor, power: float) -> Tensor:
-    log = importance.double().clamp(min=1e-300).log()
+    log = importance.double().clamp(min=1e-300).log()  # of an output that never matters: large, not infinite
+    # Geometric mean 1, so that the grid's step keeps its meaning.
     scales = (power * (log.mean() - log) / 2).exp().clamp(1 / _LARGEST, _LARGEST)
-    return scales.half().float()
+    return scales.half().float()  # as the file has them: weights are divided by what they are multiplied with

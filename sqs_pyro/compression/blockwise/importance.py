@@ -21,7 +21,7 @@ def output_importance(
     likelihood: Likelihood = categorical_last,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Mean squared gradient of ``log p(y | x)`` in each output of each layer, y drawn from the network itself.
+    """Return the mean squared gradient of ``log p(y | x)`` in every layer's outputs, y drawn from the network.
 
     Drawn labels make it the Fisher information (labels of data would make it the empirical one, which vanishes
     where the network is sure of them): g of :class:`~sqs_pyro.compression.blockwise.laplace.LayerLikelihood`.
@@ -47,8 +47,9 @@ def output_importance(
             args, kwargs = call_arguments(inputs, net)
             observation = likelihood(net(*args, **kwargs))
             drawn = observation.sample().detach()
+            # Summed: examples do not meet in the network, so each keeps the gradient of its own log-density.
             torch.autograd.grad(observation.log_prob(drawn).sum(), watch.leaves)
-            watch.leaves.clear()
+            watch.leaves.clear()  # lets go of the graph, too
     if not all(watch.counts.values()):
         raise DataError("The importance of outputs needs at least one minibatch that reaches every layer.")
     return {name: total / watch.counts[name] for name, total in watch.totals.items()}
@@ -78,19 +79,20 @@ class _OutputGradients:
             hook.remove()
 
     def _watch(self, name: str, layer: nn.Module, arguments: Any, output: Tensor) -> None:
+        # With parameters frozen the first layers' outputs depend on nothing that learns: the graph begins there.
         if not output.requires_grad:
             self.leaves.append(output.requires_grad_())
         output.register_hook(partial(self._add, name))
 
     def _add(self, name: str, gradient: Tensor) -> None:
-        each = gradient.detach().float().reshape(-1, gradient.shape[-1])
+        each = gradient.detach().float().reshape(-1, gradient.shape[-1])  # [B, T, N] -> [B T, N]
         self.totals[name] += each.square().sum(0).cpu()
         self.counts[name] += len(each)
 
 
 @contextmanager
 def _frozen(net: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient."""
+    """Let no parameter of the network ask for a gradient inside: only outputs are differentiated by."""
     learning = [parameter for parameter in net.parameters() if parameter.requires_grad]
     for parameter in learning:
         parameter.requires_grad_(False)

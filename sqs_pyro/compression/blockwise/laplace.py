@@ -46,13 +46,13 @@ class LayerLikelihood:
         return self.excess(weight) / max(self.excess(torch.zeros_like(self.mean)), 1e-30)
 
     def damped(self, damping: float) -> "LayerLikelihood":
-        """With ``damping`` times the mean diagonal added to H: inputs that were never seen may be seen later."""
+        """Add ``damping`` times the mean diagonal to H: inputs that were never seen may be seen later."""
         diagonal = self.curvature.diagonal()
         ridge = damping * float(diagonal.mean()) or 1.0  # all inputs zero: any weight is as good
         return replace(self, curvature=self.curvature + ridge * torch.eye(len(diagonal)).to(diagonal))
 
     def given_inputs(self, cross: Tensor, curvature: Tensor) -> "LayerLikelihood":
-        """The likelihood of a weight that sees other inputs x' but is to give the original outputs ``w̄ x``.
+        """Return that of a weight that sees other inputs x' but is to give the original outputs ``w̄ x``.
 
         Its mean is the least-squares solution ``w̄ (Σ x x'ᵀ) (Σ x' x'ᵀ)⁻¹``.
 
@@ -65,10 +65,11 @@ class LayerLikelihood:
         return replace(self, mean=mean.to(self.mean), curvature=curvature)
 
     def in_units_of(self, scales: Tensor | None) -> "LayerLikelihood":
-        """The same likelihood of the weight whose rows are divided by ``scales``, ``[N]``, if there are any."""
+        """Return that of the weight whose rows are divided by ``scales``, ``[N]``, if there are any."""
         if scales is None:
             return self
         squares = scales.to(self.importance).square()
+        # An error e in w / s is one of s e in w: what it costs grows with s².
         return replace(self, mean=in_units_of(scales, self.mean), importance=self.importance * squares)
 
     @property
@@ -92,6 +93,7 @@ class LayerLikelihood:
             NetworkError: H is not positive definite: use :meth:`damped`.
         """
         order = self.curvature.diagonal().argsort(descending=True, stable=True)
+        # H⁻¹ = Uᵀ U by the inverse of a factor, in float64: H of text is badly conditioned.
         factor = _cholesky(self.curvature[order][:, order])
         upper = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
         return order, upper.to(self.mean.dtype)
@@ -108,7 +110,7 @@ def _cholesky(matrix: Tensor) -> Tensor:
 
 
 def input_moments(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """``Σ x x'ᵀ`` and ``Σ x' x'ᵀ``, float32 ``[M, M]`` each, of a layer's inputs before and after compression.
+    """Sum ``x x'ᵀ`` and ``x' x'ᵀ``, float32 ``[M, M]`` each, over a layer's inputs before and after compression.
 
     Args:
         pairs: x and x', ``[..., M]``, of the same examples; x' may be x itself.
@@ -120,9 +122,11 @@ def input_moments(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tenso
     for before, after in pairs:
         with torch.autocast(after.device.type, enabled=False):  # sums in bfloat16 are not positive definite
             x, seen = (value.reshape(-1, value.shape[-1]).float() for value in (before, after))
-            square = seen.T @ seen
+            square = seen.T @ seen  # [n, M] -> [M, M]
             product = square if before is after else x.T @ seen
+        # Added in place: a second [M, M] of the widest layer would be the peak of memory.
         curvature = square if curvature is None else curvature.add_(square)
+        # A clone, as `product` may be `square` itself, to which later minibatches are added.
         cross = product.clone() if cross is None else cross.add_(product)
     if cross is None or curvature is None:
         raise NetworkError("The curvature of a layer needs at least one minibatch of its inputs.")

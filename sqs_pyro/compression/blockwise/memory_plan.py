@@ -69,7 +69,8 @@ class MemoryPlan:
     def moments(self) -> dict[str, dict[str, int]]:
         """What each of the three moments consists of."""
         work = {"curvature": self.curvature, "coding": self.coding}
-        if self.inside > sum(work.values()):  # the two do not meet
+        # Inputs are computed minibatch by minibatch, and only then are symbols chosen: the larger counts.
+        if self.inside > sum(work.values()):
             work = {"inside": self.inside}
         held = {"states": self.states, "packed": self.packed}
         return {
@@ -92,7 +93,7 @@ def plan_memory(
     *,
     streamed: bool = True,
 ) -> MemoryPlan:
-    """What compression of a network takes; its weights may be on the meta device.
+    """Return what compression of a network takes; its weights may be on the meta device.
 
     Args:
         net: of an architecture that :mod:`~sqs_pyro.networks.architectures` knows.
@@ -108,7 +109,7 @@ def plan_memory(
     recipe = parse(BlockwiseRecipe, recipe or {}, "blockwise")
     found = blocks(net)
     layers = linear_layers(found[0], architecture_of(net)).values()
-    in_block = _count(found[0])
+    in_block = _count(found[0])  # blocks of these architectures are alike
     total = _count(net)
     outside = total - sum(_count(block) for block in found)
     config: Any = net.config
@@ -124,6 +125,7 @@ def plan_memory(
         inside=_INSIDE * _FLOAT * min(recipe.batch_size, sequences) * length * widest,
         packed=int(compressed * recipe.bits / 8),
         gradients=_gradients(net, recipe, length, widest),
+        # The network as it is held, a copy that is rounded, and the packed network's own.
         ends=_FLOAT * ((3 * outside) if streamed else (2 * total + outside)),
         parameters=total,
         tokens=tokens,
@@ -140,5 +142,5 @@ def _gradients(net: nn.Module, recipe: BlockwiseRecipe, length: int, widest: int
 
 
 def _count(module: nn.Module) -> int:
-    """Parameters, shared ones once."""
+    """Count parameters, shared ones once."""
     return sum(value.numel() for value in module.parameters())

@@ -65,24 +65,24 @@ class Coding:
         return float(coded_bits(self.counts[None])) / self.symbols.numel()
 
     def dense(self) -> Tensor:
-        """The weights, ``[N, M]``."""
+        """Return the weights, ``[N, M]``."""
         return _with_zero(self.codewords)[self.symbols.long()]
 
     def coded(self, scales: Tensor | None = None) -> CodedTensor:
-        """As what is packed, codewords in float16.
+        """Return it as what is packed, codewords in float16.
 
         Args:
             scales: what rows were divided by before they were coded, ``[N]``.
         """
         mask = self.symbols > 0
-        codes = (self.symbols.int() - 1).clamp(min=0).to(torch.uint8)
+        codes = (self.symbols.int() - 1).clamp(min=0).to(torch.uint8)  # zeros have code 0, which the mask hides
         return CodedTensor(codes.cpu(), mask.cpu(), self.codewords.half().float()[None].cpu(), scales)
 
 
 def code_sequentially(
     likelihood: LayerLikelihood, codewords: Tensor, rates: Tensor, beta: float
 ) -> tuple[Tensor, Tensor]:
-    """E-step: the best symbols, one input after the other.
+    """Choose the best symbols, one input after the other: the E-step.
 
     Args:
         likelihood: of the layer.
@@ -100,12 +100,14 @@ def code_sequentially(
     symbols = torch.empty(left.shape, dtype=torch.uint8, device=left.device)
     for start in range(0, len(left), _PANEL):
         panel, inside = left[start : start + _PANEL], upper[start : start + _PANEL, start : start + _PANEL]
-        errors = torch.empty_like(panel)
+        errors = torch.empty_like(panel)  # [P, N], each divided by its U_jj
         for j, mean in enumerate(panel):
             best = _cheapest(mean, values, rates, price[start + j])
             symbols[start + j] = best
             errors[j] = (mean - values[best]) / inside[j, j]
+            # Means behind move by -e U_jk / U_jj: a rank-one update, for now within the panel only.
             panel[j + 1 :].addr_(inside[j, j + 1 :], errors[j], alpha=-1)
+        # `panel` is a view of `left`, which thus keeps each mean as it was when its symbol was chosen.
         behind = start + len(panel)
         left[behind:].addmm_(upper[start:behind, behind:].T, errors, alpha=-1)
     back = order.argsort()
@@ -115,7 +117,7 @@ def code_sequentially(
 def improve(
     likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor, rates: Tensor, beta: float
 ) -> tuple[Tensor, Tensor]:
-    """A further E-step: the best symbol of each weight given all others, one input after the other.
+    """Choose again, in a further E-step, each weight's best symbol given all others, input after input.
 
     The Gaussian's full conditional of weight (i, j) has the mean ``q_ij - ((q_i - w̄_i)ᵀ H)_j / H_jj`` and the
     variance ``1 / (g_i H_jj)``. No choice can raise the objective (iterated conditional modes, Besag 1986).
@@ -137,12 +139,12 @@ def improve(
     price = beta / (diagonal[:, None] * likelihood.importance.to(curvature))  # [M, N]
     symbols = symbols.T[order].contiguous()
     weight = values[symbols.long()]  # [M, N]
-    slope = curvature @ (weight - likelihood.mean.T[order])
+    slope = curvature @ (weight - likelihood.mean.T[order])  # [M, N]: H (q - w̄), kept up to date
     means = torch.empty_like(weight)
     for start in range(0, len(weight), _PANEL):
         inside = curvature[start : start + _PANEL, start : start + _PANEL]
         panel, slopes = weight[start : start + _PANEL], slope[start : start + _PANEL]
-        changes = torch.empty_like(panel)
+        changes = torch.empty_like(panel)  # [P, N]; `weight` itself stays: nothing reads a coded input again
         for j in range(len(panel)):
             mean = panel[j] - slopes[j] / inside[j, j]
             best = _cheapest(mean, values, rates, price[start + j])
@@ -155,7 +157,7 @@ def improve(
 
 
 def best_codewords(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor) -> Tensor:
-    """M-step: the codewords ``[K]`` that maximise the likelihood given the symbols; unused ones stay.
+    """Return the codewords ``[K]`` that maximise the likelihood given the symbols, the M-step; unused ones stay.
 
     They solve the normal equations ``A c = b`` with ``A_kl = Σ_i g_i 1[z_i = k]ᵀ H 1[z_i = l]`` and
     ``b_k = Σ_i g_i 1[z_i = k]ᵀ H w̄_i``: here by conjugate gradients from the present codewords, each step of which
@@ -167,9 +169,10 @@ def best_codewords(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tens
         codewords: c at present, ``[K]``.
     """
     size = 1 + len(codewords)
-    flat, g = symbols.reshape(-1).long(), likelihood.importance[:, None]
+    flat, g = symbols.reshape(-1).long(), likelihood.importance[:, None]  # [N M], [N, 1]
 
     def by_symbol(value: Tensor) -> Tensor:
+        # Sums over all weights of a symbol: in float64, where millions of them do not cancel.
         return torch.bincount(flat, weights=(g * value).reshape(-1).double(), minlength=size)[1:]
 
     def normal(c: Tensor) -> Tensor:
@@ -183,7 +186,7 @@ def best_codewords(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tens
     residual = (by_symbol(likelihood.mean @ likelihood.curvature) - normal(found)) * (inverse > 0)
     direction = inverse * residual
     power = first_power = float(residual @ direction)
-    for _ in range(size):
+    for _ in range(size):  # K steps would be enough, were numbers exact
         if power <= _PRECISION * first_power:
             break
         image = normal(direction)
@@ -196,7 +199,7 @@ def best_codewords(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tens
 
 
 def grid(likelihood: LayerLikelihood, beta: float, max_components: int = MAX_COMPONENTS) -> tuple[Tensor, Tensor]:
-    """Codewords and rates to start from: the even grid that high-resolution theory gives for β.
+    """Return codewords and rates to start from: the even grid that high-resolution theory gives for β.
 
     An even grid of step Δ loses ``h Δ²/24`` a weight of precision h and takes ``-log Δ`` plus a constant, so that
     the best is ``Δ = √(12 β / h)``, h the mean of ``g_i / v_j``.
@@ -211,10 +214,11 @@ def grid(likelihood: LayerLikelihood, beta: float, max_components: int = MAX_COM
     """
     weight = likelihood.mean
     reach = float(weight.abs().max())
+    # No finer than the counts below can have places for.
     step = max(math.sqrt(12 * beta / likelihood.mean_precision), reach / _FINEST)
     step = min(step, reach) or 1.0  # at least the largest weight is no zero, unless all are
     half = max(math.ceil(reach / step), 1)
-    places = (weight / step).round_().long().reshape(-1) + half
+    places = (weight / step).round_().long().reshape(-1) + half  # 0 .. 2 half, zero in the middle
     counts = torch.bincount(places, minlength=2 * half + 1).double()
     used = counts > 0
     used[half] = False  # zero is no codeword
@@ -255,7 +259,7 @@ def fit(
         missed = found.bits_per_weight - bits
         if abs(missed) < _TOLERANCE:
             break
-        beta *= 4**missed  # a bit more or less is a factor of 4 in β
+        beta *= 4**missed  # Δ² is proportional to β, and a bit more or less is a factor of 2 in Δ
     return found
 
 
@@ -267,12 +271,13 @@ def _fit_at(likelihood: LayerLikelihood, beta: float, max_components: int, round
         counts = torch.bincount(symbols.reshape(-1).long(), minlength=1 + len(codewords))
         rates = fit_symbol_prior(counts[None]).rates[0]
         symbols, means = improve(likelihood, symbols, codewords, rates, beta)
+    # Once more, as the last E-step has changed symbols: shares need no fit, for the file counts anew.
     codewords = best_codewords(likelihood, symbols, codewords)
     return _ascending(Coding(symbols, codewords, means, beta))
 
 
 def _first_beta(likelihood: LayerLikelihood, bits: float, max_components: int) -> float:
-    """β at which an independent look at the weights, on the grid of that β, takes ``bits``."""
+    """Return β at which an independent look at the weights, on the grid of that β, takes ``bits``."""
 
     def entropy(beta: float) -> float:
         _, rates = grid(likelihood, beta, max_components)
@@ -282,7 +287,8 @@ def _first_beta(likelihood: LayerLikelihood, bits: float, max_components: int) -
 
 
 def _cheapest(mean: Tensor, values: Tensor, rates: Tensor, price: Tensor) -> Tensor:
-    """``argmin_z (c_z - m)² / 2 + price rate_z``, int64 ``[N]``."""
+    """Return ``argmin_z (c_z - m)² / 2 + price rate_z``, int64 ``[N]``."""
+    # [1 + K, N], in place: this runs once for every input of every layer.
     return (mean - values[:, None]).square_().mul_(0.5).addcmul_(rates[:, None], price).argmin(0)
 
 
@@ -296,15 +302,15 @@ def _merged(values: Tensor, counts: Tensor, size: int) -> tuple[Tensor, Tensor]:
         total = counts[i] + counts[i + 1]
         values[i] = (counts[i] * values[i] + counts[i + 1] * values[i + 1]) / total
         counts[i] = total
-        keep = torch.arange(len(values), device=values.device) != i + 1
+        keep = torch.arange(len(values), device=values.device) != i + 1  # it has gone into its left neighbour
         values, counts = values[keep], counts[keep]
     return values, counts
 
 
 def _ascending(coding: Coding) -> Coding:
-    """Least squares may change the order of codewords."""
+    """Put codewords in order again, which least squares may have changed."""
     codewords, order = coding.codewords.sort(stable=True)
-    place = torch.cat([order.new_zeros(1), 1 + order.argsort()]).to(torch.uint8)
+    place = torch.cat([order.new_zeros(1), 1 + order.argsort()]).to(torch.uint8)  # old symbol -> new; 0 stays 0
     return Coding(place[coding.symbols.long()], codewords, coding.means, coding.beta)
 
 

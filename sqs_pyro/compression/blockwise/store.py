@@ -66,7 +66,7 @@ class BlockStore:
         self.directory, self.fingerprint = directory, fingerprint
 
     def read_plan(self) -> Plan | None:
-        """The plan of an interrupted run, or None; errors as :meth:`read`."""
+        """Return the plan of an interrupted run, or None; errors as :meth:`read`."""
         state = self._read("plan", {"importance", "precisions"})
         return None if state is None else Plan(state["importance"], state["precisions"])
 
@@ -75,7 +75,7 @@ class BlockStore:
         self._write("plan", {"importance": plan.importance, "precisions": plan.precisions})
 
     def read(self, i: int) -> FinishedBlock | None:
-        """A finished block, or None.
+        """Return a finished block, or None.
 
         Raises:
             NetworkError: it is damaged, or was made of another network.
@@ -89,6 +89,7 @@ class BlockStore:
 
     def write(self, i: int, block: FinishedBlock) -> None:
         """Keep a finished block."""
+        # By field, as `asdict` would copy every tensor; plain data, so that reading executes nothing.
         coded = {
             name: {field.name: getattr(value, field.name) for field in fields(value)}
             for name, value in block.coded.items()
@@ -100,7 +101,7 @@ class BlockStore:
         if self.directory is None or not (path := self.directory / f"{name}.pt").exists():
             return None
         state = read_checkpoint(path, frozenset(keys | {"fingerprint"}))
-        check_same(state["fingerprint"], self.fingerprint, path)
+        check_same(state["fingerprint"], self.fingerprint, path)  # each file by itself: directories get mixed
         return state
 
     def _write(self, name: str, state: dict[str, Any]) -> None:

@@ -34,12 +34,12 @@ class RelativeOutput(nn.Module):
 
 
 def token_sizes(target: Tensor) -> Tensor:
-    """Root mean square of each token's hidden state times √D, ``[..., 1]``."""
+    """Return the root mean square of each token's hidden state times √D, ``[..., 1]``."""
     return target.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
 
 def relative_error(outputs: Iterable[Tensor], targets: Iterable[Tensor]) -> float:
-    """Mean over tokens of ``|output - target|² / |target|²``, minibatch by minibatch, ``[..., D]`` each."""
+    """Return the mean over tokens of ``|output - target|² / |target|²``, of minibatches ``[..., D]``."""
     total, tokens = 0.0, 0
     for output, target in zip(outputs, targets, strict=True):
         each = ((output - target) / token_sizes(target)).square().sum(-1)
@@ -77,22 +77,27 @@ def settle(
             RelativeOutput(block),
             likelihood="gaussian",
             num_data=sum(len(target) for target in targets),
+            # Names, not patterns: exactly these sites, to the letter.
             include=[f"^{site.replace('.', '[.]')}$" for site in sites],
         )
         start = {f"block.{name}": value for name, value in codewords.items()}
         guide = SpikeGMMGuide(model, coded=start, stage="frozen")
         optimizer = _optimizer(model, guide, recipe)
+        # Blockwise compression runs without gradients but for here; parameters stay in the modules.
         with pyro.get_param_store().scope(), torch.enable_grad():
             for step in range(recipe.settle_steps):
+                # Of a generator of its own: which minibatches a block sees does not depend on the blocks before.
                 i = int(torch.randint(len(inputs), (1,), generator=generator))
                 hidden, arguments = inputs[i]
                 size = token_sizes(targets[i])
                 for group in optimizer.param_groups:
+                    # Linearly to 0; the sum over N examples need not be divided, for Adam knows no size.
                     group["lr"] = group["highest_lr"] * (1 - step / recipe.settle_steps)
                 optimizer.zero_grad(set_to_none=True)
                 elbo.terms(model, guide, (hidden, arguments, size), targets[i] / size).loss.backward()
                 optimizer.step()
         settled = guide.harden()
+    # The guide has known codewords only: scales are beside them again.
     return {name: replace(settled[f"block.{name}"], scales=value.scales) for name, value in coded.items()}
 
 
@@ -105,7 +110,7 @@ class _ScaledLinear(nn.Module):
         super().__init__()
         self.scales = scales.to(linear.weight)
         self.weight = nn.Parameter(in_units_of(scales, linear.weight.detach()))
-        self.register_parameter("bias", linear.bias)
+        self.register_parameter("bias", linear.bias)  # the same tensor: what it learns stays in the block
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x ``[..., M]``. Returns ``[..., N]``."""
@@ -115,7 +120,7 @@ class _ScaledLinear(nn.Module):
 
 @contextmanager
 def in_units_of_scales(block: nn.Module, coded: Mapping[str, CodedTensor]) -> Iterator[dict[str, CodedTensor]]:
-    """Inside, linear layers of ``block`` with scales are in units of them, so that their weights are codewords.
+    """Put linear layers of ``block`` with scales in units of them, so that their weights are codewords.
 
     Args:
         block: a network, whose layers come back as they were.
@@ -139,7 +144,7 @@ def in_units_of_scales(block: nn.Module, coded: Mapping[str, CodedTensor]) -> It
 
 
 def _optimizer(model: BayesianNetwork, guide: SpikeGMMGuide, recipe: BlockwiseRecipe) -> torch.optim.Optimizer:
-    """Adam, whose steps have the size of the learning rate: given in units of what it moves."""
+    """Return Adam, whose steps are as long as the learning rate: given in units of what it moves."""
     groups = []
     for site in guide.site_guides().values():
         size = float(site.latent.detach().square().mean().sqrt())
@@ -149,5 +154,6 @@ def _optimizer(model: BayesianNetwork, guide: SpikeGMMGuide, recipe: BlockwiseRe
     for parameter in model.net.parameters():
         if parameter.requires_grad:
             size = float(parameter.detach().square().mean().sqrt())
+            # Biases of zeros have no size of their own.
             groups.append({"params": [parameter], "highest_lr": (size or 1.0) * recipe.leftover_learning_rate})
     return torch.optim.Adam(groups, lr=0.0)

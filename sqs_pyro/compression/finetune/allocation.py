@@ -15,7 +15,7 @@ from sqs_pyro.distributions.kmeans import kmeans_1d
 from sqs_pyro.inference.guide import SpikeGMMGuide
 from sqs_pyro.inference.pruning import PruningSchedule
 
-_RESIZE_EVERY = 5  # renewals of the masks between two corrections of the target rate
+_RESIZE_EVERY = 5  # renewals of the masks between two corrections of the target rate: each is a K-means of all
 _OBSERVE_EVERY = 4  # steps between two looks at the gradients
 _MEMORY = 0.95  # of the running mean of squared gradients, per look
 
@@ -48,12 +48,12 @@ class Allocation(ABC):
         return None
 
     def kl(self) -> float | None:
-        """The network's KL in nats, where it is known without asking the ELBO."""
+        """Return the network's KL in nats, where it is known without asking the ELBO."""
         return None
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -104,16 +104,17 @@ class ScheduledPruning(Allocation):
         """Prune to the target rate; with few steps that may fall after the last step."""
         if self._done:
             return
+        # Each corrects the rate for the masks of the one before: a fixed point, close enough after four.
         for _ in range(4 if self.bits is not None else 0):
             self._resize()
         self._prune(self.schedule.end_step)
         self._done = True
         if self.input_scales is not None:
-            self.input_scales.close()
+            self.input_scales.close()  # its hooks cost time at each forward pass, and nobody asks any more
         self.after_step()
 
     def after_step(self) -> None:
-        """Once the masks are final, they alone say which weights are zero: gates that learn cannot close."""
+        """Hold gates that learn open once the masks are final: these alone say which weights are zero."""
         if self._done and self.recipe.gate_learning_rate > 0 and self.guide.stage != "frozen":
             self.guide.hold_gates_open()
 
@@ -132,15 +133,16 @@ class ScheduledPruning(Allocation):
         counts = [
             _kmeans_counts(site.latent[masks[name]], site.mask.numel(), site.num_components)
             for name, site in sites.items()
-        ]
+        ]  # [1 + K] of each site
         groups = torch.tensor([site.num_groups for site in sites.values()])
         needed = float(coded_bits(torch.stack(counts), groups).sum())
         assert self.bits is not None
+        # Bits are nearly proportional to survivors. The bounds are those that a recipe's own rate has.
         rate = self.schedule.target * self.bits / needed
         self.schedule = replace(self.schedule, target=min(max(rate, 1e-4), 1.0))
 
     def state_dict(self) -> dict[str, Any]:
-        """Target rate and progress, and what the inputs have been."""
+        """Return target rate and progress, and what the inputs have been."""
         scales = {} if self.input_scales is None else self.input_scales.state_dict()
         return {
             "target": self.schedule.target,
@@ -155,7 +157,7 @@ class ScheduledPruning(Allocation):
         self._renewals, self._done = state["renewals"], state["done"]
         if self.input_scales is not None:
             self.input_scales.load_state_dict(state["input_squares"])
-            if self._done:
+            if self._done:  # the masks were final: hooks that `__init__` has set are not needed
                 self.input_scales.close()
 
 
@@ -167,7 +169,7 @@ def allocation(
     num_data: int,
     bits: float | None,
 ) -> Allocation:
-    """The allocation that a recipe asks for."""
+    """Return the allocation that a recipe asks for."""
     if recipe.allocation == "rate_distortion":
         return LearnedAllocation(guide, model.prior, recipe, total_steps, num_data, bits)
     watched = recipe.pruning.saliency == "activation"
@@ -210,7 +212,7 @@ class LearnedAllocation(Allocation):
         self._kl = 0.0
 
     def before_step(self, step: int) -> None:
-        """A fit every so many steps, at the size the schedule has come to."""
+        """Fit every so many steps, at the size the schedule has come to."""
         if step % self.schedule.every == 0 and step >= self.schedule.start * self.schedule.total_steps:
             self._fit(step, rounds=1)
 
@@ -229,13 +231,15 @@ class LearnedAllocation(Allocation):
         for name, site in self.guide.site_guides().items():
             gradient, kept = site.latent_unconstrained.grad, site.gates() > 0.5
             if gradient is not None and kept.any():
+                # The loss was divided by N; closed gates let no gradient through, so the mean is over open ones.
                 seen = self.num_data * batch_size * gradient.square().sum() / kept.sum()
                 before = self._curvature.get(name, seen)
                 self._curvature[name] = before * _MEMORY + seen * (1 - _MEMORY)
 
     def _fit(self, step: int, rounds: int) -> None:
         if not self._curvature:
-            return
+            return  # at the very first step there is no gradient yet to weigh a loss by
+        # Once coding has started codewords are the optimiser's: two owners would undo each other's steps.
         options: dict[str, Any] = {"rounds": rounds, "move_codewords": self.guide.stage == "dense"}
         precision = self._precision()
         if self.bits is None:
@@ -243,23 +247,25 @@ class LearnedAllocation(Allocation):
         else:
             found = self.fitting.fit(precision, bits=self._bits_at(step, precision), **options)
         self._kl = found.kl
+        # Findings and reports ask the model, not this fit, what ρ has come to.
         inclusion = self.fitting.symbol_prior.inclusion.tolist()
         self.prior.set_inclusion(dict(zip(self.fitting.sites, inclusion, strict=True)))
 
     def _bits_at(self, step: int, precision: Mapping[str, float]) -> float:
-        """The target, to which the bits that everything takes at first fall with the cube of the time left."""
+        """Return the target, to which the bits of the first fit fall with the cube of the time left."""
         assert self.bits is not None
-        if self._first_bits is None:
+        if self._first_bits is None:  # kept in checkpoints: the way down starts from the same height
             self._first_bits = max(self.bits, self.fitting.bits_at(0.0, precision))
         return self.bits + self.schedule.rate(step) * (self._first_bits - self.bits)
 
     def _precision(self) -> dict[str, float]:
-        """h of each site; one for all where the recipe pools it."""
+        """Return h of each site; one for all where the recipe pools it."""
         sizes = {name: site.mask.numel() for name, site in self.guide.site_guides().items()}
         found = {name: float(value) for name, value in self._curvature.items()}
         mean = sum(found[name] * sizes[name] for name in found) / sum(sizes[name] for name in found)
         if self.recipe.curvature == "network":
             return dict.fromkeys(sizes, mean)
+        # A layer without gradients would have a step β/h without end, and all its weights on one symbol.
         return {name: max(found.get(name, mean), 1e-6 * mean) for name in sizes}
 
     @property
@@ -268,7 +274,7 @@ class LearnedAllocation(Allocation):
         return self.fitting.beta
 
     def kl(self) -> float | None:
-        """Code length of all symbols, nats."""
+        """Return the code length of all symbols, nats."""
         return self._kl
 
     def state_dict(self) -> dict[str, Any]:
@@ -292,10 +298,10 @@ class LearnedAllocation(Allocation):
 
 
 def _kmeans_counts(survivors: Tensor, weights: int, num_components: int) -> Tensor:
-    """Counts of zero and of the codes, ``[1 + K]``, if K-means coded the survivors of so many weights."""
+    """Return counts of zero and of the codes, ``[1 + K]``, if K-means coded the survivors of so many weights."""
     left = len(survivors)
-    if left > num_components:
+    if left > num_components:  # else each has a codeword of its own
         shares = kmeans_1d(survivors.reshape(1, -1), num_components).mixing[0]
     else:
         shares = (torch.arange(num_components) < left) / max(left, 1)
-    return torch.cat([torch.tensor([float(weights - left)]), left * shares.cpu()])
+    return torch.cat([torch.tensor([float(weights - left)]), left * shares.cpu()])  # [1 + K]

@@ -76,7 +76,7 @@ class CompressionResult(Printed):
     seconds: float
 
     def table(self) -> Report:
-        """What the file weighs, how good the last hard network was, and the findings."""
+        """Return what the file weighs, how good the last hard network was, and the findings."""
         from sqs_pyro.reporting.tables import result_tables
 
         judged = [record.score for record in self.history if record.score is not None]
@@ -159,6 +159,7 @@ def compress(
             include=recipe.include,
             exclude=recipe.exclude,
         )
+        # What is cheap to find out comes first: data and judge, then codebooks, then a file as it would be.
         check_finite(net)
         _try(model, train_loader, validation, judge, recipe, checkpoint)
         guide = SpikeGMMGuide(
@@ -176,16 +177,19 @@ def compress(
         rehearse(model.net, guide, recipe.storage, inputs, metadata)
         check_stands_alone(model.net, net, inputs)
         bits = None if recipe.target_ratio is None else _bits_for_symbols(model, guide, recipe, metadata)
-        judge = judge or judge_by(model.likelihood)
+        judge = judge or judge_by(model.likelihood)  # after `_try`, which may have settled the class axis
         with _distilled(model, net, recipe, train_loader) as observed, enough_resources("Training", _LOWER):
+            # A checkpoint knows recipe, network and data by itself; these decide the outcome, too.
             setting = {"seed": seed, "likelihood": described(likelihood)}
             driver = Driver(model, guide, recipe, observed, validation, progress, bits, judge, setting, inputs)
             history = driver.run(checkpoint)
         with enough_resources("Packing"):
             coded = guide.harden(recipe.storage.codebook)
             unrounded = hard_network(model.net, coded).eval()
+            # Statistics of training are those of soft or changing draws: the hard network has its own.
             if recipe.batch_norm_batches:
                 reestimate_batch_norm(unrounded, train_loader, recipe.batch_norm_batches)
+            # Folded and rounded first, then packed: the file holds exactly these values.
             hard = shipped_network(unrounded, coded, recipe.leftover_dtype, inputs)
             packed = running_network(hard, _packed(hard, coded, recipe, metadata))
             difference = None if inputs is None else check_agreement(hard, packed, inputs)
@@ -230,19 +234,20 @@ def _try(
 def _distilled(
     model: BayesianNetwork, net: nn.Module, recipe: CompressionRecipe, train_loader: Any
 ) -> Iterator[Any]:
-    """Minibatches to train on; while they observe the fp32 network's opinion, the model's likelihood does, too."""
+    """Yield minibatches to train on; where they observe the fp32 network, the model's likelihood does, too."""
     section, own = recipe.distillation, model.likelihood
     if section is None:
         yield train_loader
         return
     assert isinstance(own, Categorical)
     dtype = torch.bfloat16 if recipe.precision == "bfloat16" else None
+    # The teacher is a copy in eval mode: the user's own network may be in any.
     observed = DistilledLoader(train_loader, copied(net).eval(), section.temperature, dtype, own)
     model.likelihood = DistillationLikelihood(section.weight, section.temperature, own.class_axis or -1)
     try:
         yield observed
     finally:
-        model.likelihood = own
+        model.likelihood = own  # what comes after training, reports and bounds, is about the labels alone
 
 
 def _packed(
@@ -251,7 +256,7 @@ def _packed(
     recipe: CompressionRecipe,
     metadata: Mapping[str, Any] | None,
 ) -> PackedContents:
-    """What the file of a network as it ships will hold: the same values, weight by weight."""
+    """Return what the file of a network as it ships will hold: the same values, weight by weight."""
     made_by = with_metadata({"recipe": recipe.model_dump(mode="json", exclude_defaults=True)}, metadata)
     return pack(hard, coded, layout=recipe.layout, leftover_dtype=None, metadata=made_by)
 
@@ -259,7 +264,7 @@ def _packed(
 def _bits_for_symbols(
     model: BayesianNetwork, guide: SpikeGMMGuide, recipe: CompressionRecipe, metadata: Mapping[str, Any] | None
 ) -> float:
-    """What symbols, tables and codebooks may take if the whole file is to have the target size.
+    """Return what symbols, tables and codebooks may take if the whole file is to have the target size.
 
     Raises:
         RecipeError: the target is smaller than what is not compressed.
@@ -267,6 +272,7 @@ def _bits_for_symbols(
     coded = {
         name: site.harden(recipe.storage.codebook, keep_codes=False) for name, site in guide.site_guides().items()
     }
+    # Rehearsed with the weights as they are: what is not symbols takes the same space after training.
     hard = hard_network(model.net, coded)
     with torch.no_grad():  # a bias that is still constant takes no space; after training it will
         for name, parameter in hard.named_parameters():
@@ -284,11 +290,11 @@ def _bits_for_symbols(
             "what is not compressed (norms, biases, excluded layers, names): ask for a ratio well below "
             f"{size.fp32_bytes / rest:.0f}, or compress more layers."
         )
-    return 8 * (target - rest)
+    return 8 * (target - rest)  # bytes to bits
 
 
 def _prior(recipe: PriorRecipe) -> Prior:
-    """The prior that a recipe names."""
+    """Return the prior that a recipe names."""
     if recipe.kind == "learned":
         return LearnedPrior(recipe.inclusion, recipe.scope)
     if recipe.kind == "hierarchical":

@@ -37,7 +37,7 @@ class InputScales:
         ]
 
     def scales(self) -> dict[str, Tensor]:
-        """Of each weight, in a shape that broadcasts against it; 1 where no minibatch has been seen."""
+        """Return that of each weight, in a shape that broadcasts against it; 1 where no minibatch was seen."""
         return {
             name: _beside_weight(layer, self._squares[name].sqrt()) if name in self._squares else torch.ones(1)
             for name, layer in self._layers.items()
@@ -50,7 +50,7 @@ class InputScales:
         self._hooks = []
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Mean squares of each layer's inputs, ``[inputs]``."""
+        """Return the mean squares of each layer's inputs, ``[inputs]``."""
         return dict(self._squares)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -62,9 +62,9 @@ class InputScales:
     @torch.no_grad()
     def _see(self, name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         if not layer.training:
-            return
-        seen = _channels_last(layer, inputs[0].detach()).float().square().mean(0)
-        before = self._squares.get(name, seen)
+            return  # validation would tell of data that must not decide anything
+        seen = _channels_last(layer, inputs[0].detach()).float().square().mean(0)  # [n, inputs] -> [inputs]
+        before = self._squares.get(name, seen)  # the first minibatch stands for all before it: no bias to 0
         self._squares[name] = before * _MEMORY + seen * (1 - _MEMORY)
 
 
@@ -80,17 +80,19 @@ def _layer(net: nn.Module, name: str) -> nn.Module:
 
 
 def _channels_last(layer: nn.Module, x: Tensor) -> Tensor:
-    """``[..., inputs]`` of a linear layer, ``[(B,) inputs, ...]`` of a convolution, both as ``[n, inputs]``."""
+    """Bring ``[..., inputs]`` of a linear layer, ``[(B,) inputs, ...]`` of a convolution to ``[n, inputs]``."""
     if isinstance(layer, nn.Linear):
         return x.flatten(0, -2) if x.dim() > 1 else x[None]
+    # The weight [out, in, ...] has as many places behind its channels as x has; x may be without a batch.
     channel = x.dim() - layer.weight.dim() + 1  # type: ignore[operator]
     return x.movedim(channel, -1).flatten(0, -2)
 
 
 def _beside_weight(layer: nn.Module, scale: Tensor) -> Tensor:
-    """``[inputs]`` as ``[1, inputs]``, or for a convolution as ``[outputs or 1, inputs / groups, 1, ...]``."""
+    """Bring ``[inputs]`` to ``[1, inputs]``, or for a convolution to ``[outputs, inputs / groups, 1, ...]``."""
     if isinstance(layer, nn.Linear):
         return scale[None]
     assert isinstance(layer, _CONVOLUTIONS)
+    # [inputs] -> [groups, inputs / groups] -> [outputs, inputs / groups]
     of_outputs = scale.view(layer.groups, -1).repeat_interleave(layer.out_channels // layer.groups, 0)
     return of_outputs.view(*of_outputs.shape, *[1] * (layer.weight.dim() - 2))

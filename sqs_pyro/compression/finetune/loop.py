@@ -133,9 +133,10 @@ class Driver:
         self.train, self.validation, self.progress = train, validation, progress
         self.judge, self.setting, self.inputs = judge or judge_by(model.likelihood), setting, inputs
         self.device = device_of(model)
+        # N of the ELBO; counting is the last resort, for it may cost a pass over the data.
         self.num_data = int(model.num_data or examples_an_epoch(train, model.net))
         self.total_steps = recipe.epochs * len(train)
-        self.elbo = SQSELBO(kl=recipe.kl)
+        self.elbo = SQSELBO(kl=recipe.kl)  # its weight is set anew at each step
         self.allocation = allocation(model, guide, recipe, self.total_steps, self.num_data, bits)
         # At least one step is dense and one is coded, however few there are.
         self.coding_step = max(round(recipe.coding_start * self.total_steps), 1)
@@ -177,6 +178,7 @@ class Driver:
                     with deferred_interrupt():  # a step is done whole or not at all
                         self._train_step(move_to(x, self.device), y.to(self.device))
         except KeyboardInterrupt:
+            # A second signal strikes within a step, where state is half old and half new: that is not kept.
             if checkpoint is not None and self._between_steps:
                 write_checkpoint(checkpoint, self._state())
             raise
@@ -184,7 +186,7 @@ class Driver:
         return self.history
 
     def _complete_schedule(self) -> None:
-        """With few steps the last masks, the codebooks or the freezing may fall after the last step."""
+        """Do what, with few steps, falls after the last one: the last masks, the codebooks, the freezing."""
         if self.guide.stage == "dense":
             self._start_coding()
         if self.guide.stage != "frozen":
@@ -194,7 +196,7 @@ class Driver:
             self.train.epoch = self.recipe.epochs
 
     def _start_coding(self) -> None:
-        self._diagnose()
+        self._diagnose()  # of the stage that ends here
         self.guide.start_coding(fit_codebooks=not self.allocation.makes_codebooks)
 
     def _freeze_codes(self) -> None:
@@ -222,6 +224,7 @@ class Driver:
                     f"The training data ended after {self.step - epoch * per_epoch} of {per_epoch} minibatches in "
                     f"epoch {epoch + 1}: its length must be the number of minibatches it yields."
                 )
+            # No step is under way: the loop in `run` has come back for the next epoch's first minibatch.
             if checkpoint is not None:
                 write_checkpoint(checkpoint, self._state())
 
@@ -235,12 +238,13 @@ class Driver:
         with_kl = (
             recipe.kl_weight > 0
             and self.step % recipe.kl_every == 0
-            and self.guide.stage != "frozen"
+            and self.guide.stage != "frozen"  # gates and codes, which it is about, are decided
             and not self.allocation.optimises_kl
         )
         # Where the KL is evaluated it stands for the steps that skip it: the expected objective is unchanged.
         self.elbo.kl_weight = recipe.kl_weight * recipe.kl_every if with_kl else 0.0
         for optimizer in self.optimizers:
+            # None, not 0: momentum and decay must not move frozen latents, which get no gradient any more.
             optimizer.zero_grad(set_to_none=True)
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
@@ -250,8 +254,9 @@ class Driver:
             with no_recomputation():
                 (terms.loss / self.num_data).backward()  # nats an example: learning rates do not depend on N
         except (MemoryError, torch.OutOfMemoryError):
-            raise
+            raise  # `enough_resources` around the call says which setting to lower
         except Exception as error:
+            # Our own errors say what to repair, but a DataError from within the model does not know the minibatch.
             if not isinstance(error, SQSError) or isinstance(error, DataError):
                 self._explain(error, x, y)
             raise
@@ -262,12 +267,13 @@ class Driver:
         self.allocation.after_step()  # what the optimizers have opened or closed against the masks
         self.step += 1
         record = self._look(terms, x, y)
+        # Whole again before the caller's own function runs, which may raise or be interrupted.
         self._between_steps = True
         if record is not None and self.progress is not None:
             self.progress(record)
 
     def _follow_schedule(self) -> None:
-        """Learning rate, temperature, masks and stage of the coming step."""
+        """Set learning rate, temperature, masks and stage for the coming step."""
         rate = self.learning_rate(self.step)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -281,23 +287,24 @@ class Driver:
         self.guide.temperature = self.temperature(self.step)
 
     def learning_rate(self, step: int) -> float:
-        """Share of the highest learning rate at a step: linear warm-up, then half a cosine to 0."""
+        """Return the share of the highest learning rate at a step: linear warm-up, then half a cosine to 0."""
         warm_up = max(1, round(_WARM_UP * self.total_steps))
         if step < warm_up:
             return (step + 1) / warm_up
         return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, self.total_steps - warm_up)))
 
     def temperature(self, step: int) -> float:
-        """τ at a step: constant until coding starts, then falling geometrically to the final temperature."""
+        """Return τ at a step: constant until coding starts, then falling geometrically to the final one."""
         first, last = self.recipe.temperature, self.recipe.final_temperature
         progress = (step - self.coding_step) / max(1, self.freeze_step - self.coding_step)
         return first * (last / first) ** min(max(progress, 0.0), 1.0)
 
     def _look(self, terms: Any, x: Any, y: Tensor) -> StepRecord | None:
-        """Every few steps: check that all is finite and record it."""
+        """Check every few steps that all is finite, and record it."""
         if terms.kl_by_site:
             self._latest_kl = terms.kl.detach()  # read only when looked at: reading waits for the device
         last_of_epoch = self.step % len(self.train) == 0
+        # The first three steps are looked at one by one: what diverges at once is told at once.
         if self.step > 3 and self.step % _LOOK_EVERY and not last_of_epoch:
             return None
         nll = float(terms.nll.detach()) / self.num_data
@@ -364,7 +371,7 @@ class Driver:
         )
 
     def _explain(self, error: Exception, x: Any, y: Tensor) -> None:
-        """Raise the sentence for a step that failed, if the data or a divergence explain it."""
+        """Raise the sentence for a step that failed, if the data or a divergence explain it; else return."""
         step = self.step + 1
         dtype = torch.bfloat16 if self.recipe.precision == "bfloat16" else None
         try:
@@ -386,7 +393,7 @@ class Driver:
         )
 
     def _of_this_call(self) -> Fingerprint:
-        """What this call is made of, before it has trained anything."""
+        """Return what this call is made of, before it has trained anything."""
         frozen = [name for name, parameter in self.model.net.named_parameters() if not parameter.requires_grad]
         return fingerprint(
             self.recipe.model_dump(mode="json"),
@@ -396,13 +403,13 @@ class Driver:
         )
 
     def _state(self) -> dict[str, Any]:
-        self._read_kl()
+        self._read_kl()  # a record of a step without KL is then the same after a resumption
         return {
             "fingerprint": self._fingerprint,
             "stage": self.guide.stage,
             "step": self.step,
             "kl": self.kl,
-            "draws": self.guide.draws,
+            "draws": self.guide.draws,  # by which the guide counts when hard codes are renewed
             "model": self.model.state_dict(),
             "guide": self.guide.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -425,6 +432,7 @@ class Driver:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.allocation.load_state_dict(state["allocation"])
+        # The clock of this process began in `__init__`; what came before is added to it.
         self.step, self.kl, self.earlier_seconds = state["step"], state["kl"], state["seconds"]
         self.history = [StepRecord(**_renamed(record)) for record in state["history"]]
         torch.set_rng_state(state["rng"])  # last: what is above may draw

@@ -12,7 +12,7 @@ from sqs_pyro.networks.weight_scale import weight_scale
 
 
 def optimizers(model: nn.Module, guide: SpikeGMMGuide, recipe: CompressionRecipe) -> list[torch.optim.Optimizer]:
-    """SGD or AdamW for latents and for the parameters of ``model`` that learn, Adam for all others.
+    """Make SGD or AdamW for latents and parameters of ``model`` that learn, Adam for all others.
 
     These are codebooks, gates and the prior's parameters. Every group has a key ``highest_lr``, to which a
     schedule's factor applies. Parameters that do not require a gradient are left out; gates do not from here on,
@@ -20,6 +20,7 @@ def optimizers(model: nn.Module, guide: SpikeGMMGuide, recipe: CompressionRecipe
     """
     sites = guide.site_guides().values()
     learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    # The prior is a module of the model, but its parameters are learned like the posterior's.
     leftovers = [p for name, p in learning if not name.startswith("prior.")]
     prior = [p for name, p in learning if name.startswith("prior.")] + list(guide.inclusions.parameters())
     decayed = [site.latent_unconstrained for site in sites] + [p for p in leftovers if p.dim() > 1]
@@ -37,7 +38,7 @@ def optimizers(model: nn.Module, guide: SpikeGMMGuide, recipe: CompressionRecipe
             weights,
             lr=recipe.learning_rate,
             momentum=recipe.momentum,
-            nesterov=recipe.momentum > 0,
+            nesterov=recipe.momentum > 0,  # torch refuses it without momentum
             fused=fused,
         )
     groups: list[dict[str, Any]] = (
@@ -48,7 +49,7 @@ def optimizers(model: nn.Module, guide: SpikeGMMGuide, recipe: CompressionRecipe
         size = float(weight_scale(site.latent))
         groups.append({"params": [site.loc_unconstrained], "highest_lr": recipe.codebook_learning_rate * size})
         shape = [p for p in (site.scale_unconstrained, site.mixing_logits_unconstrained) if p.requires_grad]
-        if shape:
+        if shape:  # not under `straight_through`, where no draw depends on them
             groups.append({"params": shape, "highest_lr": recipe.codebook_learning_rate})
         if recipe.gate_learning_rate > 0:
             groups.append({"params": [site.gate_logit_unconstrained], "highest_lr": recipe.gate_learning_rate})

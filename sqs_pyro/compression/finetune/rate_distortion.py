@@ -50,7 +50,7 @@ class SymbolPrior:
 
 
 def fit_symbol_prior(counts: Tensor, pool_inclusion: bool = False) -> SymbolPrior:
-    """M-step: ρ and π are the shares of symbols that occur ``counts [S, 1 + K]`` times.
+    """Take, in the M-step, for ρ and π the shares of symbols that occur ``counts [S, 1 + K]`` times.
 
     Args:
         counts: of the symbols, zero first.
@@ -63,7 +63,7 @@ def fit_symbol_prior(counts: Tensor, pool_inclusion: bool = False) -> SymbolPrio
 
 
 def intervals(loc: Tensor, rates: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Where ``(w - c_z)² / 2 + step rate_z`` is least for symbol z: from, to; each ``[R, 1 + K]``, zero first.
+    """Return from where to where ``(w - c_z)² / 2 + step rate_z`` is least for z: ``[R, 1 + K]``, zero first.
 
     The costs of symbols j and k with ``c_j < c_k`` are equal at
     ``(c_j + c_k)/2 + step (rate_k - rate_j)/(c_k - c_j)``: a symbol rules between the last such point to its left
@@ -74,21 +74,22 @@ def intervals(loc: Tensor, rates: Tensor, step: Tensor) -> tuple[Tensor, Tensor]
         rates: nats, ``[R, 1 + K]``.
         step: ``β / h``, squared units of a weight, ``[R]``.
     """
-    values, order = pad(loc.double(), (1, 0)).sort(stable=True, dim=1)
+    values, order = pad(loc.double(), (1, 0)).sort(stable=True, dim=1)  # [R, 1 + K], zero among them
     rates = rates.double().gather(1, order)
     gap = values[:, None, :] - values[:, :, None]  # [R, j, k]: c_k - c_j, not negative for j < k
     dearer = rates[:, None, :] - rates[:, :, None]
     meeting = 0.5 * (values[:, None, :] + values[:, :, None]) + step[:, None, None] * dearer / gap
     meeting = meeting.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)  # equal codewords
-    ordered = torch.ones_like(meeting, dtype=torch.bool).triu(1)
-    start = meeting.masked_fill(~ordered, -torch.inf).amax(1)
-    end = meeting.masked_fill(~ordered, torch.inf).amin(2)
+    ordered = torch.ones_like(meeting, dtype=torch.bool).triu(1)  # only j < k mean anything
+    start = meeting.masked_fill(~ordered, -torch.inf).amax(1)  # over j, those to the left: [R, k]
+    end = meeting.masked_fill(~ordered, torch.inf).amin(2)  # over k, those to the right: [R, j]
     back = order.argsort(1)
+    # A symbol that rules nowhere ends before it starts: its interval is made empty, not negative.
     return start.gather(1, back), torch.maximum(start, end).gather(1, back)
 
 
 def posterior(latent: Tensor, loc: Tensor, rates: Tensor, step: float) -> tuple[Tensor, Tensor]:
-    """The best codeword of each weight, int64 ``[G, n]``, and its log-odds against zero, ``[G, n]``.
+    """Return the best codeword of each weight, int64 ``[G, n]``, and its log-odds against zero, ``[G, n]``.
 
     Args:
         latent: w, ``[G, n]``.
@@ -98,12 +99,13 @@ def posterior(latent: Tensor, loc: Tensor, rates: Tensor, step: float) -> tuple[
     """
     rates = rates.to(latent.dtype)
     cost = (latent - loc.T[:, :, None]).square_().mul_(0.5).add_(step * rates[1:, None, None])  # [K, G, n]
-    best, codes = cost.min(0)
+    best, codes = cost.min(0)  # [G, n] each
+    # Costs are in units of β/h: divided by it they are negative log-probabilities, in nats.
     return codes, (0.5 * latent.square() + step * rates[0] - best) / step
 
 
 def coded_bits(counts: Tensor, codebooks: Tensor | float = 1, codeword_bits: int = 16) -> Tensor:
-    """What symbols that occur ``counts [S, 1 + K]`` times take in a file, ``[S]``.
+    """Return what symbols that occur ``counts [S, 1 + K]`` times take in a file, ``[S]``.
 
     Their stream under the site's own frequencies, a byte a symbol for these, and the codewords that are used.
 
@@ -113,7 +115,7 @@ def coded_bits(counts: Tensor, codebooks: Tensor | float = 1, codeword_bits: int
         codeword_bits: what a codeword takes.
     """
     counts = counts.double()
-    stream = torch.special.entr(counts).sum(1) - torch.special.entr(counts.sum(1))  # n H, nats
+    stream = torch.special.entr(counts).sum(1) - torch.special.entr(counts.sum(1))  # n ln n - Σ n_z ln n_z = n H
     used = (counts[:, 1:] > 0).sum(1)
     return stream / math.log(2) + _CODER_BITS + 8 * (used + 1) + codeword_bits * used * codebooks
 
@@ -161,6 +163,7 @@ class RateDistortion:
     ) -> None:
         self.sites = guide.site_guides()
         self.pool_inclusion, self.codeword_bits = pool_inclusion, codeword_bits
+        # One π for all groups of a site: their symbols are coded with one table.
         mixing = [site.mixing_logits.detach().double().softmax(-1).mean(0) for site in self.sites.values()]
         self.symbol_prior = SymbolPrior(mixing[0].new_full((len(mixing),), inclusion), torch.stack(mixing).log())
         self.beta = 0.0
@@ -191,11 +194,13 @@ class RateDistortion:
         def beta_now() -> float:
             return beta if bits is None else _solve(partial(self._bits_taken, latents, loc, h), bits, self.beta)
 
+        # The first E-step goes on from the last fit's β: its prior was fitted there.
         self.beta = self.beta or beta_now()
         totals, counts, means = latents.symbols(loc, self.symbol_prior, self.beta / h)
         for _ in range(rounds):
             self.symbol_prior = fit_symbol_prior(totals, self.pool_inclusion)
             if move_codewords:
+                # A codeword without weights has no mean; it stays, and may be chosen at another β.
                 loc = torch.where(counts[:, 1:] > 0, means[:, 1:].to(loc.dtype), loc)
             self.beta = beta_now()
             totals, counts, means = latents.symbols(loc, self.symbol_prior, self.beta / h)
@@ -204,12 +209,12 @@ class RateDistortion:
 
     @torch.no_grad()
     def bits_at(self, beta: float, precision: Mapping[str, float]) -> float:
-        """Bits after one E-step at β; nothing is changed."""
+        """Return the bits after one E-step at β; nothing is changed."""
         latents, loc, h = self._inputs(precision)
         return self._bits_taken(latents, loc, h, beta)
 
     def _inputs(self, precision: Mapping[str, float]) -> tuple["_SortedLatents", Tensor, Tensor]:
-        """Latents; codewords of all groups of all sites ``[R, K]``; h of the sites ``[S]``."""
+        """Return latents; codewords of all groups of all sites ``[R, K]``; h of the sites ``[S]``."""
         latents = _SortedLatents([site.grouped(site.latent) for site in self.sites.values()])
         loc = torch.cat([site.loc.detach() for site in self.sites.values()])
         return latents, loc, self.symbol_prior.inclusion.new_tensor([precision[name] for name in self.sites])
@@ -227,6 +232,7 @@ class RateDistortion:
             codes, log_odds = posterior(
                 site.grouped(site.latent), rows[i], self.symbol_prior.rates[i], float(step[i])
             )
+            # Values become the data of parameters that are there, which optimizers know: nothing may share it.
             site.loc = rows[i].clone()
             site.scale = torch.full_like(site.loc, math.sqrt(step[i]))
             site.mixing_logits = self.symbol_prior.log_mixing[i].to(site.loc).expand(site.loc.shape).clone()
@@ -243,12 +249,12 @@ class _SortedLatents:
 
     def __init__(self, latents: list[Tensor]) -> None:
         self.values = [latent.detach().double().sort(1).values for latent in latents]
-        self.sums = [pad(values.cumsum(1), (1, 0)) for values in self.values]
+        self.sums = [pad(values.cumsum(1), (1, 0)) for values in self.values]  # [G, n + 1], in float64
         groups = torch.tensor([len(values) for values in self.values], device=latents[0].device)
         self.site_of_row = torch.arange(len(latents), device=groups.device).repeat_interleave(groups)
 
     def symbols(self, loc: Tensor, prior: SymbolPrior, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The best symbols: counts in each site ``[S, 1 + K]``; counts and means in each row ``[R, 1 + K]``.
+        """Count the best symbols: in each site ``[S, 1 + K]``; in each row ``[R, 1 + K]``, with latents' means.
 
         Args:
             loc: codewords, ``[R, K]``.
@@ -260,17 +266,18 @@ class _SortedLatents:
         counts, sums = [], []
         for values, total, start, end in zip(self.values, self.sums, *parts, strict=True):
             first, behind = (torch.searchsorted(values, edge.contiguous()) for edge in (start, end))
-            counts.append(behind - first)
+            counts.append(behind - first)  # [G, 1 + K]
             sums.append(total.gather(1, behind) - total.gather(1, first))
-        of_rows = torch.cat(counts)
+        of_rows = torch.cat(counts)  # [R, 1 + K], R = Σ G
         of_sites = of_rows.new_zeros(len(self.values), of_rows.shape[1]).index_add(0, self.site_of_row, of_rows)
         return of_sites, of_rows, torch.cat(sums) / of_rows.clamp(min=1)
 
 
 def _solve(falling: Callable[[float], float], target: float, guess: float) -> float:
     """Return β at which a function that falls with β has come down to a target, looked for around a guess."""
-    low = high = math.log(guess or _FIRST_BETA)
+    low = high = math.log(guess or _FIRST_BETA)  # sizes fall evenly with log β, not with β
     stride = 0.02  # β moves little from fit to fit: an interval around the last one costs few steps
+    # Beyond e^±60 nothing changes: every weight is on one symbol, or on its nearest codeword.
     while high < 60 and falling(math.exp(high)) > target:
         low, high, stride = high, high + stride, 2 * stride
     stride = 0.02

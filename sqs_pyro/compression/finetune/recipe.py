@@ -24,7 +24,7 @@ class WindowsRecipe(RecipeSection):
     tail_count: int = Field(default=8, ge=1, le=65_536)
 
     def build(self) -> Windows:
-        """The strategy this section names."""
+        """Return the strategy this section names."""
         if self.kind == "equal_mass":
             return EqualMass(self.count)
         return OutlierAware(self.count, self.tail_count) if self.kind == "outlier_aware" else PerWeight()

@@ -18,7 +18,7 @@ _SENTENCE = (
 
 @contextmanager
 def no_recomputation() -> Iterator[None]:
-    """A backward pass in which recomputing fails as one sentence.
+    """Let recomputation in the backward pass of the body fail as one sentence.
 
     Raises:
         NetworkError: activations are recomputed, and are not what they were.
@@ -35,13 +35,14 @@ def check_not_recomputed(loss: Tensor) -> None:
     Raises:
         NetworkError: it has.
     """
-    waiting: list[Any] = [loss.grad_fn]
+    waiting: list[Any] = [loss.grad_fn]  # not by recursion: graphs are deeper than Python's stack
     seen: set[Any] = set()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
+        # torch's reentrant checkpoint is an autograd function of this name.
         if node.name().startswith("CheckpointFunction"):
             raise NetworkError(_SENTENCE)
         waiting.extend(following for following, _ in node.next_functions)
