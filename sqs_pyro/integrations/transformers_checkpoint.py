@@ -69,7 +69,8 @@ def from_pretrained(directory: "str | PathLike[str]", *, auto_class: Any, dequan
         with at_most_parts(_many_more(found)):
             loaded = _loader(config, auto_class).from_pretrained(
                 # The default is never to run a checkpoint's code; a caller may still decide otherwise.
-                directory, **{"trust_remote_code": False, **options}
+                directory,
+                **{"trust_remote_code": False, **options},
             )
         if dequantize:
             model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
