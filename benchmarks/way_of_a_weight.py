@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 import yaml
+from figures import write_figures
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -200,8 +201,7 @@ def main() -> None:
         own = {"epochs": options.epochs} if task == "compress" else {}
         result[task] = {"rounds": options.rounds, **own, **summary(rounds)}
         print(json.dumps(result[task], indent=2))
-    command = "python benchmarks/way_of_a_weight.py --before DIRECTORY"
-    out.write_text(json.dumps({"command": command, **result}, indent=2) + "\n", encoding="utf-8")
+    write_figures(out, {key: value for key, value in result.items() if key != "command"})
 
 
 if __name__ == "__main__":
