@@ -62,7 +62,7 @@ def _divergence(mass_q: Tensor, log_p: Tensor) -> Tensor:
 
 
 def _edges(loc_q: Tensor, scale_q: Tensor, loc_p: Tensor, scale_p: Tensor) -> Tensor:
-    """Ascending inner edges of the cells, ``[G, C - 1]``: around each component, and midway between codewords."""
+    """Return the cells' inner edges, ascending, ``[G, C - 1]``: around components and midway between codewords."""
     ordered = loc_p.sort(-1).values
     edges = [(ordered[:, 1:] + ordered[:, :-1]) / 2, _around(loc_q, scale_q)]
     # A shared codebook's components would give every edge twice.

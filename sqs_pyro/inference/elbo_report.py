@@ -85,7 +85,7 @@ class ElboReport(Printed):
     num_particles: int
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: nats, with totals, widths and bits added; None for what is unknown or infinite."""
+        """Return plain data for JSON: nats, with totals, widths, bits; None for what is unknown or infinite."""
         return {
             "num_samples": self.num_samples,
             "num_particles": self.num_particles,
@@ -113,7 +113,7 @@ def elbo_report(
     progress: Callable[[int, int], None] | None = None,
     **kwargs: Any,
 ) -> ElboReport:
-    """Certified bracket, dominant value and Monte Carlo estimate of the KL of every site, and the ELBO's bracket.
+    """Bracket the KL of every site, with dominant value and Monte Carlo estimate, and the ELBO.
 
     Model and guide run in evaluation mode and are left as they were, the parameter store too. A prior that
     depends on other latent sites is taken at one draw of those. The largest tensors are a few of the size of

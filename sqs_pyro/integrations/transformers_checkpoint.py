@@ -69,7 +69,8 @@ def from_pretrained(directory: "str | PathLike[str]", *, auto_class: Any, dequan
         with at_most_parts(_many_more(found)):
             loaded = _loader(config, auto_class).from_pretrained(
                 # The default is never to run a checkpoint's code; a caller may still decide otherwise.
-                directory, **{"trust_remote_code": False, **options}
+                directory,
+                **{"trust_remote_code": False, **options},
             )
         if dequantize:
             model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
@@ -87,7 +88,7 @@ def from_pretrained(directory: "str | PathLike[str]", *, auto_class: Any, dequan
 
 
 def _checked(directory: Path) -> dict[str, Any]:
-    """The config of a checkpoint on this machine, whose files are there and belong together."""
+    """Return the config of a checkpoint on this machine, whose files are there and belong together."""
     if not (directory / CONFIG).is_file():
         raise PackedFileError(f"'{directory}' has no file {CONFIG}: give the directory of a packed checkpoint.")
     config = read_config(directory, PackedFileError)

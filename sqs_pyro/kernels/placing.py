@@ -127,7 +127,7 @@ def _swap(net: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:
 
 
 def _with_others(value: Any, replaced: Mapping[int, nn.Module]) -> Any:
-    """A list, tuple or dictionary with other modules in it; the same one where there is nothing to replace."""
+    """Return a list, tuple or dictionary with other modules in it; the same one where nothing is replaced."""
     if isinstance(value, nn.Module):
         return replaced.get(id(value), value)
     # Exactly these types: how to rebuild a subclass, nobody knows.

@@ -79,7 +79,7 @@ class Categorical:
             raise NetworkError("class_weights must be one finite number a class, none negative and not all zero.")
 
     def __call__(self, output: Any) -> dist.TorchDistribution:
-        """Integer classes, batch shape ``[B]``; where labels would decide, tokens of transformers are known.
+        """Return the distribution of classes, batch shape ``[B]``; without labels, only transformers' are known.
 
         Raises:
             NetworkError: logits of more than two dimensions, and nothing says where the classes are.
@@ -218,7 +218,7 @@ class Bernoulli:
             raise NetworkError("pos_weight must be positive: how many times a one counts as much as a zero.")
 
     def __call__(self, output: Any) -> dist.TorchDistribution:
-        """Labels of the shape of the logits, batch shape ``[B]``."""
+        """Return the distribution of labels of the logits' shape, batch shape ``[B]``."""
         logits = output_tensor(output)
         weight = None if self.pos_weight is None else self.pos_weight.to(logits)
         return examples_of(SeveralLabels(logits, self.ignore_index, weight))
@@ -234,7 +234,7 @@ class Gaussian:
         self.scale = float(number)
 
     def __call__(self, output: Any) -> dist.TorchDistribution:
-        """The observation's distribution, batch shape ``[B]``."""
+        """Return the observation's distribution, batch shape ``[B]``."""
         mean = output_tensor(output)
         return dist.Normal(mean, torch.full_like(mean, self.scale)).to_event(mean.dim() - 1)
 

@@ -190,7 +190,7 @@ def format_version(parts: Any, draws: int | None) -> int:
 
 
 def _smallest(draws: CodedTensor, layout: str) -> PackedTensor:
-    """Draws gain by a layout that would not pay for one network."""
+    """Pack in the smallest layout; draws gain by one that would not pay for one network."""
     layouts = ("auto", "conditional") if layout == "auto" else (layout,)
     return min((pack_tensor(draws, each) for each in layouts), key=lambda packed: packed.num_bytes)
 
@@ -198,7 +198,7 @@ def _smallest(draws: CodedTensor, layout: str) -> PackedTensor:
 def _leftovers(
     net: nn.Module, parameters: Mapping[str, nn.Parameter], leftover_dtype: str | None
 ) -> dict[str, Tensor]:
-    """Everything but the coded parameters, under first names; parameters are rounded, buffers never are."""
+    """Return everything but the coded parameters, under first names; parameters are rounded, buffers never are."""
     # By identity: parameters and buffers stand in one state dict, where names do not tell which is which.
     trained = {id(value) for value in net.parameters()}
     coded = {id(value) for value in parameters.values()}
@@ -212,7 +212,7 @@ def _leftovers(
 def _in_file_order(
     net: nn.Module, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, PackedTensor]
 ) -> dict[str, PackedTensor]:
-    """Tensors under their first names, in the order in which a packed network has them.
+    """Return tensors under their first names, in the order in which a packed network has them.
 
     Its weights are the last children of their modules, so those of a module's other children come before its own.
     """

@@ -30,7 +30,7 @@ def shipped_network(
     inputs: Any | None = None,
     kept: Collection[str] = (),
 ) -> nn.Module:
-    """A copy of a hard network as it ships, in evaluation mode: batch norms folded, other parameters rounded.
+    """Return a copy of a hard network as it ships, in evaluation mode: norms folded, other parameters rounded.
 
     Both are done where they keep the network's function by construction (see
     :func:`~sqs_pyro.shipping.batch_norm.fold_batch_norm` and
@@ -63,7 +63,7 @@ def shipped_network(
 
 
 def copied(net: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A deep copy; results that a forward has left in attributes are copied without their graph.
+    """Return a deep copy; results that a forward has left in attributes are copied without their graph.
 
     Raises:
         NetworkError: the network holds what cannot be copied.
@@ -129,7 +129,7 @@ def _check_results(copy_of_it: nn.Module, net: nn.Module, inputs: Any) -> None:
 
 
 def _results(net: nn.Module) -> list[tuple[str, Tensor]]:
-    """Tensors with a graph in attributes of a network's modules, by name."""
+    """Return tensors with a graph in attributes of a network's modules, by name."""
     return [
         (f"{path}.{name}".removeprefix("."), value)
         for path, module in net.named_modules()
@@ -167,7 +167,7 @@ def _where_it_keeps_outputs(
     inputs: Any | None,
     relative: float,
 ) -> nn.Module:
-    """A changed copy of a network; modules whose outputs would change are left out, one after the other."""
+    """Return a changed copy of a network; modules whose outputs would change are left out, one after the other."""
     # Shared with the copies, of which there may be several: they are the bulk of a network.
     parameters = [value for name, value in net.named_parameters(remove_duplicate=False) if name in coded]
     everything = {name for name, _ in net.named_modules(remove_duplicate=False)}
