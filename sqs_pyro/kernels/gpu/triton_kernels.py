@@ -33,7 +33,7 @@ def load_units(
     codes, mask, ranks, rows, units, here, inputs, code_bytes,
     BITS: tl.constexpr, UNIT: tl.constexpr, PER: tl.constexpr, BITMAP: tl.constexpr, BU: tl.constexpr,
 ):  # fmt: skip
-    """Return units ``[BN, BU]`` of rows ``[BN, 1]`` (int64), at ``units`` ``[1, BU]``, from a multiple of BU on."""
+    """Return units ``[BN, BU]`` of rows ``[BN, 1]`` (int64), at ``units`` ``[1, BU]``, a multiple of BU."""
     if BITMAP:
         place = rows * inputs + units
         bit = tl.load(mask + (place >> 3), mask=here, other=0).to(tl.int32) >> (place & 7).to(tl.int32)
