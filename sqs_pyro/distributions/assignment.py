@@ -50,7 +50,7 @@ class HardValue(torch.autograd.Function):
     def forward(ctx: Any, latent: Tensor, gates: Tensor, loc: Tensor, codes: Tensor) -> Tensor:
         """Args: latent, gates ``[G, n]``; loc ``[G, K]``; codes uint8 ``[G, n]``. Returns ``[G, n]``."""
         keep = gates > 0.5
-        # Two bytes a weight; gates and values follow from these.
+        # Two bytes a weight: neither gates nor values are kept.
         ctx.save_for_backward(loc, codes, keep)
         return _look_up(loc, codes).mul_(keep)
 

@@ -54,8 +54,7 @@ def gaussian_cell_divergence(loc: Tensor, scale: Tensor, p: Codebook) -> Tensor:
 def _divergence(mass_q: Tensor, log_p: Tensor) -> Tensor:
     """Return ``Σ_c Q_c log(Q_c / P_c)``: ``[G, n, C], [G, C] -> [G, n]``."""
     # log P is -inf only in cells of no width, where Q has no mass but by rounding; `where` on both sides of the
-    # logarithm
-    # keeps NaN out of gradients.
+    # logarithm keeps NaN out of gradients.
     has_mass = (mass_q > 0) & (log_p > -torch.inf).unsqueeze(1)
     log_ratio = mass_q.where(has_mass, 1.0).log() - log_p.where(log_p > -torch.inf, 0.0).unsqueeze(1)
     return (mass_q * log_ratio).where(has_mass, 0.0).sum(-1).clamp(min=0)  # ≥ 0 but for rounding

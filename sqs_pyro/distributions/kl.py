@@ -115,7 +115,7 @@ def _most_specific(kind: str, type_q: type, type_p: type) -> Bound | None:
         return None
     # Exact KLs of torch take part: one for a more specific pair is better than any bound.
     known = [pair for pair in pairs if (kind, *pair) in _REGISTRY or pair in _KL_REGISTRY]
-    # It is more specific than every other, or the answer would depend on the order of base classes.
+    # Refused below unless it is more specific than every other: the order of base classes must not decide.
     q, p = known[0]
     for other_q, other_p in known:
         if not issubclass(p, other_p) or (p is other_p and not issubclass(q, other_q)):

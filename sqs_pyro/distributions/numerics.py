@@ -39,7 +39,6 @@ class BernoulliDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, prior: Tensor) -> Tensor:
         """Return nats; inf where p₀ excludes what p allows."""
-        # From the gate, not from its logit, which nobody has for a gate that pruning has set to 0.
         off = 1 - gate
         log_on, log_off = log_or_log_tiny(gate), log_or_log_tiny(off)
         ctx.save_for_backward(gate, prior, log_on - log_off)

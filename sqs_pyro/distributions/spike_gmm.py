@@ -120,8 +120,7 @@ class SpikeGMM(TorchDistribution):
         self._gates, self.spike_scale = gates, as_scalar(spike_scale, gates)
         self.temperature, self.estimator = temperature, estimator
         self.num_components = num_components
-        # torch's own validation reads every parameter, logits of N x K among them; ours below is told in
-        # sentences.
+        # torch's own validation would read every parameter, logits of N x K among them; ours is below.
         super().__init__(torch.Size(batch_shape), torch.Size(), validate_args=False)
         self._validate_args = Distribution._validate_args if validate_args is None else validate_args
         if estimator not in ESTIMATORS:

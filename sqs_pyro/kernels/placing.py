@@ -168,7 +168,7 @@ def _packed_module(module: nn.Module, weights: Mapping[str, StoredWeight]) -> nn
         del module._parameters[name]
         module.add_module(WEIGHT_PREFIX + name, weight)
         weight.used_for("decoded")
-    # A class of its own for the one instance: properties belong to classes.
+    # Properties belong to classes, so that the instance gets a subclass that has them.
     plain: Any = type(module)
     module.__class__ = _decoding_class(plain, tuple(weights))
     return module

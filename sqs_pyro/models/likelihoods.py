@@ -168,6 +168,7 @@ class Categorical:
     def _logits(self, output: Any) -> Tensor:
         logits = output_tensor(output)
         axis = None if logits.dim() < 2 else self._last_unless_given(logits)
+        # The softmax of one class is 1, whatever the network says: no loss would ever teach it.
         if axis is None or (logits.dim() == 2 and logits.shape[1] < 2):
             raise NetworkError(
                 f"The network's output has the shape {list(logits.shape)}, one number an example, but the "
@@ -183,7 +184,7 @@ class Categorical:
                 f"class_axis is {axis}, but the network's output has the shape {list(logits.shape)}: give 1, or "
                 "-1 for its last dimension."
             )
-        return axis % logits.dim()
+        return axis % logits.dim()  # counted from 0
 
     def _classes(self, rows: Tensor) -> dist.TorchDistribution:
         return ClassLabels(rows, self.ignore_index, self._weights(rows)).to_event(rows.dim() - 2)
@@ -245,6 +246,7 @@ def resolve(likelihood: str | Likelihood) -> Likelihood:
     Raises:
         NetworkError: any other value.
     """
+    # A class is callable, too, and would take the network's output for its first argument.
     if isinstance(likelihood, type):
         raise NetworkError(
             f"likelihood is the class {likelihood.__name__}: give one made of it, say {likelihood.__name__}()."

@@ -111,7 +111,7 @@ def unit_of(bits: int, inputs: int, span: int | None) -> tuple[int, int, int]:
         ``(UNIT, PER, size)`` of :mod:`~sqs_pyro.kernels.gpu.triton_kernels`, and the bytes of an element to read.
     """
     if 8 % bits == 0:
-        wide = min(8 * bits, 32)  # 8 codes, or 4 of 8 bits  # bits of a load
+        wide = min(8 * bits, 32)  # of a load: 8 codes, or 4 of 8 bits
         choices = [(1, size * 8 // bits, size) for size in (4, 2, 1) if size * 8 <= wide]
     else:
         # The fewest bytes of whole codes: 3, 5 or 7 bytes hold 8 codes of as many bits, 3 bytes 4 codes of 6.
