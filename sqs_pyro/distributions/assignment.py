@@ -50,14 +50,14 @@ class HardValue(torch.autograd.Function):
     def forward(ctx: Any, latent: Tensor, gates: Tensor, loc: Tensor, codes: Tensor) -> Tensor:
         """Args: latent, gates ``[G, n]``; loc ``[G, K]``; codes uint8 ``[G, n]``. Returns ``[G, n]``."""
         keep = gates > 0.5
-        # Two bytes a weight; gates and values follow from these.
+        # Two bytes a weight: neither gates nor values are kept.
         ctx.save_for_backward(loc, codes, keep)
         return _look_up(loc, codes).mul_(keep)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of latent, gates and loc."""
+        """Return gradients of latent, gates and loc."""
         (grad,) = grads
         loc, codes, keep = ctx.saved_tensors
         kept = grad * keep  # [G, n]: the latents', as it is
@@ -96,7 +96,7 @@ class ExpectedDivergence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients by ``∂/∂logit_k = φ_k (κ_k - Σ_j φ_j κ_j) / τ`` and the chain rule through the logits.
+        """Return gradients by ``∂/∂logit_k = φ_k (κ_k - Σ_j φ_j κ_j) / τ`` and the chain rule through the logits.
 
         Less the entropy, ``κ_k + log φ_k`` takes the place of ``κ_k``: the logarithm's own derivative sums to 0.
         """
@@ -131,7 +131,7 @@ class LogSumDivergence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients by ``∂/∂logit_k = -φ_k`` with φ the softmax of the logits."""
+        """Return gradients by ``∂/∂logit_k = -φ_k`` with φ the softmax of the logits."""
         (grad,) = grads
         latent, width, loc, scale, log_mixing = ctx.saved_tensors
         logits = _blurred_logits(latent, width, Codebook(loc, scale, log_mixing))

@@ -54,15 +54,14 @@ def gaussian_cell_divergence(loc: Tensor, scale: Tensor, p: Codebook) -> Tensor:
 def _divergence(mass_q: Tensor, log_p: Tensor) -> Tensor:
     """Return ``Σ_c Q_c log(Q_c / P_c)``: ``[G, n, C], [G, C] -> [G, n]``."""
     # log P is -inf only in cells of no width, where Q has no mass but by rounding; `where` on both sides of the
-    # logarithm
-    # keeps NaN out of gradients.
+    # logarithm keeps NaN out of gradients.
     has_mass = (mass_q > 0) & (log_p > -torch.inf).unsqueeze(1)
     log_ratio = mass_q.where(has_mass, 1.0).log() - log_p.where(log_p > -torch.inf, 0.0).unsqueeze(1)
     return (mass_q * log_ratio).where(has_mass, 0.0).sum(-1).clamp(min=0)  # ≥ 0 but for rounding
 
 
 def _edges(loc_q: Tensor, scale_q: Tensor, loc_p: Tensor, scale_p: Tensor) -> Tensor:
-    """Ascending inner edges of the cells, ``[G, C - 1]``: around each component, and midway between codewords."""
+    """Return the cells' inner edges, ascending, ``[G, C - 1]``: around components and midway between codewords."""
     ordered = loc_p.sort(-1).values
     edges = [(ordered[:, 1:] + ordered[:, :-1]) / 2, _around(loc_q, scale_q)]
     # A shared codebook's components would give every edge twice.

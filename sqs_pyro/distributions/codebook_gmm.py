@@ -161,6 +161,6 @@ class LatentSpikeAndSlab(SpikeGMM):
 
 @register_bound("jensen", LatentSpikeAndSlab, SpikeAndSlab)
 def _jensen_latent(q: LatentSpikeAndSlab, p: SpikeAndSlab) -> Tensor:
-    """Exact; without the passes over a mixture of one component."""
+    """Return the exact KL, without the passes over a mixture of one component."""
     slab = kl_divergence(Normal(q.latent, q.latent_scale, validate_args=False), p.base_slab)
     return gate_divergence(q.gates, p.base_inclusion) + weighted(q.gates, slab)

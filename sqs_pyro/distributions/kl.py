@@ -92,7 +92,7 @@ def kl_bound(q: Distribution, p: Distribution, kind: str = "jensen") -> Tensor:
 
 
 def strip_independent(q: Independent, p: Independent) -> tuple[Distribution, Distribution, int]:
-    """Both distributions without the event dimensions they share, and how many those are."""
+    """Return both distributions without the event dimensions they share, and how many those are."""
     shared = min(q.reinterpreted_batch_ndims, p.reinterpreted_batch_ndims)
 
     def strip(d: Independent) -> Distribution:
@@ -108,14 +108,14 @@ def _check_kind(kind: str) -> None:
 
 
 def _most_specific(kind: str, type_q: type, type_p: type) -> Bound | None:
-    """That of the most specific p and, for it, the most specific q; None where no bound is registered."""
+    """Return the bound of the most specific p and, for it, the most specific q; None where none is registered."""
     # From the most specific prior on and, within one prior, from the most specific q on.
     pairs = [(q, p) for p in type_p.__mro__ for q in type_q.__mro__]
     if not any((kind, *pair) in _REGISTRY for pair in pairs):
         return None
     # Exact KLs of torch take part: one for a more specific pair is better than any bound.
     known = [pair for pair in pairs if (kind, *pair) in _REGISTRY or pair in _KL_REGISTRY]
-    # It is more specific than every other, or the answer would depend on the order of base classes.
+    # Refused below unless it is more specific than every other: the order of base classes must not decide.
     q, p = known[0]
     for other_q, other_p in known:
         if not issubclass(p, other_p) or (p is other_p and not issubclass(q, other_q)):
@@ -171,13 +171,13 @@ def certified_bracket(q: Distribution, p: Distribution) -> tuple[Tensor, Tensor]
 
 
 def spike_gmm_bound(q: SpikeGMM, p: SpikeAndSlab, kind: str = "jensen") -> Tensor:
-    """``KL(Bern(λ)‖Bern(λ₀)) + λ mixture_divergence``, ``[*batch_shape]``; its slab has a known Normal KL."""
+    """Return ``KL(Bern(λ)‖Bern(λ₀)) + λ mixture_divergence``, ``[*batch_shape]``, of a slab with a Normal KL."""
     slab = mixture_divergence(q, p.base_slab, kind)
     return gate_divergence(q.gates, p.base_inclusion) + weighted(q.gates, slab)
 
 
 def density_bound(q: SpikeGMM, p: Distribution, kind: str = "jensen") -> Tensor:
-    """Against a density, which gives a point mass no mass: infinite then, unless the gate is exactly 1."""
+    """Return the bound against a density, in which a point has no mass: infinite unless the gate is exactly 1."""
     if not q.has_atom_at_zero:
         return mixture_divergence(q.as_mixture(), p, kind).expand(q.batch_shape)
     return torch.where(q.gates == 1, mixture_divergence(q, p, kind), torch.inf)
@@ -197,7 +197,7 @@ def _kl_spike_gmm(q: SpikeGMM, p: Distribution) -> Tensor:
 
 @register_kl(SpikeAndSlab, SpikeAndSlab)
 def _kl_spike_and_slab(q: SpikeAndSlab, p: SpikeAndSlab) -> Tensor:
-    """Exact wherever the slabs' KL is known."""
+    """Return the exact KL, wherever that of the slabs is known."""
     slab = kl_divergence(q.base_slab, p.base_slab)
     kl = gate_divergence(q.inclusion, p.base_inclusion) + weighted(q.inclusion, slab)
     return kl.expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
@@ -205,5 +205,5 @@ def _kl_spike_and_slab(q: SpikeAndSlab, p: SpikeAndSlab) -> Tensor:
 
 @register_kl(Normal, SpikeAndSlab)
 def _kl_normal_spike_and_slab(q: Normal, p: SpikeAndSlab) -> Tensor:
-    """Exact: a Gaussian never uses the spike and pays ``-log λ₀`` for it."""
+    """Return the exact KL: a Gaussian never uses the spike and pays ``-log λ₀`` for it."""
     return kl_divergence(q, p.base_slab) - log_or_neg_inf(p.base_inclusion)

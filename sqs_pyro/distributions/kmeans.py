@@ -36,7 +36,7 @@ _TINY = 1e-300
 def kmeans_1d(
     values: Tensor, num_components: int, weights: Tensor | None = None, max_iterations: int = 300
 ) -> Clustering:
-    """Weighted 1-D K-means of each row of ``values``.
+    """Cluster each row of ``values`` by weighted 1-D K-means.
 
     The start is the best partition of a histogram of the row (dynamic programming over its bins), which
     Lloyd's algorithm then refines on all values: as good as many random starts, and deterministic.
@@ -62,7 +62,7 @@ def _prefix_sums(values: Tensor) -> Tensor:
 
 
 def _best_histogram_partition(ordered: Tensor, mass: Tensor, moments: list[Tensor], k: int) -> Tensor:
-    """Means of the K intervals of least squared error whose ends are bin ends, ``[G, K]``."""
+    """Return means of the K intervals of least squared error whose ends are bin ends, ``[G, K]``."""
     # Time and memory grow with groups times bins squared; Lloyd's steps make up for coarser starts.
     bins = _FINE_BINS if len(ordered) <= _FINE_GROUPS else _COARSE_BINS
     ends = _bin_ends(ordered, mass, moments[0], bins)  # positions in `ordered`, [G, bins + 1]
@@ -78,7 +78,7 @@ def _best_histogram_partition(ordered: Tensor, mass: Tensor, moments: list[Tenso
 
 
 def _bin_ends(ordered: Tensor, mass: Tensor, mass_below: Tensor, bins: int) -> Tensor:
-    """Half of the ends with the cube root of the density, the rest at even quantiles and on an even grid.
+    """Put half of the ends by the cube root of the density, the rest at even quantiles and on an even grid.
 
     The best quantizer of a density f has codewords of density f^(1/3) (Panter & Dite 1951), which between two
     values a gap Δ apart is (mass / Δ)^(1/3) Δ. Quantiles alone starve heavy tails, a grid alone the bulk.
@@ -102,7 +102,7 @@ def _bin_ends(ordered: Tensor, mass: Tensor, mass_below: Tensor, bins: int) -> T
 
 
 def _optimal_cuts(below: list[Tensor], k: int) -> Tensor:
-    """Bin ends that split the bins into K intervals of least squared error, ``[g, K + 1]``.
+    """Return bin ends that split the bins into K intervals of least squared error, ``[g, K + 1]``.
 
     ``best_j[e]``, the least error of covering the bins before end e by j intervals, follows from
     ``best_j[e] = min_s best_{j-1}[s] + error(s, e)``.
@@ -149,7 +149,7 @@ def _lloyd(ordered: Tensor, moments: list[Tensor], start: Tensor, max_iterations
 
 
 def _cluster_moments(ordered: Tensor, moments: list[Tensor], loc: Tensor) -> tuple[Tensor, ...]:
-    """Mass, sum and sum of squares of the values nearest to each mean, each ``[G, K]``."""
+    """Return mass, sum and sum of squares of the values nearest to each mean, each ``[G, K]``."""
     midpoints = (loc[:, 1:] + loc[:, :-1]) / 2
     cuts = torch.searchsorted(ordered.contiguous(), midpoints.contiguous())
     cuts = torch.nn.functional.pad(cuts, (1, 0))  # [G, K]: where each cluster begins

@@ -53,7 +53,7 @@ def log_sum_divergence(loc: Tensor, scale: Tensor, loc_p: Tensor, scale_p: Tenso
 
 @register_bound("jensen", CodebookGMM, SpikeAndMixture)
 def _jensen_codebook(q: CodebookGMM, p: SpikeAndMixture) -> Tensor:
-    """Nothing of size N x K is kept."""
+    """Return the bound; nothing of size N x K is kept."""
     if not _same_groups(q, p):
         return _jensen(q, p)
     shared = shares_components(q, p)
@@ -98,7 +98,7 @@ def _same_weights(q: LatentSpikeAndSlab, p: SpikeAndMixture) -> bool:
 
 
 def _latent_groups(q: LatentSpikeAndSlab, p: SpikeAndMixture) -> tuple[Tensor, Tensor]:
-    """Means and widths of the weights' Gaussians, ``[G, n]``."""
+    """Return means and widths of the weights' Gaussians, ``[G, n]``."""
     return q.latent.reshape(p.num_groups, -1), q.latent_scale.reshape(p.num_groups, -1)
 
 
@@ -120,7 +120,7 @@ def _dominant(q: SpikeGMM, p: SpikeAndMixture) -> Tensor:
 
 
 def component_bound(q: SpikeGMM, p: SpikeAndMixture) -> Tensor:
-    """κ: ``-log πₖ`` where components are shared, else the log-sum bound; broadcastable to ``[*batch, K]``."""
+    """Return κ: ``-log πₖ`` of shared components, else the log-sum bound; broadcastable to ``[*batch, K]``."""
     if shares_components(q, p):
         return -p.logits
     return log_sum_divergence(q.loc, q.scale, *(x.unsqueeze(-2) for x in (p.loc, p.scale, p.logits)))

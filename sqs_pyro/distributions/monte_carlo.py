@@ -41,7 +41,7 @@ def monte_carlo_kl(q: Distribution, p: Distribution, num_samples: int = 1000) ->
 
 
 def sampled_kl(q: Distribution, p: Distribution, num_samples: int = 1, *, stratified: bool = True) -> Tensor:
-    """Independent unbiased estimates of KL(q‖p), ``[num_samples, *batch_shape]``; differentiable.
+    """Return independent unbiased estimates of KL(q‖p), ``[num_samples, *batch_shape]``; differentiable.
 
     With ``stratified=False`` a spike-and-GMM draws one component by φ instead of summing over all K: it holds
     ``[num_samples, *batch_shape, K]``, not K times that, and only the value is unbiased, not its gradient.
@@ -117,7 +117,7 @@ def _drawn_mixture(q: SpikeGMM, p: Distribution, num_samples: int) -> Tensor:
 
 
 def _with_gate(gate: Tensor, p: Distribution, slab_log_ratio: Tensor) -> Tensor:
-    """Adds the exact gate part to ``log m - log p`` sampled on the continuous part, ``[S, *batch_shape]``."""
+    """Add the exact gate part to ``log m - log p`` sampled on the continuous part, ``[S, *batch_shape]``."""
     # λ [log λ + E(log m - log p)]; a gate of 0 makes this 0, whatever the draws say.
     slab_part = plogp(gate) + weighted(gate, slab_log_ratio)
     if not has_atom(p):

@@ -8,14 +8,14 @@ from torch.autograd.function import once_differentiable
 
 
 def log_or_neg_inf(probability: Tensor) -> Tensor:
-    """Elementwise ``log p``; exactly ``-inf`` with gradient 0 (autograd: inf, then NaN) where ``p = 0``."""
+    """Return elementwise ``log p``; exactly ``-inf`` with gradient 0 (autograd: inf, then NaN) where ``p = 0``."""
     positive = probability > 0
     # A where inside as well: the branch that is not taken has a gradient, too, and inf times 0 is NaN.
     return torch.where(positive, probability.where(positive, 1.0).log(), -torch.inf)
 
 
 def plogp(probability: Tensor) -> Tensor:
-    """Elementwise ``p log p``, 0 at ``p = 0``, where its gradient is ``log tiny`` (-87 in float32)."""
+    """Return elementwise ``p log p``, 0 at ``p = 0``, where its gradient is ``log tiny`` (-87 in float32)."""
     return probability * log_or_log_tiny(probability)
 
 
@@ -26,7 +26,7 @@ def weighted(weight: Tensor, value: Tensor) -> Tensor:
 
 
 def log_or_log_tiny(probability: Tensor) -> Tensor:
-    """Elementwise ``log p``, but ``log tiny`` (-87 in float32) at 0: for products with what is 0 there."""
+    """Return elementwise ``log p``, but ``log tiny`` (-87 in float32) at 0: for products with what is 0 there."""
     return probability.clamp(min=torch.finfo(probability.dtype).tiny).log_()
 
 
@@ -38,8 +38,7 @@ class BernoulliDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, prior: Tensor) -> Tensor:
-        """Nats; inf where p₀ excludes what p allows."""
-        # From the gate, not from its logit, which nobody has for a gate that pruning has set to 0.
+        """Return nats; inf where p₀ excludes what p allows."""
         off = 1 - gate
         log_on, log_off = log_or_log_tiny(gate), log_or_log_tiny(off)
         ctx.save_for_backward(gate, prior, log_on - log_off)

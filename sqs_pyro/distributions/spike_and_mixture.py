@@ -70,9 +70,9 @@ class SpikeAndMixture(GroupedMixture):
         return per_weight(self.codebook.log_mixing, self.base_shape)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
-        """As of every :class:`SpikeGMM`; with one group, dimensions of size 1 may grow too."""
+        """Expand as every :class:`SpikeGMM`; with one group, dimensions of size 1 may grow too."""
         new = super().expand(batch_shape)
-        self.loc.expand(*new.batch_shape, self.num_components)  # groups cannot be stretched  # torch's error
+        self.loc.expand(*new.batch_shape, self.num_components)  # torch's own error: groups cannot be stretched
         if new is not self and self.num_groups == 1:
             new.base_shape = new.batch_shape
         return new

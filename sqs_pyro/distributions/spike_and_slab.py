@@ -100,12 +100,12 @@ class SpikeAndSlab(TorchDistribution):
         return new
 
     def sample(self, sample_shape: Sequence[int] = ONE_DRAW) -> Tensor:
-        """Exact draws, ``[*sample_shape, *batch_shape]``, without gradient."""
+        """Return exact draws, ``[*sample_shape, *batch_shape]``, without gradient."""
         with torch.no_grad():
             return self._draw(self.slab.sample, sample_shape)
 
     def rsample(self, sample_shape: Sequence[int] = ONE_DRAW) -> Tensor:
-        """Exact draws with pathwise slab gradients and a straight-through gate gradient (class docstring)."""
+        """Return exact draws, with gradients as in the class docstring: pathwise slab, straight-through gate."""
         return self._draw(self.slab.rsample, sample_shape)
 
     def _draw(self, slab_draw: Callable[[torch.Size], Tensor], sample_shape: Sequence[int]) -> Tensor:

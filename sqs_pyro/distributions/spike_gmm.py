@@ -120,8 +120,7 @@ class SpikeGMM(TorchDistribution):
         self._gates, self.spike_scale = gates, as_scalar(spike_scale, gates)
         self.temperature, self.estimator = temperature, estimator
         self.num_components = num_components
-        # torch's own validation reads every parameter, logits of N x K among them; ours below is told in
-        # sentences.
+        # torch's own validation would read every parameter, logits of N x K among them; ours is below.
         super().__init__(torch.Size(batch_shape), torch.Size(), validate_args=False)
         self._validate_args = Distribution._validate_args if validate_args is None else validate_args
         if estimator not in ESTIMATORS:
@@ -169,7 +168,7 @@ class SpikeGMM(TorchDistribution):
         return self.temperature * log_or_neg_inf(self._responsibilities)
 
     def responsibilities_at(self, temperature: float | Tensor | None) -> Tensor:
-        """φ at another temperature (``None``: at τ), broadcastable to ``[*batch_shape, K]``."""
+        """Return φ at another temperature (``None``: at τ), broadcastable to ``[*batch_shape, K]``."""
         if temperature is None and self._responsibilities is not None:
             return self._responsibilities
         return (self.logits / (self.temperature if temperature is None else temperature)).softmax(-1)
@@ -306,7 +305,7 @@ class SpikeGMM(TorchDistribution):
     def sample_symbols(
         self, temperature: float | None = None, sample_shape: Sequence[int] = ONE_DRAW
     ) -> tuple[Tensor, Tensor]:
-        """Drawn gates (bool) and codes (int64) of :meth:`discrete_sample`, ``[*sample_shape, *batch_shape]``."""
+        """Draw gates (bool) and codes (int64) of :meth:`discrete_sample`, ``[*sample_shape, *batch_shape]``."""
         with torch.no_grad():
             return self._draw_gates(sample_shape), self._draw_codes(temperature, sample_shape)
 
@@ -344,7 +343,7 @@ class SpikeGMM(TorchDistribution):
         return torch.rand_like(gates) < gates
 
     def _draw_codes(self, temperature: float | None, sample_shape: Sequence[int]) -> Tensor:
-        """int64 codes by inverse CDF (much faster than multinomial), ``[*sample_shape, *batch_shape]``."""
+        """Return int64 codes by inverse CDF (much faster than multinomial), ``[*sample_shape, *batch_shape]``."""
         cumulative = self.responsibilities_at(temperature).cumsum(-1)  # [*batch, K]
         shape = self._extended_shape(torch.Size(sample_shape))
         uniform = torch.rand(shape, dtype=cumulative.dtype, device=cumulative.device).unsqueeze(-1)

@@ -51,7 +51,7 @@ class ExpectedLogOnePlusSquare(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of a and b."""
+        """Return gradients of a and b."""
         (grad,) = grads
         to_loc, to_variance = ctx.saved_tensors
         return grad * to_loc, grad * to_variance

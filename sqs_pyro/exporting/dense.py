@@ -42,7 +42,7 @@ def export_dense(packed: nn.Module, path: str | Path, dtype: str = "float32") ->
 
 
 def is_dense_export(path: Path) -> bool:
-    """Whether a file was written by :func:`export_dense`."""
+    """Return whether a file was written by :func:`export_dense`."""
     try:
         with safe_open(path, framework="pt") as content:
             return content.metadata() == _MARK  # a packed file is safetensors, too
@@ -61,5 +61,5 @@ def check_dtype(dtype: str) -> None:
 
 
 def _alone(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy, because safetensors stores no tensors that share memory."""
+    """Return a copy, because safetensors stores no tensors that share memory."""
     return value.to(dtype if value.is_floating_point() else value.dtype, copy=True).contiguous()

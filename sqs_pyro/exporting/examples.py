@@ -14,7 +14,7 @@ _ROWS, _TOKENS = 4, 16  # of an example: what a tracer needs to see, no more
 
 
 def first_rows(loader: Any) -> tuple[Any, str]:
-    """The first test examples, two at least: torch takes a batch of one for a constant."""
+    """Return the first test examples, two at least: torch takes a batch of one for a constant."""
     rows = next(split_examples(next(iter(loader))[0], _ROWS))
     return rows if len(tensors_in(rows)[0]) > 1 else _twice(rows), "first test examples"
 
@@ -27,7 +27,7 @@ def _twice(inputs: Any) -> Any:
 
 
 def random_inputs(net: nn.Module, shape: Sequence[int]) -> tuple[Any, str]:
-    """Random examples: tokens of a network with a vocabulary, else numbers.
+    """Return random examples: tokens of a network with a vocabulary, else numbers.
 
     Args:
         net: the network.
@@ -53,7 +53,7 @@ def random_inputs(net: nn.Module, shape: Sequence[int]) -> tuple[Any, str]:
 
 
 def random_text(net: nn.Module, source: object) -> tuple[Any, str]:
-    """A few random tokens, of a network that came from ``source``.
+    """Return a few random tokens, of a network that came from ``source``.
 
     Raises:
         RecipeError: the network does not say that it takes tokens.

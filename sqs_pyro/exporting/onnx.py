@@ -67,7 +67,7 @@ def export_onnx(packed: nn.Module, inputs: Any, path: str | Path) -> Exported:
 
 
 def is_onnx_export(path: Path) -> bool:
-    """Whether a file was written by :func:`export_onnx`; its maker stands at its beginning."""
+    """Return whether a file was written by :func:`export_onnx`; its maker stands at its beginning."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -111,7 +111,7 @@ def check_installed(*packages: str) -> None:
 
 
 def _opset(coded: Iterable[CodedTensor]) -> int:
-    """The oldest operators that can say what there is."""
+    """Return the oldest operators that can say what there is."""
     # Old runtimes read old operators: newer ones only where two bits, of codes or of a mask, are stored.
     return max((_OPSET, *(_OPSET_OF_TWO_BITS for one in coded if _has_mask(one) or _dtype(one) == "UINT2")))
 
@@ -228,7 +228,7 @@ class _Lookup:
 
 
 def _has_mask(coded: CodedTensor) -> bool:
-    """Whether zero finds no place among the codes, because they are 256 already."""
+    """Return whether zero finds no place among the codes, because they are 256 already."""
     return coded.num_components == 256 and coded.nonzeros < coded.codes.numel()
 
 
@@ -241,7 +241,7 @@ def _symbols(coded: CodedTensor) -> tuple[Tensor, Tensor]:
 
 
 def _dtype(coded: CodedTensor) -> str:
-    """The smallest integers of ONNX that hold all codes."""
+    """Return the smallest integers of ONNX that hold all codes."""
     size = coded.num_components + (coded.nonzeros < coded.codes.numel() and not _has_mask(coded))
     return "UINT2" if size <= 4 else "UINT4" if size <= 16 else "UINT8"
 

@@ -51,13 +51,13 @@ class Positional(nn.Module):
 
 
 def input_tensors(inputs: Any) -> tuple[Any, ...]:
-    """The values of a minibatch's inputs in a row."""
+    """Return the values of a minibatch's inputs in a row."""
     args, kwargs = call_arguments(inputs)
     return (*args, *kwargs.values())
 
 
 def input_names(inputs: Any) -> list[str]:
-    """A name for each of them: a mapping's keys, else ``x``, or ``x_0``, ``x_1``, ..."""
+    """Return a name for each of them: a mapping's keys, else ``x``, or ``x_0``, ``x_1``, ..."""
     if isinstance(inputs, Mapping):
         return list(inputs)
     count = len(input_tensors(inputs))
@@ -65,7 +65,7 @@ def input_names(inputs: Any) -> list[str]:
 
 
 def outputs(net: nn.Module, inputs: Any) -> tuple[Tensor, ...]:
-    """The tensors in a network's output, without gradients."""
+    """Return the tensors in a network's output, without gradients."""
     with torch.inference_mode():
         found = Positional(net, inputs)(*input_tensors(inputs))
     return (found,) if isinstance(found, Tensor) else found

@@ -110,7 +110,7 @@ def uncompressed(found: Coverage) -> list[Finding]:
 
 
 def _compared(guide: SpikeGMMGuide, recipe: TrainedBy | None) -> list[Finding]:
-    """Findings if pruning compares what cannot be compared."""
+    """Return findings if pruning compares what cannot be compared."""
     # Before anything is pruned there is nothing that was compared.
     if recipe is None or recipe.allocation != "schedule" or guide.nonzero_rate() == 1:
         return []
@@ -131,7 +131,7 @@ def _compared(guide: SpikeGMMGuide, recipe: TrainedBy | None) -> list[Finding]:
 
 
 def _grown(model: Any, guide: SpikeGMMGuide, recipe: TrainedBy | None) -> list[Finding]:
-    """Findings for layers that training has thrown far from where they started."""
+    """Return findings for layers that training has thrown far from where they started."""
     before = model.site_values() if hasattr(model, "site_values") else {}
     # Before over now: below 1 where weights have grown.
     found = {name: float(weight_scale(before[name])) / (_size(site) or 1.0) for name, site in _in(guide, before)}
@@ -157,7 +157,7 @@ def _named(other: Uncompressed) -> str:
 
 
 def _intended(recipe: TrainedBy | None) -> set[str]:
-    """Kinds that are no findings: what decides instead of the KL means them, or the KL has no gradient."""
+    """Return kinds that are no findings: what decides instead of the KL means them, or the KL has no gradient."""
     if recipe is None:
         return set()
     if recipe.allocation == "rate_distortion":  # closes gates and drops components in closed form
@@ -167,7 +167,7 @@ def _intended(recipe: TrainedBy | None) -> set[str]:
 
 
 def _repairs(model: Any, recipe: TrainedBy | None) -> dict[str, str]:
-    """Clauses that name what has an effect."""
+    """Return clauses that name what has an effect."""
     prior = getattr(model, "prior", None)
     given = not isinstance(prior, NetworkPrior) or isinstance(prior, FixedPrior)  # else λ₀ follows the gates
     by_kl = recipe is None or (recipe.kl_weight > 0 and recipe.allocation == "schedule")
@@ -248,7 +248,7 @@ def _codebook_measures(site: SiteGuide, guide: SpikeGMMGuide) -> dict[str, float
 
 
 def _smallest(values: Tensor) -> float:
-    """Infinite where there is nothing to measure."""
+    """Return the smallest value; infinite where there is nothing to measure."""
     return min(values.tolist(), default=math.inf)
 
 

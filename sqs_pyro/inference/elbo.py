@@ -152,7 +152,7 @@ class SQSELBO(TraceMeanField_ELBO):
     def _particles(
         self, model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs
     ) -> Iterator[ElboTerms]:
-        """The terms of each pair of traces, already divided by ``num_particles``."""
+        """Yield the terms of each pair of traces, already divided by ``num_particles``."""
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             nll = _negative_log_likelihood(model_trace) / self.num_particles
             by_site: dict[str, Tensor] = {}
@@ -162,7 +162,7 @@ class SQSELBO(TraceMeanField_ELBO):
             yield ElboTerms(nll, _total(by_site, nll), by_site, self.kl_weight)
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[float, Tensor]:
-        """Pyro's hook for one pair of traces: the loss as a number and as a differentiable scalar."""
+        """Answer Pyro's hook for one pair of traces: the loss as a number and as a differentiable scalar."""
         nll = _negative_log_likelihood(model_trace)
         by_site = {} if self.kl_weight == 0 else self._kl_by_site(model_trace, guide_trace, self.kl)
         loss = nll + self.kl_weight * _total(by_site, nll)
@@ -188,7 +188,7 @@ class SQSELBO(TraceMeanField_ELBO):
     def _get_trace(
         self, model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs
     ) -> tuple[Trace, Trace]:
-        """Traces with the log-densities of observed sites only; Pyro's checks when validation is on."""
+        """Return traces with the log-densities of observed sites only; Pyro's checks when validation is on."""
         # Pyro's own `get_importance_trace` evaluates every density; the rest of this method is what it does beside
         # that.
         model_trace, guide_trace = run_paired(model, guide, args, kwargs)
@@ -208,7 +208,7 @@ class SQSELBO(TraceMeanField_ELBO):
 
 
 def run_paired(model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs) -> tuple[Trace, Trace]:
-    """Traces of the model and of the guide that it replays, without any log-density."""
+    """Return traces of the model and of the guide that it replays, without any log-density."""
     unwrapped = unwrap(guide)
     if isinstance(unwrapped, Messenger):  # Pyro's GuideMessenger runs both at once
         guide(*args, **kwargs)
@@ -242,7 +242,7 @@ def _total(by_site: dict[str, Tensor], like: Tensor) -> Tensor:
 
 
 def _site_kl(model_site: Site, guide_site: Site, kind: str) -> Tensor:
-    """KL of one latent site, summed over it, with the guide's scale and mask as in Pyro."""
+    """Return the KL of one latent site, summed over it, with the guide's scale and mask as in Pyro."""
     q, p = guide_site["fn"], model_site["fn"]
     # Without such draws the likelihood's gradient would silently leave the guide out.
     if torch.is_grad_enabled() and not q.has_rsample:

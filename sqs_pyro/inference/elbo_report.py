@@ -85,7 +85,7 @@ class ElboReport(Printed):
     num_particles: int
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: nats, with totals, widths and bits added; None for what is unknown or infinite."""
+        """Return plain data for JSON: nats, with totals, widths, bits; None for what is unknown or infinite."""
         return {
             "num_samples": self.num_samples,
             "num_particles": self.num_particles,
@@ -113,7 +113,7 @@ def elbo_report(
     progress: Callable[[int, int], None] | None = None,
     **kwargs: Any,
 ) -> ElboReport:
-    """Certified bracket, dominant value and Monte Carlo estimate of the KL of every site, and the ELBO's bracket.
+    """Bracket the KL of every site, with dominant value and Monte Carlo estimate, and the ELBO.
 
     Model and guide run in evaluation mode and are left as they were, the parameter store too. A prior that
     depends on other latent sites is taken at one draw of those. The largest tensors are a few of the size of
@@ -137,7 +137,7 @@ def elbo_report(
         NotImplementedError: when a site's KL can be neither bounded nor estimated.
     """
     wanted = _checked(num_samples, num_particles, temperatures, getattr(guide, "temperature", None))
-    modules = [each for each in (model, guide) if isinstance(each, nn.Module)]
+    modules = [each for each in (model, guide) if isinstance(each, nn.Module)]  # functions have no mode
     # In evaluation mode neither batch-norm statistics nor the guide's cached codes change.
     with evaluating(*modules), _as_in_training(guide):
         # One run of both: what a prior depends on is drawn once, and is the same at every temperature.
@@ -185,7 +185,7 @@ def _as_in_training(guide: Any) -> Iterator[None]:
     own = ("evaluation_temperature", "evaluation_gate_temperature")
     temperatures = {name: getattr(guide, name) for name in own if hasattr(guide, name)}
     try:
-        for name in temperatures:
+        for name in temperatures:  # None: those of training
             setattr(guide, name, None)
         yield
     finally:
@@ -203,6 +203,7 @@ def _latent_sites(
         raise ModelError(
             "elbo_report: the guide observes data and the model none: give the model first, then its guide."
         )
+    # Told here, in a sentence with its name; the look-up below would raise KeyError.
     missing = [name for name in latent if name not in guide_trace]
     if missing:
         raise ModelError(f"elbo_report: the model samples '{missing[0]}' but the guide does not; add it there.")
@@ -215,9 +216,11 @@ def _observes(guide_trace: Trace) -> bool:
 
 def _at_temperature(q: Distribution, temperature: float | None) -> Distribution:
     if isinstance(q, Independent):
+        # Rebuilt around another base: `to_event` itself has no temperature.
         return type(q)(_at_temperature(q.base_dist, temperature), q.reinterpreted_batch_ndims)
     if not isinstance(q, SpikeGMM):
         return q
+    # Also where the temperature stays: its `sample` is then exact, whatever the estimator was.
     return q.at_temperature(q.temperature if temperature is None else temperature)
 
 

@@ -243,7 +243,7 @@ class SpikeGMMGuide(OwningModule):
         self._hold_codes()
 
     def take_loaded(self) -> None:
-        """As of every :class:`OwningModule`; a stage that was loaded says what learns."""
+        """Take over as every :class:`OwningModule`; a stage that was loaded says what learns."""
         super().take_loaded()
         self._hold_codes()
 
@@ -260,7 +260,7 @@ class SpikeGMMGuide(OwningModule):
     def saliencies(
         self, kind: str = "magnitude", input_scales: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Importance of every weight, each of its site's shape.
+        """Return the importance of every weight, each of its site's shape.
 
         Args:
             kind: ``"gate"`` is λ (the paper's), ``"magnitude"`` is ``λ |w|``, ``"activation"`` is ``λ |w| s``.

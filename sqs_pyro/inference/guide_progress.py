@@ -51,7 +51,7 @@ class GuideProgress(OwningModule):
         self._write(self.stage, draws)
 
     def _values(self) -> tuple[Stage, int]:
-        """Stage and draws, read from the buffer where it has changed: on a GPU that takes a while."""
+        """Return stage and draws, read from the buffer where it has changed: on a GPU that takes a while."""
         steps = self.steps
         read, version, values = self._read
         # Replaced (by a load, by a move to a device) or written to in place.
@@ -69,7 +69,7 @@ class GuideProgress(OwningModule):
         self.steps = self.steps.new_tensor([STAGES.index(stage), draws])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """States that were saved without it leave the guide at its own stage."""
+        """Leave the guide at its own stage where a state was saved without one."""
         # In a strict load a key that is missing would be an error.
         super()._load_from_state_dict({prefix + "steps": self.steps, **state_dict}, prefix, *args)
 

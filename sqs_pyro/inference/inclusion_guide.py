@@ -40,7 +40,7 @@ class InclusionGuide(OwningModule):
 
     @torch.no_grad()
     def fit(self, gates: Iterable[Tensor]) -> None:
-        """The ELBO's optimum for given gates λ: ``Beta(a₀ + Σ λ, b₀ + Σ (1-λ))``; gradients lead there, too."""
+        """Set the ELBO's optimum for gates λ, ``Beta(a₀ + Σ λ, b₀ + Σ (1-λ))``; gradients lead there, too."""
         open_, closed = self.prior_counts
         for gate in gates:
             open_, closed = open_ + gate.sum(), closed + (1 - gate).sum()

@@ -71,7 +71,7 @@ class PruningSchedule:
         return step == self.end_step or (step < self.end_step and step % self.every == 0 and self.rate(step) < 1)
 
     def masks(self, saliencies: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
-        """True for the weights to keep: the most salient ones, exactly as many as the rate says.
+        """Return True for the weights to keep: the most salient ones, exactly as many as the rate says.
 
         Args:
             saliencies: for each site a tensor of its weight's shape; higher is kept longer. Ties are broken by

@@ -105,7 +105,7 @@ class SiteGuide(OwningModule):
 
     @torch.no_grad()
     def fit_codebook(self) -> None:
-        """K-means of the surviving latents, window edges and codes anew."""
+        """Fit codebooks anew by K-means of the surviving latents, with window edges and codes."""
         survivors = self.latent[self.mask]  # zeros would draw windows and codewords to themselves
         # A site that is pruned to nothing still needs edges that fit its latents.
         self.edges = self.windows.edges(survivors if survivors.numel() else self.latent)
@@ -121,7 +121,7 @@ class SiteGuide(OwningModule):
         self.refresh_codes()
 
     def _spread_codebook(self, value: float) -> None:
-        """Components for weights that are all equal: one at their value, the rest where they may go from there."""
+        """Place components for equal weights: one at their value, the rest where they may go from there."""
         size = weight_scale(self.latent)
         # K / 2 places either side reach one root mean square, so that gradients can tell them apart and none is
         # lost.
@@ -160,7 +160,7 @@ class SiteGuide(OwningModule):
         self.scale = width.maximum(floor)[:, None].expand(self.loc.shape).clone()
 
     def learn_shape(self, learn: bool) -> None:
-        """Whether σ and π learn by gradient, or stay as K-means found them.
+        """Let σ and π learn by gradient, or stay as K-means found them.
 
         The straight-through value does not depend on σ and π. Only the KL would move them: σ towards the
         prior's width and π towards the component with the smallest KL, with nothing to hold against it, and
@@ -204,13 +204,13 @@ class SiteGuide(OwningModule):
         )
 
     def _take_over_buffer(self, name: str, loaded: Tensor) -> None:
-        """Window edges differ in number from fit to fit."""
+        """Make room for the edges that were loaded: their number differs from fit to fit."""
         if name == "edges":
             self._buffers[name] = torch.empty_like(loaded, device=self._parameters["latent_unconstrained"].device)
         super()._take_over_buffer(name, loaded)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Window edges differ in number from fit to fit: take the number that was saved."""
+        """Make room for as many window edges as were saved: their number differs from fit to fit."""
         saved = state_dict.get(prefix + "edges")
         if saved is not None:
             self.edges = self.edges.new_empty(saved.shape)

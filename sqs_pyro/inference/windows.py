@@ -21,7 +21,7 @@ class Windows(ABC):
 
     @abstractmethod
     def edges(self, values: Tensor) -> Tensor:
-        """Interior window boundaries in ascending order, ``[number of windows - 1]``, for values ``[n]``."""
+        """Return inner window boundaries in ascending order, ``[number of windows - 1]``, for values ``[n]``."""
 
     def bulk(self, values: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the range of values ``[n]`` outside of which weights have windows of their own, if any."""
@@ -42,7 +42,7 @@ class PerWeight(Windows):
     """Every weight is its own window: no averaging, gradients reach the latent weight."""
 
     def edges(self, values: Tensor) -> Tensor:
-        """No boundaries."""
+        """Return no boundaries."""
         return values.new_empty(0)
 
     def represent(self, values: Tensor, edges: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class OutlierAware(Windows):
         _check_count("OutlierAware tail_count", self.tail_count)
 
     def bulk(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Tukey's fences."""
+        """Return Tukey's fences."""
         return fences(values)
 
     def edges(self, values: Tensor) -> Tensor:
@@ -107,14 +107,14 @@ class OutlierAware(Windows):
 
 
 def fences(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Tukey's fences ``Q1 - 1.5 IQR`` and ``Q3 + 1.5 IQR`` of values ``[n]``: weights outside are outliers."""
+    """Return Tukey's fences, ``Q1 - 1.5 IQR`` and ``Q3 + 1.5 IQR``, of values ``[n]``; outliers are outside."""
     ordered = values.detach().flatten().sort().values
     q1, q3 = (_quantile(ordered, q) for q in (0.25, 0.75))
     return q1 - 1.5 * (q3 - q1), q3 + 1.5 * (q3 - q1)
 
 
 def _quantile(ordered: Tensor, q: float) -> Tensor:
-    """Linear interpolation between order statistics (torch.quantile refuses more than 16 million values)."""
+    """Interpolate between order statistics (torch.quantile refuses more than 16 million values)."""
     position = q * (len(ordered) - 1)
     index = int(position)
     upper = min(index + 1, len(ordered) - 1)

@@ -92,7 +92,7 @@ def from_pretrained(
 
 
 def __getattr__(name: str) -> Any:
-    """``SQSConfig``: the class needs transformers, so it is imported at its first use."""
+    """Import ``SQSConfig`` at its first use: the class needs transformers."""
     if name != "SQSConfig":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     _require_transformers()

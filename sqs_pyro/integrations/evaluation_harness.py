@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def harness_model(network: str | Path | nn.Module, tokenizer: Any = None, **options: Any) -> "HFLM":
-    """A packed (or any other) causal language model as the harness takes it.
+    """Return a packed (or any other) causal language model as the harness takes it.
 
     ``lm_eval.simple_evaluate(model=harness_model("small-llama"), tasks=["arc_easy"])``
 
@@ -50,7 +50,7 @@ def harness_model(network: str | Path | nn.Module, tokenizer: Any = None, **opti
 
 
 def main() -> None:
-    """The harness's command line."""
+    """Run the harness's command line."""
     _language_model_class()
     from lm_eval.__main__ import cli_evaluate
 

@@ -31,7 +31,7 @@ def write_model_card(directory: Path, architecture: str) -> None:
 
 
 def is_foreign_card(directory: Path) -> bool:
-    """Whether the README.md of a directory is somebody else's; it is then left alone."""
+    """Return whether the README.md of a directory is somebody else's; it is then left alone."""
     path = directory / "README.md"
     # As bytes: somebody else's README may be in any encoding.
     return path.exists() and _MARK not in path.read_bytes().decode("utf-8", errors="replace")

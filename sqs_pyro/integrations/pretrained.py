@@ -40,7 +40,7 @@ class Pretrained:
     def network(
         self, auto_class: str = "AutoModelForCausalLM", *, new_head: bool = False, **options: Any
     ) -> nn.Module:
-        """The network with its weights, in evaluation mode on the CPU.
+        """Return the network with its weights, in evaluation mode on the CPU.
 
         Args:
             auto_class: of transformers, that says which head the network has.
@@ -79,7 +79,7 @@ class Pretrained:
         return net.eval()
 
     def unloaded_network(self) -> nn.Module:
-        """The network without its weights, for a packed file to fill."""
+        """Return the network without its weights, for a packed file to fill."""
         transformers = transformers_package()
         with _one_sentence("network", self.recipe), torch.random.fork_rng(devices=[]):
             dtype = getattr(torch, self.recipe.dtype)
@@ -90,7 +90,7 @@ class Pretrained:
 
 
 def find_pretrained(recipe: PretrainedRecipe) -> Pretrained:
-    """Configuration and tokenizer of a checkpoint; its weights are left alone.
+    """Load configuration and tokenizer of a checkpoint; its weights are left alone.
 
     Raises:
         NetworkError: transformers is not installed, there is no such checkpoint, its architecture is unknown, or
@@ -111,7 +111,7 @@ def find_pretrained(recipe: PretrainedRecipe) -> Pretrained:
 
 
 def pad_token(found: Pretrained) -> int:
-    """The token behind shorter sequences of a minibatch: the tokenizer's own or, as decoders have none, its last.
+    """Return the token behind shorter sequences of a minibatch: for padding or, as decoders have none, the last.
 
     Classifiers on decoders look for the last token that is not this one, so it must not end the texts themselves.
 
@@ -161,7 +161,7 @@ def check_causal(net: nn.Module, tokens: Tensor) -> None:
 
 
 def _is_of_head(net: nn.Module, name: str) -> bool:
-    """Whether a weight stands behind the base model; so does a pooler, which not every head needs."""
+    """Return whether a weight stands behind the base model; so does a pooler, which not every head needs."""
     path = base_path(net)
     return name.startswith("pooler.") or ".pooler." in name or (bool(path) and not name.startswith(f"{path}."))
 
@@ -187,7 +187,7 @@ def _where(recipe: PretrainedRecipe) -> dict[str, Any]:
 
 
 def transformers_package() -> Any:
-    """The package, imported.
+    """Return the package, imported.
 
     Raises:
         MissingPackageError: it is not installed.

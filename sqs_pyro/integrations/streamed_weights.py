@@ -21,7 +21,7 @@ _MOST_PARTS = 400_000  # three times those of 256 experts in 60 layers
 
 
 def empty_network(directory: Path, dtype: torch.dtype) -> nn.Module:
-    """The network that ``config.json`` names, parameters on the meta device, buffers in memory, in eval mode.
+    """Return the network that ``config.json`` names, in eval mode: parameters on meta, buffers in memory.
 
     Raises:
         NetworkError: config.json is missing or damaged, or names a network that transformers or
@@ -136,7 +136,7 @@ class StreamedWeights:
 
 
 def shard_of_tensors(directory: Path) -> dict[str, Path]:
-    """The file of each tensor of a checkpoint, by name; errors as :class:`StreamedWeights`."""
+    """Return the file of each tensor of a checkpoint, by name; errors as :class:`StreamedWeights`."""
     index = directory / INDEX
     if not index.is_file():
         if not (directory / SINGLE).is_file():
@@ -151,7 +151,7 @@ def shard_of_tensors(directory: Path) -> dict[str, Path]:
 
 
 def _parts(directory: Path) -> int:
-    """Modules and parameters that a checkpoint's network may have; a plan needs no weights."""
+    """Return how many modules and parameters a checkpoint's network may have; a plan needs no weights."""
     there = (directory / INDEX).is_file() or (directory / SINGLE).is_file()
     return parts_of(len(shard_of_tensors(directory))) if there else _MOST_PARTS
 

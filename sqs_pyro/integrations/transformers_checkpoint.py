@@ -88,7 +88,7 @@ def from_pretrained(directory: "str | PathLike[str]", *, auto_class: Any, dequan
 
 
 def _checked(directory: Path) -> dict[str, Any]:
-    """The config of a checkpoint on this machine, whose files are there and belong together."""
+    """Return the config of a checkpoint on this machine, whose files are there and belong together."""
     if not (directory / CONFIG).is_file():
         raise PackedFileError(f"'{directory}' has no file {CONFIG}: give the directory of a packed checkpoint.")
     config = read_config(directory, PackedFileError)

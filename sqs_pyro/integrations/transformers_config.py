@@ -58,11 +58,13 @@ class SQSConfig(QuantizationConfigMixin):
                 f"The quantization config has the unknown key {shown(next(iter(others)))}: fetch config.json "
                 "again, or update sqs-pyro."
             )
+        # Plain attributes of plain JSON: transformers copies, compares and writes a config by its `__dict__`.
         self.quant_method, self.format_version, self.dequantize = METHOD, format_version, bool(dequantize)
         self.tensors = _mapping("tensors", tensors)
         self.shared = _mapping("shared", shared)
         self.leftovers = _mapping("leftovers", leftovers)
         self.metadata = _mapping("metadata", metadata)
+        # Shapes and bytes are checked when tensors are asked for; this needs no more than the names.
         for name, first in self.shared.items():
             if not isinstance(first, str) or first not in self.tensors:
                 raise PackedFileError(

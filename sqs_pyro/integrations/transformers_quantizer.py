@@ -54,7 +54,7 @@ class SQSQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
 
     def is_serializable(self) -> bool:
-        """Packed networks can be saved."""
+        """Return True: packed networks can be saved."""
         return True
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
@@ -159,7 +159,7 @@ def attach(packed: nn.Module) -> None:
 
 
 def _config_to_be(model: Any) -> dict[str, Any]:
-    """What ``save_pretrained`` is going to write into config.json, after the tensors have been asked for."""
+    """Return what ``save_pretrained`` will write into config.json, after the tensors have been asked for."""
     # The digest is stored beside the tensors, which transformers asks for before it writes the config itself.
     config = copy.copy(model.config)
     config.dtype = str(model.dtype).removeprefix("torch.")

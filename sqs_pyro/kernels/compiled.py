@@ -76,7 +76,7 @@ def _seal(library: Path) -> None:
 
 
 def _is_whole(library: Path) -> bool:
-    """Whether a file is there that :func:`_seal` has ended."""
+    """Return whether a file is there that :func:`_seal` has ended."""
     try:
         content = library.read_bytes()
     except OSError:

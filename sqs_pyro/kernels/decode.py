@@ -115,7 +115,7 @@ class Unchanged:
         self._state = _state(packed)
 
     def holds(self, packed: PackedArgs) -> bool:
-        """Whether nothing has changed since."""
+        """Return whether nothing has changed since."""
         same = all(ref() is buffer for ref, buffer in zip(self._buffers, packed.buffers(), strict=False))
         return same and self._state == _state(packed)
 
@@ -129,7 +129,7 @@ class _Entry(Unchanged):
 
 
 def _state(packed: PackedArgs) -> tuple[object, ...]:
-    """Shape, bits and what was written to the buffers; inference tensors do not count their versions."""
+    """Return shape, bits and what was written to the buffers; inference tensors do not count their versions."""
     # Asking an inference tensor for its version raises; what loads a state dict says so itself (`forget`).
     versions = [-1 if buffer.is_inference() else buffer._version for buffer in packed.buffers()]
     return packed.shape, packed.bits, packed.form, *versions

@@ -73,7 +73,7 @@ def _spec(spec: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _without_memory(name: str, options: dict[str, Any]) -> nn.Module | None:
-    """The network on the meta device; None where its constructor needs the values of its tensors."""
+    """Return the network on the meta device; None where its constructor needs the values of its tensors."""
     try:
         with torch.device("meta"):
             return build_network(name, **options)

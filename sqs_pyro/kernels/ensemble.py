@@ -56,7 +56,7 @@ class PackedEnsemble(StoredEnsemble):
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The arguments are the network's."""
+        """Return the average of the draws' answers; the arguments are the network's."""
         weights = stored_weights(self.network, every_name=True)  # moving a network separates its shared buffers
         # [S, *shape] each, decoded at the first call.
         draws = {name: weight.draws() for name, weight in weights.items() if isinstance(weight, PackedWeight)}
@@ -68,5 +68,5 @@ class PackedEnsemble(StoredEnsemble):
         return self.network
 
     def train(self, mode: bool = True) -> "PackedEnsemble":
-        """The networks always run in evaluation mode."""
+        """Stay in evaluation mode, whatever is asked for."""
         return super().train(False)

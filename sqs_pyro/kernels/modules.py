@@ -68,7 +68,7 @@ class PackedLinear(PackedModule):
 
     @classmethod
     def product(cls, replaced: nn.Linear) -> str:
-        """A product, but in attention, whose C++ code reads the weight of its ``out_proj``."""
+        """Return ``"linear"``, but in attention ``"decoded"``: its C++ code reads the weight of ``out_proj``."""
         return "decoded" if isinstance(replaced, nn.modules.linear.NonDynamicallyQuantizableLinear) else "linear"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class PackedEmbedding(PackedModule):
 
     @classmethod
     def product(cls, replaced: nn.Embedding) -> str:
-        """A look-up of rows."""
+        """Return ``"embedding"``, a look-up of rows."""
         return "embedding"
 
     def forward(self, indices: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class _PackedConv(PackedModule):
 
     @classmethod
     def product(cls, replaced: nn.modules.conv._ConvNd) -> str:
-        """A product where there is a kernel for it."""
+        """Return ``"convolution"`` where there is a kernel for it, else ``"decoded"``."""
         # What convolution.cpp multiplies with.
         has_kernel = not replaced.transposed and replaced.groups == 1 and cls.num_dims < 3
         return "convolution" if has_kernel else "decoded"
@@ -268,12 +268,12 @@ def product_of(module: nn.Module, names: Collection[str]) -> str:
 
 
 def _computes_as(kind: type[nn.Module], plain: type[nn.Module]) -> bool:
-    """Whether a subclass overrides nothing that its forward runs through."""
+    """Return whether a subclass overrides nothing that its forward runs through."""
     return all(getattr(kind, name, None) is getattr(plain, name, None) for name in _FORWARD)
 
 
 def _has_extras(module: nn.Module) -> bool:
-    """Hooks, a parametrisation or tensors and modules of its own: it stays, with a decoded parameter."""
+    """Return whether it has hooks, a parametrisation, tensors or modules of its own: it then stays, decoded."""
     # A packed module would lose them.
     if not module._parameters.keys() <= {"weight", "bias"} or module._buffers or module._modules:
         return True

@@ -28,7 +28,7 @@ _COMPILERS = ("c++", "g++", "clang++")
 
 @cache
 def native_kernels(form: str) -> bool:
-    """Whether the ops of a form run compiled on the CPU; compiles and loads them at the first call.
+    """Return whether the ops of a form run compiled on the CPU; compiles and loads them at the first call.
 
     Where that fails, one :class:`KernelWarning` says why and what would help, and nothing else changes.
     """
@@ -50,7 +50,7 @@ def native_kernels(form: str) -> bool:
 
 
 def has_native_kernel(op: str) -> bool:
-    """Whether ``sqs::<op>`` is compiled for CPUs: the dispatcher knows what its form's library has brought."""
+    """Return whether ``sqs::<op>`` is compiled for CPUs: the dispatcher knows what its form's library brings."""
     form = op.rpartition("_")[2]  # "linear_tiled" -> "tiled"
     if form not in _SOURCES or not native_kernels(form):
         return False

@@ -70,7 +70,7 @@ def call(name: str, packed: PackedArgs, *operands: Any) -> Tensor:
 
 
 def _transformed(name: str, packed: PackedArgs, operands: tuple[Any, ...]) -> Tensor:
-    """The same with the decoded weight, whose products torch knows how to vectorise and to differentiate forward.
+    """Compute it with the decoded weight, whose products torch can vectorise and differentiate forward.
 
     Raises:
         NetworkError: it is the packed weight itself that is transformed.
@@ -94,7 +94,7 @@ def _arguments(packed: PackedArgs) -> tuple[Any, ...]:
 
 
 def _autocast(device: str, x: Tensor, *others: Any) -> tuple[Any, ...]:
-    """The operands of a product, x in the dtype that autocast wants, as torch's own products take it."""
+    """Return the operands of a product, x in the dtype that autocast wants, as torch's own products take it."""
     return (x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x, *others)
 
 
@@ -137,7 +137,7 @@ def _define(name: str, operands: str, compute: Callable[..., Tensor]) -> None:
 
 
 def _forms(name: str) -> list[str]:
-    """Weights in rows are matrices."""
+    """Return the forms that an op has: weights in rows are matrices, so that no convolution has them."""
     return [form for form in _FORMS if form != "rows" or not name.startswith("convolution")]
 
 
@@ -247,7 +247,7 @@ def _register_autograd(
 
 
 def _kept(ctx: Any) -> PackedArgs:
-    """The packed weight of an op whose gradient is asked for."""
+    """Return the packed weight of an op whose gradient is asked for."""
     codes, table, mask, scales = ctx.saved_tensors
     return PackedArgs(codes, table, mask, ctx.shape, ctx.bits, scales, ctx.form)
 

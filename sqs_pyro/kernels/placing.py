@@ -126,7 +126,7 @@ def _swap(net: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:
 
 
 def _with_others(value: Any, replaced: Mapping[int, nn.Module]) -> Any:
-    """A list, tuple or dictionary with other modules in it; the same one where there is nothing to replace."""
+    """Return a list, tuple or dictionary with other modules in it; the same one where nothing is replaced."""
     if isinstance(value, nn.Module):
         return replaced.get(id(value), value)
     # Exactly these types: how to rebuild a subclass, nobody knows.
@@ -167,7 +167,7 @@ def _packed_module(module: nn.Module, weights: Mapping[str, StoredWeight]) -> nn
         del module._parameters[name]  # else it would be found before the property
         module.add_module(WEIGHT_PREFIX + name, weight)
         weight.used_for("decoded")
-    # A class of its own for the one instance: properties belong to classes.
+    # Properties belong to classes, so that the instance gets a subclass that has them.
     plain: Any = type(module)
     # A property must be the class's: the instance gets a class of its own, under the same name.
     module.__class__ = _decoding_class(plain, tuple(weights))

@@ -15,6 +15,6 @@ def processor() -> tuple[str, list[str]]:
 
 
 def processor_text() -> str:
-    """All that ``-march=native`` depends on, as one text."""
+    """Return all that ``-march=native`` depends on, as one text."""
     model, extensions = processor()
     return "\n".join([platform.machine(), model, *sorted(extensions)])

@@ -16,7 +16,7 @@ _HALVES = 32
 
 
 def fits_rows(shape: tuple[int, ...], groups: int) -> bool:
-    """Whether the kernels can multiply with a weight of ``groups`` codebooks."""
+    """Return whether the kernels can multiply with a weight of ``groups`` codebooks."""
     if len(shape) != 2:
         return False
     outputs, inputs = shape

@@ -185,7 +185,7 @@ class BayesianNetwork(OwningModule):
                 ) from error
 
     def _point_estimates(self) -> dict[str, Tensor]:
-        """Trainable parameters that are no sites, as Pyro parameters ``net.<name>``, which the buffers go with."""
+        """Return trainable parameters that are no sites as Pyro's ``net.<name>``; the store shows buffers, too."""
         # With the parameters: a saved store without them would restore a network with the statistics of a fresh
         # one.
         for name, buffer in self._statistics():
@@ -201,12 +201,12 @@ class BayesianNetwork(OwningModule):
             take_over_in_place(self._store_name(name), buffer)
 
     def _learned(self) -> list[tuple[str, Tensor]]:
-        """Trainable parameters that are no sites, by name."""
+        """Return trainable parameters that are no sites, by name."""
         net = self._modules.get("net")  # past PyroModule, which warns of frozen ones
         return [] if net is None else [(name, own) for name, own in net.named_parameters() if own.requires_grad]
 
     def _statistics(self) -> list[tuple[str, Tensor]]:
-        """Buffers of the network that its state dict holds, by name; none where Pyro does not use its store."""
+        """Return the buffers that the network's state dict holds, by name; none where Pyro uses no store."""
         # `net` is missing while the base class is still being made.
         if "net" not in self._modules or pyro.settings.get("module_local_params"):
             return []

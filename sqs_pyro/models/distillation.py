@@ -95,7 +95,7 @@ class DistillationLikelihood:
         self.weight, self.temperature, self.class_axis = weight, temperature, class_axis
 
     def __call__(self, output: Any) -> TorchDistribution:
-        """The observation's distribution, batch shape ``[B]``."""
+        """Return the observation's distribution, batch shape ``[B]``."""
         logits = output_tensor(output).float().movedim(self.class_axis, -1)
         return DistilledCategorical(logits, self.weight, self.temperature).to_event(logits.dim() - 2)
 

@@ -90,6 +90,7 @@ class ClassProbabilities(TorchDistribution):
 
     def __init__(self, logits: Tensor, weights: Tensor | None = None, validate_args: bool | None = None) -> None:
         self.logits, self.weights = logits, weights
+        # batch_shape [...], event_shape [C]: one observation is all probabilities of an example.
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class LearnedPrior(NetworkPrior):
         self._codebooks: tuple[Codebooks, ...] = ()  # in a tuple: a reference, not a submodule
 
     def start(self, sites: Mapping[str, Tensor]) -> None:
-        """One ρ a site or one for all; quantile components of each site."""
+        """Make one ρ a site or one for all, and quantile components of each site."""
         self._shapes = {name: weight.shape for name, weight in sites.items()}
         like = next(iter(sites.values()))
         count = 1 if self.scope == "global" else len(sites)  # one parameter for all sites: [1] or [sites]
@@ -57,7 +57,7 @@ class LearnedPrior(NetworkPrior):
         self._codebooks = (codebooks,)
 
     def inclusions(self) -> dict[str, Tensor]:
-        """ρ of each site, scalars."""
+        """Return ρ of each site, scalars."""
         inclusion = self.inclusion.expand(len(self._shapes))
         return dict(zip(self._shapes, inclusion, strict=True))
 
@@ -102,7 +102,7 @@ class LearnedPrior(NetworkPrior):
 
 
 def _quantile_components(weight: Tensor) -> Tensor:
-    """loc, scale and log_mixing of equal-mass bins of a tensor's values, ``[3, 1, K]``."""
+    """Return loc, scale and log_mixing of equal-mass bins of a tensor's values, ``[3, 1, K]``."""
     ordered = weight.detach().float().flatten().sort().values
     bins = ordered.tensor_split(min(_QUANTILE_COMPONENTS, len(ordered)))  # of equal counts, but for one
     loc = torch.stack([values.mean() for values in bins])

@@ -79,7 +79,7 @@ class Categorical:
             raise NetworkError("class_weights must be one finite number a class, none negative and not all zero.")
 
     def __call__(self, output: Any) -> dist.TorchDistribution:
-        """Integer classes, batch shape ``[B]``; where labels would decide, tokens of transformers are known.
+        """Return the distribution of classes, batch shape ``[B]``; without labels, only transformers' are known.
 
         Raises:
             NetworkError: logits of more than two dimensions, and nothing says where the classes are.
@@ -168,6 +168,7 @@ class Categorical:
     def _logits(self, output: Any) -> Tensor:
         logits = output_tensor(output)
         axis = None if logits.dim() < 2 else self._last_unless_given(logits)
+        # The softmax of one class is 1, whatever the network says: no loss would ever teach it.
         if axis is None or (logits.dim() == 2 and logits.shape[1] < 2):
             raise NetworkError(
                 f"The network's output has the shape {list(logits.shape)}, one number an example, but the "
@@ -183,7 +184,7 @@ class Categorical:
                 f"class_axis is {axis}, but the network's output has the shape {list(logits.shape)}: give 1, or "
                 "-1 for its last dimension."
             )
-        return axis % logits.dim()
+        return axis % logits.dim()  # counted from 0
 
     def _classes(self, rows: Tensor) -> dist.TorchDistribution:
         return ClassLabels(rows, self.ignore_index, self._weights(rows)).to_event(rows.dim() - 2)
@@ -218,7 +219,7 @@ class Bernoulli:
             raise NetworkError("pos_weight must be positive: how many times a one counts as much as a zero.")
 
     def __call__(self, output: Any) -> dist.TorchDistribution:
-        """Labels of the shape of the logits, batch shape ``[B]``."""
+        """Return the distribution of labels of the logits' shape, batch shape ``[B]``."""
         logits = output_tensor(output)
         weight = None if self.pos_weight is None else self.pos_weight.to(logits)
         return examples_of(SeveralLabels(logits, self.ignore_index, weight))
@@ -234,7 +235,7 @@ class Gaussian:
         self.scale = float(number)
 
     def __call__(self, output: Any) -> dist.TorchDistribution:
-        """The observation's distribution, batch shape ``[B]``."""
+        """Return the observation's distribution, batch shape ``[B]``."""
         mean = output_tensor(output)
         return dist.Normal(mean, torch.full_like(mean, self.scale)).to_event(mean.dim() - 1)
 
@@ -245,6 +246,7 @@ def resolve(likelihood: str | Likelihood) -> Likelihood:
     Raises:
         NetworkError: any other value.
     """
+    # A class is callable, too, and would take the network's output for its first argument.
     if isinstance(likelihood, type):
         raise NetworkError(
             f"likelihood is the class {likelihood.__name__}: give one made of it, say {likelihood.__name__}()."

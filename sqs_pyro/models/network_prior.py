@@ -81,6 +81,7 @@ class FixedPrior(NetworkPrior):
         # Of one weight each: expanded at every call, which costs no memory, so that KL terms see what is shared.
         self._priors: dict[str, dist.TorchDistribution] = {}
         self._shapes: dict[str, torch.Size] = {}
+        # At the start, so that a prior that cannot be used is told when the model is made.
         for name, weight in sites.items():
             prior = self._prior(name, weight.detach())
             _check_prior(name, prior, weight.shape)
@@ -91,6 +92,7 @@ class FixedPrior(NetworkPrior):
         # What is neither is told by `_check_prior`, with the site's name.
         if isinstance(given, Distribution) or not callable(given):
             return given
+        # Also callable: it would be made of a name and a weight.
         if isinstance(given, type):
             raise NetworkError(
                 f"The prior is the class {given.__name__}, but must be a distribution made with it, such as "
@@ -123,6 +125,7 @@ def of_shape(prior: dist.TorchDistribution, shape: torch.Size) -> dist.TorchDist
 def _check_prior(name: str, prior: Any, shape: torch.Size) -> None:
     """Raise a :class:`NetworkError` unless a distribution can be the prior of every weight of a site."""
     kind = type(prior).__name__
+    # torch's own distributions have no to_event; Pyro's of the same names do.
     if not isinstance(prior, Distribution) or not hasattr(prior, "to_event"):
         raise NetworkError(
             f"The prior of '{name}' is a {kind}, but must be a Pyro distribution of single weights, such as "

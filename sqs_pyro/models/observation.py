@@ -70,6 +70,7 @@ def examples_of(distribution: Any) -> dist.TorchDistribution:
             f"The likelihood gave a {type(distribution).__name__} with an empty batch shape, but its first "
             "dimension must be the examples of the minibatch: use fewer event dimensions."
         )
+    # Else the plate of examples would take pixels or tokens for more plates.
     return distribution.to_event(len(distribution.batch_shape) - 1)
 
 
@@ -85,7 +86,7 @@ def _fitted(distribution: dist.TorchDistribution, y: Tensor) -> tuple[dist.Torch
                 f"{list(distribution.event_shape)}, {list(shape)} in all: give labels or a likelihood that fit "
                 "each other (nothing is broadcast)."
             )
-        y = y.reshape(shape)
+        y = y.reshape(shape)  # they differ by dimensions of size 1 only
     support = base_support(distribution)
     # A Bernoulli or Normal computes in its own dtype; classes stay integers.
     if support is constraints.boolean or not (y.is_floating_point() or support.is_discrete):

@@ -61,7 +61,7 @@ class OwningModule(PyroModule):
             self._claim(name, put=True)
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """As torch's, of the values that were loaded last.
+        """Yield what torch's does, with the values that were loaded last.
 
         Raises:
             NetworkError: what was loaded has another shape.

@@ -29,7 +29,7 @@ def scale_matched_prior(
     slab_scale: float | None = None,
     degrees_of_freedom: float = 4.0,
 ) -> SitePrior:
-    """Spike-and-slab; its slab has mean 0 and the root mean square of the layer's pretrained weights
+    """Return a spike-and-slab; its slab has mean 0 and the root mean square of the layer's pretrained weights
     (:func:`~sqs_pyro.networks.weight_scale.weight_scale`).
 
     Args:
@@ -62,7 +62,7 @@ def normal_prior(slab_scale: float | None = None) -> SitePrior:
 def gaussian_spike_prior(
     inclusion: float = 0.5, *, spike_scale: float | None = None, slab_scale: float | None = None
 ) -> SitePrior:
-    """Two Gaussians around zero, a narrow one in place of the point mass (as DGMS has it).
+    """Return two Gaussians around zero, a narrow one in place of the point mass (as DGMS has it).
 
     Args:
         inclusion: λ₀, prior probability of the wide one.
@@ -165,7 +165,7 @@ class HierarchicalInclusion(FixedPrior):
         return {self._hyper_site(name): HyperPrior(beta, (name,)) for name in self._priors}
 
     def site_priors(self, hyper: Mapping[str, Tensor]) -> dict[str, dist.TorchDistribution]:
-        """Spike-and-slab with the inclusions given; their batch shapes come before the weights' shape."""
+        """Return spikes and slabs with the inclusions given; their batch shapes come before the weights' shape."""
         found = {}
         for name, prior in self._priors.items():
             inclusion, shape = hyper[self._hyper_site(name)], self._shapes[name]

@@ -45,7 +45,7 @@ def plates_around(drawn: torch.Size, dim: int) -> torch.Size:
 
 
 def stack_networks(parts: Sequence[Tensor], plates: torch.Size, dim: int, event_dims: int) -> Tensor:
-    """Tensors ``[*sample, B, *event]`` of each network as one; B is at ``dim`` among the plates.
+    """Join tensors ``[*sample, B, *event]`` of each network; B is at ``dim`` among the plates.
 
     Args:
         parts: one for each network, in row-major order of ``plates``.

@@ -32,11 +32,11 @@ class ConditionalLayout(Layout):
     automatic = False
 
     def bits(self, num_components: int, has_zeros: bool) -> int:
-        """0: symbols have no fixed width."""
+        """Return 0: symbols have no fixed width."""
         return 0
 
     def part_sizes(self, packed: Structure) -> dict[str, int | None]:
-        """``[A]`` bytes of the first draw's table and, of several draws, ``[A, A]`` of the others'."""
+        """Return ``[A]`` bytes of the first draw's table and, of several draws, ``[A, A]`` of the others'."""
         symbols = packed.num_components + (packed.nonzeros < packed.numel)
         rows = 1 if packed.shape[-1] == 1 else 1 + symbols
         return {"table": rows * symbols, "codes": None}

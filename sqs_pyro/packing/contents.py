@@ -122,8 +122,9 @@ def parts_of_packed(net: nn.Module) -> tuple[nn.Module, dict[str, StoredWeight],
             f"A packed network is needed (the result of packed_network or load), but a {type(net).__name__} "
             "without packed weights was given: pack it first."
         )
+    # Metadata hang on what was packed; of an ensemble, the weights are in the network inside it.
     root = net.network if isinstance(net, StoredEnsemble) else net
-    check_finite(root)
+    check_finite(root)  # no reader would take the file
     return root, stored_weights(root), metadata, net.num_draws if isinstance(net, StoredEnsemble) else None
 
 
@@ -165,6 +166,7 @@ def parameters_to_pack(
 
 def about(net: nn.Module, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the metadata of a network's file: what builds the network, and over it what the caller gives."""
+    # None: whoever loads the file has to bring the network.
     known: dict[str, Any] = {"network": getattr(net, "network_spec", None), "recipe": {}, "metrics": {}}
     return with_metadata(known, metadata)
 
@@ -190,7 +192,8 @@ def format_version(parts: Any, draws: int | None) -> int:
 
 
 def _smallest(draws: CodedTensor, layout: str) -> PackedTensor:
-    """Draws gain by a layout that would not pay for one network."""
+    """Pack in the smallest layout; draws gain by one that would not pay for one network."""
+    # "auto" itself leaves out what only pays for draws.
     layouts = ("auto", "conditional") if layout == "auto" else (layout,)
     return min((pack_tensor(draws, each) for each in layouts), key=lambda packed: packed.num_bytes)
 
@@ -211,7 +214,7 @@ def _leftovers(
 def _in_file_order(
     net: nn.Module, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, PackedTensor]
 ) -> dict[str, PackedTensor]:
-    """Tensors under their first names, in the order in which a packed network has them.
+    """Return tensors under their first names, in the order in which a packed network has them.
 
     Its weights are the last children of their modules, so those of a module's other children come before its own.
     """

@@ -33,11 +33,11 @@ class EntropyLayout(Layout):
     name = "entropy"
 
     def bits(self, num_components: int, has_zeros: bool) -> int:
-        """0: symbols have no fixed width."""
+        """Return 0: symbols have no fixed width."""
         return 0
 
     def part_sizes(self, packed: Structure) -> dict[str, int | None]:
-        """A byte for every symbol; none at all where there is only one."""
+        """Return a byte for every symbol; no bytes at all where there is only one."""
         symbols = _num_symbols(packed)
         return {"table": 0, "codes": 0} if symbols == 1 else {"table": symbols, "codes": None}
 

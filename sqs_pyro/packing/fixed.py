@@ -15,12 +15,12 @@ class DenseLayout(Layout):
     name = "dense"
 
     def bits(self, num_components: int, has_zeros: bool) -> int:
-        """ceil(log2(symbols)), at least 1."""
+        """Return ceil(log2(symbols)), at least 1."""
         # One value and no zero would take 0 bits, a width that the bit-packing does not know.
         return max(1, code_bits(num_components + has_zeros))
 
     def part_sizes(self, packed: Structure) -> dict[str, int | None]:
-        """One code a weight."""
+        """Return the bytes of one code a weight."""
         return {"codes": packed_size(packed.numel, packed.bits)}
 
     def pack_parts(self, coded: CodedTensor, bits: int) -> dict[str, Tensor]:
@@ -50,11 +50,11 @@ class BitmapLayout(Layout):
     name = "bitmap"
 
     def bits(self, num_components: int, has_zeros: bool) -> int:
-        """ceil(log2(K)): zero has no code."""
+        """Return ceil(log2(K)): zero has no code."""
         return code_bits(num_components)
 
     def part_sizes(self, packed: Structure) -> dict[str, int | None]:
-        """One bit a weight, one code a non-zero."""
+        """Return the bytes of one bit a weight, and of one code a non-zero."""
         return {"mask": packed_size(packed.numel, 1), "codes": packed_size(packed.nonzeros, packed.bits)}
 
     def pack_parts(self, coded: CodedTensor, bits: int) -> dict[str, Tensor]:

@@ -250,7 +250,7 @@ def _structure(coded: CodedTensor, layout: Layout) -> Structure:
 
 
 def _little_endian(values: Tensor) -> Tensor:
-    """The bytes of floating-point numbers, uint8 ``[bytes]``."""
+    """Return the bytes of floating-point numbers, uint8 ``[bytes]``."""
     # As bytes, because the file's order of them is not the machine's everywhere.
     numbers = values.contiguous().numpy()
     return torch.from_numpy(numbers.astype(numbers.dtype.newbyteorder("<")).reshape(-1).view(np.uint8))

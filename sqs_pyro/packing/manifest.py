@@ -214,7 +214,7 @@ def _tensor_records(value: Any) -> dict[str, TensorRecord]:
 
 
 def _kinds(value: Any) -> list[dict[str, Any]]:
-    """Descriptions of leftovers, as :func:`restore` takes them."""
+    """Return descriptions of leftovers, as :func:`restore` takes them."""
     found, tensors, names = [], 0, 0
     for row, each in enumerate(checked.items(value, "leftovers")):
         place = f"leftovers.{row}"

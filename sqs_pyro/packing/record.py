@@ -46,7 +46,7 @@ class TensorRecord:
             groups=packed.num_groups,
             components=packed.num_components,
             codebook=packed.codebook_dtype,
-            lengths={part: value.numel() for part, value in packed.parts.items()},
+            lengths={part: value.numel() for part, value in packed.parts.items()},  # parts are uint8
             crc32=checksum(list(packed.parts.values())),
         )
 

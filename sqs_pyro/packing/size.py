@@ -101,7 +101,7 @@ class SizeReport(Printed):
         return 4 * self.num_weights / self.fp32_bytes if self.fp32_bytes else 0.0  # both at 4 bytes an element
 
     def table(self) -> Report:
-        """A row a tensor, and the totals."""
+        """Return a row a tensor, and the totals."""
         from sqs_pyro.reporting.tables import size_tables  # here: only who prints needs rich
 
         return size_tables(self.to_dict())

@@ -75,7 +75,7 @@ def check_agreement(dense: nn.Module, packed: nn.Module, inputs: Any) -> Differe
 
 
 def tolerance(net: nn.Module) -> float:
-    """Relative difference of outputs that rounding explains, in a network's dtype and on its device."""
+    """Return the relative difference of outputs that rounding explains, in a network's dtype and on its device."""
     short = any(p.dtype in (torch.float16, torch.bfloat16) for p in (*net.parameters(), *net.buffers()))
     return _COARSE if short or device_of(net).type != "cpu" else _EXACT
 
@@ -127,7 +127,7 @@ def first_difference(first: nn.Module, second: nn.Module, inputs: Any, relative:
 
 
 def outputs(net: nn.Module, inputs: Any) -> list[Tensor]:
-    """Every tensor that a network puts out in evaluation mode, in order."""
+    """Return every tensor that a network puts out in evaluation mode, in order."""
     # A copy: a forward may write to its inputs, and the second network must see the same ones.
     args, kwargs = call_arguments(own_copy(move_to(inputs, device_of(net))), net)
     # The same random numbers for both; statistics and caches that a forward writes are put back.
@@ -140,7 +140,7 @@ class _CannotRun(Exception):
 
 
 def _first_module(first: nn.Module, second: nn.Module, inputs: Any, relative: float) -> str:
-    """Name of the first module, in the order in which they finish, whose outputs differ."""
+    """Return the name of the first module, in the order in which they finish, whose outputs differ."""
     seen: dict[str, list[list[Tensor]]] = defaultdict(list)
     parted: list[str] = []
     calls: dict[str, int] = defaultdict(int)
@@ -177,7 +177,7 @@ def _watched(net: nn.Module, tell: Callable[[str, Any], None]) -> Iterator[None]
 
 
 def _not_compiling(net: nn.Module) -> Any:
-    """A few calls are not worth compiling for."""
+    """Return a context without the compiler: a few calls are not worth compiling for."""
     compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in net.modules())
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()  # imports the compiler
 
@@ -197,7 +197,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _distance(first: list[Tensor], second: list[Tensor]) -> float:
-    """Largest relative difference over tensors of two outputs; integers, which may flip at ties, do not count."""
+    """Return the largest relative difference of two outputs; integers, which may flip at ties, do not count."""
     # Another number or shape of outputs is no small difference.
     if [tensor.shape for tensor in first] != [tensor.shape for tensor in second]:
         return float("inf")

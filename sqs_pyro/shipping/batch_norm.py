@@ -47,7 +47,7 @@ def reestimate_batch_norm(net: nn.Module, loader: Iterable[Any], num_batches: in
 
 
 def batch_norm_statistics(net: nn.Module) -> dict[str, Tensor]:
-    """The running means and variances of a network, by the names of their buffers."""
+    """Return the running means and variances of a network, by the names of their buffers."""
     norms = {name: m for name, m in net.named_modules() if _has_statistics(m)}
     return {
         f"{name}.{buffer}" if name else buffer: getattr(norm, buffer)
@@ -110,7 +110,7 @@ def _has_statistics(module: nn.Module) -> bool:
 
 
 def _users(net: nn.Module) -> Mapping[int, int]:
-    """How many places of the network's modules hold each piece of memory, by its address."""
+    """Return how many places of the network's modules hold each piece of memory, by its address."""
     held = (t for m in net.modules() for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
     return Counter(_storage(tensor) for tensor in held)
 

@@ -32,7 +32,7 @@ __all__ = [
 
 
 def hard_network(net: nn.Module, coded: Mapping[str, CodedTensor]) -> nn.Module:
-    """A copy of ``net`` with dense weights that are exactly the coded tensors' values.
+    """Return a copy of ``net`` with dense weights that are exactly the coded tensors' values.
 
     Args:
         net: the network; its other parameters and buffers are copied as they are.
@@ -42,7 +42,7 @@ def hard_network(net: nn.Module, coded: Mapping[str, CodedTensor]) -> nn.Module:
 
 
 def network_with(net: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of ``net`` with other values in the named parameters.
+    """Return a copy of ``net`` with other values in the named parameters.
 
     Raises:
         NetworkError: the network has no parameter of a name, or one of another shape.
@@ -66,7 +66,7 @@ def pack(
     metadata: Mapping[str, Any] | None = None,
     inputs: Any | None = None,
 ) -> nn.Module:
-    """The packed network of a compression result or of a trained guide.
+    """Return the packed network of a compression result or of a trained guide.
 
     Batch norms are folded and other parameters rounded by
     :func:`~sqs_pyro.shipping.shipped.shipped_network`.
@@ -166,7 +166,7 @@ def pack_ensemble(
 def _packed_anew(
     source: Any, options: Mapping[str, str | None], metadata: Mapping[str, Any] | None
 ) -> tuple[nn.Module, nn.Module]:
-    """A result's network packed in another way, and its dense twin."""
+    """Return a result's network packed in another way, and its dense twin."""
     # A checkpoint's or a foreign result has a network and no posterior to harden again.
     guide = getattr(source, "guide", None)
     if not isinstance(guide, SpikeGMMGuide):
@@ -185,7 +185,7 @@ def _packed_anew(
 
 
 def _with_leftovers(source: Any, leftover_dtype: str | None) -> nn.Module:
-    """A result's dense network, with what is not compressed rounded to another dtype if one is given."""
+    """Return a result's dense network, with what is not compressed rounded to another dtype if one is given."""
     if leftover_dtype is None or leftover_dtype == source.recipe.leftover_dtype:
         return source.hard  # rounded to this very dtype
     whole = dict(source.unrounded.named_modules())
@@ -195,7 +195,7 @@ def _with_leftovers(source: Any, leftover_dtype: str | None) -> nn.Module:
 
 
 def _same_buffers(first: nn.Module, second: nn.Module) -> bool:
-    """Whether a norm's statistics are still there: what inputs have kept from being folded."""
+    """Return whether a norm's statistics are still there: what inputs have kept from being folded."""
     pairs = zip(first.buffers(recurse=False), second.buffers(recurse=False), strict=True)
     return all(torch.equal(one, other) for one, other in pairs)
 

@@ -30,7 +30,7 @@ def shipped_network(
     inputs: Any | None = None,
     kept: Collection[str] = (),
 ) -> nn.Module:
-    """A copy of a hard network as it ships, in evaluation mode: batch norms folded, other parameters rounded.
+    """Return a copy of a hard network as it ships, in evaluation mode: norms folded, other parameters rounded.
 
     Both are done where they keep the network's function by construction (see
     :func:`~sqs_pyro.shipping.batch_norm.fold_batch_norm` and
@@ -82,7 +82,7 @@ def keeps_outputs(hard: nn.Module, shipped: nn.Module, inputs: Any) -> bool:
 
 
 def copied(net: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A deep copy; results that a forward has left in attributes are copied without their graph.
+    """Return a deep copy; results that a forward has left in attributes are copied without their graph.
 
     Raises:
         NetworkError: the network holds what cannot be copied.
@@ -148,7 +148,7 @@ def _check_results(copy_of_it: nn.Module, net: nn.Module, inputs: Any) -> None:
 
 
 def _results(net: nn.Module) -> list[tuple[str, Tensor]]:
-    """Tensors with a graph in attributes of a network's modules, by name."""
+    """Return tensors with a graph in attributes of a network's modules, by name."""
     return [
         (f"{path}.{name}".removeprefix("."), value)
         for path, module in net.named_modules()

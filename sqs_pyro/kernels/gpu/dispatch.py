@@ -80,7 +80,7 @@ def plan(
 
 
 def for_cuda(inputs: int, bits: int, groups: int) -> bool:
-    """Whether the CUDA kernels multiply with such a weight in the dense form."""
+    """Return whether the CUDA kernels multiply with such a weight in the dense form."""
     return bits <= CUDA_BITS and inputs % CUDA_CODES == 0 and groups == 1
 
 
@@ -95,12 +95,12 @@ def _split(chosen: Plan, outputs: int, units: int, programs_each: int = 1) -> Pl
 
 
 def _power(number: int, least: int, most: int) -> int:
-    """The next power of two, within bounds."""
+    """Return the next power of two, within bounds."""
     return min(max(least, 1 << (number - 1).bit_length()), most)
 
 
 def unit_of(bits: int, inputs: int, span: int | None) -> tuple[int, int, int]:
-    """How a row of codes is read: whole units where rows begin at whole units, else code by code.
+    """Say how a row of codes is read: whole units where rows begin at whole units, else code by code.
 
     Args:
         bits: of a code.
@@ -111,7 +111,7 @@ def unit_of(bits: int, inputs: int, span: int | None) -> tuple[int, int, int]:
         ``(UNIT, PER, size)`` of :mod:`~sqs_pyro.kernels.gpu.triton_kernels`, and the bytes of an element to read.
     """
     if 8 % bits == 0:
-        wide = min(8 * bits, 32)  # 8 codes, or 4 of 8 bits  # bits of a load
+        wide = min(8 * bits, 32)  # of a load: 8 codes, or 4 of 8 bits
         choices = [(1, size * 8 // bits, size) for size in (4, 2, 1) if size * 8 <= wide]
     else:
         # The fewest bytes of whole codes: 3, 5 or 7 bytes hold 8 codes of as many bits, 3 bytes 4 codes of 6.

@@ -46,12 +46,12 @@ class Weight(NamedTuple):
         return self.inputs // self.PER
 
     def plan(self, x: Tensor, cuda: bool = False) -> Plan:
-        """How the product with x ``[M, K]`` is computed; ``cuda`` lets the CUDA kernels do it."""
+        """Say how the product with x ``[M, K]`` is computed; ``cuda`` lets the CUDA kernels do it."""
         half, grouped = x.dtype in _HALVES, len(self.table) > 1
         return plan(len(x), self.outputs, self.units, half, self.BITMAP, grouped, cuda)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """The first arguments of a kernel on it."""
+        """Return the first arguments of a kernel on it."""
         return self.codes, self.table, self.mask, self.ranks, self.scales_or_table
 
     @property
@@ -60,7 +60,7 @@ class Weight(NamedTuple):
         return self.table if self.scales is None else self.scales
 
     def constants(self) -> dict[str, Any]:
-        """What a kernel on it is compiled for."""
+        """Return what a kernel on it is compiled for."""
         names = ("BITS", "UNIT", "PER", "BITMAP", "GROUPING", "SPAN")
         return {name: getattr(self, name) for name in names}
 
@@ -75,7 +75,7 @@ class Launch(NamedTuple):
 
 
 def takes(packed: PackedArgs, dtype: torch.dtype) -> bool:
-    """Whether the kernels compute with this weight in this dtype."""
+    """Return whether the kernels compute with this weight in this dtype."""
     return packed.bits > 0 and packed.form in ("dense", "bitmap") and dtype in DTYPES
 
 
@@ -203,7 +203,7 @@ def weight_of(packed: PackedArgs) -> Weight:
 
 
 def product(weight: Weight, x: Tensor, bias: Tensor | None, out: Tensor, chosen: Plan) -> Iterator[Launch]:
-    """The kernels that write ``x @ W.T + bias`` to ``out``.
+    """Yield the kernels that write ``x @ W.T + bias`` to ``out``.
 
     Args:
         weight: ``[N, K]``.
@@ -241,7 +241,7 @@ def product(weight: Weight, x: Tensor, bias: Tensor | None, out: Tensor, chosen:
 
 
 def decoding(weight: Weight, indices: Tensor | None, out: Tensor) -> Iterator[Launch]:
-    """The kernel that writes rows of the weight to ``out`` ``[rows, K]``, those asked for or all."""
+    """Yield the kernel that writes rows of the weight to ``out`` ``[rows, K]``, those asked for or all."""
     wide = CHUNK if weight.BITMAP else 1024 // weight.PER
     numbers = (weight.outputs, weight.inputs, weight.size, weight.code_bytes)
     constants = {
@@ -264,7 +264,7 @@ def _decoded(packed: PackedArgs, indices: Tensor | None, count: int, dtype: torc
 
 
 def _start(launches: Iterator[Launch], on: Tensor) -> None:
-    """Kernels start on the current device: that of the tensor."""
+    """Start kernels on the tensor's device: they take the current one."""
     # Off a GPU Triton's interpreter runs the kernels, in tests.
     with torch.cuda.device(on.device) if on.is_cuda else nullcontext():
         for kernel, grid, arguments, constants in launches:
@@ -272,7 +272,7 @@ def _start(launches: Iterator[Launch], on: Tensor) -> None:
 
 
 def _floats(values: Tensor) -> Tensor:
-    """The float32 numbers of bytes."""
+    """Return the float32 numbers of bytes."""
     aligned = values.is_contiguous() and values.data_ptr() % 4 == 0
     return (values if aligned else values.clone(memory_format=torch.contiguous_format)).view(torch.float32)
 

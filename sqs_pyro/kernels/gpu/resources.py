@@ -35,7 +35,7 @@ _OPCODE = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?[A-Z]", re.MULT
 
 
 def blank(shape: tuple[int, int], bits: int, form: str = "dense", groups: int = 1) -> PackedArgs:
-    """A packed weight without content, on the CPU, whose kernels can be compiled."""
+    """Return a packed weight without content, on the CPU, whose kernels can be compiled."""
     numel, bitmap = shape[0] * shape[1], form == "bitmap"
     codes = torch.zeros(packed_size(numel, bits), dtype=torch.uint8)
     mask = torch.zeros(packed_size(numel, 1), dtype=torch.uint8) if bitmap else None
@@ -48,7 +48,7 @@ def blank(shape: tuple[int, int], bits: int, form: str = "dense", groups: int = 
 
 
 def launches(packed: PackedArgs, rows: int, dtype: torch.dtype) -> Iterator[Launch]:
-    """The kernels of a product with ``rows`` rows, by Triton, and of decoding rows."""
+    """Yield the kernels of a product with ``rows`` rows, by Triton, or of decoding rows."""
     weight = weight_of(packed)
     x, out = torch.empty(rows, weight.inputs, dtype=dtype), torch.empty(rows, weight.outputs, dtype=dtype)
     chosen = weight.plan(x)

@@ -18,7 +18,7 @@ import triton.language as tl
 
 @triton.jit
 def code_at(codes, place, here, code_bytes, BITS: tl.constexpr):
-    """The codes number ``place`` (int64) of the stream."""
+    """Return the codes number ``place`` (int64) of the stream."""
     bit = place * BITS
     byte = bit >> 3
     found = tl.load(codes + byte, mask=here, other=0).to(tl.int32)
@@ -33,7 +33,7 @@ def load_units(
     codes, mask, ranks, rows, units, here, inputs, code_bytes,
     BITS: tl.constexpr, UNIT: tl.constexpr, PER: tl.constexpr, BITMAP: tl.constexpr, BU: tl.constexpr,
 ):  # fmt: skip
-    """Units ``[BN, BU]`` of rows ``[BN, 1]`` (int64), at ``units`` ``[1, BU]``, the first a multiple of BU."""
+    """Return units ``[BN, BU]`` of rows ``[BN, 1]`` (int64), at ``units`` ``[1, BU]``, a multiple of BU."""
     if BITMAP:
         place = rows * inputs + units
         bit = tl.load(mask + (place >> 3), mask=here, other=0).to(tl.int32) >> (place & 7).to(tl.int32)
@@ -58,7 +58,7 @@ def load_units(
 
 @triton.jit
 def groups_of(rows, units, inputs, GROUPING: tl.constexpr, SPAN: tl.constexpr, PER: tl.constexpr):
-    """The table's rows, ``[BN, 1]`` or ``[BN, BU]``; units behind the last count as the last."""
+    """Return the table's rows, ``[BN, 1]`` or ``[BN, BU]``; units behind the last count as the last."""
     per_row = inputs // PER
     if GROUPING == 1:
         group = rows // SPAN
@@ -73,7 +73,7 @@ def groups_of(rows, units, inputs, GROUPING: tl.constexpr, SPAN: tl.constexpr, P
 
 @triton.jit
 def entries_of(table, size, BITS: tl.constexpr):
-    """The only row of the table, as long as codes reach; behind its end are zeros."""
+    """Return the only row of the table, as long as codes reach; behind its end are zeros."""
     entry = tl.arange(0, 1 << BITS)
     return tl.load(table + entry, mask=entry < size, other=0.0)
 
@@ -82,7 +82,7 @@ def entries_of(table, size, BITS: tl.constexpr):
 def values(
     entries, table, groups, units, place, size, BITS: tl.constexpr, BITMAP: tl.constexpr, GROUPING: tl.constexpr
 ):
-    """The weights of the codes number ``place`` in their units, float32; codes outside of the table are 0."""
+    """Return the weights of the codes number ``place`` of their units, float32; 0 for codes beyond the table."""
     code = units if BITMAP else ((units >> (place * BITS)) & ((1 << BITS) - 1)).to(tl.int32)
     if GROUPING != 0:
         found = tl.load(table + groups * size + code, mask=(code >= 0) & (code < size), other=0.0)
@@ -116,7 +116,7 @@ def vector(
     SPAN: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, PARTIAL: tl.constexpr,
     BN: tl.constexpr, BU: tl.constexpr,
 ):  # fmt: skip
-    """``out[s, m, n]``, the sum over the s-th part of K: BN outputs and one row of x a program."""
+    """Write ``out[s, m, n]``, the sum over the s-th part of K: BN outputs and one row of x a program."""
     split, m = tl.program_id(1), tl.program_id(2)
     columns = tl.program_id(0) * BN + tl.arange(0, BN)
     # Clamped, not masked: programs behind the last output read its row once more. int64: rows times K may pass
@@ -153,7 +153,7 @@ def matrix(
     SPAN: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, PARTIAL: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BU: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """``out[s, m, n]`` with tensor cores: all rows of x and BN outputs a program, weights rounded as x is."""
+    """Write ``out[s, m, n]`` by tensor cores: all rows of x and BN outputs a program, weights rounded as x is."""
     split = tl.program_id(1)
     columns = tl.program_id(0) * BN + tl.arange(0, BN)
     rows = tl.minimum(columns, outputs - 1).to(tl.int64)[:, None]
@@ -188,7 +188,7 @@ def matrix(
 def finish(
     partial, scales, bias, out, outputs, splits, SCALED: tl.constexpr, BIASED: tl.constexpr, BN: tl.constexpr
 ):
-    """``out[m, n]``: the parts' sums ``partial[s, m, n]`` added from the first to the last."""
+    """Write ``out[m, n]``: the parts' sums ``partial[s, m, n]`` added from the first to the last."""
     m, rows = tl.program_id(1), tl.num_programs(1)
     columns = tl.program_id(0) * BN + tl.arange(0, BN)
     inside = columns < outputs
@@ -207,7 +207,7 @@ def decode_rows(
     BITS: tl.constexpr, UNIT: tl.constexpr, PER: tl.constexpr, BITMAP: tl.constexpr, GROUPING: tl.constexpr,
     SPAN: tl.constexpr, SCALED: tl.constexpr, GATHER: tl.constexpr, BU: tl.constexpr,
 ):  # fmt: skip
-    """``out[i, k]``: rows of the weight, all or those asked for; NaN where an index is outside of it."""
+    """Write ``out[i, k]``: rows of the weight, all or those asked for; NaN where an index is outside of it."""
     i = tl.program_id(0).to(tl.int64)
     row = tl.load(indices + i).to(tl.int64) if GATHER else i
     inside = (row >= 0) & (row < outputs)
@@ -232,7 +232,7 @@ def decode_rows(
 
 @triton.jit
 def count_nonzeros(mask, counts, inputs, BU: tl.constexpr):
-    """``counts[row, chunk]``: the non-zeros of each BU weights of a row."""
+    """Write ``counts[row, chunk]``: the non-zeros of each BU weights of a row."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     k = chunk * BU + tl.arange(0, BU)
     place = row * inputs + k
