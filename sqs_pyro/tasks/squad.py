@@ -38,7 +38,7 @@ class Question:
 
 
 def normalised(answer: str) -> str:
-    """Bring to lower case, without punctuation, articles and extra space, as the official script compares answers."""
+    """Bring to lower case, without punctuation, articles and extra space, as the official script does."""
     return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split())
 
 
