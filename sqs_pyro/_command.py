@@ -14,7 +14,7 @@ from sqs_pyro.resources import shortage
 
 
 def is_command() -> bool:
-    """Whether this process was started as `sqs` or `python -m sqs_pyro`; a program that imports us was not."""
+    """Return whether this process is `sqs` or `python -m sqs_pyro`, and not a program that imports us."""
     started = sys.argv[0] if sys.argv else ""
     if started == "-m":  # Python has not found the module yet: it imports its package first
         options = sys.orig_argv
@@ -23,6 +23,7 @@ def is_command() -> bool:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
+    # Past Python's buffers, which the interrupted code may be writing to.
     os.write(sys.stderr.fileno() if sys.stderr else 2, b"Interrupted.\n")
     os._exit(128 + number)  # no library that is being imported has anything to put in order
 
@@ -30,6 +31,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 def leave_on_interruption() -> None:
     """End the process with one line on Ctrl-C or SIGTERM, unless they are ignored."""
     for number in (signal.SIGINT, signal.SIGTERM):
+        # Others stay: ignored by who started us (nohup), or handled by who embeds us.
         if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
             signal.signal(number, _leave)
 
@@ -43,6 +45,7 @@ def one_line_without_memory() -> None:
         if said is None:
             ordinary(kind, error, trace)
             return
+        # No print: without memory it may fail, too.
         os.write(2, f"error: This command needs more {said}: close other programs, or raise the limit.\n".encode())
         os._exit(2)
 

@@ -7,6 +7,7 @@ from typing import SupportsFloat, SupportsIndex
 
 def is_whole(value: object, least: int, most: float = math.inf) -> bool:
     """Return whether an argument is a whole number in a range; texts, floats and booleans are not."""
+    # bool is an int to Python; a float is no index, not even 3.0.
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         return False
     try:

@@ -23,6 +23,7 @@ from sqs_pyro.locks import held, key_of, lock_beside
 
 _REPLACED = "replaced"  # in a place: the directory that is being replaced
 _OWNER = ".owner"  # in a place: held by whoever works there
+# In messages of the system, which names the file that it was given.
 _PLACE = re.compile(r"\.sqs-[0-9a-f]{12}-[0-9a-f]{8}\.part/")
 _NUMBER = re.compile(r"(?:code: |os error )(\d{1,4})\b")  # as releases of safetensors say it
 _REPAIRS = {
@@ -73,13 +74,13 @@ def _number_in(text: str) -> int:
 
 
 def path_text(path: str | Path) -> str:
-    """A path for a sentence: where it shall be once its place is gone; one of hundreds of letters is cut."""
+    """Return a path for a sentence: where it shall be once its place is gone; a very long one is cut."""
     text = _PLACE.sub("", str(path))
     return text if len(text) <= 200 else f"{text[:90]}…{text[-90:]}"
 
 
 def resolved(path: str | Path) -> Path:
-    """The absolute path that is meant, behind symbolic links, whether or not something is there.
+    """Return the absolute path that is meant, behind symbolic links, whether or not something is there.
 
     Raises:
         OutputError: symbolic links lead in a circle, or the text is no path.
@@ -139,10 +140,11 @@ def appearing(out: str | Path, *, parents: bool = False) -> Iterator[Path]:
             target.parent.mkdir(parents=True, exist_ok=True)
         clean(target)
         with _place(target) as place:
+            # Under its own name already: some writers choose the format by it, or write it into the file.
             made = place / target.name
             yield made
             _give_mode(made, place.stat().st_mode)
-            flush(made)
+            flush(made)  # before the rename: after a power cut the name must not stand for an empty file
             _exchange(made, target, place)
 
 
@@ -171,6 +173,7 @@ def replace_directory(made: Path, target: Path, *, without: Iterable[str] = ()) 
     with one_sentence(target):
         flush(made)
         with _place(target) as place:
+            # Into the place, which is removed: the directory is without them before it has its final name.
             for name in without:
                 if (made / name).exists():
                     (made / name).rename(place / name)
@@ -205,6 +208,7 @@ def merging(directory: str | Path, *, last: str, stale: Iterable[str] = ()) -> I
             for old in {path for pattern in stale for path in target.glob(pattern)}:
                 if old.relative_to(target) not in names:
                     old.unlink()
+            # One by one, so not all at once; but who finds the new `last` finds all that it speaks of.
             for name in sorted(names, key=lambda name: (str(name) == last, name)):
                 (target / name).parent.mkdir(exist_ok=True)
                 (made / name).replace(target / name)
@@ -231,7 +235,7 @@ def clean_inside(directory: Path) -> None:
 
 @contextmanager
 def _place(target: Path) -> Iterator[Path]:
-    """A directory of our own beside the target, gone afterwards."""
+    """Make a directory of our own beside the target, gone afterwards."""
     with contextlib.ExitStack() as owned:
         place = _new_place(target, owned)
         try:
@@ -241,7 +245,7 @@ def _place(target: Path) -> Iterator[Path]:
 
 
 def _new_place(target: Path, owned: contextlib.ExitStack) -> Path:
-    while True:
+    while True:  # another name if somebody was faster; beside the target, as a rename cannot leave its disk
         place = target.parent / f".sqs-{key_of(target)}-{secrets.token_hex(4)}.part"
         place.mkdir()
         # between the two lines another process may take it for a leftover
@@ -257,11 +261,11 @@ def _exchange(made: Path, target: Path, place: Path) -> None:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         target.rename(place / _REPLACED)
     made.replace(target)
-    _flush_one(target.parent)
+    _flush_one(target.parent)  # the directory holds the name, and is flushed by itself
 
 
 def _give_mode(made: Path, mode: int) -> None:
-    """Modes that the umask gives, in ``mode``; libraries make private files and rename them."""
+    """Give the modes of the umask, in ``mode``; libraries make private files and rename them."""
     for path in tree(made):
         path.chmod(mode & 0o777 if path.is_dir() else mode & 0o666)
 
@@ -281,5 +285,5 @@ def _flush_one(path: Path) -> None:
 
 
 def tree(top: Path) -> list[Path]:
-    """A file, or a directory and all that is in it; symbolic links left out."""
+    """Return a file, or a directory and all that is in it; symbolic links left out."""
     return [path for path in [top, *top.rglob("*")] if not path.is_symlink()]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sqs_pyro.reporting.printed import Report
 
-BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
+BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143  # the last two as shells have them: 128 and the signal
 
 app = typer.Typer(
     name="sqs",
@@ -92,6 +92,7 @@ def compress_command(
                 loaded, out, overwrite=overwrite, baselines_dir=baselines, progress=progress
             )
         _show(metrics, run_tables(metrics), as_json)
+        # To stderr: stdout is the table or the one JSON document, which has them, too.
         for finding in metrics.get("findings", ()):
             typer.echo(f"finding: {finding['sentence']}", err=True)
         typer.echo(f"Wrote {out}", err=True)
@@ -229,7 +230,7 @@ def report_command(
         from sqs_pyro.runs.directory import read_run, reported
 
         measured = read_run(directory)
-        with reported(directory):
+        with reported(directory):  # figures are looked up here, before anything is printed
             tables = report_tables(measured)
         _show(measured, tables, as_json)
 
@@ -348,7 +349,7 @@ def _write_bench(out: Path | None, document: dict[str, Any], figure: "Callable[[
 
 
 def _command_line() -> str:
-    """What was typed, for documents that are kept."""
+    """Return what was typed, for documents that are kept."""
     return shlex.join(["sqs", *sys.argv[1:]])
 
 
@@ -388,6 +389,7 @@ def study_command(
         summary = write_summary(kind, study, results, out, command=_command_line())
         _show(summary, (sweep_tables if kind == "sweep" else comparison_tables)(summary), as_json)
         typer.echo(f"Wrote {out / kind}.json, .csv, .png", err=True)
+    # Outside: the study itself has succeeded, and its summary is written; only the exit status says it.
     failed = [result for result in results if result.error is not None]
     if failed:
         typer.echo(f"error: {len(failed)} of {len(results)} runs failed, see above.", err=True)
@@ -396,7 +398,7 @@ def study_command(
 
 @contextmanager
 def _one_sentence_errors(resume: str = "") -> Iterator[None]:
-    """Errors of the input become one sentence on stderr; bugs pass with their traceback."""
+    """Let errors of the input become one sentence on stderr; bugs pass with their traceback."""
     from sqs_pyro.compression.interruption import Terminated, interruptions_as_exceptions
     from sqs_pyro.resources import enough_resources
 
@@ -408,6 +410,7 @@ def _one_sentence_errors(resume: str = "") -> Iterator[None]:
         raise typer.Exit(BAD_INPUT) from None
     except (KeyboardInterrupt, Exception) as error:
         interruption = _interruption(error)
+        # The system's own words, of a full disk behind stdout say, are a sentence already.
         if interruption is None and isinstance(error, OSError) and error.strerror:
             where = f"'{error.filename}'" if error.filename else "The output"
             typer.echo(f"error: {where} cannot be used ({error.strerror}): correct it, or make room.", err=True)
@@ -419,7 +422,7 @@ def _one_sentence_errors(resume: str = "") -> Iterator[None]:
 
 
 def _interruption(error: BaseException | None) -> KeyboardInterrupt | None:
-    """The interruption behind an error: what is interrupted while it is imported raises errors of its own."""
+    """Return the interruption behind an error: what is interrupted in its import raises errors of its own."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error

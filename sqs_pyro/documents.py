@@ -20,7 +20,7 @@ from sqs_pyro.errors import RecipeError, SQSError
 MAX_DEPTH = 64  # of lists and mappings within each other
 MAX_DIGITS = 100  # of a whole number; Python itself refuses more than 4,300 with an error of its own
 MAX_YAML_BYTES = 1 << 18  # of a recipe: a thousand times what one takes, and read in seconds
-MAX_JSON_BYTES = 1 << 26
+MAX_JSON_BYTES = 1 << 26  # 64 MiB: metrics of a network of thousands of layers take a few
 _MAX_YAML_NODES = 100_000  # aliases written out
 _LONGEST_SHOWN = 200
 _WRITTEN_OUT = ("builtins", "datetime")  # modules of classes whose ``repr`` says what a value is
@@ -155,12 +155,13 @@ class _BoundedLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         self._depth += 1
+        # Before PyYAML goes down into it, whose recursion would end in Python's own error.
         if self._depth > MAX_DEPTH:
             raise _wrong(f"nested more than {MAX_DEPTH} deep", event.start_mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
         if id(node) not in self._nodes:
-            if isinstance(event, yaml.AliasEvent):
+            if isinstance(event, yaml.AliasEvent):  # to a node that is not finished yet: endless
                 raise _wrong("an alias stands inside of what it means", event.start_mark)
             self._nodes[id(node)] = 1 + sum(self._nodes[id(child)] for child in _children(node))
         if self._nodes[id(node)] > _MAX_YAML_NODES:
@@ -180,6 +181,7 @@ class _BoundedLoader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            # Keys out of `<<` may be overridden: these two are no repetition.
             is_merge = key_node.tag == "tag:yaml.org,2002:merge"
             key = "<<" if is_merge else self.construct_object(key_node, deep=True)
             if isinstance(key, list | dict):
@@ -244,14 +246,14 @@ def _reason(error: yaml.MarkedYAMLError) -> str:
 def _content(path: Path, error: type[SQSError], repair: str, most: int) -> bytes:
     """Return the bytes of a file, at most ``most``: what is larger is not read."""
     with path.open("rb") as stream:
-        content = stream.read(most + 1)
+        content = stream.read(most + 1)  # not by the file's size, which /dev/zero and pipes do not have
     if len(content) > most:
         raise error(f"'{path}' has more than the {most:,} bytes that are allowed: {repair}.")
     return content
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
+    found = dict(pairs)  # Python keeps the last of equal keys and says nothing
     if len(found) < len(pairs):
         ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"has the key {shown(twice)} twice")
@@ -272,6 +274,7 @@ def _check_depth(value: Any) -> None:
     level, depth = [value], 0
     while level:
         depth += 1
+        # Level by level, for recursion would fail where it is to say that there is too much of it.
         if depth > MAX_DEPTH + 1:  # numbers and texts within the innermost list
             raise RecursionError
         level = [
@@ -303,9 +306,9 @@ class _Beginning:
     def of(self, value: Any, depth: int = MAX_DEPTH) -> Any:
         """Return the value's beginning; lists and mappings deeper than ``depth`` are dots."""
         if isinstance(value, str | bytes):
-            value = value[: self._left + 1]
+            value = value[: self._left + 1]  # one more than fits, so that it is seen to be cut
         self._left -= len(value) if isinstance(value, str | bytes) else 2
-        if isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
+        if isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:  # whose digits take quadratic time
             return f"an integer of {value.bit_length()} bits"
         if isinstance(value, list | tuple | Mapping) and not depth:
             return "..."

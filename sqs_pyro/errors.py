@@ -65,4 +65,5 @@ def first_line(error: BaseException, most: int = 300) -> str:
 def said(error: BaseException) -> str:
     """Return an error's class and its first line, as a clause."""
     line = first_line(error)
+    # Of an error without words the first line is its class.
     return line if line == type(error).__name__ else f"{type(error).__name__}: {line}"

@@ -43,5 +43,6 @@ def needed_for(purpose: str, otherwise: str = "") -> Iterator[None]:
         missing = isinstance(error, ModuleNotFoundError)
         why = "which is not installed" if missing else f"but another version of it ({error})"
         repair = f"pip install 'sqs-pyro[{EXTRAS[package]}]'" + (f", or {otherwise}" if otherwise else "")
+        # `name` as Python's own error has it, for programs that look for it.
         sentence = f"{purpose} need the package {package!r}, {why}: {repair}."
         raise MissingPackageError(sentence, name=package) from None

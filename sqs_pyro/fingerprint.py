@@ -25,7 +25,8 @@ Fingerprint = dict[str, dict[str, Any]]
 LAYOUT = 1  # of kept state; another one is of another version of this library
 _EXAMPLES = 256  # of a data set that makes its examples
 _DIGEST = " digest "
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in a `repr`: another one in every process
+# Of one call, or of where a network was found; the rest of a module's attributes may enter its forward.
 _NOT_OF_MODULE = {"training", "name_or_path"}
 _LIBRARIES = ("torch.", "sqs_pyro.")  # whose functions are known by name, from release to release
 _NUMBERS = (bool, int, float, str)
@@ -66,6 +67,7 @@ def first_difference(saved: Mapping[str, Any], now: Fingerprint) -> tuple[str, s
         changed = [key for key in keys if before.get(key, _ABSENT) != values.get(key, _ABSENT)]
         if changed:
             said = [_change(key, before.get(key, _ABSENT), values.get(key, _ABSENT)) for key in changed]
+            # Of a network the first: all layers behind it usually differ, too.
             return part, said[0] if part == "network" else ", ".join(said[:5])
     return None
 
@@ -84,7 +86,7 @@ def _change(key: str, before: Any, now: Any) -> str:
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dots in its keys."""
+    """Bring nested mappings into one, with dots in its keys."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{before}{key}"
@@ -96,7 +98,7 @@ def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def network_fingerprint(net: nn.Module) -> dict[str, str]:
-    """Modules with their options, configuration, parameters and buffers of a network, by name.
+    """Return modules with their options, configuration, parameters and buffers of a network, by name.
 
     Tensors on the meta device are left out: :func:`tensors_fingerprint` of a part tells them when they are there.
     """
@@ -120,13 +122,13 @@ def _module(module: nn.Module) -> str:
 
 
 def tensors_fingerprint(net: nn.Module, prefix: str = "") -> dict[str, str]:
-    """Dtype, shape and a digest of each parameter and buffer that is in memory, by name behind ``prefix``."""
+    """Return dtype, shape and digest of each parameter and buffer in memory, by name behind ``prefix``."""
     named = [*net.named_parameters(), *net.named_buffers()]
     return {f"{prefix}{name}": described(value.detach()) for name, value in named if not value.is_meta}
 
 
 def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Numbers and texts that a module of somebody's own may compute with; tensors may be what it has computed."""
+    """Yield numbers and texts that somebody's own module may compute with; tensors may be what it computed."""
     if not type(module).__module__.startswith("torch."):  # of those `extra_repr` says it
         for key, value in vars(module).items():
             parts = value if isinstance(value, tuple) else (value,)
@@ -163,6 +165,7 @@ def loader_fingerprint(loader: Any) -> dict[str, Any]:
 
 def _order(loader: Any) -> str:
     sampler = getattr(loader, "sampler", None)
+    # Seeds as they were given: a generator's state moves on with every epoch.
     generators = [getattr(owner, "generator", None) for owner in (loader, sampler)]
     seeds = [each.initial_seed() for each in generators if isinstance(each, torch.Generator)]
     kept = {"itself": sampler} if isinstance(sampler, Sequence) else getattr(sampler, "__dict__", {})
@@ -174,7 +177,7 @@ def _order(loader: Any) -> str:
 
 
 def _content(loader: Any, dataset: Any) -> Any:
-    """Something that differs between data sets, cheaply."""
+    """Return something that differs between data sets, cheaply."""
     if type(dataset) is TensorDataset:  # a class of somebody's own may do something to them
         return dataset.tensors
     if hasattr(dataset, "inputs") and hasattr(dataset, "targets"):
@@ -227,7 +230,7 @@ def _is_plain(value: Any) -> bool:
 def _digest(value: Any) -> str:
     digest = hashlib.sha256()
     _update(digest, value, set())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:16]  # 64 bits: against mistakes, not against forgers
 
 
 def _update(digest: Any, value: Any, seen: set[int]) -> None:
@@ -243,7 +246,7 @@ def _update(digest: Any, value: Any, seen: set[int]) -> None:
     elif isinstance(value, bytes | bytearray | memoryview):
         digest.update(value)
     elif id(value) in seen:
-        digest.update(b"again")
+        digest.update(b"again")  # an object that holds itself
     elif isinstance(value, Mapping):
         for key in value:
             _update(digest, key, seen | {id(value)})
@@ -254,12 +257,14 @@ def _update(digest: Any, value: Any, seen: set[int]) -> None:
     elif isinstance(value, functools.partial):
         _update(digest, [described(value.func), value.args, value.keywords], seen | {id(value)})
     elif isinstance(value, FunctionType):
+        # What it closes over, if it is plain: a network or a loader is compared by itself.
         held = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
         plain = [each for each in held if _is_plain(each) or isinstance(each, FunctionType)]
         _update(digest, [value.__code__, value.__defaults__, value.__kwdefaults__, plain], seen | {id(value)})
     elif isinstance(value, CodeType):  # what it does, not where it stands
         _update(digest, [value.co_code, value.co_names, value.co_consts], seen | {id(value)})
     elif isinstance(value, frozenset | set):
+        # Sets of texts are in another order in every process.
         _update(digest, sorted(map(repr, value)), seen | {id(value)})
     elif isinstance(value, nn.Module):
         _update(digest, network_fingerprint(value), seen | {id(value)})
@@ -272,7 +277,7 @@ def _update(digest: Any, value: Any, seen: set[int]) -> None:
 
 
 def _bytes(value: Tensor) -> Any:
-    dense = value.detach().resolve_conj().resolve_neg()
+    dense = value.detach().resolve_conj().resolve_neg()  # both are flags, not values, until resolved
     if dense.layout != torch.strided:
         dense = dense.to_dense()
     return dense.cpu().contiguous().flatten().view(torch.uint8).numpy()

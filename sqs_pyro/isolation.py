@@ -120,7 +120,7 @@ def lasting_tensors() -> Iterator[None]:
 
 @contextmanager
 def _no_autocast() -> Iterator[None]:
-    """As outside of every ``torch.autocast``.
+    """Run a block as outside of every ``torch.autocast``.
 
     Autocast keeps the casts of weights until the outermost of its contexts ends. Within another one (of the
     caller's, or one that only switches it off) training would go on with the casts of the first step's weights.
@@ -145,6 +145,7 @@ def _no_autocast() -> Iterator[None]:
 @contextmanager
 def modes_kept(*networks: nn.Module) -> Iterator[None]:
     """Run a block after which every module of the networks is in the mode it was in."""
+    # The flag itself, not `train()`, which a module may override with work that cannot be undone.
     flags = [(module, module.training) for net in networks for module in net.modules()]
     try:
         yield
@@ -155,7 +156,7 @@ def modes_kept(*networks: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _pyro(sees_parameters: bool) -> Iterator[None]:
-    """Handlers, plate dimensions, settings and parameters of the block's own.
+    """Run a block with handlers, plate dimensions, settings and parameters of its own.
 
     (The store's own ``scope`` would take the attribute ``unconstrained`` off the caller's parameters.)
     """
@@ -226,7 +227,7 @@ def _checked(seed: object) -> int:
 
 @contextmanager
 def _defaults(networks: list[nn.Module], sees_dtype: bool) -> Iterator[None]:
-    """Default dtype and device: the caller's code in networks and data may count on them, ours may not."""
+    """Set default dtype and device: the caller's code may count on the caller's, ours may not."""
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     tensors = [tensor for net in networks for tensor in net.parameters() if not tensor.is_meta]
     # A forward may make tensors of the default dtype, and count on it where it is the network's own.

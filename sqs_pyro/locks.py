@@ -45,6 +45,7 @@ def alone_in(place: Path, lock: Path) -> Iterator[None]:
         OutputError: another process works in it.
         OSError: the file cannot be made.
     """
+    # Only the taking is tried: a Timeout out of the body, of a lock within it, means something else.
     with contextlib.ExitStack() as owned:
         try:
             owned.enter_context(held(lock))
@@ -56,10 +57,10 @@ def alone_in(place: Path, lock: Path) -> Iterator[None]:
 
 
 def key_of(target: Path) -> str:
-    """Twelve hexadecimal digits for a name, so that what is beside a long name has none that is too long."""
+    """Return twelve hexadecimal digits for a name: what is beside a long one must not have a longer one."""
     return hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]
 
 
 def lock_beside(target: Path) -> Path:
-    """The lock file of whoever makes ``target``."""
+    """Return the lock file of whoever makes ``target``."""
     return target.with_name(f".sqs-{key_of(target)}.lock")

@@ -49,7 +49,7 @@ class RecipeSection(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        given = value if isinstance(value, list | tuple) else [value]
+        given = value if isinstance(value, list | tuple) else [value]  # of a list, its values
         if any(isinstance(each, bool) for each in given):
             annotation = cls.model_fields[info.field_name].annotation  # type: ignore[index]
             if not {bool, Any} & set(_types_in(annotation)):
@@ -58,7 +58,7 @@ class RecipeSection(BaseModel):
 
 
 def _types_in(annotation: Any) -> list[Any]:
-    """All types that an annotation names, itself first."""
+    """Return all types that an annotation names, itself first."""
     return [annotation, *(each for part in get_args(annotation) for each in _types_in(part))]
 
 
@@ -78,13 +78,14 @@ def parse(section: type[Section], values: Mapping[str, Any] | Section, where: st
             and what is allowed.
     """
     if isinstance(values, section):
-        return values
+        return values  # frozen and validated: it may be shared
     if not isinstance(values, Mapping):
         place = f"recipe section '{where}'" if where else "the recipe"
         raise RecipeError(f"{place} must be a mapping of keys to values, but {shown(values)} was given.")
     try:
-        return section.model_validate(dict(values))
+        return section.model_validate(dict(values))  # any mapping, which pydantic does not take
     except ValidationError as error:
+        # A recipe of another kind has dozens of wrong keys: the first few say it.
         found = error.errors(include_url=False)
         said = [_sentence(section, item, where) for item in found[:_MOST_SENTENCES]]
         more = [f"And {len(found) - len(said)} more."] if len(found) > len(said) else []

@@ -35,7 +35,7 @@ def enough_resources(what: str, lower: str = "close other programs, or raise the
     try:
         yield
     except (ResourceError, OutputError):
-        raise
+        raise  # the innermost stage has said it; a full disk is no want of memory
     except Exception as error:
         said = shortage(_first(error) if isinstance(error, SQSError) else error)
         if said is None:
@@ -52,9 +52,10 @@ def _first(error: BaseException) -> BaseException:
 
 def shortage(error: BaseException) -> str | None:
     """Return what an error says there is too little of, with its reason in brackets; None if of nothing."""
-    reason = first_line(error)[-160:]
+    reason = first_line(error)[-160:]  # the end: torch begins with where in its source it failed
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return f"memory than there is ({reason or 'MemoryError'})"
+    # Classes that libraries use for it; a KeyError that says "out of memory" is about something else.
     if not isinstance(error, RuntimeError | ImportError | OSError | ValueError):
         return None
     text = str(error)

@@ -89,7 +89,7 @@ def register_architecture(architecture: Architecture, *, override: bool = False)
     Raises:
         NetworkError: the name has another table, and ``override`` is False.
     """
-    known = _architectures.get(architecture.name, architecture)
+    known = _architectures.get(architecture.name, architecture)  # the same table again is no mistake
     if known != architecture and not override:
         raise NetworkError(
             f"Architecture {architecture.name!r} is known already, with other names in it: give override=True "
@@ -123,13 +123,13 @@ def architecture_of(model_or_config: Any) -> Architecture:
 
 
 def base_path(model: nn.Module) -> str:
-    """Path of the base model in a network with a head, such as ``"bert"``; ``""`` for the base model itself."""
+    """Return the path of the base model in a network with a head, say ``"bert"``; ``""`` for the base model."""
     base = getattr(model, "base_model", model)
     return next((path for path, module in model.named_modules() if module is base), "")
 
 
 def block_paths(model: nn.Module) -> list[str]:
-    """Paths of a network's blocks, such as ``"model.layers.0"``, in the order of their calls.
+    """Return paths of a network's blocks, such as ``"model.layers.0"``, in the order of their calls.
 
     Raises:
         NetworkError: the architecture is unknown, or the network has no blocks where it says.
@@ -186,7 +186,7 @@ def layer_groups(block: nn.Module, architecture: Architecture) -> list[dict[str,
 
 
 def parts_of(model: nn.Module) -> dict[str, list[str]]:
-    """Paths of the modules of each part that a network has, those of ``"blocks"`` first.
+    """Return paths of the modules of each part that a network has, those of ``"blocks"`` first.
 
     Raises:
         NetworkError: the architecture is unknown, or there are no blocks where it says.
@@ -195,13 +195,14 @@ def parts_of(model: nn.Module) -> dict[str, list[str]]:
     layers = architecture.layers.values()
     found = {BLOCKS: [f"{block}.{layer}" for block in block_paths(model) for layer in layers]}
     for part, names in architecture.parts.items():
+        # An embedding is in the base model, a head beside it: the table does not say which.
         places = [_join(base, name) if _join(base, name) in modules else name for name in names]
         found[part] = [place for place in places if place in modules]
     return {part: paths for part, paths in found.items() if paths}
 
 
 def include_patterns(model: nn.Module, parts: Sequence[str] = (BLOCKS,)) -> list[str]:
-    """Regular expressions of the weights of some parts of a network, for ``BayesianNetwork(include=...)``.
+    """Return regular expressions of the weights of some parts of a network, for ``BayesianNetwork(include=...)``.
 
     A head that is tied to the embedding is one site with it, under the embedding's name, whichever of the two
     parts is asked for.
@@ -237,7 +238,7 @@ def _join(prefix: str, path: str) -> str:
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    return dict(model.named_modules(remove_duplicate=False))
+    return dict(model.named_modules(remove_duplicate=False))  # a shared module by each of its names
 
 
 _CAUSAL_PARTS = {

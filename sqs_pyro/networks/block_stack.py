@@ -122,7 +122,7 @@ def _without_cache(net: nn.Module) -> Iterator[None]:
 def run_block(block: nn.Module, hidden: Tensor, arguments: BlockArguments) -> Tensor:
     """Return the hidden state behind a block, ``[B, T, D]``."""
     args, kwargs = arguments
-    output = block(hidden, *args, **kwargs)
+    output = block(hidden, *args, **kwargs)  # transformers' blocks give tuples or tensors, by release
     return output if isinstance(output, Tensor) else output[0]
 
 
@@ -142,6 +142,7 @@ def input_of(layer: nn.Module, block: nn.Module, hidden: Tensor, arguments: Bloc
         seen.append(inputs[0])
         raise _LayerReached
 
+    # By an exception out of a hook: what the block computes before the layer is its own code, as it stands.
     hook = layer.register_forward_pre_hook(stop)
     try:
         run_block(block, hidden, arguments)

@@ -14,7 +14,7 @@ from sqs_pyro.errors import NetworkError
 
 
 def call_arguments(inputs: Any, net: nn.Module | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of a network's call.
+    """Return positional and keyword arguments of a network's call.
 
     A mapping becomes keywords and a tuple or a list positions; but where the network's ``forward`` does not take
     them so and takes one argument, that argument is the whole mapping, tuple or list. Everything else, a
@@ -36,7 +36,7 @@ def takes(net: nn.Module, args: Sequence[Any], kwargs: Mapping[Any, Any]) -> boo
     """Return whether the signature of ``net.forward`` has room for these arguments; yes where it is unknown."""
     signature = forward_signature(net)
     try:
-        if signature is not None:
+        if signature is not None:  # bound, not compared: defaults and **kwargs count as Python counts them
             signature.bind(*args, **kwargs)
     except TypeError:
         return False
@@ -45,6 +45,7 @@ def takes(net: nn.Module, args: Sequence[Any], kwargs: Mapping[Any, Any]) -> boo
 
 def forward_signature(net: nn.Module) -> inspect.Signature | None:
     """Return the signature of a network's ``forward``, of what is inside if it only hands its arguments on."""
+    # `module` is what torch's own wrappers call it, `called_like` ours; theirs take *args.
     while isinstance(inside := getattr(net, "called_like", getattr(net, "module", None)), nn.Module):
         net = inside
     try:
@@ -82,7 +83,7 @@ def predictions(net: nn.Module, inputs: Any) -> Tensor:
 def move_to(inputs: Any, device: torch.device) -> Any:
     """Return the inputs in their containers, every tensor on ``device``; objects by their own method ``to``."""
     if isinstance(inputs, Tensor):
-        return inputs.to(device, non_blocking=True)
+        return inputs.to(device, non_blocking=True)  # from pinned memory the copy goes beside the computation
     if not isinstance(inputs, Mapping) and callable(getattr(inputs, "to", None)):
         return inputs.to(device)  # a PackedSequence, a graph
     return _each(lambda value: move_to(value, device), inputs)

@@ -15,6 +15,7 @@ _AROUND = {
     "DistributedDataParallel": "`net.module`, and give every process its own share of the data",
     "FullyShardedDataParallel": "the network as it was before, with its gathered weights loaded",
 }
+# By name: none of these libraries is imported to find out that a network is not of it.
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.nn.quantized", "bitsandbytes.", "torchao.")
 _SHARDED = "DTensor"
 
@@ -86,6 +87,7 @@ def _obstacles(module: nn.Module) -> Iterator[tuple[str, str]]:
 
 def _computed(hook: Callable[..., Any], kind: str) -> Iterator[tuple[str, str]]:
     """Weights that a hook makes anew before each forward pass."""
+    # Pruning keeps it in `_tensor_name`, the older norms in `name`.
     name = getattr(hook, "_tensor_name", getattr(hook, "name", "weight"))
     if isinstance(hook, prune.BasePruningMethod):
         yield (

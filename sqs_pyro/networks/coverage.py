@@ -54,7 +54,7 @@ def coverage(net: nn.Module, sites: Collection[str]) -> Coverage:
         net: the network.
         sites: names of the compressed parameters.
     """
-    parameters = dict(net.named_parameters())
+    parameters = dict(net.named_parameters())  # shared ones once, under the name that a site has
     others = [
         Uncompressed(name, tuple(value.shape), value.numel(), _reason(net, name))
         for name, value in parameters.items()
@@ -67,6 +67,7 @@ def coverage(net: nn.Module, sites: Collection[str]) -> Coverage:
 
 def _reason(net: nn.Module, name: str) -> str:
     module = net.get_submodule(name.rpartition(".")[0])
+    # In these modules another tensor in a parameter's place would not be what the forward computes with.
     if isinstance(module, nn.RNNBase):
         return f"which its {type(module).__name__} keeps by itself"
     if getattr(module, "max_norm", None) is not None:

@@ -39,9 +39,10 @@ def leave_to_draws(net: nn.Module, names: Mapping[int, str]) -> None:
         drawn = {}
         for held in (module._parameters, module._buffers):
             for name in [name for name, tensor in held.items() if id(tensor) in names]:
-                drawn[name] = names[id(held.pop(name))]
+                drawn[name] = names[id(held.pop(name))]  # out: torch looks there before it asks the class
         if drawn:
             vars(module)[_KEYS] = drawn
+            # A class of its own for this module: properties are looked up on classes only.
             module.__class__ = _drawn_class(type(module), tuple(drawn))
 
 
@@ -77,7 +78,7 @@ def average_log_probabilities(
     else:
         each = ({name: tensor[s] for name, tensor in draws.items()} for s in range(num_draws))
         every = torch.stack([log_probabilities(tensors) for tensors in each])
-    return every.logsumexp(0) - math.log(num_draws)
+    return every.logsumexp(0) - math.log(num_draws)  # [S, B, C] -> [B, C]
 
 
 def _class_axis(output: Any, given: int | None) -> int:
@@ -94,7 +95,7 @@ def _class_axis(output: Any, given: int | None) -> int:
 
 @contextmanager
 def _running(tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    before = _at_hand.tensors
+    before = _at_hand.tensors  # of an average within an average
     _at_hand.tensors = tensors
     try:
         yield
@@ -106,7 +107,7 @@ def _drawn_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
     """Return a subclass whose attributes ``names`` are tensors of the draw at hand."""
 
     def reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
-        """Copies and pickles make the class anew: it stands in no file."""
+        """Let copies and pickles make the class anew: it stands in no file."""
         reduced: Any = plain.__reduce_ex__(module, protocol)
         return _empty, (plain, names), *reduced[2:]
 

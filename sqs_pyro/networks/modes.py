@@ -34,5 +34,5 @@ def buffers_kept(net: nn.Module) -> Iterator[None]:
         for (module, name, buffer), value in zip(held, values, strict=True):
             if buffer is not None and value is not None and not torch.equal(buffer, value):
                 with torch.no_grad():
-                    buffer.copy_(value)
+                    buffer.copy_(value)  # in place: others may hold it
             module._buffers[name] = buffer  # a forward may have hung another in its place

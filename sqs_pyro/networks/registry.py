@@ -30,6 +30,7 @@ def register_network(name: str) -> Callable[[Constructor], Constructor]:
     """
 
     def register(constructor: Constructor) -> Constructor:
+        # By where it was defined, not by identity: after a reload it is another object.
         known = _constructors.setdefault(name, constructor)
         if (known.__module__, known.__qualname__) != (constructor.__module__, constructor.__qualname__):
             raise ValueError(
@@ -103,7 +104,7 @@ def _check_options(name: str, constructor: Callable[..., nn.Module], options: di
 
 def _check_json(name: str, option: str, value: Any) -> None:
     try:
-        json.dumps(value, allow_nan=False)
+        json.dumps(value, allow_nan=False)  # now, not when a file is written after hours
     except (TypeError, ValueError, RecursionError):
         raise RecipeError(
             f"Option {option!r} of network {name!r} is {shown(value)}, which cannot be written to a file: "
@@ -112,6 +113,7 @@ def _check_json(name: str, option: str, value: Any) -> None:
 
 
 def _allowed(what: str, given: str, names: list[str]) -> str:
+    # Bounded, as files say which network they are of, and difflib takes quadratic time.
     close = difflib.get_close_matches(given[:80], names, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     return f"allowed {what} are {', '.join(names) or '(none)'}{hint}"

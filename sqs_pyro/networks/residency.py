@@ -29,7 +29,7 @@ class InMemory:
     whole = True
 
     def held(self, part: nn.Module, without: Sequence[nn.Module] = ()) -> AbstractContextManager[None]:
-        """Nothing happens."""
+        """Do nothing: all of it is held."""
         return nullcontext()
 
 
@@ -63,9 +63,9 @@ def called_whole(net: nn.Module, blocks: Sequence[nn.Module], residency: Residen
 
 
 def resident_fingerprint(net: nn.Module, blocks: Sequence[nn.Module], residency: Residency) -> dict[str, str]:
-    """The fingerprint of a network; of a streamed one every weight is read for it once."""
+    """Return the fingerprint of a network; of a streamed one every weight is read for it once."""
     with residency.held(net, without=blocks):
-        found = network_fingerprint(net)
+        found = network_fingerprint(net)  # without what is on the meta device: blocks follow one by one
     if residency.whole:
         return found
     paths = {id(module): path for path, module in net.named_modules()}

@@ -56,7 +56,7 @@ def _resnet(
     net = constructor(num_classes=num_classes)
     if stem == "cifar":
         net.conv1 = _first_convolution(in_channels, 3, stride=1)
-        net.maxpool = nn.Identity()
+        net.maxpool = nn.Identity()  # 32 pixels would be 8 before the first block
     elif in_channels != 3:
         net.conv1 = _first_convolution(in_channels, 7, stride=2)
     if weights is not None:

@@ -47,11 +47,13 @@ def select_sites(
     include = None if include is None else as_patterns(include)
     exclude = as_patterns(exclude)
     names_of = _names_by_parameter(net)
+    # A pattern that matches nothing is a misspelt name, whatever else matches.
     for pattern in (*(include or ()), *exclude):
         _check_pattern(pattern, [name for names in names_of.values() for name in names])
     for pattern in include or ():
         _check_floating(pattern, {name: p for p, names in names_of.items() for name in names})
     if include is None:
+        # All owners of a tied parameter must be of these types: an embedding would be compressed with the head.
         chosen = {p: names for p, names in names_of.items() if all(_is_weight_of(net, n, types) for n in names)}
     else:
         chosen = {
@@ -76,7 +78,7 @@ def select_sites(
 
 
 def as_patterns(given: str | Iterable[str]) -> tuple[str, ...]:
-    """Patterns as a tuple; a text is one pattern, not one for each of its letters."""
+    """Return patterns as a tuple; a text is one pattern, not one for each of its letters."""
     return (given,) if isinstance(given, str) else tuple(given)
 
 
@@ -104,7 +106,7 @@ def _check_compressible(name: str, value: torch.Tensor) -> None:
 
 
 def _names_by_parameter(net: nn.Module) -> dict[nn.Parameter, list[str]]:
-    names: dict[nn.Parameter, list[str]] = {}
+    names: dict[nn.Parameter, list[str]] = {}  # by identity, which is how torch hashes tensors
     for name, parameter in net.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
     return names

@@ -46,7 +46,7 @@ def state_difference(state: Mapping[str, Tensor], net: nn.Module) -> str | None:
     """Return a clause on the first tensor that is absent or of another shape in a state dict or in ``net``."""
     here = {name: list(tensor.shape) for name, tensor in net.state_dict().items()}
     there = {name: list(tensor.shape) for name, tensor in state.items()}
-    for name in [*here, *there]:
+    for name in [*here, *there]:  # the network's own order first: the sentence names its first layer
         if there.get(name) != here.get(name):
             return f"'{name}' is {there.get(name, 'absent')} there and {here.get(name, 'absent')} here"
     return None
@@ -72,7 +72,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # each library and each kind of damage raises a class of its own
         reason = first_line(error)
         raise NetworkError(f"The weights in '{path}' cannot be read ({reason}): fetch them again.") from None
-    for key in ("state_dict", "model", "network"):
+    for key in ("state_dict", "model", "network"):  # one within another, too
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

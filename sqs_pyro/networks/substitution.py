@@ -24,7 +24,7 @@ def call_with(
         KeyError: the network has no tensor of a name.
     """
     every = dict(net.named_parameters(remove_duplicate=False)) | dict(net.named_buffers(remove_duplicate=False))
-    values = {id(every[name]): value for name, value in tensors.items()}
+    values = {id(every[name]): value for name, value in tensors.items()}  # by the tensor it stands for
     places = {
         f"{prefix}.{name}".removeprefix("."): values[id(own)]
         for prefix, module in net.named_modules()  # each module once
@@ -32,4 +32,5 @@ def call_with(
         for name, own in held.items()
         if id(own) in values
     }
+    # tie_weights=False: all names of tied tensors are among the places already.
     return functional_call(net, places, args, dict(kwargs), tie_weights=False)

@@ -43,7 +43,7 @@ class SpanNetwork(nn.Module):
     def forward(self, attention_mask: Tensor, **inputs: Tensor) -> Tensor:
         """Return logits ``[B, 2, T]`` of starts and ends, those of padding without mass; inputs ``[B, T]``."""
         output = self.transformer(attention_mask=attention_mask, **inputs)
-        logits = torch.stack([output.start_logits, output.end_logits], 1)
+        logits = torch.stack([output.start_logits, output.end_logits], 1)  # 2 x [B, T] -> [B, 2, T]
         return logits.masked_fill(attention_mask[:, None] == 0, _NO_MASS)
 
 
@@ -59,7 +59,7 @@ class EmbeddingNetwork(nn.Module):
         self.transformer = transformer
 
     def forward(self, attention_mask: Tensor, **inputs: Tensor) -> Tensor:
-        """Embeddings ``[B, D]``; inputs ``[B, T]`` each."""
+        """Return embeddings ``[B, D]``; inputs ``[B, T]`` each."""
         hidden = self.transformer(attention_mask=attention_mask, **inputs).last_hidden_state
         return F.normalize((hidden * attention_mask[..., None]).sum(1), dim=-1)  # length takes care of the count
 
@@ -125,7 +125,7 @@ def transformer_in(net: nn.Module) -> nn.Module:
 
 
 def include_parts(net: nn.Module, parts: Sequence[str]) -> tuple[str, ...]:
-    """Regular expressions of the weights of some parts of a task's network, see :func:`include_patterns`."""
+    """Return patterns of the weights of some parts of a task's network, see :func:`include_patterns`."""
     inner = transformer_in(net)
-    before = "" if inner is net else r"transformer\."
+    before = "" if inner is net else r"transformer\."  # names in the module around it
     return tuple(f"^{before}{pattern.removeprefix('^')}" for pattern in include_patterns(inner, parts))

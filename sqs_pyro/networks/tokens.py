@@ -20,7 +20,7 @@ def vocabulary_size(net: Any) -> int | None:
 
 def _number(net: Any, name: str) -> int | None:
     value = getattr(getattr(net, "config", None), name, None)
-    return value if isinstance(value, int) and value > 0 else None
+    return value if isinstance(value, int) and value > 0 else None  # some configurations say -1 for no limit
 
 
 def check_tokens(tokens: Tensor, vocab_size: int | None) -> None:

@@ -18,5 +18,6 @@ def weight_scale(weight: Tensor) -> Tensor:
     scale = weight.float().square().mean().sqrt()
     if not scale.isfinite():  # squares beyond float32's range
         scale = weight.double().square().mean().sqrt().float()
+    # weight[0]: what one output sees, of linear layers and convolutions alike.
     fan_in = weight[0].numel() if weight.dim() > 1 else weight.numel()
     return scale.new_tensor(fan_in**-0.5) if scale < LEAST_SCALE else scale

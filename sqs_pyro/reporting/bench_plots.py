@@ -35,7 +35,7 @@ _IN_A_ROW = 3  # panels
 
 
 def kernels_figure(document: Document) -> Figure:
-    """How many times as fast as float32 each method is over M, a panel a shape; dashed: packed, float32 inputs.
+    """Draw how many times as fast as float32 methods are over M, a panel a shape; dashed: packed, float32.
 
     Args:
         document: of :func:`sqs_pyro.bench.kernels.bench_kernels`.
@@ -51,7 +51,7 @@ def kernels_figure(document: Document) -> Figure:
         axes.set_yscale("log", base=2)
         for method in methods:
             if (method, counts[0]) not in times:
-                continue
+                continue  # a peer that does not take this shape
             speeds = [times["float32", count] / times[method, count] for count in counts]
             dashed = method.startswith("packed") and method.endswith("float32")
             axes.plot(
@@ -79,7 +79,7 @@ def kernels_figure(document: Document) -> Figure:
 
 
 def model_figure(document: Document) -> Figure:
-    """Milliseconds of a call, a panel for each network, input and batch: bars medians, lines quartiles, warm pale.
+    """Draw milliseconds a call, a panel a network, input and batch: bars medians, lines quartiles, warm pale.
 
     Behind each bar stands its time, and how many times as fast as float32 that is.
 
@@ -95,7 +95,7 @@ def model_figure(document: Document) -> Figure:
             place = methods.index(row["method"]) + (-0.2 if row["cold"] else 0.2)
             _bar(axes, place, row, _colour(row["method"], methods))
         tidy(axes)
-        axes.set_ylim(len(methods) - 0.4, -0.6)
+        axes.set_ylim(len(methods) - 0.4, -0.6)  # the first method on top
         axes.set_xlim(0, 1.35e-3 * max(row["upper_quartile"] for row in rows))
         axes.set_xlabel("milliseconds a call", fontsize=8, color=INK)
         axes.set_yticks(range(len(methods)), methods, fontsize=8)
@@ -125,19 +125,19 @@ def _bar(axes: Axes, place: float, row: Document, colour: str) -> None:
 def _panels(
     count: int, width: float, height: float, made_on: str, *, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with this many panels of a size in inches, in rows, and below them what it was measured on."""
+    """Return a figure with panels of a size in inches, in rows, and below them what it was measured on."""
     columns = count if count <= _IN_A_ROW else min(_IN_A_ROW, math.ceil(math.sqrt(count)))
     lines = math.ceil(count / columns)
     figure = new_figure(width * columns, height * lines + 0.6)
     figure.supxlabel(made_on, x=0.01, ha="left", fontsize=7, color=GREY)
     panels = list(figure.subplots(lines, columns, squeeze=False, sharey=sharey).flat)
-    for axes in panels[count:]:
+    for axes in panels[count:]:  # places of the last row that stay empty
         axes.remove()
     return figure, panels[:count]
 
 
 def _colour(method: str, methods: list[str]) -> str:
-    """Peers have their own colours, numbers of bits of packed weights one each."""
+    """Return a method's colour: peers have their own, numbers of bits of packed weights one each."""
     name = method.replace(",", " ").split()[0]
     if name in _PEERS:
         return _PEERS[name]

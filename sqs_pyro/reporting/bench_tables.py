@@ -10,7 +10,7 @@ from sqs_pyro.reporting.printed import Report
 
 
 def kernel_tables(document: Mapping[str, Any]) -> Report:
-    """One table for each shape: microseconds, and how many times as fast as float32 and bfloat16, if measured.
+    """Return a table a shape: microseconds, and how many times as fast as float32 and bfloat16, if measured.
 
     Args:
         document: of :func:`sqs_pyro.bench.kernels.bench_kernels`.
@@ -25,6 +25,7 @@ def kernel_tables(document: Mapping[str, Any]) -> Report:
         counts = sorted({row["rows"] for row in rows})
         times = {(row["method"], row["rows"]): row["microseconds"] for row in rows}
         methods = dict.fromkeys(row["method"] for row in rows)
+        # GPUs are not measured in float32.
         bases = [name for name in ("float32", "bfloat16") if name in methods]
         title = Line(f"{outputs} x {inputs}: µs (times as fast as {' / '.join(bases)})", style="bold")
         table = FittedTable("method", *(f"M = {count}" for count in counts))
@@ -37,7 +38,7 @@ def kernel_tables(document: Mapping[str, Any]) -> Report:
 
 
 def model_tables(document: Mapping[str, Any]) -> Report:
-    """One table for each network, input and batch: microseconds cold and warm, memory, and how outputs differ.
+    """Return a table a network, input and batch: microseconds cold and warm, memory, how outputs differ.
 
     Args:
         document: of :func:`sqs_pyro.bench.model.bench_model`.
@@ -57,7 +58,7 @@ def model_tables(document: Mapping[str, Any]) -> Report:
 
 
 def model_groups(document: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """Rows of :func:`~sqs_pyro.bench.model.bench_model` by title: one for each network, input and batch."""
+    """Return rows of :func:`~sqs_pyro.bench.model.bench_model` by title: one for each network, input and batch."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in document["rows"]:
         shape = "x".join(map(str, row["input"]))
@@ -75,7 +76,7 @@ def _short(microseconds: float) -> str:
 
 
 def machine_line(machine: Mapping[str, Any]) -> str:
-    """The machine in a line."""
+    """Describe the machine in a line."""
     if "gpu" in machine:
         versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "cuda", "triton"))
         return f"{machine['gpu']} ({machine['processors']} multiprocessors), {versions}"

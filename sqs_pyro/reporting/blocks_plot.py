@@ -37,7 +37,7 @@ def write_blocks_picture(path: Path, records: Sequence[Record]) -> None:
 
 
 def blocks_figure(records: Sequence[Record]) -> Figure:
-    """Bits a weight and relative squared errors over the blocks: black the blocks themselves, in colour layers.
+    """Draw bits a weight and relative squared errors over the blocks: black the blocks, in colour layers.
 
     Args:
         records: of each block, ``block``, ``bits``, ``error`` and ``layers`` (by name: ``bits``, ``error``), as in
@@ -66,7 +66,7 @@ def _draw(axes: Axes, records: Sequence[Record], key: str) -> None:
     blocks = np.array([record["block"] for record in records])
     names = list(dict.fromkeys(name for record in records for name in record["layers"]))
     short = [name.rpartition(".")[2] for name in names]
-    short = short if len(set(short)) == len(names) else names
+    short = short if len(set(short)) == len(names) else names  # `dense` may be there twice
     for index, name in enumerate(names):
         values = [record["layers"].get(name, {}).get(key, np.nan) for record in records]
         colour = _COLOURS[index % len(_COLOURS)]

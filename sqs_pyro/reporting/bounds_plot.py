@@ -16,7 +16,7 @@ with needed_for("Pictures"):
     from matplotlib.ticker import FixedLocator, NullLocator
 
 Document = Mapping[str, Any]
-_WORST = 3
+_WORST = 3  # panels of single sites: with that of all, four fit into a page's width
 
 
 def write_bounds_picture(path: Path, report: Document) -> None:
@@ -85,7 +85,7 @@ def _worst_sites(ordered: Sequence[Document]) -> list[str]:
     def gap(name: str) -> float:
         kls = [_site(at, name) for at in ordered]
         gaps = [abs(_value(kl["dominant"]) - _value(kl["monte_carlo"])) / max(kl["num_weights"], 1) for kl in kls]
-        return float(np.nan_to_num(gaps, nan=-1.0).max())
+        return float(np.nan_to_num(gaps, nan=-1.0).max())  # sites without an estimate come last
 
     names = [site["name"] for site in ordered[0]["sites"] if site["dominant"] is not None]
     return sorted(names, key=gap, reverse=True)[:_WORST] if len(names) > 1 else []

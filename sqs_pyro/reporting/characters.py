@@ -31,7 +31,7 @@ _PLAIN = {  # of what tables and sentences use; other characters lose their acce
 
 
 def written(text: str, encoding: str) -> str:
-    """The text with every character that ``encoding`` lacks replaced, ``±`` by ``+-``, ``λ`` by ``lambda``."""
+    """Replace every character that ``encoding`` lacks, ``±`` by ``+-``, ``λ`` by ``lambda``."""
     if _holds(encoding, text):
         return text
     return "".join(each if _holds(encoding, each) else _replacement(each, encoding) for each in text)
@@ -39,6 +39,7 @@ def written(text: str, encoding: str) -> str:
 
 def _replacement(character: str, encoding: str) -> str:
     plain = _PLAIN.get(character) or unicodedata.normalize("NFKD", character)
+    # NFKD parts a letter from its accent, which is then left out.
     return plain.encode(encoding, "ignore").decode(encoding) or "?"
 
 

@@ -18,7 +18,7 @@ _RULED = {False: box.SIMPLE_HEAD, True: box.Box("    \n    \n -- \n    \n    \n 
 
 
 def fold(text: str, width: int) -> list[str]:
-    """The lines of a text that has no lines of its own: broken at spaces, long words behind ``/``, ``.``, ``_``…
+    """Break a text without lines of its own into lines: at spaces, long words behind ``/``, ``.``, ``_``…
 
     A number is broken only where it alone is wider than the whole width.
     """
@@ -38,6 +38,7 @@ def fold(text: str, width: int) -> list[str]:
 def _in_pieces(word: str, width: int) -> list[str]:
     lines = [""]
     for piece in _pieces(word):
+        # Only a piece wider than the line is cut within.
         for part in chop_cells(piece, width) if cell_len(piece) > width else [piece]:
             if cell_len(lines[-1] + part) <= width:
                 lines[-1] += part
@@ -47,6 +48,7 @@ def _in_pieces(word: str, width: int) -> list[str]:
 
 
 def _pieces(word: str) -> list[str]:
+    # Not behind a point, a minus or a comma with a digit behind it: numbers stay whole.
     return re.split(r"(?<=[/_=])|(?<=[.\-,])(?!\d)", word)
 
 
@@ -114,12 +116,13 @@ class _Shown:
         self.foldable = table.foldable
         self.narrowest_name = _NARROW
         columns = list(zip(*[row.cells for section in self.sections for row in section], strict=True))
+        # By column, for widths; a table without rows still has its titles.
         self.cells: list[Sequence[str]] = [*columns] if columns else [()] * len(self.titles)
 
     def bands(self) -> list[list[int]]:
-        """Columns that fit beside each other, without the names, which fold less where they are repeated."""
+        """Return columns that fit beside each other, without the names, which fold less if they are repeated."""
         bands = list(self._bands())
-        if len(bands) > 1:
+        if len(bands) > 1:  # repeated names may take up to a third of the line: then bands are counted anew
             self.narrowest_name = min(self._most(0), self.width // 3)
             bands = list(self._bands())
         return bands
@@ -145,6 +148,7 @@ class _Shown:
             table.add_column(title, justify="left" if left else "right", width=widths[column], no_wrap=True)
         for section in self.sections:
             for row in section:
+                # A row that is empty in this band is left out, but not a heading, which is empty in all.
                 if any(row.cells[column] for column in band) or not any(row.cells[1:]):
                     cells = (self._folded(row.cells[column], widths[column]) for column in shown)
                     table.add_row(*cells, style="bold" if row.bold else "")
@@ -157,7 +161,7 @@ class _Shown:
         return Text("\n".join(indent + line for line in lines), no_wrap=True, overflow="fold")
 
     def _widths(self, shown: list[int]) -> dict[int, int]:
-        """What is left over goes to names first, then to titles, then to words."""
+        """Give what is left over to names first, then to titles, then to words."""
         widths = {column: self._least(column) for column in shown}
         left = self.width - self._least_width(shown[1:])
         for column in sorted(shown, key=lambda column: 2 if column and self.foldable[column] else bool(column)):

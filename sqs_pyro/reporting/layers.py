@@ -37,6 +37,7 @@ class LayerPicture:
     bulk: Floats | None = None
 
     def __post_init__(self) -> None:
+        # Here, where arrays come together: a picture of mixed layers would look as good as a right one.
         same_length = {"weights": self.weights, "values": self.values, "nonzero": self.nonzero}
         for name, array in same_length.items():
             if array.shape != (self.num_weights,):

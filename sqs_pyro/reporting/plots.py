@@ -126,6 +126,7 @@ def _draw_layer(axes: Axes, layer: LayerPicture) -> None:
         axes.plot(grid, expected, color=ORANGE, linewidth=1.0 if layer.loc.size <= 8 else 0.6)
     axes.set_yscale("log")
     axes.set_xlim(edges[0], edges[-1])
+    # From below one weight, so that a bin with a single outlier has a bar on the logarithmic axis.
     axes.set_ylim(0.45, 2.0 * max(pruned.max(initial=1), kept.max(initial=1)))
     _draw_codebook(axes, layer)
     _tidy(axes)
@@ -144,11 +145,12 @@ def _draw_layer(axes: Axes, layer: LayerPicture) -> None:
 def _draw_codebook(axes: Axes, layer: LayerPicture) -> None:
     values = np.unique(layer.values[layer.nonzero])
     size = 4 if values.size <= 32 else 2  # a codebook a channel has hundreds of values
-    foot = axes.get_xaxis_transform()
+    foot = axes.get_xaxis_transform()  # x in data, y in shares of the axis: on the ground at any scale
     axes.plot(values, np.full(values.size, 0.03), "^", transform=foot, color=VERMILION, markersize=size)
 
 
 def _bin_edges(layer: LayerPicture) -> Floats:
+    # Zero is always in the picture: pruned weights are drawn where they were, and it is where they go.
     everything = np.concatenate([layer.weights, layer.values, np.zeros(1)])
     low, high = float(everything.min()), float(everything.max())
     margin = 0.03 * (high - low) or 1e-3  # a constant layer still gets a picture
@@ -156,7 +158,7 @@ def _bin_edges(layer: LayerPicture) -> Floats:
 
 
 def _bin_mass(x: Floats, width: float, loc: float, scale: float) -> Floats:
-    """Probability that N(loc, scale²) gives to a bin of this width centred at x; finite for any scale > 0."""
+    """Return what N(loc, scale²) gives to a bin of this width centred at x; finite for any scale > 0."""
     spread = max(float(scale), 1e-12) * math.sqrt(2)
     return 0.5 * (_erf((x + width / 2 - loc) / spread) - _erf((x - width / 2 - loc) / spread))
 
@@ -189,6 +191,7 @@ def _bars(axes: Axes, values: Floats, weights: Floats, colour: str, title: str, 
             color=INK,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
         )
+    # Of all weights, not of layers: a bias-sized layer must not count as much as the largest.
     mean = float(np.average(values, weights=weights)) if values.size else 0.0
     axes.axvline(mean, color=INK, linestyle="--", linewidth=0.8, zorder=0.5)
     axes.set_title(f"{title} (dashed, all layers: {form.format(mean)})", loc="left", fontsize=9, color=INK)
@@ -216,6 +219,7 @@ def curves_figure(history: Sequence[Step], judged_by: str = "accuracy") -> Figur
         _curve(axes, steps, values, colour)
         _tidy(axes)
         if title.endswith("%"):
+            # Percentages end at 100, with room for the line.
             axes.set_ylim(top=min(axes.get_ylim()[1], 101))
         axes.set_title(title, loc="left", fontsize=9, color=INK, pad=16 if axes in panels[0] else 6)
         for boundary in _stage_starts(history)[1:]:
@@ -228,12 +232,13 @@ def curves_figure(history: Sequence[Step], judged_by: str = "accuracy") -> Figur
 
 
 def _curve(axes: Axes, steps: Floats, values: Floats, colour: str) -> None:
-    known = np.isfinite(values)
+    known = np.isfinite(values)  # validation is measured at some steps only
     steps, values = steps[known], values[known]
     if not values.size:
         axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=GREY, fontsize=8)
         return
     window = len(values) // 60
+    # A curve that goes up and down more than four times its range is drawn pale, under its mean.
     noisy = window > 1 and np.abs(np.diff(values)).sum() > 4 * np.ptp(values)
     axes.plot(steps, values, color=colour, alpha=0.25 if noisy else 1.0, linewidth=1.2)
     if noisy:
@@ -254,7 +259,7 @@ def _curve(axes: Axes, steps: Floats, values: Floats, colour: str) -> None:
 
 
 def _running_mean(values: Floats, window: int) -> Floats:
-    """Mean of the last ``window`` values (fewer at the start); same length as ``values``."""
+    """Return the mean of the last ``window`` values (fewer at the start); same length as ``values``."""
     total = np.cumsum(np.concatenate([np.zeros(1), values]))
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
@@ -288,5 +293,5 @@ def _percent(value: float | None) -> float | None:
 
 
 def _short(name: str, limit: int) -> str:
-    """The end of a dotted name is what tells layers apart, so the front is what is cut."""
+    """Cut a dotted name at its front: its end is what tells layers apart."""
     return name if len(name) <= limit else "…" + name[-limit + 1 :]

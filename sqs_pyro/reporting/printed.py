@@ -36,13 +36,14 @@ class Report:
             yield part
 
     def text(self, width: int | None = None, encoding: str | None = None) -> str:
-        """The report as lines of plain text.
+        """Return the report as lines of plain text.
 
         Args:
             width: most characters in a line; None: of the terminal.
             encoding: whose characters it may use; None: of standard output.
         """
         encoding = encoding or getattr(sys.stdout, "encoding", None) or "utf-8"
+        # Through a stream of that encoding: rich asks it which characters it can write.
         page = io.BytesIO()
         file = io.TextIOWrapper(page, encoding, newline="\n", write_through=True)
         _console(file, width or line_width(sys.stdout)).print(self)
@@ -69,7 +70,7 @@ class Printed:
     """Base of what is shown as a :class:`Report`, wherever it is printed."""
 
     def table(self) -> Report:
-        """What is shown."""
+        """Return what is shown."""
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -103,9 +104,9 @@ def print_report(report: Report, stream: TextIO | None = None, *, width: int = W
 
 
 def line_width(stream: TextIO, default: int = WIDTH) -> int:
-    """Characters in a line of a stream: what ``COLUMNS`` says, or its terminal, or the default."""
+    """Return the characters in a line of a stream: what ``COLUMNS`` says, or its terminal, or the default."""
     told = os.environ.get("COLUMNS", "")
-    width = int(told) if told.isdecimal() and len(told) < 6 else 0
+    width = int(told) if told.isdecimal() and len(told) < 6 else 0  # anything may be in the environment
     if not width and stream.isatty():
         try:
             width = os.get_terminal_size(stream.fileno()).columns
@@ -117,4 +118,5 @@ def line_width(stream: TextIO, default: int = WIDTH) -> int:
 def _console(file: TextIO, width: int, *, record: bool = False) -> "Console":
     from rich.console import Console
 
+    # No markup or emoji: names of tensors have brackets and colons.
     return Console(file=file, width=width, record=record, highlight=False, markup=False, emoji=False)

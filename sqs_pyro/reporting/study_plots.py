@@ -41,7 +41,7 @@ _PANELS = (
 
 
 def comparison_figure(summary: Document) -> Figure:
-    """A row for each point, a panel for each figure: dots are seeds, lines mean ± standard deviation.
+    """Draw a row for each point, a panel for each figure: dots are seeds, lines mean ± standard deviation.
 
     Points of which every run failed have a row without dots. The dashed line is the mean of the fp32 networks.
     """
@@ -75,7 +75,7 @@ def _draw_row(axes: Axes, row: int, point: Document, column: Column) -> None:
 
 
 def sweep_figure(summary: Document) -> Figure:
-    """Accuracy and NLL over the bytes of the file, a curve a variant; rings mark the Pareto front.
+    """Draw accuracy and NLL over the bytes of the file, a curve a variant; rings mark the Pareto front.
 
     Error bars are standard deviations over seeds, the dashed line is the fp32 networks' mean. If all networks have
     the same size, the upper axis is its ratio to the file's.
@@ -111,6 +111,7 @@ def _draw_curve(axes: Axes, curve: Sequence[Document], column: Column, index: in
         yerr=[_spread(point, column) for point in curve],
         label=label,
         color=_COLOURS[index % len(_COLOURS)],
+        # Moved on by one after each round of colours: no pair of both comes back soon.
         marker=_MARKERS[(index + index // len(_COLOURS)) % len(_MARKERS)],
         markersize=4,
         linewidth=1.2,
@@ -147,7 +148,7 @@ def _size_axes(axes: Axes, points: Sequence[Document]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     fp32 = {point["mean"]["fp32_bytes"] for point in points if point["mean"]}
     if len(fp32) != 1:
-        return
+        return  # one ratio for each point of the axis there is only then
     (whole,) = fp32
     other = lambda sizes: whole / np.maximum(sizes, 1e-9)  # noqa: E731 - matplotlib asks for 0, too
     upper = axes.secondary_xaxis("top", functions=(other, other))

@@ -66,7 +66,7 @@ def summarise(name: str, results: Sequence[Document]) -> dict[str, Any]:
 
 
 def on_front(pairs: Sequence[tuple[float, float]], *, larger_is_better: bool) -> list[bool]:
-    """Which (size, quality) pairs no other one dominates.
+    """Return which (size, quality) pairs no other one dominates.
 
     Another one dominates if it is better and no larger, or smaller and no worse; sizes within
     :data:`SAME_SIZE` count as equal when the quality differs, so that a few bytes do not excuse a worse network.
@@ -81,7 +81,7 @@ def _point(results: Sequence[Document]) -> dict[str, Any]:
     by_seed: dict[str, list[float]] = {}
     for figure, key in FIGURES.items():
         values = [_figure(result["metrics"], key) for result in finished]
-        if values and None not in values:
+        if values and None not in values:  # a mean over some of the seeds would be compared with one over all
             by_seed[figure] = values  # type: ignore[assignment]
     return {
         "variant": results[0]["variant"],
@@ -90,7 +90,7 @@ def _point(results: Sequence[Document]) -> dict[str, Any]:
         "seeds": [result["seed"] for result in finished],
         "errors": {str(result["seed"]): result["error"] for result in results if result["error"] is not None},
         "mean": {figure: statistics.fmean(values) for figure, values in by_seed.items()},
-        "sd": {
+        "sd": {  # of a sample: one seed says nothing of the spread
             figure: statistics.stdev(values) if len(values) > 1 else None for figure, values in by_seed.items()
         },
         "by_seed": by_seed,

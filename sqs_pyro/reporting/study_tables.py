@@ -35,11 +35,11 @@ class Column:
     with_sd: bool = False
 
     def value(self, figure: float) -> float:
-        """A figure in the column's unit."""
+        """Return a figure in the column's unit."""
         return self.offset + self.scale * figure
 
     def text(self, point: Document) -> str:
-        """The cell of a point."""
+        """Return the cell of a point."""
         mean, sd = point["mean"].get(self.figure), point["sd"].get(self.figure)
         if mean is None:
             return "-"
@@ -71,17 +71,17 @@ AVERAGED = (
 
 
 def comparison_tables(summary: Document) -> Report:
-    """Variants side by side: how good, how well calibrated, how large."""
+    """Return a table of variants side by side: how good, how well calibrated, how large."""
     return _tables(summary, (ACCURACY, DROP, NLL, ECE, BRIER, *SIZE))
 
 
 def sweep_tables(summary: Document) -> Report:
-    """The points of all curves; a star marks those that no other beats in both size and accuracy."""
+    """Return a table of all points; a star marks those that no other beats in both size and accuracy."""
     return _tables(summary, (ACCURACY, DROP, VALIDATION, NLL, *SIZE), mark_front=True)
 
 
 def point_name(point: Document) -> str:
-    """A variant, and the point of its grid if it has one."""
+    """Return the name of a variant, and of the point of its grid if it has one."""
     return f"{point['variant']}: {point['point']}" if point["point"] else str(point["variant"])
 
 
@@ -99,7 +99,7 @@ def _tables(summary: Document, columns: Sequence[Column], *, mark_front: bool = 
 
 
 def _table(points: Sequence[Document], columns: Sequence[Column], *, mark_front: bool = False) -> FittedTable:
-    """Points of a grid stand below their variant's name."""
+    """Return a table in which points of a grid stand below their variant's name."""
     table = FittedTable("", *(column.title for column in columns))
     for variant, of_variant in groupby(points, key=lambda point: str(point["variant"])):
         for i, point in enumerate(of_variant):
@@ -117,6 +117,7 @@ def _heading(summary: Document) -> str:
     fp32 = [point["mean"]["baseline_accuracy"] for point in summary["points"] if point["mean"]]
     if not fp32:
         return f"{summary['name']}: every run failed"
+    # Seeds or variants may have fp32 networks of their own.
     spread = "" if math.isclose(min(fp32), max(fp32)) else f" to {100 * max(fp32):.2f}"
     return (
         f"{summary['name']}: mean±standard deviation of {seeds} seed{'' if counts == [1] else 's'}; fp32 accuracy "

@@ -21,9 +21,9 @@ GREY, LIGHT, INK = "#8A8A8A", "#CFCFCF", "#303030"
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of this many inches."""
+    """Return an empty figure of this many inches."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)  # which the figure keeps: pyplot would choose one by the environment
     return figure
 
 

@@ -13,9 +13,9 @@ Document = Mapping[str, Any]
 
 
 def run_tables(metrics: Document) -> Report:
-    """The result of a run: fp32 network and packed file side by side, and what the file weighs."""
+    """Return the result of a run: fp32 network and packed file side by side, and what the file weighs."""
     title = f"{metrics['name'] or 'run'}, seed {metrics['seed']}"
-    if "perplexity_ratio" in metrics:
+    if "perplexity_ratio" in metrics:  # a language model's
         return Report(_title(title), _perplexity_table(metrics), _size_table(metrics, metrics["seconds"]))
     networks: list[tuple[str, Document]] = [("fp32", metrics["baseline"]), ("packed file", metrics["compressed"])]
     if "averaged" in metrics:
@@ -26,7 +26,7 @@ def run_tables(metrics: Document) -> Report:
 
 
 def evaluation_tables(evaluation: Document) -> Report:
-    """The evaluation of a packed file."""
+    """Return the evaluation of a packed file."""
     if "perplexity" in evaluation:
         table = _perplexity_table({"compressed": evaluation["perplexity"]})
         return Report(_title(str(evaluation["file"])), table, _size_table(evaluation))
@@ -36,7 +36,7 @@ def evaluation_tables(evaluation: Document) -> Report:
 
 
 def export_tables(document: Document) -> Report:
-    """What an export weighs, how far it is from the packed network, and what became of each compressed tensor."""
+    """Return what an export weighs, how far it is from the packed network, what became of compressed tensors."""
     format_, dtype = document["format"], document["dtype"]
     size = FittedTable(f"{format_}, {dtype}" if dtype else format_, "")
     for name, value in document["bytes"].items():
@@ -52,19 +52,19 @@ def export_tables(document: Document) -> Report:
 
 
 def inspection_tables(inspection: Document) -> Report:
-    """What a packed file holds: a row a tensor and a row for everything else; they add up to the file."""
+    """Return what a packed file holds: a row a tensor and a row for everything else; they add up to the file."""
     size = inspection["size"]
     runtime = _runtime_tables(inspection["runtime"]) if "runtime" in inspection else ()
     return Report(_title(str(inspection["file"])), *size_tables(size), *runtime)
 
 
 def size_tables(size: Document) -> Report:
-    """What a packed file weighs: a row a tensor, the whole, and what is not compressed."""
+    """Return what a packed file weighs: a row a tensor, the whole, and what is not compressed."""
     return Report(_tensor_table(size), *_others(size), _size_table({"size": size}))
 
 
 def _runtime_tables(runtime: Document) -> Report:
-    """What weights are in memory, and why: a row a tensor."""
+    """Return what weights are in memory, and why: a row a tensor."""
     table = FittedTable("tensor", "form", "packed, bytes", "decoded, bytes", "why", words=("form", "why"))
     for weight in runtime["weights"]:
         sizes = (f"{weight[part]:,}" if weight[part] else "" for part in ("packed_bytes", "decoded_bytes"))
@@ -77,7 +77,7 @@ def _runtime_tables(runtime: Document) -> Report:
 
 
 def report_tables(run: Document) -> Report:
-    """All that a finished run measured: networks, tensors, and the bounds on the KL."""
+    """Return all that a finished run measured: networks, tensors, and the bounds on the KL."""
     metrics = run["metrics"]
     parts: list[RenderableType] = [*run_tables(metrics), *finding_lines(metrics.get("findings", ()))]
     parts += [_block_table(metrics["blocks"])] if "blocks" in metrics else []
@@ -86,7 +86,7 @@ def report_tables(run: Document) -> Report:
 
 
 def result_tables(result: Document) -> Report:
-    """A compression's outcome in short.
+    """Return a compression's outcome in short.
 
     Args:
         result: ``size``, ``seconds``, ``validation`` (of the last evaluation, or None) and ``findings``.
@@ -98,18 +98,18 @@ def result_tables(result: Document) -> Report:
 
 
 def block_tables(result: Document) -> Report:
-    """The outcome of a compression block after block: ``blocks``, ``size`` and ``seconds``."""
+    """Return the outcome of a compression block after block: ``blocks``, ``size`` and ``seconds``."""
     size = result["size"]
     return Report(_block_table(result["blocks"]), *_others(size), _size_table(result, result["seconds"]))
 
 
 def finding_lines(findings: Sequence[Document]) -> list[Line]:
-    """A sentence each."""
+    """Return a line for each finding."""
     return [Line(f"finding: {finding['sentence']}") for finding in findings]
 
 
 def plan_tables(plan: Document) -> Report:
-    """What memory a compression takes: a row a part, the moments in turn."""
+    """Return what memory a compression takes: a row a part, the moments in turn."""
     how = "one block at a time" if plan["streamed"] else "the whole network in memory"
     text = f"{plan['checkpoint']}: {plan['parameters']:,} parameters, {plan['tokens']:,} tokens, {how}"
     table = FittedTable("moment", "part", "GB", words=("part",))
@@ -137,7 +137,7 @@ _FIGURES = {  # of networks: label, factor and form; a task has some of them
 
 
 def _figures_table(networks: Mapping[str, Document], *, entropy: bool = True) -> FittedTable:
-    """A row a figure, a column a network."""
+    """Return a table with a row a figure, a column a network."""
     table = FittedTable("", *networks)
     first = next(iter(networks.values()))
     for key, (label, factor, form) in _FIGURES.items():
@@ -147,7 +147,7 @@ def _figures_table(networks: Mapping[str, Document], *, entropy: bool = True) ->
 
 
 def _perplexity_table(metrics: Document) -> FittedTable:
-    """A row a text; the fp32 network's column and the ratio only where they are known."""
+    """Return a table with a row a text; the fp32 network's column and the ratio only where they are known."""
     whole = "baseline" in metrics
     columns = ("fp32", "packed file", "ratio") if whole else ("packed file",)
     table = FittedTable("perplexity", *columns, "tokens", "window", "stride")
@@ -180,7 +180,7 @@ def _tensor_table(size: Document) -> FittedTable:
 
 
 def bounds_tables(report: Document) -> Report:
-    """The KL's bracket, estimate and dominant value, by temperature and then by site, in nats a weight."""
+    """Return the KL's bracket, estimate and dominant value, by temperature and then by site, in nats a weight."""
     by_temperature = FittedTable("τ", *_KL_COLUMNS, "ELBO from", "to", "± sampling")
     for at in report["temperatures"]:
         elbo = (
@@ -204,7 +204,7 @@ _KL_COLUMNS = ("gates", "lower", "KL ± error", "Jensen", "dominant", "violated,
 
 
 def _kl_cells(kl: Document) -> list[str]:
-    weights = max(kl["num_weights"], 1)
+    weights = max(kl["num_weights"], 1)  # sites of very different sizes are compared a weight
 
     def each(key: str, form: str = ".4f") -> str:
         return _number(None if kl[key] is None else kl[key] / weights, form)
@@ -217,7 +217,7 @@ def _kl_cells(kl: Document) -> list[str]:
 
 
 def dominant_is_below(kl: Document) -> bool:
-    """Whether the dominant value is below the KL by more than 3 standard errors: there it is no bound."""
+    """Return whether the dominant value is below the KL by more than 3 standard errors: there it is no bound."""
     dominant, estimate = kl["dominant"], kl["monte_carlo"]
     return None not in (dominant, estimate) and dominant < estimate - 3 * kl["monte_carlo_error"]
 
@@ -260,7 +260,7 @@ def _size_table(document: Document, seconds: float | None = None) -> FittedTable
 
 
 def _others(size: Document) -> list[Line]:
-    """What is not compressed: nothing to say of what an older version has measured."""
+    """Return what is not compressed: nothing to say of what an older version has measured."""
     if "compressed_share" not in size:
         return []
     largest = ", ".join(f"{each['name']} {each['numel']:,}" for each in size["largest_uncompressed"])

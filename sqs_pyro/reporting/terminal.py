@@ -49,6 +49,7 @@ def _bars(console: Console) -> Progress:
     bar = 28 if wide else 10
     columns = [TextColumn("{task.description:<11}"), BarColumn(bar), TextColumn("{task.percentage:>3.0f}%")]
     elapsed = [TimeElapsedColumn()] if wide else []
+    # Widths of the columns above: description, bar, percentage, elapsed, remaining; rest for figures.
     left = console.width - sum((11, bar, 4, 7 * len(elapsed), 7)) - len(columns) - len(elapsed) - 1  # gaps
     return Progress(*columns, *elapsed, TimeRemainingColumn(), _Figures(left, console.encoding), console=console)
 
@@ -66,14 +67,14 @@ class _Figures(ProgressColumn):
 
 
 def first_figures(text: str, width: int) -> str:
-    """The first of the figures of a text, with commas between, that fit into ``width`` characters."""
+    """Return the first of the figures of a text, with commas between, that fit into ``width`` characters."""
     shown, *figures = text.split(", ")
     for figure in figures:
         longer = f"{shown}, {figure}"
         if len(longer) > width:
             break
         shown = longer
-    return fold(shown, max(1, width))[0]
+    return fold(shown, max(1, width))[0]  # the first figure alone may be too long
 
 
 def _on_terminal(bars: Progress) -> Tell:
@@ -94,6 +95,7 @@ def _in_lines(stream: TextIO) -> Tell:
 
     def tell(stage: str, done: int, total: int, text: str) -> None:
         now = time.monotonic()
+        # The last one of a stage is always told: a log must not end at 97 %.
         if done < total and now - last.get(stage, -LINE_EVERY) < LINE_EVERY:
             return
         last[stage] = now

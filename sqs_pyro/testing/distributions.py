@@ -22,7 +22,7 @@ from sqs_pyro.distributions import SpikeGMM, certified_bracket, kl_bound, monte_
 from sqs_pyro.distributions.monte_carlo import has_atom
 from sqs_pyro.testing.statistics import assert_distribution, assert_rate, component_edges, critical_z, panels
 
-DRAWS = 20_000
+DRAWS = 20_000  # a rate of a half is then known to 0.35 %, one standard error
 
 
 class WeightDistributionContract:
@@ -37,7 +37,7 @@ class WeightDistributionContract:
         return np.linspace(-20, 20, 801)
 
     def atom(self, distribution: TorchDistribution) -> np.ndarray:
-        """Mass at zero by its own log_prob, ``[3]``."""
+        """Return the mass at zero by its own log_prob, ``[3]``."""
         if not getattr(distribution, "has_atom_at_zero", False):
             return np.zeros(3)
         return distribution.log_prob(torch.zeros(3, dtype=torch.float64)).exp().detach().numpy()
@@ -45,8 +45,8 @@ class WeightDistributionContract:
     def integrate(
         self, distribution: TorchDistribution, function: Callable[[np.ndarray], np.ndarray]
     ) -> np.ndarray:
-        """``E[function]`` over the continuous part by quadrature, ``[3]``."""
-        x, weights = panels(self.edges())
+        """Return ``E[function]`` over the continuous part by quadrature, ``[3]``."""
+        x, weights = panels(self.edges())  # [P]; no node is at zero, where log_prob is that of the atom
         density = distribution.log_prob(torch.from_numpy(x)[:, None].expand(-1, 3)).exp().detach().numpy()
         return (weights[:, None] * density * function(x)[:, None]).sum(0)
 
@@ -123,7 +123,7 @@ class PriorContract(WeightDistributionContract):
     spike_scale = 0.15  # of the guide's spike, against a density
 
     def guide(self, components: int = 4) -> SpikeGMM:
-        """A member of the variational family over the same three weights."""
+        """Return a member of the variational family over the same three weights."""
         generator = torch.Generator().manual_seed(3)
 
         def normal(*shape: int) -> torch.Tensor:
@@ -134,7 +134,8 @@ class PriorContract(WeightDistributionContract):
         return SpikeGMM(gates, loc, scale, logits=normal(3, components), temperature=0.7, spike_scale=spike)
 
     def true_kl(self, q: SpikeGMM, p: TorchDistribution) -> np.ndarray:
-        """``KL(q‖p)`` from the two log-densities by quadrature, ``[3]``; kinks are among ``edges``."""
+        """Return ``KL(q‖p)`` from the two log-densities by quadrature, ``[3]``; kinks are among ``edges``."""
+        # The spike, a Gaussian against a density, is one more component at zero.
         resolve = component_edges(np.append(q.loc.numpy(), 0.0), np.append(q.scale.numpy(), self.spike_scale))
         own = self.edges()
         inside = own[(own > resolve[0]) & (own < resolve[-1])]
@@ -144,6 +145,7 @@ class PriorContract(WeightDistributionContract):
         continuous = (weights[:, None] * np.exp(log_q) * (log_q - log_p)).sum(0)
         if not self.has_atom:
             return continuous
+        # Both have mass at zero: with respect to δ₀ + Lebesgue it is one more term of the sum.
         zero = torch.zeros(3, dtype=torch.float64)
         log_q0, log_p0 = q.log_prob(zero).numpy(), p.log_prob(zero).detach().numpy()
         return continuous + np.exp(log_q0) * (log_q0 - log_p0)
@@ -174,7 +176,7 @@ class PriorContract(WeightDistributionContract):
         q, p = self.guide(), self.make()
         mean, error = monte_carlo_kl(q, p, 4000)
         off = np.abs(mean.detach().numpy() - self.true_kl(q, p)) / error.detach().numpy()
-        assert off.max() < critical_z(3)
+        assert off.max() < critical_z(3)  # the worst of three weights
 
     def test_bounds_sum_over_events(self) -> None:
         q, p = self.guide(), self.make()
@@ -189,7 +191,7 @@ class PriorContract(WeightDistributionContract):
         assert torch.equal(pickle.loads(pickle.dumps(distribution)).log_prob(value), distribution.log_prob(value))
 
     def network(self) -> BayesianNetwork:
-        """A linear layer of 4 x 3 weights, each column with one of the three distributions."""
+        """Return a linear layer of 4 x 3 weights, each column with one of the three distributions."""
         torch.manual_seed(0)
         net = torch.nn.Linear(3, 4, bias=False, dtype=torch.float64)
         return BayesianNetwork(net, prior=self.make(), num_data=20)

@@ -24,25 +24,26 @@ class KeptStateContract:
         raise NotImplementedError
 
     def files(self, path: Path) -> list[Path]:
-        """The files that are kept."""
+        """Return the files that are kept."""
         return [path]
 
     @pytest.fixture(scope="class")
     @classmethod
     def made(cls, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-        """Where the state of one call is kept, and what the call returned."""
+        """Return where the state of one call is kept, and what the call returned."""
         path = tmp_path_factory.mktemp("kept") / "kept"
         return path, cls().call(path)
 
     @pytest.fixture
     def kept(self, made: tuple[Path, Any], tmp_path: Path) -> tuple[Path, Any]:
-        """A copy of it, to be damaged."""
+        """Return a copy of it, to be damaged."""
         copied = tmp_path / "kept"
         (shutil.copytree if made[0].is_dir() else shutil.copyfile)(made[0], copied)
         return copied, made[1]
 
     def test_the_same_call_takes_it_by_text_too(self, kept: tuple[Path, Any]) -> None:
         path, result = kept
+        # Taken, not made anew: the bytes stay, and nothing else appears beside them.
         before = {file: file.read_bytes() for file in self.files(path)}
         assert self.call(str(path)) == result
         assert {file: file.read_bytes() for file in self.files(path)} == before
@@ -60,6 +61,7 @@ class KeptStateContract:
         path, _ = kept
         for file in self.files(path):
             whole = file.read_bytes()
+            # One bit, another one each time, at some fifty places from the first byte to the last.
             places = [*range(0, len(whole), max(1, len(whole) // 50)), len(whole) - 1]
             damaged = [whole[:i] + bytes([whole[i] ^ (1 << i % 8)]) + whole[i + 1 :] for i in places]
             for content in [*damaged, b"", whole[:-1], whole + b"\n"]:

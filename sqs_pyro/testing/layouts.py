@@ -40,15 +40,18 @@ def random_coded(
     random = torch.Generator().manual_seed(seed)
     mask = torch.rand(shape, generator=random) < nonzero_rate
     codes = torch.randint(0, components, shape, dtype=torch.uint8, generator=random) * mask
+    # K of 2 K places, each once; an offset of ½ keeps them from being 0.
     order = torch.rand(groups, 2 * components, generator=random).argsort(dim=1)[:, :components]
+    # Multiples of 1/1024 are exact in float16, those of 1/600 are not.
     codebook = (order - components + 0.5) * (1 / 512 if exact_half else 1 / 300)
     each = torch.rand(shape[0], generator=random).add_(0.1).half().float() if scales else None
     return CodedTensor(codes, mask, codebook, each)
 
 
 def slow_dense(coded: CodedTensor) -> np.ndarray:
-    """The weights, one after the other, as the definition says it."""
+    """Return the weights, one after the other, as the definition says it."""
     codes, mask = coded.codes.reshape(-1).tolist(), coded.mask.reshape(-1).tolist()
+    # Groups and rows are runs of weights in row-major order.
     per_group, per_channel = len(codes) // coded.num_groups, len(codes) // coded.shape[0]
     codebook = coded.codebook.numpy()
     scales = np.ones(coded.shape[0], np.float32) if coded.scales is None else coded.scales.numpy()
@@ -67,12 +70,13 @@ def assert_same_bits(actual: torch.Tensor, expected: np.ndarray) -> None:
 
 @st.composite
 def coded_tensors(draw: st.DrawFn) -> CodedTensor:
-    """Coded tensors of any small shape, codebook, grouping and share of zeros."""
+    """Draw coded tensors of any small shape, codebook, grouping and share of zeros."""
     shape = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=4)))
     numel = math.prod(shape)
     groups = draw(st.sampled_from([g for g in range(1, numel + 1) if numel % g == 0]))
     return random_coded(
         shape,
+        # Around powers of two and the limit of a byte, where widths of codes change.
         components=draw(st.one_of(st.integers(1, 17), st.integers(250, 256))),
         groups=groups,
         nonzero_rate=draw(st.sampled_from([0.0, 0.05, 0.5, 0.95, 1.0])),

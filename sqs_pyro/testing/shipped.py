@@ -58,7 +58,7 @@ def assert_equal_outputs(expected: list[Tensor], found: list[Tensor], relative: 
 
 @torch.no_grad()
 def outputs(net: nn.Module, inputs: Any) -> list[Tensor]:
-    """Every tensor that a network in evaluation mode puts out, in order."""
+    """Return every tensor that a network in evaluation mode puts out, in order."""
     args, kwargs = call_arguments(inputs)
     return list(_tensors(net.eval()(*args, **kwargs)))
 
@@ -82,5 +82,6 @@ def _assert_weights(result: CompressionResult) -> None:
         kept += int((weight != 0).sum())
         if recipe.groups == "layer":
             assert len(weight[weight != 0].unique()) <= recipe.num_components
+    # To the weight; with a target size the rate is what comes out.
     if recipe.allocation == "schedule" and recipe.target_ratio is None:
         assert kept == round(recipe.nonzero_rate * sum(value.numel() for value in sites.values()))

@@ -9,8 +9,8 @@ FAILURE_RATE = 1e-5  # chance that any one statistical comparison fails on corre
 
 
 def critical_z(comparisons: int = 1) -> float:
-    """How many standard errors the worst of some comparisons may be off."""
-    return float(scipy.stats.norm.isf(FAILURE_RATE / (2 * comparisons)))
+    """Return how many standard errors the worst of some comparisons may be off."""
+    return float(scipy.stats.norm.isf(FAILURE_RATE / (2 * comparisons)))  # Bonferroni, two-sided
 
 
 def assert_rate(hits: int, trials: int, probability: float) -> None:
@@ -24,7 +24,7 @@ def assert_distribution(draws: np.ndarray, cdf: Callable[[np.ndarray], np.ndarra
 
 
 def panels(edges: np.ndarray, order: int = 6) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of composite Gauss-Legendre between sorted edges, ``[..., P] -> [..., (P - 1) order]``."""
+    """Return nodes and weights of Gauss-Legendre between sorted edges, ``[..., P] -> [..., (P - 1) order]``."""
     node, weight = np.polynomial.legendre.leggauss(order)
     left, width = edges[..., :-1, None], np.diff(edges)[..., None]
     nodes = left + width * (node + 1) / 2
@@ -39,7 +39,7 @@ def component_edges(loc: np.ndarray, scale: np.ndarray, reach: float = 12.0, ste
 
 
 def mixture_logpdf(x: np.ndarray, mixing: np.ndarray, loc: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """``log Σ φ N(x)``; x ``[..., P]``, parameters ``[..., K]``."""
+    """Return ``log Σ φ N(x)``; x ``[..., P]``, parameters ``[..., K]``."""
     with np.errstate(divide="ignore"):
         parts = np.log(mixing)[..., None, :] + scipy.stats.norm.logpdf(
             x[..., None], loc[..., None, :], scale[..., None, :]
@@ -50,12 +50,12 @@ def mixture_logpdf(x: np.ndarray, mixing: np.ndarray, loc: np.ndarray, scale: np
 def mixture_kl(
     mixing: np.ndarray, loc: np.ndarray, scale: np.ndarray, slab_logpdf: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """``KL(Σ φ N‖slab)`` by quadrature, ``[..., K] -> [...]``."""
+    """Return ``KL(Σ φ N‖slab)`` by quadrature, ``[..., K] -> [...]``."""
     x, weights = panels(component_edges(loc, scale))
     log_m = mixture_logpdf(x, mixing, loc, scale)
     return (weights * np.exp(log_m) * (log_m - slab_logpdf(x))).sum(-1)
 
 
 def bernoulli_kl(p: np.ndarray, p0: np.ndarray) -> np.ndarray:
-    """``KL(Bern(p)‖Bern(p0))``."""
+    """Return ``KL(Bern(p)‖Bern(p0))``."""
     return scipy.special.rel_entr(p, p0) + scipy.special.rel_entr(1 - p, 1 - p0)

@@ -46,6 +46,7 @@ def _network(net: nn.Module) -> dict[str, Any]:
 
 
 def _tensor(tensor: torch.Tensor) -> tuple[Any, ...]:
+    # Counts writes in place: a value that was changed and put back is still told. Inference tensors have none.
     version = None if tensor.is_inference() else tensor._version
     grad = None if not tensor.is_leaf or tensor.grad is None else _tensor(tensor.grad)
     values = None if tensor.is_meta else _Bits(tensor)
@@ -79,7 +80,7 @@ def _surroundings() -> dict[str, Any]:
         },
         "filters of warnings": list(warnings.filters),
     }
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # asking for a state would initialise it
         state["random states of GPUs"] = [gpu.numpy().tobytes() for gpu in torch.cuda.get_rng_state_all()]
     return state
 
@@ -104,6 +105,7 @@ class _Bits:
     """A tensor's bytes, so that NaN is equal to itself and -0.0 is not 0.0."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
+        # Looking must not depend on, or change, the modes that are looked at.
         with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
             flat = tensor.detach().cpu().contiguous().flatten()
             self.bits = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""

@@ -32,7 +32,7 @@ class WindowsContract:
 
     @pytest.fixture(params=VALUES)
     def values(self, request: pytest.FixtureRequest) -> Tensor:
-        """Weights of every shape of histogram, ``[N]``."""
+        """Return weights of every shape of histogram, ``[N]``."""
         return torch.from_numpy(VALUES[request.param](np.random.default_rng(0))).float()
 
     def test_edges_ascend_inside_the_range(self, values: Tensor) -> None:
@@ -60,7 +60,7 @@ class WindowsContract:
                 inside = torch.from_numpy(window == w)
                 expected = values[inside].double().mean().expand(int(inside.sum()))
                 torch.testing.assert_close(means[inside].double(), expected, rtol=1e-5, atol=1e-30)
-        size = float(values.abs().double().mean())
+        size = float(values.abs().double().mean())  # the mean itself may cancel to nothing
         assert float(means.double().mean()) == pytest.approx(
             float(values.double().mean()), abs=1e-5 * size + 1e-38
         )
