@@ -133,8 +133,9 @@ def _compared(guide: SpikeGMMGuide, recipe: TrainedBy | None) -> list[Finding]:
 def _grown(model: Any, guide: SpikeGMMGuide, recipe: TrainedBy | None) -> list[Finding]:
     """Return findings for layers that training has thrown far from where they started."""
     before = model.site_values() if hasattr(model, "site_values") else {}
-    # Before over now: below 1 where weights have grown.
-    found = {name: float(weight_scale(before[name])) / (_size(site) or 1.0) for name, site in _in(guide, before)}
+    # Before over now: below 1 where weights have grown. Latents that are all zero have not.
+    sizes = {name: _size(site) for name, site in _in(guide, before)}
+    found = {name: float(weight_scale(before[name])) / size for name, size in sizes.items() if size}
     or_kl = "" if recipe is not None and recipe.kl_weight == 0 else " or kl_weight"
     return [
         finding("grown_weights", name, measured, times=1 / measured, or_kl=or_kl)

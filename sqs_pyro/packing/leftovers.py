@@ -54,10 +54,10 @@ def smallest_exact(value: Tensor) -> Tensor:
     value = value.detach().cpu()
     if value.dtype not in (torch.float32, torch.float64):
         return value
-    # Exactness is compared after the way there and back; nan_to_num, because NaN is unequal to itself.
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         stored = value.to(dtype)
-        if torch.equal(stored.to(value.dtype).nan_to_num(), value.nan_to_num()):
+        # There and back. NaN is NaN, but infinity is not the largest number, of which attention masks are full.
+        if bool(torch.isclose(stored.to(value.dtype), value, rtol=0, atol=0, equal_nan=True).all()):
             return stored
     return value
 
