@@ -55,6 +55,15 @@ def test_kernels_are_ratios_to_float32_over_rows():
     assert len(figure.axes[1].lines) == len(KERNEL_TIMES) - 1
 
 
+def test_of_a_gpu_they_are_ratios_to_bfloat16():
+    document = kernels()
+    document["rows"] = [row for row in document["rows"] if row["outputs"] == 64 and row["method"] != "float32"]
+    figure = kernels_figure(document)
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert list(lines["packed 4 bits, bfloat16"].get_ydata()) == [4, 2]
+    assert figure.axes[0].get_ylabel() == "times as fast as bfloat16"
+
+
 def test_bits_have_colours_and_inputs_have_dashes():
     lines = {line.get_label(): line for line in kernels_figure(kernels()).axes[0].lines}
     single, half, two = (
