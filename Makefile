@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo test lint slow fuzz reliability sanitize gpu clean fashion-mnist foreign-text
+.PHONY: demo test lint slow fuzz mutants reliability sanitize gpu clean fashion-mnist foreign-text
 
 demo: $(STAMP)
 	$(BIN)/sqs compress recipes/digits.yaml --out runs/demo --overwrite
@@ -37,6 +37,10 @@ CASES ?= 10000
 fuzz: $(STAMP)
 	mkdir -p build
 	cd tests && OMP_NUM_THREADS=1 SQS_KERNELS=reference HF_HUB_OFFLINE=1 $(abspath $(BIN))/python -m fuzz --cases $(CASES) --out ../build/fuzz.json
+
+# Small faults, put into copies of the library one after the other, that the fast tests must notice.
+mutants: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py
 
 # Runs that are killed at random moments, and disks that are full at ten: same bytes, nothing left over.
 reliability: $(STAMP)
