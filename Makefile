@@ -40,6 +40,10 @@ fuzz: $(STAMP)
 	mkdir -p build
 	cd tests && OMP_NUM_THREADS=1 SQS_KERNELS=reference HF_HUB_OFFLINE=1 $(abspath $(BIN))/python -m fuzz --cases $(CASES) --out ../build/fuzz.json
 
+# Small faults, put into copies of the library one after the other, that the fast tests must notice.
+mutants: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py
+
 # Runs that are killed at random moments, and disks that are full at ten: same bytes, nothing left over.
 reliability: $(STAMP)
 	$(BIN)/python tests/reliability/kill.py --count 100
