@@ -1,6 +1,7 @@
 """Rooms import in one direction, and what is private to a module stays in it."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,3 +54,9 @@ def test_no_private_name_of_another_module():
 def test_private_names_are_found():
     taken = "from sqs_pyro.data import load as loading, _rows\nloading._first()\nself._own()\n"
     assert foreign_private_names(ast.parse(taken)) == ["line 1: sqs_pyro.data._rows", "line 2: loading._first"]
+
+
+def test_only_the_registry_asks_what_kind_a_recipe_is():
+    asked = re.compile(r"isinstance\([^)]*Recipe\b")
+    assert [path.name for path in MODULES if asked.search(path.read_text())] == []
+    assert all(len(list((ROOT / "sqs_pyro" / room).glob("*.py"))) <= 15 for room in ("runs", "inference"))

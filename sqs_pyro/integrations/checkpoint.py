@@ -45,8 +45,7 @@ def compress_checkpoint(
         NetworkError, DataError, RecipeError, OutputError, ResourceError: one sentence that says what to repair;
             finished blocks are kept.
     """
-    if not isinstance(recipe, BlockwiseRecipe):
-        recipe = parse(BlockwiseRecipe, recipe or {}, "blockwise")
+    recipe = parse(BlockwiseRecipe, recipe or {}, "blockwise")
     net, residency = streamed_network(checkpoint, dtype)
     with _kept_blocks_are_named(directory):
         return compress_transformer(
