@@ -170,11 +170,11 @@ class TestEvaluationMode:
     def test_a_drawn_network_is_distributed_as_pyros_draws(self, model):
         guide = SpikeGMMGuide(model, K, evaluation_temperature=2.0, initial_gate=0.4).eval()
         guide.prune({"0.weight": torch.rand(guide.site_guides()["0.weight"].shape) < 0.5})
-        coded = torch.stack([guide.draw(codebook_dtype=torch.float32)["0.weight"].dense() for _ in range(2000)])
-        values = torch.stack([draw(guide)["0.weight"].detach() for _ in range(2000)])
+        coded = torch.stack([guide.draw(codebook_dtype=torch.float32)["0.weight"].dense() for _ in range(800)])
+        values = torch.stack([draw(guide)["0.weight"].detach() for _ in range(800)])
         for value in (0.0, *guide.site_guides()["0.weight"].loc[0].tolist()):
             rates = [(draws == value).float().mean(0) for draws in (coded, values)]
-            torch.testing.assert_close(*rates, atol=0.079, rtol=0)  # > 5 sigma
+            torch.testing.assert_close(*rates, atol=0.125, rtol=0)  # 5 sigma of 800 draws
         assert not coded[:, ~guide.site_guides()["0.weight"].mask].any()
 
     def test_gates_can_have_a_temperature_of_their_own(self, model):
@@ -197,8 +197,8 @@ class TestEvaluationMode:
 
     def test_the_mean_is_that_of_many_draws(self, model):
         guide = SpikeGMMGuide(model, 3, initial_gate=0.5, groups="channel")
-        draws = [guide.draw(1.5, 3.0, torch.float32)["0.weight"].dense() for _ in range(2000)]
-        torch.testing.assert_close(torch.stack(draws).mean(0), guide.mean(1.5, 3.0)["0.weight"], atol=0.07, rtol=0)
+        draws = [guide.draw(1.5, 3.0, torch.float32)["0.weight"].dense() for _ in range(800)]
+        torch.testing.assert_close(torch.stack(draws).mean(0), guide.mean(1.5, 3.0)["0.weight"], atol=0.11, rtol=0)
 
     def test_drawing_does_not_advance_training(self, model):
         guide = SpikeGMMGuide(model, K, refresh_every=2).eval()
