@@ -1,8 +1,11 @@
 import os
+import random
 
 import hypothesis
+import numpy as np
 import pyro
 import pytest
+import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that is no directory is refused at once, not looked for
 pytest.register_assert_rewrite("kits")  # what only these tests share lives in tests/kits: `kits.<name>`
@@ -17,7 +20,11 @@ hypothesis.settings.load_profile("sqs")
 def clean_pyro():
     """Each test starts from an empty parameter store and the same seed, with every validation on."""
     pyro.clear_param_store()
-    pyro.set_rng_seed(0)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  as pyro.set_rng_seed does
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():  # torch.manual_seed would note where it was called from, which takes longer
+        torch.cuda.manual_seed_all(0)
     pyro.enable_validation(True)
     yield
     pyro.clear_param_store()

@@ -64,7 +64,7 @@ def test_ranges_of_outliers_are_marked():
     assert [text.get_text() for text in shaded.figure.legends[0].get_texts()][-1] == "windows of outliers"
 
 
-def test_many_layers_go_on_several_pages(tmp_path):
+def test_many_layers_go_on_several_pages(tmp_path, blank_pictures):
     layers = [_layer(f"layer{index}.weight", 40, index) for index in range(45)]
     names = [path.name for path in plots.write_pictures(tmp_path, layers, [])]
     assert names == ["layers-1.png", "layers-2.png", "layers-3.png", "bits.png"]
