@@ -110,7 +110,8 @@ def run_tests(*options: object, environment: Mapping[str, str]) -> None:
 def _server() -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", _SERVER]
+    where = Path(__file__).parents[2]  # not where a test may have gone
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    server = subprocess.Popen(command, env=environment, **pipes)
+    server = subprocess.Popen(command, env=environment, cwd=where, **pipes)
     atexit.register(server.communicate)  # which closes its input, so that it ends
     return server

@@ -154,7 +154,7 @@ def classification_values(directory: Path, kind: str = "bert", rows: int = 320) 
     }
 
 
-def question_values(directory: Path, rows: int = 480) -> dict:
+def question_values(directory: Path, rows: int = 320) -> dict:
     """A whole recipe for questions with answers in a context, of files that are written into a directory."""
     write_network(directory / "network", "bert")
     return {
@@ -170,13 +170,13 @@ def question_values(directory: Path, rows: int = 480) -> dict:
             "answer_length": 4,
             "batch_size": 16,
         },
-        "baseline": {"epochs": 6, "learning_rate": 3e-3},
-        "compression": compression(),
+        "baseline": {"epochs": 4, "learning_rate": 3e-3},
+        "compression": compression(epochs=2),
         "device": "cpu",
     }
 
 
-def embedding_values(directory: Path, rows: int = 400) -> dict:
+def embedding_values(directory: Path, rows: int = 200) -> dict:
     """A whole recipe for embedding sentences, of files that are written into a directory."""
     write_network(directory / "network", "bert", num_hidden_layers=1)
     sentences = [{"text": row["context"]} for row in asked(rows, 3)]

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 
 import pytest
 import torch
@@ -75,8 +76,14 @@ def net():
 
 
 @pytest.fixture(scope="module")
-def result(net):
-    return compressed(net)
+def kept(tmp_path_factory):
+    """Directory of the blocks of `result`."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="module")
+def result(net, kept):
+    return compressed(net, kept)
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +115,8 @@ class TestResult:
         inputs = calibration()[0]
         assert torch.equal(loaded(**inputs).logits, result.network(**inputs).logits)
 
-    def test_the_given_network_stays(self, result):
+    def test_the_given_network_stays(self, net, result):
         fresh = llama().state_dict()
-        net = llama()
-        compressed(net)
         assert all(torch.equal(value, fresh[name]) for name, value in net.state_dict().items())
         assert "forward" not in net.model.layers[0].__dict__
 
@@ -125,8 +130,9 @@ class TestResult:
 
 
 class TestChoices:
-    def test_more_bits_lose_less(self, net):
-        errors = [compressed(net, bits=bits).records[-1].error for bits in (2.0, 3.0, 4.5)]
+    def test_more_bits_lose_less(self, net, result):
+        results = compressed(net, bits=2.0), result, compressed(net, bits=4.5)
+        errors = [each.records[-1].error for each in results]
         assert errors[0] > 1.5 * errors[1] > 2 * errors[2]
 
     def test_even_allocation_gives_every_layer_the_same(self, even):
@@ -169,7 +175,7 @@ class TestChoices:
 
     @pytest.mark.parametrize("scales", [True, False])
     def test_settling_lowers_the_error(self, net, result, scales):
-        settled = compressed(net, settle_steps=40, channel_scales=scales)
+        settled = compressed(net, settle_steps=20, channel_scales=scales)
         assert settled.records[-1].error < result.records[-1].error
         codes = zip(settled.records, result.records, strict=True)
         assert all(a.layers.keys() == b.layers.keys() for a, b in codes)
@@ -218,21 +224,20 @@ class TestInterruption:
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
         assert resumed.records[0].layers == result.records[0].layers
 
-    def test_blocks_of_another_recipe_are_left_alone(self, net, tmp_path):
-        compressed(net, tmp_path, bits=2.0)
-        with pytest.raises(RecipeError, match=r"plan\.pt' was made with another recipe \(bits: 2.0 -> 3.0\)"):
-            compressed(net, tmp_path, bits=3.0)
+    def test_blocks_of_another_recipe_are_left_alone(self, net, result, kept):
+        with pytest.raises(RecipeError, match=r"plan\.pt' was made with another recipe \(bits: 3.0 -> 2.0\)"):
+            compressed(net, kept, bits=2.0)
 
     def test_also_with_an_even_allocation(self, even):
         net, _, directory = even
         with pytest.raises(RecipeError, match=r"block-000\.pt' was made with another recipe \(bits: .* -> 2.0\)"):
             compressed(net, directory, allocation="even", bits=2.0)
 
-    def test_a_damaged_block_is_named(self, net, tmp_path):
-        compressed(net, tmp_path)
-        (tmp_path / "block-001.pt").write_bytes(b"nothing")
+    def test_a_damaged_block_is_named(self, net, result, kept, tmp_path):
+        damaged = shutil.copytree(kept, tmp_path / "damaged")
+        (damaged / "block-001.pt").write_bytes(b"nothing")
         with pytest.raises(NetworkError, match=r"block-001\.pt' cannot be read"):
-            compressed(net, tmp_path)
+            compressed(net, damaged)
 
 
 class TestSettling:
