@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 _SERVER = """
 import json, os, signal, sys, traceback
-import numpy, pydantic, pyro, torch
+import numpy, pydantic, pyro, torch, torch._dynamo
 
 
 def run(code, arguments, environment, output, errors):
