@@ -35,7 +35,7 @@ print([str(w.message) for w in told if "CPU kernels" in str(w.message)])
 
 def start(tmp_path, **environment):
     cache = {"SQS_CACHE": str(tmp_path / "cache"), **environment}
-    return forks.Started(SCRIPT, environment=cache)
+    return forks.Started(SCRIPT, environment=cache, imported=forks.LIBRARY)
 
 
 def told(process):
@@ -133,7 +133,7 @@ def test_other_instruction_sets(flags):
     """The same products on what older machines have; the grid of shapes runs there, too."""
     grids = [Path(__file__).with_name(name) for name in ("test_matrices.py", "test_convolution.py")]
     environment = {"SQS_CXXFLAGS": flags}  # the libraries are kept, as this machine's are
-    forks.run_tests(*grids, "--hypothesis-profile=few", environment=environment)
+    forks.run_tests(*grids, "--hypothesis-profile=few", environment=environment, imported=forks.LIBRARY)
 
 
 @needs_compiler
