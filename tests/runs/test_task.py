@@ -36,7 +36,7 @@ FILES = {
 }
 MAKERS = {
     "bert on classes": kit.classification_values,
-    "llama on classes": partial(kit.classification_values, kind="llama", rows=192),
+    "llama on classes": partial(kit.classification_values, kind="llama"),
     "qwen2 on classes": partial(kit.classification_values, kind="qwen2"),
     "bert on questions": kit.question_values,
     "bert on sentences": kit.embedding_values,

@@ -93,6 +93,21 @@ def even(tmp_path_factory):
     return net, compressed(net, directory, allocation="even"), directory
 
 
+@pytest.fixture(scope="module")
+def in_units():
+    """A network whose up projections are in other units, which down projections take back, and its results.
+
+    It is the same function, harder to code: with channel scales (True) and without (False).
+    """
+    units = torch.randn(96, generator=torch.Generator().manual_seed(0)).mul(1.5).exp()
+    net = llama()
+    with torch.no_grad():
+        for layer in net.model.layers:
+            layer.mlp.up_proj.weight.mul_(units[:, None])
+            layer.mlp.down_proj.weight.div_(units)
+    return net, {scales: compressed(net, channel_scales=scales) for scales in (True, False)}
+
+
 class TestResult:
     def test_every_layer_of_every_block_is_coded(self, net, result):
         coded = {row.name for row in size_report(result.network).tensors}
@@ -156,27 +171,26 @@ class TestChoices:
         other = calibration(seed=5)
         assert hidden_error(net, result.network, other) < 0.9 * hidden_error(net, rounded, other)
 
-    def test_scales_undo_units_that_outputs_happen_to_have(self, net, result):
-        """Up projections in other units, which down projections take back: the same function, harder to code."""
-        units = torch.randn(96, generator=torch.Generator().manual_seed(0)).mul(1.5).exp()
-        other = llama()
-        with torch.no_grad():
-            for layer in other.model.layers:
-                layer.mlp.up_proj.weight.mul_(units[:, None])
-                layer.mlp.down_proj.weight.div_(units)
+    def test_scales_undo_units_that_outputs_happen_to_have(self, in_units):
+        net, results = in_units
         inputs = calibration(seed=5)
-        errors = {scales: compressed(other, channel_scales=scales) for scales in (True, False)}
-        stored = [w.coded().scales for w in stored_weights(errors[True].network).values()]
-        assert sum(scales is not None for scales in stored) >= len(net.model.layers)
-        assert all(w.coded().scales is None for w in stored_weights(errors[False].network).values())
-        with_scales, without = (hidden_error(other, errors[scales].network, inputs) for scales in (True, False))
+        stored = {
+            scales: [weight.coded().scales for weight in stored_weights(each.network).values()]
+            for scales, each in results.items()
+        }
+        assert sum(scales is not None for scales in stored[True]) >= len(net.model.layers)
+        assert all(scales is None for scales in stored[False])
+        with_scales, without = (hidden_error(net, results[scales].network, inputs) for scales in (True, False))
         assert with_scales < 0.8 * without
-        assert size_report(errors[True].network).bits_per_weight == pytest.approx(3.0, abs=0.1)
+        assert size_report(results[True].network).bits_per_weight == pytest.approx(3.0, abs=0.1)
 
     @pytest.mark.parametrize("scales", [True, False])
-    def test_settling_lowers_the_error(self, net, result, scales):
-        settled = compressed(net, settle_steps=20, channel_scales=scales)
-        assert settled.records[-1].error < result.records[-1].error
+    def test_settling_lowers_the_error(self, in_units, scales):
+        net, results = in_units
+        result = results[scales]
+        settled = compressed(net, settle_steps=40, channel_scales=scales)
+        # Of the first block, whose codes are the same: later ones are coded for other inputs. 0.94 to 0.97 of it.
+        assert settled.records[0].error < 0.98 * result.records[0].error
         codes = zip(settled.records, result.records, strict=True)
         assert all(a.layers.keys() == b.layers.keys() for a, b in codes)
         norm = "model.layers.0.input_layernorm.weight"
