@@ -6,6 +6,8 @@ STAMP  := $(VENV)/.installed
 DOCS   := $(VENV)/.docs-installed
 # Tests run in as many processes, of one thread each; `make test WORKERS=8` on a larger machine.
 WORKERS ?= 2
+# What one process has compiled to bytecode the others read.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 .PHONY: demo test lint slow docs fuzz reliability sanitize gpu clean fashion-mnist foreign-text

@@ -68,12 +68,12 @@ def small_recipe():
 @pytest.fixture(scope="session")
 def small_run(small_recipe, tmp_path_factory):
     """Directory of a finished run of `small_recipe`; its baseline is kept in `baselines` beside it."""
-    from kits.pictures import blank
+    from kits.pictures import unpainted
 
     from sqs_pyro.runs.images import run
 
     directory = tmp_path_factory.mktemp("small") / "run"
-    with blank():
+    with unpainted():
         run(small_recipe, directory)
     return directory
 
@@ -92,12 +92,12 @@ def tiny_language_recipe(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_language_run(tiny_language_recipe, tmp_path_factory):
     """Directory of a finished run of `tiny_language_recipe`."""
-    from kits.pictures import blank
+    from kits.pictures import unpainted
 
     from sqs_pyro.runs.language_model import run
 
     directory = tmp_path_factory.mktemp("language_run") / "run"
-    with blank():
+    with unpainted():
         run(tiny_language_recipe, directory)
     return directory
 
@@ -117,11 +117,11 @@ def tiny_task_recipe(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_task_run(tiny_task_recipe, tmp_path_factory):
     """Directory of a finished run of `tiny_task_recipe`; its fine-tuned network is in `baselines` beside it."""
-    from kits.pictures import blank
+    from kits.pictures import unpainted
 
     from sqs_pyro.runs.task import run
 
     directory = tmp_path_factory.mktemp("task_run") / "run"
-    with blank():
+    with unpainted():
         run(tiny_task_recipe, directory)
     return directory

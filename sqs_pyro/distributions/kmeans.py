@@ -107,16 +107,17 @@ def _optimal_cuts(below: list[Tensor], k: int) -> Tensor:
     ``best_j[e]``, the least error of covering the bins before end e by j intervals, follows from
     ``best_j[e] = min_s best_{j-1}[s] + error(s, e)``.
     """
-    count, total, square = (b[:, None, :] - b[:, :, None] for b in below)  # [g, start, end]
+    # Starts last, where their minimum is looked for, and in place: memory is what takes the time. [g, end, start]
+    count, total, square = (b[:, :, None] - b[:, None, :] for b in below)
     # Σ w x² - (Σ w x)² / Σ w, the squared error around the interval's mean.
-    error = (square - total**2 / count.clamp_min(_TINY)).clamp_min(0).where(count > 0, 0.0)
+    error = square.sub_(total.square_().div_(count.clamp_min(_TINY))).clamp_min_(0).masked_fill_(count <= 0, 0.0)
     size = error.shape[-1]
     # An interval that ends before it starts is none.
-    backwards = torch.ones(size, size, dtype=torch.bool, device=error.device).tril(-1)
-    error = error.masked_fill(backwards, torch.inf)
-    best, choices = error[:, 0, :], []  # one interval, from the first bin
+    backwards = torch.ones(size, size, dtype=torch.bool, device=error.device).triu(1)
+    error.masked_fill_(backwards, torch.inf)
+    best, choices, sums = error[:, :, 0], [], total  # one interval, from the first bin; `total` is used up
     for _ in range(k - 1):
-        best, choice = (best[:, :, None] + error).min(dim=1)  # over starts: [g, end]
+        best, choice = torch.add(best[:, None, :], error, out=sums).min(dim=2)  # over starts: [g, end]
         choices.append(choice)
     cuts = [torch.full_like(below[0][:, 0], size - 1, dtype=torch.long)]
     # Back from the last end: each choice says where the interval that ends there has started.
