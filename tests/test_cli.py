@@ -291,7 +291,7 @@ def test_help_answers_without_loading_the_library():
 def test_ctrl_c_in_a_study_then_the_same_command(study_file, tmp_path, jobs):
     out = tmp_path / "study"
     arguments = [Path(sys.executable).parent / "sqs", "compare", study_file, "--out", out, "--jobs", str(jobs)]
-    arguments += ["--set", "variants.impossible.set={}", "--set", "base.compression.epochs=20", "--json"]
+    arguments += ["--set", "variants.impossible.set={}", "--set", "base.compression.epochs=8", "--json"]
     arguments += ["--set", "base.baseline.epochs=1"]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     while not list(out.glob("runs/*.partial/checkpoint.pt")) and process.poll() is None:
@@ -310,7 +310,7 @@ def test_ctrl_c_in_a_study_then_the_same_command(study_file, tmp_path, jobs):
 @pytest.mark.slow
 def test_ctrl_c_then_the_same_command(recipe_file, tmp_path):
     arguments = [Path(sys.executable).parent / "sqs", "compress", recipe_file, "--out", tmp_path / "run"]
-    arguments += ["--set", "compression.epochs=40", "--set", "baseline.epochs=1"]
+    arguments += ["--set", "compression.epochs=12", "--set", "baseline.epochs=1"]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
     said = next(line for line in process.stderr if line.startswith("compression"))
     process.send_signal(signal.SIGINT)
