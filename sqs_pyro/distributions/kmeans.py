@@ -65,7 +65,7 @@ def _best_histogram_partition(ordered: Tensor, mass: Tensor, moments: list[Tenso
     """Return means of the K intervals of least squared error whose ends are bin ends, ``[G, K]``."""
     # Time and memory grow with groups times bins squared; Lloyd's steps make up for coarser starts.
     bins = _FINE_BINS if len(ordered) <= _FINE_GROUPS else _COARSE_BINS
-    ends = _bin_ends(ordered, mass, moments[0], bins)  # positions in `ordered`, [G, bins + 1]
+    ends = _bin_ends(ordered, mass, moments[0], bins)  # positions in `ordered`, [G, bins + 1] or fewer
     starts = []
     for rows in torch.arange(len(ordered), device=ordered.device).split(_FINE_GROUPS):
         below = [moment[rows].gather(1, ends[rows]) for moment in moments]  # each [g, bins + 1]
@@ -98,7 +98,9 @@ def _bin_ends(ordered: Tensor, mass: Tensor, mass_below: Tensor, bins: int) -> T
     high = ordered.masked_fill(~used, -torch.inf).amax(1, keepdim=True).nan_to_num(neginf=0.0)
     by_value = torch.searchsorted(ordered.contiguous(), low + (high - low) * shares(bins // 4))
     first, last = torch.zeros_like(by_mass[:, :1]), torch.full_like(by_mass[:, :1], ordered.shape[1])
-    return torch.cat([first, by_codewords, by_mass, by_value, last], dim=1).sort(dim=1).values
+    ends = torch.cat([first, by_codewords, by_mass, by_value, last], dim=1).sort(dim=1).values
+    # Bins of nothing change no partition; rows have other numbers of them.
+    return ends.unique_consecutive(dim=1) if len(ends) == 1 else ends
 
 
 def _optimal_cuts(below: list[Tensor], k: int) -> Tensor:
