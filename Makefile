@@ -6,6 +6,8 @@ STAMP  := $(VENV)/.installed
 DOCS   := $(VENV)/.docs-installed
 # Tests run in as many processes, of one thread each; `make test WORKERS=8` on a larger machine.
 WORKERS ?= 2
+# What one process has compiled to bytecode the others read.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 .PHONY: demo test lint slow docs fuzz reliability sanitize gpu clean fashion-mnist foreign-text
@@ -74,7 +76,8 @@ data/foreign.txt:
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > $(VENV)/compileall.txt || true   # on all cores; templates are no Python
 	touch $@
 
 $(DOCS): $(STAMP)

@@ -16,6 +16,14 @@ hypothesis.settings.register_profile("few", parent=hypothesis.settings.get_profi
 hypothesis.settings.load_profile("sqs")
 
 
+#: They compile, or wait for what does: begun last, they would run alone.
+_FIRST = ("test_native.py::test_other_instruction_sets", "test_fuzz.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not any(name in item.nodeid for name in _FIRST))
+
+
 @pytest.fixture(autouse=True)
 def clean_pyro():
     """Each test starts from an empty parameter store and the same seed, with every validation on."""
@@ -60,12 +68,12 @@ def small_recipe():
 @pytest.fixture(scope="session")
 def small_run(small_recipe, tmp_path_factory):
     """Directory of a finished run of `small_recipe`; its baseline is kept in `baselines` beside it."""
-    from kits.pictures import blank
+    from kits.pictures import unpainted
 
     from sqs_pyro.runs.images import run
 
     directory = tmp_path_factory.mktemp("small") / "run"
-    with blank():
+    with unpainted():
         run(small_recipe, directory)
     return directory
 
@@ -84,12 +92,12 @@ def tiny_language_recipe(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_language_run(tiny_language_recipe, tmp_path_factory):
     """Directory of a finished run of `tiny_language_recipe`."""
-    from kits.pictures import blank
+    from kits.pictures import unpainted
 
     from sqs_pyro.runs.language_model import run
 
     directory = tmp_path_factory.mktemp("language_run") / "run"
-    with blank():
+    with unpainted():
         run(tiny_language_recipe, directory)
     return directory
 
@@ -109,8 +117,11 @@ def tiny_task_recipe(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_task_run(tiny_task_recipe, tmp_path_factory):
     """Directory of a finished run of `tiny_task_recipe`; its fine-tuned network is in `baselines` beside it."""
+    from kits.pictures import unpainted
+
     from sqs_pyro.runs.task import run
 
     directory = tmp_path_factory.mktemp("task_run") / "run"
-    run(tiny_task_recipe, directory)
+    with unpainted():
+        run(tiny_task_recipe, directory)
     return directory

@@ -1,12 +1,11 @@
 """What is missing is told in one sentence with the line that installs it, by a process that has not got it."""
 
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from kits import forks
 
 from sqs_pyro.errors import MissingPackageError, SQSError
 from sqs_pyro.extras import EXTRAS, needed_for
@@ -26,10 +25,8 @@ sys.argv = {argv!r}
 COMMAND = "import runpy; runpy.run_module('sqs_pyro', run_name='__main__')"
 
 
-def without(missing: list[str], code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    program = WITHOUT.format(missing=missing, argv=["sqs", *map(str, arguments)], code=code)
-    command = [sys.executable, "-W", "ignore", "-c", program]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+def without(missing: list[str], code: str, *arguments: object) -> forks.Ended:
+    return forks.run(WITHOUT.format(missing=missing, argv=["sqs", *map(str, arguments)], code=code))
 
 
 def distributions(requirements: list[str]) -> set[str]:

@@ -85,9 +85,8 @@ def check(network: Network, name: str) -> None:
     with untouched(net):
         try:
             result = compress(net, loader, recipe, likelihood=network.likelihood)
-        except (
-            RecipeError
-        ) as refusal:  # of a network whose names and norms alone are larger than the file asked for
+        except RecipeError as refusal:
+            # Of a network whose names and norms alone are larger than the file asked for.
             assert "target_ratio" in recipe and "asks for a file of" in str(refusal)
             return
         half = any(parameter.dtype is torch.bfloat16 for parameter in net.parameters())

@@ -65,7 +65,7 @@ def _best_histogram_partition(ordered: Tensor, mass: Tensor, moments: list[Tenso
     """Return means of the K intervals of least squared error whose ends are bin ends, ``[G, K]``."""
     # Time and memory grow with groups times bins squared; Lloyd's steps make up for coarser starts.
     bins = _FINE_BINS if len(ordered) <= _FINE_GROUPS else _COARSE_BINS
-    ends = _bin_ends(ordered, mass, moments[0], bins)  # positions in `ordered`, [G, bins + 1]
+    ends = _bin_ends(ordered, mass, moments[0], bins)  # positions in `ordered`, [G, bins + 1] or fewer
     starts = []
     for rows in torch.arange(len(ordered), device=ordered.device).split(_FINE_GROUPS):
         below = [moment[rows].gather(1, ends[rows]) for moment in moments]  # each [g, bins + 1]
@@ -98,7 +98,9 @@ def _bin_ends(ordered: Tensor, mass: Tensor, mass_below: Tensor, bins: int) -> T
     high = ordered.masked_fill(~used, -torch.inf).amax(1, keepdim=True).nan_to_num(neginf=0.0)
     by_value = torch.searchsorted(ordered.contiguous(), low + (high - low) * shares(bins // 4))
     first, last = torch.zeros_like(by_mass[:, :1]), torch.full_like(by_mass[:, :1], ordered.shape[1])
-    return torch.cat([first, by_codewords, by_mass, by_value, last], dim=1).sort(dim=1).values
+    ends = torch.cat([first, by_codewords, by_mass, by_value, last], dim=1).sort(dim=1).values
+    # Bins of nothing change no partition; rows have other numbers of them.
+    return ends.unique_consecutive(dim=1) if len(ends) == 1 else ends
 
 
 def _optimal_cuts(below: list[Tensor], k: int) -> Tensor:
@@ -107,16 +109,17 @@ def _optimal_cuts(below: list[Tensor], k: int) -> Tensor:
     ``best_j[e]``, the least error of covering the bins before end e by j intervals, follows from
     ``best_j[e] = min_s best_{j-1}[s] + error(s, e)``.
     """
-    count, total, square = (b[:, None, :] - b[:, :, None] for b in below)  # [g, start, end]
+    # Starts last, where their minimum is looked for, and in place: memory is what takes the time. [g, end, start]
+    count, total, square = (b[:, :, None] - b[:, None, :] for b in below)
     # Σ w x² - (Σ w x)² / Σ w, the squared error around the interval's mean.
-    error = (square - total**2 / count.clamp_min(_TINY)).clamp_min(0).where(count > 0, 0.0)
+    error = square.sub_(total.square_().div_(count.clamp_min(_TINY))).clamp_min_(0).masked_fill_(count <= 0, 0.0)
     size = error.shape[-1]
     # An interval that ends before it starts is none.
-    backwards = torch.ones(size, size, dtype=torch.bool, device=error.device).tril(-1)
-    error = error.masked_fill(backwards, torch.inf)
-    best, choices = error[:, 0, :], []  # one interval, from the first bin
+    backwards = torch.ones(size, size, dtype=torch.bool, device=error.device).triu(1)
+    error.masked_fill_(backwards, torch.inf)
+    best, choices, sums = error[:, :, 0], [], total  # one interval, from the first bin; `total` is used up
     for _ in range(k - 1):
-        best, choice = (best[:, :, None] + error).min(dim=1)  # over starts: [g, end]
+        best, choice = torch.add(best[:, None, :], error, out=sums).min(dim=2)  # over starts: [g, end]
         choices.append(choice)
     cuts = [torch.full_like(below[0][:, 0], size - 1, dtype=torch.long)]
     # Back from the last end: each choice says where the interval that ends there has started.

@@ -107,8 +107,9 @@ def test_the_average_of_many_draws_of_a_linear_network_is_near_its_mean():
     net = nn.Linear(6, 4, bias=False)
     _, guide = guide_of(net, initial_gate=0.5)
     x = 0.05 * torch.randn(20, 6)
-    average = averaged_network(net, guide, 3000, temperature=2.0)
+    average = averaged_network(net, guide, 1500, temperature=2.0)
     mean = mean_network(net, guide, temperature=2.0)
+    # The largest difference of 20 seeds is 1.4e-3.
     torch.testing.assert_close(average(x), mean(x).log_softmax(-1), atol=2e-3, rtol=0)
 
 

@@ -70,10 +70,13 @@ def test_without_kernels_everything_is_decoded(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "codes"),
-    [("residual", "codebooks of channels"), ("residual", "256 values and zeros"), ("words", "scales")],
+    [
+        ("residual", ("codebooks of channels", "256 values and zeros")),
+        ("words", ("scales", "256 values and zeros")),
+    ],
 )
 def test_it_runs_without_us(kind, codes, tmp_path):
-    net, directory = packed(kind, codes), tmp_path / "out"
+    net, directory = packed(kind, *codes), tmp_path / "out"
     directory.mkdir()
     exported = export_aoti(net, INPUTS[kind], directory)
     forms = {op.split("_")[-1] for said in exported.packed.values() for op in said.split(", ")}

@@ -20,7 +20,7 @@ SMALL = {
     "vocab_size": 48,
     "hidden_size": 16,  # an even allocation takes the longer, the more weights differ in a layer
     "intermediate_size": 24,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 32,
     "initializer_range": 0.2,
@@ -32,10 +32,10 @@ STORED = [(torch.float32, "6KB"), (torch.bfloat16, "1GB")]
 CASES = [(*kind, tied, *STORED[(i + tied) % 2]) for i, kind in enumerate(KINDS) for tied in (False, True)]
 
 
-def write(path, kind="Llama", head="ForCausalLM", tied=False, dtype=torch.float32, shard="6KB", **sizes):
+def write(path, kind="Llama", head="ForCausalLM", tied=False, dtype=torch.float32, shard="6KB"):
     torch.manual_seed(0)
     few = {} if kind == "Bert" else {"num_key_value_heads": 2}
-    config = getattr(transformers, f"{kind}Config")(**{**SMALL, **sizes}, **few, tie_word_embeddings=tied)
+    config = getattr(transformers, f"{kind}Config")(**SMALL, **few, tie_word_embeddings=tied)
     net = getattr(transformers, f"{kind}{head}")(config).to(dtype).eval()
     net.save_pretrained(path, max_shard_size=shard)
     return type(net)
@@ -53,7 +53,7 @@ def in_memory(cls, path, out, **changes):
 
 @pytest.mark.parametrize(("kind", "head", "tied", "dtype", "shard"), CASES)
 def test_same_file_as_in_memory(kind, head, tied, dtype, shard, tmp_path):
-    cls = write(tmp_path / "net", kind, head, tied, dtype, shard, num_hidden_layers=2)
+    cls = write(tmp_path / "net", kind, head, tied, dtype, shard)
     assert (tmp_path / "net" / streamed_weights.INDEX).exists() == (shard == "6KB")
     result = compress_checkpoint(tmp_path / "net", sequences(), RECIPE, directory=tmp_path / "blocks")
     save(result.network, tmp_path / "streamed")
@@ -98,7 +98,7 @@ def test_killed_and_resumed(tmp_path):
     script = (
         "import sys; from integrations.test_checkpoint import _killed_in_second_block as run; run(*sys.argv[1:])"
     )
-    killed = forks.run(script, tmp_path / "net", tmp_path / "blocks")
+    killed = forks.run(script, tmp_path / "net", tmp_path / "blocks", imported=forks.LIBRARY)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [p.name for p in (tmp_path / "blocks").glob("*.pt")] == ["block-000.pt"]
     result = compress_checkpoint(tmp_path / "net", sequences(), RECIPE, directory=tmp_path / "blocks")

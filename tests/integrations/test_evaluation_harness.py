@@ -54,6 +54,7 @@ def test_says_what_the_packed_network_says(checkpoint):
         assert found == pytest.approx(own_log_probability(packed, TEXT), rel=1e-5)
 
 
+@pytest.mark.slow  # importing all of the harness takes many seconds
 def test_command_line_reads_packed_checkpoints(checkpoint, tmp_path):
     directory, packed = checkpoint
     (tmp_path / "text.jsonl").write_text(json.dumps({"text": TEXT}) + "\n", encoding="utf-8")

@@ -17,16 +17,17 @@ SCRIPT = """
 import sys, warnings
 import torch
 from torch import nn
-from sqs_pyro.testing.layouts import random_coded
 from sqs_pyro.kernels import packed_network
-net = nn.Linear(40, 8)
-coded = random_coded((8, 40), 4)
+from sqs_pyro.packing import CodedTensor
+net, codes = nn.Linear(40, 8), torch.arange(320).remainder(5).to(torch.uint8).view(8, 40)
+mask, table = codes > 0, torch.tensor([[0.5, -0.25, 0.125, 1.0, -2.0]])
+coded = CodedTensor(codes, mask, table)
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
     packed = packed_network(net, {"weight": coded})
     again = packed_network(net, {"weight": coded})
 x = torch.randn(3, 40)
-torch.testing.assert_close(packed(x), x @ coded.dense().T + net.bias.half().float())
+torch.testing.assert_close(packed(x), x @ (table[0, codes.long()] * mask).T + net.bias.half().float())
 print(packed.packed_weight.form)
 print([str(w.message) for w in told if "CPU kernels" in str(w.message)])
 """
@@ -34,7 +35,7 @@ print([str(w.message) for w in told if "CPU kernels" in str(w.message)])
 
 def start(tmp_path, **environment):
     cache = {"SQS_CACHE": str(tmp_path / "cache"), **environment}
-    return forks.Started(SCRIPT, environment=cache)
+    return forks.Started(SCRIPT, environment=cache, imported=forks.LIBRARY)
 
 
 def told(process):
@@ -132,7 +133,7 @@ def test_other_instruction_sets(flags):
     """The same products on what older machines have; the grid of shapes runs there, too."""
     grids = [Path(__file__).with_name(name) for name in ("test_matrices.py", "test_convolution.py")]
     environment = {"SQS_CXXFLAGS": flags}  # the libraries are kept, as this machine's are
-    forks.run_tests(*grids, "--hypothesis-profile=few", environment=environment)
+    forks.run_tests(*grids, "--hypothesis-profile=few", environment=environment, imported=forks.LIBRARY)
 
 
 @needs_compiler

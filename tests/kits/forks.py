@@ -1,4 +1,4 @@
-"""Processes in which nothing of ours is imported yet, in no time: forks of one that has imported torch and waits.
+"""Processes in which nothing of ours has run yet, in no time: forks of one that has imported torch and waits.
 
 For tests of what is imported, compiled or left out by the environment, which this process has behind it.
 """
@@ -13,11 +13,13 @@ import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+TORCH = "numpy, pydantic, pyro, torch"
+#: For what needs the library, but is not about how it is imported.
+LIBRARY = f"{TORCH}, torch._dynamo, sqs_pyro.kernels"
 _SERVER = """
 import json, os, signal, sys, traceback
-import numpy, pydantic, pyro, torch
 
 
 def run(code, arguments, environment, output, errors):
@@ -71,21 +73,24 @@ class Started:
         code: what it executes.
         arguments: its ``sys.argv``, behind the first.
         environment: variables beside those of this process, or in their place.
+        imported: what is there already.
     """
 
-    def __init__(self, code: str, *arguments: object, environment: Mapping[str, str] | None = None):
+    def __init__(
+        self, code: str, *arguments: object, environment: Mapping[str, str] | None = None, imported: str = TORCH
+    ):
         self.number, self.made = next(_numbers), tempfile.TemporaryDirectory()
         self.outputs = [Path(self.made.name, stream) for stream in ("output", "errors")]
         variables = {**os.environ, **(environment or {})}
         order = [self.number, code, [*map(str, arguments)], variables, *map(str, self.outputs)]
-        server = _server()
+        self.server = server = _server(imported)
         server.stdin.write(json.dumps(order) + "\n")
         server.stdin.flush()
 
     def wait(self) -> Ended:
         """Wait until it ends."""
         while self.number not in _ended:
-            line = _server().stdout.readline()
+            line = self.server.stdout.readline()
             assert line, "the process that starts others has ended"
             number, status = map(int, line.split())
             _ended[number] = status
@@ -93,24 +98,25 @@ class Started:
             return Ended(_ended.pop(self.number), *(path.read_text() for path in self.outputs))
 
 
-def run(code: str, *arguments: object, environment: Mapping[str, str] | None = None) -> Ended:
+def run(code: str, *arguments: object, **options: Any) -> Ended:
     """Execute code in a process of its own; see :class:`Started`."""
-    return Started(code, *arguments, environment=environment).wait()
+    return Started(code, *arguments, **options).wait()
 
 
-def run_tests(*options: object, environment: Mapping[str, str]) -> None:
+def run_tests(*options: object, environment: Mapping[str, str], imported: str = TORCH) -> None:
     """Run other tests of ours where the environment is another: none may fail, or be skipped."""
     code = "import sys, pytest; sys.exit(pytest.main(['-p', 'no:cacheprovider', *sys.argv[1:]]))"
-    ended = run(code, *options, environment=environment)
+    ended = run(code, *options, environment=environment, imported=imported)
     assert ended.returncode == 0 and "passed" in ended.stdout, (ended.stdout + ended.stderr)[-5000:]
     assert "skipped" not in ended.stdout, ended.stdout[-2000:]
 
 
 @cache
-def _server() -> subprocess.Popen:
+def _server(imported: str) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", _SERVER]
+    command = [sys.executable, "-W", "ignore", "-c", f"import {imported}\n{_SERVER}"]
+    where = Path(__file__).parents[2]  # not where a test may have gone
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    server = subprocess.Popen(command, env=environment, **pipes)
+    server = subprocess.Popen(command, env=environment, cwd=where, **pipes)
     atexit.register(server.communicate)  # which closes its input, so that it ends
     return server

@@ -32,15 +32,14 @@ def plain(kind):
     return net
 
 
-def packed(kind, codes):
-    """The same, packed; weights are large enough for all of them to matter."""
-    options = dict(CODES[codes])
-    by_channel = options.pop("by_channel", False)
+def packed(kind, *codes):
+    """The same, packed, its weights by each of the codes in turn; large enough for all of them to matter."""
     net = plain(kind)
     coded = {}
     for seed, (name, value) in enumerate(net.named_parameters()):
         if value.dim() > 1:
-            groups = value.shape[0] if by_channel else 1
+            options = dict(CODES[codes[len(coded) % len(codes)]])
+            groups = value.shape[0] if options.pop("by_channel", False) else 1
             coded[name] = random_coded(tuple(value.shape), groups=groups, seed=seed, **options)
             coded[name].codebook.mul_(16)
     return packed_network(net, coded)

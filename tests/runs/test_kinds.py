@@ -1,9 +1,7 @@
 """Every kind of runs keeps the contract of :mod:`sqs_pyro.testing.run_kinds`; a new one is found by its key."""
 
-import subprocess
-import sys
-
 import pytest
+from kits import forks
 
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.networks.registry import build_network
@@ -105,7 +103,7 @@ def test_a_kind_of_ones_own_is_one_file_and_one_registration(tmp_path, monkeypat
 def test_a_kind_is_imported_when_it_is_met():
     command = "import sys, sqs_pyro.runs.kinds as kinds; kinds.kind_of({'network': 1}); "
     check = "assert not {'sqs_pyro.runs.task', 'sqs_pyro.runs.language_model', 'transformers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", command + check], check=True)
+    assert forks.run(command + check).returncode == 0
 
 
 @pytest.mark.parametrize("document", [None, 3, "text", ["blockwise"], {}])

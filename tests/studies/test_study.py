@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from kits.pictures import blank
 
 from sqs_pyro.data import load_data
 from sqs_pyro.errors import OutputError
@@ -35,7 +36,8 @@ def baselines(small_run):
 @pytest.fixture(scope="module")
 def finished(study, baselines, tmp_path_factory):
     directory = tmp_path_factory.mktemp("study") / "out"
-    return directory, run_study(study, directory, baselines_dir=baselines)
+    with blank():
+        return directory, run_study(study, directory, baselines_dir=baselines)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ symbols, the best codewords are a least-squares problem
 
 import math
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
 import torch
 from torch import Tensor
@@ -294,17 +295,37 @@ def _cheapest(mean: Tensor, values: Tensor, rates: Tensor, price: Tensor) -> Ten
 
 def _merged(values: Tensor, counts: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Merge neighbours, the pair that adds least squared error first, until ``size`` values are left."""
-    values, counts = values.clone(), counts.clone()
-    while len(values) > size:
-        a, b = counts[:-1], counts[1:]
-        added = a * b / (a + b) * (values[1:] - values[:-1]).square()
-        i = int(added.argmin())
-        total = counts[i] + counts[i + 1]
-        values[i] = (counts[i] * values[i] + counts[i + 1] * values[i + 1]) / total
-        counts[i] = total
-        keep = torch.arange(len(values), device=values.device) != i + 1  # it has gone into its left neighbour
-        values, counts = values[keep], counts[keep]
-    return values, counts
+    value, count, n = values.tolist(), counts.tolist(), len(values)
+    before, after = list(range(-1, n - 1)), list(range(1, n + 1))  # neighbours among those that are left
+
+    def added(i: int) -> float:
+        j = after[i]
+        if j == n:
+            return math.inf  # the last has no next to be merged with
+        apart = value[j] - value[i]
+        return count[i] * count[j] / (count[i] + count[j]) * (apart * apart)
+
+    errors = [added(i) for i in range(n)]
+    queue = [(error, i) for i, error in enumerate(errors)]
+    heapify(queue)
+    merged: set[int] = set()
+    while n - len(merged) > size:
+        error, i = heappop(queue)
+        if i in merged or error != errors[i]:
+            continue  # of a pair that there is no longer
+        j = after[i]
+        total = count[i] + count[j]
+        value[i] = (count[i] * value[i] + count[j] * value[j]) / total
+        count[i], after[i] = total, after[j]
+        merged.add(j)
+        if after[i] < n:
+            before[after[i]] = i
+        for k in (before[i], i):  # the pairs that the merged value is in
+            if k >= 0:
+                errors[k] = added(k)
+                heappush(queue, (errors[k], k))
+    left = [i for i in range(n) if i not in merged]
+    return values.new_tensor([value[i] for i in left]), counts.new_tensor([count[i] for i in left])
 
 
 def _ascending(coding: Coding) -> Coding:

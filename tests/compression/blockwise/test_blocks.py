@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 
 import pytest
 import torch
@@ -75,8 +76,14 @@ def net():
 
 
 @pytest.fixture(scope="module")
-def result(net):
-    return compressed(net)
+def kept(tmp_path_factory):
+    """Directory of the blocks of `result`."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="module")
+def result(net, kept):
+    return compressed(net, kept)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +91,21 @@ def even(tmp_path_factory):
     """A network, small as the search is long, its result of an even allocation, and where its blocks are."""
     net, directory = llama(width=32), tmp_path_factory.mktemp("even")
     return net, compressed(net, directory, allocation="even"), directory
+
+
+@pytest.fixture(scope="module")
+def in_units():
+    """A network whose up projections are in other units, which down projections take back, and its results.
+
+    It is the same function, harder to code: with channel scales (True) and without (False).
+    """
+    units = torch.randn(96, generator=torch.Generator().manual_seed(0)).mul(1.5).exp()
+    net = llama()
+    with torch.no_grad():
+        for layer in net.model.layers:
+            layer.mlp.up_proj.weight.mul_(units[:, None])
+            layer.mlp.down_proj.weight.div_(units)
+    return net, {scales: compressed(net, channel_scales=scales) for scales in (True, False)}
 
 
 class TestResult:
@@ -108,10 +130,8 @@ class TestResult:
         inputs = calibration()[0]
         assert torch.equal(loaded(**inputs).logits, result.network(**inputs).logits)
 
-    def test_the_given_network_stays(self, result):
+    def test_the_given_network_stays(self, net, result):
         fresh = llama().state_dict()
-        net = llama()
-        compressed(net)
         assert all(torch.equal(value, fresh[name]) for name, value in net.state_dict().items())
         assert "forward" not in net.model.layers[0].__dict__
 
@@ -125,8 +145,9 @@ class TestResult:
 
 
 class TestChoices:
-    def test_more_bits_lose_less(self, net):
-        errors = [compressed(net, bits=bits).records[-1].error for bits in (2.0, 3.0, 4.5)]
+    def test_more_bits_lose_less(self, net, result):
+        results = compressed(net, bits=2.0), result, compressed(net, bits=4.5)
+        errors = [each.records[-1].error for each in results]
         assert errors[0] > 1.5 * errors[1] > 2 * errors[2]
 
     def test_even_allocation_gives_every_layer_the_same(self, even):
@@ -150,27 +171,26 @@ class TestChoices:
         other = calibration(seed=5)
         assert hidden_error(net, result.network, other) < 0.9 * hidden_error(net, rounded, other)
 
-    def test_scales_undo_units_that_outputs_happen_to_have(self, net, result):
-        """Up projections in other units, which down projections take back: the same function, harder to code."""
-        units = torch.randn(96, generator=torch.Generator().manual_seed(0)).mul(1.5).exp()
-        other = llama()
-        with torch.no_grad():
-            for layer in other.model.layers:
-                layer.mlp.up_proj.weight.mul_(units[:, None])
-                layer.mlp.down_proj.weight.div_(units)
+    def test_scales_undo_units_that_outputs_happen_to_have(self, in_units):
+        net, results = in_units
         inputs = calibration(seed=5)
-        errors = {scales: compressed(other, channel_scales=scales) for scales in (True, False)}
-        stored = [w.coded().scales for w in stored_weights(errors[True].network).values()]
-        assert sum(scales is not None for scales in stored) >= len(net.model.layers)
-        assert all(w.coded().scales is None for w in stored_weights(errors[False].network).values())
-        with_scales, without = (hidden_error(other, errors[scales].network, inputs) for scales in (True, False))
+        stored = {
+            scales: [weight.coded().scales for weight in stored_weights(each.network).values()]
+            for scales, each in results.items()
+        }
+        assert sum(scales is not None for scales in stored[True]) >= len(net.model.layers)
+        assert all(scales is None for scales in stored[False])
+        with_scales, without = (hidden_error(net, results[scales].network, inputs) for scales in (True, False))
         assert with_scales < 0.8 * without
-        assert size_report(errors[True].network).bits_per_weight == pytest.approx(3.0, abs=0.1)
+        assert size_report(results[True].network).bits_per_weight == pytest.approx(3.0, abs=0.1)
 
     @pytest.mark.parametrize("scales", [True, False])
-    def test_settling_lowers_the_error(self, net, result, scales):
+    def test_settling_lowers_the_error(self, in_units, scales):
+        net, results = in_units
+        result = results[scales]
         settled = compressed(net, settle_steps=40, channel_scales=scales)
-        assert settled.records[-1].error < result.records[-1].error
+        # Of the first block, whose codes are the same: later ones are coded for other inputs. 0.94 to 0.97 of it.
+        assert settled.records[0].error < 0.98 * result.records[0].error
         codes = zip(settled.records, result.records, strict=True)
         assert all(a.layers.keys() == b.layers.keys() for a, b in codes)
         norm = "model.layers.0.input_layernorm.weight"
@@ -218,21 +238,20 @@ class TestInterruption:
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
         assert resumed.records[0].layers == result.records[0].layers
 
-    def test_blocks_of_another_recipe_are_left_alone(self, net, tmp_path):
-        compressed(net, tmp_path, bits=2.0)
-        with pytest.raises(RecipeError, match=r"plan\.pt' was made with another recipe \(bits: 2.0 -> 3.0\)"):
-            compressed(net, tmp_path, bits=3.0)
+    def test_blocks_of_another_recipe_are_left_alone(self, net, result, kept):
+        with pytest.raises(RecipeError, match=r"plan\.pt' was made with another recipe \(bits: 3.0 -> 2.0\)"):
+            compressed(net, kept, bits=2.0)
 
     def test_also_with_an_even_allocation(self, even):
         net, _, directory = even
         with pytest.raises(RecipeError, match=r"block-000\.pt' was made with another recipe \(bits: .* -> 2.0\)"):
             compressed(net, directory, allocation="even", bits=2.0)
 
-    def test_a_damaged_block_is_named(self, net, tmp_path):
-        compressed(net, tmp_path)
-        (tmp_path / "block-001.pt").write_bytes(b"nothing")
+    def test_a_damaged_block_is_named(self, net, result, kept, tmp_path):
+        damaged = shutil.copytree(kept, tmp_path / "damaged")
+        (damaged / "block-001.pt").write_bytes(b"nothing")
         with pytest.raises(NetworkError, match=r"block-001\.pt' cannot be read"):
-            compressed(net, tmp_path)
+            compressed(net, damaged)
 
 
 class TestSettling:

@@ -192,6 +192,21 @@ class TestGrid:
         assert all(float((coarse - value).abs().min()) < 1e-9 for value in inner)
         assert float(rates.neg().exp().sum()) == pytest.approx(1)
 
+    def test_the_pair_that_adds_least_error_is_merged_first(self):
+        own = layer(rows=200)
+        fine, _ = grid(own, 0.01)
+        step = math.sqrt(12 * 0.01 / own.mean_precision)
+        places, counts = (own.mean / step).round().unique(return_counts=True)
+        left = [(step * float(place), int(count)) for place, count in zip(places, counts, strict=True) if place]
+        assert len(left) == len(fine)
+        while len(left) > len(fine) // 3:  # looking at all pairs each time
+            added = [n * m / (n + m) * (y - x) ** 2 for (x, n), (y, m) in itertools.pairwise(left)]
+            i = added.index(min(added))
+            (x, n), (y, m) = left[i : i + 2]
+            left[i : i + 2] = [((n * x + m * y) / (n + m), n + m)]
+        coarse, _ = grid(own, 0.01, max_components=len(left))
+        assert coarse.tolist() == pytest.approx([x for x, _ in left], rel=1e-5)
+
 
 class TestFit:
     @pytest.mark.parametrize("bits", [1.0, 2.0, 3.0])

@@ -257,15 +257,19 @@ class TestInterruption:
         torch.manual_seed(0)
         return build_network("digits_net", width=4)
 
+    @pytest.fixture(scope="class")
+    @classmethod
+    def expected(cls):
+        return compress(cls().net(), cls().loader(), SHORT)
+
     @pytest.mark.parametrize("step", [2, 10, 18])
-    def test_resumed_equals_uninterrupted_bit_for_bit(self, step, tmp_path):
+    def test_resumed_equals_uninterrupted_bit_for_bit(self, expected, step, tmp_path):
         checkpoint = tmp_path / "compression.pt"
 
         def interrupt(record):
             if record.step == step:
                 raise KeyboardInterrupt
 
-        expected = compress(self.net(), self.loader(), SHORT)
         with pytest.raises(KeyboardInterrupt):
             compress(self.net(), self.loader(), SHORT, checkpoint=checkpoint, progress=interrupt)
         assert checkpoint.exists()
