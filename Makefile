@@ -10,13 +10,18 @@ WORKERS ?= 2
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo test lint slow docs fuzz reliability sanitize gpu clean fashion-mnist foreign-text
+.PHONY: demo test kernels lint slow docs fuzz reliability sanitize gpu clean fashion-mnist foreign-text
 
 demo: $(STAMP)
 	$(BIN)/sqs compress recipes/digits.yaml --out runs/demo --overwrite
 
-test: lint
+# What the tests wait for is compiled while mypy, which has one core, looks at the types.
+test: $(STAMP)
+	$(MAKE) --no-print-directory --jobs=$(WORKERS) lint kernels
 	$(PYTEST) -m "not slow"
+
+kernels: $(STAMP)
+	$(BIN)/python -c "from sqs_pyro.kernels.native import native_kernels as n; n('rows'), n('tiled')"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

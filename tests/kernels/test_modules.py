@@ -94,14 +94,20 @@ def test_half_precision_networks():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "compiled"), [(torch.float16, False), (torch.bfloat16, False), (torch.bfloat16, True)]
+    ("dtype", "backend"),
+    [
+        (torch.float16, None),
+        (torch.bfloat16, None),
+        (torch.bfloat16, "aot_eager"),
+        pytest.param(torch.bfloat16, "inductor", marks=pytest.mark.slow),
+    ],
 )
-def test_autocast(dtype, compiled):
+def test_autocast(dtype, backend):
     """Products are made in the dtype that was asked for, as torch's are; gradients come back in x's own."""
     plain = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(96, 5))
     coded = {name: random_coded(tuple(plain.get_parameter(name).shape), 5) for name in ("0.weight", "2.weight")}
     packed = packed_network(plain, coded)
-    run = torch.compile(packed, fullgraph=True) if compiled else packed
+    run = packed if backend is None else torch.compile(packed, fullgraph=True, backend=backend)
     x = torch.randn(2, 3, 6, 6, requires_grad=True)
     with torch.autocast("cpu", dtype):
         y = run(x)
