@@ -21,7 +21,7 @@ test: $(STAMP)
 	$(PYTEST) -m "not slow"
 
 kernels: $(STAMP)
-	$(BIN)/python -c "from sqs_pyro.kernels.native import native_kernels as n; n('rows'), n('tiled')"
+	$(BIN)/python -c "from sqs_pyro.kernels import native; [native.native_kernels(form) for form in native.SOURCES]"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

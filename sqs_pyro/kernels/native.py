@@ -22,7 +22,7 @@ from sqs_pyro.kernels.processor import processor_text
 
 _DIRECTORY = Path(__file__).parent / "cpu"
 #: What is compiled together, side by side: the form of weights that needs it, and its sources.
-_SOURCES = {"tiled": ("tiled.cpp", "convolution.cpp"), "rows": ("rows.cpp",)}
+SOURCES = {"tiled": ("tiled.cpp", "convolution.cpp"), "rows": ("rows.cpp",)}
 _COMPILERS = ("c++", "g++", "clang++")
 
 
@@ -52,7 +52,7 @@ def native_kernels(form: str) -> bool:
 def has_native_kernel(op: str) -> bool:
     """Return whether ``sqs::<op>`` is compiled for CPUs: the dispatcher knows what its form's library brings."""
     form = op.rpartition("_")[2]  # "linear_tiled" -> "tiled"
-    if form not in _SOURCES or not native_kernels(form):
+    if form not in SOURCES or not native_kernels(form):
         return False
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"sqs::{op}", "CPU")
 
@@ -71,7 +71,7 @@ def compiled_kernels(form: str, standalone: bool = False) -> Path:
         OSError: neither the cache nor a temporary directory can be written to.
     """
     command = [*_compiler(), *_flags(standalone)]
-    sources = [_DIRECTORY / source for source in _SOURCES[form]]
+    sources = [_DIRECTORY / source for source in SOURCES[form]]
 
     def build(library: Path) -> None:
         # Beside the library, in the directory that is removed afterwards.

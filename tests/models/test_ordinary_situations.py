@@ -42,6 +42,11 @@ def mlp() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
 
 
+def has_finite_gradients(guide) -> bool:
+    gradients = [p.grad for p in guide.parameters() if p.grad is not None]
+    return bool(gradients) and all(bool(each.isfinite().all()) for each in gradients)
+
+
 def svi(model, guide, rate: float = 0.05) -> SVI:
     return SVI(model, guide, pyro.optim.Adam({"lr": rate}), loss=SQSELBO())
 
@@ -356,6 +361,7 @@ class TestCodesThatAGradientNeeds:
         model, guide = self.parts()
         elbo(num_particles=3).differentiable_loss(model, guide, X, Y).backward()
         elbo(num_particles=2)(model, guide)(X, Y).backward()
+        assert has_finite_gradients(guide)
 
     def test_steps_inside_no_grad_train(self):
         losses = []
@@ -390,6 +396,7 @@ class TestCodesThatAGradientNeeds:
         )
         guide.freeze_codes()
         loss.backward()
+        assert has_finite_gradients(guide)
 
     def test_codes_are_saved(self):
         model, guide = self.parts()

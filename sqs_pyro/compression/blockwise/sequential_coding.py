@@ -295,7 +295,10 @@ def _cheapest(mean: Tensor, values: Tensor, rates: Tensor, price: Tensor) -> Ten
 
 def _merged(values: Tensor, counts: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Merge neighbours, the pair that adds least squared error first, until ``size`` values are left."""
-    value, count, n = values.tolist(), counts.tolist(), len(values)
+    n = len(values)
+    if n <= size:
+        return values, counts
+    value, count = values.tolist(), counts.tolist()
     before, after = list(range(-1, n - 1)), list(range(1, n + 1))  # neighbours among those that are left
 
     def added(i: int) -> float:
