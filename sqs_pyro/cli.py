@@ -418,6 +418,9 @@ def _one_sentence_errors(resume: str = "") -> Iterator[None]:
         if interruption is None:
             raise
         typer.echo(f"Interrupted{': ' + resume if resume else ''}.", err=True)
+        # Python notes an interruption that leaves executed text (dataclasses are made so), forgets it only when it
+        # executes text again, and at the end of `python -m` would die of the signal, whatever became of it.
+        exec("")
         raise typer.Exit(TERMINATED if isinstance(interruption, Terminated) else INTERRUPTED) from None
 
 

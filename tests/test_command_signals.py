@@ -64,6 +64,23 @@ def test_what_is_ignored_stays_ignored():
         signal.signal(signal.SIGINT, before)
 
 
+def test_an_interruption_within_executed_text(tmp_path):
+    # Python's own note of it would end `python -m` by the signal, and not with the command's exit code.
+    (tmp_path / "program.py").write_text(
+        "from sqs_pyro import cli\n"
+        "@cli.app.command('executed')\n"
+        "def executed():\n"
+        "    with cli._one_sentence_errors():\n"
+        "        exec('raise KeyboardInterrupt')\n"
+        "cli.main()\n"
+    )
+    command = [sys.executable, "-m", "program", "executed"]
+    process = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)}
+    )
+    assert (process.returncode, process.stderr) == (130, "Interrupted.\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.4, 1.0, 2.0])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
