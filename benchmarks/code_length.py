@@ -26,7 +26,7 @@ from packaged_weights import language_model_tensor
 from torch import Tensor, nn
 
 from sqs_pyro.compression.finetune.rate_distortion import RateDistortion, fit_symbol_prior
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
 from sqs_pyro.packing import CodedTensor, canonical, pack_tensor, read_packed
 from sqs_pyro.packing.coded import count_codes

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from sqs_pyro import SQSELBO, BayesianNetwork, PruningSchedule, SpikeGMMGuide, load, save, size_report
 from sqs_pyro.compression.finetune.input_scales import InputScales
 from sqs_pyro.data.next_token_loader import NextTokenLoader
-from sqs_pyro.inference.windows import EqualMass, OutlierAware, PerWeight
+from sqs_pyro.inference.guides.windows import EqualMass, OutlierAware, PerWeight
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.packing.layouts import pack_tensor

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from sqs_pyro.compression.finetune.loop import Driver
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
 from sqs_pyro.networks.registry import build_network
 

@@ -24,8 +24,8 @@ from packaged_weights import bert_tensor, language_model_tensor
 from PIL import Image
 from torch import Tensor
 
-from sqs_pyro.inference.site_guide import SiteGuide
-from sqs_pyro.inference.windows import EqualMass, OutlierAware, PerWeight, Windows, fences
+from sqs_pyro.inference.guides.site import SiteGuide
+from sqs_pyro.inference.guides.windows import EqualMass, OutlierAware, PerWeight, Windows, fences
 from sqs_pyro.reporting import LayerPicture, plots
 
 PICTURES = Path(__file__).parent.parent / "docs" / "images"

@@ -75,6 +75,12 @@ MOVED = {
     "runs.memory": "runs.language_model",
     "runs.pictures": "runs.measured",
     "runs.progress": "runs.bookkeeping",
+    "inference.guide": "inference.guides.spike_gmm",
+    "inference.site_guide": "inference.guides.site",
+    "inference.guide_checks": "inference.guides.checks",
+    "inference.guide_progress": "inference.guides.progress",
+    "inference.inclusion_guide": "inference.guides.inclusion",
+    "inference.windows": "inference.guides.windows",
 }
 
 

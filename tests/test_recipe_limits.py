@@ -19,7 +19,7 @@ from sqs_pyro.compression.finetune.call import _prior
 from sqs_pyro.compression.finetune.loop import Driver
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.errors import DivergenceError
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
 from sqs_pyro.recipes import RecipeSection
 from sqs_pyro.runs.recipe import AveragingRecipe, BoundsRecipe

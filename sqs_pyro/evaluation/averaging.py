@@ -15,8 +15,8 @@ from sqs_pyro.arguments import is_whole
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import ArgumentError
 from sqs_pyro.evaluation.classification import Evaluation, evaluate
-from sqs_pyro.inference.guide import SpikeGMMGuide
-from sqs_pyro.inference.guide_checks import check_like_sites
+from sqs_pyro.inference.guides.checks import check_like_sites
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.isolation import isolating
 from sqs_pyro.networks.drawn import average_log_probabilities, leave_to_draws
 from sqs_pyro.shipping.pack import batch_norm_statistics, network_with, reestimate_batch_norm

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from sqs_pyro.distributions.monte_carlo import has_atom
 from sqs_pyro.inference.disagreement import expected_disagreement, temperature_for_disagreement
 from sqs_pyro.inference.findings import THRESHOLDS, Finding, finding
-from sqs_pyro.inference.guide import SpikeGMMGuide
-from sqs_pyro.inference.site_guide import SiteGuide
+from sqs_pyro.inference.guides.site import SiteGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.isolation import isolated
 from sqs_pyro.models.network_prior import FixedPrior, NetworkPrior
 from sqs_pyro.networks.coverage import Coverage, Uncompressed, coverage

@@ -5,7 +5,7 @@ import math
 import torch
 
 from sqs_pyro.errors import ArgumentError
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 
 _COLDEST, _HOTTEST = 1e-4, 1e3
 _PRECISION = 1e-4  # of the temperature, relative

@@ -15,7 +15,7 @@ from sqs_pyro.compression.finetune.call import CompressionResult, StepRecord, co
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.data import Data
 from sqs_pyro.evaluation.classification import largest_difference
-from sqs_pyro.inference.site_guide import check_codebooks
+from sqs_pyro.inference.guides.site import check_codebooks
 from sqs_pyro.models.bayesian import BayesianNetwork
 from sqs_pyro.networks.calling import device_of
 from sqs_pyro.networks.coverage import coverage

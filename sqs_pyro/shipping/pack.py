@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError
-from sqs_pyro.inference.guide import SpikeGMMGuide
-from sqs_pyro.inference.guide_checks import check_like_sites
+from sqs_pyro.inference.guides.checks import check_like_sites
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.isolation import isolated, isolating
 from sqs_pyro.kernels import PackedEnsemble, packed_ensemble, packed_network
 from sqs_pyro.packing import CodedTensor

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.kernels.network import running_network
 from sqs_pyro.packing import pack, size_report
 from sqs_pyro.packing.storage import Storage

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sqs_pyro.inference.windows import Windows
+from sqs_pyro.inference.guides.windows import Windows
 
 VALUES = {
     "normal": lambda rng: rng.normal(size=1000),

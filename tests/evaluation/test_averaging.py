@@ -14,7 +14,7 @@ from sqs_pyro.evaluation.averaging import (
     mean_network,
 )
 from sqs_pyro.evaluation.classification import evaluate
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
 from sqs_pyro.shipping.pack import hard_network
 

@@ -14,7 +14,7 @@ from torch import nn
 from sqs_pyro.errors import DataError
 from sqs_pyro.evaluation.averaging import evaluate_averaged
 from sqs_pyro.evaluation.classification import evaluate, expected_calibration_error, largest_difference
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
 
 

@@ -13,7 +13,7 @@ from sqs_pyro.errors import DivergenceError, RecipeError
 from sqs_pyro.inference.diagnostics import inert_averaging, uncompressed
 from sqs_pyro.inference.disagreement import expected_disagreement, temperature_for_disagreement
 from sqs_pyro.inference.findings import THRESHOLDS
-from sqs_pyro.inference.windows import EqualMass
+from sqs_pyro.inference.guides.windows import EqualMass
 from sqs_pyro.models.priors import scale_matched_prior
 from sqs_pyro.networks.coverage import coverage
 

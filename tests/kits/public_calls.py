@@ -39,7 +39,7 @@ from sqs_pyro import (
     size_report,
 )
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
-from sqs_pyro.inference.windows import EqualMass
+from sqs_pyro.inference.guides.windows import EqualMass
 from sqs_pyro.integrations import save_pretrained
 from sqs_pyro.models import normal_prior
 from sqs_pyro.networks.residency import InMemory

@@ -16,7 +16,7 @@ from sqs_pyro import models
 from sqs_pyro.distributions import SpikeAndSlab
 from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.inference.elbo import SQSELBO
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
 from sqs_pyro.models.bayesian import scale_matched_prior
 from sqs_pyro.models.likelihoods import Gaussian

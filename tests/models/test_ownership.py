@@ -10,7 +10,7 @@ from torch import nn
 
 from sqs_pyro import SQSELBO, BayesianNetwork, SpikeGMMGuide, pack
 from sqs_pyro.errors import NetworkError
-from sqs_pyro.inference.windows import EqualMass
+from sqs_pyro.inference.guides.windows import EqualMass
 from sqs_pyro.models import HierarchicalInclusion, LearnedPrior
 
 X, Y = torch.linspace(-1, 1, 48).view(12, 4), torch.arange(12) % 3

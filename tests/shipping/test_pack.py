@@ -9,7 +9,7 @@ from torch import nn
 from sqs_pyro import load, pack, pack_ensemble, save, size_report
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.evaluation.averaging import averaged_network
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
 from sqs_pyro.networks.registry import build_network
 from sqs_pyro.shipping.pack import (

@@ -13,7 +13,7 @@ from torch import nn
 from sqs_pyro import compress, compress_transformer, load, save, size_report
 from sqs_pyro.compression.blockwise import blocks
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.kernels.weight import PackedWeight
 from sqs_pyro.packing import CodedTensor, contents, layouts, leftovers
 from sqs_pyro.runs.measured import check_compressible

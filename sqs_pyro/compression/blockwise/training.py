@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sqs_pyro.compression.blockwise.channel_scales import in_units_of
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.inference.elbo import SQSELBO
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
 from sqs_pyro.networks.block_stack import BlockArguments, run_block
 from sqs_pyro.packing import CodedTensor

@@ -12,7 +12,7 @@ from sqs_pyro.compression.finetune.input_scales import InputScales
 from sqs_pyro.compression.finetune.rate_distortion import RateDistortion, SymbolPrior, coded_bits
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.distributions.kmeans import kmeans_1d
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.inference.pruning import PruningSchedule
 
 _RESIZE_EVERY = 5  # renewals of the masks between two corrections of the target rate: each is a K-means of all

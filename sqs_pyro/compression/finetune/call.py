@@ -19,7 +19,7 @@ from sqs_pyro.evaluation.first_minibatch import first_inputs, try_first_minibatc
 from sqs_pyro.evaluation.judging import Judge, judge_by, judged
 from sqs_pyro.fingerprint import described
 from sqs_pyro.inference.findings import Finding, unrepeatable
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.isolation import isolated
 from sqs_pyro.kernels.network import running_network
 from sqs_pyro.models import (

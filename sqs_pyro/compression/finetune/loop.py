@@ -24,7 +24,7 @@ from sqs_pyro.fingerprint import Fingerprint, fingerprint, loader_fingerprint, n
 from sqs_pyro.inference.diagnostics import diagnose
 from sqs_pyro.inference.elbo import SQSELBO
 from sqs_pyro.inference.findings import Finding
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.networks.calling import device_of, move_to
 from sqs_pyro.networks.loaders import examples_an_epoch
 from sqs_pyro.networks.minibatches import minibatches

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.networks.weight_scale import weight_scale
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sqs_pyro.compression.bisection import beta_for
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 
 _PSEUDO_COUNT = 0.5  # Jeffreys: a symbol that no weight has at present stays possible
 _CODER_BITS = 40  # what the coder's last words cost a site

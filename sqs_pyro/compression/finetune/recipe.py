@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from sqs_pyro.inference.windows import EqualMass, OutlierAware, PerWeight, Windows
+from sqs_pyro.inference.guides.windows import EqualMass, OutlierAware, PerWeight, Windows
 from sqs_pyro.packing.storage import Storage
 from sqs_pyro.recipes import RecipeSection
 

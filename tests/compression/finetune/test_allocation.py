@@ -13,7 +13,7 @@ from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.data import load_data
 from sqs_pyro.data.recipe import DataRecipe
 from sqs_pyro.errors import RecipeError
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork, LearnedPrior
 from sqs_pyro.networks.registry import build_network
 from sqs_pyro.packing.layouts import pack_tensor

@@ -16,7 +16,7 @@ from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.compression.interruption import deferred_interrupt
 from sqs_pyro.data import ArrayLoader
 from sqs_pyro.errors import DataError, DivergenceError, NetworkError, RecipeError, SQSError
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
 
 QUICK = {

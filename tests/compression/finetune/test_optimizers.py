@@ -7,7 +7,7 @@ from torch import nn
 from sqs_pyro.compression.finetune.optimizers import make_gradients_dense, optimizers
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.inference.elbo import SQSELBO
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
 
 

@@ -18,7 +18,7 @@ from sqs_pyro.compression.finetune.rate_distortion import (
     posterior,
 )
 from sqs_pyro.distributions import kl_bound
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork, LearnedPrior
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.packing.layouts import pack_tensor

@@ -13,11 +13,11 @@ from sqs_pyro.distributions.monte_carlo import has_atom
 from sqs_pyro.distributions.temperatures import Temperatures, check_temperatures
 from sqs_pyro.errors import ArgumentError, NetworkError
 from sqs_pyro.inference.called import PyroCallable
-from sqs_pyro.inference.guide_checks import check_arguments, check_like_sites, check_support, initial_values
-from sqs_pyro.inference.guide_progress import GuideProgress, Stage
-from sqs_pyro.inference.inclusion_guide import InclusionGuide
-from sqs_pyro.inference.site_guide import Groups, SiteGuide
-from sqs_pyro.inference.windows import PerWeight, Windows
+from sqs_pyro.inference.guides.checks import check_arguments, check_like_sites, check_support, initial_values
+from sqs_pyro.inference.guides.inclusion import InclusionGuide
+from sqs_pyro.inference.guides.progress import GuideProgress, Stage
+from sqs_pyro.inference.guides.site import Groups, SiteGuide
+from sqs_pyro.inference.guides.windows import PerWeight, Windows
 from sqs_pyro.models.ownership import OwningModule
 from sqs_pyro.models.prediction import guide_predicts
 from sqs_pyro.packing import CodedTensor

@@ -12,7 +12,7 @@ from sqs_pyro.distributions import Codebook, CodebookGMM, LatentSpikeAndSlab
 from sqs_pyro.distributions.kmeans import kmeans_1d
 from sqs_pyro.distributions.temperatures import Temperatures
 from sqs_pyro.errors import ArgumentError, NetworkError
-from sqs_pyro.inference.windows import Windows
+from sqs_pyro.inference.guides.windows import Windows
 from sqs_pyro.models.ownership import OwningModule
 from sqs_pyro.networks.weight_scale import LEAST_SCALE, weight_scale
 from sqs_pyro.packing import CodedTensor

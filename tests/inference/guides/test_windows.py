@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sqs_pyro.distributions.kmeans import kmeans_1d
 from sqs_pyro.errors import RecipeError
-from sqs_pyro.inference.windows import EqualMass, OutlierAware, PerWeight, Windows, fences
+from sqs_pyro.inference.guides.windows import EqualMass, OutlierAware, PerWeight, Windows, fences
 from sqs_pyro.testing.windows import WindowsContract
 
 

@@ -10,7 +10,7 @@ from sqs_pyro.arguments import is_positive, is_whole
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import ArgumentError, NetworkError
 from sqs_pyro.inference.called import PyroCallable
-from sqs_pyro.inference.windows import Windows
+from sqs_pyro.inference.guides.windows import Windows
 
 _ESTIMATORS = ("straight_through", "soft", "concrete")
 

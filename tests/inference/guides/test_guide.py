@@ -10,9 +10,9 @@ from torch import nn
 from sqs_pyro.distributions import SpikeAndSlab
 from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.inference.elbo import SQSELBO
-from sqs_pyro.inference.guide import SpikeGMMGuide
+from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
+from sqs_pyro.inference.guides.windows import EqualMass, OutlierAware
 from sqs_pyro.inference.pruning import PruningSchedule
-from sqs_pyro.inference.windows import EqualMass, OutlierAware
 from sqs_pyro.models import BayesianNetwork
 from sqs_pyro.packing import CodedTensor
 
