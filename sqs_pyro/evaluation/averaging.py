@@ -18,11 +18,11 @@ from sqs_pyro.evaluation.classification import Evaluation, evaluate
 from sqs_pyro.inference.guides.checks import check_like_sites
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.isolation import isolating
-from sqs_pyro.networks.drawn import average_log_probabilities, leave_to_draws
+from sqs_pyro.networks.drawn import AverageOfDraws, leave_to_draws
 from sqs_pyro.shipping.pack import batch_norm_statistics, network_with, reestimate_batch_norm
 
 
-class AveragedNetwork(nn.Module):
+class AveragedNetwork(AverageOfDraws):
     """Log-probabilities of a mixture of networks: ``log 1/S Σ_s softmax(f(x; θ_s))``, ``[B, C]``.
 
     The drawn tensors are made once; no Pyro model is traced. What a draw does not name (norms and their
@@ -35,8 +35,7 @@ class AveragedNetwork(nn.Module):
             on CPUs (``benchmarks/draws.py``).
 
     Attributes:
-        class_axis: the dimension of the networks' outputs that holds the classes; to be set where there are more
-            than two dimensions.
+        class_axis, draws_used: see :class:`~sqs_pyro.networks.drawn.AverageOfDraws`.
 
     Raises:
         ArgumentError: there is no draw, or ``draws_at_once`` is below 1.
@@ -52,7 +51,6 @@ class AveragedNetwork(nn.Module):
             )
         self.net = copy.deepcopy(net)
         self.num_draws, self.draws_at_once = len(draws), draws_at_once
-        self.class_axis: int | None = None
         tensors = self.net.state_dict(keep_vars=True)
         for name in draws[0]:
             check_like_sites("draw", name, draws[0][name], tensors)
@@ -63,10 +61,9 @@ class AveragedNetwork(nn.Module):
         leave_to_draws(self.net, {id(tensors[name]): name for name in draws[0]})
         self.eval()
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return what the network says; the arguments are its own."""
-        draws = {name.replace("/", "."): stacked for name, stacked in self._buffers.items() if stacked is not None}
-        return average_log_probabilities(self.net, draws, args, kwargs, self.draws_at_once, self.class_axis)
+    def draws(self) -> dict[str, Tensor]:
+        """Return the drawn tensors, ``[S, *shape]`` by name."""
+        return {name.replace("/", "."): stacked for name, stacked in self._buffers.items() if stacked is not None}
 
     @property
     def called_like(self) -> nn.Module:
