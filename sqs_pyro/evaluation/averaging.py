@@ -53,7 +53,8 @@ class AveragedNetwork(AverageOfDraws):
         self.num_draws, self.draws_at_once = len(draws), draws_at_once
         tensors = self.net.state_dict(keep_vars=True)
         for name in draws[0]:
-            check_like_sites("draw", name, draws[0][name], tensors)
+            for draw in draws:
+                check_like_sites("draw", name, draw[name], tensors)
             stacked = torch.stack([draw[name] for draw in draws]).to(tensors[name].dtype)
             # [S, ...]; buffers, so that they move with the module. Their names may not hold dots.
             self.register_buffer(name.replace(".", "/"), stacked, persistent=False)
@@ -105,12 +106,26 @@ def averaged_network(
     for _ in range(num_samples):
         coded = guide.draw(temperature, gate_temperature, torch.float32)
         draw = {name: tensor.dense() for name, tensor in coded.items()}
-        if batch_norm_batches:
-            one = network_with(net, draw)  # each draw has activations of its own, and so statistics
-            reestimate_batch_norm(one, loader, batch_norm_batches)
-            draw |= batch_norm_statistics(one)
-        draws.append(draw)
+        draws.append(with_own_statistics(net, draw, loader, batch_norm_batches))
     return AveragedNetwork(net, draws, draws_at_once)
+
+
+def with_own_statistics(
+    net: nn.Module, draw: Mapping[str, Tensor], loader: Iterable[Any], batch_norm_batches: int
+) -> dict[str, Tensor]:
+    """Return a draw's tensors with batch-norm statistics estimated for it: it has activations of its own.
+
+    Args:
+        net: the network.
+        draw: its tensors by name of parameter.
+        loader: minibatches of training data.
+        batch_norm_batches: how many of them are used; 0 adds no statistics.
+    """
+    if not batch_norm_batches:
+        return dict(draw)
+    one = network_with(net, draw)
+    reestimate_batch_norm(one, loader, batch_norm_batches)
+    return {**draw, **batch_norm_statistics(one)}
 
 
 def mean_network(
