@@ -32,6 +32,11 @@ def mixture_quantile(means: Tensor, scale: Tensor, p: float) -> Tensor:
     return (low + high) / 2
 
 
+def mixture_interval(means: Tensor, scale: Tensor, level: float) -> tuple[Tensor, Tensor]:
+    """Return the ends of the central interval that holds the probability ``level``, ``[n]`` each."""
+    return mixture_quantile(means, scale, (1 - level) / 2), mixture_quantile(means, scale, (1 + level) / 2)
+
+
 def mixture_crps(means: Tensor, scale: Tensor, y: Tensor) -> Tensor:
     """Return the continuous ranked probability score ``[n]`` of means and scales ``[S, n]``, exactly.
 

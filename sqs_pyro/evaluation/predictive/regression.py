@@ -4,7 +4,7 @@ A posterior predictive distribution comes as a mixture ``1/S Σ_s N(m_s, σ_s²)
 likelihood's noise, whose figures are exact, or as samples of the site ``"obs"``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,8 @@ from sqs_pyro.errors import ArgumentError, DataError
 from sqs_pyro.evaluation.predictive.mixture import (
     mixture_cdf,
     mixture_crps,
+    mixture_interval,
     mixture_log_density,
-    mixture_quantile,
 )
 
 LEVELS = (0.5, 0.9, 0.95)
@@ -81,12 +81,11 @@ def evaluate_mixture(
     s = torch.as_tensor(scale, dtype=torch.float64, device=m.device).expand(means.shape).flatten(1)
     y = y.double().flatten()
     pit = mixture_cdf(m, s, y)
-    lower, upper = _bounds(levels, lambda p: mixture_quantile(m, s, p))
     return RegressionEvaluation(
         nll=float(-mixture_log_density(m, s, y).mean()),
         rmse=float((m.mean(0) - y).square().mean().sqrt()),
         crps=float(mixture_crps(m, s, y).mean()),
-        intervals=_intervals(levels, lower, upper, y),
+        intervals=_intervals(levels, [mixture_interval(m, s, level) for level in levels], y),
         pit=pit,
         num_examples=len(y),
     )
@@ -107,12 +106,12 @@ def evaluate_samples(samples: Tensor, y: Tensor, levels: Sequence[float] = LEVEL
     """
     _check(samples, y, levels)
     x, y = samples.double().flatten(1).sort(0).values, y.double().flatten()
-    lower, upper = _bounds(levels, lambda p: _quantile(x, p))
+    ends = [(_quantile(x, (1 - level) / 2), _quantile(x, (1 + level) / 2)) for level in levels]
     return RegressionEvaluation(
         nll=None,
         rmse=float((x.mean(0) - y).square().mean().sqrt()),
         crps=float(sample_crps(x, y).mean()),
-        intervals=_intervals(levels, lower, upper, y),
+        intervals=_intervals(levels, ends, y),
         pit=((x < y).double() + (x == y).double() / 2).mean(0),
         num_examples=len(y),
     )
@@ -139,16 +138,10 @@ def _quantile(ordered: Tensor, p: float) -> Tensor:
     return ordered[below].lerp(ordered[above], place - below)
 
 
-def _bounds(levels: Sequence[float], quantile: Callable[[float], Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    return [quantile((1 - level) / 2) for level in levels], [quantile((1 + level) / 2) for level in levels]
-
-
-def _intervals(
-    levels: Sequence[float], lower: Sequence[Tensor], upper: Sequence[Tensor], y: Tensor
-) -> tuple[Interval, ...]:
+def _intervals(levels: Sequence[float], ends: Sequence[tuple[Tensor, Tensor]], y: Tensor) -> tuple[Interval, ...]:
     return tuple(
         Interval(level, float(((low <= y) & (y <= high)).double().mean()), float((high - low).mean()))
-        for level, low, high in zip(levels, lower, upper, strict=True)
+        for level, (low, high) in zip(levels, ends, strict=True)
     )
 
 
