@@ -11,6 +11,7 @@ from sqs_pyro.evaluation.peers.auto_normal import auto_normal
 from sqs_pyro.models.likelihoods import Gaussian
 
 
+@pytest.mark.slow
 def test_the_mean_field_optimum_of_a_linear_model():
     """Precision ``XᵀX / σ² + 1``; the mean is the posterior's, variances are one over the precision's diagonal."""
     x = torch.randn(60, 3) @ torch.tensor([[1.0, 0.4, 0.0], [0.0, 1.0, 0.3], [0.0, 0.0, 1.0]])
