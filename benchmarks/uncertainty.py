@@ -2,8 +2,8 @@
 
 A small convolutional network with dropout on scikit-learn's digits: as trained, scaled by a temperature, and by
 the peers of sqs_pyro.evaluation.peers; then compressed, as one packed network and as the average of its
-posterior's draws. Temperatures are chosen on validation data, figures are of the test data, AUROCs of the predictive entropy
-against shifted test images. Writes ``uncertainty_digits.json`` beside this file.
+posterior's draws. Temperatures are chosen on validation data, figures are of the test data, AUROCs of the
+predictive entropy against shifted test images. Writes ``uncertainty_digits.json`` beside this file.
 
     python benchmarks/uncertainty.py [--seeds 0 1 2] [--epochs 20] [--samples 20]
 """

@@ -5,10 +5,11 @@ All are modules from a minibatch to logits or log-probabilities, so whatever eva
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from pyro.infer import Predictive
 from torch import Tensor, nn
 
 from sqs_pyro.arguments import is_whole
@@ -18,6 +19,7 @@ from sqs_pyro.evaluation.classification import Evaluation, evaluate
 from sqs_pyro.inference.guides.checks import check_like_sites
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.isolation import isolating
+from sqs_pyro.models.bayesian import BayesianNetwork
 from sqs_pyro.networks.drawn import AverageOfDraws, leave_to_draws
 from sqs_pyro.shipping.pack import batch_norm_statistics, network_with, reestimate_batch_norm
 
@@ -108,6 +110,27 @@ def averaged_network(
         draw = {name: tensor.dense() for name, tensor in coded.items()}
         draws.append(with_own_statistics(net, draw, loader, batch_norm_batches))
     return AveragedNetwork(net, draws, draws_at_once)
+
+
+@isolating("model", sees_parameters=True)
+def average_of_guide(
+    model: BayesianNetwork, guide: Callable[..., Any], num_samples: int = 20, seed: int | None = None
+) -> AveragedNetwork:
+    """Draw networks from any guide of a Bayesian network, as Pyro's ``Predictive`` does, and average them.
+
+    Args:
+        model: the Bayesian network; what of it is no site is its network's own, and the same for all draws.
+        guide: a trained guide, an ``AutoNormal`` say, that was called before or needs no arguments.
+        num_samples: S, networks to draw.
+        seed: of the draws; without it they follow torch's random state, which stays as it is.
+    """
+    if not is_whole(num_samples, 1):
+        raise ArgumentError(f"num_samples is {shown(num_samples)}, but must be at least 1 network.")
+    sites = model.site_values()
+    with torch.no_grad():
+        samples = Predictive(guide, num_samples=num_samples, return_sites=tuple(sites))()
+    draws = [{name: samples[name][s].reshape(sites[name].shape) for name in sites} for s in range(num_samples)]
+    return AveragedNetwork(model.net, draws)
 
 
 def with_own_statistics(

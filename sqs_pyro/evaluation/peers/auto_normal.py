@@ -14,7 +14,7 @@ from torch import nn
 from sqs_pyro.arguments import is_whole
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import ArgumentError
-from sqs_pyro.evaluation.averaging import AveragedNetwork
+from sqs_pyro.evaluation.averaging import AveragedNetwork, average_of_guide
 from sqs_pyro.isolation import isolating
 from sqs_pyro.models.bayesian import BayesianNetwork, Prior
 from sqs_pyro.models.observation import Likelihood
@@ -70,6 +70,4 @@ def auto_normal(
     for _ in range(epochs):
         for x, y in minibatches(loader, net, "training"):
             svi.step(move_to(x, device), y.to(device))
-    with torch.no_grad():
-        draws = [{name: value.detach() for name, value in guide().items()} for _ in range(num_samples)]
-    return AveragedNetwork(model.net, draws)
+    return average_of_guide(model, guide, num_samples)
