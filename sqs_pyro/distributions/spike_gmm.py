@@ -271,9 +271,43 @@ class SpikeGMM(TorchDistribution):
         """Return ``P(θ <= value)``, ``[*sample_shape, *batch_shape]``; differentiable but at 0, where it jumps."""
         if self.spike_scale is not None:
             return self.as_mixture().cdf(value)
-        component = torch.distributions.Normal(self.loc, self.scale, validate_args=False)
-        slab = (self.responsibilities * component.cdf(value.unsqueeze(-1))).sum(-1)
+        slab = self._slab_cdf(value, self.responsibilities)
         return self.gates * slab + (1 - self.gates) * (value >= 0)
+
+    @torch.no_grad()
+    def icdf(self, value: Tensor) -> Tensor:
+        """Return quantiles ``inf {t: P(θ <= t) >= p}`` for p in [0, 1], shaped as :meth:`cdf`; no gradient.
+
+        Exactly 0 where the atom holds the quantile. Of one component the closed form, of more by bisection of the
+        distribution function to the dtype's precision.
+
+        Raises:
+            ValueError: a probability outside [0, 1].
+        """
+        if self._validate_args and not bool(((value >= 0) & (value <= 1)).all()):
+            raise ValueError(f"{type(self).__name__}.icdf: probabilities must be between 0 and 1.")
+        if self.spike_scale is not None:
+            return self.as_mixture().icdf(value)
+        gates, responsibilities = self.gates, self.responsibilities
+        below = gates * self._slab_cdf(torch.zeros_like(gates), responsibilities)  # P(θ < 0)
+        atom = (value > below) & (value <= below + (1 - gates))
+        # p without the atom's mass, in units of the slab's; any p will do where the atom is the answer.
+        inside = (torch.where(value <= below, value, value - (1 - gates)) / gates).nan_to_num(0).clamp(0, 1)
+        return torch.where(atom, 0.0, self._slab_icdf(torch.where(atom, 0.5, inside), responsibilities))
+
+    def _slab_cdf(self, value: Tensor, responsibilities: Tensor) -> Tensor:
+        component = torch.distributions.Normal(self.loc, self.scale, validate_args=False)
+        return (responsibilities * component.cdf(value.unsqueeze(-1))).sum(-1)
+
+    def _slab_icdf(self, value: Tensor, responsibilities: Tensor) -> Tensor:
+        # A mixture's quantile lies between the smallest and the largest of its components' quantiles.
+        each = self.loc + self.scale * torch.special.ndtri(value).unsqueeze(-1)
+        low, high = each.amin(-1), each.amax(-1)
+        for _ in range(torch.finfo(low.dtype).bits if self.num_components > 1 else 0):
+            middle = (low + high) / 2
+            reached = self._slab_cdf(middle, responsibilities) >= value
+            low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+        return high
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log-densities (δ₀ + Lebesgue), ``[*sample_shape, *batch_shape]``; finite gradients at λ = 0."""

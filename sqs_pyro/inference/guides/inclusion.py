@@ -50,3 +50,7 @@ class InclusionGuide(OwningModule):
     def distribution(self) -> dist.TorchDistribution:
         """Return the posterior as it is now."""
         return dist.Beta(self.concentration1, self.concentration0)
+
+    def expected_logit(self) -> Tensor:
+        """Return ``E log (λ₀ / (1-λ₀)) = ψ(a) - ψ(b)``, a scalar: what the gates' optimum sees of λ₀."""
+        return torch.digamma(self.concentration1) - torch.digamma(self.concentration0)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import pyro
 import torch
+from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -20,11 +21,12 @@ from sqs_pyro.inference.guides.checks import (
     check_support,
     initial_values,
 )
+from sqs_pyro.inference.guides.evidence import prior_logits
 from sqs_pyro.inference.guides.inclusion import InclusionGuide
+from sqs_pyro.inference.guides.posterior import PosteriorGuide
 from sqs_pyro.inference.guides.progress import GuideProgress, Stage
 from sqs_pyro.inference.guides.site import Groups, SiteGuide
 from sqs_pyro.inference.guides.windows import PerWeight, Windows
-from sqs_pyro.models.ownership import OwningModule
 from sqs_pyro.models.prediction import guide_predicts
 from sqs_pyro.packing import CodedTensor
 
@@ -33,7 +35,7 @@ Estimator = Literal["local", "pathwise", "straight_through", "soft", "concrete"]
 _LEAST_OPEN_LOGIT = 1e-3  # of the gate: λ = 0.50025
 
 
-class SpikeGMMGuide(OwningModule):
+class SpikeGMMGuide(PosteriorGuide):
     """Spike-and-mixture guide at every site of a model; as it stands, a posterior to infer and to draw from.
 
     Stage ``"dense"`` is inference: ``q(θ_i) = (1-λ_i) δ_0 + λ_i N(w_i, s_i²)``, a gate and a width for each weight,
@@ -100,7 +102,7 @@ class SpikeGMMGuide(OwningModule):
         spike_scale: float | None = None,
         stage: Stage | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(model)
         check_arguments(num_components, windows, estimator, refresh_every, spike_scale, init_scale)
         check_temperatures(
             temperature=temperature,
@@ -118,7 +120,6 @@ class SpikeGMMGuide(OwningModule):
         if stage is None:
             stage = "dense" if draws and coded is None else "coded"
         priors = getattr(model, "priors", {})  # of a plain Pyro model nothing is known
-        self._model = (model,)  # in a tuple: a reference, not a submodule whose parameters would be the guide's
         self.estimator = estimator
         self.temperature = temperature
         self.evaluation_temperature = evaluation_temperature
@@ -152,11 +153,6 @@ class SpikeGMMGuide(OwningModule):
         self.register_load_state_dict_post_hook(_hold_loaded_codes)  # a loaded stage decides what learns
         if hasattr(model, "bind_codebooks"):
             model.bind_codebooks(self.codebook)  # a learned prior reads the components as they are at each step
-
-    @property
-    def model(self) -> PyroCallable:
-        """The model this guide was made for."""
-        return self._model[0]
 
     @property
     def stage(self) -> Stage:
@@ -369,18 +365,59 @@ class SpikeGMMGuide(OwningModule):
         temperatures = self.evaluation_temperatures(temperature, gate_temperature)
         return {name: site.draw(codebook_dtype, temperatures) for name, site in self.site_guides().items()}
 
-    @torch.no_grad()
-    def mean(self, temperature: float | None = None, gate_temperature: float | None = None) -> dict[str, Tensor]:
-        """Return each site's posterior mean ``E θ = λ Σ_k φ_k μ_k``: a network that is not discrete.
+    def get_posterior(
+        self,
+        *args: Any,
+        temperature: float | None = None,
+        gate_temperature: float | None = None,
+        **kwargs: Any,
+    ) -> dict[str, TorchDistribution]:
+        """Return q of every site by name, single weights in the site's shape, and of random inclusions.
 
         Args:
-            temperature, gate_temperature: see :meth:`evaluation_temperatures`.
+            temperature, gate_temperature: see :meth:`evaluation_temperatures`; while the guide is dense, they are
+                of gates alone, and by default those of training.
         """
-        self._check_coded("mean")
-        temperatures = self.evaluation_temperatures(temperature, gate_temperature)
-        return {
-            name: site.coded_distribution(temperatures, "soft").mean for name, site in self.site_guides().items()
+        check_temperatures(temperature=temperature, gate_temperature=gate_temperature)
+        posterior: dict[str, TorchDistribution] = {
+            inclusion.site_name: inclusion.distribution() for inclusion in self.inclusions.values()
         }
+        for name, site in self.site_guides().items():
+            if self.stage == "dense":
+                of_gates = gate_temperature or self.gate_temperature * (temperature or 1.0)
+                posterior[name] = site.dense_distribution(of_gates, "pathwise")
+            else:
+                temperatures = self.evaluation_temperatures(temperature, gate_temperature)
+                posterior[name] = site.coded_distribution(temperatures, "pathwise")
+        return posterior
+
+    @torch.no_grad()
+    def mean(self, temperature: float | None = None, gate_temperature: float | None = None) -> dict[str, Tensor]:
+        """Return each site's posterior mean ``E θ = λ w``, or ``λ Σ_k φ_k μ_k``: a network that is not discrete.
+
+        Args:
+            temperature, gate_temperature: see :meth:`get_posterior`.
+        """
+        posterior = self.get_posterior(temperature=temperature, gate_temperature=gate_temperature)
+        return {name: posterior[name].mean for name in self.site_guides()}
+
+    @torch.no_grad()
+    def evidence(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Return the data's evidence for each weight, ``logit λ - logit λ₀``, by site name.
+
+        It is the logarithm of the Bayes factor of the weight being non-zero against being zero: at 0 the data say
+        nothing, below 0 they speak for zero. Weights that a schedule has pruned have minus infinity.
+
+        Args:
+            *args, **kwargs: of the model, which a plain Pyro model is called with to see its priors.
+
+        Raises:
+            NetworkError: a prior has no inclusion probability.
+        """
+        sites = self.site_guides()
+        prior = prior_logits(self.model, self.inclusions, list(sites), args, kwargs)
+        found = {name: site.gate_logit / self.gate_temperature - prior[name] for name, site in sites.items()}
+        return {name: value.masked_fill(~sites[name].mask, -torch.inf) for name, value in found.items()}
 
     def _check_coded(self, asked: str) -> None:
         if self.stage == "dense":
