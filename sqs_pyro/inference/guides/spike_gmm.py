@@ -38,10 +38,10 @@ _LEAST_OPEN_LOGIT = 1e-3  # of the gate: λ = 0.50025
 class SpikeGMMGuide(PosteriorGuide):
     """Spike-and-mixture guide at every site of a model; as it stands, a posterior to infer and to draw from.
 
-    Stage ``"dense"`` is inference: ``q(θ_i) = (1-λ_i) δ_0 + λ_i N(w_i, s_i²)``, a gate and a width for each weight,
-    which the ELBO trains by draws of q. :meth:`start_coding` makes codebooks of it, and in the stages ``"coded"``
-    and ``"frozen"``, which settle what ships, ``q(θ_i) = (1-λ_i) δ_0 + λ_i Σ_k φ_ik N(μ_k, σ_k²)`` with components
-    from 1-D K-means.
+    Stage ``"dense"`` is inference: ``q(θ_i) = (1-λ_i) δ_0 + λ_i N(w_i, s_i²)``, a gate and a width for each
+    weight, which the ELBO trains by draws of q. :meth:`start_coding` makes codebooks of it, and in the stages
+    ``"coded"`` and ``"frozen"``, which settle what ships, ``q(θ_i) = (1-λ_i) δ_0 + λ_i Σ_k φ_ik N(μ_k, σ_k²)`` with
+    components from 1-D K-means.
 
     In training mode a draw is made by ``estimator``. In evaluation mode (``guide.eval()``), and whenever
     ``pyro.infer.Predictive`` asks, it is an exact one of q in the dense stage; later, a discrete network (gates
@@ -73,8 +73,8 @@ class SpikeGMMGuide(PosteriorGuide):
         spike_scale: standard deviation of a Gaussian spike in place of the point mass at zero, for priors without
             an atom. By default such a site of a ``BayesianNetwork`` takes the width of its prior's spike or, if
             that has none, of its own components; a plain Pyro model with such priors must give it.
-        stage: to start in: ``"dense"``, ``"coded"`` or ``"frozen"``. None is dense for the estimators that draw from
-            q, unless ``coded`` is given, and coded for the others.
+        stage: to start in: ``"dense"``, ``"coded"`` or ``"frozen"``. None is dense for the estimators that draw
+            from q, unless ``coded`` is given, and coded for the others.
 
     Raises:
         ArgumentError: an impossible value.
