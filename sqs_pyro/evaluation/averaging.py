@@ -17,7 +17,7 @@ from sqs_pyro.documents import shown
 from sqs_pyro.errors import ArgumentError
 from sqs_pyro.evaluation.classification import Evaluation, evaluate
 from sqs_pyro.inference.guides.checks import check_like_sites
-from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
+from sqs_pyro.inference.guides.posterior import PosteriorGuide
 from sqs_pyro.isolation import isolating
 from sqs_pyro.models.bayesian import BayesianNetwork
 from sqs_pyro.networks.drawn import AverageOfDraws, leave_to_draws
@@ -77,7 +77,7 @@ class AveragedNetwork(AverageOfDraws):
 @isolating("net", sees_parameters=True)
 def averaged_network(
     net: nn.Module,
-    guide: SpikeGMMGuide,
+    guide: PosteriorGuide,
     num_samples: int = 20,
     *,
     temperature: float | None = None,
@@ -105,8 +105,7 @@ def averaged_network(
     if not is_whole(num_samples, 1):
         raise ArgumentError(f"num_samples is {shown(num_samples)}, but must be at least 1 network.")
     draws = []
-    for _ in range(num_samples):
-        coded = guide.draw(temperature, gate_temperature, torch.float32)
+    for coded in guide.draw_networks(num_samples, temperature, gate_temperature, torch.float32):
         draw = {name: tensor.dense() for name, tensor in coded.items()}
         draws.append(with_own_statistics(net, draw, loader, batch_norm_batches))
     return AveragedNetwork(net, draws, draws_at_once)
@@ -153,7 +152,7 @@ def with_own_statistics(
 
 def mean_network(
     net: nn.Module,
-    guide: SpikeGMMGuide,
+    guide: PosteriorGuide,
     *,
     temperature: float | None = None,
     gate_temperature: float | None = None,
@@ -170,7 +169,7 @@ def mean_network(
 @isolating("model", sees_parameters=True)
 def evaluate_averaged(
     model: nn.Module,
-    guide: SpikeGMMGuide,
+    guide: PosteriorGuide,
     loader: Iterable[Any],
     num_samples: int = 20,
     temperature: float | None = None,
@@ -201,7 +200,7 @@ def evaluate_averaged(
 @isolating("net", sees_parameters=True)
 def choose_temperature(
     net: nn.Module,
-    guide: SpikeGMMGuide,
+    guide: PosteriorGuide,
     validation: Iterable[Any],
     candidates: Sequence[float],
     num_samples: int = 5,

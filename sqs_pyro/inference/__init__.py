@@ -7,6 +7,7 @@ from sqs_pyro.inference.diagnostics import diagnose
 from sqs_pyro.inference.elbo import SQSELBO
 from sqs_pyro.inference.elbo_report import elbo_report
 from sqs_pyro.inference.guides.inclusion import InclusionGuide
+from sqs_pyro.inference.guides.mixture import GuideMixture
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.inference.guides.windows import EqualMass, OutlierAware, PerWeight
 from sqs_pyro.inference.pruning import PruningSchedule
@@ -14,6 +15,7 @@ from sqs_pyro.inference.pruning import PruningSchedule
 __all__ = [
     "SQSELBO",
     "EqualMass",
+    "GuideMixture",
     "InclusionGuide",
     "OutlierAware",
     "PerWeight",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.distributions.monte_carlo import has_atom
+from sqs_pyro.errors import NetworkError
 from sqs_pyro.inference.disagreement import expected_disagreement, temperature_for_disagreement
 from sqs_pyro.inference.findings import THRESHOLDS, Finding, finding
 from sqs_pyro.inference.guides.site import SiteGuide
@@ -62,7 +63,7 @@ class TrainedBy(Protocol):
 @isolated(sees_parameters=True)
 @torch.no_grad()
 def diagnose(
-    model: Any, guide: SpikeGMMGuide, *, averaging: bool = True, recipe: TrainedBy | None = None
+    model: Any, guide: nn.Module, *, averaging: bool = True, recipe: TrainedBy | None = None
 ) -> list[Finding]:
     """Look a posterior over: gates, layers, codebooks, draws, and how much of the network they are.
 
@@ -70,14 +71,31 @@ def diagnose(
 
     Args:
         model: the Bayesian network; its ``priors`` say whether gates can close at all.
-        guide: its guide.
+        guide: its guide, or a module with such guides as parts, such as Pyro's ``AutoGuideList``.
         averaging: whether draws are to be averaged, so that they should differ.
         recipe: by which it is trained; what a schedule, a target or a learned prior does on purpose is then no
             finding, and repairs name the keys that have an effect. None: the KL alone decides.
 
     Returns:
         Nothing if all is well.
+
+    Raises:
+        NetworkError: there is no :class:`SpikeGMMGuide` in the guide.
     """
+    parts = [part for part in guide.modules() if isinstance(part, SpikeGMMGuide)]
+    if not parts:
+        raise NetworkError(
+            f"diagnose was given a {type(guide).__name__} without a SpikeGMMGuide: give one, or a module (such as "
+            "an AutoGuideList) that has it as a part."
+        )
+    findings = [found for part in parts for found in _of_guide(model, part, averaging, recipe)]
+    net = getattr(model, "net", None)
+    if isinstance(net, nn.Module):
+        findings += uncompressed(coverage(net, {name for part in parts for name in part.site_guides()}))
+    return list(dict.fromkeys(findings))  # members of a mixture may have the same to say
+
+
+def _of_guide(model: Any, guide: SpikeGMMGuide, averaging: bool, recipe: TrainedBy | None) -> list[Finding]:
     priors = getattr(model, "priors", {})
     intended, words = _intended(recipe), _repairs(model, recipe)
     findings: list[Finding] = []
@@ -96,8 +114,7 @@ def diagnose(
     findings += _compared(guide, recipe) + _grown(model, guide, recipe)
     if averaging and guide.stage != "dense":
         findings += inert_averaging(guide)
-    net = getattr(model, "net", None)
-    return findings + (uncompressed(coverage(net, guide.site_guides())) if isinstance(net, nn.Module) else [])
+    return findings
 
 
 def uncompressed(found: Coverage) -> list[Finding]:
@@ -213,8 +230,10 @@ def _gate_measures(site: SiteGuide, gates: Tensor, has_spike: bool, closed_on_pu
     free = gates[site.mask]  # those that pruning has left
     num_open = int((free > 0.5).sum())
     measured = {"gates_closed": num_open / len(free)} if len(free) else {}
-    # A site whose gates have collapsed starves as well; that is told once, as the collapse it is.
-    if closed_on_purpose or not len(free) or measured["gates_closed"] >= THRESHOLDS["gates_closed"]:
+    # A site whose gates have collapsed starves as well; that is told once, as the collapse it is. An output can do
+    # without its bias, and what inference closes on its own evidence is no starvation.
+    collapsed = len(free) and measured["gates_closed"] < THRESHOLDS["gates_closed"] and not closed_on_purpose
+    if not collapsed and len(site.shape) > 1 and not site.learns_widths:
         measured["starving_layer"] = num_open / site.shape[0]
     # Gates of survivors of pruning are open because they were chosen, which says nothing of the posterior.
     if has_spike and len(free) == gates.numel():

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.inference.guides.checks import check_like_sites
+from sqs_pyro.inference.guides.posterior import PosteriorGuide
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.isolation import isolated, isolating
 from sqs_pyro.kernels import PackedEnsemble, packed_ensemble, packed_network
@@ -129,7 +130,7 @@ def pack_ensemble(
 
     Args:
         source: a :class:`~sqs_pyro.compression.finetune.call.CompressionResult`, whose shipped norms and biases
-            are used, or a :class:`SpikeGMMGuide` made for a ``BayesianNetwork``.
+            are used, or a :class:`SpikeGMMGuide` made for a ``BayesianNetwork``, or a ``GuideMixture`` of such.
         num_samples: S, networks to draw.
         temperature, gate_temperature: see :meth:`SpikeGMMGuide.evaluation_temperatures`.
         layout: ``"auto"``, which tries ``"conditional"`` too, or a layout's name.
@@ -142,15 +143,14 @@ def pack_ensemble(
         NetworkError: the source is neither, or its guide is still in its dense stage.
     """
     guide = getattr(source, "guide", source)
-    if not isinstance(guide, SpikeGMMGuide):
+    if not isinstance(guide, PosteriorGuide):
         raise NetworkError(
-            f"pack_ensemble was given a {type(source).__name__}, but draws from a SpikeGMMGuide or a "
-            "CompressionResult."
+            f"pack_ensemble was given a {type(source).__name__}, but draws from a SpikeGMMGuide, a GuideMixture "
+            "or a CompressionResult."
         )
     if guide is source:
-        sites = guide.site_guides()
         # Any dense values will do for the compressed parameters: draws come in their place.
-        net, about = shipped_network(_network_of(guide), sites, leftover_dtype or "float16"), {}
+        net, about = shipped_network(_network_of(guide), guide.site_names, leftover_dtype or "float16"), {}
     else:
         net, about = _with_leftovers(source, leftover_dtype), getattr(source.network, METADATA)
         codebook_dtype = codebook_dtype or source.recipe.codebook_dtype
@@ -158,7 +158,7 @@ def pack_ensemble(
     if not isinstance(num_samples, int) or num_samples < 1:
         raise NetworkError(f"num_samples is {num_samples!r}, but must be a whole number of draws, at least 1.")
     # One rounding for all: draws that share a codebook are stored with it once.
-    draws = [guide.draw(temperature, gate_temperature, dtype) for _ in range(num_samples)]
+    draws = guide.draw_networks(num_samples, temperature, gate_temperature, dtype)
     about = with_metadata(about, metadata)
     return packed_ensemble(net, draws, layout=layout, leftover_dtype=None, metadata=about)
 
@@ -206,7 +206,7 @@ def _dtype(argument: str, name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-def _network_of(guide: SpikeGMMGuide) -> nn.Module:
+def _network_of(guide: PosteriorGuide) -> nn.Module:
     net = getattr(guide.model, "net", None)
     if not isinstance(net, nn.Module):
         raise NetworkError(

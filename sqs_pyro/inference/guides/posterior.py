@@ -8,11 +8,11 @@ from pyro.distributions import Beta, TorchDistribution
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from sqs_pyro.distributions import SpikeGMM
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import ArgumentError
 from sqs_pyro.inference.called import PyroCallable
 from sqs_pyro.models.ownership import OwningModule
+from sqs_pyro.packing import CodedTensor
 
 
 class PosteriorGuide(AutoGuide, OwningModule):
@@ -36,9 +36,30 @@ class PosteriorGuide(AutoGuide, OwningModule):
         state = super(AutoGuide, self).__getstate__()
         return {**state, "master": None}  # a weak reference, which the list renews
 
-    def get_posterior(self, *args: Any, **kwargs: Any) -> dict[str, TorchDistribution]:
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Names of the sites whose weights it draws, in the model's order."""
+        raise NotImplementedError
+
+    def get_posterior(
+        self,
+        *args: Any,
+        temperature: float | None = None,
+        gate_temperature: float | None = None,
+        **kwargs: Any,
+    ) -> dict[str, TorchDistribution]:
         """Return the distribution of every site by name: of single weights, in the site's shape."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def mean(self, temperature: float | None = None, gate_temperature: float | None = None) -> dict[str, Tensor]:
+        """Return each site's posterior mean ``E θ = λ w``, or ``λ Σ_k φ_k μ_k``: a network that is not discrete.
+
+        Args:
+            temperature, gate_temperature: see :meth:`get_posterior`.
+        """
+        posterior = self.get_posterior(temperature=temperature, gate_temperature=gate_temperature)
+        return {name: posterior[name].mean for name in self.site_names}
 
     @torch.no_grad()
     def quantiles(self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -66,8 +87,32 @@ class PosteriorGuide(AutoGuide, OwningModule):
     @torch.no_grad()
     def inclusion_probabilities(self) -> dict[str, Tensor]:
         """Return λ, the probability that a weight is not zero, of every weight by site name."""
-        posterior = self.get_posterior().items()
-        return {name: q.gates for name, q in posterior if isinstance(q, SpikeGMM)}
+        posterior: dict[str, Any] = self.get_posterior()
+        return {name: posterior[name].gates for name in self.site_names}
+
+    def draw(
+        self,
+        temperature: float | None = None,
+        gate_temperature: float | None = None,
+        codebook_dtype: torch.dtype = torch.float16,
+    ) -> dict[str, CodedTensor]:
+        """Draw a discrete network from the posterior."""
+        raise NotImplementedError
+
+    def draw_networks(
+        self,
+        num_samples: int,
+        temperature: float | None = None,
+        gate_temperature: float | None = None,
+        codebook_dtype: torch.dtype = torch.float16,
+    ) -> list[dict[str, CodedTensor]]:
+        """Draw several discrete networks.
+
+        Args:
+            num_samples: S.
+            temperature, gate_temperature, codebook_dtype: see :meth:`draw`.
+        """
+        return [self.draw(temperature, gate_temperature, codebook_dtype) for _ in range(num_samples)]
 
 
 def _quantile(distribution: TorchDistribution, probability: float) -> Tensor:

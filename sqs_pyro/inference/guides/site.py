@@ -1,5 +1,6 @@
 """The variational parameters of one compressed tensor."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -114,25 +115,16 @@ class SiteGuide(OwningModule):
         """Return the codebook of each group as it is now."""
         return Codebook(self.loc, self.scale, self.mixing_logits.log_softmax(-1))
 
-    @torch.no_grad()
     def fit_codebook(self) -> None:
         """Fit codebooks anew by K-means of the surviving latents, with window edges and codes."""
-        kept = self.gates() > 0.5  # as `harden` has it: zeros would draw windows and codewords to themselves
-        survivors = self.latent[kept]
-        # A site that is pruned to nothing still needs edges that fit its latents.
-        self.edges = self.windows.edges(survivors if survivors.numel() else self.latent)
-        # Pruned weights stay in place with weight 0: each group keeps its n columns.
-        codebook = kmeans_1d(
-            self.grouped(self.anchor()), self.num_components, self.grouped(kept).to(self.latent.dtype)
-        )
-        self.loc, self.scale, self.mixing_logits = codebook.loc, codebook.scale, codebook.mixing.log()
-        # K-means of one value gives K equal components, which no gradient could tell apart.
-        if survivors.numel() and float(survivors.max() - survivors.min()) < LEAST_SCALE:
-            self._spread_codebook(float(survivors[0]))
-        # Last: the codes are those of the new components and edges.
-        self.refresh_codes()
+        fit_shared_codebook([self])
 
-    def _spread_codebook(self, value: float) -> None:
+    def share_codebook(self, other: "SiteGuide") -> None:
+        """Have another site's codebook for its own: the same parameters, whoever trains them."""
+        for name in ("loc_unconstrained", "scale_unconstrained", "mixing_logits_unconstrained"):
+            self._parameters[name] = other._parameters[name]
+
+    def spread_codebook(self, value: float) -> None:
         """Place components for equal weights: one at their value, the rest where they may go from there."""
         size = weight_scale(self.latent)
         # K / 2 places either side reach one root mean square, so that gradients can tell them apart and none is
@@ -263,6 +255,36 @@ class SiteGuide(OwningModule):
         codebook = round_to(self.loc.detach().float(), str(codebook_dtype).removeprefix("torch.")).clone()
         # Codes of zeros are 0, so that equal networks have equal files.
         return CodedTensor(codes.masked_fill(~mask, 0).cpu(), mask.cpu(), codebook.cpu())
+
+
+@torch.no_grad()
+def fit_shared_codebook(sites: Sequence[SiteGuide]) -> None:
+    """Fit one codebook a group by K-means of the surviving latents of several guides' sites, with edges and codes.
+
+    Args:
+        sites: of one tensor, with as many groups and components each; every one has the codebook afterwards.
+    """
+    kept = [site.gates() > 0.5 for site in sites]  # as `harden` has it: zeros would draw codewords to themselves
+    survivors = torch.cat([site.latent[own] for site, own in zip(sites, kept, strict=True)])
+    for site in sites:
+        # A site that is pruned to nothing still needs edges that fit its latents.
+        site.edges = site.windows.edges(survivors if survivors.numel() else site.latent)
+    # Pruned weights stay in place with weight 0: each group keeps its n columns.
+    codebook = kmeans_1d(
+        torch.cat([site.grouped(site.anchor()) for site in sites], 1),  # [G, M n]
+        sites[0].num_components,
+        torch.cat([site.grouped(own).to(site.latent.dtype) for site, own in zip(sites, kept, strict=True)], 1),
+    )
+    first = sites[0]
+    first.loc, first.scale, first.mixing_logits = codebook.loc, codebook.scale, codebook.mixing.log()
+    # K-means of one value gives K equal components, which no gradient could tell apart.
+    if survivors.numel() and float(survivors.max() - survivors.min()) < LEAST_SCALE:
+        first.spread_codebook(float(survivors[0]))
+    for site in sites:
+        if site is not first:
+            site.share_codebook(first)
+        # Last: the codes are those of the new components and edges.
+        site.refresh_codes()
 
 
 def check_codebooks(name: str, shape: torch.Size, num_components: int, groups: Groups) -> None:

@@ -40,8 +40,8 @@ class SpikeGMMGuide(PosteriorGuide):
 
     Stage ``"dense"`` is inference: ``q(θ_i) = (1-λ_i) δ_0 + λ_i N(w_i, s_i²)``, a gate and a width for each
     weight, which the ELBO trains by draws of q. :meth:`start_coding` makes codebooks of it, and in the stages
-    ``"coded"`` and ``"frozen"``, which settle what ships, ``q(θ_i) = (1-λ_i) δ_0 + λ_i Σ_k φ_ik N(μ_k, σ_k²)`` with
-    components from 1-D K-means.
+    ``"coded"`` and ``"frozen"``, which settle what ships, ``q(θ_i) = (1-λ_i) δ_0 + λ_i Σ_k φ_ik N(μ_k, σ_k²)``
+    with components from 1-D K-means.
 
     In training mode a draw is made by ``estimator``. In evaluation mode (``guide.eval()``), and whenever
     ``pyro.infer.Predictive`` asks, it is an exact one of q in the dense stage; later, a discrete network (gates
@@ -172,6 +172,11 @@ class SpikeGMMGuide(PosteriorGuide):
     def draws(self, draws: int) -> None:
         self.progress.draws = draws
 
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Names of the sites whose weights it draws, in the model's order."""
+        return tuple(self.site_guides())
+
     def site_guides(self) -> dict[str, SiteGuide]:
         """Return the parts of the guide by site name, in the model's order."""
         return {site.site_name: site for site in self.sites.values()}
@@ -187,13 +192,16 @@ class SpikeGMMGuide(PosteriorGuide):
                 for site in self.site_guides().values():
                     site.refresh_codes()
             self.draws += 1
+        return {name: pyro.sample(name, drawn) for name, drawn in self.site_distributions().items()}
+
+    def site_distributions(self) -> dict[str, TorchDistribution]:
+        """Return what a call samples, by name of site and in this order."""
         # Before the weights: their prior depends on these.
-        for inclusion in self.inclusions.values():
-            pyro.sample(inclusion.site_name, inclusion.distribution())
-        return {
-            name: pyro.sample(name, self.distribution(site).to_event(len(site.shape)))
-            for name, site in self.site_guides().items()
+        drawn: dict[str, TorchDistribution] = {
+            inclusion.site_name: inclusion.distribution() for inclusion in self.inclusions.values()
         }
+        sites = self.site_guides().items()
+        return drawn | {name: self.distribution(site).to_event(len(site.shape)) for name, site in sites}
 
     def distribution(self, site: SiteGuide) -> CodebookGMM | LatentSpikeAndSlab:
         """Return the variational distribution of one site at the guide's present stage, mode and temperatures."""
@@ -390,16 +398,6 @@ class SpikeGMMGuide(PosteriorGuide):
                 temperatures = self.evaluation_temperatures(temperature, gate_temperature)
                 posterior[name] = site.coded_distribution(temperatures, "pathwise")
         return posterior
-
-    @torch.no_grad()
-    def mean(self, temperature: float | None = None, gate_temperature: float | None = None) -> dict[str, Tensor]:
-        """Return each site's posterior mean ``E θ = λ w``, or ``λ Σ_k φ_k μ_k``: a network that is not discrete.
-
-        Args:
-            temperature, gate_temperature: see :meth:`get_posterior`.
-        """
-        posterior = self.get_posterior(temperature=temperature, gate_temperature=gate_temperature)
-        return {name: posterior[name].mean for name in self.site_guides()}
 
     @torch.no_grad()
     def evidence(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
