@@ -105,8 +105,7 @@ def averaged_network(
     if not is_whole(num_samples, 1):
         raise ArgumentError(f"num_samples is {shown(num_samples)}, but must be at least 1 network.")
     draws = []
-    for coded in guide.draw_networks(num_samples, temperature, gate_temperature, torch.float32):
-        draw = {name: tensor.dense() for name, tensor in coded.items()}
+    for draw in guide.draw_weights(num_samples, temperature, gate_temperature):
         draws.append(with_own_statistics(net, draw, loader, batch_norm_batches))
     return AveragedNetwork(net, draws, draws_at_once)
 

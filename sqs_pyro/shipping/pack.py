@@ -125,8 +125,9 @@ def pack_ensemble(
 ) -> PackedEnsemble:
     """Draw networks from a posterior and pack them as one, whose forward gives their averaged log-probabilities.
 
-    Codebooks and everything that is not compressed are shared; :func:`~sqs_pyro.save` writes one file. Draws
-    follow torch's random state, which stays as it is: ``torch.manual_seed`` chooses other ones.
+    Codebooks and everything that is not compressed are shared; :func:`~sqs_pyro.save` writes one file. Of a dense
+    posterior codebooks are fitted to its draws. Draws follow torch's random state, which stays as it is:
+    ``torch.manual_seed`` chooses other ones.
 
     Args:
         source: a :class:`~sqs_pyro.compression.finetune.call.CompressionResult`, whose shipped norms and biases
@@ -140,7 +141,7 @@ def pack_ensemble(
             call draws the same again.
 
     Raises:
-        NetworkError: the source is neither, or its guide is still in its dense stage.
+        NetworkError: the source is none of these.
     """
     guide = getattr(source, "guide", source)
     if not isinstance(guide, PosteriorGuide):

@@ -217,3 +217,44 @@ def test_a_shared_codebook_is_not_copied_by_expand():
 def test_bad_arguments(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         law(**changes)
+
+
+PROBABILITIES = torch.tensor([0.0, 0.01, 0.3, 0.5, 0.77, 0.999, 1.0], dtype=F64)[:, None]
+
+
+def test_quantiles_of_one_component_are_those_of_scipy():
+    gates, one = torch.tensor([0.6, 1.0, 0.0, 0.3], dtype=F64), torch.ones(4, 1, dtype=F64)
+    found = SpikeGMM(gates, 0.4 * one, 0.5 * one, responsibilities=one).icdf(PROBABILITIES)
+    slab = scipy.stats.norm(0.4, 0.5)
+    for j, gate in enumerate(gates.tolist()):
+        below = gate * slab.cdf(0)
+        for i, p in enumerate(PROBABILITIES.flatten().tolist()):
+            if below < p <= below + 1 - gate:
+                assert found[i, j] == 0
+            elif gate > 0:
+                expected = slab.ppf(min(1.0, (p if p <= below else p - (1 - gate)) / gate))
+                np.testing.assert_allclose(found[i, j].item(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("spike_scale", [None, 0.05])
+def test_quantiles_of_a_mixture_invert_its_distribution_function(spike_scale):
+    q = law(spike_scale=spike_scale)
+    inner = PROBABILITIES[1:-1]
+    found = q.icdf(inner)
+    assert found.shape == (5, 3) and (found.diff(dim=0) >= 0).all()
+    reached, before = q.cdf(found), q.cdf(found - 1e-9)
+    assert (reached >= inner - 1e-12).all() and (before < inner).all()
+    assert (q.icdf(PROBABILITIES[[0, -1]]).isinf()).all()
+    assert spike_scale is not None or (found == 0).any()
+
+
+def test_quantiles_between_far_components():
+    apart = SpikeGMM(
+        torch.ones(1),
+        torch.tensor([-5.0, 5.0]),
+        torch.tensor([0.1, 0.1]),
+        responsibilities=torch.tensor([[0.5, 0.5]]),
+    )
+    torch.testing.assert_close(apart.icdf(torch.tensor([0.25, 0.75])), torch.tensor([-5.0, 5.0]))
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        apart.icdf(torch.tensor([1.5]))

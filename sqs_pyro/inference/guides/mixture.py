@@ -33,8 +33,25 @@ from sqs_pyro.inference.guides.posterior import PosteriorGuide
 from sqs_pyro.inference.guides.site import fit_shared_codebook
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.models.bayesian import BayesianNetwork
+from sqs_pyro.models.ownership import OwningModule
 from sqs_pyro.networks.fresh import fresh_values
 from sqs_pyro.packing import CodedTensor
+
+
+class Component(OwningModule):
+    """Which member is drawn: a module of its own, so that Pyro's store shows its weights.
+
+    Attributes:
+        weights: w, ``[M]``, which sum to 1.
+    """
+
+    stored_buffers: ClassVar[tuple[str, ...]] = ("weights",)
+
+    weights: Tensor
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weights", weights)
 
 
 class GuideMixture(PosteriorGuide):
@@ -51,14 +68,7 @@ class GuideMixture(PosteriorGuide):
     Raises:
         ArgumentError: no member, or impossible weights.
         NetworkError: members are of different models or sites.
-
-    Attributes:
-        weights: ``[M]``, which sum to 1.
     """
-
-    stored_buffers: ClassVar[tuple[str, ...]] = ("weights",)
-
-    weights: Tensor
 
     def __init__(self, members: Sequence[SpikeGMMGuide], weights: Sequence[float] | None = None) -> None:
         given = list(members)
@@ -66,7 +76,7 @@ class GuideMixture(PosteriorGuide):
         super().__init__(given[0].model)
         self.members = PyroModule[nn.ModuleList](given)
         device = next(given[0].parameters()).device
-        self.register_buffer("weights", _normalised(weights, len(given)).to(device))
+        self.component = Component(_normalised(weights, len(given)).to(device))
 
     @classmethod
     def restarts(cls, model: BayesianNetwork, num_members: int, **options: Any) -> Self:
@@ -85,6 +95,11 @@ class GuideMixture(PosteriorGuide):
         own = model.site_values()
         starts = [own, *(fresh_values(model.net, own) for _ in range(num_members - 1))]
         return cls([SpikeGMMGuide(model, init=start, **options) for start in starts])
+
+    @property
+    def weights(self) -> Tensor:
+        """w of the members, ``[M]``, which sum to 1."""
+        return self.component.weights
 
     @property
     def site_names(self) -> tuple[str, ...]:
@@ -162,7 +177,7 @@ class GuideMixture(PosteriorGuide):
             *args, **kwargs: of the model, with all of the data.
             num_particles: draws each.
         """
-        self.weights = self.elbos(*args, num_particles=num_particles, **kwargs).softmax(0)
+        self.component.weights = self.elbos(*args, num_particles=num_particles, **kwargs).softmax(0)
 
     def start_coding(self, fit_codebooks: bool = True) -> None:
         """End the members' dense stage, with codebooks that all of them share, also in training.
@@ -176,14 +191,15 @@ class GuideMixture(PosteriorGuide):
         for member in guides:
             member.start_coding(fit_codebooks=False)
 
-    def draw(
-        self,
-        temperature: float | None = None,
-        gate_temperature: float | None = None,
-        codebook_dtype: torch.dtype = torch.float16,
-    ) -> dict[str, CodedTensor]:
-        """Draw a discrete network from a drawn member: see :meth:`SpikeGMMGuide.draw`."""
-        return self.draw_networks(1, temperature, gate_temperature, codebook_dtype)[0]
+    def draw_weights(
+        self, num_samples: int, temperature: float | None = None, gate_temperature: float | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Draw networks' weights, as many of each member as its weight says: see :class:`PosteriorGuide`."""
+        return [
+            draw
+            for member, count in self._drawn_members(num_samples)
+            for draw in member.draw_weights(count, temperature, gate_temperature)
+        ]
 
     def draw_networks(
         self,
@@ -192,16 +208,23 @@ class GuideMixture(PosteriorGuide):
         gate_temperature: float | None = None,
         codebook_dtype: torch.dtype = torch.float16,
     ) -> list[dict[str, CodedTensor]]:
-        """Draw discrete networks, as many of each member as its weight says, but for rounding.
+        """Draw discrete networks, as many of each member as its weight says: see :class:`PosteriorGuide`."""
+        if any(member.stage == "dense" for member in self._guides()):
+            drawn = self.draw_weights(num_samples, temperature, gate_temperature)
+            return self._guides()[0].code_together(drawn, codebook_dtype)
+        return [
+            draw
+            for member, count in self._drawn_members(num_samples)
+            for draw in member.draw_networks(count, temperature, gate_temperature, codebook_dtype)
+        ]
 
-        Args:
-            num_samples: S.
-            temperature, gate_temperature, codebook_dtype: see :meth:`SpikeGMMGuide.draw`.
-        """
+    def _drawn_members(self, num_samples: int) -> list[tuple[SpikeGMMGuide, int]]:
+        """Return members and how many of the draws are theirs."""
         # One uniform number and equal steps from it: S draws of M equal weights have each member S/M times.
         places = (torch.rand(()) + torch.arange(num_samples)) / num_samples
         chosen = torch.searchsorted(self.weights.cpu().cumsum(0), places).clamp_max(len(self.members) - 1)
-        return [self._chosen(int(index)).draw(temperature, gate_temperature, codebook_dtype) for index in chosen]
+        counts = torch.bincount(chosen, minlength=len(self.members)).tolist()
+        return list(zip(self._guides(), counts, strict=True))
 
 
 def _selected(component: Tensor, members: list[dist.TorchDistribution]) -> dist.TorchDistribution:

@@ -90,13 +90,15 @@ class PosteriorGuide(AutoGuide, OwningModule):
         posterior: dict[str, Any] = self.get_posterior()
         return {name: posterior[name].gates for name in self.site_names}
 
-    def draw(
-        self,
-        temperature: float | None = None,
-        gate_temperature: float | None = None,
-        codebook_dtype: torch.dtype = torch.float16,
-    ) -> dict[str, CodedTensor]:
-        """Draw a discrete network from the posterior."""
+    def draw_weights(
+        self, num_samples: int, temperature: float | None = None, gate_temperature: float | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Draw networks' weights from the posterior, by site name: of q itself while it is dense, then discrete.
+
+        Args:
+            num_samples: S.
+            temperature, gate_temperature: see :meth:`get_posterior`.
+        """
         raise NotImplementedError
 
     def draw_networks(
@@ -106,13 +108,14 @@ class PosteriorGuide(AutoGuide, OwningModule):
         gate_temperature: float | None = None,
         codebook_dtype: torch.dtype = torch.float16,
     ) -> list[dict[str, CodedTensor]]:
-        """Draw several discrete networks.
+        """Draw discrete networks that share codebooks: while the posterior is dense, its draws coded together.
 
         Args:
             num_samples: S.
-            temperature, gate_temperature, codebook_dtype: see :meth:`draw`.
+            temperature, gate_temperature: see :meth:`get_posterior`.
+            codebook_dtype: codewords are rounded to this type.
         """
-        return [self.draw(temperature, gate_temperature, codebook_dtype) for _ in range(num_samples)]
+        raise NotImplementedError
 
 
 def _quantile(distribution: TorchDistribution, probability: float) -> Tensor:

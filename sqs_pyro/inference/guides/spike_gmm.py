@@ -1,6 +1,6 @@
 """The variational family over a network: a spike-and-GMM guide for every compressed tensor."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pyro
@@ -23,6 +23,7 @@ from sqs_pyro.inference.guides.checks import (
 )
 from sqs_pyro.inference.guides.evidence import prior_logits
 from sqs_pyro.inference.guides.inclusion import InclusionGuide
+from sqs_pyro.inference.guides.joint_coding import code_together
 from sqs_pyro.inference.guides.posterior import PosteriorGuide
 from sqs_pyro.inference.guides.progress import GuideProgress, Stage
 from sqs_pyro.inference.guides.site import Groups, SiteGuide
@@ -372,6 +373,59 @@ class SpikeGMMGuide(PosteriorGuide):
         self._check_coded("draw")
         temperatures = self.evaluation_temperatures(temperature, gate_temperature)
         return {name: site.draw(codebook_dtype, temperatures) for name, site in self.site_guides().items()}
+
+    @torch.no_grad()
+    def draw_weights(
+        self, num_samples: int, temperature: float | None = None, gate_temperature: float | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Draw networks' weights from the posterior, by site name: of q itself while it is dense, then discrete.
+
+        Args:
+            num_samples: S.
+            temperature, gate_temperature: see :meth:`get_posterior`.
+        """
+        if self.stage == "dense":
+            q = self.get_posterior(temperature=temperature, gate_temperature=gate_temperature)
+            drawn_values = {name: q[name].sample(torch.Size([num_samples])) for name in self.site_names}
+            return [{name: values[s] for name, values in drawn_values.items()} for s in range(num_samples)]
+        drawn = self.draw_networks(num_samples, temperature, gate_temperature, torch.float32)
+        return [{name: coded.dense() for name, coded in draw.items()} for draw in drawn]
+
+    def draw_networks(
+        self,
+        num_samples: int,
+        temperature: float | None = None,
+        gate_temperature: float | None = None,
+        codebook_dtype: torch.dtype = torch.float16,
+    ) -> list[dict[str, CodedTensor]]:
+        """Draw discrete networks that share codebooks: while the guide is dense, draws of q coded together.
+
+        Args:
+            num_samples: S.
+            temperature, gate_temperature: see :meth:`get_posterior`.
+            codebook_dtype: codewords are rounded to this type.
+        """
+        if self.stage == "dense":
+            drawn = self.draw_weights(num_samples, temperature, gate_temperature)
+            return self.code_together(drawn, codebook_dtype)
+        return [self.draw(temperature, gate_temperature, codebook_dtype) for _ in range(num_samples)]
+
+    def code_together(
+        self, draws: Sequence[Mapping[str, Tensor]], codebook_dtype: torch.dtype
+    ) -> list[dict[str, CodedTensor]]:
+        """Return drawn weights in codes of one codebook a group, of as many components as the largest site has.
+
+        Args:
+            draws: weights by site name.
+            codebook_dtype: codewords are rounded to this type.
+        """
+        sites = self.site_guides()
+        components = max(site.num_components for site in sites.values())  # a bias of one weight has many draws
+        coded = {
+            name: code_together([draw[name] for draw in draws], components, site.num_groups, codebook_dtype)
+            for name, site in sites.items()
+        }
+        return [{name: coded[name][s] for name in sites} for s in range(len(draws))]
 
     def get_posterior(
         self,

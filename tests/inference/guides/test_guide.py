@@ -421,7 +421,7 @@ class TestPruningAndHardening:
 
     def test_dense_stage_cannot_be_hardened(self, model):
         guide = SpikeGMMGuide(model, K, stage="dense", estimator="straight_through")
-        for asked in (guide.harden, guide.draw, guide.mean):
+        for asked in (guide.harden, guide.draw):
             with pytest.raises(
                 NetworkError, match=rf"dense stage: call start_coding\(\) before {asked.__name__}\(\)"
             ):
