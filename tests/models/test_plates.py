@@ -49,6 +49,63 @@ def test_vectorized_particles_are_particles(prior, options, elbo):
     torch.testing.assert_close(*(gradients(guide, loss) for loss in losses), rtol=1e-3, atol=1e-4)
 
 
+class TestTheGuideByDefault:
+    """Its draws are random, so that particles agree in their mean alone."""
+
+    def made(self):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
+        model = BayesianNetwork(net, num_data=20, include=".*")
+        return model, SpikeGMMGuide(model, initial_gate=1.0, init_scale=0.5)
+
+    def test_vectorized_particles_have_the_same_mean(self):
+        model, guide = self.made()
+        together = SQSELBO(num_particles=200, vectorize_particles=True, max_plate_nesting=1)
+        loss = SQSELBO()(model, guide)
+        single = torch.stack([loss(X.flatten(1), Y).detach() for _ in range(60)])
+        bound = 5 * float(single.std()) * (1 / 60 + 1 / 200) ** 0.5
+        assert abs(together.loss(model, guide, X.flatten(1), Y) - single.mean()) < bound
+        assert abs(together(model, guide)(X.flatten(1), Y).detach() - single.mean()) < bound
+
+    def test_vectorized_gradients_have_the_same_mean(self):
+        model, guide = self.made()
+        found = []
+        for vectorized in (False, True):
+            options = {"vectorize_particles": True, "max_plate_nesting": 1} if vectorized else {}
+            elbo = SQSELBO(num_particles=80, **options)
+            gradient = gradients(guide, elbo.differentiable_loss(model, guide, X.flatten(1), Y))
+            found.append({name: grad for name, grad in gradient.items() if "gate" in name or "latent" in name})
+        scale = max(float(grad.abs().max()) for grad in found[0].values())
+        for name, grad in found[0].items():
+            torch.testing.assert_close(found[1][name], grad, atol=0.35 * scale, rtol=0)
+
+    def test_losses_that_are_summed(self):
+        """Two tasks of one guide's network, say: gradients of the sum are the sums of gradients."""
+        model, guide = self.made()
+        loss = SQSELBO()(model, guide)
+        torch.manual_seed(0)
+        total = gradients(guide, loss(X.flatten(1), Y) + loss(X.flatten(1) + 1, Y))
+        torch.manual_seed(0)
+        parts = [gradients(guide, loss(x, Y)) for x in (X.flatten(1), X.flatten(1) + 1)]
+        for name, grad in total.items():
+            torch.testing.assert_close(grad, parts[0][name] + parts[1][name])
+
+    @pytest.mark.parametrize("parallel", [False, True])
+    def test_predictive_draws_networks_of_q(self, parallel):
+        model, guide = self.made()
+        sites = (*guide.site_names, "logits")
+        samples = Predictive(model, guide=guide, num_samples=150, return_sites=sites, parallel=parallel)(
+            X.flatten(1)
+        )
+        drawn = samples["0.weight"].reshape(150, 6, 8)
+        torch.testing.assert_close(drawn.mean(0), guide.mean()["0.weight"], atol=0.25, rtol=0)
+        assert abs(float((drawn != 0).float().mean()) - float(torch.sigmoid(torch.tensor(1.0)))) < 0.03
+        for s in (0, 149):  # the logits are those of the drawn network
+            values = {name: samples[name][s].reshape(guide.site_guides()[name].shape) for name in guide.site_names}
+            expected = torch.func.functional_call(model.net, values, (X.flatten(1),))
+            torch.testing.assert_close(samples["logits"][s].reshape(B, 3), expected)
+
+
 def test_particles_of_a_random_estimator_differ():
     model, guide = pair(estimator="concrete", initial_gate=0.0, temperature=1.0)
     trace = poutine.trace(pyro.plate("particles", S, dim=-2)(guide)).get_trace(X, Y)
