@@ -121,6 +121,7 @@ class SpikeGMMGuide(PosteriorGuide):
         if stage is None:
             stage = "dense" if draws and coded is None else "coded"
         priors = getattr(model, "priors", {})  # of a plain Pyro model nothing is known
+        self.num_components = num_components
         self.estimator = estimator
         self.temperature = temperature
         self.evaluation_temperature = evaluation_temperature
@@ -413,16 +414,17 @@ class SpikeGMMGuide(PosteriorGuide):
     def code_together(
         self, draws: Sequence[Mapping[str, Tensor]], codebook_dtype: torch.dtype
     ) -> list[dict[str, CodedTensor]]:
-        """Return drawn weights in codes of one codebook a group, of as many components as the largest site has.
+        """Return drawn weights in codes of one codebook of K components a group.
 
         Args:
             draws: weights by site name.
             codebook_dtype: codewords are rounded to this type.
         """
         sites = self.site_guides()
-        components = max(site.num_components for site in sites.values())  # a bias of one weight has many draws
-        coded = {
-            name: code_together([draw[name] for draw in draws], components, site.num_groups, codebook_dtype)
+        coded = {  # of K, and not of a site's own number: a bias of one weight has many draws
+            name: code_together(
+                [draw[name] for draw in draws], self.num_components, site.num_groups, codebook_dtype
+            )
             for name, site in sites.items()
         }
         return [{name: coded[name][s] for name in sites} for s in range(len(draws))]

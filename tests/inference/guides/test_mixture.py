@@ -179,6 +179,13 @@ class TestCoding:
         torch.testing.assert_close(drawn.std(0), q.variance.detach().sqrt(), atol=0.1, rtol=0)
         torch.testing.assert_close(drawn.mean(0), q.mean.detach(), atol=0.12, rtol=0)
 
+    def test_as_many_codes_as_were_asked_for(self):
+        guide = SpikeGMMGuide(model_of(), num_components=9)  # more than any site has weights
+        drawn = pack_ensemble(guide, 50, seed=0).draws()
+        assert {name: len(values[values != 0].unique()) for name, values in drawn.items()} == dict.fromkeys(
+            drawn, 9
+        )
+
     def test_averages_take_it(self):
         mixture = apart()
         for average in (
@@ -247,20 +254,30 @@ class TestArguments:
             GuideMixture([one, apart().members[0]])
 
 
-def in_the_gap(guide, model) -> float:
-    places = torch.linspace(-0.7, 0.7, 15).unsqueeze(1)
-    draws = Predictive(model, guide=guide, num_samples=300, parallel=True, return_sites=("logits",))(places)
-    return float(draws["logits"].squeeze(-1).std(0).mean())
+PLACES = {
+    "gap": torch.linspace(-1.6, 1.6, 15).unsqueeze(1),
+    "beyond": torch.tensor([-4.6, -4.4, -4.2, -4.0, 4.0, 4.2, 4.4, 4.6]).unsqueeze(1),
+    "within": torch.tensor([-3.2, -2.8, -2.4, 2.4, 2.8, 3.2]).unsqueeze(1),
+}
+
+
+def spread(guide, model) -> dict[str, float]:
+    """Standard deviation of the function where there are no data, and where there are."""
+    found = {}
+    for name, places in PLACES.items():
+        draws = Predictive(model, guide=guide, num_samples=300, parallel=True, return_sites=("logits",))(places)
+        found[name] = float(draws["logits"].squeeze(-1).std(0).mean())
+    return found
 
 
 @pytest.mark.slow
-def test_a_mixture_is_less_sure_in_a_gap():
-    """A sine between whose halves there are no data; three seeds, three members each."""
+def test_a_mixture_is_less_sure_where_there_are_no_data():
+    """Two pieces of a sine, far apart; measured: 1.06 and 1.23 times in the gap, 1.5 and 1.7 times beyond."""
     pyro.enable_validation(False)
     ratios = []
-    for seed in range(3):
+    for seed in range(2):
         pyro.set_rng_seed(seed)
-        x = torch.cat([torch.linspace(-2.2, -0.7, 40), torch.linspace(0.7, 2.2, 40)]).unsqueeze(1)
+        x = torch.cat([torch.linspace(-3.5, -2, 40), torch.linspace(2, 3.5, 40)]).unsqueeze(1)
         y = torch.sin(2 * x[:, 0]) + 0.1 * torch.randn(80)
         net = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
         prior = SpikeAndSlab(torch.tensor(0.9), dist.Normal(0.0, 1.0))
@@ -270,6 +287,8 @@ def test_a_mixture_is_less_sure_in_a_gap():
             svi = SVI(model, member, NaturalGradient(member, steps=800), SQSELBO())
             for _ in range(800):
                 svi.step(x, y)
-        alone = [in_the_gap(member, model) for member in mixture.members]
-        ratios.append(in_the_gap(mixture, model) / (sum(alone) / len(alone)))
-    assert sum(ratios) / len(ratios) > 1.05
+        alone = [spread(member, model) for member in mixture.members]
+        together = spread(mixture, model)
+        ratios.append({name: 3 * together[name] / sum(own[name] for own in alone) for name in PLACES})
+    mean = {name: sum(own[name] for own in ratios) / len(ratios) for name in PLACES}
+    assert mean["gap"] > 1.0 and mean["beyond"] > 1.3 and mean["within"] < 1.1
