@@ -9,12 +9,14 @@ from sqs_pyro.inference.elbo_report import elbo_report
 from sqs_pyro.inference.guides.inclusion import InclusionGuide
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.inference.guides.windows import EqualMass, OutlierAware, PerWeight
+from sqs_pyro.inference.natural_gradient import NaturalGradient
 from sqs_pyro.inference.pruning import PruningSchedule
 
 __all__ = [
     "SQSELBO",
     "EqualMass",
     "InclusionGuide",
+    "NaturalGradient",
     "OutlierAware",
     "PerWeight",
     "PruningSchedule",

@@ -38,8 +38,8 @@ class SpikeGMMGuide(OwningModule):
 
     Stage ``"dense"`` is inference: ``q(θ_i) = (1-λ_i) δ_0 + λ_i N(w_i, s_i²)``, a gate and a width for each
     weight, which the ELBO trains by draws of q. :meth:`start_coding` makes codebooks of it, and in the stages
-    ``"coded"`` and ``"frozen"``, which settle what ships, ``q(θ_i) = (1-λ_i) δ_0 + λ_i Σ_k φ_ik N(μ_k, σ_k²)`` with
-    components from 1-D K-means.
+    ``"coded"`` and ``"frozen"``, which settle what ships, ``q(θ_i) = (1-λ_i) δ_0 + λ_i Σ_k φ_ik N(μ_k, σ_k²)``
+    with components from 1-D K-means.
 
     In training mode a draw is made by ``estimator``. In evaluation mode (``guide.eval()``), and whenever
     ``pyro.infer.Predictive`` asks, it is an exact one of q in the dense stage; later, a discrete network (gates
