@@ -98,7 +98,9 @@ def restored(recipe: RunRecipe, path: Path) -> tuple[Posterior, Data]:
     net, section = untrained_network(recipe, data), recipe.compression
     state = torch.load(path, map_location="cpu", weights_only=True)
     model = BayesianNetwork(copy.deepcopy(net), include=section.include, exclude=section.exclude)
-    guide = SpikeGMMGuide(model, section.num_components, section.windows.build(), groups=section.groups)
+    guide = SpikeGMMGuide(
+        model, section.num_components, section.windows.build(), groups=section.groups, estimator="straight_through"
+    )
     of_network = {name[4:]: value for name, value in state["model"].items() if name.startswith("net.")}
     model.net.load_state_dict(of_network)  # the prior's parameters are not needed for draws
     guide.load_state_dict(state["guide"])

@@ -73,7 +73,9 @@ def fitted_layer(weight: Tensor, bits_per_weight: float, groups: str) -> dict[st
     """E- and M-steps at the β whose symbols take a given size, all else (the weights' curvature) equal."""
     net = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     net.weight.copy_(weight)
-    guide = SpikeGMMGuide(BayesianNetwork(net), COMPONENTS, groups=groups, stage="dense")
+    guide = SpikeGMMGuide(
+        BayesianNetwork(net), COMPONENTS, groups=groups, stage="dense", estimator="straight_through"
+    )
     start = time.process_time()
     fit = RateDistortion(guide).fit({"weight": 1.0}, bits=bits_per_weight * weight.numel(), rounds=10)
     seconds = time.process_time() - start

@@ -46,7 +46,7 @@ def seconds(work: Callable[[], object]) -> float:
 def measure(name: str, options: dict, shape: tuple[int, ...], batch: int, repeats: int) -> dict[str, float]:
     net = build_network(name, **options).eval()
     model = BayesianNetwork(net, num_data=batch).eval()
-    guide = SpikeGMMGuide(model, 4, evaluation_temperature=1.0).eval()
+    guide = SpikeGMMGuide(model, 4, evaluation_temperature=1.0, estimator="straight_through").eval()
     x = torch.randn(batch, *shape)
     ways: dict[str, Callable[[], object]] = {"Predictive": lambda: predictive(model, guide, x)}
     for at_once in (1, 2, 5, 10):

@@ -55,7 +55,7 @@ def evidence(net: nn.Module, names: list[str], sequences: Tensor, steps: int, ca
         return torch.load(cache, weights_only=True)
     loader = NextTokenLoader(sequences, 4, shuffle=True)
     model = model_of(copy.deepcopy(net), names, len(sequences))
-    guide = SpikeGMMGuide(model, COMPONENTS, stage="dense", initial_gate=2.0)
+    guide = SpikeGMMGuide(model, COMPONENTS, stage="dense", initial_gate=2.0, estimator="straight_through")
     scales = InputScales(model.net.train(), names)  # in training mode, as it watches; the network has no dropout
     for site in guide.site_guides().values():
         site.latent_unconstrained.requires_grad_(False)
@@ -83,7 +83,14 @@ def coded(
     """The most probable weights of each ``every``-th layer."""
     saliency, windows, groups = cell
     names = list(known["gate_logits"])[::every]
-    guide = SpikeGMMGuide(model_of(net, names), COMPONENTS, WINDOWS[windows], groups=groups, stage="dense")
+    guide = SpikeGMMGuide(
+        model_of(net, names),
+        COMPONENTS,
+        WINDOWS[windows],
+        groups=groups,
+        stage="dense",
+        estimator="straight_through",
+    )
     for name, site in guide.site_guides().items():
         site.gate_logit_unconstrained.copy_(known["gate_logits"][name])
     saliencies = guide.saliencies(saliency, known["input_scales"])

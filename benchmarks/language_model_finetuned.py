@@ -89,7 +89,7 @@ def settled(net: nn.Module, loader: NextTokenLoader, args: argparse.Namespace) -
         names = [f"^{name.replace('.', '[.]')}$" for name in coded]
         likelihood = DistillationLikelihood(1.0, 1.0)
         model = BayesianNetwork(plain, likelihood=likelihood, num_data=len(loader.dataset), include=names)
-        guide = SpikeGMMGuide(model, coded=codewords, stage="frozen")
+        guide = SpikeGMMGuide(model, coded=codewords, stage="frozen", estimator="straight_through")
         observed = DistilledLoader(loader, net, 1.0)
         optimizer = pyro.optim.PyroLRScheduler(
             torch.optim.lr_scheduler.LambdaLR,

@@ -72,6 +72,7 @@ def sqs_step(stage: str, batches: Batches, recipe: CompressionRecipe) -> Callabl
         temperature=recipe.temperature,
         refresh_every=recipe.refresh_every,
         stage="dense",
+        estimator="straight_through",
     )
     driver = Driver(model, guide, recipe, batches)
     first = {"dense": driver.schedule.end_step // 2, "coded": driver.coding_step, "frozen": driver.freeze_step}

@@ -68,8 +68,14 @@ def reported(**arguments: Any) -> Any:
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: sqs_pyro.SpikeGMMGuide(posterior().model, "16"), "num_components is '16', but must be 1 to 256"),
-        (lambda: sqs_pyro.SpikeGMMGuide(posterior().model, 2.5), "num_components is 2.5"),
+        (
+            lambda: sqs_pyro.SpikeGMMGuide(posterior().model, "16", estimator="straight_through"),
+            "num_components is '16', but must be 1 to 256",
+        ),
+        (
+            lambda: sqs_pyro.SpikeGMMGuide(posterior().model, 2.5, estimator="straight_through"),
+            "num_components is 2.5",
+        ),
         (lambda: posterior(temperature="warm"), "temperature is 'warm', but must be positive"),
         (lambda: posterior(temperature=float("inf")), "temperature is inf"),
         (lambda: posterior(refresh_every=1.5), "refresh_every is 1.5, but must be at least 1 step"),

@@ -51,7 +51,7 @@ def case(request):
 
 def made(net):
     model = BayesianNetwork(net, num_data=60)
-    return model, SpikeGMMGuide(model, num_components=K, temperature=0.5)
+    return model, SpikeGMMGuide(model, num_components=K, temperature=0.5, estimator="straight_through")
 
 
 def state(module) -> dict[str, torch.Tensor]:
@@ -138,7 +138,9 @@ def test_predictive_as_printed(case):
 def test_draws_in_evaluation_mode_are_discrete_networks(case):
     net, x, _ = case
     model = BayesianNetwork(net, num_data=60).eval()
-    guide = SpikeGMMGuide(model, num_components=K, temperature=3.0, initial_gate=1.0).eval()
+    guide = SpikeGMMGuide(
+        model, num_components=K, temperature=3.0, initial_gate=1.0, estimator="straight_through"
+    ).eval()
     predictive = pyro.infer.Predictive(
         model, guide=guide, num_samples=5, return_sites=(*guide.site_guides(), "logits")
     )
@@ -260,13 +262,17 @@ class TestPlainPyroModel:
         """
         y = self.x @ self.true + 0.3 * torch.randn(200)
         start = torch.linalg.lstsq(self.x, y[:, None]).solution[:, 0]
-        guide = SpikeGMMGuide(self.model, num_components=3, init={"w": start}, initial_gate=2.0)
+        guide = SpikeGMMGuide(
+            self.model, num_components=3, init={"w": start}, initial_gate=2.0, estimator="straight_through"
+        )
         svi = pyro.infer.SVI(self.model, guide, pyro.optim.Adam({"lr": 0.02}), loss=SQSELBO())
         losses = [svi.step(self.x, y) for _ in range(400)]
         assert torch.tensor(losses[200:]).median() < min(losses) + 30
 
     def test_subsampling_plate_scales(self):
-        guide = SpikeGMMGuide(self.model, num_components=3, init={"w": self.true.clone() + 0.01})
+        guide = SpikeGMMGuide(
+            self.model, num_components=3, init={"w": self.true.clone() + 0.01}, estimator="straight_through"
+        )
         half = self.x[:100]
         terms = SQSELBO().terms(self.model, guide, half, half @ self.true)
         drawn = guide.harden(torch.float32)["w"].dense()

@@ -93,7 +93,12 @@ def test_compression_is_built_at_every_limit(key, value):
     recipe = _recipe(key, value)
     model = BayesianNetwork(net, prior=_prior(recipe.prior), num_data=32)
     guide = SpikeGMMGuide(
-        model, recipe.num_components, recipe.windows.build(), recipe.temperature, initial_gate=recipe.initial_gate
+        model,
+        recipe.num_components,
+        recipe.windows.build(),
+        recipe.temperature,
+        initial_gate=recipe.initial_gate,
+        estimator="straight_through",
     )
     with pyro.get_param_store().scope():
         driver = Driver(model, guide, recipe, loader)

@@ -79,6 +79,23 @@ class CodebookGMM(GroupedMixture):
     def _current_codes(self) -> Tensor:
         return self.map_codes() if self._hard_codes is None else self._hard_codes
 
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Return mean and variance, ``[*base_shape]`` each, responsibilities never kept."""
+        mean, square = self._slab_moments()
+        gates = self._gates
+        spike = 0.0 if self.spike_scale is None else (1 - gates) * self.spike_scale**2
+        # Var θ = λ (E v² - (E v)²) + λ (1-λ) (E v)²; rounding must not leave it below 0
+        inside = (square - mean.square()).clamp_min(0)
+        return gates * mean, gates * (inside + (1 - gates) * mean.square()) + spike
+
+    def _slab_moments(self) -> tuple[Tensor, Tensor]:
+        """Return ``Σ_k φ_k μ_k`` and ``Σ_k φ_k (μ_k² + σ_k²)``, ``[*base_shape]``."""
+        loc, scale, _ = self.codebook
+        anchor = self.grouped(self.anchor)
+        first = ExpectedDivergence.apply(anchor, *self.codebook, loc, self.temperature)
+        second = ExpectedDivergence.apply(anchor, *self.codebook, loc.square() + scale.square(), self.temperature)
+        return first.view(self.base_shape), second.view(self.base_shape)
+
     def _rsample_straight_through(self, shape: torch.Size) -> Tensor:
         value = HardValue.apply(
             self.grouped(self.latent), self.grouped(self._gates), self.codebook.loc, self._current_codes()
@@ -122,17 +139,17 @@ def _is_one_number(expanded: Tensor) -> bool:
 
 
 class LatentSpikeAndSlab(SpikeGMM):
-    """Warm-up family, before there is a codebook: ``(1-λ) δ_0 + λ N(w, s²)`` around each latent weight.
+    """The family before there is a codebook: ``(1-λ) δ_0 + λ N(w, s²)``, of each weight by itself.
 
-    ``rsample`` is the hard, noise-free network of the present latents with straight-through gradients: 1 to the
-    latent where the gate is open, the latent to the gate, so that closed gates still learn whether to open.
-    ``sample`` draws from the density.
+    By the estimator ``"straight_through"``, that of a warm-up, ``rsample`` is the hard, noise-free network of the
+    present latents: its gradient is 1 to the latent where the gate is open, and the latent to the gate, so that
+    closed gates still learn whether to open. The other estimators are those of :class:`SpikeGMM`.
 
     Args:
         gates: λ, ``[*shape]``.
         latent: w, ``[*shape]``.
         scale: s, broadcastable to ``[*shape]``.
-        spike_scale: see :class:`SpikeGMM`.
+        estimator, spike_scale: see :class:`SpikeGMM`.
     """
 
     def __init__(
@@ -141,6 +158,7 @@ class LatentSpikeAndSlab(SpikeGMM):
         latent: Tensor,
         scale: Tensor,
         *,
+        estimator: str = "straight_through",
         spike_scale: Tensor | float | None = None,
         validate_args: bool | None = None,
     ) -> None:
@@ -151,9 +169,28 @@ class LatentSpikeAndSlab(SpikeGMM):
             latent.unsqueeze(-1),
             self.latent_scale.unsqueeze(-1),
             responsibilities=one_component,
+            estimator=estimator,
             spike_scale=spike_scale,
             validate_args=validate_args,
         )
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Return ``λ w`` and ``λ (s² + (1-λ) w²)``, ``[*shape]``, with the spike's own variance if it has one."""
+        gates, latent = self._gates, self.latent
+        variance = gates * (self.latent_scale.square() + (1 - gates) * latent.square())
+        if self.spike_scale is not None:
+            variance = variance + (1 - gates) * self.spike_scale**2
+        return gates * latent, variance
+
+    def _rsample_parts(self, shape: torch.Size) -> Tensor:
+        slab = self.latent + self.latent_scale * torch.randn(
+            shape, dtype=self.latent.dtype, device=self.latent.device
+        )
+        included = torch.rand_like(slab) < self._gates
+        draw = straight_through_gate(included, self._gates) * slab
+        if self.spike_scale is None:
+            return draw
+        return draw + (~included) * self.spike_scale * torch.randn_like(slab)
 
     def _rsample_straight_through(self, shape: torch.Size) -> Tensor:
         return (straight_through_gate(self.gates > 0.5, self.gates) * self.latent).expand(shape)

@@ -9,6 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from sqs_pyro.distributions.local_draw import LocalDraw
 from sqs_pyro.distributions.numerics import log_or_neg_inf, plogp
 from sqs_pyro.distributions.parameters import (
     as_scalar,
@@ -16,9 +17,9 @@ from sqs_pyro.distributions.parameters import (
     check_probability,
     check_responsibilities,
 )
-from sqs_pyro.distributions.spike_and_slab import ONE_DRAW
+from sqs_pyro.distributions.spike_and_slab import ONE_DRAW, straight_through_gate
 
-ESTIMATORS = ("straight_through", "soft", "concrete", "discrete")
+ESTIMATORS = ("local", "pathwise", "straight_through", "soft", "concrete", "discrete")
 
 
 class SpikeGMM(TorchDistribution):
@@ -29,12 +30,19 @@ class SpikeGMM(TorchDistribution):
     Shapes: ``event_shape = ()``; ``gates [*batch]``; ``responsibilities`` or ``logits``, ``loc``, ``scale``
     broadcastable to ``[*batch, K]`` and kept as given: a codebook shared by a layer stays ``[K]``.
 
-    ``sample`` gives exact draws of q. ``rsample`` is what a network is trained with, *not* a draw of q: the
-    components' widths enter through the KL, not as noise on the weights. By ``estimator``:
+    ``sample`` gives exact draws of q. ``rsample`` is what a network is trained with, by ``estimator``: the first
+    two draw from q, the others make values that leave out the components' widths.
 
     ================== ========================================== ===========================================
     estimator          value                                      gradient
     ================== ========================================== ===========================================
+    local              a draw that knows its moments: linear      of the moments; of low variance, biased as
+                       maps of it draw their outputs, see         far as outputs are not normal; in other
+                       :class:`~.local_draw.LocalDraw`; without   operations pathwise in μ and σ, and
+                       gradients a draw                           straight-through in gates and φ
+    pathwise           a draw                                     unbiased, through the distribution function
+                                                                  (Figurnov et al. 2018); for gates its
+                                                                  variance grows like ``exp(μ²/2σ²)``
     straight_through   1[λ > 1/2] · μ at argmax φ (hard network)  that of the soft value
     soft               λ Σₖ φₖ μₖ, the mean of q                  exact for the value
     concrete           relaxed Bernoulli gate times               pathwise through the relaxation (Maddison et
@@ -259,6 +267,14 @@ class SpikeGMM(TorchDistribution):
         )
         return mixture.expand(self.batch_shape)
 
+    def cdf(self, value: Tensor) -> Tensor:
+        """Return ``P(θ <= value)``, ``[*sample_shape, *batch_shape]``; differentiable but at 0, where it jumps."""
+        if self.spike_scale is not None:
+            return self.as_mixture().cdf(value)
+        component = torch.distributions.Normal(self.loc, self.scale, validate_args=False)
+        slab = (self.responsibilities * component.cdf(value.unsqueeze(-1))).sum(-1)
+        return self.gates * slab + (1 - self.gates) * (value >= 0)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log-densities (δ₀ + Lebesgue), ``[*sample_shape, *batch_shape]``; finite gradients at λ = 0."""
         if self._validate_args:
@@ -312,6 +328,8 @@ class SpikeGMM(TorchDistribution):
     def rsample(self, sample_shape: Sequence[int] = ONE_DRAW) -> Tensor:
         """Return a differentiable value by ``estimator``, ``[*sample_shape, *batch_shape]`` (class docstring)."""
         estimators: dict[str, Callable[[torch.Size], Tensor]] = {
+            "local": self._rsample_local,
+            "pathwise": self._rsample_pathwise,
             "straight_through": self._rsample_straight_through,
             "soft": self._rsample_soft,
             "concrete": self._rsample_concrete,
@@ -319,6 +337,40 @@ class SpikeGMM(TorchDistribution):
         if not self.has_rsample:
             raise NotImplementedError("SpikeGMM: discrete draws have no rsample; use sample.")
         return estimators[self.estimator](self._extended_shape(torch.Size(sample_shape)))
+
+    def _rsample_local(self, shape: torch.Size) -> Tensor:
+        if not torch.is_grad_enabled():  # nothing to train: a loss is that of exact draws
+            return self.expand(shape).sample()
+        mean, variance = self.moments()
+        return LocalDraw.of(self._rsample_parts(shape), mean.expand(shape), variance.expand(shape))
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Return mean and variance together."""
+        return self.mean, self.variance
+
+    def _rsample_parts(self, shape: torch.Size) -> Tensor:
+        """Draw gate, code and noise; the gradient is pathwise in μ and σ, straight-through in λ and φ."""
+        whole = self.expand(shape)
+        included, codes = whole.sample_symbols()
+        loc, scale = whole._select(whole.loc, codes), whole._select(whole.scale, codes)
+        # exactly 0, with the gradient of the mean over codes: first order, as of the gate
+        assigned = (whole.responsibilities * whole.loc.detach()).sum(-1)
+        slab = loc + scale * torch.randn_like(loc) + (assigned - assigned.detach())
+        draw = straight_through_gate(included, whole.gates) * slab
+        if self.spike_scale is None:
+            return draw
+        return draw + (~included) * self.spike_scale * torch.randn_like(slab)
+
+    def _rsample_pathwise(self, shape: torch.Size) -> Tensor:
+        density = self if self.spike_scale is None else self.as_mixture()  # whose gate is open
+        value = density.expand(shape).sample()
+        # θ = F⁻¹(u) moves by -∂F/∂η / f(θ) with a parameter η; draws of the atom stay where they are.
+        below = density.cdf(value)
+        with torch.no_grad():
+            slope = density.gates * density.slab_log_prob(value).exp()
+            slope = slope.clamp_min(torch.finfo(slope.dtype).tiny)
+        moved = (below - below.detach()) / slope  # exactly 0
+        return torch.where(value == 0, value, value - moved)
 
     def _rsample_straight_through(self, shape: torch.Size) -> Tensor:
         soft = self.mean

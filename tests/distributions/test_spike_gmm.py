@@ -211,7 +211,7 @@ def test_a_shared_codebook_is_not_copied_by_expand():
         ({"loc": LOC / 0}, "loc must be finite"),
         ({"loc": LOC[:2]}, r"last dimension of loc must be the number of components, 3.*got shape \(2,\)"),
         ({"temperature": 0.0}, "temperature must be positive, but got 0"),
-        ({"estimator": "gumbel"}, "estimator must be one of straight_through, soft, concrete.*got 'gumbel'"),
+        ({"estimator": "gumbel"}, "estimator must be one of local, pathwise, straight_through.*got 'gumbel'"),
     ],
 )
 def test_bad_arguments(changes, sentence):

@@ -48,7 +48,7 @@ def net():
 
 def guide_of(net, **options):
     model = BayesianNetwork(net, num_data=10)
-    return model, SpikeGMMGuide(model, 4, **options)
+    return model, SpikeGMMGuide(model, 4, **{"estimator": "straight_through", **options})
 
 
 def evaluations(evaluation):

@@ -136,7 +136,9 @@ class TestErrors:
         if evaluation == "evaluate":
             return evaluate(mlp(), loader)
         model = BayesianNetwork(mlp(), num_data=10)
-        return evaluate_averaged(model, SpikeGMMGuide(model, 3), loader, num_samples=2)
+        return evaluate_averaged(
+            model, SpikeGMMGuide(model, 3, estimator="straight_through"), loader, num_samples=2
+        )
 
     def test_no_example(self, evaluation):
         with pytest.raises(DataError, match="no example to evaluate on: the loader is empty"):

@@ -37,7 +37,11 @@ def posterior(
         middle = weight.data.abs().median()
         weight.data = weight.data.sign() * torch.where(weight.data.abs() > middle, 1.5 * middle, 0.5 * middle)
     model = BayesianNetwork(net, scale_matched_prior(inclusion, slab_scale=slab_scale), num_data=len(X))
-    return SpikeGMMGuide(model, options.pop("num_components", 4), **{"initial_gate": 3.0, **options})
+    return SpikeGMMGuide(
+        model,
+        options.pop("num_components", 4),
+        **{"initial_gate": 3.0, "estimator": "straight_through", **options},
+    )
 
 
 def train(guide: SpikeGMMGuide, kl_weight: float, steps: int = 80, lr: float = 0.1) -> SpikeGMMGuide:
@@ -317,7 +321,9 @@ class TestCoverage:
     def test_diagnose_and_compress_say_it(self):
         net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 3))
         model = BayesianNetwork(net, num_data=96, exclude=["0"])
-        kinds = [f.kind for f in diagnose(model, SpikeGMMGuide(model, 2), averaging=False)]
+        kinds = [
+            f.kind for f in diagnose(model, SpikeGMMGuide(model, 2, estimator="straight_through"), averaging=False)
+        ]
         assert kinds == ["uncompressed"]
         result = compress(net, _rows(), {"epochs": 1, "exclude": ["0"]})
         assert result.findings[-1].kind == "uncompressed"

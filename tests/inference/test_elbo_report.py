@@ -261,7 +261,7 @@ PRIORS = {
 def test_every_prior_has_a_certified_bracket(kind):
     net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
     model = BayesianNetwork(net, prior=PRIORS[kind](), num_data=60)
-    guide = SpikeGMMGuide(model, 4)
+    guide = SpikeGMMGuide(model, 4, estimator="straight_through")
     x = torch.randn(60, 6)
     report = elbo_report(model, guide, x, (x[:, 0] > 0).long(), temperatures=(0.1, 2.0), num_particles=2)
     for at in report.at:
@@ -281,7 +281,9 @@ class TestNetwork:
 
     @pytest.fixture(params=["dense", "coded", "frozen"])
     def guide(self, request, model):
-        guide = SpikeGMMGuide(model, 4, temperature=0.7, refresh_every=3, stage="dense")
+        guide = SpikeGMMGuide(
+            model, 4, temperature=0.7, refresh_every=3, stage="dense", estimator="straight_through"
+        )
         if request.param != "dense":
             guide.start_coding()
         if request.param == "frozen":
@@ -325,7 +327,7 @@ class TestNetwork:
         assert list(pyro.get_param_store()) == []
 
     def test_table_has_a_row_a_temperature_and_a_row_a_site(self, model):
-        guide = SpikeGMMGuide(model, 4)
+        guide = SpikeGMMGuide(model, 4, estimator="straight_through")
         report = elbo_report(model, guide, self.X, self.Y, temperatures=[0.5, 2.0], num_samples=2)
         console = Console(width=200)
         with console.capture() as capture:

@@ -81,7 +81,7 @@ class TestTheUsersNetwork:
         before, expected = copy.deepcopy(net.state_dict()), copy.deepcopy(net).eval()(x)
         model = BayesianNetwork(net, num_data=8)
         model.eval()
-        guide = SpikeGMMGuide(model, 4)
+        guide = SpikeGMMGuide(model, 4, estimator="straight_through")
         SQSELBO()(model, guide)(x, torch.zeros(8, dtype=torch.long)).backward()
         torch.testing.assert_close(net(x), expected)
         assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
@@ -121,7 +121,7 @@ class TestTheUsersNetwork:
         for n, inputs in ((copy.deepcopy(net).float(), x.to(dtype).float()), (net, x.to(dtype))):
             pyro.clear_param_store()
             model = BayesianNetwork(n, SpikeAndSlab(0.5, dist.Normal(0.0, 1.0)), num_data=6)
-            loss_fn = SQSELBO(kl_weight=0.01)(model, SpikeGMMGuide(model, 4))
+            loss_fn = SQSELBO(kl_weight=0.01)(model, SpikeGMMGuide(model, 4, estimator="straight_through"))
             loss = loss_fn(inputs, y)
             loss.backward()
             losses.append(float(loss.detach()))
@@ -134,7 +134,7 @@ class TestScaling:
     def test_loss_by_hand(self, num_data, batch):
         """``N/B`` times the cross-entropy of the drawn network, plus the KL of every weight once."""
         model = BayesianNetwork(mlp(), SpikeAndSlab(0.3, dist.Normal(0.0, 1.0)), num_data=num_data)
-        guide = SpikeGMMGuide(model, 4, temperature=0.3)
+        guide = SpikeGMMGuide(model, 4, temperature=0.3, estimator="straight_through")
         x, y = torch.randn(batch, 4), torch.randint(3, (batch,))
         loss = SQSELBO().differentiable_loss(model, guide, x, y)
 

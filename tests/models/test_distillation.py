@@ -119,7 +119,7 @@ class TestLoader:
 def test_is_a_likelihood_of_a_bayesian_network():
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     model = BayesianNetwork(net, likelihood=DistillationLikelihood(0.5, 2.0), num_data=20)
-    guide = SpikeGMMGuide(model, 3)
+    guide = SpikeGMMGuide(model, 3, estimator="straight_through")
     x, observed = torch.randn(10, 4), value(torch.randint(3, (10,)), torch.full((10, 3), 1 / 3))
     svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss=SQSELBO())
     losses = [svi.step(x, observed) for _ in range(30)]

@@ -238,7 +238,7 @@ def test_without_labels_the_classes_of_an_image_are_not_guessed():
 def test_in_svi_and_predictive(likelihood, y):
     net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
     model = BayesianNetwork(net, likelihood=likelihood, num_data=B)
-    guide = SpikeGMMGuide(model, 3)
+    guide = SpikeGMMGuide(model, 3, estimator="straight_through")
     svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss=SQSELBO())
     x = torch.randn(B, 5)
     losses = [svi.step(x, y) for _ in range(20)]
@@ -249,7 +249,9 @@ def test_in_svi_and_predictive(likelihood, y):
 @pytest.mark.parametrize("wrong", [torch.randn(B), torch.randn(B, 1), torch.randn(B - 1, 3)])
 def test_svi_alone_never_broadcasts(wrong):
     model = BayesianNetwork(nn.Linear(5, 3), likelihood="gaussian", num_data=B)
-    svi = pyro.infer.SVI(model, SpikeGMMGuide(model, 3), pyro.optim.Adam({"lr": 1e-2}), loss=SQSELBO())
+    svi = pyro.infer.SVI(
+        model, SpikeGMMGuide(model, 3, estimator="straight_through"), pyro.optim.Adam({"lr": 1e-2}), loss=SQSELBO()
+    )
     with pytest.raises(DataError, match="nothing is broadcast"):
         svi.step(torch.randn(B, 5), wrong)
 
@@ -260,7 +262,12 @@ def test_a_column_is_read_as_the_numbers_it_holds():
         torch.manual_seed(0)
         pyro.clear_param_store()
         model = BayesianNetwork(nn.Linear(5, 1), likelihood=Gaussian(), num_data=B)
-        svi = pyro.infer.SVI(model, SpikeGMMGuide(model, 2), pyro.optim.Adam({"lr": 1e-2}), loss=SQSELBO())
+        svi = pyro.infer.SVI(
+            model,
+            SpikeGMMGuide(model, 2, estimator="straight_through"),
+            pyro.optim.Adam({"lr": 1e-2}),
+            loss=SQSELBO(),
+        )
         losses.append(svi.step(torch.ones(B, 5), y))
     assert losses[0] == losses[1]
 

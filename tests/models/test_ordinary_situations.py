@@ -60,7 +60,7 @@ def test_a_layer_of_equal_weights_trains(prior, value):
     net = mlp()
     nn.init.constant_(net[2].weight, value)
     model = BayesianNetwork(net, prior=PRIORS[prior](), num_data=12)
-    guide = SpikeGMMGuide(model, num_components=4)
+    guide = SpikeGMMGuide(model, num_components=4, estimator="straight_through")
     torch.testing.assert_close(guide.harden()["2.weight"].dense(), net[2].weight.detach(), atol=1e-3, rtol=0)
     site = guide.site_guides()["2.weight"]
     assert len(site.loc.unique()) == 4
@@ -83,7 +83,9 @@ class TestPredictions:
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(4, 6), *layers, nn.ReLU(), nn.Linear(6, 3))
         model = BayesianNetwork(net, num_data=12)
-        return model, SpikeGMMGuide(model, num_components=4, temperature=2.0, initial_gate=1.0)
+        return model, SpikeGMMGuide(
+            model, num_components=4, temperature=2.0, initial_gate=1.0, estimator="straight_through"
+        )
 
     def logits(self, model, guide):
         torch.manual_seed(1)
@@ -167,7 +169,7 @@ class TestAPriorOfOnesOwn:
     @pytest.mark.parametrize("stage", ["coded", "dense"])
     def test_its_bound_counts_in_a_network(self, stage):
         model = BayesianNetwork(mlp(), prior=OwnPrior(torch.tensor(0.3)), num_data=12)
-        guide = SpikeGMMGuide(model, num_components=4, stage=stage)
+        guide = SpikeGMMGuide(model, num_components=4, stage=stage, estimator="straight_through")
         terms = SQSELBO().terms(model, guide, X, Y)
         assert {name: float(kl.detach()) for name, kl in terms.kl_by_site.items()} == {
             "0.weight": 24_000.0,
@@ -202,7 +204,7 @@ class TestAPriorOfOnesOwn:
 
     def test_a_function_of_the_weight_learns_nothing_of_it(self):
         model = BayesianNetwork(mlp(), prior=lambda name, weight: dist.Normal(0.0, weight.std()), num_data=12)
-        run = svi(model, SpikeGMMGuide(model, num_components=4))
+        run = svi(model, SpikeGMMGuide(model, num_components=4, estimator="straight_through"))
         assert run.step(X, Y) != run.step(X, Y)
 
     @pytest.mark.parametrize(
@@ -211,7 +213,7 @@ class TestAPriorOfOnesOwn:
     def test_that_excludes_weights(self, prior):
         model = BayesianNetwork(mlp(), prior=prior, num_data=12)
         with pytest.raises(NetworkError, match=f"is a {type(prior).__name__}, whose values are .* any number"):
-            SpikeGMMGuide(model, num_components=4)
+            SpikeGMMGuide(model, num_components=4, estimator="straight_through")
 
     @pytest.mark.parametrize(
         "prior",
@@ -223,7 +225,7 @@ class TestAPriorOfOnesOwn:
     )
     def test_of_all_weights_there_will_be(self, prior):
         model = BayesianNetwork(mlp(), prior=prior, num_data=12)
-        assert svi(model, SpikeGMMGuide(model, num_components=4)).step(X, Y) > 0
+        assert svi(model, SpikeGMMGuide(model, num_components=4, estimator="straight_through")).step(X, Y) > 0
 
     def test_two_that_are_equally_specific(self):
         class A(OwnPrior):
@@ -270,7 +272,7 @@ class TestNames:
     def test_of_everything_else(self):
         names = ("keys", "values", "items", "latent", "loc", "net", "prior", "sites", "training_", "weight/a")
         model = BayesianNetwork(self.Named(*names), include=".", num_data=12)
-        guide = SpikeGMMGuide(model, num_components=3)
+        guide = SpikeGMMGuide(model, num_components=3, estimator="straight_through")
         assert tuple(guide.site_guides()) == names
         run = svi(model, guide)
         assert run.step(X, Y) > run.step(X, Y)
@@ -297,7 +299,7 @@ class TestEnvironment:
     @pytest.mark.parametrize("prior", PRIORS)
     def test_default_dtype(self, prior, dtype):
         model = BayesianNetwork(mlp().to(dtype), prior=PRIORS[prior](), num_data=12)
-        guide = SpikeGMMGuide(model, num_components=3)
+        guide = SpikeGMMGuide(model, num_components=3, estimator="straight_through")
         assert torch.tensor(svi(model, guide).step(X.to(dtype), Y)).isfinite()
         assert Predictive(model, guide=guide, num_samples=2)(X.to(dtype))["logits"].dtype == dtype
         assert pack(guide)(X.to(dtype)).dtype == dtype
@@ -305,7 +307,7 @@ class TestEnvironment:
     def test_one_example_under_batch_norm(self):
         net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
         model = BayesianNetwork(net, num_data=12)
-        guide = SpikeGMMGuide(model, num_components=3)
+        guide = SpikeGMMGuide(model, num_components=3, estimator="straight_through")
         with pytest.raises(DataError, match="A minibatch has one example, of which batch norm in training"):
             svi(model, guide).step(X[:1], Y[:1])
         net.eval()
@@ -315,7 +317,7 @@ class TestEnvironment:
         inner = PyroModule[nn.Linear](4, 6)
         inner.weight = PyroSample(dist.Normal(0.0, 1.0).expand([6, 4]).to_event(2))
         model = BayesianNetwork(nn.Sequential(inner, nn.Linear(6, 3)), num_data=12)
-        guide = SpikeGMMGuide(model, num_components=3)
+        guide = SpikeGMMGuide(model, num_components=3, estimator="straight_through")
         pyro.enable_validation(False)  # which warns of it
         with pytest.raises(SQSError, match="the model samples 'weight' but the guide does not") as raised:
             svi(model, guide).step(X, Y)
@@ -325,7 +327,7 @@ class TestEnvironment:
 @pytest.mark.parametrize("prior", PRIORS)
 def test_pickled_in_the_middle_of_training(prior):
     model = BayesianNetwork(mlp(), prior=PRIORS[prior](), num_data=12)
-    guide = SpikeGMMGuide(model, num_components=3)
+    guide = SpikeGMMGuide(model, num_components=3, estimator="straight_through")
     svi(model, guide).step(X, Y)
     twin_model, twin_guide = pickle.loads(pickle.dumps((model, guide)))
     assert twin_guide.model is twin_model
@@ -342,7 +344,9 @@ class TestCodesThatAGradientNeeds:
 
     def parts(self, refresh_every=1):
         model = BayesianNetwork(mlp(), num_data=12)
-        return model, SpikeGMMGuide(model, num_components=3, refresh_every=refresh_every)
+        return model, SpikeGMMGuide(
+            model, num_components=3, refresh_every=refresh_every, estimator="straight_through"
+        )
 
     @pytest.mark.parametrize("refresh_every", [1, 2])
     def test_sums_of_losses(self, refresh_every):
@@ -367,14 +371,14 @@ class TestCodesThatAGradientNeeds:
         losses = []
         for context in (nullcontext(), torch.no_grad()):
             model = BayesianNetwork(mlp(), num_data=12)
-            run = svi(model, SpikeGMMGuide(model, num_components=4))
+            run = svi(model, SpikeGMMGuide(model, num_components=4, estimator="straight_through"))
             with context:
                 losses.append([run.step(X, Y) for _ in range(3)])
         assert losses[0] == losses[1]
 
     def test_steps_in_inference_mode_are_refused(self):
         model = BayesianNetwork(mlp(), num_data=12)
-        run = svi(model, SpikeGMMGuide(model, num_components=4))
+        run = svi(model, SpikeGMMGuide(model, num_components=4, estimator="straight_through"))
         with torch.inference_mode():
             assert run.evaluate_loss(X, Y) > 0
             with pytest.raises(ModelError, match=r"inference_mode\(\), in which nothing can be trained: call it"):
@@ -385,7 +389,12 @@ class TestCodesThatAGradientNeeds:
     def test_no_trace_of_a_random_network(self, elbo):
         model = BayesianNetwork(mlp(), num_data=12)
         with pytest.raises(ModelError, match="JitTrace_ELBO and jit_compile, cannot follow a network"):
-            SVI(model, SpikeGMMGuide(model, num_components=4), pyro.optim.Adam({"lr": 0.1}), elbo()).step(X, Y)
+            SVI(
+                model,
+                SpikeGMMGuide(model, num_components=4, estimator="straight_through"),
+                pyro.optim.Adam({"lr": 0.1}),
+                elbo(),
+            ).step(X, Y)
         assert all(isinstance(p, nn.Parameter) for p in model.net.parameters())
 
     def test_masks_are_renewed_between_forward_and_backward(self):

@@ -21,7 +21,7 @@ def pair(seed: int = 0, width: int = 6, prior=lambda: None):
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
     model = BayesianNetwork(net, prior=prior(), num_data=12)
-    return model, SpikeGMMGuide(model, num_components=3)
+    return model, SpikeGMMGuide(model, num_components=3, estimator="straight_through")
 
 
 def svi(model, guide, rate: float = 0.05) -> pyro.infer.SVI:
@@ -267,7 +267,7 @@ class TestWhatIsLoadedIsReadAsItWasSaved:
         torch.manual_seed(seed)
         net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
         model = BayesianNetwork(net, num_data=12)
-        return model, SpikeGMMGuide(model, num_components=3, windows=EqualMass(8))
+        return model, SpikeGMMGuide(model, num_components=3, windows=EqualMass(8), estimator="straight_through")
 
     def loaded(self, way, store, states, earlier):
         """Another pair, with the same state by one of the ways there are."""

@@ -25,7 +25,7 @@ def network() -> nn.Sequential:
 
 def pair(prior=None, **options):
     model = BayesianNetwork(network(), prior=prior, num_data=20)
-    return model, SpikeGMMGuide(model, num_components=3, **options)
+    return model, SpikeGMMGuide(model, num_components=3, **{"estimator": "straight_through", **options})
 
 
 def gradients(guide, loss) -> dict[str, torch.Tensor]:

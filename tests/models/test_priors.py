@@ -62,7 +62,7 @@ class TestLearnedPrior:
     def test_shares_the_guides_components(self):
         model = BayesianNetwork(mlp(), prior=LearnedPrior(), num_data=60)
         before = model.priors["0.weight"].base_dist
-        guide = SpikeGMMGuide(model, num_components=4)
+        guide = SpikeGMMGuide(model, num_components=4, estimator="straight_through")
         for name, site in guide.site_guides().items():
             law = model.priors[name].base_dist
             assert isinstance(law, SpikeAndMixture) and law.batch_shape == site.shape
@@ -91,7 +91,7 @@ class TestLearnedPrior:
     @pytest.mark.parametrize("scope", ["layer", "global"])
     def test_inclusion_in_closed_form_is_the_elbos_optimum(self, scope):
         model = BayesianNetwork(mlp(), prior=LearnedPrior(0.5, scope), num_data=60)
-        guide = SpikeGMMGuide(model, num_components=4, stage="dense")
+        guide = SpikeGMMGuide(model, num_components=4, stage="dense", estimator="straight_through")
         gates = {name: torch.rand(site.shape) for name, site in guide.site_guides().items()}
         for name, site in guide.site_guides().items():
             site.gate_logit = gates[name].logit()
@@ -168,7 +168,7 @@ def test_compression_resumes_with_every_kind(kind, tmp_path):
 class TestHierarchicalInclusion:
     def made(self, scope="layer", net=None):
         model = BayesianNetwork(net or mlp(), prior=HierarchicalInclusion(2.0, 6.0, scope), num_data=60)
-        return model, SpikeGMMGuide(model, num_components=4)
+        return model, SpikeGMMGuide(model, num_components=4, estimator="straight_through")
 
     def test_inclusion_is_a_sample_site(self):
         x, y = next(iter(batches()))
@@ -247,7 +247,9 @@ class TestHierarchicalInclusion:
                 return {"inclusion": HyperPrior(dist.Uniform(0.0, 1.0), ("0.weight",))}
 
         with pytest.raises(NetworkError, match="site 'inclusion' has a Uniform prior, but this guide knows"):
-            SpikeGMMGuide(BayesianNetwork(mlp(), prior=Other(scope="global")), num_components=4)
+            SpikeGMMGuide(
+                BayesianNetwork(mlp(), prior=Other(scope="global")), num_components=4, estimator="straight_through"
+            )
 
 
 class TestDensities:
@@ -255,29 +257,44 @@ class TestDensities:
 
     def test_spike_of_the_guide(self):
         narrow = BayesianNetwork(mlp(), prior=gaussian_spike_prior(spike_scale=0.01))
-        for site in SpikeGMMGuide(narrow, num_components=4).site_guides().values():
+        for site in SpikeGMMGuide(narrow, num_components=4, estimator="straight_through").site_guides().values():
             assert site.spike_scale.item() == pytest.approx(0.01)
         plain = BayesianNetwork(mlp(), prior=normal_prior())
-        for site in SpikeGMMGuide(plain, num_components=4).site_guides().values():
+        for site in SpikeGMMGuide(plain, num_components=4, estimator="straight_through").site_guides().values():
             torch.testing.assert_close(site.spike_scale, site.scale.mean())
-        for site in SpikeGMMGuide(plain, num_components=4, spike_scale=0.3).site_guides().values():
+        for site in (
+            SpikeGMMGuide(plain, num_components=4, spike_scale=0.3, estimator="straight_through")
+            .site_guides()
+            .values()
+        ):
             assert site.spike_scale.item() == pytest.approx(0.3)
         with_atom = BayesianNetwork(mlp())
         assert all(
-            s.spike_scale is None for s in SpikeGMMGuide(with_atom, num_components=4).site_guides().values()
+            s.spike_scale is None
+            for s in SpikeGMMGuide(with_atom, num_components=4, estimator="straight_through")
+            .site_guides()
+            .values()
         )
         with pytest.raises(RecipeError, match="spike_scale is 0, but must be positive"):
-            SpikeGMMGuide(plain, num_components=4, spike_scale=0)
+            SpikeGMMGuide(plain, num_components=4, spike_scale=0, estimator="straight_through")
 
     def test_spike_is_part_of_the_state(self):
         model = BayesianNetwork(mlp(), prior=normal_prior())
-        guide, other = SpikeGMMGuide(model, 4, spike_scale=0.3), SpikeGMMGuide(model, 4)
+        guide, other = (
+            SpikeGMMGuide(model, 4, spike_scale=0.3, estimator="straight_through"),
+            SpikeGMMGuide(model, 4, estimator="straight_through"),
+        )
         other.load_state_dict(guide.state_dict())
         assert all(site.spike_scale.item() == pytest.approx(0.3) for site in other.site_guides().values())
 
     @pytest.mark.parametrize("stage", ["dense", "coded"])
     def test_networks_keep_exact_zeros(self, stage):
-        guide = SpikeGMMGuide(BayesianNetwork(mlp(), prior=normal_prior()), num_components=4, stage=stage)
+        guide = SpikeGMMGuide(
+            BayesianNetwork(mlp(), prior=normal_prior()),
+            num_components=4,
+            stage=stage,
+            estimator="straight_through",
+        )
         masks = {name: torch.rand(site.shape) < 0.5 for name, site in guide.site_guides().items()}
         guide.prune(masks)
         values = guide()
@@ -298,7 +315,13 @@ class TestDensities:
             with pyro.plate("data", 50):
                 pyro.sample("y", dist.Normal(x @ w, 0.3), obs=y)
 
-        guide = SpikeGMMGuide(model, 2, init={"w": torch.tensor([0.9, -0.9, 0.1, -0.1])}, spike_scale=0.1)
+        guide = SpikeGMMGuide(
+            model,
+            2,
+            init={"w": torch.tensor([0.9, -0.9, 0.1, -0.1])},
+            spike_scale=0.1,
+            estimator="straight_through",
+        )
         svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), loss=SQSELBO())
         assert np.isfinite([svi.step(x, y) for _ in range(10)]).all()
 
@@ -309,7 +332,7 @@ def test_other_kinds_of_kl(prior, kind):
     x, y = next(iter(batches()))
     prior = prior() if isinstance(prior, type) else prior
     model = BayesianNetwork(mlp(), prior=prior, num_data=60)
-    guide = SpikeGMMGuide(model, num_components=4, temperature=0.5)
+    guide = SpikeGMMGuide(model, num_components=4, temperature=0.5, estimator="straight_through")
     kl = [float(SQSELBO(k).terms(model, guide, x, y).kl.detach()) for k in ("jensen", kind)]
     assert np.isfinite(kl).all() and kl[0] > 0
 

@@ -173,7 +173,7 @@ def test_a_step_of_svi(name, head):
     model = BayesianNetwork(net, num_data=10, include=include_patterns(net, parts), likelihood=likelihood)
     sites = len(model.site_values())
     assert sites == 2 * (6 if name == "bert" else 7) + sum(len(parts_of(net)[part]) for part in parts[1:])
-    guide = SpikeGMMGuide(model, num_components=3)
+    guide = SpikeGMMGuide(model, num_components=3, estimator="straight_through")
     svi = SVI(model, guide, Adam({"lr": 1e-3}), loss=SQSELBO())
     shape = (2, 2, 5) if head == "ForMultipleChoice" else (2, 5)
     inputs = {"input_ids": torch.randint(1, 64, shape)}

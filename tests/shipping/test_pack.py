@@ -117,7 +117,7 @@ def test_reestimation_without_batch_norms_is_nothing():
 def made(groups="layer"):
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
     model = BayesianNetwork(randomise(net), num_data=10)
-    guide = SpikeGMMGuide(model, 4, groups=groups)
+    guide = SpikeGMMGuide(model, 4, groups=groups, estimator="straight_through")
     guide.prune({name: torch.rand(value.shape) < 0.5 for name, value in model.site_values().items()})
     return model, guide
 
@@ -135,7 +135,7 @@ def test_hard_network_is_a_copy_with_the_coded_values():
 def test_hard_network_of_tied_weights():
     net = nn.Sequential(nn.Linear(6, 6, bias=False), nn.ReLU(), nn.Linear(6, 6, bias=False))
     net[2].weight = net[0].weight
-    guide = SpikeGMMGuide(BayesianNetwork(net), 3)
+    guide = SpikeGMMGuide(BayesianNetwork(net), 3, estimator="straight_through")
     hard = hard_network(net, guide.harden())
     assert hard[0].weight is hard[2].weight
     assert len(hard[0].weight.unique()) <= 3
@@ -171,16 +171,22 @@ class TestPack:
 
     def test_metadata_and_network_spec(self):
         net = build_network("digits_net", width=4)
-        guide = SpikeGMMGuide(BayesianNetwork(net, num_data=10), 4)
+        guide = SpikeGMMGuide(BayesianNetwork(net, num_data=10), 4, estimator="straight_through")
         packed = pack(guide, metadata={"note": "mine"})
         assert packed(torch.randn(2, 1, 8, 8)).shape == (2, 10)
-        named = pack(SpikeGMMGuide(BayesianNetwork(net), 4), metadata={"note": 1}).packed_metadata
+        named = pack(
+            SpikeGMMGuide(BayesianNetwork(net), 4, estimator="straight_through"), metadata={"note": 1}
+        ).packed_metadata
         assert (named["network"], named["note"]) == (net.network_spec, 1)
-        nameless = pack(SpikeGMMGuide(BayesianNetwork(nn.Linear(4, 4)), 4)).packed_metadata
+        nameless = pack(
+            SpikeGMMGuide(BayesianNetwork(nn.Linear(4, 4)), 4, estimator="straight_through")
+        ).packed_metadata
         assert nameless["network"] is None
 
     def test_rebuilt_from_the_file_alone(self, tmp_path):
-        guide = SpikeGMMGuide(BayesianNetwork(build_network("digits_net", width=4), num_data=10), 4)
+        guide = SpikeGMMGuide(
+            BayesianNetwork(build_network("digits_net", width=4), num_data=10), 4, estimator="straight_through"
+        )
         packed, x = pack(guide), torch.randn(2, 1, 8, 8)
         save(packed, tmp_path / "net.safetensors")
         torch.testing.assert_close(load(tmp_path / "net.safetensors")(x), packed(x))
@@ -190,20 +196,20 @@ class TestPack:
             NetworkError, match="pack was given a Linear, but packs a SpikeGMMGuide or a Compression"
         ):
             pack(nn.Linear(2, 2))
-        plain = SpikeGMMGuide(lambda: None, 2, init={"w": torch.randn(5)})
+        plain = SpikeGMMGuide(lambda: None, 2, init={"w": torch.randn(5)}, estimator="straight_through")
         with pytest.raises(
             NetworkError, match=r"model is a function without a network 'net' to pack: use guide.hard"
         ):
             pack(plain)
         model = BayesianNetwork(nn.Sequential(nn.Linear(4, 4)))
         with pytest.raises(NetworkError, match="still in its dense stage"):
-            pack(SpikeGMMGuide(model, 2, stage="dense"))
+            pack(SpikeGMMGuide(model, 2, stage="dense", estimator="straight_through"))
 
 
 class TestEnsemble:
     def made(self):
         model = BayesianNetwork(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), num_data=10)
-        return model, SpikeGMMGuide(model, 4, initial_gate=0.5)
+        return model, SpikeGMMGuide(model, 4, initial_gate=0.5, estimator="straight_through")
 
     def test_packs_the_draws_of_the_guide(self):
         model, guide = self.made()

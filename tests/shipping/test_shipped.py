@@ -495,7 +495,7 @@ class TestPackHonoursItsArguments:
 
     def test_a_guide_is_folded_and_rounded_like_a_result(self, tmp_path):
         model = BayesianNetwork(Normed().eval(), num_data=48)
-        packed = pack(SpikeGMMGuide(model, 4), inputs=X)
+        packed = pack(SpikeGMMGuide(model, 4, estimator="straight_through"), inputs=X)
         assert torch.equal(packed.n1.running_var, torch.ones(8))
         save(packed, tmp_path / "net")
 

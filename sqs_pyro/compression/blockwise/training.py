@@ -81,7 +81,7 @@ def settle(
             include=[f"^{site.replace('.', '[.]')}$" for site in sites],
         )
         start = {f"block.{name}": value for name, value in codewords.items()}
-        guide = SpikeGMMGuide(model, coded=start, stage="frozen")
+        guide = SpikeGMMGuide(model, coded=start, stage="frozen", estimator="straight_through")
         optimizer = _optimizer(model, guide, recipe)
         # Blockwise compression runs without gradients but for here; parameters stay in the modules.
         with pyro.get_param_store().scope(), torch.enable_grad():

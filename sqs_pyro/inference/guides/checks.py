@@ -12,11 +12,18 @@ from sqs_pyro.errors import ArgumentError, NetworkError
 from sqs_pyro.inference.called import PyroCallable
 from sqs_pyro.inference.guides.windows import Windows
 
-_ESTIMATORS = ("straight_through", "soft", "concrete")
+#: Estimators that draw from q; the others make values to train a hard network with.
+DRAWING = ("local", "pathwise")
+_ESTIMATORS = (*DRAWING, "straight_through", "soft", "concrete")
 
 
 def check_arguments(
-    num_components: int, windows: Windows | None, estimator: str, refresh_every: int, spike_scale: float | None
+    num_components: int,
+    windows: Windows | None,
+    estimator: str,
+    refresh_every: int,
+    spike_scale: float | None,
+    init_scale: float,
 ) -> None:
     """Check the arguments of a guide that its other parts do not check.
 
@@ -30,9 +37,11 @@ def check_arguments(
             f"windows is {shown(windows)}, but must be a strategy such as PerWeight() or EqualMass(256)."
         )
     if estimator not in _ESTIMATORS:
-        raise ArgumentError(f"estimator {estimator!r} is unknown: use 'straight_through', 'soft' or 'concrete'.")
+        raise ArgumentError(f"estimator {estimator!r} is unknown: use one of {', '.join(_ESTIMATORS)}.")
     if not is_whole(refresh_every, 1):
         raise ArgumentError(f"refresh_every is {shown(refresh_every)}, but must be at least 1 step.")
+    if not is_positive(init_scale):
+        raise ArgumentError(f"init_scale is {shown(init_scale)}, but must be positive.")
     if spike_scale is not None and not is_positive(spike_scale):
         raise ArgumentError(f"spike_scale is {shown(spike_scale)}, but must be positive; None is a point mass.")
 

@@ -28,6 +28,7 @@ class SiteGuide(OwningModule):
 
     Attributes:
         latent: latent weights w, the site's shape.
+        latent_scale: their widths s, the site's shape; only after :meth:`learn_widths`.
         gate_logit: g, the site's shape; ``λ = sigmoid(g / gate_temperature)`` where ``mask``, else 0.
         loc, scale, mixing_logits: the codebook of each group, ``[G, K]``; ``π = softmax(mixing_logits)``.
         mask: weights that pruning has left, bool, the site's shape.
@@ -85,6 +86,16 @@ class SiteGuide(OwningModule):
         own = self.scale.detach().mean()
         # As wide as the components: a figure of the layer's own, which no caller has to know.
         self.spike_scale = own if scale is None else torch.as_tensor(scale).to(own, copy=True)
+
+    def learn_widths(self, initial: float) -> None:
+        """Give every weight a width s of its own to learn, at first ``initial`` root mean squares of all."""
+        start = torch.full_like(self.latent.detach(), initial * float(weight_scale(self.latent.detach())))
+        self.latent_scale = PyroParam(start, constraints.positive)
+
+    @property
+    def learns_widths(self) -> bool:
+        """Whether every weight has a width of its own."""
+        return "latent_scale" in self._pyro_params
 
     def gates(self, gate_temperature: float = 1.0) -> Tensor:
         """λ, the site's shape: posterior inclusion probabilities, exactly 0 for pruned weights."""
@@ -179,12 +190,19 @@ class SiteGuide(OwningModule):
         # The argmax does not depend on temperatures.
         return self.coded_distribution(Temperatures(1.0, 1.0), "straight_through").map_codes()
 
-    def dense_distribution(self, gate_temperature: float) -> LatentSpikeAndSlab:
-        """Warm-up: the slab is a Gaussian around the weight's own latent, as wide as a codebook component."""
-        # [G, K] -> [G, 1] -> [G, n] -> the site's shape
-        scale = self.scale.mean(1, keepdim=True).detach().expand(self.codes.shape).reshape(self.shape)
+    def dense_distribution(self, gate_temperature: float, estimator: str) -> LatentSpikeAndSlab:
+        """Return a spike, and a Gaussian slab around each latent: of its own width, or as wide as a component."""
+        if self.learns_widths:
+            scale = self.latent_scale
+        else:  # [G, K] -> [G, 1] -> [G, n] -> the site's shape
+            scale = self.scale.mean(1, keepdim=True).detach().expand(self.codes.shape).reshape(self.shape)
         return LatentSpikeAndSlab(
-            self.gates(gate_temperature), self.latent, scale, spike_scale=self.spike_scale, validate_args=False
+            self.gates(gate_temperature),
+            self.latent,
+            scale,
+            estimator=estimator,
+            spike_scale=self.spike_scale,
+            validate_args=False,
         )
 
     def coded_distribution(

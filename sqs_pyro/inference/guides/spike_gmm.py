@@ -13,7 +13,13 @@ from sqs_pyro.distributions.monte_carlo import has_atom
 from sqs_pyro.distributions.temperatures import Temperatures, check_temperatures
 from sqs_pyro.errors import ArgumentError, NetworkError
 from sqs_pyro.inference.called import PyroCallable
-from sqs_pyro.inference.guides.checks import check_arguments, check_like_sites, check_support, initial_values
+from sqs_pyro.inference.guides.checks import (
+    DRAWING,
+    check_arguments,
+    check_like_sites,
+    check_support,
+    initial_values,
+)
 from sqs_pyro.inference.guides.inclusion import InclusionGuide
 from sqs_pyro.inference.guides.progress import GuideProgress, Stage
 from sqs_pyro.inference.guides.site import Groups, SiteGuide
@@ -22,7 +28,7 @@ from sqs_pyro.models.ownership import OwningModule
 from sqs_pyro.models.prediction import guide_predicts
 from sqs_pyro.packing import CodedTensor
 
-Estimator = Literal["straight_through", "soft", "concrete"]
+Estimator = Literal["local", "pathwise", "straight_through", "soft", "concrete"]
 
 _LEAST_OPEN_LOGIT = 1e-3  # of the gate: λ = 0.50025
 
@@ -75,17 +81,18 @@ class SpikeGMMGuide(OwningModule):
         evaluation_temperature: float | None = None,
         evaluation_gate_temperature: float | None = None,
         gate_temperature: float = 1.0,
-        estimator: Estimator = "straight_through",
+        estimator: Estimator = "local",
         groups: Groups = "layer",
         init: Mapping[str, Tensor] | None = None,
         coded: Mapping[str, CodedTensor] | None = None,
         initial_gate: float = 5.0,
+        init_scale: float = 0.1,
         refresh_every: int = 1,
         spike_scale: float | None = None,
-        stage: Stage = "coded",
+        stage: Stage | None = None,
     ) -> None:
         super().__init__()
-        check_arguments(num_components, windows, estimator, refresh_every, spike_scale)
+        check_arguments(num_components, windows, estimator, refresh_every, spike_scale, init_scale)
         check_temperatures(
             temperature=temperature,
             evaluation_temperature=evaluation_temperature,
@@ -98,6 +105,8 @@ class SpikeGMMGuide(OwningModule):
             raise NetworkError(
                 f"There is no site '{unknown[0]}' to start as coded: sites are {', '.join(values)}."
             )
+        if stage is None:
+            stage = "dense" if estimator in DRAWING and coded is None else "coded"
         priors = getattr(model, "priors", {})  # of a plain Pyro model nothing is known
         self._model = (model,)  # in a tuple: a reference, not a submodule whose parameters would be the guide's
         self.estimator = estimator
@@ -116,6 +125,8 @@ class SpikeGMMGuide(OwningModule):
             if spike_scale is not None or (prior is not None and not has_atom(prior)):
                 site.spread_spike(getattr(prior, "spike_scale", None) if spike_scale is None else spike_scale)
             site.learn_shape(estimator != "straight_through")
+            if stage == "dense" and estimator in DRAWING:
+                site.learn_widths(init_scale)
             self.sites[_key(name)] = site
         self.inclusions = PyroModule[nn.ModuleDict]()
         for name, hyper in model.hyper_priors().items() if hasattr(model, "hyper_priors") else ():
@@ -179,7 +190,7 @@ class SpikeGMMGuide(OwningModule):
     def distribution(self, site: SiteGuide) -> CodebookGMM | LatentSpikeAndSlab:
         """Return the variational distribution of one site at the guide's present stage, mode and temperatures."""
         if self.stage == "dense":
-            return site.dense_distribution(self.gate_temperature)
+            return site.dense_distribution(self.gate_temperature, self.estimator if self._trains() else "pathwise")
         if not self._trains():
             return site.coded_distribution(self.evaluation_temperatures(), "discrete")
         # Frozen codes are the shipped network's: whatever came before, it is trained as it will be.

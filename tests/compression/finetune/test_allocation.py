@@ -40,7 +40,9 @@ def driver(net, digits, recipe, bits=None) -> Driver:
     recipe = CompressionRecipe(**QUICK, **recipe)
     prior = LearnedPrior(scope=recipe.prior.scope) if recipe.prior.kind == "learned" else None
     model = BayesianNetwork(copy.deepcopy(net), prior=prior, num_data=len(digits.train.dataset))
-    guide = SpikeGMMGuide(model, recipe.num_components, temperature=recipe.temperature, stage="dense")
+    guide = SpikeGMMGuide(
+        model, recipe.num_components, temperature=recipe.temperature, stage="dense", estimator="straight_through"
+    )
     torch.manual_seed(3)
     return Driver(model, guide, recipe, digits.train, bits=bits)
 

@@ -73,7 +73,7 @@ def test_unlike_inputs_are_pruned_better_than_by_magnitude():
     net = nn.Sequential(nn.Linear(40, 30, bias=False))
     x = torch.randn(500, 40) * torch.logspace(-1, 1, 40)
     model = BayesianNetwork(net.train(), likelihood="categorical", num_data=500)
-    guide = SpikeGMMGuide(model, num_components=4, stage="dense")
+    guide = SpikeGMMGuide(model, num_components=4, stage="dense", estimator="straight_through")
     scales = InputScales(model.net, list(guide.site_guides()))
     model.net(x)
     lost = {}
@@ -92,6 +92,8 @@ def test_errors():
 
     with pytest.raises(NetworkError, match="belongs to a Own, but saliency 'activation' knows"):
         InputScales(nn.Sequential(Own()), ["0.weight"])
-    guide = SpikeGMMGuide(BayesianNetwork(nn.Sequential(nn.Linear(8, 8))), num_components=4)
+    guide = SpikeGMMGuide(
+        BayesianNetwork(nn.Sequential(nn.Linear(8, 8))), num_components=4, estimator="straight_through"
+    )
     with pytest.raises(RecipeError, match="needs input_scales"):
         guide.saliencies("activation")

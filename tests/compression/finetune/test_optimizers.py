@@ -23,7 +23,7 @@ def model():
 def first_step(model, **keys):
     """Parameters before and behind one step at the highest learning rate, gradients of 3 everywhere."""
     recipe = CompressionRecipe(**keys)
-    guide = SpikeGMMGuide(model, 3)
+    guide = SpikeGMMGuide(model, 3, estimator="straight_through")
     found = optimizers(model, guide, recipe)
     learning = [p for optimizer in found for group in optimizer.param_groups for p in group["params"]]
     before = [p.detach().clone() for p in learning]
@@ -87,7 +87,7 @@ def test_complex_and_sparse_gradients_move_what_is_not_compressed(optimizer):
             return self.linear(torch.fft.irfft(seen, n=8))
 
     model = BayesianNetwork(Spectral(), num_data=6)
-    guide = SpikeGMMGuide(model, 3)
+    guide = SpikeGMMGuide(model, 3, estimator="straight_through")
     found = optimizers(model, guide, CompressionRecipe(optimizer=optimizer, learning_rate=0.01))
     own = {"words": model.net.words.weight, "response": model.net.response}
     before = {name: value.detach().clone() for name, value in own.items()}

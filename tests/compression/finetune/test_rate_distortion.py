@@ -37,7 +37,7 @@ def network() -> nn.Sequential:
 
 def guided(num_components=6, scope="layer", groups="layer"):
     model = BayesianNetwork(network(), prior=LearnedPrior(scope=scope), num_data=100)
-    return model, SpikeGMMGuide(model, num_components, groups=groups)
+    return model, SpikeGMMGuide(model, num_components, groups=groups, estimator="straight_through")
 
 
 def even(guide, value=100.0):

@@ -47,18 +47,18 @@ def nearest(values: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
 
 class TestStages:
     def test_dense_draws_are_the_pretrained_weights(self, model):
-        guide = SpikeGMMGuide(model, K, stage="dense")
+        guide = SpikeGMMGuide(model, K, stage="dense", estimator="straight_through")
         for name, value in draw(guide).items():
             assert torch.equal(value, model.site_values()[name])
 
     def test_dense_stage_trains_latents_and_gates(self, model):
-        gradients = loss_and_gradients(SpikeGMMGuide(model, K, stage="dense"))
+        gradients = loss_and_gradients(SpikeGMMGuide(model, K, stage="dense", estimator="straight_through"))
         for name, gradient in gradients.items():
             trained = "latent" in name or "gate_logit" in name
             assert (gradient is not None and bool(gradient.abs().sum() > 0)) == trained
 
     def test_coded_draws_are_codebook_values(self, model):
-        guide = SpikeGMMGuide(model, K)
+        guide = SpikeGMMGuide(model, K, estimator="straight_through")
         for name, value in draw(guide).items():
             site = guide.site_guides()[name]
             assert float(nearest(value, site.loc.detach()).max()) == 0
@@ -76,7 +76,7 @@ class TestStages:
                 assert gradient.isfinite().all() and gradient.abs().sum() > 0
 
     def test_start_coding_fits_codebooks_to_the_survivors(self, model):
-        guide = SpikeGMMGuide(model, K, stage="dense")
+        guide = SpikeGMMGuide(model, K, stage="dense", estimator="straight_through")
         masks = {n: torch.rand(v.shape) < 0.5 for n, v in model.site_values().items()}
         guide.prune(masks)
         with torch.no_grad():
@@ -92,7 +92,7 @@ class TestStages:
             )
 
     def test_frozen_codes_and_gates_stay(self, model):
-        guide = SpikeGMMGuide(model, K)
+        guide = SpikeGMMGuide(model, K, estimator="straight_through")
         guide.freeze_codes()
         before = {n: site.codes.clone() for n, site in guide.site_guides().items()}
         gradients = loss_and_gradients(guide)
@@ -105,7 +105,7 @@ class TestStages:
         assert all(torch.equal(site.codes, before[n]) for n, site in guide.site_guides().items())
 
     def test_codes_are_renewed_every_few_draws(self, model):
-        guide = SpikeGMMGuide(model, K, refresh_every=3)
+        guide = SpikeGMMGuide(model, K, refresh_every=3, estimator="straight_through")
         site = guide.site_guides()["0.weight"]
         changes = []
         for i in range(7):
@@ -149,7 +149,9 @@ class TestEvaluationMode:
                 assert (value == 0).any()
 
     def test_gates_and_codes_have_the_posteriors_probabilities(self, model):
-        guide = SpikeGMMGuide(model, K, temperature=0.1, evaluation_temperature=3.0, initial_gate=0.4).eval()
+        guide = SpikeGMMGuide(
+            model, K, temperature=0.1, evaluation_temperature=3.0, initial_gate=0.4, estimator="straight_through"
+        ).eval()
         site = guide.site_guides()["0.weight"]
         draws = guide.distribution(site).sample((4000,))
         gate = torch.sigmoid(torch.tensor(0.4 / 3.0))  # one temperature for gates and codes
@@ -161,14 +163,18 @@ class TestEvaluationMode:
 
     def test_evaluation_temperature_spreads_the_draws(self, model):
         def spread(temperature):
-            guide = SpikeGMMGuide(model, K, temperature=0.05, initial_gate=30.0).eval()
+            guide = SpikeGMMGuide(
+                model, K, temperature=0.05, initial_gate=30.0, estimator="straight_through"
+            ).eval()
             guide.evaluation_temperature = temperature
             return float(torch.stack([draw(guide)["3.weight"] for _ in range(50)]).std(0).mean())
 
         assert spread(5.0) > spread(1.0) > spread(None)
 
     def test_a_drawn_network_is_distributed_as_pyros_draws(self, model):
-        guide = SpikeGMMGuide(model, K, evaluation_temperature=2.0, initial_gate=0.4).eval()
+        guide = SpikeGMMGuide(
+            model, K, evaluation_temperature=2.0, initial_gate=0.4, estimator="straight_through"
+        ).eval()
         guide.prune({"0.weight": torch.rand(guide.site_guides()["0.weight"].shape) < 0.5})
         coded = torch.stack([guide.draw(codebook_dtype=torch.float32)["0.weight"].dense() for _ in range(800)])
         values = torch.stack([draw(guide)["0.weight"].detach() for _ in range(800)])
@@ -178,7 +184,7 @@ class TestEvaluationMode:
         assert not coded[:, ~guide.site_guides()["0.weight"].mask].any()
 
     def test_gates_can_have_a_temperature_of_their_own(self, model):
-        guide = SpikeGMMGuide(model, K, temperature=0.1, gate_temperature=2.0)
+        guide = SpikeGMMGuide(model, K, temperature=0.1, gate_temperature=2.0, estimator="straight_through")
         assert guide.evaluation_temperatures() == (0.1, 2.0)  # as in training
         assert guide.evaluation_temperatures(3.0) == (3.0, 6.0)
         assert guide.evaluation_temperatures(gate_temperature=0.5) == (0.1, 0.5)
@@ -188,7 +194,7 @@ class TestEvaluationMode:
             guide.evaluation_temperatures(1.0, -1)
 
     def test_cold_draws_and_the_cold_mean_are_the_hard_network(self, model):
-        guide = SpikeGMMGuide(model, K, initial_gate=0.7)
+        guide = SpikeGMMGuide(model, K, initial_gate=0.7, estimator="straight_through")
         hard = {name: tensor.dense() for name, tensor in guide.harden(torch.float32).items()}
         cold = {name: tensor.dense() for name, tensor in guide.draw(1e-4, codebook_dtype=torch.float32).items()}
         for name, mean in guide.mean(1e-4).items():
@@ -196,12 +202,12 @@ class TestEvaluationMode:
             torch.testing.assert_close(mean, hard[name])
 
     def test_the_mean_is_that_of_many_draws(self, model):
-        guide = SpikeGMMGuide(model, 3, initial_gate=0.5, groups="channel")
+        guide = SpikeGMMGuide(model, 3, initial_gate=0.5, groups="channel", estimator="straight_through")
         draws = [guide.draw(1.5, 3.0, torch.float32)["0.weight"].dense() for _ in range(800)]
         torch.testing.assert_close(torch.stack(draws).mean(0), guide.mean(1.5, 3.0)["0.weight"], atol=0.11, rtol=0)
 
     def test_drawing_does_not_advance_training(self, model):
-        guide = SpikeGMMGuide(model, K, refresh_every=2).eval()
+        guide = SpikeGMMGuide(model, K, refresh_every=2, estimator="straight_through").eval()
         draw(guide)
         assert guide.draws == 0
 
@@ -210,7 +216,7 @@ class TestGroups:
     @pytest.mark.parametrize(("groups", "counts"), [("layer", [1, 1]), ("channel", [4, 3]), (6, [2, 12])])
     def test_codebooks_belong_to_groups_in_row_major_order(self, groups, counts):
         model = BayesianNetwork(network(), num_data=60)
-        guide = SpikeGMMGuide(model, 2, groups=groups)
+        guide = SpikeGMMGuide(model, 2, groups=groups, estimator="straight_through")
         coded = guide.harden(torch.float32)
         for (name, site), count in zip(guide.site_guides().items(), counts, strict=True):
             assert site.loc.shape == site.scale.shape == (count, 2)
@@ -224,17 +230,17 @@ class TestGroups:
     @pytest.mark.parametrize("groups", [5, 0, -1, "row"])
     def test_groups_that_do_not_fit(self, model, groups):
         with pytest.raises(RecipeError, match=r"groups=.* does not fit layer '0.weight' of 12 weights"):
-            SpikeGMMGuide(model, 2, groups=groups)
+            SpikeGMMGuide(model, 2, groups=groups, estimator="straight_through")
 
     def test_fewer_weights_than_components(self, model):
         with pytest.raises(
             NetworkError, match=r"'0.weight' has 12 weights a codebook, fewer than num_components=13"
         ):
-            SpikeGMMGuide(model, 13)
+            SpikeGMMGuide(model, 13, estimator="straight_through")
         with pytest.raises(
             NetworkError, match=r"'0.weight' has 3 weights a codebook, fewer than num_components=4"
         ):
-            SpikeGMMGuide(model, 4, groups="channel")
+            SpikeGMMGuide(model, 4, groups="channel", estimator="straight_through")
 
 
 class TestCodedStart:
@@ -250,7 +256,7 @@ class TestCodedStart:
 
     def test_hardens_to_what_it_started_from(self, model):
         coded = self.coded(model)
-        guide = SpikeGMMGuide(model, 16, coded=coded, stage="frozen")
+        guide = SpikeGMMGuide(model, 16, coded=coded, stage="frozen", estimator="straight_through")
         for name, hard in guide.harden(torch.float32).items():
             assert torch.equal(hard.dense(), coded[name].dense())
         value = draw(guide)
@@ -258,7 +264,7 @@ class TestCodedStart:
 
     def test_shares_and_widths_are_those_of_the_weights(self, model):
         coded = self.coded(model)
-        guide = SpikeGMMGuide(model, coded=coded)
+        guide = SpikeGMMGuide(model, coded=coded, estimator="straight_through")
         for name, site in guide.site_guides().items():
             weight, start = model.site_values()[name], coded[name]
             assert site.num_components == 3
@@ -269,7 +275,7 @@ class TestCodedStart:
 
     def test_other_sites_keep_k_means(self, model):
         name, other = list(model.site_values())
-        guide = SpikeGMMGuide(model, 4, coded={name: self.coded(model)[name]})
+        guide = SpikeGMMGuide(model, 4, coded={name: self.coded(model)[name]}, estimator="straight_through")
         assert guide.site_guides()[other].num_components == 4
         assert guide.site_guides()[name].num_components == 3
 
@@ -277,15 +283,15 @@ class TestCodedStart:
         coded = self.coded(model)
         first, second = coded
         with pytest.raises(NetworkError, match="no site 'nowhere'"):
-            SpikeGMMGuide(model, coded={"nowhere": coded[first]})
+            SpikeGMMGuide(model, coded={"nowhere": coded[first]}, estimator="straight_through")
         with pytest.raises(NetworkError, match=f"The coded weight of '{second}' has shape"):
-            SpikeGMMGuide(model, 3, coded={second: coded[first]})
+            SpikeGMMGuide(model, 3, coded={second: coded[first]}, estimator="straight_through")
 
 
 class TestWindows:
     @pytest.mark.parametrize("windows", [EqualMass(6), OutlierAware(6, 2)])
     def test_weights_of_a_window_share_responsibilities(self, model, windows):
-        guide = SpikeGMMGuide(model, K, windows, temperature=1.0)
+        guide = SpikeGMMGuide(model, K, windows, temperature=1.0, estimator="straight_through")
         site = guide.site_guides()["3.weight"]
         window = torch.bucketize(site.latent.detach(), site.edges)
         phi = guide.distribution(site).responsibilities.detach()
@@ -294,15 +300,15 @@ class TestWindows:
             torch.testing.assert_close(rows, rows[:1].expand_as(rows))
 
     def test_gradient_reaches_latents_through_the_value_alone(self, model):
-        guide = SpikeGMMGuide(model, K, EqualMass(6), temperature=1.0)
+        guide = SpikeGMMGuide(model, K, EqualMass(6), temperature=1.0, estimator="straight_through")
         gradients = loss_and_gradients(guide)
         assert all(gradient.isfinite().all() for gradient in gradients.values() if gradient is not None)
         assert gradients["sites.3/weight.latent_unconstrained"].abs().sum() > 0
 
     def test_state_round_trip_with_another_number_of_edges(self):
         net = network()
-        one = SpikeGMMGuide(BayesianNetwork(net), K, EqualMass(6))
-        two = SpikeGMMGuide(BayesianNetwork(net), K, EqualMass(3))
+        one = SpikeGMMGuide(BayesianNetwork(net), K, EqualMass(6), estimator="straight_through")
+        two = SpikeGMMGuide(BayesianNetwork(net), K, EqualMass(3), estimator="straight_through")
         two.load_state_dict(one.state_dict())
         assert torch.equal(two.site_guides()["3.weight"].edges, one.site_guides()["3.weight"].edges)
 
@@ -312,7 +318,7 @@ class TestPruningAndHardening:
     @pytest.mark.parametrize("saliency", ["gate", "magnitude"])
     @pytest.mark.parametrize("scope", ["global", "layer"])
     def test_nonzero_count_is_the_target_to_the_weight(self, model, target, saliency, scope):
-        guide = SpikeGMMGuide(model, K, stage="dense")
+        guide = SpikeGMMGuide(model, K, stage="dense", estimator="straight_through")
         guide.prune(PruningSchedule(target, 10, scope=scope).masks(guide.saliencies(saliency), 10))
         guide.start_coding()
         guide.freeze_codes()
@@ -323,14 +329,14 @@ class TestPruningAndHardening:
         assert guide.nonzero_rate() == expected / sum(sizes)
 
     def test_masks_follow_the_saliency(self, model):
-        guide = SpikeGMMGuide(model, K)
+        guide = SpikeGMMGuide(model, K, estimator="straight_through")
         weights = torch.cat([v.abs().flatten() for v in model.site_values().values()])
         guide.prune(PruningSchedule(0.25, 10).masks(guide.saliencies("magnitude"), 10))
         kept = torch.cat([site.mask.flatten() for site in guide.site_guides().values()])
         assert torch.equal(kept, weights >= weights.sort(descending=True).values[int(kept.sum()) - 1])
 
     def test_saliencies(self, model):
-        guide = SpikeGMMGuide(model, K, gate_temperature=2.0, initial_gate=1.0)
+        guide = SpikeGMMGuide(model, K, gate_temperature=2.0, initial_gate=1.0, estimator="straight_through")
         gate = float(torch.sigmoid(torch.tensor(0.5)))
         for name, value in model.site_values().items():
             torch.testing.assert_close(guide.saliencies("gate")[name], torch.full_like(value, gate))
@@ -341,7 +347,7 @@ class TestPruningAndHardening:
             guide.saliencies("taylor")
 
     def test_pruned_weights_are_exactly_zero_everywhere(self, model):
-        guide = SpikeGMMGuide(model, K, initial_gate=3.0)
+        guide = SpikeGMMGuide(model, K, initial_gate=3.0, estimator="straight_through")
         masks = {n: torch.rand(v.shape) < 0.4 for n, v in model.site_values().items()}
         guide.prune(masks)
         for mode in (True, False):
@@ -354,7 +360,7 @@ class TestPruningAndHardening:
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
     def test_hardened_weights_are_the_frozen_draw_rounded(self, model, dtype):
-        guide = SpikeGMMGuide(model, K)
+        guide = SpikeGMMGuide(model, K, estimator="straight_through")
         guide.prune({n: torch.rand(v.shape) < 0.6 for n, v in model.site_values().items()})
         guide.freeze_codes()
         coded = guide.harden(dtype)
@@ -365,7 +371,7 @@ class TestPruningAndHardening:
             )
 
     def test_hardening_follows_the_latents_but_leaves_cached_codes(self, model):
-        guide = SpikeGMMGuide(model, K, refresh_every=100)
+        guide = SpikeGMMGuide(model, K, refresh_every=100, estimator="straight_through")
         site = guide.site_guides()["0.weight"]
         with torch.no_grad():
             site.latent_unconstrained.copy_(site.latent.flip(0))
@@ -378,7 +384,7 @@ class TestPruningAndHardening:
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
     def test_hardened_weights_are_no_views_of_the_guide(self, model, dtype):
-        guide = SpikeGMMGuide(model, K)
+        guide = SpikeGMMGuide(model, K, estimator="straight_through")
         coded = guide.harden(dtype)
         before = {name: tensor.dense().clone() for name, tensor in coded.items()}
         assert not any(tensor.codebook.requires_grad for tensor in coded.values())
@@ -394,27 +400,27 @@ class TestPruningAndHardening:
         net = nn.Sequential(nn.Linear(8, 8))
         with torch.no_grad():
             net[0].weight.mul_(factor)
-        guide = SpikeGMMGuide(BayesianNetwork(net), 2)
+        guide = SpikeGMMGuide(BayesianNetwork(net), 2, estimator="straight_through")
         coded = guide.harden()["0.weight"]
         assert coded.codebook_dtype == "float32"
         assert torch.equal(coded.codebook, guide.site_guides()["0.weight"].loc.detach())
 
     def test_a_codebook_that_is_not_finite_says_whose_it_is(self):
-        guide = SpikeGMMGuide(BayesianNetwork(nn.Sequential(nn.Linear(8, 8))), 2)
+        guide = SpikeGMMGuide(BayesianNetwork(nn.Sequential(nn.Linear(8, 8))), 2, estimator="straight_through")
         with torch.no_grad():
             guide.site_guides()["0.weight"].loc_unconstrained[0, 0] = float("inf")
         with pytest.raises(NetworkError, match=r"codebook of '0.weight' holds NaN .* training has diverged"):
             guide.harden()
 
     def test_open_gates_count(self, model):
-        guide = SpikeGMMGuide(model, K)
+        guide = SpikeGMMGuide(model, K, estimator="straight_through")
         with torch.no_grad():
             guide.site_guides()["0.weight"].gate_logit_unconstrained.copy_(-torch.ones(4, 1, 3))
         assert guide.nonzero_rate() == pytest.approx(72 / 84)
         assert guide.harden()["0.weight"].nonzeros == 0
 
     def test_dense_stage_cannot_be_hardened(self, model):
-        guide = SpikeGMMGuide(model, K, stage="dense")
+        guide = SpikeGMMGuide(model, K, stage="dense", estimator="straight_through")
         for asked in (guide.harden, guide.draw, guide.mean):
             with pytest.raises(
                 NetworkError, match=rf"dense stage: call start_coding\(\) before {asked.__name__}\(\)"
@@ -422,7 +428,7 @@ class TestPruningAndHardening:
                 asked()
 
     def test_everything_pruned_in_one_layer(self, model):
-        guide = SpikeGMMGuide(model, K, stage="dense")
+        guide = SpikeGMMGuide(model, K, stage="dense", estimator="straight_through")
         guide.prune({"0.weight": torch.zeros(4, 1, 3, dtype=torch.bool)})
         guide.start_coding()
         assert guide.harden()["0.weight"].nonzeros == 0
@@ -431,7 +437,7 @@ class TestPruningAndHardening:
 
 class TestPyro:
     def test_trace_has_one_joint_event_a_site(self, model):
-        trace = poutine.trace(SpikeGMMGuide(model, K)).get_trace(X)
+        trace = poutine.trace(SpikeGMMGuide(model, K, estimator="straight_through")).get_trace(X)
         for name, value in model.site_values().items():
             node = trace.nodes[name]
             assert node["fn"].event_shape == value.shape and node["fn"].batch_shape == ()
@@ -439,12 +445,12 @@ class TestPyro:
         assert all(trace.nodes[name]["log_prob"].shape == () for name in model.site_values())
 
     def test_model_is_not_part_of_the_guide(self, model):
-        guide = SpikeGMMGuide(model, K)
+        guide = SpikeGMMGuide(model, K, estimator="straight_through")
         assert not {id(p) for p in model.parameters()} & {id(p) for p in guide.parameters()}
         assert guide.model is model
 
     def test_positive_scale_stays_positive(self, model):
-        guide = SpikeGMMGuide(model, K)
+        guide = SpikeGMMGuide(model, K, estimator="straight_through")
         with torch.no_grad():
             for site in guide.site_guides().values():
                 site.scale_unconstrained.sub_(50.0)
@@ -452,7 +458,7 @@ class TestPyro:
 
     def test_state_dict_round_trip(self):
         net = network()
-        one, two = (SpikeGMMGuide(BayesianNetwork(net), K) for _ in range(2))
+        one, two = (SpikeGMMGuide(BayesianNetwork(net), K, estimator="straight_through") for _ in range(2))
         with torch.no_grad():
             for parameter in one.parameters():
                 parameter.add_(torch.randn_like(parameter))
@@ -468,13 +474,13 @@ class TestPyro:
                 return pyro.sample("y", dist.Normal(x @ w, 0.1), obs=y)
 
         start = torch.randn(8)
-        guide = SpikeGMMGuide(model, 3, init={"w": start})
+        guide = SpikeGMMGuide(model, 3, init={"w": start}, estimator="straight_through")
         x = torch.randn(20, 8)
         loss = SQSELBO().differentiable_loss(model, guide, x, x @ start)
         loss.backward()
         assert all((p.grad is not None) == p.requires_grad for p in guide.parameters())
         with pytest.raises(NetworkError, match=r"function does not tell its pretrained weights: give init="):
-            SpikeGMMGuide(model, 3)
+            SpikeGMMGuide(model, 3, estimator="straight_through")
 
 
 @pytest.mark.parametrize(
@@ -486,7 +492,7 @@ class TestPyro:
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"evaluation_temperature": 0.0}, "evaluation_temperature is 0.0, but must be positive"),
         ({"gate_temperature": -2.0}, "gate_temperature is -2.0"),
-        ({"estimator": "reinforce"}, "estimator 'reinforce' is unknown: use 'straight_through', 'soft' or 'conc"),
+        ({"estimator": "reinforce"}, "estimator 'reinforce' is unknown: use one of local, pathwise, str"),
         ({"windows": "equal_mass"}, r"windows is 'equal_mass', but must be a strategy such as PerWeight\(\)"),
         ({"refresh_every": 0}, "refresh_every is 0, but must be at least 1"),
         ({"stage": "warm"}, "stage 'warm' is unknown: use 'dense', 'coded' or 'frozen'"),
@@ -510,7 +516,7 @@ def test_impossible_arguments(model, arguments, sentence):
     ],
 )
 def test_masks_are_those_of_the_sites(model, masks, error, sentence):
-    guide = SpikeGMMGuide(model, num_components=3)
+    guide = SpikeGMMGuide(model, num_components=3, estimator="straight_through")
     shape = guide.site_guides()["0.weight"].shape
     masks = {name: mask.new_full(shape, 0.5) if mask.is_floating_point() else mask for name, mask in masks.items()}
     with pytest.raises(error, match=sentence):
@@ -519,19 +525,19 @@ def test_masks_are_those_of_the_sites(model, masks, error, sentence):
 
 
 def test_zeros_and_ones_are_masks(model):
-    guide = SpikeGMMGuide(model, num_components=3)
+    guide = SpikeGMMGuide(model, num_components=3, estimator="straight_through")
     guide.prune({name: torch.zeros(site.shape) for name, site in guide.site_guides().items()})
     assert guide.nonzero_rate() == 0.0
 
 
 def test_starting_values_are_not_stretched(model):
     with pytest.raises(NetworkError, match=r"The init of '0\.weight' has shape \[1, 5\], but the weights have"):
-        SpikeGMMGuide(model, num_components=3, init={"0.weight": torch.randn(1, 5)})
+        SpikeGMMGuide(model, num_components=3, init={"0.weight": torch.randn(1, 5)}, estimator="straight_through")
 
 
 @pytest.mark.parametrize(("name", "value"), [("stage", "froze"), ("temperature", 0.0), ("gate_temperature", -1.0)])
 def test_attributes_are_checked_before_they_count(model, name, value):
-    guide = SpikeGMMGuide(model, num_components=3)
+    guide = SpikeGMMGuide(model, num_components=3, estimator="straight_through")
     with pytest.raises(RecipeError, match=name):
         setattr(guide, name, value)
         guide()
