@@ -121,9 +121,9 @@ def few(model):
     return SpikeGMMGuide(model, 3)
 
 
-def fitted(model, x, y, steps=600, guide=few):
+def fitted(model, x, y, steps=300, guide=few):
     guide = guide(model)
-    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 2e-2}), loss=SQSELBO())
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 5e-2}), loss=SQSELBO())
     for _ in range(steps):
         svi.step(x, y)
     return guide
