@@ -123,6 +123,49 @@ def evaluate_command(
         _show(evaluation, evaluation_tables(evaluation), as_json)
 
 
+@app.command("uncertainty")
+def uncertainty_command(
+    file: FileArgument,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="RECIPE", help="Recipe whose data to use, not the file's own."),
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option("--root", metavar="DIR", help="Where the data set is on this machine.")
+    ] = None,
+    foreign: Annotated[
+        list[str] | None,
+        typer.Option("--foreign", metavar="NAME|PATH", help="Other classes: a data set, folder or recipe."),
+    ] = None,
+    shift: Annotated[
+        list[str] | None,
+        typer.Option("--shift", metavar="SHIFT", help="Shifted images: rotation:30, noise:0.5 or uniform."),
+    ] = None,
+    draws: Annotated[
+        int | None, typer.Option("--draws", min=1, metavar="N", help="Of an ensemble, the first N alone [all].")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write the figures there, and pictures of them.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a packed classifier's uncertainty is worth: calibration, selective prediction, other inputs.
+
+    Of an ensemble, one draw stands beside the average; temperature scaling stands beside each. --foreign and
+    --shift may be repeated.
+    """
+    with _one_sentence_errors():
+        from sqs_pyro.reporting.tables import uncertainty_tables
+        from sqs_pyro.runs.files import uncertainty_file
+
+        document = uncertainty_file(
+            file, data_from=data, root=root, foreign=foreign or (), shifts=shift or (), draws=draws, out=out
+        )
+        _show(document, uncertainty_tables(document), as_json)
+        if out is not None:
+            typer.echo(f"Wrote {out}", err=True)
+
+
 @app.command("inspect")
 def inspect_command(
     file: FileArgument,

@@ -5,10 +5,11 @@ All are modules from a minibatch to logits or log-probabilities, so whatever eva
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from pyro.infer import Predictive
 from torch import Tensor, nn
 
 from sqs_pyro.arguments import is_whole
@@ -18,11 +19,12 @@ from sqs_pyro.evaluation.classification import Evaluation, evaluate
 from sqs_pyro.inference.guides.checks import check_like_sites
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.isolation import isolating
-from sqs_pyro.networks.drawn import average_log_probabilities, leave_to_draws
+from sqs_pyro.models.bayesian import BayesianNetwork
+from sqs_pyro.networks.drawn import AverageOfDraws, leave_to_draws
 from sqs_pyro.shipping.pack import batch_norm_statistics, network_with, reestimate_batch_norm
 
 
-class AveragedNetwork(nn.Module):
+class AveragedNetwork(AverageOfDraws):
     """Log-probabilities of a mixture of networks: ``log 1/S Σ_s softmax(f(x; θ_s))``, ``[B, C]``.
 
     The drawn tensors are made once; no Pyro model is traced. What a draw does not name (norms and their
@@ -35,8 +37,7 @@ class AveragedNetwork(nn.Module):
             on CPUs (``benchmarks/draws.py``).
 
     Attributes:
-        class_axis: the dimension of the networks' outputs that holds the classes; to be set where there are more
-            than two dimensions.
+        class_axis, draws_used: see :class:`~sqs_pyro.networks.drawn.AverageOfDraws`.
 
     Raises:
         ArgumentError: there is no draw, or ``draws_at_once`` is below 1.
@@ -52,10 +53,10 @@ class AveragedNetwork(nn.Module):
             )
         self.net = copy.deepcopy(net)
         self.num_draws, self.draws_at_once = len(draws), draws_at_once
-        self.class_axis: int | None = None
         tensors = self.net.state_dict(keep_vars=True)
         for name in draws[0]:
-            check_like_sites("draw", name, draws[0][name], tensors)
+            for draw in draws:
+                check_like_sites("draw", name, draw[name], tensors)
             stacked = torch.stack([draw[name] for draw in draws]).to(tensors[name].dtype)
             # [S, ...]; buffers, so that they move with the module. Their names may not hold dots.
             self.register_buffer(name.replace(".", "/"), stacked, persistent=False)
@@ -63,10 +64,9 @@ class AveragedNetwork(nn.Module):
         leave_to_draws(self.net, {id(tensors[name]): name for name in draws[0]})
         self.eval()
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return what the network says; the arguments are its own."""
-        draws = {name.replace("/", "."): stacked for name, stacked in self._buffers.items() if stacked is not None}
-        return average_log_probabilities(self.net, draws, args, kwargs, self.draws_at_once, self.class_axis)
+    def draws(self) -> dict[str, Tensor]:
+        """Return the drawn tensors, ``[S, *shape]`` by name."""
+        return {name.replace("/", "."): stacked for name, stacked in self._buffers.items() if stacked is not None}
 
     @property
     def called_like(self) -> nn.Module:
@@ -108,12 +108,47 @@ def averaged_network(
     for _ in range(num_samples):
         coded = guide.draw(temperature, gate_temperature, torch.float32)
         draw = {name: tensor.dense() for name, tensor in coded.items()}
-        if batch_norm_batches:
-            one = network_with(net, draw)  # each draw has activations of its own, and so statistics
-            reestimate_batch_norm(one, loader, batch_norm_batches)
-            draw |= batch_norm_statistics(one)
-        draws.append(draw)
+        draws.append(with_own_statistics(net, draw, loader, batch_norm_batches))
     return AveragedNetwork(net, draws, draws_at_once)
+
+
+@isolating("model", sees_parameters=True)
+def average_of_guide(
+    model: BayesianNetwork, guide: Callable[..., Any], num_samples: int = 20, seed: int | None = None
+) -> AveragedNetwork:
+    """Draw networks from any guide of a Bayesian network, as Pyro's ``Predictive`` does, and average them.
+
+    Args:
+        model: the Bayesian network; what of it is no site is its network's own, and the same for all draws.
+        guide: a trained guide, an ``AutoNormal`` say, that was called before or needs no arguments.
+        num_samples: S, networks to draw.
+        seed: of the draws; without it they follow torch's random state, which stays as it is.
+    """
+    if not is_whole(num_samples, 1):
+        raise ArgumentError(f"num_samples is {shown(num_samples)}, but must be at least 1 network.")
+    sites = model.site_values()
+    with torch.no_grad():
+        samples = Predictive(guide, num_samples=num_samples, return_sites=tuple(sites))()
+    draws = [{name: samples[name][s].reshape(sites[name].shape) for name in sites} for s in range(num_samples)]
+    return AveragedNetwork(model.net, draws)
+
+
+def with_own_statistics(
+    net: nn.Module, draw: Mapping[str, Tensor], loader: Iterable[Any], batch_norm_batches: int
+) -> dict[str, Tensor]:
+    """Return a draw's tensors with batch-norm statistics estimated for it: it has activations of its own.
+
+    Args:
+        net: the network.
+        draw: its tensors by name of parameter.
+        loader: minibatches of training data.
+        batch_norm_batches: how many of them are used; 0 adds no statistics.
+    """
+    if not batch_norm_batches:
+        return dict(draw)
+    one = network_with(net, draw)
+    reestimate_batch_norm(one, loader, batch_norm_batches)
+    return {**draw, **batch_norm_statistics(one)}
 
 
 def mean_network(

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from sqs_pyro.errors import DataError, NetworkError
 from sqs_pyro.evaluation.input_checks import check_inputs, check_labels, check_observation, named, run
+from sqs_pyro.evaluation.reliability import expected_calibration_error
 from sqs_pyro.isolation import isolating
 from sqs_pyro.models.label_distributions import ClassProbabilities
 from sqs_pyro.models.likelihoods import Categorical, resolve
@@ -18,8 +19,6 @@ from sqs_pyro.networks.calling import device_of, move_to, output_tensor
 from sqs_pyro.networks.checks import check_runs
 from sqs_pyro.networks.minibatches import minibatches
 from sqs_pyro.networks.modes import evaluating
-
-_CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -170,21 +169,3 @@ def summarise(log_p: Tensor, y: Tensor) -> Evaluation:
         entropy=float(torch.special.entr(p).sum(-1).mean()),
         num_examples=len(y),
     )
-
-
-def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = _CALIBRATION_BINS) -> float:
-    """Return ``Σ_b (n_b / n) |accuracy_b - confidence_b|`` over equal bins of the top class's probability.
-
-    Guo et al. 2017, equation 5. (torchmetrics has it too, but importing that takes seconds, because it imports
-    transformers; it is the reference in the tests.)
-
-    Args:
-        probabilities: ``[n, C]``.
-        labels: ``[n]``.
-        bins: number of bins of equal width, closed on the right.
-    """
-    confidence, predicted = probabilities.double().max(-1)
-    # n_b |accuracy_b - confidence_b| is the absolute sum of these over the bin.
-    surplus = confidence - (predicted == labels).double()
-    bin_of = (confidence * bins).ceil().clamp(1, bins).long() - 1
-    return float(torch.bincount(bin_of, weights=surplus, minlength=bins).abs().sum() / len(labels))

@@ -58,6 +58,7 @@ class NaturalGradient(PyroOptim):
         width_rate: float = 0.05,
         momentum: float = 0.9,
         steps: int | None = None,
+        gates_from: int = 0,
         others: type[torch.optim.Optimizer] = torch.optim.Adam,
         others_args: dict[str, Any] | Callable[[str], dict[str, Any]] | None = None,
     ) -> None:
@@ -77,6 +78,7 @@ class NaturalGradient(PyroOptim):
         self.guide = guide
         self.learning_rate, self.width_rate, self.momentum, self.steps = learning_rate, width_rate, momentum, steps
         self.taken = 0
+        self.gates_from = gates_from
         self._velocities: dict[str, Tensor] = {}  # by site
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
@@ -106,7 +108,7 @@ class NaturalGradient(PyroOptim):
         to_gate = _grad(logit) / (gate * (1 - gate))  # ∂F/∂λ
         # ∂F/∂m₁ = ∂F/∂λ - w/λ ∂F/∂w + (w² - s²)/λ ∂F/∂s²: the likelihood's noise is in all three and cancels
         first = to_gate - latent * to_latent + 0.5 * (latent.square() / square - 1) * to_log_scale
-        natural = logit - _log_normaliser(latent, square) - rate * first  # η₁, after its step
+        best = logit - _log_normaliser(latent, square) - first  # η₁ where that gradient is 0
         # 1/s² times 1 + a + a²/2 > 0: an average of curvatures that no noise makes negative
         step = rate * to_log_scale
         log_scale -= 0.5 * torch.log1p(step + 0.5 * step.square())
@@ -114,7 +116,8 @@ class NaturalGradient(PyroOptim):
         velocity = self._velocities.setdefault(name, torch.zeros_like(latent))
         velocity.lerp_(to_latent, 1 - self.momentum)
         latent -= share * self.learning_rate * square * velocity
-        logit.copy_((natural + _log_normaliser(latent, square)).clamp_(-_LARGEST_LOGIT, _LARGEST_LOGIT))
+        if self.taken >= self.gates_from:
+            logit.lerp_(best + _log_normaliser(latent, square), rate).clamp_(-_LARGEST_LOGIT, _LARGEST_LOGIT)
 
     def get_state(self) -> dict[str, Any]:
         """Return velocities and steps taken beside the state of the other parameters' optimizers."""

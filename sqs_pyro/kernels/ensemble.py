@@ -1,18 +1,17 @@
 """``PackedEnsemble``: draws of one network that run on packed weights, and answer with their average."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
 from sqs_pyro.kernels.placing import check_reads_weights, copy_with_weights
 from sqs_pyro.kernels.weight import PackedWeight
-from sqs_pyro.networks.drawn import average_log_probabilities, leave_to_draws
+from sqs_pyro.networks.drawn import AverageOfDraws, leave_to_draws
 from sqs_pyro.packing.layouts import PackedTensor
 from sqs_pyro.packing.stored import WEIGHT_PREFIX, StoredEnsemble, stored_weights
 
 
-class PackedEnsemble(StoredEnsemble):
+class PackedEnsemble(AverageOfDraws, StoredEnsemble):
     """Log-probabilities ``log 1/S Σ_s softmax(f(x; θ_s))``, ``[B, C]``, of S packed draws of one network.
 
     A compressed parameter has all of its draws in one packed tensor ``[*shape, S]`` with one codebook; all other
@@ -26,8 +25,7 @@ class PackedEnsemble(StoredEnsemble):
             on CPUs.
 
     Attributes:
-        class_axis: the dimension of the networks' outputs that holds the classes; to be set where there are more
-            than two dimensions.
+        class_axis, draws_used: see :class:`~sqs_pyro.networks.drawn.AverageOfDraws`; no file holds them.
 
     Raises:
         NetworkError: for a name that is not a parameter, or a shape that is not the parameter's with S behind.
@@ -40,8 +38,6 @@ class PackedEnsemble(StoredEnsemble):
         super().__init__()
         self.network, placed = copy_with_weights(net, tensors, (num_draws,))
         self.num_draws, self.draws_at_once = num_draws, draws_at_once
-        # Not saved in a file; who loads an ensemble of other outputs sets it again.
-        self.class_axis: int | None = None
         names: dict[int, str] = {}  # of the stand-ins that a call puts draws in the place of
         for path, module in list(self.network.named_modules()):
             found = placed.get(id(module), {})
@@ -55,12 +51,10 @@ class PackedEnsemble(StoredEnsemble):
         leave_to_draws(self.network, names)  # takes the stand-ins out
         self.eval()
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the average of the draws' answers; the arguments are the network's."""
+    def draws(self) -> dict[str, Tensor]:
+        """Return the compressed parameters, decoded at the first call, ``[S, *shape]`` by name."""
         weights = stored_weights(self.network, every_name=True)  # moving a network separates its shared buffers
-        # [S, *shape] each, decoded at the first call.
-        draws = {name: weight.draws() for name, weight in weights.items() if isinstance(weight, PackedWeight)}
-        return average_log_probabilities(self.network, draws, args, kwargs, self.draws_at_once, self.class_axis)
+        return {name: weight.draws() for name, weight in weights.items() if isinstance(weight, PackedWeight)}
 
     @property
     def called_like(self) -> nn.Module:

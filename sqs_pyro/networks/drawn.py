@@ -6,7 +6,8 @@ network, and nothing in it is ever exchanged, as :func:`torch.func.functional_ca
 
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,6 +47,43 @@ def leave_to_draws(net: nn.Module, names: Mapping[int, str]) -> None:
             module.__class__ = _drawn_class(type(module), tuple(drawn))
 
 
+class AverageOfDraws(nn.Module, ABC):
+    """Networks that differ in some tensors, as one: ``log 1/S Σ_s softmax(f(x; θ_s))``, shaped as the logits.
+
+    Attributes:
+        draws_at_once: networks that run together, by ``torch.vmap``; 1 is a loop.
+        class_axis: the dimension of the networks' outputs that holds the classes; to be set where there are more
+            than two dimensions.
+        draws_used: how many draws count, the first ones; None: all of them.
+    """
+
+    draws_at_once: int = 1
+    class_axis: int | None = None
+    draws_used: int | None = None
+
+    @property
+    @abstractmethod
+    def called_like(self) -> nn.Module:
+        """The network that runs, to which arguments are handed on."""
+
+    @abstractmethod
+    def draws(self) -> dict[str, Tensor]:
+        """Return the tensors in which the networks differ, ``[S, *shape]`` by name."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the average of the draws' probabilities, as logarithms; the arguments are the network's."""
+        return average_log_probabilities(
+            self.called_like, self._used(), args, kwargs, self.draws_at_once, self.class_axis
+        )
+
+    def each(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return what each network says, ``[S, B, ...]``: logits, or numbers; the arguments are the network's."""
+        return outputs_of_draws(self.called_like, self._used(), args, kwargs, self.draws_at_once)
+
+    def _used(self) -> dict[str, Tensor]:
+        return {name: tensor[: self.draws_used] for name, tensor in self.draws().items()}
+
+
 def average_log_probabilities(
     net: nn.Module,
     draws: Mapping[str, Tensor],
@@ -67,18 +105,42 @@ def average_log_probabilities(
         NetworkError: it is needed.
     """
 
-    def log_probabilities(tensors: Mapping[str, Tensor]) -> Tensor:
-        with _running(tensors):
-            output = net(*args, **kwargs)
-            return output_tensor(output).float().log_softmax(_class_axis(output, class_axis))
+    def log_probabilities(output: Any) -> Tensor:
+        return output_tensor(output).float().log_softmax(_class_axis(output, class_axis))
 
-    num_draws = len(next(iter(draws.values())))
+    every = _of_each(net, draws, args, kwargs, draws_at_once, log_probabilities)
+    return every.logsumexp(0) - math.log(len(every))  # [S, B, C] -> [B, C]
+
+
+def outputs_of_draws(
+    net: nn.Module,
+    draws: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    draws_at_once: int = 1,
+) -> Tensor:
+    """Return what each network says, ``[S, B, ...]``; arguments as of :func:`average_log_probabilities`."""
+    return _of_each(net, draws, args, kwargs, draws_at_once, output_tensor)
+
+
+def _of_each(
+    net: nn.Module,
+    draws: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    draws_at_once: int,
+    function: Callable[[Any], Tensor],
+) -> Tensor:
+    """Return a function of each network's output, stacked."""
+
+    def one(tensors: Mapping[str, Tensor]) -> Tensor:
+        with _running(tensors):
+            return function(net(*args, **kwargs))
+
     if draws_at_once > 1:
-        every = torch.vmap(log_probabilities, chunk_size=draws_at_once)(dict(draws))
-    else:
-        each = ({name: tensor[s] for name, tensor in draws.items()} for s in range(num_draws))
-        every = torch.stack([log_probabilities(tensors) for tensors in each])
-    return every.logsumexp(0) - math.log(num_draws)  # [S, B, C] -> [B, C]
+        return torch.vmap(one, chunk_size=draws_at_once)(dict(draws))
+    num_draws = len(next(iter(draws.values())))
+    return torch.stack([one({name: tensor[s] for name, tensor in draws.items()}) for s in range(num_draws)])
 
 
 def _class_axis(output: Any, given: int | None) -> int:

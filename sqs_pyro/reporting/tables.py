@@ -35,6 +35,29 @@ def evaluation_tables(evaluation: Document) -> Report:
     return Report(_title(title), _figures_table({"packed file": evaluation}), _size_table(evaluation))
 
 
+def uncertainty_tables(document: Document) -> Report:
+    """Return what a packed classifier's uncertainty is worth: a column a predictor."""
+    predictors = document["predictors"]
+    first = next(iter(predictors.values()))
+    table = _figures_table(predictors)
+    table.add_row(
+        "risk-coverage area, %", *(f"{100 * own['risk_coverage_area']:.2f}" for own in predictors.values())
+    )
+    for name in first["entropy_auroc"]:
+        table.add_row(f"AUROC, {name}", *(f"{own['entropy_auroc'][name]:.4f}" for own in predictors.values()))
+        information = [own["information_auroc"].get(name) for own in predictors.values()]
+        if any(score is not None for score in information):
+            table.add_row(f"by mutual information, {name}", *(_number(score, ".4f") for score in information))
+    for name in first["shifted"]:
+        for key, (label, factor, form) in _FIGURES.items():
+            if key in first["shifted"][name]:
+                shifted = (own["shifted"][name][key] for own in predictors.values())
+                table.add_row(f"{label}, {name}", *(f"{factor * value:{form}}" for value in shifted))
+    title = f"{document['file']} on {first['num_examples']:,} test examples"
+    legend = f"scaled: probabilities at the temperature {document['temperature']:.3g}, fitted on validation data"
+    return Report(_title(title), table, Line(legend), _size_table(document))
+
+
 def export_tables(document: Document) -> Report:
     """Return what an export weighs, how far it is from the packed network, what became of compressed tensors."""
     format_, dtype = document["format"], document["dtype"]

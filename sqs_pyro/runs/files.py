@@ -1,6 +1,6 @@
 """What can be said of a packed file alone: what it holds, and how well it does on its data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,16 @@ from typing import Any
 from torch import nn
 
 from sqs_pyro import size_report
-from sqs_pyro.documents import shown
-from sqs_pyro.errors import PackedFileError
+from sqs_pyro.atomic import check_place, merging
+from sqs_pyro.documents import read_json_object, shown
+from sqs_pyro.errors import OutputError, PackedFileError
 from sqs_pyro.kernels.runtime import runtime_weights
 from sqs_pyro.packing.file import read_packed
 from sqs_pyro.runs.bookkeeping import machine
-from sqs_pyro.runs.directory import PACKED
+from sqs_pyro.runs.directory import PACKED, write_json
 from sqs_pyro.runs.kinds import Document, kind_of, load_any_recipe
+
+UNCERTAINTY = "uncertainty.json"
 
 
 def inspect_file(file: str | Path, *, runtime: bool = False) -> dict[str, Any]:
@@ -91,6 +94,61 @@ def evaluate_file(
     path = existing_file(file)
     document = recipe_of(path, data_from)
     return kind_of(document).evaluate(path, document, root=root, shift=shift)
+
+
+def uncertainty_file(
+    file: str | Path,
+    *,
+    data_from: str | Path | None = None,
+    root: str | Path | None = None,
+    foreign: Sequence[str] = (),
+    shifts: Sequence[str] = (),
+    draws: int | None = None,
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """Say what the uncertainty of a packed classifier is worth: of one file, or of the draws of an ensemble.
+
+    Args:
+        file, data_from, root: as of :func:`evaluate_file`.
+        foreign: inputs of other classes: names of data sets, image folders, or recipes with a section ``data``.
+        shifts: what is done to the images, each by itself; see :func:`~sqs_pyro.data.shifts.parse_shift`.
+        draws: of an ensemble, how many are averaged; None: all.
+        out: directory for the document, ``uncertainty.json``, and its pictures.
+
+    Returns:
+        ``file``, ``draws``, ``temperature`` (fitted on the validation data), ``predictors``, ``data``, ``size``;
+        see docs/cli.md.
+
+    Raises:
+        PackedFileError, RecipeError, DataError, NetworkError: as of :func:`evaluate_file`.
+        OutputError: ``out`` cannot be written, or holds something else under these names.
+    """
+    path = existing_file(file)
+    document = recipe_of(path, data_from)
+    place = None if out is None else _checked_out(Path(out))
+    found, curves = kind_of(document).uncertainty(
+        path, document, root=root, foreign=foreign, shifts=shifts, draws=draws
+    )
+    if place is not None:
+        from sqs_pyro.reporting.uncertainty import write_uncertainty_pictures  # matplotlib
+
+        with merging(place, last=UNCERTAINTY) as made:
+            drawn = {name: asdict(own) for name, own in curves.items()}
+            write_json(made / UNCERTAINTY, {**found, "curves": drawn})
+            write_uncertainty_pictures(made, curves)
+    return found
+
+
+def _checked_out(out: Path) -> Path:
+    """Check, before any work, that a directory takes the document, in whose place may be an older one."""
+    check_place(out / UNCERTAINTY)
+    if (out / UNCERTAINTY).exists():
+        older = read_json_object(out / UNCERTAINTY, OutputError, "choose another directory")
+        if "predictors" not in older:
+            raise OutputError(f"'{out / UNCERTAINTY}' was not written by this command: choose another directory.")
+    elif taken := [name for name in ("reliability.png", "risk_coverage.png") if (out / name).exists()]:
+        raise OutputError(f"'{out / taken[0]}' was not written by this command: choose another directory.")
+    return out
 
 
 def existing_file(file: str | Path) -> Path:

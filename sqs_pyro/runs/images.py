@@ -1,6 +1,6 @@
 """Runs on images: a trained network in, a packed file that runs out, and what was measured on the way."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from hashlib import file_digest
 from pathlib import Path
@@ -23,12 +23,21 @@ from sqs_pyro.networks.calling import device_of, predictions
 from sqs_pyro.networks.registry import build_network
 from sqs_pyro.networks.state import load_weights
 from sqs_pyro.recipes import parse
+from sqs_pyro.reporting.uncertainty import Curves
 from sqs_pyro.runs.bookkeeping import Clock, Progress, silent
 from sqs_pyro.runs.directory import MADE_OF, METRICS, PACKED, check_output, run_directory, write_json
 from sqs_pyro.runs.kinds import Document, InputForm, RunKind
 from sqs_pyro.runs.measured import HISTORY, compress_and_measure, trained_or_kept
 from sqs_pyro.runs.posterior import run_averaging, write_bounds
 from sqs_pyro.runs.recipe import RunRecipe, load_recipe
+from sqs_pyro.runs.uncertainty.inputs import (
+    foreign_inputs,
+    foreign_recipe,
+    has_labels,
+    parse_shifts,
+    shifted_inputs,
+)
+from sqs_pyro.runs.uncertainty.measured import first_draws, measure_uncertainty
 
 __all__ = ["HISTORY", "PACKED", "RunRecipe", "load_recipe", "run"]
 
@@ -209,13 +218,7 @@ class Images(RunKind[RunRecipe]):
         self, file: Path, document: Document, *, root: str | Path | None = None, shift: str | None = None
     ) -> dict[str, Any]:
         """Return accuracy and its like on the test images, as they are or shifted."""
-        recipe = _data(file, document)
-        if root is not None and recipe.name == "digits":
-            raise DataError(
-                f"--root {root} is for data in a directory, but '{file}' is judged by digits: leave it out."
-            )
-        if root is not None:
-            recipe = recipe.model_copy(update={"root": Path(root)})
+        recipe = _data_at(file, document, root)
         move = None if shift is None else parse_shift(shift)  # before anything is loaded
         net = load(file)
         data = load_data(recipe)
@@ -228,6 +231,31 @@ class Images(RunKind[RunRecipe]):
             "shift": shift,
             "size": size_report(file).to_dict(),
         }
+
+    def uncertainty(
+        self,
+        file: Path,
+        document: Document,
+        *,
+        root: str | Path | None = None,
+        foreign: Sequence[str] = (),
+        shifts: Sequence[str] = (),
+        draws: int | None = None,
+    ) -> tuple[dict[str, Any], Mapping[str, Curves]]:
+        """Return accuracy and its like, risk over coverage, and AUROCs against other inputs; and their curves."""
+        recipe = _data_at(file, document, root)
+        moves = parse_shifts(shifts)  # this and what follows before anything is loaded
+        recipes = {source: foreign_recipe(source, recipe) for source in foreign}
+        net = first_draws(load(file), draws, file)
+        data = load_data(recipe)
+        check_fit(net, data)
+        others = foreign_inputs(recipes, data)
+        shifted = shifted_inputs(data, moves)
+        labelled = {text: loader for text, loader in shifted.items() if has_labels(moves[text])}
+        others |= {text: loader for text, loader in shifted.items() if text not in labelled}
+        document, curves = measure_uncertainty(net, data, labelled, others)
+        about = {"data": recipe.model_dump(mode="json"), "size": size_report(file).to_dict()}
+        return {"file": str(file), **document, **about}, curves
 
     def example(self, net: nn.Module, file: Path, document: Document) -> tuple[Any, str]:
         """Return the first test images."""
@@ -258,6 +286,18 @@ class Images(RunKind[RunRecipe]):
     def baseline_key(self, recipe: RunRecipe) -> str:
         """Return the key of what is trained: network, data and training."""
         return recipe.baseline_key
+
+
+def _data_at(file: Path, document: Document, root: str | Path | None) -> DataRecipe:
+    """Return the data of a file, in a directory of this machine."""
+    recipe = _data(file, document)
+    if root is None:
+        return recipe
+    if recipe.name == "digits":
+        raise DataError(
+            f"--root {root} is for data in a directory, but '{file}' is judged by digits: leave it out."
+        )
+    return recipe.model_copy(update={"root": Path(root)})
 
 
 def _data(file: Path, document: Document) -> DataRecipe:

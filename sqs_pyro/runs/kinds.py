@@ -99,6 +99,32 @@ class RunKind(ABC, Generic[Recipe]):
             shift: what is done to images first.
         """
 
+    def uncertainty(
+        self,
+        file: Path,
+        document: Document,
+        *,
+        root: str | Path | None = None,
+        foreign: Sequence[str] = (),
+        shifts: Sequence[str] = (),
+        draws: int | None = None,
+    ) -> tuple[dict[str, Any], Mapping[str, Any]]:
+        """Return what the uncertainty of a packed file's network is worth, and what is drawn of it.
+
+        Args:
+            file, document, root: as of :meth:`evaluate`.
+            foreign: data sets of other classes.
+            shifts: what is done to images, each by itself.
+            draws: of an ensemble, how many are averaged; None: all.
+
+        Raises:
+            DataError: networks of this kind are no classifiers of images.
+        """
+        raise DataError(
+            f"'{file}' holds {self.said}, but uncertainty is told of classifiers of images: give a file of one, "
+            "or call sqs_pyro.evaluation.predictive in Python."
+        )
+
     def network(self, file: Path, document: Document) -> nn.Module:
         """Return the packed network of a file, built as its metadata or its recipe says.
 

@@ -3,11 +3,13 @@
 import pyro
 import pytest
 import torch
+from pyro.infer.autoguide import AutoDelta, AutoLowRankMultivariateNormal, init_to_value
 from torch import nn
 
 from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.evaluation.averaging import (
     AveragedNetwork,
+    average_of_guide,
     averaged_network,
     choose_temperature,
     evaluate_averaged,
@@ -179,3 +181,37 @@ def test_of_another_network(average):
         average(nn.Sequential(nn.Linear(4, 6)), guide)
     with pytest.raises(NetworkError, match=r"of '0\.weight' has shape \[6, 4\], but the weights have \[5, 4\]"):
         average(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)), guide)
+
+
+def test_draws_of_any_guide():
+    """Of one that is certain they are its network, of others as far apart as it says."""
+    net, (x, y) = convolutional(), batches()[0]
+    model = BayesianNetwork(net, num_data=20)
+    first = init_to_value(values=model.site_values())
+    certain = AutoDelta(model, init_loc_fn=first)
+    certain(x, y)
+    expected = net.eval()(x).log_softmax(-1)
+    torch.testing.assert_close(average_of_guide(model, certain, 2)(x), expected)
+    spread = AutoLowRankMultivariateNormal(model, init_loc_fn=first, init_scale=0.3, rank=1)
+    spread(x, y)
+    average = average_of_guide(model, spread, 2000)
+    weights = torch.cat([draw.flatten(1) for draw in average.draws().values()], 1)
+    covariance = spread.get_posterior().covariance_matrix.detach()
+    assert float((weights.var(0) / covariance.diagonal() - 1).abs().max()) < 5 * (2 / 2000) ** 0.5
+    again = average_of_guide(model, spread, 3, seed=1)
+    assert torch.equal(again(x), average_of_guide(model, spread, 3, seed=1)(x))
+    with pytest.raises(RecipeError, match="num_samples is 0"):
+        average_of_guide(model, spread, 0)
+
+
+def test_draws_of_the_librarys_guide_are_those_of_predictive():
+    model, guide = guide_of(convolutional(), initial_gate=0.5)
+    x, _ = batches()[0]
+    guide.evaluation_temperature = 2.0
+    average = average_of_guide(model, guide.eval(), 3, seed=4)
+    with pyro.get_param_store().scope():
+        pyro.set_rng_seed(4)
+        samples = pyro.infer.Predictive(guide, num_samples=3)()
+    for name, drawn in average.draws().items():
+        assert torch.equal(drawn, samples[name].reshape(drawn.shape))
+    assert average(x).shape == (20, 4)

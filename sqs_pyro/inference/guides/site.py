@@ -117,12 +117,13 @@ class SiteGuide(OwningModule):
     @torch.no_grad()
     def fit_codebook(self) -> None:
         """Fit codebooks anew by K-means of the surviving latents, with window edges and codes."""
-        survivors = self.latent[self.mask]  # zeros would draw windows and codewords to themselves
+        kept = self.gates() > 0.5  # as `harden` has it: zeros would draw windows and codewords to themselves
+        survivors = self.latent[kept]
         # A site that is pruned to nothing still needs edges that fit its latents.
         self.edges = self.windows.edges(survivors if survivors.numel() else self.latent)
         # Pruned weights stay in place with weight 0: each group keeps its n columns.
         codebook = kmeans_1d(
-            self.grouped(self.anchor()), self.num_components, self.grouped(self.mask).to(self.latent.dtype)
+            self.grouped(self.anchor()), self.num_components, self.grouped(kept).to(self.latent.dtype)
         )
         self.loc, self.scale, self.mixing_logits = codebook.loc, codebook.scale, codebook.mixing.log()
         # K-means of one value gives K equal components, which no gradient could tell apart.

@@ -34,12 +34,16 @@ _LEAST_OPEN_LOGIT = 1e-3  # of the gate: λ = 0.50025
 
 
 class SpikeGMMGuide(OwningModule):
-    """Spike-and-GMM guide: ``q(θ_i) = (1-λ_i) δ_0 + λ_i Σ_k φ_ik N(μ_k, σ_k²)`` at every site of a model.
+    """Spike-and-mixture guide at every site of a model; as it stands, a posterior to infer and to draw from.
 
-    Codebooks are initialised by 1-D K-means of the pretrained weights. In training mode a draw is made by
-    ``estimator``; in evaluation mode (``guide.eval()``), and whenever ``pyro.infer.Predictive`` asks, it is a
-    discrete network (gates and codes drawn, slab noise left out), at :meth:`evaluation_temperatures`: what
-    Bayesian averaging averages.
+    Stage ``"dense"`` is inference: ``q(θ_i) = (1-λ_i) δ_0 + λ_i N(w_i, s_i²)``, a gate and a width for each
+    weight, which the ELBO trains by draws of q. :meth:`start_coding` makes codebooks of it, and in the stages
+    ``"coded"`` and ``"frozen"``, which settle what ships, ``q(θ_i) = (1-λ_i) δ_0 + λ_i Σ_k φ_ik N(μ_k, σ_k²)`` with
+    components from 1-D K-means.
+
+    In training mode a draw is made by ``estimator``. In evaluation mode (``guide.eval()``), and whenever
+    ``pyro.infer.Predictive`` asks, it is an exact one of q in the dense stage; later, a discrete network (gates
+    and codes drawn, slab noise left out), at :meth:`evaluation_temperatures`: what Bayesian averaging averages.
 
     Args:
         model: a :class:`~sqs_pyro.models.BayesianNetwork`, or any Pyro model together with ``init``.
@@ -51,19 +55,24 @@ class SpikeGMMGuide(OwningModule):
             drawn at ``temperature`` and gates at ``gate_temperature``, as in training.
         evaluation_gate_temperature: of the gates alone, in place of ``evaluation_temperature``.
         gate_temperature: s in ``λ = sigmoid(g / s)``.
-        estimator: ``"straight_through"`` (hard value forward, identity gradient to survivors' latents; σ and π
-            stay as K-means found them), ``"soft"`` (the expectation) or ``"concrete"`` (Gumbel-softmax codes and
-            relaxed gates).
+        estimator: ``"local"`` (draws of q, linear and convolutional layers output by output) and ``"pathwise"``
+            (draws of q with unbiased gradients of higher variance) train the ELBO of q, widths and gates included.
+            ``"straight_through"`` (hard value forward, identity gradient to survivors' latents; σ and π stay as
+            K-means found them), ``"soft"`` (the expectation) and ``"concrete"`` (Gumbel-softmax codes and relaxed
+            gates) train the network that ships. See :class:`~sqs_pyro.distributions.SpikeGMM`.
         groups: weights that share a codebook: ``"layer"``, ``"channel"`` (first dimension), or the number of
             consecutive weights of a tile.
         init: pretrained value of each site, by site name; by default ``model.site_values()``.
         coded: codes, mask and codebook that a site starts from instead of K-means, by site name; they also say its
             ``num_components`` and ``groups``.
         initial_gate: g at the start.
+        init_scale: widths s at the start, in units of the layer's root mean square weight.
         refresh_every: draws between two renewals of cached hard codes in training.
         spike_scale: standard deviation of a Gaussian spike in place of the point mass at zero, for priors without
             an atom. By default such a site of a ``BayesianNetwork`` takes the width of its prior's spike or, if
             that has none, of its own components; a plain Pyro model with such priors must give it.
+        stage: to start in: ``"dense"``, ``"coded"`` or ``"frozen"``. None is dense for the estimators that draw
+            from q, unless ``coded`` is given, and coded for the others.
 
     Raises:
         ArgumentError: an impossible value.
@@ -105,8 +114,9 @@ class SpikeGMMGuide(OwningModule):
             raise NetworkError(
                 f"There is no site '{unknown[0]}' to start as coded: sites are {', '.join(values)}."
             )
+        draws = estimator in DRAWING
         if stage is None:
-            stage = "dense" if estimator in DRAWING and coded is None else "coded"
+            stage = "dense" if draws and coded is None else "coded"
         priors = getattr(model, "priors", {})  # of a plain Pyro model nothing is known
         self._model = (model,)  # in a tuple: a reference, not a submodule whose parameters would be the guide's
         self.estimator = estimator
@@ -118,14 +128,16 @@ class SpikeGMMGuide(OwningModule):
         self.sites = PyroModule[nn.ModuleDict]()
         for name, value in values.items():
             start = (coded or {}).get(name)
-            site = SiteGuide(name, value, num_components, groups, windows or PerWeight(), initial_gate, start)
+            # Inference takes biases and other small tensors along: codebooks of as many values as they have.
+            components = min(num_components, value.numel()) if stage == "dense" and draws else num_components
+            site = SiteGuide(name, value, components, groups, windows or PerWeight(), initial_gate, start)
             prior = getattr(priors.get(name), "base_dist", None)  # of single weights: to_event is taken off
             check_support(name, prior, value)
             # Against a density a point mass has an infinite KL: the spike takes a width of its own.
             if spike_scale is not None or (prior is not None and not has_atom(prior)):
                 site.spread_spike(getattr(prior, "spike_scale", None) if spike_scale is None else spike_scale)
             site.learn_shape(estimator != "straight_through")
-            if stage == "dense" and estimator in DRAWING:
+            if stage == "dense" and draws:
                 site.learn_widths(init_scale)
             self.sites[_key(name)] = site
         self.inclusions = PyroModule[nn.ModuleDict]()

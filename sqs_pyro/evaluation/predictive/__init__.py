@@ -1,0 +1,1 @@
+"""What a posterior predictive distribution is worth: of classes, and of numbers."""
