@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import constraints
@@ -27,11 +28,12 @@ class Gaussian:
     """
 
     def __init__(self, scale: float | Sequence[float] | Tensor = 1.0) -> None:
-        self.scale = positive_numbers(_SCALE, scale)
+        numbers = positive_numbers(_SCALE, scale)
+        self.scale: float | Tensor = numbers if numbers.dim() else float(numbers)
 
     def __call__(self, output: Any) -> dist.TorchDistribution:
         """Return the observation's distribution, batch shape ``[B]``."""
-        return _normal(output_tensor(output), self.scale)
+        return _normal(output_tensor(output), torch.as_tensor(self.scale))
 
 
 class LearnedGaussian(LearnedLikelihood):
