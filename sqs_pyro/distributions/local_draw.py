@@ -122,7 +122,7 @@ def _of_squares(parts: _Parts, variance: Tensor) -> Tensor:
 def _multiplies_bfloat16(device: str) -> bool:
     """Return whether a device has instructions for products of bfloat16: elsewhere they would take longer."""
     if device == "cpu":
-        known = getattr(torch.cpu, "get_capabilities", dict)()  # older releases do not tell
+        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases do not tell
         return bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("amx_tile"))
     return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
