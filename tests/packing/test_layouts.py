@@ -31,6 +31,10 @@ class TestConditional(LayoutContract):
     layout = "conditional"
 
 
+class TestStructured(LayoutContract):
+    layout = "structured"
+
+
 class TestAuto(LayoutContract):
     layout = "auto"
 
