@@ -19,6 +19,7 @@ Logarithms are to base 2, in 256ths, and all is in whole numbers: every machine 
 """
 
 import math
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -37,6 +38,7 @@ CONTEXTS = {
     "position of the out-channel": 4,
     "position of the in-channel": 4,
 }
+_KERNEL = list(CONTEXTS).index("kernel")
 MIXING_BYTES = 1 + len(CONTEXTS)  # bias and weights
 UNIT = 256  # of a logarithm
 
@@ -129,19 +131,72 @@ def inclusion_before(mask: Tensor, mixing: Tensor | None = None) -> tuple[Tensor
     return probabilities(log_odds).view(mask.shape), mixing
 
 
-def log_odds_elsewhere(mask: Tensor) -> Tensor:
-    """Return the log odds of every weight not to be zero given all others, before and behind: nats, float64.
+@dataclass(frozen=True)
+class FullConditionals:
+    """What all other weights of a tensor say of each, in nats.
+
+    Attributes:
+        elsewhere: log odds of a non-zero given all other weights, before and behind, ``[O, I, P]``.
+        outside: the same given all other kernels, ``[O, I, P]``.
+        within: what n zeros, and n non-zeros, of the same kernel add to the latter, ``[2, P + 1]``.
+    """
+
+    elsewhere: Tensor
+    outside: Tensor
+    within: Tensor
+
+    def tempered(self, mask: Tensor, strength: float) -> "FullConditionals":
+        """Return conditionals between those that know no structure, at 0, and these, at 1; of the same mask."""
+        flat = constant_conditionals(mask, _share(mask)).elsewhere
+        return FullConditionals(
+            flat.lerp(self.elsewhere, strength), flat.lerp(self.outside, strength), strength * self.within
+        )
+
+    def of_kernels(self, mask: Tensor) -> Tensor:
+        """Return the log probability of each kernel's zeros given all other kernels, ``[O, I]``.
+
+        Args:
+            mask: of the weights that are not zero, bool ``[O, I, P]``.
+        """
+        ones, seen = _up_to(mask.long(), 2), torch.arange(mask.shape[2], device=mask.device)
+        odds = self.outside + self.within[1][ones] - self.within[0][seen - ones]
+        return (mask * odds - softplus(odds)).sum(2)
+
+
+def constant_conditionals(mask: Tensor, inclusion: float) -> FullConditionals:
+    """Return conditionals that know no structure: every weight of a mask's shape has the same probability."""
+    kernels = as_kernels(mask)
+    odds = torch.full(kernels.shape, inclusion, dtype=torch.float64, device=mask.device).logit()
+    return FullConditionals(odds, odds, odds.new_zeros(2, kernels.shape[2] + 1))
+
+
+def full_conditionals(mask: Tensor) -> FullConditionals:
+    """Return what a tensor's weights say of each other, at the bias and weights that fit what is before.
 
     Args:
         mask: of the weights that are not zero, bool ``[O, I, ...]``.
     """
     kernels = as_kernels(mask).long()
     nonzeros, numel = int(kernels.sum()), kernels.numel()
-    if nonzeros in (0, numel):  # half a weight of either kind more, as where shares are taken for probabilities
-        odds = (nonzeros + 0.5) / (numel - nonzeros + 0.5)
-        return torch.full(mask.shape, math.log(odds), dtype=torch.float64, device=mask.device)
-    log_odds, _ = _mixed(kernels, _elsewhere(kernels), _elsewhere(torch.ones_like(kernels)))
-    return _NATS * log_odds.double().view(mask.shape)
+    if nonzeros in (0, numel):
+        return constant_conditionals(mask, _share(mask))
+    urns, (_, mixing) = Urns(kernels.shape, nonzeros, mask.device), inclusion_before(mask)
+    weights = mixing[1:, None, None, None]
+
+    def log_odds(ones: Tensor, seen: Tensor) -> Tensor:
+        return _NATS * urns.log_odds((weights * urns.evidence(ones, seen)).sum(0) + UNIT * mixing[0]).double()
+
+    within = urns.growth[:, _KERNEL, : kernels.shape[2] + 1] * mixing[1 + _KERNEL]
+    return FullConditionals(
+        log_odds(*(_elsewhere(counts) for counts in (kernels, torch.ones_like(kernels)))),
+        log_odds(*(_outside(counts) for counts in (kernels, torch.ones_like(kernels)))),
+        within.double() * _NATS / (1 << _MIXING_BITS),
+    )
+
+
+def _share(mask: Tensor) -> float:
+    """Return the share of non-zeros, with half a weight of either kind more: never 0 or 1."""
+    return (float(mask.sum()) + 0.5) / (mask.numel() + 1)
 
 
 def code_length(mask: Tensor) -> float:
@@ -169,7 +224,15 @@ def _elsewhere(mask: Tensor) -> Tensor:
     return torch.stack([mask.sum(dims, keepdim=True) - mask for dims in ((1, 2), (0, 2), 2, 1, 0)])
 
 
-def _mixed(mask: Tensor, ones: Tensor, seen: Tensor, mixing: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _outside(mask: Tensor) -> Tensor:
+    """Return sums over all other kernels, context by context, ``[F, O, I, P]``."""
+    kernel = mask.sum(2, keepdim=True)
+    others = [kernel.sum(dim, keepdim=True).expand_as(kernel) - kernel for dim in (1, 0)]
+    whole = [other.expand_as(mask) for other in (*others, torch.zeros_like(kernel))]
+    return torch.stack([*whole, mask.sum(1, keepdim=True) - mask, mask.sum(0, keepdim=True) - mask])
+
+
+def _mixed(mask: Tensor, ones: Tensor, seen: Tensor, mixing: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return log odds ``[O, I, P]``, given what urns have seen, and bias and weights."""
     urns = Urns(mask.shape, int(mask.sum()), mask.device)
     evidence = urns.evidence(ones, seen)

@@ -1,5 +1,6 @@
 """The law of zeros, against its definition weight by weight, and against the bytes that it predicts."""
 
+import itertools
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqs_pyro.packing import CodedTensor, pack_tensor
-from sqs_pyro.packing.urns import CONTEXTS, code_length, inclusion_before, log2, log_odds_elsewhere
+from sqs_pyro.packing.urns import CONTEXTS, code_length, full_conditionals, inclusion_before, log2
 
 SHAPES = [(5, 4, 3, 3), (6, 7), (3, 1, 2, 2), (12,), (2, 9, 1)]
 
@@ -93,19 +94,27 @@ def test_probabilities_know_only_what_is_before():
 
 def test_all_others_speak_in_the_full_conditional():
     mask = random_mask((4, 5, 3, 3))
-    odds = log_odds_elsewhere(mask) / math.log(2)
-    # Bias and weights are fitted inside: six numbers explain all odds.
-    columns = [slow_log_odds(mask, 32 * torch.eye(6)[j], others=True).flatten() for j in range(6)]
-    base = math.log2(float(mask.double().mean()) / (1 - float(mask.double().mean())))
-    inputs = torch.stack(columns, 1) - base
-    solution = torch.linalg.lstsq(inputs, odds.flatten()[:, None] - base).solution
-    torch.testing.assert_close((inputs @ solution).flatten() + base, odds.flatten(), atol=0.05, rtol=0)
+    _, mixing = inclusion_before(mask)
+    found = full_conditionals(mask).elsewhere / math.log(2)
+    torch.testing.assert_close(found.view(mask.shape), slow_log_odds(mask, mixing, others=True), atol=0.05, rtol=0)
+
+
+def test_a_kernel_is_as_probable_as_its_weights_one_after_the_other():
+    mask = structured_mask()[:, :, :2, :2]
+    given = full_conditionals(mask)
+    kernels = mask.reshape(*mask.shape[:2], -1)
+    patterns = torch.tensor(list(itertools.product([False, True], repeat=4)))
+    each = torch.stack([given.of_kernels(pattern.expand(kernels.shape)) for pattern in patterns])
+    torch.testing.assert_close(each.exp().sum(0), torch.ones(kernels.shape[:2], dtype=torch.float64))
+    # Weight by weight: the first one's odds are those given the other kernels alone.
+    first = each[patterns[:, 0]].exp().sum(0)
+    torch.testing.assert_close(first, given.outside[:, :, 0].sigmoid())
 
 
 def test_an_empty_or_full_tensor_costs_nothing():
     for mask in (torch.zeros(4, 3, dtype=torch.bool), torch.ones(4, 3, dtype=torch.bool)):
         assert code_length(mask) == 0
-        assert torch.isfinite(log_odds_elsewhere(mask)).all()
+        assert torch.isfinite(full_conditionals(mask).elsewhere).all()
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.2, 0.9])

@@ -248,6 +248,7 @@ class LearnedAllocation(Allocation):
         # Once coding has started codewords are the optimiser's: two owners would undo each other's steps.
         options: dict[str, Any] = {"rounds": rounds, "move_codewords": self.guide.stage == "dense"}
         precision = self._precision()
+        self.fitting.strength = 1 - self.schedule.rate(step)
         if self.bits is None:
             found = self.fitting.fit(precision, beta=self.recipe.kl_weight, **options)
         else:

@@ -154,7 +154,10 @@ class RateDistortion:
     Attributes:
         symbol_prior: p(z), fitted last.
         beta: of the last fit.
+        strength: of what a law of zeros knows beyond ρ; of no effect here.
     """
+
+    strength = 1.0
 
     def __init__(
         self,

@@ -7,17 +7,18 @@ all other weights, the odds of weight i not to be zero are what its urns say of 
     q(z_i ≠ 0) / q(z_i = 0) = odds_i · max_k π_k exp(-h (w_i - c_k)² / 2β) / exp(-h w_i² / 2β),
 
 one sweep of coordinate ascent over all weights at once. A weight among zeros is dear, and a channel or kernel that
-is nearly empty dies out: zeros get the structure that makes them short to write.
+is nearly empty dies out: zeros get the structure that makes them short to write. Weights of a full kernel would
+hold each other there for ever, so a second sweep is over kernels: one that is worth less than its symbols becomes
+zero.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from sqs_pyro.compression.finetune.rate_distortion import (
     Fit,
@@ -28,9 +29,17 @@ from sqs_pyro.compression.finetune.rate_distortion import (
 )
 from sqs_pyro.inference.guides.site import SiteGuide
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
-from sqs_pyro.packing.urns import MIXING_BYTES, code_length, inclusion_before, log_odds_elsewhere
+from sqs_pyro.packing.urns import (
+    MIXING_BYTES,
+    FullConditionals,
+    as_kernels,
+    code_length,
+    constant_conditionals,
+    full_conditionals,
+    inclusion_before,
+)
 
-_CORRECTIONS = 3  # of what zeros take
+_CORRECTIONS = 5  # of what zeros take
 _CLOSE = 1e-3  # to the target
 
 
@@ -38,15 +47,17 @@ class StructuredRateDistortion(RateDistortion):
     """Rate-distortion under the law of urns; arguments and attributes as :class:`RateDistortion`.
 
     Attributes:
-        log_odds: of each weight not to be zero given all others, nats; a tensor for each site, of its shape.
+        masks: which weights are not zero, bool, one of each site's shape.
+        strength: how far prices follow the law; 0 is that of the layer. All weights begin as non-zeros, and kernels
+            that are full would hold their own: zeros find a better structure if it rises to 1 as they become more.
     """
 
     def __init__(self, guide: SpikeGMMGuide, inclusion: float = 0.5, codeword_bits: int = 16) -> None:
         super().__init__(guide, inclusion=inclusion, codeword_bits=codeword_bits)
-        start = math.log(inclusion) - math.log1p(-inclusion)
-        self.log_odds = [torch.full_like(site.latent.detach(), start) for site in self.sites.values()]
-        self._masks = [site.mask for site in self.sites.values()]
-        # In trials zeros are counted given all others, which is soon done, and exchanged into bits of the file.
+        self.strength = 1.0
+        self.masks = [site.mask for site in self.sites.values()]
+        self._conditionals = [constant_conditionals(mask, inclusion) for mask in self.masks]
+        # In trials zeros are counted given other kernels, which is soon done, and exchanged into bits of the file.
         self._exchange = 1.0
 
     @torch.no_grad()
@@ -85,30 +96,43 @@ class StructuredRateDistortion(RateDistortion):
                 break
             self.beta = beta_now()
             symbols = self._symbols(loc, self.beta / h)
-        self._masks = symbols.masks
+        self.masks = symbols.masks
         self._write(loc, self.beta / h)
         return Fit(self.beta, taken, self._kl(symbols, zeros))
 
     def inclusions(self) -> dict[str, Tensor]:
         """Return the probability of each weight not to be zero given those before it, of the sites' shapes."""
-        return {name: _inclusion(mask) for name, mask in zip(self.sites, self._masks, strict=True)}
+        return {name: _inclusion(mask) for name, mask in zip(self.sites, self.masks, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        own = {"log_odds": self.log_odds, "masks": self._masks, "exchange": self._exchange}
+        conditionals = [astuple(each) for each in self._conditionals]
+        own = {
+            "strength": self.strength,
+            "masks": self.masks,
+            "conditionals": conditionals,
+            "exchange": self._exchange,
+        }
         return super().state_dict() | own
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         super().load_state_dict(state)
         device = self.symbol_prior.inclusion.device
-        self.log_odds = [value.to(device) for value in state["log_odds"]]
-        self._masks, self._exchange = [mask.to(device) for mask in state["masks"]], state["exchange"]
+        self.strength = state["strength"]
+        self.masks, self._exchange = [mask.to(device) for mask in state["masks"]], state["exchange"]
+        self._conditionals = [FullConditionals(*(x.to(device) for x in each)) for each in state["conditionals"]]
 
     def _posterior(self, index: int, site: SiteGuide, loc: Tensor, step: float) -> tuple[Tensor, Tensor]:
         rates = torch.cat([loc.new_zeros(1), -self.symbol_prior.log_mixing[index].to(loc)])  # given that z ≠ 0
-        codes, log_odds = posterior(site.grouped(site.latent.detach()), loc, rates, step)
-        return codes, log_odds + site.grouped(self.log_odds[index])
+        codes, gain = posterior(site.grouped(site.latent.detach()), loc, rates, step)
+        given, gain = self._conditionals[index], as_kernels(gain.view(site.shape))
+        log_odds = gain + given.elsewhere.to(gain)
+        mask = log_odds > 0
+        # Of a kernel against its zero: all its weights come or go together.
+        whole = given.of_kernels(mask) + (mask * gain).sum(2) - given.of_kernels(torch.zeros_like(mask))
+        log_odds = torch.where(mask, torch.minimum(log_odds, whole[:, :, None].to(gain)), log_odds)
+        return codes, site.grouped(log_odds.view(site.shape))
 
     def _symbols(self, loc: Tensor, step: Tensor) -> "_Symbols":
         """Take the E-step's most probable symbols."""
@@ -127,7 +151,7 @@ class StructuredRateDistortion(RateDistortion):
 
     def _m_step(self, symbols: "_Symbols") -> None:
         self.symbol_prior = fit_symbol_prior(self._totals(symbols, zeros=True))
-        self.log_odds = [log_odds_elsewhere(mask).to(self.log_odds[0]) for mask in symbols.masks]
+        self._conditionals = [full_conditionals(mask).tempered(mask, self.strength) for mask in symbols.masks]
 
     def _totals(self, symbols: "_Symbols", zeros: bool) -> Tensor:
         """Return how often each symbol of a site occurs, ``[S, 1 + K]``; zeros are left out unless asked for."""
@@ -139,9 +163,10 @@ class StructuredRateDistortion(RateDistortion):
         return self._bits(self._totals(symbols, zeros=False))
 
     def _given_others(self, symbols: "_Symbols") -> float:
-        """Return bits of all zeros, each given all others."""
+        """Return bits of all zeros, each kernel's given all others."""
         lengths = [
-            (softplus(odds) - mask * odds).sum() for odds, mask in zip(self.log_odds, symbols.masks, strict=True)
+            -given.of_kernels(as_kernels(mask)).sum()
+            for given, mask in zip(self._conditionals, symbols.masks, strict=True)
         ]
         return float(torch.stack(lengths).sum()) / math.log(2)
 

@@ -12,7 +12,7 @@ from sqs_pyro.distributions import kl_bound
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork, LearnedPrior
 from sqs_pyro.packing import pack_tensor
-from sqs_pyro.packing.urns import log_odds_elsewhere
+from sqs_pyro.packing.urns import as_kernels, full_conditionals
 
 
 def network() -> nn.Sequential:
@@ -45,7 +45,8 @@ def test_reaches_the_bits_that_are_asked_for_and_the_file_has_them(groups):
     most = fitting.bits_at(0.0, even(guide))
     for share in (0.8, 0.5, 0.3):
         found = fitting.fit(even(guide), bits=share * most)
-        assert found.bits == pytest.approx(share * most, rel=0.02)
+        # Whole kernels come and go at once: on so few weights the size jumps with β.
+        assert found.bits == pytest.approx(share * most, rel=0.06)
         assert packed_bits(guide) == pytest.approx(found.bits, rel=0.03)
 
 
@@ -67,10 +68,25 @@ def test_a_weight_is_zero_where_that_is_cheaper_given_all_others():
         kept = site.gates() > 0.5
         error = 0.5 * precision[site.site_name] * (site.latent[..., None] - site.loc[0]).square()
         price = (error / beta - fitting.symbol_prior.log_mixing[i].to(error)).amin(-1)
-        gain = 0.5 * precision[site.site_name] * site.latent.square() / beta - price
-        assert torch.equal(gain + fitting.log_odds[i] > 0, kept)
+        gain = as_kernels(0.5 * precision[site.site_name] * site.latent.square() / beta - price)
         # The odds led to these zeros, and these zeros to the odds: all but the few that change at once.
-        assert float(((gain + log_odds_elsewhere(kept) > 0) == kept).float().mean()) > 0.95
+        given = full_conditionals(kept)
+        assert float(((gain + given.elsewhere > 0) == as_kernels(kept)).float().mean()) > 0.95
+        whole = given.of_kernels(as_kernels(kept)) + (gain * as_kernels(kept)).sum(2)
+        empty = given.of_kernels(torch.zeros_like(as_kernels(kept)))
+        assert float((whole > empty - 0.5).float().mean()) > 0.98
+
+
+def test_full_kernels_of_tiny_weights_do_not_hold_each_other():
+    _, guide = guided()
+    site = guide.site_guides()["1.weight"]
+    with torch.no_grad():
+        site.latent[:12] *= 1e-3
+        site.fit_codebook()
+    fitting = StructuredRateDistortion(guide)
+    for share in (0.9, 0.7, 0.5):
+        fitting.fit(even(guide), bits=share * fitting.bits_at(0.0, even(guide)), rounds=1)
+    assert not (site.gates()[:12] > 0.5).any()
 
 
 def test_zeros_gather_in_small_channels():
