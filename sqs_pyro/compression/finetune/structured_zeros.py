@@ -48,8 +48,8 @@ class StructuredRateDistortion(RateDistortion):
 
     Attributes:
         masks: which weights are not zero, bool, one of each site's shape.
-        strength: how far prices follow the law; 0 is that of the layer. All weights begin as non-zeros, and kernels
-            that are full would hold their own: zeros find a better structure if it rises to 1 as they become more.
+        strength: how far prices follow the law; 0 is that of the layer. All weights begin as non-zeros, and full
+            kernels would hold their own: zeros find a better structure if it rises to 1 as they become more.
     """
 
     def __init__(self, guide: SpikeGMMGuide, inclusion: float = 0.5, codeword_bits: int = 16) -> None:
