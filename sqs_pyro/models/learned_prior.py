@@ -85,7 +85,7 @@ class LearnedPrior(NetworkPrior):
         """
         missing = [name for name in self._shapes if name not in inclusion]
         given = {name: torch.as_tensor(value) for name, value in inclusion.items()}
-        wrong = [name for name, value in given.items() if not bool(((value >= 0) & (value <= 1)).all())]
+        wrong = [name for name, value in given.items() if not self._takes(name, value)]
         if missing or wrong:
             raise NetworkError(
                 f"set_inclusion was given no probability for {', '.join(missing + wrong)}: give a number in "
@@ -101,6 +101,11 @@ class LearnedPrior(NetworkPrior):
             # The ELBO's optimum of one ρ: every weight counts the same, whichever layer it is in.
             values = (values * sizes).sum(0, keepdim=True) / sizes.sum()
         self.inclusion = values.to(self.inclusion)
+
+    def _takes(self, name: str, inclusion: Tensor) -> bool:
+        """Return whether a site can have such probabilities: one, or of a structured prior one a weight."""
+        shapes = [torch.Size(), self._shapes.get(name)] if self.scope == "structured" else [torch.Size()]
+        return inclusion.shape in shapes and bool(((inclusion >= 0) & (inclusion <= 1)).all())
 
     def site_priors(self, hyper: Mapping[str, Tensor]) -> dict[str, dist.TorchDistribution]:
         """Return the distributions with ρ and the components as they are now."""
