@@ -260,7 +260,7 @@ def _packed(
 ) -> PackedContents:
     """Return what the file of a network as it ships will hold: the same values, weight by weight."""
     made_by = with_metadata({"recipe": recipe.model_dump(mode="json", exclude_defaults=True)}, metadata)
-    return pack(hard, coded, layout=recipe.layout, leftover_dtype=None, metadata=made_by)
+    return pack(hard, coded, layout=recipe.storage.layout, leftover_dtype=None, metadata=made_by)
 
 
 def _bits_for_symbols(
@@ -300,6 +300,7 @@ def _prior(recipe: PriorRecipe) -> Prior:
     if recipe.kind == "learned":
         return LearnedPrior(recipe.inclusion, recipe.scope)
     if recipe.kind == "hierarchical":
+        assert recipe.scope != "structured"  # which only the learned prior has
         return HierarchicalInclusion(
             recipe.concentration1, recipe.concentration0, recipe.scope, slab_scale=recipe.slab_scale
         )
