@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqs_pyro import SQSELBO, BayesianNetwork, SpikeAndSlab, SpikeGMMGuide
+from sqs_pyro.inference import NaturalGradient
 from sqs_pyro.models import Bernoulli, Gaussian
 
 SPLITS = range(5)
@@ -227,14 +228,17 @@ def nuts(problem: Problem, options: argparse.Namespace) -> Predictive:
 
 
 def spike_gmm(problem: Problem, options: argparse.Namespace) -> Predictive:
-    """Of the network itself, with a spike of a tenth beside the slab."""
+    """Of the network itself, a spike beside the slab, and half as many steps as AutoNormal takes."""
 
     def prior(name: str, weight: Tensor) -> SpikeAndSlab:
-        return SpikeAndSlab(torch.tensor(0.9), slab(name, weight))
+        return SpikeAndSlab(0.5, slab(name, weight))
 
-    model = problem.model(prior)
-    guide = SpikeGMMGuide(model, num_components=1)  # a bias has one weight
-    by_svi(model, guide, problem.train, options.steps, SQSELBO())
+    model, steps = problem.model(prior), options.steps // 2
+    pyro.clear_param_store()
+    guide = SpikeGMMGuide(model)
+    svi = SVI(model, guide, NaturalGradient(guide, steps=steps, gates_from=steps // 4), SQSELBO())
+    for _ in range(steps):
+        svi.step(*problem.train)
     return Predictive(model, guide=guide, num_samples=options.draws)
 
 

@@ -129,7 +129,7 @@ class TestLearnedPrior:
 
     def test_a_structured_one_has_an_inclusion_for_each_weight(self):
         model = BayesianNetwork(mlp(), prior=LearnedPrior(0.3, "structured"), num_data=60)
-        guide = SpikeGMMGuide(model, num_components=4)
+        guide = SpikeGMMGuide(model, num_components=4, estimator="straight_through")
         inclusion = {name: torch.rand(site.shape) for name, site in guide.site_guides().items()}
         model.prior.set_inclusion(inclusion)
         for name, law in model.priors.items():

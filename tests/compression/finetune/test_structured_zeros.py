@@ -27,7 +27,7 @@ def network() -> nn.Sequential:
 
 def guided(num_components=4, groups="layer"):
     model = BayesianNetwork(network(), prior=LearnedPrior(scope="structured"), num_data=100)
-    return model, SpikeGMMGuide(model, num_components, groups=groups)
+    return model, SpikeGMMGuide(model, num_components, groups=groups, estimator="straight_through")
 
 
 def even(guide, value=100.0):
