@@ -236,7 +236,7 @@ def spike_gmm(problem: Problem, options: argparse.Namespace) -> Predictive:
     model, steps = problem.model(prior), options.steps // 2
     pyro.clear_param_store()
     guide = SpikeGMMGuide(model)
-    svi = SVI(model, guide, NaturalGradient(guide, steps=steps, gates_from=steps // 4), SQSELBO())
+    svi = SVI(model, guide, NaturalGradient(guide, 0.5, 0.2, steps=steps, gates_from=steps // 10), SQSELBO())
     for _ in range(steps):
         svi.step(*problem.train)
     return Predictive(model, guide=guide, num_samples=options.draws)

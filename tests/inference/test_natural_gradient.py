@@ -154,6 +154,7 @@ def test_pruned_weights_stay_pruned():
         ({"width_rate": 2}, "width_rate is 2, but must be above 0 and at most 1"),
         ({"momentum": 1.0}, "momentum is 1.0, but must be at least 0 and below 1"),
         ({"steps": 0}, "steps is 0, but must be at least 1"),
+        ({"gates_from": -1}, "gates_from is -1, but must be a number of steps"),
     ],
 )
 def test_impossible_rates(options, sentence):
@@ -166,4 +167,21 @@ def test_impossible_rates(options, sentence):
 def test_guides_without_widths_are_refused(options):
     guide = SpikeGMMGuide(BayesianNetwork(nn.Linear(4, 4), likelihood="gaussian"), 2, **options)
     with pytest.raises(NetworkError, match="a width for each weight, which this guide does not have"):
+        NaturalGradient(guide)
+
+
+def test_coding_ends_it():
+    x, y = regression()
+    model = BayesianNetwork(nn.Linear(4, 1), likelihood=Gaussian(NOISE), num_data=len(y))
+    guide = SpikeGMMGuide(model, 2)
+    svi = pyro.infer.SVI(model, guide, NaturalGradient(guide), loss=SQSELBO())
+    svi.step(x, y[:, None])
+    guide.start_coding()
+    with pytest.raises(NetworkError, match="take another optimizer once it is coded"):
+        svi.step(x, y[:, None])
+
+
+def test_gates_take_no_other_temperature():
+    guide = SpikeGMMGuide(BayesianNetwork(nn.Linear(4, 1), likelihood="gaussian"), gate_temperature=0.5)
+    with pytest.raises(NetworkError, match="leave it at 1"):
         NaturalGradient(guide)
