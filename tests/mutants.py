@@ -43,7 +43,10 @@ FAULTS = {
         "shipping/batch_norm.py", "            _fold(module, *own)\n", "            pass\n", ("shipping",)
     ),
     "the axis of the classes": Fault(
-        "models/likelihoods.py", "rows = logits.movedim(axis, -1)", "rows = logits.movedim(1, -1)", ("models",)
+        "models/likelihoods/classes.py",
+        "rows = logits.movedim(axis, -1)",
+        "rows = logits.movedim(1, -1)",
+        ("models",),
     ),
     "a resumption with other data": Fault(
         "fingerprint.py", '"data": dict(data),', '"data": {},', ("compression/test_kept_state.py",)

@@ -6,13 +6,16 @@ that, every example and every place of an image has noise of its own, and gates,
 act through moments that are smooth in them.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+_LEAST_VARIANCE = 1e-24
 
 
 class LocalDraw(Tensor):
@@ -58,24 +61,38 @@ class LocalDraw(Tensor):
         with torch._C.DisableTorchFunctionSubclass():  # what is called below sees plain tensors
             if func in _VIEWS and isinstance(args[0], LocalDraw):
                 return _viewed(func, args[0], args[1:], kwargs)
-            arguments = _LINEAR_MAPS[func](*args, **kwargs) if func in _LINEAR_MAPS else None
-            return func(*args, **kwargs) if arguments is None else _draw_outputs(*arguments)
+            parts = _LINEAR_MAPS[func](*args, **kwargs) if func in _LINEAR_MAPS else None
+            return func(*args, **kwargs) if parts is None else _draw_outputs(parts)
 
 
-#: A linear map of data and weights, its data, its weight, and a bias that is added to its outputs.
-_Parts = tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor, Tensor | None]
+class _Parts(NamedTuple):
+    """A linear map ``apply(x, weight) + bias`` by its parts.
+
+    Attributes:
+        apply: linear in its second argument.
+        x: data.
+        weight: drawn or not.
+        bias: likewise; in a shape that broadcasts to the outputs.
+        coarse: whether variances may have eight bits: their errors, below 0.4 %, are those of a width.
+    """
+
+    apply: Callable[[Tensor, Tensor], Tensor]
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    coarse: bool = False
 
 
-def _draw_outputs(apply: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, bias: Any) -> Tensor:
-    """Draw the outputs of ``apply(x, weight) + bias`` from their moments."""
-    mean, variance = _moments(weight)
-    out = apply(x, mean)
-    spread = None if variance is None else _of_squares(apply, x, variance)
-    if bias is not None:
-        mean, variance = _moments(bias)
+def _draw_outputs(parts: _Parts) -> Tensor:
+    """Draw the outputs of a linear map from their moments."""
+    mean, variance = _moments(parts.weight)
+    out = parts.apply(parts.x, mean)
+    spread = None if variance is None else _of_squares(parts, variance)
+    if parts.bias is not None:
+        mean, variance = _moments(parts.bias)
         out = out + mean
         if variance is not None:
-            spread = variance.expand_as(out) if spread is None else spread + variance
+            spread = variance.expand_as(out) if spread is None else spread + variance.to(spread.dtype)
     return out if spread is None else _NormalDraw.apply(out, spread)
 
 
@@ -83,32 +100,67 @@ def _moments(value: Tensor) -> tuple[Tensor, Tensor | None]:
     return value.moments if isinstance(value, LocalDraw) else (value, None)
 
 
-def _of_squares(apply: Callable[[Tensor, Tensor], Tensor], x: Tensor, variance: Tensor) -> Tensor:
+def _of_squares(parts: _Parts, variance: Tensor) -> Tensor:
     """Return ``apply(x², Var θ)``; the squares, as large as x, are made anew for the backward pass."""
-    squares = x.square()
+    x = parts.x
+    half = parts.coarse and x.dtype is torch.float32 and _multiplies_bfloat16(x.device.type)
+    dtype = torch.bfloat16 if half else x.dtype
+    squares = _Square.apply(x, dtype)
 
     def pack(saved: Tensor) -> Tensor | tuple[torch.Size, tuple[int, ...]]:
         same = saved.data_ptr() == squares.data_ptr() and saved.numel() == squares.numel()
         return (saved.shape, saved.stride()) if same else saved  # itself, or a view of it
 
     def unpack(packed: Tensor | tuple[torch.Size, tuple[int, ...]]) -> Tensor:
-        return packed if isinstance(packed, Tensor) else x.square().as_strided(*packed)
+        return packed if isinstance(packed, Tensor) else _square(x.detach(), dtype).as_strided(*packed)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        return apply(squares, variance)
+        return parts.apply(squares, variance.to(dtype))
+
+
+@functools.cache
+def _multiplies_bfloat16(device: str) -> bool:
+    """Return whether a device has instructions for products of bfloat16: elsewhere they would take longer."""
+    if device == "cpu":
+        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases do not tell
+        return bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("amx_tile"))
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+class _Square(torch.autograd.Function):
+    """``x²`` in another type of numbers, in one pass over memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Args: x; type of the result."""
+        ctx.save_for_backward(x)
+        return _square(x, dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of x."""
+        (grad,) = grads
+        (x,) = ctx.saved_tensors
+        return torch.mul(grad, x).mul_(2), None
+
+
+def _square(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.mul(x, x, out=torch.empty_like(x, dtype=dtype))
 
 
 class _NormalDraw(torch.autograd.Function):
-    """``m + √v ε`` with ``ε ~ N(0, 1)``; of m, v and ε only ``ε / (2 √v)`` is kept, 0 where v is 0."""
+    """``m + √v ε`` with ``ε ~ N(0, 1)``; of m, v and ε only ``ε / (2 √v)`` is kept."""
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, variance: Tensor) -> Tensor:
-        """Args: m, v of one shape. Returns a draw."""
+        """Args: m, v of one shape, v perhaps of less precision. Returns a draw."""
         noise = torch.randn_like(mean)
-        scale = variance.clamp_min(0).sqrt_()  # rounding of a convolution may leave a sum of squares below 0
+        # Above 0, where √v has no slope; what made v 0 multiplies this one by 0. Rounding may leave less than 0.
+        scale = torch.clamp_min(variance.to(mean.dtype), _LEAST_VARIANCE).sqrt_()
         draw = torch.addcmul(mean, noise, scale)
-        slope = noise.div_(scale.mul_(2)).masked_fill_(scale == 0, 0.0)  # no noise, no slope: √v has none at 0
-        ctx.save_for_backward(slope)
+        ctx.save_for_backward(noise.div_(scale.mul_(2)))
+        ctx.dtype = variance.dtype
         return draw
 
     @staticmethod
@@ -117,11 +169,11 @@ class _NormalDraw(torch.autograd.Function):
         """Return gradients of m and v."""
         (grad,) = grads
         (slope,) = ctx.saved_tensors
-        return grad, grad * slope
+        return grad, torch.mul(grad, slope, out=torch.empty_like(grad, dtype=ctx.dtype))
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> _Parts | None:
-    return None if isinstance(input, LocalDraw) else (F.linear, input, weight, bias)
+    return None if isinstance(input, LocalDraw) else _Parts(F.linear, input, weight, bias)
 
 
 def _convolution(convolve: Any, channel: int) -> Callable[..., _Parts | None]:
@@ -138,7 +190,7 @@ def _convolution(convolve: Any, channel: int) -> Callable[..., _Parts | None]:
         def apply(x: Tensor, w: Tensor) -> Tensor:
             return convolve(x, w, None, *args, **kwargs)
 
-        return apply, input, weight, aligned
+        return _Parts(apply, input, weight, aligned, coarse=True)
 
     return parts
 
@@ -148,8 +200,8 @@ def _product(first: Tensor, second: Tensor) -> _Parts | None:
     if isinstance(first, LocalDraw) and isinstance(second, LocalDraw):
         return None  # a product of two draws is not linear
     if isinstance(second, LocalDraw):
-        return torch.matmul, first, second, None
-    return (lambda x, w: torch.matmul(w, x)), second, first, None
+        return _Parts(torch.matmul, first, second)
+    return _Parts(lambda x, w: torch.matmul(w, x), second, first)
 
 
 def _turned_product(second: Tensor, first: Tensor) -> _Parts | None:
@@ -161,14 +213,14 @@ def _sum(first: Any, second: Any) -> _Parts | None:
     out, bias = (first, second) if isinstance(second, LocalDraw) else (second, first)
     if not isinstance(out, Tensor) or isinstance(out, LocalDraw) or out.numel() <= bias.numel():
         return None
-    return (lambda x, one: x), out, torch.ones(()), bias
+    return _Parts(lambda x, one: x, out, torch.ones(()), bias)
 
 
 def _shifted_product(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Any = 1, alpha: Any = 1) -> _Parts | None:
     """Return the parts of ``addmm``, unless it scales or has no random factor."""
     random = isinstance(mat1, LocalDraw) or isinstance(mat2, LocalDraw)
     parts = _product(mat1, mat2) if random and (beta, alpha) == (1, 1) else None
-    return None if parts is None else (*parts[:3], input)
+    return None if parts is None else parts._replace(bias=input)
 
 
 _LINEAR_MAPS: dict[Any, Callable[..., _Parts | None]] = {

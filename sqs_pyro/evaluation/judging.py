@@ -6,13 +6,14 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Bernoulli, constraints
 
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import DataError, NetworkError, SQSError, said
 from sqs_pyro.evaluation.classification import accuracy
 from sqs_pyro.evaluation.input_checks import named, run
 from sqs_pyro.models.likelihoods import Categorical
-from sqs_pyro.models.observation import Likelihood, innermost, observe
+from sqs_pyro.models.observation import Likelihood, base_support, innermost, observe
 from sqs_pyro.networks.calling import device_of, move_to
 from sqs_pyro.networks.loaders import Loader
 from sqs_pyro.networks.minibatches import minibatches
@@ -26,7 +27,8 @@ def judge_by(likelihood: Likelihood) -> Judge:
     """Return the judge that a likelihood asks for, from minibatches of what it describes.
 
     Of classes the accuracy, of several labels at once the share of labels that are right, of other whole numbers
-    the share that are the most probable ones, of real numbers R²; labels that are left out count for nothing.
+    of a range the share that are the most probable ones, of counts and real numbers R²; labels that are left out
+    count for nothing.
     """
     if isinstance(likelihood, Categorical):
         return lambda net, loader: accuracy(net, loader, likelihood)
@@ -66,8 +68,8 @@ def judged(judge: Judge, net: nn.Module, loader: Loader) -> float:
 def agreement(net: nn.Module, loader: Loader, likelihood: Likelihood) -> float:
     """Return how well the centre of a network's distribution agrees with what was observed, on a whole loader.
 
-    Of whole numbers the share that are the most probable ones; of others ``R² = 1 - Σ (y - mean)² / Σ (y - ȳ)²``,
-    ȳ of each coordinate (where y is constant, 1 if all are met, else 0).
+    Of whole numbers of a range the share that are the most probable ones; of counts without an end and of others
+    ``R² = 1 - Σ (y - mean)² / Σ (y - ȳ)²``, ȳ of each coordinate (where y is constant, 1 if all are met, else 0).
 
     Raises:
         DataError: the loader is empty, or labels do not fit the network.
@@ -81,7 +83,9 @@ def agreement(net: nn.Module, loader: Loader, likelihood: Likelihood) -> float:
             output = run(net, move_to(x, device), name)
             with named(name):
                 distribution, value = observe(likelihood, output, y.to(device))
-            discrete = distribution.support.is_discrete  # the same in each minibatch
+            support = base_support(distribution)  # the same in each minibatch
+            # A count that is missed by one of a hundred is no miss.
+            discrete = support.is_discrete and not isinstance(support, type(constraints.nonnegative_integer))
             centre, known = _centre(distribution, value, discrete)
             found.append(centre[known] if discrete else _by_example(centre))
             observed.append(value[known] if discrete else _by_example(value))
@@ -120,7 +124,6 @@ def _centre(distribution: Any, value: Tensor, discrete: bool) -> tuple[Tensor, T
 
 
 def _most_probable(base: Any) -> Tensor:
-    logits = getattr(base, "logits", None)
-    if logits is not None and logits.shape == base.batch_shape:  # of single ones: Bernoulli's mode is NaN at 1/2
-        return (logits > 0).to(logits.dtype)
+    if isinstance(base, Bernoulli):  # its own mode is NaN at 1/2
+        return (base.logits > 0).to(base.logits.dtype)
     return base.mode

@@ -10,6 +10,7 @@ from sqs_pyro.inference.guides.inclusion import InclusionGuide
 from sqs_pyro.inference.guides.mixture import GuideMixture
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.inference.guides.windows import EqualMass, OutlierAware, PerWeight
+from sqs_pyro.inference.natural_gradient import NaturalGradient
 from sqs_pyro.inference.pruning import PruningSchedule
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "EqualMass",
     "GuideMixture",
     "InclusionGuide",
+    "NaturalGradient",
     "OutlierAware",
     "PerWeight",
     "PruningSchedule",

@@ -39,9 +39,10 @@ class NaturalGradient(PyroOptim):
     Args:
         guide: in its dense stage, with a width for each weight.
         learning_rate: of latents, in units of Newton's step; 1 goes to the minimum of a quadratic in one step.
-        width_rate: ρ, the share of the newest curvature in the precisions, and of η₁'s way to its optimum.
+        width_rate: ρ, the share of the newest curvature in the precisions, and of a gate's way to its optimum.
         momentum: of latents.
         steps: over which both rates fall to 0, along half a cosine; None keeps them.
+        gates_from: steps before gates move: a network that has learned nothing has no evidence for its weights.
         others: torch optimizer of all other parameters (norms, biases, noise).
         others_args: its arguments, or a function from a parameter's name to them, as :class:`pyro.optim.PyroOptim`
             has it.
@@ -63,11 +64,7 @@ class NaturalGradient(PyroOptim):
         others_args: dict[str, Any] | Callable[[str], dict[str, Any]] | None = None,
     ) -> None:
         super().__init__(others, {"lr": 1e-2} if others_args is None else others_args)
-        if guide.stage != "dense" or not all(site.learns_widths for site in guide.site_guides().values()):
-            raise NetworkError(
-                "NaturalGradient steps along a width for each weight, which this guide does not have: make it "
-                "with SpikeGMMGuide(model), and take another optimizer once it is coded."
-            )
+        _check_guide(guide)
         for name, rate in (("learning_rate", learning_rate), ("width_rate", width_rate)):
             if not is_positive(rate) or rate > 1:
                 raise ArgumentError(f"{name} is {shown(rate)}, but must be above 0 and at most 1.")
@@ -75,14 +72,16 @@ class NaturalGradient(PyroOptim):
             raise ArgumentError(f"momentum is {shown(momentum)}, but must be at least 0 and below 1.")
         if steps is not None and not is_whole(steps, 1):
             raise ArgumentError(f"steps is {shown(steps)}, but must be at least 1; None keeps the rates.")
+        if not is_whole(gates_from, 0):
+            raise ArgumentError(f"gates_from is {shown(gates_from)}, but must be a number of steps.")
         self.guide = guide
         self.learning_rate, self.width_rate, self.momentum, self.steps = learning_rate, width_rate, momentum, steps
-        self.taken = 0
-        self.gates_from = gates_from
+        self.gates_from, self.taken = gates_from, 0
         self._velocities: dict[str, Tensor] = {}  # by site
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         """Take a step along the gradients of these parameters."""
+        _check_guide(self.guide)  # which may have been coded since the last step
         others = {id(parameter): parameter for parameter in params}
         # Half a cosine from 1 to 0, over the middles of steps: the last one still moves.
         left = (
@@ -128,6 +127,19 @@ class NaturalGradient(PyroOptim):
         others = dict(state_dict)
         self.taken, self._velocities = others.pop("natural_gradient")
         super().set_state(others)
+
+
+def _check_guide(guide: SpikeGMMGuide) -> None:
+    if guide.stage != "dense" or not all(site.learns_widths for site in guide.site_guides().values()):
+        raise NetworkError(
+            "NaturalGradient steps along a width for each weight, which this guide does not have: make it with "
+            "SpikeGMMGuide(model), and take another optimizer once it is coded."
+        )
+    if guide.gate_temperature != 1:
+        raise NetworkError(
+            f"NaturalGradient takes gates for sigmoid(g), but the guide's gate_temperature is "
+            f"{guide.gate_temperature}: leave it at 1."
+        )
 
 
 def _of(site: SiteGuide) -> tuple[Tensor, Tensor, Tensor]:

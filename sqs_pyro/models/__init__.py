@@ -3,7 +3,15 @@
 from sqs_pyro.models.bayesian import BayesianNetwork
 from sqs_pyro.models.catalogue import digits_net, resnet18, resnet20, resnet32, resnet44, resnet50, resnet56
 from sqs_pyro.models.learned_prior import LearnedPrior
-from sqs_pyro.models.likelihoods import Bernoulli, Categorical, Gaussian
+from sqs_pyro.models.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    HeteroscedasticGaussian,
+    LearnedGaussian,
+    NegativeBinomial,
+    Poisson,
+)
 from sqs_pyro.models.network_prior import NetworkPrior
 from sqs_pyro.models.priors import (
     HierarchicalInclusion,
@@ -19,9 +27,13 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "Gaussian",
+    "HeteroscedasticGaussian",
     "HierarchicalInclusion",
+    "LearnedGaussian",
     "LearnedPrior",
+    "NegativeBinomial",
     "NetworkPrior",
+    "Poisson",
     "architecture_of",
     "digits_net",
     "gaussian_spike_prior",

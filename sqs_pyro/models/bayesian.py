@@ -13,6 +13,7 @@ from sqs_pyro.arguments import is_whole
 from sqs_pyro.distributions import SpikeAndMixture, SpikeAndSlab
 from sqs_pyro.errors import DataError, ModelError, NetworkError
 from sqs_pyro.models.likelihoods import resolve
+from sqs_pyro.models.likelihoods.learned import taken
 from sqs_pyro.models.network_prior import Codebooks, FixedPrior, HyperPrior, NetworkPrior, SitePrior
 from sqs_pyro.models.observation import Likelihood, examples_of, observe, settle
 from sqs_pyro.models.ownership import OwningModule, claim, point_estimate, show_buffer, take_over_in_place
@@ -48,9 +49,9 @@ class BayesianNetwork(OwningModule):
         net: the network, with its pretrained weights.
         prior: a scalar distribution used for every weight, a callable ``(name, weight) -> distribution``, or a
             :class:`~sqs_pyro.models.NetworkPrior`; by default :func:`scale_matched_prior`.
-        likelihood: ``"categorical"``, ``"gaussian"``, ``"bernoulli"`` (or ``"multilabel"``), or a callable from
-            the network's output to a distribution with batch shape ``[B]``; see
-            :mod:`sqs_pyro.models.likelihoods`.
+        likelihood: a name (``"categorical"``, ``"gaussian"``, ``"poisson"``, ..., see
+            :func:`~sqs_pyro.models.likelihoods.resolve`), one of :mod:`sqs_pyro.models.likelihoods`, or a callable
+            from the network's output to a distribution with batch shape ``[B]``.
         num_data: N, the number of training examples; by default the size of the minibatch at hand.
         include, exclude: see :func:`sqs_pyro.networks.sites.select_sites`.
 
@@ -85,7 +86,7 @@ class BayesianNetwork(OwningModule):
         sites = select_sites(net, include, exclude)
         self.net = net
         self.num_data = num_data
-        self.likelihood = resolve(likelihood)
+        self.likelihood = taken(resolve(likelihood))
         self._names = tuple(sites)
         self.prior = _network_prior(prior or scale_matched_prior())
         self.prior.start(sites)
@@ -146,7 +147,9 @@ class BayesianNetwork(OwningModule):
             observations = [examples_of(self.likelihood(output)) for output in outputs]
         else:
             # Where classes stand is decided by the first minibatch and stays: a later one may fit two readings.
-            self.likelihood = settle(self.likelihood, outputs[0], y)
+            settled = settle(self.likelihood, outputs[0], y)
+            if settled is not self.likelihood:  # one that is a module would change its place among the parameters
+                self.likelihood = settled
             observed = [observe(self.likelihood, output, y) for output in outputs]
             observations, y = [observation for observation, _ in observed], observed[0][1]
         batch = observations[0].batch_shape[0]

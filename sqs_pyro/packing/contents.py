@@ -7,7 +7,7 @@
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ class PackedContents:
     @property
     def format_version(self) -> int:
         """The oldest version of the file format that can say what there is."""
-        return format_version((packed.parts for packed in self.tensors.values()), self.draws)
+        return format_version(((packed.layout, packed.parts) for packed in self.tensors.values()), self.draws)
 
 
 def pack(
@@ -184,11 +184,15 @@ def with_metadata(known: Mapping[str, Any], own: Mapping[str, Any] | None) -> di
     return {**known, **(own or {})}
 
 
-def format_version(parts: Any, draws: int | None) -> int:
-    """Return the oldest version for tensors of these parts: 2 can say draws, 3 scales of out-channels as well."""
-    if any("scales" in names for names in parts):
-        return 3
-    return 1 if draws is None else 2
+def format_version(tensors: Iterable[tuple[str, Iterable[str]]], draws: int | None) -> int:
+    """Return the oldest version for tensors of these layouts and parts.
+
+    Version 2 can say draws, 3 scales of out-channels as well, 4 structured zeros as well.
+    """
+    version = 1 if draws is None else 2
+    for layout, parts in tensors:
+        version = max(version, 4 if layout == "structured" else 3 if "scales" in parts else 1)
+    return version
 
 
 def _smallest(draws: CodedTensor, layout: str) -> PackedTensor:

@@ -74,6 +74,11 @@ def _count(coded: CodedTensor) -> Tensor:
     # A single symbol has no entropy: neither table nor stream, the counts in the manifest say all.
     if torch.count_nonzero(counts) == 1:
         return torch.empty(0, dtype=torch.uint8)
+    return frequency_bytes(counts)
+
+
+def frequency_bytes(counts: Tensor) -> Tensor:
+    """Return counts as a table's bytes, uint8: 8 log2 of each."""
     # A byte reaches counts of 2^31.9, 4 billion weights; a count of 0 is taken for 1.
     return torch.from_numpy(np.round(_STEPS * np.log2(counts.clamp_min(1).numpy())).astype(np.uint8))
 
@@ -111,14 +116,15 @@ def open_stream(stream: Tensor) -> Any:
         raise PackedFileError(f"the entropy-coded stream is damaged ({error})") from None
 
 
-def _model(table: Bytes) -> Any:
+def categorical(table: Bytes) -> Any:
+    """Return the coder's model of the frequencies that a table says."""
     # Its fast rounding to fixed point, perfect=False, is part of the format: a decoder must round alike.
     return constriction.stream.model.Categorical(frequencies(table).astype(np.float32), perfect=False)
 
 
 def _encode(codes: Bytes, mask: Bits | None, table: Bytes) -> Bytes:
     """Return the stream of codes [n], which are symbols where ``mask`` [n] is None: no weight is zero."""
-    coder, model = constriction.stream.stack.AnsCoder(), _model(table)
+    coder, model = constriction.stream.stack.AnsCoder(), categorical(table)
     for start in reversed(range(0, len(codes), _CHUNK)):  # a stack: what is encoded last decodes first
         part = slice(start, start + _CHUNK)
         symbols = codes[part].astype(np.int32)  # [chunk], as constriction takes them
@@ -131,7 +137,7 @@ def _encode(codes: Bytes, mask: Bits | None, table: Bytes) -> Bytes:
 def _decode(packed: PackedTensor) -> tuple[Bytes, Bits]:
     """Return codes and mask [n] of a stream."""
     coder = open_stream(packed.parts["codes"])
-    model = _model(packed.parts["table"].cpu().numpy())
+    model = categorical(packed.parts["table"].cpu().numpy())
     codes, mask = np.empty(packed.numel, dtype=np.uint8), np.ones(packed.numel, dtype=np.bool_)
     has_zeros = packed.nonzeros < packed.numel
     for start in range(0, packed.numel, _CHUNK):

@@ -25,7 +25,7 @@ from sqs_pyro.packing.manifest import read_manifest, write_manifest
 from sqs_pyro.packing.record import TensorRecord
 
 FORMAT = "sqs-pyro"
-FORMAT_VERSION = 3  # the newest; a file that needs no newer one keeps an older version, which older programs read
+FORMAT_VERSION = 4  # the newest; a file that needs no newer one keeps an older version, which older programs read
 _VERSIONS = tuple(str(version) for version in range(1, FORMAT_VERSION + 1))
 _DIGEST = 2 * hashlib.sha256().digest_size  # hexadecimal digits
 _MAX_HEADER = 4096  # a canonical header is a tenth of it
@@ -87,7 +87,7 @@ def envelope(
     """
     manifest, others = write_manifest(records, leftovers, metadata, draws)
     size = sum(record.bytes for record in records) + sum(part.numel() for part in others)
-    version = format_version((record.lengths for record in records), draws)
+    version = format_version(((record.layout, record.lengths) for record in records), draws)
     # Of a real digest only its length would count here.
     return Envelope(_header(str(version), "0" * _DIGEST, len(manifest), size), len(manifest), size)
 

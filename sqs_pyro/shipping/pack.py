@@ -181,7 +181,7 @@ def _packed_anew(
     coded = guide.harden(_dtype("codebook_dtype", options["codebook_dtype"] or source.recipe.codebook_dtype))
     dense = hard_network(_with_leftovers(source, options["leftover_dtype"]), coded).eval()
     about = with_metadata(getattr(source.network, METADATA), metadata)
-    layout = options["layout"] or source.recipe.layout
+    layout = options["layout"] or source.recipe.storage.layout
     return packed_network(dense, coded, layout=layout, leftover_dtype=None, metadata=about), dense
 
 

@@ -55,7 +55,9 @@ def by_draws(network, estimator, gates=GATES):
 
 
 @pytest.mark.parametrize(
-    ("network", "estimator"), [(linear, "local"), (linear, "pathwise"), (tanh, "pathwise")], ids=str
+    ("network", "estimator"),
+    [(linear, "local"), (linear, "pathwise"), (tanh, "pathwise")],
+    ids=lambda v: getattr(v, "__name__", v),
 )
 def test_two_weights(network, estimator):
     torch.manual_seed(0)

@@ -217,7 +217,7 @@ class TestLikelihoods:
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            ({"likelihood": "poisson"}, "likelihood='poisson' is unknown: use 'categorical', 'gaussian'"),
+            ({"likelihood": "cauchy"}, "likelihood='cauchy' is unknown: use 'categorical', 'gaussian'"),
             ({"num_data": 0}, "num_data is 0, but must be at least 1"),
             ({"num_data": -4}, "num_data is -4"),
         ],

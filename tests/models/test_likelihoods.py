@@ -285,7 +285,7 @@ def test_a_column_is_read_as_the_numbers_it_holds():
         lambda: Bernoulli(ignore_index=True),
         lambda: Gaussian("a"),
         lambda: Gaussian(float("inf")),
-        lambda: Gaussian(torch.ones(2)),
+        lambda: Gaussian(torch.ones(2, 2)),
         lambda: Gaussian(None),
     ],
 )

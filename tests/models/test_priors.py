@@ -127,6 +127,20 @@ class TestLearnedPrior:
         assert twin.priors["0.weight"].base_dist.codebook.loc.dtype == torch.float64
         assert twin.priors["0.weight"].base_dist.inclusion.dtype == torch.float64
 
+    def test_a_structured_one_has_an_inclusion_for_each_weight(self):
+        model = BayesianNetwork(mlp(), prior=LearnedPrior(0.3, "structured"), num_data=60)
+        guide = SpikeGMMGuide(model, num_components=4, estimator="straight_through")
+        inclusion = {name: torch.rand(site.shape) for name, site in guide.site_guides().items()}
+        model.prior.set_inclusion(inclusion)
+        for name, law in model.priors.items():
+            assert torch.equal(law.base_dist.inclusion, inclusion[name])
+        assert not [name for name, _ in model.named_parameters() if name.startswith("prior.")]  # only set
+        other = BayesianNetwork(mlp(), prior=LearnedPrior(scope="structured"))
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(other.prior.inclusion, model.prior.inclusion)
+        with pytest.raises(NetworkError, match=r"no probability for 0\.weight"):
+            model.prior.set_inclusion({**inclusion, "0.weight": torch.rand(2)})
+
     def test_sentences(self):
         model = BayesianNetwork(mlp(), prior=LearnedPrior())
         with pytest.raises(NetworkError, match=r"no probability for 2\.weight"):

@@ -19,6 +19,7 @@ from sqs_pyro.packing.stored import StoredEnsemble, stored_weights
 FIXTURES = Path(__file__).parent / "fixtures"
 FILES = sorted(path.stem for path in FIXTURES.glob("*.safetensors"))
 DIGEST = "8abf9733717c6581a73604da9206f467fa492ea686f721e49fae0ed4d83bf667"
+LAYOUTS = {"dense", "bitmap", "entropy", "conditional"}
 WEIGHTS = {"0.weight", "3.weight", "4.weight"}
 
 
@@ -43,9 +44,10 @@ def test_nobody_has_written_them_anew():
 def test_every_version_and_layout_is_there():
     assert {name.split("_")[0] for name in FILES} == {"version1", "version2", "version3"}
     for version in (1, 3):
-        assert {f"version{version}_{layout}" for layout in layout_names()} <= set(FILES)
+        assert {f"version{version}_{layout}" for layout in LAYOUTS} <= set(FILES)
     layouts = {packed.layout for name in FILES for packed in read_packed(path_of(name)).tensors.values()}
-    assert layouts == set(layout_names())
+    assert layouts == LAYOUTS
+    assert set(layout_names()) == LAYOUTS | {"structured"}  # came with version 4
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from sqs_pyro.compression.finetune.input_scales import InputScales
-from sqs_pyro.compression.finetune.rate_distortion import RateDistortion, SymbolPrior, coded_bits
+from sqs_pyro.compression.finetune.rate_distortion import RateDistortion, coded_bits
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
+from sqs_pyro.compression.finetune.structured_zeros import StructuredRateDistortion
 from sqs_pyro.distributions.kmeans import kmeans_1d
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.inference.pruning import PruningSchedule
@@ -203,7 +204,12 @@ class LearnedAllocation(Allocation):
     ) -> None:
         self.guide, self.prior, self.recipe = guide, prior, recipe
         self.num_data, self.bits = num_data, bits
-        self.fitting = RateDistortion(guide, recipe.prior.scope == "global", recipe.prior.inclusion)
+        inclusion = recipe.prior.inclusion
+        self.fitting = (
+            StructuredRateDistortion(guide, inclusion)
+            if recipe.prior.scope == "structured"
+            else RateDistortion(guide, recipe.prior.scope == "global", inclusion)
+        )
         pruning = recipe.pruning
         # Its rate, from 1 to almost 0, is the share of the bits to be saved that are not saved yet.
         self.schedule = PruningSchedule(1e-9, total_steps, pruning.start, pruning.end, pruning.every)
@@ -242,14 +248,14 @@ class LearnedAllocation(Allocation):
         # Once coding has started codewords are the optimiser's: two owners would undo each other's steps.
         options: dict[str, Any] = {"rounds": rounds, "move_codewords": self.guide.stage == "dense"}
         precision = self._precision()
+        self.fitting.strength = 1 - self.schedule.rate(step)
         if self.bits is None:
             found = self.fitting.fit(precision, beta=self.recipe.kl_weight, **options)
         else:
             found = self.fitting.fit(precision, bits=self._bits_at(step, precision), **options)
         self._kl = found.kl
         # Findings and reports ask the model, not this fit, what ρ has come to.
-        inclusion = self.fitting.symbol_prior.inclusion.tolist()
-        self.prior.set_inclusion(dict(zip(self.fitting.sites, inclusion, strict=True)))
+        self.prior.set_inclusion(self.fitting.inclusions())
 
     def _bits_at(self, step: int, precision: Mapping[str, float]) -> float:
         """Return the target, to which the bits of the first fit fall with the cube of the time left."""
@@ -280,9 +286,7 @@ class LearnedAllocation(Allocation):
     def state_dict(self) -> dict[str, Any]:
         """Return the prior of symbols, β, curvature."""
         return {
-            "inclusion": self.fitting.symbol_prior.inclusion,
-            "log_mixing": self.fitting.symbol_prior.log_mixing,
-            "beta": self.fitting.beta,
+            **self.fitting.state_dict(),
             "curvature": self._curvature,
             "first_bits": self._first_bits,
             "kl": self._kl,
@@ -290,9 +294,8 @@ class LearnedAllocation(Allocation):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
+        self.fitting.load_state_dict(state)
         device = self.fitting.symbol_prior.inclusion.device
-        self.fitting.symbol_prior = SymbolPrior(state["inclusion"].to(device), state["log_mixing"].to(device))
-        self.fitting.beta = state["beta"]
         self._curvature = {name: value.to(device) for name, value in state["curvature"].items()}
         self._first_bits, self._kl = state["first_bits"], state["kl"]
 

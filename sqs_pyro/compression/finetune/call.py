@@ -31,7 +31,7 @@ from sqs_pyro.models import (
 )
 from sqs_pyro.models.bayesian import BayesianNetwork, Prior
 from sqs_pyro.models.distillation import DistillationLikelihood, DistilledLoader
-from sqs_pyro.models.likelihoods import Categorical
+from sqs_pyro.models.likelihoods import Categorical, LearnedLikelihood
 from sqs_pyro.networks.checks import check_network
 from sqs_pyro.networks.loaders import check_training_loader
 from sqs_pyro.packing import CodedTensor, PackedContents, pack, size_report
@@ -121,8 +121,10 @@ def compress(
         recipe: a :class:`CompressionRecipe`, or a mapping of its keys; by default the recipe's defaults.
         validation: minibatches on which the hard network is evaluated during training.
         likelihood: ``"categorical"`` (integer classes, one-hot or probabilities), ``"multilabel"`` (or
-            ``"bernoulli"``), ``"gaussian"``, one of :mod:`sqs_pyro.models.likelihoods` with arguments (class axis,
-            labels to leave out, class weights), or a callable from the network's output to a distribution.
+            ``"bernoulli"``), ``"gaussian"`` and :func:`others <sqs_pyro.models.likelihoods.resolve>`, one of
+            :mod:`sqs_pyro.models.likelihoods` with arguments (class axis, labels to leave out, class weights,
+            noise), or a callable from the network's output to a distribution. One with parameters is copied and
+            learned: ``result.model.likelihood``.
         judge: ``(net, validation)`` to a figure of at most 1, how good a hard network is; by default accuracy of
             classes, the share of right labels of several at once, R² of numbers. One of your own is tried on the
             whole validation data before training.
@@ -155,7 +157,7 @@ def compress(
         model = BayesianNetwork(
             copied(net),
             prior=_prior(recipe.prior),
-            likelihood=likelihood,
+            likelihood=copied(likelihood) if isinstance(likelihood, LearnedLikelihood) else likelihood,
             include=recipe.include,
             exclude=recipe.exclude,
         )
@@ -258,7 +260,7 @@ def _packed(
 ) -> PackedContents:
     """Return what the file of a network as it ships will hold: the same values, weight by weight."""
     made_by = with_metadata({"recipe": recipe.model_dump(mode="json", exclude_defaults=True)}, metadata)
-    return pack(hard, coded, layout=recipe.layout, leftover_dtype=None, metadata=made_by)
+    return pack(hard, coded, layout=recipe.storage.layout, leftover_dtype=None, metadata=made_by)
 
 
 def _bits_for_symbols(
@@ -298,6 +300,7 @@ def _prior(recipe: PriorRecipe) -> Prior:
     if recipe.kind == "learned":
         return LearnedPrior(recipe.inclusion, recipe.scope)
     if recipe.kind == "hierarchical":
+        assert recipe.scope != "structured"  # which only the learned prior has
         return HierarchicalInclusion(
             recipe.concentration1, recipe.concentration0, recipe.scope, slab_scale=recipe.slab_scale
         )

@@ -10,19 +10,21 @@ from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.networks.weight_scale import weight_scale
 
+_OF_THE_MODEL = ("prior.", "likelihood.")
+
 
 def optimizers(model: nn.Module, guide: SpikeGMMGuide, recipe: CompressionRecipe) -> list[torch.optim.Optimizer]:
     """Make SGD or AdamW for latents and parameters of ``model`` that learn, Adam for all others.
 
-    These are codebooks, gates and the prior's parameters. Every group has a key ``highest_lr``, to which a
-    schedule's factor applies. Parameters that do not require a gradient are left out; gates do not from here on,
-    if the recipe gives them no learning rate.
+    These are codebooks, gates and parameters of prior and likelihood. Every group has a key ``highest_lr``, to
+    which a schedule's factor applies. Parameters that do not require a gradient are left out; gates do not from
+    here on, if the recipe gives them no learning rate.
     """
     sites = guide.site_guides().values()
     learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    # The prior is a module of the model, but its parameters are learned like the posterior's.
-    leftovers = [p for name, p in learning if not name.startswith("prior.")]
-    prior = [p for name, p in learning if name.startswith("prior.")] + list(guide.inclusions.parameters())
+    # Prior and likelihood are modules of the model, but their parameters are learned like the posterior's.
+    leftovers = [p for name, p in learning if not name.startswith(_OF_THE_MODEL)]
+    own = [p for name, p in learning if name.startswith(_OF_THE_MODEL)] + list(guide.inclusions.parameters())
     decayed = [site.latent_unconstrained for site in sites] + [p for p in leftovers if p.dim() > 1]
     plain = [p for p in leftovers if p.dim() <= 1]
     weights: list[dict[str, Any]] = [
@@ -41,9 +43,7 @@ def optimizers(model: nn.Module, guide: SpikeGMMGuide, recipe: CompressionRecipe
             nesterov=recipe.momentum > 0,  # torch refuses it without momentum
             fused=fused,
         )
-    groups: list[dict[str, Any]] = (
-        [{"params": prior, "highest_lr": recipe.codebook_learning_rate}] if prior else []
-    )
+    groups: list[dict[str, Any]] = [{"params": own, "highest_lr": recipe.codebook_learning_rate}] if own else []
     for site in sites:
         # Adam's step has the size of its learning rate: give it in units of the layer's weights.
         size = float(weight_scale(site.latent))

@@ -17,12 +17,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from sqs_pyro.compression.bisection import beta_for
+from sqs_pyro.inference.guides.site import SiteGuide
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 
 _PSEUDO_COUNT = 0.5  # Jeffreys: a symbol that no weight has at present stays possible
@@ -152,7 +154,10 @@ class RateDistortion:
     Attributes:
         symbol_prior: p(z), fitted last.
         beta: of the last fit.
+        strength: of what a law of zeros knows beyond ρ; of no effect here.
     """
+
+    strength = 1.0
 
     def __init__(
         self,
@@ -192,7 +197,9 @@ class RateDistortion:
         latents, loc, h = self._inputs(precision)
 
         def beta_now() -> float:
-            return beta if bits is None else _solve(partial(self._bits_taken, latents, loc, h), bits, self.beta)
+            return (
+                beta if bits is None else solve_beta(partial(self._bits_taken, latents, loc, h), bits, self.beta)
+            )
 
         # The first E-step goes on from the last fit's β: its prior was fitted there.
         self.beta = self.beta or beta_now()
@@ -216,8 +223,13 @@ class RateDistortion:
     def _inputs(self, precision: Mapping[str, float]) -> tuple["_SortedLatents", Tensor, Tensor]:
         """Return latents; codewords of all groups of all sites ``[R, K]``; h of the sites ``[S]``."""
         latents = _SortedLatents([site.grouped(site.latent) for site in self.sites.values()])
-        loc = torch.cat([site.loc.detach() for site in self.sites.values()])
-        return latents, loc, self.symbol_prior.inclusion.new_tensor([precision[name] for name in self.sites])
+        return latents, self._codewords(), self._curvature(precision)
+
+    def _codewords(self) -> Tensor:
+        return torch.cat([site.loc.detach() for site in self.sites.values()])
+
+    def _curvature(self, precision: Mapping[str, float]) -> Tensor:
+        return self.symbol_prior.inclusion.new_tensor([precision[name] for name in self.sites])
 
     def _bits_taken(self, latents: "_SortedLatents", loc: Tensor, h: Tensor, beta: float) -> float:
         return self._bits(latents.symbols(loc, self.symbol_prior, beta / h)[0])
@@ -229,15 +241,32 @@ class RateDistortion:
         """Make the posterior the guide's."""
         rows = loc.split(self._groups.tolist())
         for i, site in enumerate(self.sites.values()):
-            codes, log_odds = posterior(
-                site.grouped(site.latent), rows[i], self.symbol_prior.rates[i], float(step[i])
-            )
+            codes, log_odds = self._posterior(i, site, rows[i], float(step[i]))
             # Values become the data of parameters that are there, which optimizers know: nothing may share it.
             site.loc = rows[i].clone()
             site.scale = torch.full_like(site.loc, math.sqrt(step[i]))
             site.mixing_logits = self.symbol_prior.log_mixing[i].to(site.loc).expand(site.loc.shape).clone()
             site.gate_logit = log_odds.view(site.shape)
             site.codes.copy_(codes)
+
+    def _posterior(self, index: int, site: SiteGuide, loc: Tensor, step: float) -> tuple[Tensor, Tensor]:
+        """Return codes and log-odds of a site's weights, as :func:`posterior`."""
+        return posterior(site.grouped(site.latent), loc, self.symbol_prior.rates[index], step)
+
+    def inclusions(self) -> dict[str, Tensor]:
+        """Return ρ of each site."""
+        return dict(zip(self.sites, self.symbol_prior.inclusion, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        prior = self.symbol_prior
+        return {"inclusion": prior.inclusion, "log_mixing": prior.log_mixing, "beta": self.beta}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        device = self.symbol_prior.inclusion.device
+        self.symbol_prior = SymbolPrior(state["inclusion"].to(device), state["log_mixing"].to(device))
+        self.beta = state["beta"]
 
 
 class _SortedLatents:
@@ -273,7 +302,7 @@ class _SortedLatents:
         return of_sites, of_rows, torch.cat(sums) / of_rows.clamp(min=1)
 
 
-def _solve(falling: Callable[[float], float], target: float, guess: float) -> float:
+def solve_beta(falling: Callable[[float], float], target: float, guess: float) -> float:
     """Return β at which a function that falls with β has come down to a target, looked for around a guess."""
     low = high = math.log(guess or _FIRST_BETA)  # sizes fall evenly with log β, not with β
     stride = 0.02  # β moves little from fit to fit: an interval around the last one costs few steps

@@ -45,7 +45,8 @@ class PriorRecipe(RecipeSection):
         spike_scale: standard deviation of a `gaussian_spike`; None takes a twentieth of the slab's.
         concentration1: a of the Beta prior of `hierarchical`, the non-zeros it counts as seen.
         concentration0: b of the Beta prior of `hierarchical`, the zeros it counts as seen.
-        scope: whether `hierarchical` and `learned` have one inclusion a `layer` or a `global` one.
+        scope: whether `hierarchical` and `learned` have one inclusion a `layer` or a `global` one; or, for
+            `learned` with `allocation: rate_distortion`, a `structured` one that depends on channels and kernel.
     """
 
     kind: Literal[
@@ -57,7 +58,7 @@ class PriorRecipe(RecipeSection):
     spike_scale: float | None = Field(default=None, ge=1e-6, le=1e6)
     concentration1: float = Field(default=1.0, ge=1e-3, le=1e6)
     concentration0: float = Field(default=1.0, ge=1e-3, le=1e6)
-    scope: Literal["layer", "global"] = "layer"
+    scope: Literal["layer", "global", "structured"] = "layer"
 
 
 class PruningRecipe(RecipeSection):
@@ -144,7 +145,8 @@ class CompressionRecipe(RecipeSection):
         initial_gate: g, gate logit at the start.
         precision: of the network's multiplications in training.
         batch_norm_batches: minibatches from which batch-norm statistics are estimated anew at the end.
-        layout: of packed tensors in the file: `auto` takes the smallest of `dense`, `bitmap` and `entropy`.
+        layout: of packed tensors in the file: `auto` takes the smallest of `dense`, `bitmap` and `entropy`, or
+            `structured` beside a prior of that scope.
         leftover_dtype: of parameters that are not compressed (norms, biases), each where its values survive it;
             buffers stay exact.
         codebook_dtype: of codebook values; a codebook whose values do not survive it is stored as `float32`.
@@ -182,7 +184,7 @@ class CompressionRecipe(RecipeSection):
     initial_gate: float = Field(default=5.0, ge=1e-3, le=100)
     precision: Literal["float32", "bfloat16"] = "float32"
     batch_norm_batches: int = Field(default=60, ge=0)
-    layout: Literal["auto", "dense", "bitmap", "entropy"] = "auto"
+    layout: Literal["auto", "dense", "bitmap", "entropy", "structured"] = "auto"
     leftover_dtype: Literal["float16", "float32"] = "float16"
     codebook_dtype: Literal["float16", "float32"] = "float16"
     evaluate_every: int = Field(default=1, ge=1)
@@ -190,7 +192,8 @@ class CompressionRecipe(RecipeSection):
     @property
     def storage(self) -> Storage:
         """How the network is stored."""
-        return Storage(self.layout, self.leftover_dtype, self.codebook_dtype)
+        structured = self.layout == "auto" and self.prior.scope == "structured"
+        return Storage("structured" if structured else self.layout, self.leftover_dtype, self.codebook_dtype)
 
     @field_validator("include", "exclude", mode="before")
     @classmethod
@@ -199,7 +202,18 @@ class CompressionRecipe(RecipeSection):
 
     @model_validator(mode="after")
     def _target_is_of_an_entropy_coded_file(self) -> "CompressionRecipe":
-        if self.target_ratio is not None and self.layout not in ("auto", "entropy"):
+        if self.prior.scope == "structured":
+            if self.allocation != "rate_distortion":
+                raise ValueError(
+                    f"allocation 'rate_distortion' beside prior.scope 'structured', not {self.allocation!r}: that "
+                    "is what gives zeros their structure"
+                )
+            if self.layout not in ("auto", "structured"):
+                raise ValueError(
+                    f"layout 'auto' or 'structured' beside prior.scope 'structured', not {self.layout!r}: other "
+                    "layouts take no notice of structure"
+                )
+        elif self.target_ratio is not None and self.layout not in ("auto", "entropy"):
             raise ValueError(
                 f"layout 'auto' or 'entropy' beside target_ratio, not {self.layout!r}: the size is predicted for "
                 "entropy-coded weights"

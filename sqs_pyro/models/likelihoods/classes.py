@@ -1,36 +1,19 @@
-"""From a network's output to the distribution of what was observed, and from labels of any form to a value of it.
-
-These are the likelihoods that have names; any callable can be one, see :mod:`sqs_pyro.models.observation`.
-"""
+"""Likelihoods of classes: one of C, or several at once, and labels of any form as a value of them."""
 
 import copy
 from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import DataError, NetworkError
 from sqs_pyro.models.label_distributions import ClassLabels, ClassProbabilities, SeveralLabels
-from sqs_pyro.models.observation import Likelihood, examples_of, squeezed
+from sqs_pyro.models.likelihoods.arguments import finite_numbers
+from sqs_pyro.models.observation import examples_of, squeezed
 from sqs_pyro.networks.calling import output_tensor
 from sqs_pyro.networks.minibatches import IGNORED
-
-
-def _numbers(name: str, given: Any) -> Tensor | None:
-    """Return what was given as finite float32 numbers; None if it is None."""
-    if given is None:
-        return None
-    try:
-        numbers = torch.as_tensor(given, dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError):
-        # What is no number at all is told in the same sentence as what is not finite.
-        numbers = torch.tensor(torch.nan)
-    if not bool(numbers.isfinite().all()):
-        raise NetworkError(f"{name} is {shown(given)}, but must be finite numbers.")
-    return numbers
 
 
 def _label_to_ignore(given: Any) -> int:
@@ -73,7 +56,7 @@ class Categorical:
         if class_axis is not None and not isinstance(class_axis, int):
             raise NetworkError(f"class_axis is {class_axis!r}, but must be a whole number: 1, or -1 for the last.")
         self.class_axis, self.ignore_index = class_axis, _label_to_ignore(ignore_index)
-        self.class_weights = _numbers("class_weights", class_weights)
+        self.class_weights = finite_numbers("class_weights", class_weights)
         w = self.class_weights
         if w is not None and (w.dim() != 1 or not bool((w >= 0).all()) or not bool(w.any())):
             raise NetworkError("class_weights must be one finite number a class, none negative and not all zero.")
@@ -214,7 +197,7 @@ class Bernoulli:
 
     def __init__(self, ignore_index: int = IGNORED, pos_weight: float | Tensor | None = None) -> None:
         self.ignore_index = _label_to_ignore(ignore_index)
-        self.pos_weight = _numbers("pos_weight", pos_weight)
+        self.pos_weight = finite_numbers("pos_weight", pos_weight)
         if self.pos_weight is not None and not bool((self.pos_weight > 0).all()):
             raise NetworkError("pos_weight must be positive: how many times a one counts as much as a zero.")
 
@@ -223,48 +206,6 @@ class Bernoulli:
         logits = output_tensor(output)
         weight = None if self.pos_weight is None else self.pos_weight.to(logits)
         return examples_of(SeveralLabels(logits, self.ignore_index, weight))
-
-
-class Gaussian:
-    """Regression: output ``[B, ...]`` is the mean, ``scale`` the standard deviation of the noise."""
-
-    def __init__(self, scale: float = 1.0) -> None:
-        number = _numbers("The Gaussian likelihood's scale", scale)
-        if number is None or number.numel() != 1 or not number > 0:
-            raise NetworkError(f"The Gaussian likelihood's scale is {scale!r}, but must be one positive number.")
-        self.scale = float(number)
-
-    def __call__(self, output: Any) -> dist.TorchDistribution:
-        """Return the observation's distribution, batch shape ``[B]``."""
-        mean = output_tensor(output)
-        return dist.Normal(mean, torch.full_like(mean, self.scale)).to_event(mean.dim() - 1)
-
-
-def resolve(likelihood: str | Likelihood) -> Likelihood:
-    """Return ``"categorical"``, ``"gaussian"``, ``"bernoulli"`` (``"multilabel"``) or a callable as a callable.
-
-    Raises:
-        NetworkError: any other value.
-    """
-    # A class is callable, too, and would take the network's output for its first argument.
-    if isinstance(likelihood, type):
-        raise NetworkError(
-            f"likelihood is the class {likelihood.__name__}: give one made of it, say {likelihood.__name__}()."
-        )
-    if callable(likelihood):
-        return likelihood
-    known: dict[str, Likelihood] = {
-        "categorical": categorical,
-        "gaussian": Gaussian(),
-        "bernoulli": Bernoulli(),
-        "multilabel": Bernoulli(),
-    }
-    if likelihood not in known:
-        raise NetworkError(
-            f"likelihood={likelihood!r} is unknown: use 'categorical', 'gaussian', 'bernoulli' (or 'multilabel'), "
-            "or a callable from the network's output to a distribution."
-        )
-    return known[likelihood]
 
 
 def _has_tokens(output: Any, logits: Tensor) -> bool:
