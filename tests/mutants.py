@@ -59,7 +59,7 @@ FAULTS = {
     ),
     "a sum of an ensemble for its average": Fault(
         "networks/drawn.py",
-        "every.logsumexp(0) - math.log(num_draws)",
+        "every.logsumexp(0) - math.log(len(every))",
         "every.logsumexp(0)",
         ("evaluation/test_averaging.py",),
     ),

@@ -65,7 +65,8 @@ def minibatches(seed: int = 0) -> DataLoader:
 
 def posterior(seed: int = 0, **options: Any) -> SpikeGMMGuide:
     model = BayesianNetwork(network(seed), num_data=24)
-    return SpikeGMMGuide(model, 3, **{"initial_gate": 1.0, "temperature": 0.5, **options}).eval()
+    usual = {"initial_gate": 1.0, "temperature": 0.5, "estimator": "straight_through"}
+    return SpikeGMMGuide(model, 3, **{**usual, **options}).eval()
 
 
 @cache
@@ -192,7 +193,8 @@ def run_guide(**arguments: Any) -> Any:
             seen.append(guide())
             for site in guide.site_guides().values():
                 site.latent_unconstrained.data.mul_(-0.7)  # as an optimiser moves it: codes go along, or wait
-    return seen, outcome(guide.harden)
+    inferring = SpikeGMMGuide(**{**arguments, "estimator": "local", "stage": "dense"})
+    return seen, outcome(guide.harden), inferring()
 
 
 @dataclass(frozen=True)
@@ -383,7 +385,13 @@ CALLS = {
     ),
     "SpikeGMMGuide": Call(
         run_guide,
-        lambda _: {"model": posterior().model, "num_components": 3, "initial_gate": 1.0, "temperature": 0.5},
+        lambda _: {
+            "model": posterior().model,
+            "num_components": 3,
+            "initial_gate": 1.0,
+            "temperature": 0.5,
+            "estimator": "straight_through",
+        },
         lambda _: {
             "model": posterior(1).model,
             "num_components": 2,
@@ -397,6 +405,7 @@ CALLS = {
             "init": {name: 2 * value for name, value in posterior().model.site_values().items()},
             "coded": posterior(1).harden(),
             "initial_gate": 0.3,
+            "init_scale": 0.5,
             "refresh_every": 2,
             "spike_scale": 0.01,
             "stage": "dense",
