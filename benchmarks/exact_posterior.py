@@ -93,7 +93,7 @@ def fitted(x: Tensor, y: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
     prior = SpikeAndSlab(INCLUSION, pyro.distributions.Normal(0.0, 1.0))
     model = BayesianNetwork(net, prior, Gaussian(1.0), num_data=ROWS)
     guide = SpikeGMMGuide(model)
-    svi = pyro.infer.SVI(model, guide, NaturalGradient(guide, steps=steps), loss=SQSELBO())
+    svi = pyro.infer.SVI(model, guide, NaturalGradient(guide, 0.03, 0.02, steps=steps), loss=SQSELBO())
     for _ in range(steps):
         svi.step(x, y)
     site = guide.site_guides()["weight"]

@@ -1,6 +1,9 @@
 """What a step of SQS training costs beside a plain fine-tune step of the same network.
 
-Times are taken interleaved in one process (plain, dense, coded, frozen, plain, ...); the ratio of medians is the
+``inference`` is a step of SVI with the guide as it is by default: draws of q, the KL of all weights at every step,
+natural gradients. ``dense``, ``coded`` and ``frozen`` are the steps of compression, straight-through.
+
+Times are taken interleaved in one process (plain, inference, dense, ..., plain, ...); the ratio of medians is the
 result. Peak memory is that of a process of its own for each variant. Writes ``step_cost.json`` beside this file.
 
     python benchmarks/step_cost.py [--batch-size 128] [--rounds 40] [--threads 2]
@@ -17,15 +20,17 @@ from pathlib import Path
 
 import torch
 from figures import write_figures
+from pyro.infer import SVI
 from torch.nn import functional as F
 
 from sqs_pyro.compression.finetune.loop import Driver
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
+from sqs_pyro.inference import SQSELBO, NaturalGradient
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
 from sqs_pyro.networks.registry import build_network
 
-VARIANTS = ("plain", "dense", "coded", "frozen")
+VARIANTS = ("plain", "inference", "dense", "coded", "frozen")
 STEPS_AN_EPOCH = 400  # of the schedule that a driver follows; a variant runs inside one stage of it
 
 
@@ -75,7 +80,7 @@ def sqs_step(stage: str, batches: Batches, recipe: CompressionRecipe) -> Callabl
         estimator="straight_through",
     )
     driver = Driver(model, guide, recipe, batches)
-    first = {"dense": driver.schedule.end_step // 2, "coded": driver.coding_step, "frozen": driver.freeze_step}
+    first = {"dense": driver.coding_step // 2, "coded": driver.coding_step, "frozen": driver.freeze_step}
     if stage == "frozen":
         guide.start_coding()
     driver.step = first[stage]
@@ -86,9 +91,23 @@ def sqs_step(stage: str, batches: Batches, recipe: CompressionRecipe) -> Callabl
     return step
 
 
+def inference_step(batches: Batches) -> Callable[[], None]:
+    """A step of SVI on the ELBO of the posterior."""
+    model = BayesianNetwork(build_network("resnet20", in_channels=1), num_data=len(batches.dataset))
+    guide = SpikeGMMGuide(model)
+    svi = SVI(model, guide, NaturalGradient(guide, 0.01, 0.001), loss=SQSELBO())
+
+    def step() -> None:
+        svi.step(batches.x, batches.y)
+
+    return step
+
+
 def make(variant: str, batches: Batches, recipe: CompressionRecipe) -> Callable[[], None]:
     """The step of a variant."""
-    return plain_step(batches) if variant == "plain" else sqs_step(variant, batches, recipe)
+    if variant in ("plain", "inference"):
+        return {"plain": plain_step, "inference": inference_step}[variant](batches)
+    return sqs_step(variant, batches, recipe)
 
 
 def interleaved(batches: Batches, recipe: CompressionRecipe, rounds: int) -> dict[str, list[float]]:
