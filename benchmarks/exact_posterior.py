@@ -13,6 +13,7 @@ import argparse
 import itertools
 import math
 import statistics
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def fitted(x: Tensor, y: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
     prior = SpikeAndSlab(INCLUSION, pyro.distributions.Normal(0.0, 1.0))
     model = BayesianNetwork(net, prior, Gaussian(1.0), num_data=ROWS)
     guide = SpikeGMMGuide(model)
-    svi = pyro.infer.SVI(model, guide, NaturalGradient(guide, 0.03, 0.02, steps=steps), loss=SQSELBO())
+    svi = pyro.infer.SVI(model, guide, NaturalGradient(guide, steps=steps), loss=SQSELBO())
     for _ in range(steps):
         svi.step(x, y)
     site = guide.site_guides()["weight"]
@@ -101,6 +102,8 @@ def fitted(x: Tensor, y: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def row(kind: str, seed: int, steps: int) -> dict[str, Any]:
+    pyro.enable_validation(False)
+    torch.set_num_threads(1)
     torch.manual_seed(seed)
     x, y = data(seed, correlation=0.5 if kind == "correlated" else 0.0)
     inclusion, evidence = exact(x, y)
@@ -122,13 +125,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--data-sets", type=int, default=20)
+    parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
-    pyro.enable_validation(False)
-    rows, summary = [], {}
-    for kind in ("orthogonal", "correlated"):
-        for seed in range(options.data_sets):
-            rows.append(row(kind, seed, options.steps))
-            print(rows[-1], flush=True)
+    kinds, rows, summary = ("orthogonal", "correlated"), [], {}
+    cases = [(kind, seed, options.steps) for kind in kinds for seed in range(options.data_sets)]
+    with ProcessPoolExecutor(options.jobs) as executor:
+        for found in executor.map(row, *zip(*cases, strict=True)):
+            rows.append(found)
+            print(found, flush=True)
+    for kind in kinds:
         mine = [r for r in rows if r["features"] == kind]
         summary[kind] = {
             method: {

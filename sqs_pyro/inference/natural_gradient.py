@@ -41,7 +41,8 @@ class NaturalGradient(PyroOptim):
         learning_rate: of latents, in units of Newton's step; 1 goes to the minimum of a quadratic in one step.
         width_rate: ρ, the share of the newest curvature in the precisions, and of a gate's way to its optimum.
         momentum: of latents.
-        steps: over which both rates fall to 0, along half a cosine; None keeps them.
+        steps: how many there will be; in the second half of them a rate r falls like ``r / (1 + r k)`` with steps
+            k, which makes what Newton's steps come to an average. None keeps the rates.
         gates_from: steps before gates move: a network that has learned nothing has no evidence for its weights.
         others: torch optimizer of all other parameters (norms, biases, noise).
         others_args: its arguments, or a function from a parameter's name to them, as :class:`pyro.optim.PyroOptim`
@@ -83,22 +84,23 @@ class NaturalGradient(PyroOptim):
         """Take a step along the gradients of these parameters."""
         _check_guide(self.guide)  # which may have been coded since the last step
         others = {id(parameter): parameter for parameter in params}
-        # Half a cosine from 1 to 0, over the middles of steps: the last one still moves.
-        left = (
-            1.0 if self.steps is None else 0.5 + 0.5 * math.cos(math.pi * min(1, (self.taken + 0.5) / self.steps))
-        )
         for name, site in self.guide.site_guides().items():
             for parameter in _of(site):
                 others.pop(id(parameter), None)
             if site.latent_unconstrained.grad is not None:
                 with torch.no_grad():
-                    self._step(name, site, left)
+                    self._step(name, site)
         self.taken += 1
         super().__call__(list(others.values()), *args, **kwargs)
 
-    def _step(self, name: str, site: SiteGuide, share: float) -> None:
+    def _rate(self, highest: float) -> float:
+        """Return a rate at the coming step."""
+        falling = 0 if self.steps is None else max(0, self.taken - self.steps // 2)
+        return highest / (1 + highest * falling)
+
+    def _step(self, name: str, site: SiteGuide) -> None:
         latent, log_scale, logit = _of(site)
-        rate = share * self.width_rate
+        rate = self._rate(self.width_rate)
         gate = logit.sigmoid()
         square = (2 * log_scale).exp()  # s²
         # Pruned weights have no gradient; the others' are divided by what made them small.
@@ -114,7 +116,7 @@ class NaturalGradient(PyroOptim):
         square = (2 * log_scale).exp()
         velocity = self._velocities.setdefault(name, torch.zeros_like(latent))
         velocity.lerp_(to_latent, 1 - self.momentum)
-        latent -= share * self.learning_rate * square * velocity
+        latent -= self._rate(self.learning_rate) * square * velocity
         if self.taken >= self.gates_from:
             logit.lerp_(best + _log_normaliser(latent, square), rate).clamp_(-_LARGEST_LOGIT, _LARGEST_LOGIT)
 
