@@ -186,11 +186,7 @@ class LatentSpikeAndSlab(SpikeGMM):
         slab = self.latent + self.latent_scale * torch.randn(
             shape, dtype=self.latent.dtype, device=self.latent.device
         )
-        included = torch.rand_like(slab) < self._gates
-        draw = straight_through_gate(included, self._gates) * slab
-        if self.spike_scale is None:
-            return draw
-        return draw + (~included) * self.spike_scale * torch.randn_like(slab)
+        return self._slab_or_spike(torch.rand_like(slab) < self._gates, slab)
 
     def _rsample_straight_through(self, shape: torch.Size) -> Tensor:
         return (straight_through_gate(self.gates > 0.5, self.gates) * self.latent).expand(shape)

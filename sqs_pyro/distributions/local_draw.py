@@ -157,7 +157,8 @@ class _NormalDraw(torch.autograd.Function):
         """Args: m, v of one shape, v perhaps of less precision. Returns a draw."""
         noise = torch.randn_like(mean)
         # Above 0, where √v has no slope; what made v 0 multiplies this one by 0. Rounding may leave less than 0.
-        scale = torch.clamp_min(variance.to(mean.dtype), _LEAST_VARIANCE).sqrt_()
+        least = max(_LEAST_VARIANCE, torch.finfo(mean.dtype).tiny)  # float16 would take it for 0
+        scale = torch.clamp_min(variance.to(mean.dtype), least).sqrt_()
         draw = torch.addcmul(mean, noise, scale)
         ctx.save_for_backward(noise.div_(scale.mul_(2)))
         ctx.dtype = variance.dtype

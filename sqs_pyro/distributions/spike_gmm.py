@@ -390,7 +390,11 @@ class SpikeGMM(TorchDistribution):
         # exactly 0, with the gradient of the mean over codes: first order, as of the gate
         assigned = (whole.responsibilities * whole.loc.detach()).sum(-1)
         slab = loc + scale * torch.randn_like(loc) + (assigned - assigned.detach())
-        draw = straight_through_gate(included, whole.gates) * slab
+        return self._slab_or_spike(included, slab)
+
+    def _slab_or_spike(self, included: Tensor, slab: Tensor) -> Tensor:
+        """Return the slab's draw where the gate is open, the spike's elsewhere; straight-through in λ."""
+        draw = straight_through_gate(included, self._gates) * slab
         if self.spike_scale is None:
             return draw
         return draw + (~included) * self.spike_scale * torch.randn_like(slab)

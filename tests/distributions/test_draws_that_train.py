@@ -195,10 +195,11 @@ def test_every_example_has_noise_of_its_own():
     )
 
 
-def test_no_slope_where_there_is_no_noise():
-    mean, variance = torch.randn(2, 3).requires_grad_(), torch.rand(2, 3).requires_grad_()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_no_slope_where_there_is_no_noise(dtype):
+    mean, variance = (torch.rand(2, 3, dtype=dtype).requires_grad_() for _ in range(2))
     weight = LocalDraw.of(mean * 1, mean, variance)
-    F.linear(torch.zeros(1, 3), weight).sum().backward()
+    F.linear(torch.zeros(1, 3, dtype=dtype), weight).sum().backward()
     assert variance.grad.isfinite().all() and not variance.grad.any()
 
 
