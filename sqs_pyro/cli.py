@@ -142,7 +142,8 @@ def uncertainty_command(
         typer.Option("--shift", metavar="SHIFT", help="Shifted images: rotation:30, noise:0.5 or uniform."),
     ] = None,
     draws: Annotated[
-        int | None, typer.Option("--draws", min=1, metavar="N", help="Of an ensemble, the first N alone [all].")
+        int | None,
+        typer.Option("--draws", min=1, metavar="N", help="Networks: an ensemble's first N, or N drawn by widths."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Write the figures there, and pictures of them.")

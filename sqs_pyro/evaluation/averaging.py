@@ -5,6 +5,7 @@ All are modules from a minibatch to logits or log-probabilities, so whatever eva
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,15 +14,19 @@ from pyro.infer import Predictive
 from torch import Tensor, nn
 
 from sqs_pyro.arguments import is_whole
+from sqs_pyro.distributions.temperatures import check_temperatures
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import ArgumentError
 from sqs_pyro.evaluation.classification import Evaluation, evaluate
 from sqs_pyro.inference.guides.checks import check_like_sites
 from sqs_pyro.inference.guides.posterior import PosteriorGuide
 from sqs_pyro.isolation import isolating
+from sqs_pyro.kernels.placing import unpack_weights
 from sqs_pyro.models.bayesian import BayesianNetwork
 from sqs_pyro.networks.drawn import AverageOfDraws, leave_to_draws
+from sqs_pyro.packing.stored import stored_weights
 from sqs_pyro.shipping.pack import batch_norm_statistics, network_with, reestimate_batch_norm
+from sqs_pyro.shipping.widths import needed_widths
 
 
 class AveragedNetwork(AverageOfDraws):
@@ -129,6 +134,39 @@ def average_of_guide(
         samples = Predictive(guide, num_samples=num_samples, return_sites=tuple(sites))()
     draws = [{name: samples[name][s].reshape(sites[name].shape) for name in sites} for s in range(num_samples)]
     return AveragedNetwork(model.net, draws)
+
+
+@isolating("packed", sees_parameters=True)
+def average_of_packed(
+    packed: nn.Module, num_samples: int = 10, *, temperature: float = 1.0, seed: int | None = 0
+) -> AveragedNetwork:
+    """Draw networks from the posterior that a packed file keeps beside its network, and average them.
+
+    A weight that is not zero is drawn from ``N(c, T σ²)`` around its codeword; zeros, norms and biases are the
+    packed network's. See :mod:`sqs_pyro.shipping.widths`.
+
+    Args:
+        packed: as compressed with the estimator ``one_hot``, or loaded from such a file.
+        num_samples: S, networks to draw.
+        temperature: T.
+        seed: of the draws, so that one file has one average; None follows torch's random state.
+
+    Raises:
+        NetworkError: it is no packed network, or has no widths.
+        ArgumentError: a number that is impossible.
+    """
+    if not is_whole(num_samples, 1):
+        raise ArgumentError(f"num_samples is {shown(num_samples)}, but must be at least 1 network.")
+    check_temperatures(temperature=temperature)
+    widths = needed_widths(packed)
+    weights = {name: weight.coded() for name, weight in stored_weights(packed).items()}
+    spread = {name: math.sqrt(temperature) * widths[name] * weights[name].mask for name in weights}
+    centre = {name: weight.dense() for name, weight in weights.items()}
+    draws = [
+        {name: value + spread[name] * torch.randn(value.shape) for name, value in centre.items()}
+        for _ in range(num_samples)
+    ]
+    return AveragedNetwork(unpack_weights(copy.deepcopy(packed)), draws)
 
 
 def with_own_statistics(

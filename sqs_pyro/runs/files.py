@@ -112,7 +112,7 @@ def uncertainty_file(
         file, data_from, root: as of :func:`evaluate_file`.
         foreign: inputs of other classes: names of data sets, image folders, or recipes with a section ``data``.
         shifts: what is done to the images, each by itself; see :func:`~sqs_pyro.data.shifts.parse_shift`.
-        draws: of an ensemble, how many are averaged; None: all.
+        draws: how many are averaged; None: all of an ensemble, ten where the file has widths to draw by.
         out: directory for the document, ``uncertainty.json``, and its pictures.
 
     Returns:

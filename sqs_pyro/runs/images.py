@@ -37,7 +37,7 @@ from sqs_pyro.runs.uncertainty.inputs import (
     parse_shifts,
     shifted_inputs,
 )
-from sqs_pyro.runs.uncertainty.measured import first_draws, measure_uncertainty
+from sqs_pyro.runs.uncertainty.measured import averaging, measure_uncertainty
 
 __all__ = ["HISTORY", "PACKED", "RunRecipe", "load_recipe", "run"]
 
@@ -246,14 +246,17 @@ class Images(RunKind[RunRecipe]):
         recipe = _data_at(file, document, root)
         moves = parse_shifts(shifts)  # this and what follows before anything is loaded
         recipes = {source: foreign_recipe(source, recipe) for source in foreign}
-        net = first_draws(load(file), draws, file)
+        packed = load(file)
+        net = averaging(packed, draws, file)
         data = load_data(recipe)
         check_fit(net, data)
         others = foreign_inputs(recipes, data)
         shifted = shifted_inputs(data, moves)
         labelled = {text: loader for text, loader in shifted.items() if has_labels(moves[text])}
         others |= {text: loader for text, loader in shifted.items() if text not in labelled}
-        document, curves = measure_uncertainty(net, data, labelled, others)
+        document, curves = measure_uncertainty(
+            net, data, labelled, others, greedy=None if net is packed else packed
+        )
         about = {"data": recipe.model_dump(mode="json"), "size": size_report(file).to_dict()}
         return {"file": str(file), **document, **about}, curves
 

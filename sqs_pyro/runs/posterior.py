@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from sqs_pyro import load, pack_ensemble, save
 from sqs_pyro.compression.finetune.call import CompressionResult
 from sqs_pyro.data import Data
-from sqs_pyro.evaluation.averaging import averaged_network, choose_temperature, mean_network
+from sqs_pyro.evaluation.averaging import average_of_packed, averaged_network, choose_temperature, mean_network
 from sqs_pyro.evaluation.classification import evaluate
 from sqs_pyro.inference.elbo_report import elbo_report
 from sqs_pyro.networks.calling import device_of, move_to, split_examples
 from sqs_pyro.networks.minibatches import minibatches
 from sqs_pyro.reporting.bounds_plot import write_bounds_picture
 from sqs_pyro.runs.bookkeeping import Progress, silent
-from sqs_pyro.runs.directory import BOUNDS, write_json
+from sqs_pyro.runs.directory import BOUNDS, PACKED, write_json
 from sqs_pyro.runs.recipe import AveragingRecipe, BoundsRecipe
 
 ENSEMBLE = "ensemble.safetensors"
@@ -51,6 +51,8 @@ def run_averaging(
         if recipe.pack:
             save(pack_ensemble(result, recipe.samples, **temperatures), directory / ENSEMBLE)
             average = load(directory / ENSEMBLE, net)  # from disk: what is judged is what is kept
+        elif guide.estimator == "one_hot" and not recipe.batch_norm_batches:
+            average = average_of_packed(load(directory / PACKED, net), recipe.samples, temperature=temperature)
         else:
             average = averaged_network(net, guide, recipe.samples, **temperatures, **own)
     mean = mean_network(result.hard, guide, **temperatures)

@@ -19,6 +19,7 @@ from sqs_pyro.packing.stored import METADATA
 from sqs_pyro.shipping.agreement import check_agreement
 from sqs_pyro.shipping.batch_norm import batch_norm_statistics, fold_batch_norm, reestimate_batch_norm
 from sqs_pyro.shipping.shipped import copied, shipped_network
+from sqs_pyro.shipping.widths import with_widths
 
 __all__ = [
     "batch_norm_statistics",
@@ -100,7 +101,8 @@ def pack(
             hard_network(_network_of(source), coded), coded, leftover_dtype or "float16", inputs
         )
         # leftover_dtype=None: they are rounded already, as judged; a second rounding could only differ from it.
-        packed = packed_network(dense, coded, layout=layout or "auto", leftover_dtype=None, metadata=metadata)
+        about = with_widths(metadata, source)
+        packed = packed_network(dense, coded, layout=layout or "auto", leftover_dtype=None, metadata=about)
     else:
         raise NetworkError(
             f"pack was given a {type(source).__name__}, but packs a SpikeGMMGuide or a CompressionResult."

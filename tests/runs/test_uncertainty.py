@@ -14,7 +14,10 @@ from sqs_pyro import load
 from sqs_pyro.cli import app
 from sqs_pyro.data import ShiftedLoader, load_data, parse_shift
 from sqs_pyro.evaluation.classification import predict
+from sqs_pyro.recipes import parse
 from sqs_pyro.runs.files import uncertainty_file
+from sqs_pyro.runs.images import run
+from sqs_pyro.runs.recipe import RunRecipe
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
@@ -78,6 +81,24 @@ def test_fewer_draws_and_a_single_file(small_run):
     metrics = json.loads((small_run / "metrics.json").read_text())
     assert single["predictors"]["packed file"]["nll"] == pytest.approx(metrics["compressed"]["nll"], abs=1e-6)
     assert single["predictors"]["packed file"]["entropy_auroc"] == {}
+
+
+def test_a_file_with_widths_is_drawn_from(small_run, small_recipe, tmp_path):
+    values = small_recipe.model_dump(mode="json", exclude_unset=True)
+    values["compression"] |= {
+        "allocation": "rate_distortion",
+        "estimator": "one_hot",
+        "gate_learning_rate": 0,
+        "prior": {"kind": "learned"},
+        "target_ratio": 12,
+    }
+    values["averaging"] = {"samples": 3, "temperature": 1.0}
+    metrics = run(parse(RunRecipe, values), tmp_path / "run", baselines_dir=small_run.parent / "baselines")
+    found = json.loads(_sqs("uncertainty", tmp_path / "run" / "packed.safetensors", "--draws", 3, "--json").stdout)
+    assert list(found["predictors"]) == ["packed file", "average of 3", "scaled"]
+    for name, measured in (("packed file", "compressed"), ("average of 3", "averaged")):
+        assert found["predictors"][name]["nll"] == pytest.approx(metrics[measured]["nll"], abs=1e-6)
+    assert metrics["averaged"]["nll"] != metrics["compressed"]["nll"]
 
 
 def test_what_is_printed_and_written(small_run, tmp_path):

@@ -45,6 +45,7 @@ from sqs_pyro.shipping.batch_norm import batch_norm_statistics, reestimate_batch
 from sqs_pyro.shipping.pack import hard_network
 from sqs_pyro.shipping.rehearsal import rehearse
 from sqs_pyro.shipping.shipped import check_stands_alone, copied, shipped_network
+from sqs_pyro.shipping.widths import with_widths
 
 __all__ = ["CompressionResult", "Finding", "StepRecord", "compress"]
 
@@ -193,7 +194,8 @@ def compress(
                 reestimate_batch_norm(unrounded, train_loader, recipe.batch_norm_batches)
             # Folded and rounded first, then packed: the file holds exactly these values.
             hard = shipped_network(unrounded, coded, recipe.leftover_dtype, inputs)
-            packed = running_network(hard, _packed(hard, coded, recipe, metadata))
+            about = with_widths(metadata, guide)
+            packed = running_network(hard, _packed(hard, coded, recipe, about))
             difference = None if inputs is None else check_agreement(hard, packed, inputs)
             anew = recipe.batch_norm_batches and batch_norm_statistics(unrounded)
         changed = anew or history[-1].stage != "frozen"  # since it was judged last

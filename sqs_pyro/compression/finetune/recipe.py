@@ -129,7 +129,9 @@ class CompressionRecipe(RecipeSection):
             objective stays the same.
         temperature: τ of the responsibilities when coding starts.
         final_temperature: τ at the end; in between it falls geometrically.
-        estimator: of the gradient through the draw: `straight_through`, `soft` or `concrete`.
+        estimator: of the gradient through the draw: `straight_through`, `soft` or `concrete`; or `one_hot`, which
+            adds the posterior's widths to the first, trains under them, and keeps them in the file to draw by. It
+            needs `rate_distortion`, whose E-step sets them.
         coding_start: fraction of the steps at which K-means makes the codebooks.
         freeze_start: fraction of the steps from which codes are frozen.
         refresh_every: steps between two renewals of the hard codes.
@@ -138,7 +140,7 @@ class CompressionRecipe(RecipeSection):
         optimizer: of these: `sgd`, or `adamw`, which transformers need.
         momentum: of `sgd`.
         weight_decay: of latents and other weights; norms and biases have none.
-        codebook_learning_rate: of component means and, unless the estimator is `straight_through`, widths and
+        codebook_learning_rate: of component means and, with the estimators `soft` and `concrete`, widths and
             mixing weights (Adam), relative to the layer's root mean square weight.
         gate_learning_rate: of gate logits (Adam); 0 leaves gates to pruning. Once the target rate is reached,
             gates of kept weights stay above ½, so that the count is exact.
@@ -171,7 +173,7 @@ class CompressionRecipe(RecipeSection):
     kl_every: int = Field(default=4, ge=1, le=100)
     temperature: float = Field(default=1.0, ge=1e-6, le=1e6)
     final_temperature: float = Field(default=0.05, ge=1e-6, le=1e6)
-    estimator: Literal["straight_through", "soft", "concrete"] = "straight_through"
+    estimator: Literal["straight_through", "one_hot", "soft", "concrete"] = "straight_through"
     coding_start: float = Field(default=0.5, ge=0, lt=1)
     freeze_start: float = Field(default=0.8, gt=0, le=1)
     refresh_every: int = Field(default=4, ge=1)
@@ -232,6 +234,11 @@ class CompressionRecipe(RecipeSection):
 
     @model_validator(mode="after")
     def _rate_distortion_decides_alone(self) -> "CompressionRecipe":
+        if self.estimator == "one_hot" and self.allocation != "rate_distortion":
+            raise ValueError(
+                f"allocation 'rate_distortion' beside estimator 'one_hot', not {self.allocation!r}: its E-step "
+                "says how wide weights are"
+            )
         if self.allocation != "rate_distortion":
             return self
         if self.prior.kind != "learned":

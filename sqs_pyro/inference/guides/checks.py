@@ -14,7 +14,9 @@ from sqs_pyro.inference.guides.windows import Windows
 
 #: Estimators that draw from q; the others make values to train a hard network with.
 DRAWING = ("local", "pathwise")
-_ESTIMATORS = (*DRAWING, "straight_through", "soft", "concrete")
+#: Estimators whose codes are hard: widths and mixing weights stay as K-means, or an E-step, has set them.
+HARD = ("one_hot", "straight_through")
+_ESTIMATORS = (*DRAWING, *HARD, "soft", "concrete")
 
 
 def check_arguments(

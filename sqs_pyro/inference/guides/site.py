@@ -1,5 +1,6 @@
 """The variational parameters of one compressed tensor."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from sqs_pyro.arguments import is_whole
 from sqs_pyro.distributions import Codebook, CodebookGMM, LatentSpikeAndSlab
+from sqs_pyro.distributions.assignment import HardValue
 from sqs_pyro.distributions.kmeans import kmeans_1d
 from sqs_pyro.distributions.temperatures import Temperatures
 from sqs_pyro.errors import ArgumentError, NetworkError
@@ -17,7 +19,7 @@ from sqs_pyro.inference.guides.windows import Windows
 from sqs_pyro.models.ownership import OwningModule
 from sqs_pyro.networks.weight_scale import LEAST_SCALE, weight_scale
 from sqs_pyro.packing import CodedTensor
-from sqs_pyro.packing.coded import count_codes
+from sqs_pyro.packing.coded import count_codes, look_up
 from sqs_pyro.packing.leftovers import round_to
 
 #: Weights that share a codebook: a layer's, an out-channel's, or so many consecutive ones.
@@ -193,6 +195,31 @@ class SiteGuide(OwningModule):
             self.gates(gate_temperature),
             self.latent,
             scale,
+            estimator=estimator,
+            spike_scale=self.spike_scale,
+            validate_args=False,
+        )
+
+    def one_hot_distribution(self, temperature: float, estimator: str, coded: bool) -> LatentSpikeAndSlab:
+        """Return q with its most probable symbols alone: the hard weight, and its component's width around it.
+
+        Args:
+            temperature: what the precision ``1/σ²`` is divided by.
+            estimator: of draws.
+            coded: whether codes are there already; else the hard weight is the latent.
+        """
+        gates = self.gates()
+        kept = (gates > 0.5).to(self.latent.dtype)
+        if coded:
+            codes = self.codes
+            value = HardValue.apply(self.grouped(self.latent), self.grouped(gates), self.loc, codes)
+            scale = look_up(self.scale.detach(), codes)
+        else:
+            value, scale = self.latent, self.scale.detach().mean(1, keepdim=True).expand(self.codes.shape)
+        return LatentSpikeAndSlab(
+            kept,
+            value.view(self.shape),
+            math.sqrt(temperature) * scale.reshape(self.shape),
             estimator=estimator,
             spike_scale=self.spike_scale,
             validate_args=False,

@@ -16,6 +16,7 @@ from sqs_pyro.errors import ArgumentError, NetworkError
 from sqs_pyro.inference.called import PyroCallable
 from sqs_pyro.inference.guides.checks import (
     DRAWING,
+    HARD,
     check_arguments,
     check_like_sites,
     check_support,
@@ -31,7 +32,7 @@ from sqs_pyro.inference.guides.windows import PerWeight, Windows
 from sqs_pyro.models.prediction import guide_predicts
 from sqs_pyro.packing import CodedTensor
 
-Estimator = Literal["local", "pathwise", "straight_through", "soft", "concrete"]
+Estimator = Literal["local", "pathwise", "one_hot", "straight_through", "soft", "concrete"]
 
 _LEAST_OPEN_LOGIT = 1e-3  # of the gate: λ = 0.50025
 
@@ -55,14 +56,16 @@ class SpikeGMMGuide(PosteriorGuide):
         temperature: τ of the responsibilities in training; an ordinary attribute, so a schedule can set it.
         evaluation_temperature: what the logits of codes *and* gates are divided by in evaluation mode: 1 draws
             from the posterior as its logits say, towards 0 draws become the hard network. By default codes are
-            drawn at ``temperature`` and gates at ``gate_temperature``, as in training.
+            drawn at ``temperature`` and gates at ``gate_temperature``, as in training. Of ``"one_hot"`` draws it
+            multiplies the variances, by default 1.
         evaluation_gate_temperature: of the gates alone, in place of ``evaluation_temperature``.
         gate_temperature: s in ``λ = sigmoid(g / s)``.
         estimator: ``"local"`` (draws of q, linear and convolutional layers output by output) and ``"pathwise"``
             (draws of q with unbiased gradients of higher variance) train the ELBO of q, widths and gates included.
             ``"straight_through"`` (hard value forward, identity gradient to survivors' latents; σ and π stay as
             K-means found them), ``"soft"`` (the expectation) and ``"concrete"`` (Gumbel-softmax codes and relaxed
-            gates) train the network that ships. See :class:`~sqs_pyro.distributions.SpikeGMM`.
+            gates) train the network that ships, and ``"one_hot"`` what is drawn around it: the first of these with
+            the components' widths, in training and evaluation mode. See :class:`~sqs_pyro.distributions.SpikeGMM`.
         groups: weights that share a codebook: ``"layer"``, ``"channel"`` (first dimension), or the number of
             consecutive weights of a tile.
         init: pretrained value of each site, by site name; by default ``model.site_values()``.
@@ -139,7 +142,7 @@ class SpikeGMMGuide(PosteriorGuide):
             # Against a density a point mass has an infinite KL: the spike takes a width of its own.
             if spike_scale is not None or (prior is not None and not has_atom(prior)):
                 site.spread_spike(getattr(prior, "spike_scale", None) if spike_scale is None else spike_scale)
-            site.learn_shape(estimator != "straight_through")
+            site.learn_shape(estimator not in HARD)
             if stage == "dense" and draws:
                 site.learn_widths(init_scale)
             self.sites[_key(name)] = site
@@ -188,7 +191,7 @@ class SpikeGMMGuide(PosteriorGuide):
         self._hold_codes()  # a stage may have been loaded into Pyro's store since the last draw
         # Temperatures are plain attributes that schedules set: checked where they are used.
         check_temperatures(temperature=self.temperature, gate_temperature=self.gate_temperature)
-        if self._trains() and self.stage == "coded" and self.estimator == "straight_through":
+        if self._trains() and self.stage == "coded" and self.estimator in HARD:
             # Hard codes follow the latents every few draws only: an argmax over K of every weight takes its time.
             if self.draws % self.refresh_every == 0:
                 for site in self.site_guides().values():
@@ -207,6 +210,10 @@ class SpikeGMMGuide(PosteriorGuide):
 
     def distribution(self, site: SiteGuide) -> CodebookGMM | LatentSpikeAndSlab:
         """Return the variational distribution of one site at the guide's present stage, mode and temperatures."""
+        if self.estimator == "one_hot":
+            if self._trains():
+                return site.one_hot_distribution(1.0, "local", self.stage != "dense")
+            return self._one_hot(site)
         if self.stage == "dense":
             return site.dense_distribution(self.gate_temperature, self.estimator if self._trains() else "pathwise")
         if not self._trains():
@@ -215,6 +222,15 @@ class SpikeGMMGuide(PosteriorGuide):
         estimator = "straight_through" if self.stage == "frozen" else self.estimator
         codes = site.codes if estimator == "straight_through" else None  # others take φ itself, or draw
         return site.coded_distribution(Temperatures(self.temperature, self.gate_temperature), estimator, codes)
+
+    def _one_hot(self, site: SiteGuide, temperature: float | None = None) -> LatentSpikeAndSlab:
+        temperature = temperature or self.evaluation_temperature or 1.0
+        return site.one_hot_distribution(temperature, "pathwise", self.stage != "dense")
+
+    @property
+    def _draws_codes(self) -> bool:
+        """Whether a draw of q is a discrete network."""
+        return self.stage != "dense" and self.estimator != "one_hot"
 
     def _trains(self) -> bool:
         return self.training and not guide_predicts()  # Predictive never calls eval()
@@ -385,7 +401,7 @@ class SpikeGMMGuide(PosteriorGuide):
             num_samples: S.
             temperature, gate_temperature: see :meth:`get_posterior`.
         """
-        if self.stage == "dense":
+        if not self._draws_codes:
             q = self.get_posterior(temperature=temperature, gate_temperature=gate_temperature)
             drawn_values = {name: q[name].sample(torch.Size([num_samples])) for name in self.site_names}
             return [{name: values[s] for name, values in drawn_values.items()} for s in range(num_samples)]
@@ -406,7 +422,7 @@ class SpikeGMMGuide(PosteriorGuide):
             temperature, gate_temperature: see :meth:`get_posterior`.
             codebook_dtype: codewords are rounded to this type.
         """
-        if self.stage == "dense":
+        if not self._draws_codes:
             drawn = self.draw_weights(num_samples, temperature, gate_temperature)
             return self.code_together(drawn, codebook_dtype)
         return [self.draw(temperature, gate_temperature, codebook_dtype) for _ in range(num_samples)]
@@ -447,7 +463,9 @@ class SpikeGMMGuide(PosteriorGuide):
             inclusion.site_name: inclusion.distribution() for inclusion in self.inclusions.values()
         }
         for name, site in self.site_guides().items():
-            if self.stage == "dense":
+            if self.estimator == "one_hot":
+                posterior[name] = self._one_hot(site, temperature)
+            elif self.stage == "dense":
                 of_gates = gate_temperature or self.gate_temperature * (temperature or 1.0)
                 posterior[name] = site.dense_distribution(of_gates, "pathwise")
             else:

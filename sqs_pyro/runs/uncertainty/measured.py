@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sqs_pyro.data import Data, Loader
 from sqs_pyro.errors import DataError
+from sqs_pyro.evaluation.averaging import average_of_packed
 from sqs_pyro.evaluation.calibration import fit_temperature
 from sqs_pyro.evaluation.classification import summarise
 from sqs_pyro.evaluation.predictive.classes import Uncertainty, summarise_uncertainty
@@ -18,20 +19,30 @@ from sqs_pyro.evaluation.predictive.detection import mixture_log_probabilities
 from sqs_pyro.evaluation.predictive.draws import predict_each
 from sqs_pyro.kernels import PackedEnsemble
 from sqs_pyro.reporting.uncertainty import Curves
+from sqs_pyro.shipping.widths import widths_of
 
 _POINTS = 200  # of a curve that is kept
+_DRAWS = 10  # where a file says how to draw and nobody how often
+_GREEDY = "packed file"
 _SHIFTED = ("accuracy", "nll", "ece", "brier")
 
 #: What the draws of a network say: log-probabilities ``[S, n, C]``.
 _Draws = Tensor
 
 
-def first_draws(net: nn.Module, draws: int | None, file: Path) -> nn.Module:
-    """Let an ensemble of a file average its first draws alone; None: all of them.
+def averaging(net: nn.Module, draws: int | None, file: Path) -> nn.Module:
+    """Return what averages a file's draws: an ensemble's own, its first ones, or draws around a network's weights.
+
+    Args:
+        net: of the file.
+        draws: how many; None: all of an ensemble, ten where widths say how to draw.
+        file: for messages.
 
     Raises:
         DataError: the file has not so many draws.
     """
+    if not isinstance(net, PackedEnsemble) and widths_of(net) is not None:
+        return average_of_packed(net, draws or _DRAWS)
     held = net.num_draws if isinstance(net, PackedEnsemble) else 1
     if draws is not None and not 1 <= draws <= held:
         raise DataError(f"--draws {draws} is impossible, because '{file}' holds {held}: give 1 to {held}.")
@@ -41,7 +52,11 @@ def first_draws(net: nn.Module, draws: int | None, file: Path) -> nn.Module:
 
 
 def measure_uncertainty(
-    net: nn.Module, data: Data, shifted: Mapping[str, Loader], foreign: Mapping[str, Loader]
+    net: nn.Module,
+    data: Data,
+    shifted: Mapping[str, Loader],
+    foreign: Mapping[str, Loader],
+    greedy: nn.Module | None = None,
 ) -> tuple[dict[str, Any], dict[str, Curves]]:
     """Evaluate a classifier and, where it averages draws, one of them; each scaled, too.
 
@@ -50,13 +65,15 @@ def measure_uncertainty(
         data: the temperature is fitted on its validation part, everything else is of the test part.
         shifted: test data that is shifted, with labels that still hold.
         foreign: inputs of no class.
+        greedy: the most probable network that the draws are around, if there is one; beside them in place of one.
 
     Returns:
         ``draws``, ``temperature`` and ``predictors``: by name figures, ``risk_coverage_area``, ``entropy_auroc``
         and ``information_auroc`` by input set, ``shifted`` figures by shift; and what is drawn of each predictor.
     """
+    others = {**shifted, **foreign}
     log_p, labels = predict_each(net, data.test)
-    heard = {name: predict_each(net, loader) for name, loader in {**shifted, **foreign}.items()}
+    heard = {name: predict_each(net, loader) for name, loader in others.items()}
     other = {name: each for name, (each, _) in heard.items()}
     known = {name: heard[name][1] for name in shifted}
     held_out, held_out_labels = predict_each(net, data.validation)
@@ -66,9 +83,12 @@ def measure_uncertainty(
         found = summarise_uncertainty(log_p, labels, other)
         return _document(found, {name: (other[name], known[name]) for name in shifted}), _curves(found)
 
-    whole = "packed file" if len(log_p) == 1 else f"average of {len(log_p)}"
+    whole = _GREEDY if len(log_p) == 1 else f"average of {len(log_p)}"
     found = {whole: figures(log_p, other)}
-    if len(log_p) > 1:
+    if greedy is not None:
+        alone = {name: predict_each(greedy, loader)[0] for name, loader in others.items()}
+        found = {_GREEDY: figures(predict_each(greedy, data.test)[0], alone), **found}
+    elif len(log_p) > 1:
         draws = [
             figures(log_p[s : s + 1], {name: each[s : s + 1] for name, each in other.items()})
             for s in range(len(log_p))
