@@ -1,13 +1,15 @@
-"""What a study measured: means and standard deviations over seeds, and which points are on the Pareto front."""
+"""What a study measured: means, deviations and differences over seeds, and who is on the Pareto front."""
 
 import csv
 import io
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sqs_pyro.atomic import write_text
+from sqs_pyro.reporting.paired import holm, paired_difference
 
 Document = Mapping[str, Any]
 
@@ -39,18 +41,21 @@ FIGURES = {
 """Names of a study's figures, and where ``metrics.json`` has them."""
 
 
-def summarise(name: str, results: Sequence[Document]) -> dict[str, Any]:
+def summarise(name: str, results: Sequence[Document], reference: str | None = None) -> dict[str, Any]:
     """Sum up the results of a study.
 
     Args:
         name: of the study.
         results: one for each run: ``variant``, ``point`` (a label), ``values`` (dotted keys), ``seed``,
             ``metrics`` (or None) and ``error`` (a sentence, or None).
+        reference: label of the variant that others are compared with; None: the first.
 
     Returns:
-        ``schema``, ``name``, ``versions``, and ``points``: for each variant and point of its grid ``seeds``,
-        ``errors`` (seed to sentence), ``by_seed`` (figure to list), ``mean``, ``sd`` (of a sample; None for one
-        seed), and ``front``: whether no other point has a smaller file and a better accuracy, or a better NLL.
+        ``schema``, ``name``, ``versions``, ``reference``, and ``points``: for each variant and point of its grid
+        ``seeds``, ``errors`` (seed to sentence), ``by_seed`` (figure to list), ``mean``, ``sd`` (of a sample; None
+        for one seed), ``front``: whether no other point has a smaller file and a better accuracy, or a better NLL,
+        and ``difference`` from the reference's point of the same values, or its only one: for each figure
+        ``mean``, ``interval``, ``p`` and ``p_holm`` (see :mod:`sqs_pyro.reporting.paired`).
     """
     points: dict[tuple[str, str], list[Document]] = {}
     for result in results:
@@ -61,8 +66,10 @@ def summarise(name: str, results: Sequence[Document]) -> dict[str, Any]:
         pairs = [(point["mean"]["file_bytes"], point["mean"][figure]) for point in finished]
         for point, is_on_front in zip(finished, on_front(pairs, larger_is_better=best is max), strict=True):
             point["front"][figure] = is_on_front
+    reference = reference or next((point["variant"] for point in summed_up), None)
+    _compare(summed_up, reference)
     versions = next((result["metrics"]["versions"] for result in results if result["metrics"]), None)
-    return {"schema": SCHEMA, "name": name, "versions": versions, "points": summed_up}
+    return {"schema": SCHEMA, "name": name, "versions": versions, "reference": reference, "points": summed_up}
 
 
 def on_front(pairs: Sequence[tuple[float, float]], *, larger_is_better: bool) -> list[bool]:
@@ -95,7 +102,37 @@ def _point(results: Sequence[Document]) -> dict[str, Any]:
         },
         "by_seed": by_seed,
         "front": {"accuracy": False, "nll": False},
+        "difference": {},
     }
+
+
+def _compare(points: Sequence[dict[str, Any]], reference: str | None) -> None:
+    """Write the differences from the reference into the other variants' points."""
+    theirs = [point for point in points if point["variant"] == reference]
+    others = [point for point in points if point["variant"] != reference]
+    for figure in FIGURES:
+        tested: dict[int, float] = {}  # p-values by place among the others
+        for i, point in enumerate(others):
+            same = [other for other in theirs if len(theirs) == 1 or other["values"] == point["values"]]
+            shared = _shared(figure, point, same[0]) if same else None
+            if shared is not None:
+                difference = paired_difference(*shared)
+                point["difference"][figure] = {**asdict(difference), "p_holm": None}
+                tested |= {} if difference.p is None else {i: difference.p}
+        # Holm's family is the figure's column: whoever reads it looks for the largest.
+        for i, p_holm in zip(tested, holm([*tested.values()]), strict=True):
+            others[i]["difference"][figure]["p_holm"] = p_holm
+
+
+def _shared(figure: str, point: Document, other: Document) -> tuple[list[float], list[float]] | None:
+    """Return a figure of two points at the seeds that both have."""
+    seeds = [seed for seed in point["seeds"] if seed in other["seeds"]]
+    if not seeds or any(figure not in each["by_seed"] for each in (point, other)):
+        return None
+    ours, theirs = (
+        [each["by_seed"][figure][each["seeds"].index(seed)] for seed in seeds] for each in (point, other)
+    )
+    return ours, theirs
 
 
 def _figure(metrics: Document, key: str) -> float | None:

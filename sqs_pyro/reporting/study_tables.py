@@ -1,7 +1,7 @@
-"""Tables of a study: a row a point, mean±standard deviation over seeds; what failed stands below."""
+"""Tables of a study: a row a point, mean±standard deviation over seeds; below, differences and what failed."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from sqs_pyro.reporting.fitted import FittedTable, Line
+from sqs_pyro.reporting.paired import FEWEST, LEVEL
 from sqs_pyro.reporting.printed import Report
 
 Document = Mapping[str, Any]
@@ -46,7 +47,23 @@ class Column:
         shown = self.form.format(self.value(mean))
         if not self.with_sd or sd is None:
             return shown
-        return f"{shown}±{self.form.format(abs(self.scale) * sd)}".replace("±0.", "±.")
+        return shown + self._spread(sd)
+
+    def difference(self, point: Document) -> str:
+        """Return a point's difference from the reference; stars say that it is beyond chance."""
+        found = point["difference"].get(self.figure)
+        if found is None:
+            return "-"
+        mean = self.scale * found["mean"]
+        shown = ("-" if mean < 0 else "+") + self.form.format(abs(mean))
+        if found["interval"] is None:
+            return shown
+        low, high = found["interval"]
+        stars = sum(p < 1 - LEVEL for p in (found["p"], found["p_holm"]))
+        return shown + self._spread((high - low) / 2) + "*" * stars
+
+    def _spread(self, figure: float) -> str:
+        return f"±{self.form.format(abs(self.scale) * figure)}".replace("±0.", "±.")
 
 
 ACCURACY = Column("accuracy, %", "accuracy", "{:.2f}", 100, with_sd=True)
@@ -93,12 +110,36 @@ def _tables(summary: Document, columns: Sequence[Column], *, mark_front: bool = 
         parts.append(Line("* on the Pareto front of accuracy and size", style="dim"))
     if any("averaged_nll" in point["mean"] for point in points):
         parts += [Line("Average over networks drawn from the posterior", style="bold"), _table(points, AVERAGED)]
+    parts += _differences(summary)
     failed = [(point, *failure) for point in points for failure in point["errors"].items()]
     parts += [Line(f"{point_name(point)}, seed {seed}: {error}", style="red") for point, seed, error in failed]
     return Report(*parts)
 
 
-def _table(points: Sequence[Document], columns: Sequence[Column], *, mark_front: bool = False) -> FittedTable:
+def _differences(summary: Document) -> list[RenderableType]:
+    """Return a table of differences from the reference, where there are seeds to pair."""
+    points = [point for point in summary["points"] if point["difference"] and len(point["seeds"]) > 1]
+    if not points:
+        return []
+    title = f"Differences from {summary['reference']} at the same seed"
+    if not any(point["difference"]["nll"]["interval"] for point in points):
+        return [Line(f"{title}: from {FEWEST} seeds on they can be told from chance", style="dim")]
+    return [
+        Line(f"{title}: mean±half of the {100 * LEVEL:.0f} % interval (paired t)", style="bold"),
+        _table(points, (ACCURACY, NLL, ECE, BRIER), text=Column.difference),
+        Line(
+            f"* the interval excludes 0; ** so it does with Holm's correction for {len(points)} comparisons", "dim"
+        ),
+    ]
+
+
+def _table(
+    points: Sequence[Document],
+    columns: Sequence[Column],
+    *,
+    mark_front: bool = False,
+    text: Callable[[Column, Document], str] = Column.text,
+) -> FittedTable:
     """Return a table in which points of a grid stand below their variant's name."""
     table = FittedTable("", *(column.title for column in columns))
     for variant, of_variant in groupby(points, key=lambda point: str(point["variant"])):
@@ -107,7 +148,7 @@ def _table(points: Sequence[Document], columns: Sequence[Column], *, mark_front:
                 table.add_row(variant)
             star = " *" if mark_front and point["front"]["accuracy"] else ""
             name = f"  {point['point']}" if point["point"] else variant
-            table.add_row(name + star, *(column.text(point) for column in columns))
+            table.add_row(name + star, *(text(column, point) for column in columns))
     return table
 
 

@@ -45,6 +45,7 @@ class StudyRecipe(RecipeSection):
         base: the run that variants change: a whole run recipe, or the path of one, relative to this file.
         seeds: every point is run with each of them.
         variants: labels and what each changes; without any, the base alone is the variant.
+        reference: label of the variant that the others are compared with; None is the first.
         grid: dotted keys and the values that every variant without a grid of its own runs through.
     """
 
@@ -52,6 +53,7 @@ class StudyRecipe(RecipeSection):
     base: dict[str, Any]
     seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = (0,)
     variants: dict[str, VariantRecipe] = Field(default_factory=dict)
+    reference: str | None = None
     grid: Grid = Field(default_factory=dict)
 
     def as_yaml(self) -> str:
@@ -128,6 +130,11 @@ def cells(study: StudyRecipe) -> list[Cell]:
     kind.parse(study.base, "base")  # by itself, so that its mistakes are not told as a variant's
     _check_values("seeds", study.seeds)
     variants = study.variants or {study.name: VariantRecipe()}
+    if study.reference not in {None, *variants}:
+        raise RecipeError(
+            f"Recipe key 'reference' is {shown(study.reference)}, which is no variant: take one of "
+            f"{', '.join(variants)}."
+        )
     found = [
         _cell(study, kind, label, variant, values, seed)
         for seed in study.seeds

@@ -169,7 +169,8 @@ def write_summary(
         What the JSON holds, see :func:`~sqs_pyro.reporting.study_summary.summarise`.
     """
     directory = resolved(out_dir)
-    summary = {"command": command, **summarise(study.name, [_plain(result) for result in results])}
+    plain = [_plain(result) for result in results]
+    summary = {"command": command, **summarise(study.name, plain, study.reference)}
     write_json(directory / f"{kind}.json", summary)
     write_csv(directory / f"{kind}.csv", summary)
     figure = sweep_figure(summary) if kind == "sweep" else comparison_figure(summary)

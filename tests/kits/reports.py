@@ -87,8 +87,10 @@ def _run() -> dict:
 def _study() -> dict:
     values = {"compression.nonzero_rate": 0.125, "compression.num_components": 16}
     results = [
-        result("outlier-aware windows", seed, metrics(0.9 + seed / 100, 0.25, 123_456), values) for seed in (0, 1)
+        result("outlier-aware windows", seed, metrics(0.9 + seed / 100, 0.25, 123_456), values)
+        for seed in range(3)
     ]
+    results += [result("equal-mass windows", seed, metrics(0.8 + seed**2 / 100), values) for seed in range(3)]
     return summarise("a study", [*results, result("broken", 0, None, error="The loss is not finite at step 12.")])
 
 

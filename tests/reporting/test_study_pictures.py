@@ -59,6 +59,36 @@ def test_averages_have_a_table_of_their_own():
     assert "0.1234" in text
 
 
+def _compared(*nlls, seeds=4):
+    """A reference and variants whose NLLs are larger by so much, give or take 0.01."""
+    offsets = {"reference": 0.0, **{f"variant {i}": nll for i, nll in enumerate(nlls)}}
+    results = [
+        result(name, seed, metrics(nll=0.1 + 0.02 * seed + (offset and offset + 0.01 * (-1) ** seed)))
+        for name, offset in offsets.items()
+        for seed in range(seeds)
+    ]
+    return _text(comparison_tables(summarise("s", results)))
+
+
+def test_stars_are_for_differences_beyond_chance():
+    lines = _compared(0.01, 0.02, -0.1).splitlines()  # p = 0.18, 0.04 and 0.0004
+    start = next(i for i, line in enumerate(lines) if "Differences from reference at the same seed" in line)
+    chance, alone, corrected = (
+        next(line for line in lines[start:] if line.startswith(f"variant {i}")).split() for i in range(3)
+    )
+    half = 3.1824463 * 0.01 * np.sqrt(4 / 3) / 2  # the quantile at 3 degrees of freedom times the standard error
+    spread = f"{half:.4f}".removeprefix("0")
+    assert chance[3] == f"+0.0100±{spread}"
+    assert alone[3] == f"+0.0200±{spread}*"
+    assert corrected[3] == f"-0.1000±{spread}**"
+    assert "Holm's correction for 3 comparisons" in lines[-1]
+
+
+def test_differences_of_two_seeds_are_not_told_from_chance():
+    assert "from 3 seeds on they can be told from chance" in _compared(0.1, seeds=2)
+    assert "Differences" not in _compared(0.1, seeds=1)
+
+
 def test_nothing_finished_is_said():
     text = _text(sweep_tables(summarise("s", [result("a", 0, None, error="No.")])))
     assert "every run failed" in text

@@ -86,12 +86,16 @@ def test_figures_that_a_run_lacks_are_left_out_not_guessed():
 def test_the_keys_of_the_document_stay():
     """Others read this file: what is here may grow, but a change of meaning raises SCHEMA."""
     averaged = metrics(averaged={"accuracy": 0.91, "nll": 0.19, "ece": 0.02, "brier": 0.09})
-    summary = summarise("study", [result("a", 0, averaged, {"compression.kl_weight": 0.1})])
+    values = {"compression.kl_weight": 0.1}
+    summary = summarise("study", [result(label, 0, averaged, values) for label in "ab"])
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     assert SCHEMA == summary["schema"] == 1
-    assert set(summary) == {"schema", "name", "versions", "points"}
-    (point,) = summary["points"]
-    assert set(point) == {"variant", "point", "values", "seeds", "errors", "mean", "sd", "by_seed", "front"}
+    assert set(summary) == {"schema", "name", "versions", "reference", "points"}
+    point, other = summary["points"]
+    assert set(other["difference"]["nll"]) == {"mean", "interval", "p", "p_holm"}
+    assert set(point) == {
+        *("variant", "point", "values", "seeds", "errors", "mean", "sd", "by_seed", "front", "difference"),
+    }
     assert set(point["mean"]) == set(point["sd"]) == set(point["by_seed"]) == set(FIGURES)
     assert set(FIGURES) >= {"accuracy", "nll", "ece", "brier", "file_bytes", "ratio", "nonzero_rate", "seconds"}
 

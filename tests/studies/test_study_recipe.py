@@ -96,6 +96,10 @@ def test_labels_of_points_are_short_where_they_can_be():
         ({"grid": {"compression.nonzero_rate": [0.1, 0.1]}}, "has the value 0.1 twice"),
         ({"grid": {"compression.nonzero_rate": 0.1}}, "'grid.compression.nonzero_rate' is 0.1, but should be a"),
         ({"grid": {"compression.nonzero_rate": [2]}}, r"Variant 'study \(nonzero_rate=2\)': .*but should be less"),
+        (
+            {"variants": {"a": {}, "b": {"set": {"compression.kl_weight": 2}}}, "reference": "c"},
+            "'reference' is 'c', which is no variant: take one of a, b",
+        ),
         ({"seeds": []}, "'seeds' is empty"),
         ({"seeds": [1, 1]}, "'seeds' has the value 1 twice"),
         ({"seeds": [-1]}, "'seeds.0' is -1"),
