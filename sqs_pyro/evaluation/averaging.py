@@ -146,7 +146,7 @@ def average_of_packed(
     packed network's. See :mod:`sqs_pyro.shipping.widths`.
 
     Args:
-        packed: as compressed with the estimator ``one_hot``, or loaded from such a file.
+        packed: as compressed with the allocation ``rate_distortion``, or loaded from such a file.
         num_samples: S, networks to draw.
         temperature: T.
         seed: of the draws, so that one file has one average; None follows torch's random state.

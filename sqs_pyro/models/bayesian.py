@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sqs_pyro.arguments import is_whole
 from sqs_pyro.distributions import SpikeAndMixture, SpikeAndSlab
 from sqs_pyro.errors import DataError, ModelError, NetworkError
+from sqs_pyro.models.likelihood_sites import LikelihoodSites
 from sqs_pyro.models.likelihoods import resolve
 from sqs_pyro.models.likelihoods.learned import taken
 from sqs_pyro.models.network_prior import Codebooks, FixedPrior, HyperPrior, NetworkPrior, SitePrior
@@ -143,14 +144,16 @@ class BayesianNetwork(OwningModule):
         # `drawn` is the joint shape of plates around the weights, () for one network.
         drawn, networks = drawn_networks({**weights, **self._point_estimates()}, own)
         outputs = [self._output(tensors, inputs) for tensors in networks]
+        sites = LikelihoodSites(len(outputs))  # of a likelihood that samples, noise say
         if y is None:
-            observations = [examples_of(self.likelihood(output)) for output in outputs]
+            observations = sites.for_each(outputs, lambda output: examples_of(self.likelihood(output)))
         else:
             # Where classes stand is decided by the first minibatch and stays: a later one may fit two readings.
             settled = settle(self.likelihood, outputs[0], y)
             if settled is not self.likelihood:  # one that is a module would change its place among the parameters
                 self.likelihood = settled
-            observed = [observe(self.likelihood, output, y) for output in outputs]
+            given = y
+            observed = sites.for_each(outputs, lambda output: observe(self.likelihood, output, given))
             observations, y = [observation for observation, _ in observed], observed[0][1]
         batch = observations[0].batch_shape[0]
         # An explicit subsample gives the factor N/B without drawing N random indices a step.

@@ -19,7 +19,7 @@ from sqs_pyro.packing.stored import METADATA
 from sqs_pyro.shipping.agreement import check_agreement
 from sqs_pyro.shipping.batch_norm import batch_norm_statistics, fold_batch_norm, reestimate_batch_norm
 from sqs_pyro.shipping.shipped import copied, shipped_network
-from sqs_pyro.shipping.widths import with_widths
+from sqs_pyro.shipping.widths import WIDTHS, with_widths
 
 __all__ = [
     "batch_norm_statistics",
@@ -101,7 +101,7 @@ def pack(
             hard_network(_network_of(source), coded), coded, leftover_dtype or "float16", inputs
         )
         # leftover_dtype=None: they are rounded already, as judged; a second rounding could only differ from it.
-        about = with_widths(metadata, source)
+        about = with_widths(metadata, source) if source.estimator == "one_hot" else metadata
         packed = packed_network(dense, coded, layout=layout or "auto", leftover_dtype=None, metadata=about)
     else:
         raise NetworkError(
@@ -162,7 +162,8 @@ def pack_ensemble(
         raise NetworkError(f"num_samples is {num_samples!r}, but must be a whole number of draws, at least 1.")
     # One rounding for all: draws that share a codebook are stored with it once.
     draws = guide.draw_networks(num_samples, temperature, gate_temperature, dtype)
-    about = with_metadata(about, metadata)
+    # Draws are there already; widths would be those of one network.
+    about = with_metadata({key: value for key, value in about.items() if key != WIDTHS}, metadata)
     return packed_ensemble(net, draws, layout=layout, leftover_dtype=None, metadata=about)
 
 

@@ -15,17 +15,16 @@ from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.packing.contents import parts_of_packed
 
-_KEY = "widths"
+#: Of the metadata.
+WIDTHS = "widths"
 
 
-def with_widths(metadata: Mapping[str, Any] | None, guide: SpikeGMMGuide) -> Mapping[str, Any] | None:
-    """Return what a file shall say of itself, with the widths of a guide that draws with one-hot codes."""
-    if guide.estimator != "one_hot":
-        return metadata
+def with_widths(metadata: Mapping[str, Any] | None, guide: SpikeGMMGuide) -> Mapping[str, Any]:
+    """Return what a file shall say of itself, with the widths of a guide's components."""
     # Four digits: a width is known to a few per cent at best.
     widths = {name: float(f"{float(site.scale.mean()):.4g}") for name, site in guide.site_guides().items()}
     same = len(set(widths.values())) == 1
-    return {**(metadata or {}), _KEY: next(iter(widths.values())) if same else widths}
+    return {**(metadata or {}), WIDTHS: next(iter(widths.values())) if same else widths}
 
 
 def widths_of(packed: nn.Module) -> dict[str, float] | None:
@@ -36,7 +35,7 @@ def widths_of(packed: nn.Module) -> dict[str, float] | None:
         PackedFileError: what the file says is no width.
     """
     _, weights, metadata, _ = parts_of_packed(packed)
-    said = metadata.get(_KEY)
+    said = metadata.get(WIDTHS)
     if said is None:
         return None
     widths = dict(said) if isinstance(said, Mapping) else dict.fromkeys(weights, said)
@@ -53,7 +52,7 @@ def needed_widths(packed: nn.Module) -> dict[str, float]:
     widths = widths_of(packed)
     if widths is None:
         raise NetworkError(
-            "This packed network has no widths to draw around: compress with estimator 'one_hot', whose posterior "
-            "the file then keeps, or draw from the guide."
+            "This packed network has no widths to draw by: compress with allocation 'rate_distortion', whose "
+            "E-step tells them to the file, or draw from the guide."
         )
     return widths

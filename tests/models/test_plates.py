@@ -184,3 +184,36 @@ class TestStackedDistribution:
         assert plates_around(torch.Size([S, 1]), -1) == (S, 1)
         assert plates_around(torch.Size([S]), -2) == (1, S)
         assert plates_around(torch.Size(), -1) == (1,)
+
+
+class TestALikelihoodThatSamples:
+    """Its sites have one value a network, as they have where networks are drawn one by one."""
+
+    @pytest.fixture
+    def model(self):
+        net = nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 1))
+
+        def likelihood(output):
+            scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+            shift = pyro.sample("shift", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            return dist.Normal(scale * output[..., 0] + shift.sum(), 1e-4)
+
+        return BayesianNetwork(net, num_data=20, likelihood=likelihood, include=".*")
+
+    @pytest.mark.parametrize("parallel", [False, True])
+    def test_predictions(self, model, parallel):
+        x = X.view(B, 8)
+        found = Predictive(model, {}, num_samples=S, parallel=parallel)(x)
+        scale, shift = found["scale"].reshape(S, 1), found["shift"].reshape(S, 2).sum(1, keepdim=True)
+        expected = scale * found["logits"].reshape(S, B) + shift
+        torch.testing.assert_close(found["obs"].reshape(S, B), expected, atol=1e-3, rtol=0)
+        assert len(scale.unique()) == S
+
+    def test_vectorized_particles(self, model):
+        guide = pyro.infer.autoguide.AutoDelta(model)
+        x, y = X.view(B, 8), torch.zeros(B)
+        losses = []
+        for vectorized in (False, True):
+            elbo = Trace_ELBO(num_particles=S, vectorize_particles=vectorized, max_plate_nesting=1)
+            losses.append(elbo.loss(model, guide, x, y))
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)

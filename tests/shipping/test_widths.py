@@ -62,6 +62,10 @@ def test_the_packed_network_is_left_as_it_is(result):
     assert torch.equal(result.network(x), before)
 
 
+def test_an_ensemble_has_draws_instead(result):
+    assert "widths" not in sqs_pyro.pack_ensemble(result, 2).packed_metadata
+
+
 def test_packing_the_guide_keeps_widths_too(result):
     assert widths_of(sqs_pyro.pack(result.guide)) == pytest.approx(widths_of(result.network))
 
@@ -69,7 +73,7 @@ def test_packing_the_guide_keeps_widths_too(result):
 def test_a_file_without_widths_cannot_be_drawn_from(result):
     plain = sqs_pyro.pack(result, metadata={"widths": None})
     assert widths_of(plain) is None
-    with pytest.raises(NetworkError, match="no widths to draw around: compress with estimator 'one_hot'"):
+    with pytest.raises(NetworkError, match="no widths to draw by: compress with allocation 'rate_distortion'"):
         average_of_packed(plain)
 
 

@@ -194,7 +194,9 @@ def compress(
                 reestimate_batch_norm(unrounded, train_loader, recipe.batch_norm_batches)
             # Folded and rounded first, then packed: the file holds exactly these values.
             hard = shipped_network(unrounded, coded, recipe.leftover_dtype, inputs)
-            about = with_widths(metadata, guide)
+            # K-means' widths are those of its cells; only an E-step's are a posterior's.
+            drawable = recipe.allocation == "rate_distortion"
+            about = with_widths(metadata, guide) if drawable else metadata
             packed = running_network(hard, _packed(hard, coded, recipe, about))
             difference = None if inputs is None else check_agreement(hard, packed, inputs)
             anew = recipe.batch_norm_batches and batch_norm_statistics(unrounded)

@@ -130,8 +130,8 @@ class CompressionRecipe(RecipeSection):
         temperature: τ of the responsibilities when coding starts.
         final_temperature: τ at the end; in between it falls geometrically.
         estimator: of the gradient through the draw: `straight_through`, `soft` or `concrete`; or `one_hot`, which
-            adds the posterior's widths to the first, trains under them, and keeps them in the file to draw by. It
-            needs `rate_distortion`, whose E-step sets them.
+            adds the posterior's widths to the first and trains under them. It needs `rate_distortion`, whose
+            E-step sets them.
         coding_start: fraction of the steps at which K-means makes the codebooks.
         freeze_start: fraction of the steps from which codes are frozen.
         refresh_every: steps between two renewals of the hard codes.

@@ -492,7 +492,7 @@ class TestPyro:
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"evaluation_temperature": 0.0}, "evaluation_temperature is 0.0, but must be positive"),
         ({"gate_temperature": -2.0}, "gate_temperature is -2.0"),
-        ({"estimator": "reinforce"}, "estimator 'reinforce' is unknown: use one of local, pathwise, str"),
+        ({"estimator": "reinforce"}, "estimator 'reinforce' is unknown: use one of local, pathwise, one_hot, str"),
         ({"windows": "equal_mass"}, r"windows is 'equal_mass', but must be a strategy such as PerWeight\(\)"),
         ({"refresh_every": 0}, "refresh_every is 0, but must be at least 1"),
         ({"stage": "warm"}, "stage 'warm' is unknown: use 'dense', 'coded' or 'frozen'"),

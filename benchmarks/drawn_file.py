@@ -1,0 +1,142 @@
+"""What a file of ratio 32 is worth that is drawn from, beside what else fits into as many bytes.
+
+ResNet-20 on Fashion-MNIST under the learned prior, as in recipes/fashion_mnist_rate_distortion.yaml: the packed
+network as it is, scaled by a temperature, and the average of ten networks drawn by the file's widths; the same of
+a network that was trained under its widths; and two networks of ratio 64, an ensemble in as many bytes.
+Compression differs by seed, the fp32 network is one. Temperatures are fitted on validation data; AUROCs are of
+2,000 test images turned or with noise, and of scikit-learn's digits. ``drawn_file.json`` beside this file keeps
+what it has of other seeds and kinds.
+
+    python benchmarks/drawn_file.py [--seeds 0 1 2 3 4] [--kinds packed trained ensemble] [--root DIR]
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from figures import write_figures
+from safetensors.torch import load_file
+from torch import nn
+
+from sqs_pyro import compress, load, save, size_report
+from sqs_pyro.data import Data, DataRecipe, ShiftedLoader, load_data, parse_shift
+from sqs_pyro.data.shifts import Resized
+from sqs_pyro.evaluation.averaging import average_of_packed
+from sqs_pyro.evaluation.calibration import TemperatureScaled, fit_temperature
+from sqs_pyro.evaluation.classification import predict
+from sqs_pyro.evaluation.peers.ensemble import deep_ensemble
+from sqs_pyro.evaluation.predictive.classes import evaluate_uncertainty
+from sqs_pyro.kernels.placing import unpack_weights
+from sqs_pyro.networks.registry import build_network
+
+HERE = Path(__file__).parent
+WEIGHTS = HERE.parent / "recipes/weights/fashion_mnist_resnet20.safetensors"
+FIGURES = HERE / "drawn_file.json"
+SHIFTS = ("rotation:45", "noise:0.5")
+DRAWS, MINIBATCHES = 10, 16
+COMPRESSION = {
+    "epochs": 4,
+    "learning_rate": 0.05,
+    "precision": "bfloat16",
+    "layout": "entropy",
+    "num_components": 8,
+    "prior": {"kind": "learned"},
+    "allocation": "rate_distortion",
+    "evaluate_every": 4,
+}
+
+
+def compressed(data: Data, seed: int, **options: Any) -> tuple[nn.Module, int]:
+    """The packed network as loaded from its file, and the file's bytes."""
+    net = build_network("resnet20", in_channels=1)
+    net.load_state_dict(load_file(WEIGHTS))
+    result = compress(net, data.train, {**COMPRESSION, **options}, seed=seed)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "packed.safetensors"
+        save(result.network, path)
+        return load(path, net), size_report(path).total
+
+
+def scaled(net: nn.Module, data: Data) -> nn.Module:
+    """At the temperature that suits half of the validation data, which is enough for one number."""
+    return TemperatureScaled(net, fit_temperature(*predict(net, list(islice(data.validation, 20)))))
+
+
+def predictors(kind: str, seed: int, data: Data) -> Iterator[tuple[str, nn.Module, int]]:
+    """Name, predictor and bytes."""
+    if kind == "ensemble":
+        members, sizes = zip(*(compressed(data, 10 * seed + i, target_ratio=64) for i in (1, 2)), strict=True)
+        yield "two files of ratio 64", deep_ensemble(lambda i: unpack_weights(members[i]), 2), sum(sizes)
+        return
+    estimator = "one_hot" if kind == "trained" else "straight_through"
+    net, size = compressed(data, seed, target_ratio=32, estimator=estimator)
+    average = average_of_packed(net, DRAWS)
+    name = "trained under widths" if kind == "trained" else "packed"
+    yield name, net, size
+    yield f"{name}, scaled", scaled(net, data), size
+    yield f"{name}, average of {DRAWS}", average, size
+
+
+def measure(kind: str, seed: int, root: str | None) -> dict[str, Any]:
+    data = load_data(DataRecipe(name="fashion_mnist", batch_size=128, validation=5000, root=root), seed)
+    digits = load_data(DataRecipe(name="digits")).test
+    others = {text: list(islice(ShiftedLoader(data.test, parse_shift(text)), MINIBATCHES)) for text in SHIFTS}
+    others["digits"] = list(ShiftedLoader(digits, Resized(data.input_shape)))
+    found = {}
+    for name, predictor, size in predictors(kind, seed, data):
+        own = evaluate_uncertainty(predictor, data.test, others)
+        found[name] = {
+            **asdict(own.figures),
+            "risk_coverage_area": own.risk_coverage.area,
+            "entropy_auroc": own.entropy_auroc,
+            "information_auroc": own.information_auroc,
+            "bytes": size,
+        }
+        print(f"  {name}: accuracy {own.figures.accuracy:.4f}, NLL {own.figures.nll:.4f}", flush=True)
+    return found
+
+
+def table(seeds: dict[str, dict[str, Any]]) -> None:
+    names = dict.fromkeys(name for found in seeds.values() for name in found)
+    print(f"| | seeds | accuracy, % | NLL | ECE, % | {' | '.join((*SHIFTS, 'digits'))} | bytes |")
+    print("|---" * (6 + len(SHIFTS) + 1) + "|")
+    for name in names:
+        rows = [found[name] for found in seeds.values() if name in found]
+
+        def mean(key: str, rows: list[dict[str, Any]] = rows) -> float:
+            return statistics.fmean(row[key] for row in rows)
+
+        found = [statistics.fmean(row["entropy_auroc"][key] for row in rows) for key in (*SHIFTS, "digits")]
+        aurocs = " | ".join(f"{value:.3f}" for value in found)
+        print(
+            f"| {name} | {len(rows)} | {100 * mean('accuracy'):.2f} | {mean('nll'):.4f} | "
+            f"{100 * mean('ece'):.2f} | {aurocs} | {round(mean('bytes')):,} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--kinds", nargs="+", default=["packed"], choices=["packed", "trained", "ensemble"])
+    parser.add_argument("--root", help="where Fashion-MNIST is")
+    args = parser.parse_args()
+    for seed in args.seeds:
+        for kind in args.kinds:
+            print(f"seed {seed}, {kind}", flush=True)
+            found = measure(kind, seed, args.root)
+            seeds = json.loads(FIGURES.read_text())["seeds"] if FIGURES.exists() else {}
+            seeds[str(seed)] = seeds.get(str(seed), {}) | found
+            write_figures(FIGURES, {"seeds": {key: seeds[key] for key in sorted(seeds)}})
+    table(json.loads(FIGURES.read_text())["seeds"])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # several of them side by side
+    main()
