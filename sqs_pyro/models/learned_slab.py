@@ -49,6 +49,19 @@ class LearnedSlab(NetworkPrior):
         self.scale = PyroParam(torch.stack(scales), constraints.positive)  # [sites]
         self.register_buffer("first_scale", torch.stack(scales))
 
+    def hold(self) -> None:
+        """Go back to the first σ₀ and stay there, until :meth:`learn`.
+
+        Weights of a network that has learned nothing yet are small, and slabs that follow them keep them so.
+        """
+        self.scale = self.get_buffer("first_scale").clone()
+        self.scale_unconstrained.requires_grad_(False)
+        self.scale_unconstrained.grad = None  # of zeros, momentum would go on
+
+    def learn(self) -> None:
+        """Learn σ₀ from here on, as at the start."""
+        self.scale_unconstrained.requires_grad_(True)
+
     def _first(self, name: str, weight: Tensor) -> Tensor:
         rms = weight_scale(weight.detach())
         given = self._given(name, weight.detach()) if callable(self._given) else self._given

@@ -62,6 +62,19 @@ class TestLearnedSlab:
         assert truth[:10].std() / 2 < best < 2 * truth[:10].std()
         assert float(priors["0.bias"].base_dist.slab.scale) == pytest.approx(0.7)  # which one number cannot teach
 
+    def test_holds_until_it_is_told_to_learn(self):
+        prior = LearnedSlab(slab_scale=0.3)
+        model = BayesianNetwork(mlp(), prior, num_data=60)
+        guide = SpikeGMMGuide(model, num_components=1)
+        x, y = next(iter(batches()))
+        svi = pyro.infer.SVI(model, guide, NaturalGradient(guide), SQSELBO())
+        moved = []
+        for change in (prior.learn, prior.hold, prior.learn):
+            change()
+            svi.step(x, y)
+            moved.append(bool((prior.scale - 0.3).abs().max() > 1e-4))
+        assert moved == [True, False, True]
+
     def test_starts_from_what_is_given(self):
         net = mlp()
 
