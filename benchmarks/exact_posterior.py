@@ -6,7 +6,7 @@ features are orthogonal it is of the guide's own family; where not, mean field h
 coordinate ascent of the same family (Carbonetto and Stephens 2012) says how large. The ELBO is computed in closed
 form from what was fitted, and may not be above the evidence.
 
-    python benchmarks/exact_posterior.py [--steps 8000] [--data-sets 20]
+    python benchmarks/exact_posterior.py [--steps 500] [--data-sets 20]
 """
 
 import argparse
@@ -123,7 +123,7 @@ def row(kind: str, seed: int, steps: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--data-sets", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()

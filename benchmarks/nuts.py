@@ -39,8 +39,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqs_pyro import SQSELBO, BayesianNetwork, SpikeAndSlab, SpikeGMMGuide
-from sqs_pyro.inference import NaturalGradient
-from sqs_pyro.models import Bernoulli, Gaussian
+from sqs_pyro.inference import GuideMixture, NaturalGradient
+from sqs_pyro.models import Bernoulli, Gaussian, LearnedSlab
 
 SPLITS = range(5)
 GAP = ("within", "gap", "beyond")
@@ -233,13 +233,41 @@ def spike_gmm(problem: Problem, options: argparse.Namespace) -> Predictive:
     def prior(name: str, weight: Tensor) -> SpikeAndSlab:
         return SpikeAndSlab(0.5, slab(name, weight))
 
-    model, steps = problem.model(prior), options.steps // 2
+    model = problem.model(prior)
     pyro.clear_param_store()
     guide = SpikeGMMGuide(model)
-    svi = SVI(model, guide, NaturalGradient(guide, 0.5, 0.2, steps=steps, gates_from=steps // 10), SQSELBO())
-    for _ in range(steps):
-        svi.step(*problem.train)
+    by_natural_gradients(model, guide, problem, options.steps // 2)
     return Predictive(model, guide=guide, num_samples=options.draws)
+
+
+def mixture_of_guides(problem: Problem, options: argparse.Namespace) -> Predictive:
+    """Four guides, each in half as many steps as AutoNormal takes; the widths of slabs are learned.
+
+    Two start with all gates open and two with gates where the prior has them.
+    """
+    model = problem.model(LearnedSlab(0.5, lambda name, weight: float(slab(name, weight).scale)))
+    pyro.clear_param_store()
+    starts = [GuideMixture.restarts(model, 2, initial_gate=gate) for gate in (5.0, 0.0)]
+    mixture = GuideMixture([member for start in starts for member in start.members])
+    for member in mixture.members:
+        model.prior.hold()
+        by_natural_gradients(model, member, problem, options.steps // 2, then=model.prior.learn)
+    return Predictive(model, guide=mixture, num_samples=options.draws)
+
+
+def by_natural_gradients(
+    model: BayesianNetwork,
+    guide: SpikeGMMGuide,
+    problem: Problem,
+    steps: int,
+    then: Callable[[], None] = lambda: None,
+) -> None:
+    """All data at every step; gates move after a tenth of the steps, and what is done then comes after a fifth."""
+    svi = SVI(model, guide, NaturalGradient(guide, 0.5, 0.2, steps=steps, gates_from=steps // 10), SQSELBO())
+    for step in range(steps):
+        if step == steps // 5:
+            then()
+        svi.step(*problem.train)
 
 
 def by_svi(model: Any, guide: Any, data: tuple[Tensor, ...], steps: int, loss: Any) -> None:
@@ -255,6 +283,7 @@ METHODS: dict[str, Callable[[Problem, argparse.Namespace], Predictive]] = {
     "MAP": maximum_a_posteriori,
     "AutoNormal": auto_normal,
     "SpikeGMMGuide": spike_gmm,
+    "GuideMixture": mixture_of_guides,
     "NUTS": nuts,
 }
 

@@ -84,7 +84,17 @@ class _Parts(NamedTuple):
 
 
 def _draw_outputs(parts: _Parts) -> Tensor:
-    """Draw the outputs of a linear map from their moments."""
+    """Draw the outputs of a linear map from their moments, which :func:`output_moments` finds again."""
+    mean, variance = _moments_of_outputs(parts)
+    if variance is None:
+        return mean
+    out = _NormalDraw.apply(mean, variance)
+    out._drawn_from = parts, out._version  # not the moments: autograd keeps the parts anyway
+    return out
+
+
+def _moments_of_outputs(parts: _Parts) -> tuple[Tensor, Tensor | None]:
+    """Return ``E y`` and, if anything is random, ``Var y``, given the data, which may be drawn themselves."""
     mean, variance = _moments(parts.weight)
     out = parts.apply(parts.x, mean)
     spread = None if variance is None else _of_squares(parts, variance)
@@ -93,7 +103,23 @@ def _draw_outputs(parts: _Parts) -> Tensor:
         out = out + mean
         if variance is not None:
             spread = variance.expand_as(out) if spread is None else spread + variance.to(spread.dtype)
-    return out if spread is None else _NormalDraw.apply(out, spread)
+    return out, spread
+
+
+def output_moments(output: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the mean and variance that a linear map's output was drawn from, as the output is shaped.
+
+    Expectations over this last draw need no draw then. None says that the tensor is no such output, nor a view of
+    one, or has been changed in place.
+    """
+    drawn = output if output._base is None else output._base
+    parts, version = getattr(drawn, "_drawn_from", (None, 0))
+    if parts is None or drawn._version != version or not drawn.is_contiguous():
+        return None
+    view = output.shape, output.stride(), output.storage_offset()
+    mean, variance = _moments_of_outputs(parts)
+    assert variance is not None  # or nothing would have been drawn
+    return mean.contiguous().as_strided(*view), variance.to(mean.dtype).contiguous().as_strided(*view)
 
 
 def _moments(value: Tensor) -> tuple[Tensor, Tensor | None]:

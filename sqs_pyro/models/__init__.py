@@ -3,6 +3,7 @@
 from sqs_pyro.models.bayesian import BayesianNetwork
 from sqs_pyro.models.catalogue import digits_net, resnet18, resnet20, resnet32, resnet44, resnet50, resnet56
 from sqs_pyro.models.learned_prior import LearnedPrior
+from sqs_pyro.models.learned_slab import LearnedSlab
 from sqs_pyro.models.likelihoods import (
     Bernoulli,
     Categorical,
@@ -31,6 +32,7 @@ __all__ = [
     "HierarchicalInclusion",
     "LearnedGaussian",
     "LearnedPrior",
+    "LearnedSlab",
     "NegativeBinomial",
     "NetworkPrior",
     "Poisson",

@@ -8,7 +8,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from sqs_pyro.distributions import Codebook, CodebookGMM, LatentSpikeAndSlab, SpikeGMM
-from sqs_pyro.distributions.local_draw import LocalDraw
+from sqs_pyro.distributions.local_draw import LocalDraw, output_moments
 
 DRAWS = 100_000
 DOUBLE = {"dtype": torch.float64}
@@ -222,6 +222,25 @@ def test_other_operations_work_with_the_draw(net):
     first, second = (out if torch.is_tensor(out) else out[0] for out in (first, second))
     assert type(first) is torch.Tensor
     torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize(
+    "view", [lambda y: y, lambda y: y[:, 0], lambda y: y.squeeze(1), lambda y: y.unsqueeze(0)], ids=range(4)
+)
+def test_outputs_are_drawn_from_their_moments(view):
+    x = torch.randn(6, 3)
+    weight, bias = local_draw((1, 3)), local_draw((1,), 1)
+    mean, variance = output_moments(view(F.linear(x, weight, bias)))
+    (m, v), (n, u) = weight.moments, bias.moments
+    torch.testing.assert_close(mean, view(x @ m.T + n))
+    torch.testing.assert_close(variance, view(x.square() @ v.T + u))
+
+
+def test_what_is_no_draw_has_no_moments():
+    out = F.linear(torch.randn(6, 3), local_draw((2, 3)))
+    assert output_moments(out * 1) is None and output_moments(torch.randn(2)) is None
+    out.mul_(2)
+    assert output_moments(out) is None
 
 
 def test_squares_are_not_kept():

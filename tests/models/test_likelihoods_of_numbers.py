@@ -11,9 +11,11 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 from sklearn.metrics import r2_score
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from sqs_pyro import SQSELBO, BayesianNetwork, SpikeGMMGuide, compress
+from sqs_pyro.distributions.local_draw import LocalDraw
 from sqs_pyro.errors import DataError, NetworkError
 from sqs_pyro.evaluation.judging import judge_by
 from sqs_pyro.models import Gaussian, HeteroscedasticGaussian, LearnedGaussian, NegativeBinomial, Poisson
@@ -33,6 +35,37 @@ SCALES = [0.3, 1.0, 2.5]
 def negative_binomial(output, dispersion):
     mean = output.exp().double().numpy()
     return scipy.stats.nbinom(1 / dispersion, 1 / (1 + dispersion * mean))
+
+
+@pytest.mark.parametrize("likelihood", [Gaussian(SCALES), LearnedGaussian(0.3)], ids=["known", "learned"])
+def test_expectation_over_the_last_layer(likelihood):
+    torch.manual_seed(0)
+    mean, variance = torch.randn(D, 4), torch.rand(D, 4)
+    x = torch.randn(B, 4)
+    out = F.linear(x, LocalDraw.of(mean * 1, mean, variance))
+    distribution, value = observe(likelihood, out, NUMBERS)
+    assert distribution.expand((2, B)).log_prob(value).shape == (2, B)
+    assert torch.equal(distribution.mean, out)  # samples are of the network that was drawn
+    means, spread = x @ mean.T, (x.square() @ variance.T).sqrt()
+    nodes, mass = (torch.tensor(v).float() for v in np.polynomial.hermite_e.hermegauss(8))
+    scale = torch.as_tensor(likelihood.scale).detach()
+    density = torch.distributions.Normal(means + nodes[:, None, None] * spread, scale).log_prob(NUMBERS)
+    expected = (density * (mass / mass.sum())[:, None, None]).sum((0, 2))
+    torch.testing.assert_close(distribution.log_prob(value), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_particles": 3, "vectorize_particles": True}], ids=["one", "three"])
+def test_linear_regression_has_no_noise(options):
+    pyro.enable_validation(True)
+    model = BayesianNetwork(nn.Linear(4, 1), likelihood=Gaussian(0.5), num_data=3 * B, include=".*")
+    guide = SpikeGMMGuide(model, num_components=1, initial_gate=0.3)
+    x, y = torch.randn(B, 4), torch.randn(B, 1)
+    elbo = SQSELBO(max_plate_nesting=1, **options)
+    first, second = (elbo.differentiable_loss(model, guide, x, y) for _ in range(2))
+    torch.testing.assert_close(first, second)
+    with torch.no_grad():  # of exact draws, as many of them
+        draws = torch.tensor([SQSELBO().loss(model, guide, x, y) for _ in range(2000)])
+    assert abs(draws.mean() - first.item()) < 4 * draws.std() / 2000**0.5
 
 
 @pytest.mark.parametrize(

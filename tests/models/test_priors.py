@@ -15,9 +15,12 @@ from sqs_pyro import SQSELBO, BayesianNetwork, SpikeGMMGuide, compress, size_rep
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe, PriorRecipe
 from sqs_pyro.distributions import SpikeAndMixture, kl_bound
 from sqs_pyro.errors import NetworkError, RecipeError
+from sqs_pyro.inference import NaturalGradient
 from sqs_pyro.models import (
+    Gaussian,
     HierarchicalInclusion,
     LearnedPrior,
+    LearnedSlab,
     gaussian_spike_prior,
     normal_prior,
     scale_matched_prior,
@@ -38,6 +41,56 @@ def batches(n: int = 60, batch: int = 12) -> torch.utils.data.DataLoader:
     y = torch.arange(n) % 2
     x = torch.randn(n, 6) + 3 * y[:, None]
     return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=batch)
+
+
+class TestLearnedSlab:
+    def test_learns_the_width_of_included_weights(self):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(30, 1))
+        x, truth = torch.randn(200, 30), 4 * torch.randn(30) * (torch.arange(30) < 10)
+        model = BayesianNetwork(net, LearnedSlab(0.5, 0.7), Gaussian(0.5), num_data=200, include=".*")
+        guide = SpikeGMMGuide(model, num_components=1)
+        svi = pyro.infer.SVI(model, guide, NaturalGradient(guide, others_args={"lr": 0.05}), SQSELBO())
+        for _ in range(400):
+            svi.step(x, (x @ truth + 3 + 0.5 * torch.randn(200))[:, None])
+        weight, _ = guide.site_guides().values()
+        gates = weight.gates()
+        squares = weight.latent.square() + weight.latent_scale.square()
+        best = ((gates * squares).sum() / gates.sum()).sqrt()  # where the KL's slope is 0
+        priors = model.priors
+        torch.testing.assert_close(priors["0.weight"].base_dist.slab.scale.flatten()[0], best, rtol=0.02, atol=0)
+        assert truth[:10].std() / 2 < best < 2 * truth[:10].std()
+        assert float(priors["0.bias"].base_dist.slab.scale) == pytest.approx(0.7)  # which one number cannot teach
+
+    def test_holds_until_it_is_told_to_learn(self):
+        prior = LearnedSlab(slab_scale=0.3)
+        model = BayesianNetwork(mlp(), prior, num_data=60)
+        guide = SpikeGMMGuide(model, num_components=1)
+        x, y = next(iter(batches()))
+        svi = pyro.infer.SVI(model, guide, NaturalGradient(guide), SQSELBO())
+        moved = []
+        for change in (prior.learn, prior.hold, prior.learn):
+            change()
+            svi.step(x, y)
+            moved.append(bool((prior.scale - 0.3).abs().max() > 1e-4))
+        assert moved == [True, False, True]
+
+    def test_starts_from_what_is_given(self):
+        net = mlp()
+
+        def scales(prior):
+            return [own.base_dist.slab.scale.max().item() for own in BayesianNetwork(net, prior).priors.values()]
+
+        rms = [float(w.detach().square().mean().sqrt()) for n, w in net.named_parameters() if n.endswith("weight")]
+        assert scales(LearnedSlab()) == pytest.approx(rms)
+        assert scales(LearnedSlab(slab_scale=0.3)) == pytest.approx([0.3, 0.3])
+        assert scales(LearnedSlab(0.2, lambda name, weight: weight.shape[1])) == pytest.approx([6, 16])
+
+    def test_sentences(self):
+        with pytest.raises(NetworkError, match="inclusion is 1, but must be above 0 and below 1"):
+            LearnedSlab(1)
+        with pytest.raises(NetworkError, match=r"slab_scale of '0.weight' is -1.0, but must be a positive number"):
+            BayesianNetwork(mlp(), LearnedSlab(slab_scale=-1.0))
 
 
 class TestScaleMatched:

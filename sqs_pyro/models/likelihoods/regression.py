@@ -9,6 +9,7 @@ from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
+from sqs_pyro.distributions.local_draw import output_moments
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.models.likelihoods.arguments import of_outputs, positive_numbers
 from sqs_pyro.models.likelihoods.learned import LearnedLikelihood
@@ -78,5 +79,35 @@ class HeteroscedasticGaussian:
         return dist.Normal(mean, log_scale.exp()).to_event(mean.dim() - 1)
 
 
-def _normal(mean: Tensor, scale: Tensor) -> dist.TorchDistribution:
-    return dist.Normal(mean, of_outputs(_SCALE, scale, mean)).to_event(mean.dim() - 1)
+class ExpectedNormal(dist.Normal):
+    """``N(f, σ²)`` of a mean f that was drawn from known moments; ``log_prob`` is the expectation over f.
+
+    ``E log N(y; f, σ²) = log N(y; E f, σ²) - Var f / 2σ²``: of a network that ends with a random linear
+    layer, the ELBO needs no draw of that layer. Samples are of the f that was drawn.
+
+    Args:
+        drawn: f, ``[*shape]``.
+        scale: σ.
+        mean, variance: of f, ``[*shape]``.
+    """
+
+    def __init__(self, drawn: Tensor, scale: Tensor, mean: Tensor, variance: Tensor) -> None:
+        super().__init__(drawn, scale, validate_args=False)
+        self.mean_of_loc, self.variance_of_loc = mean, variance
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "ExpectedNormal":
+        """Return the same with a larger batch shape."""
+        shape = torch.Size(batch_shape)
+        parts = (self.loc, self.scale, self.mean_of_loc, self.variance_of_loc)
+        return ExpectedNormal(*(part.expand(shape) for part in parts))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return ``E log N(value; f, σ²)``."""
+        around = dist.Normal(self.mean_of_loc, self.scale, validate_args=False)
+        return around.log_prob(value) - self.variance_of_loc / (2 * self.scale.square())
+
+
+def _normal(output: Tensor, scale: Tensor) -> dist.TorchDistribution:
+    scale, moments = of_outputs(_SCALE, scale, output), output_moments(output)
+    normal = dist.Normal(output, scale) if moments is None else ExpectedNormal(output, scale, *moments)
+    return normal.to_event(output.dim() - 1)
