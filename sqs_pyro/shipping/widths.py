@@ -22,7 +22,7 @@ WIDTHS = "widths"
 def with_widths(metadata: Mapping[str, Any] | None, guide: SpikeGMMGuide) -> Mapping[str, Any]:
     """Return what a file shall say of itself, with the widths of a guide's components."""
     # Four digits: a width is known to a few per cent at best.
-    widths = {name: float(f"{float(site.scale.mean()):.4g}") for name, site in guide.site_guides().items()}
+    widths = {name: float(f"{site.scale.mean().item():.4g}") for name, site in guide.site_guides().items()}
     same = len(set(widths.values())) == 1
     return {**(metadata or {}), WIDTHS: next(iter(widths.values())) if same else widths}
 

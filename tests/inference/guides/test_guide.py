@@ -45,6 +45,17 @@ def nearest(values: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     return (values.unsqueeze(-1) - levels).abs().amin(-1)
 
 
+def test_codebooks_weigh_weights_by_their_precision(model):
+    guide = SpikeGMMGuide(model, 1)  # with one codeword a layer: the mean
+    for site in guide.site_guides().values():
+        site.latent_scale = torch.rand(site.shape) + 0.01
+        site.mask = torch.rand(site.shape) < 0.7
+    guide.start_coding()
+    for site in guide.site_guides().values():
+        kept, precision = site.latent[site.mask], 1 / site.latent_scale[site.mask] ** 2
+        torch.testing.assert_close(site.loc[0, 0], (precision * kept).sum() / precision.sum())
+
+
 class TestStages:
     def test_dense_draws_are_the_pretrained_weights(self, model):
         guide = SpikeGMMGuide(model, K, stage="dense", estimator="straight_through")
