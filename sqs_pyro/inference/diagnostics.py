@@ -112,6 +112,8 @@ def _of_guide(model: Any, guide: SpikeGMMGuide, averaging: bool, recipe: Trained
             if value < THRESHOLDS[kind] and kind not in intended
         ]
     findings += _compared(guide, recipe) + _grown(model, guide, recipe)
+    if averaging and guide.stage == "dense":
+        findings += _shared_batch_norm(model, guide)
     if averaging and guide.stage != "dense":
         findings += inert_averaging(guide)
     return findings
@@ -224,6 +226,26 @@ def inert_averaging(
     if remedy is not None:
         repair = f"an evaluation temperature of {remedy:.2g} makes {disagreement:.0%} differ"
     return [finding("inert_averaging", None, measured, repair=repair)]
+
+
+def _shared_batch_norm(model: Any, guide: SpikeGMMGuide) -> list[Finding]:
+    """Return a finding if draws are far from their mean, and batch norms have one network's statistics for all."""
+    net = getattr(model, "net", None)
+    norms = net.modules() if isinstance(net, nn.Module) else ()
+    if not any(isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.track_running_stats for norm in norms):
+        return []
+    posterior: dict[str, Any] = guide.get_posterior()
+    # Biases before a norm drop out of it, and others are drawn with whatever width: layers decide.
+    layers = [name for name, site in guide.site_guides().items() if len(site.shape) > 1]
+    found = {name: _size_in_widths(posterior[name]) for name in layers}
+    worst = min(found, key=found.__getitem__, default=None)
+    if worst is None or found[worst] >= THRESHOLDS["shared_batch_norm"]:
+        return []
+    return [finding("shared_batch_norm", worst, found[worst], width=1 / max(found[worst], 1e-6))]
+
+
+def _size_in_widths(q: Any) -> float:
+    return float((q.mean.square().sum() / q.variance.sum().clamp(min=1e-30)).sqrt())
 
 
 def _gate_measures(site: SiteGuide, gates: Tensor, has_spike: bool, closed_on_purpose: bool) -> dict[str, float]:

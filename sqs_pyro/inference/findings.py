@@ -17,6 +17,7 @@ THRESHOLDS = {
     "equal_gates": 1e-6,  # difference of the network's largest and smallest gate logit
     "grown_weights": 0.01,  # root mean square of the pretrained weights in units of the present one
     "uncompressed": 0.9,  # share of the network's parameters that is compressed
+    "shared_batch_norm": 5.0,  # root mean square of a layer's weights in units of the width they are drawn with
     "unrepeatable": 1.0,  # 1 / (1 + relative difference of a network's outputs from one call to the next)
 }
 _SENTENCES = {
@@ -46,6 +47,9 @@ _SENTENCES = {
     "they had to grow from almost nothing, lower learning_rate{or_kl}.",
     "uncompressed": "Only {measured:.1%} of the network's {total:,} parameters are compressed; the largest others "
     "are {largest}. Name what is to be compressed in include=[...], which replaces the choice by layer type.",
+    "shared_batch_norm": "Weights of '{site}' are drawn with a width of {width:.0%} of their size, and what batch "
+    "norms do to a draw's activations, running statistics do not know: predict with averaged_network(model.net, "
+    "guide, loader=train, batch_norm_batches=15), where each draw has statistics of its own.",
     "unrepeatable": "The network's outputs differ from call to call even in evaluation mode, so that packed and "
     "dense weights could not be compared; make its forward follow torch's random state and `training`.",
 }
