@@ -23,6 +23,7 @@ from sqs_pyro.inference.guides.posterior import PosteriorGuide
 from sqs_pyro.isolation import isolating
 from sqs_pyro.kernels.placing import unpack_weights
 from sqs_pyro.models.bayesian import BayesianNetwork
+from sqs_pyro.networks.calling import device_of
 from sqs_pyro.networks.drawn import AverageOfDraws, leave_to_draws
 from sqs_pyro.packing.stored import stored_weights
 from sqs_pyro.shipping.pack import batch_norm_statistics, network_with, reestimate_batch_norm
@@ -166,7 +167,7 @@ def average_of_packed(
         {name: value + spread[name] * torch.randn(value.shape) for name, value in centre.items()}
         for _ in range(num_samples)
     ]
-    return AveragedNetwork(unpack_weights(copy.deepcopy(packed)), draws)
+    return AveragedNetwork(unpack_weights(copy.deepcopy(packed)), draws).to(device_of(packed))
 
 
 def with_own_statistics(

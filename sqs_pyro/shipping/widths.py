@@ -13,18 +13,22 @@ from sqs_pyro.arguments import is_positive
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
-from sqs_pyro.packing.contents import parts_of_packed
+from sqs_pyro.packing.contents import parts_of_packed, with_metadata
 
-#: Of the metadata.
-WIDTHS = "widths"
+#: Of the metadata; by a name that nobody gives to something else.
+WIDTHS = "posterior_widths"
 
 
 def with_widths(metadata: Mapping[str, Any] | None, guide: SpikeGMMGuide) -> Mapping[str, Any]:
-    """Return what a file shall say of itself, with the widths of a guide's components."""
+    """Return what a file shall say of itself, with the widths of a guide's components.
+
+    Raises:
+        NetworkError: the metadata is no mapping.
+    """
     # Four digits: a width is known to a few per cent at best.
     widths = {name: float(f"{site.scale.mean().item():.4g}") for name, site in guide.site_guides().items()}
     same = len(set(widths.values())) == 1
-    return {**(metadata or {}), WIDTHS: next(iter(widths.values())) if same else widths}
+    return with_metadata({WIDTHS: next(iter(widths.values())) if same else widths}, metadata)
 
 
 def widths_of(packed: nn.Module) -> dict[str, float] | None:
@@ -41,7 +45,7 @@ def widths_of(packed: nn.Module) -> dict[str, float] | None:
     widths = dict(said) if isinstance(said, Mapping) else dict.fromkeys(weights, said)
     if set(widths) != set(weights) or not all(is_positive(width) for width in widths.values()):
         raise PackedFileError(
-            f"The packed file's widths are {shown(said)}, but must be one positive number, or one for each "
+            f"The packed file's {WIDTHS} are {shown(said)}, but must be one positive number, or one for each "
             "compressed tensor."
         )
     return widths

@@ -9,7 +9,7 @@ from sqs_pyro.compression.finetune.call import compress
 from sqs_pyro.errors import NetworkError, PackedFileError, RecipeError
 from sqs_pyro.evaluation.averaging import average_of_packed, averaged_network
 from sqs_pyro.kernels.network import dense_state
-from sqs_pyro.shipping.widths import widths_of
+from sqs_pyro.shipping.widths import WIDTHS, widths_of
 
 RECIPE = {
     "epochs": 4,
@@ -63,7 +63,7 @@ def test_the_packed_network_is_left_as_it_is(result):
 
 
 def test_an_ensemble_has_draws_instead(result):
-    assert "widths" not in sqs_pyro.pack_ensemble(result, 2).packed_metadata
+    assert WIDTHS not in sqs_pyro.pack_ensemble(result, 2).packed_metadata
 
 
 def test_packing_the_guide_keeps_widths_too(result):
@@ -71,7 +71,7 @@ def test_packing_the_guide_keeps_widths_too(result):
 
 
 def test_a_file_without_widths_cannot_be_drawn_from(result):
-    plain = sqs_pyro.pack(result, metadata={"widths": None})
+    plain = sqs_pyro.pack(result, metadata={WIDTHS: None})
     assert widths_of(plain) is None
     with pytest.raises(NetworkError, match="no widths to draw by: compress with allocation 'rate_distortion'"):
         average_of_packed(plain)
@@ -81,11 +81,19 @@ def test_a_file_without_widths_cannot_be_drawn_from(result):
 def test_wrong_widths_are_refused(result, said):
     with pytest.raises(PackedFileError, match="must be one positive number, or one for each"):
         wrong = sqs_pyro.pack(result)
-        before, wrong.packed_metadata = wrong.packed_metadata, {**wrong.packed_metadata, "widths": said}
+        before, wrong.packed_metadata = wrong.packed_metadata, {**wrong.packed_metadata, WIDTHS: said}
         try:
             widths_of(wrong)
         finally:
             wrong.packed_metadata = before
+
+
+def test_other_metadata_stay(result):
+    with pytest.raises(NetworkError, match="metadata is a str"):
+        sqs_pyro.pack(result.guide, metadata="mine")
+    packed = sqs_pyro.pack(result.guide, metadata={"widths": [6, 16, 3]})
+    assert packed.packed_metadata["widths"] == [6, 16, 3]
+    assert widths_of(packed) is not None
 
 
 def test_only_an_e_step_can_set_them():
