@@ -18,6 +18,7 @@ from sqs_pyro.inference.guides.site import SiteGuide
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.isolation import isolated
 from sqs_pyro.models.network_prior import FixedPrior, NetworkPrior
+from sqs_pyro.networks.batch_statistics import has_statistics
 from sqs_pyro.networks.coverage import Coverage, Uncompressed, coverage
 from sqs_pyro.networks.weight_scale import weight_scale
 
@@ -232,7 +233,7 @@ def _shared_batch_norm(model: Any, guide: SpikeGMMGuide) -> list[Finding]:
     """Return a finding if draws are far from their mean, and batch norms have one network's statistics for all."""
     net = getattr(model, "net", None)
     norms = net.modules() if isinstance(net, nn.Module) else ()
-    if not any(isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.track_running_stats for norm in norms):
+    if not any(map(has_statistics, norms)) or getattr(model, "batch_norm_inputs", None) is not None:
         return []
     posterior: dict[str, Any] = guide.get_posterior()
     # Biases before a norm drop out of it, and others are drawn with whatever width: layers decide.

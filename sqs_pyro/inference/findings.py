@@ -48,8 +48,9 @@ _SENTENCES = {
     "uncompressed": "Only {measured:.1%} of the network's {total:,} parameters are compressed; the largest others "
     "are {largest}. Name what is to be compressed in include=[...], which replaces the choice by layer type.",
     "shared_batch_norm": "Weights of '{site}' are drawn with a width of {width:.0%} of their size, and what batch "
-    "norms do to a draw's activations, running statistics do not know: predict with averaged_network(model.net, "
-    "guide, loader=train, batch_norm_batches=15), where each draw has statistics of its own.",
+    "norms do to a draw's activations, running statistics do not know: set model.batch_norm_inputs to a minibatch "
+    "of training inputs, or average by averaged_network(model.net, guide, loader=train, batch_norm_batches=15): "
+    "each draw then has statistics of its own.",
     "unrepeatable": "The network's outputs differ from call to call even in evaluation mode, so that packed and "
     "dense weights could not be compared; make its forward follow torch's random state and `training`.",
 }

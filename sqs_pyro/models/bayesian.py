@@ -21,6 +21,7 @@ from sqs_pyro.models.ownership import OwningModule, claim, point_estimate, show_
 from sqs_pyro.models.prediction import predicting
 from sqs_pyro.models.priors import scale_matched_prior
 from sqs_pyro.models.stacked import StackedDistribution, drawn_networks, plates_around, stack_networks
+from sqs_pyro.networks.batch_statistics import statistics_of
 from sqs_pyro.networks.calling import call_arguments, device_of, output_tensor
 from sqs_pyro.networks.checks import check_network
 from sqs_pyro.networks.coverage import coverage
@@ -65,9 +66,13 @@ class BayesianNetwork(OwningModule):
         evaluates_predictions: under ``pyro.infer.Predictive`` the network runs in evaluation mode, whatever its
             own mode is: batch norms use and keep their statistics, nothing is dropped out. Set it to False for
             Monte Carlo dropout; the network's own mode counts then.
+        batch_norm_inputs: a minibatch of training inputs, from which each network that is drawn under
+            ``Predictive`` takes statistics of its own for its batch norms; None (default) gives all of them the
+            running ones. It costs a pass over these inputs for each draw.
     """
 
     evaluates_predictions = True
+    batch_norm_inputs: Any = None
 
     def __init__(
         self,
@@ -177,7 +182,10 @@ class BayesianNetwork(OwningModule):
         """Return the network's output with these tensors in place of its own."""
         net = self._modules["net"]
         args, kwargs = call_arguments(inputs, net)
-        with evaluating(net) if self.evaluates_predictions and predicting() else nullcontext():
+        evaluates = self.evaluates_predictions and predicting()
+        if evaluates and self.batch_norm_inputs is not None:
+            tensors = tensors | statistics_of(net, tensors, self.batch_norm_inputs)
+        with evaluating(net) if evaluates else nullcontext():
             try:
                 return call_with(net, tensors, args, kwargs)
             except ValueError as error:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sqs_pyro.networks.batch_statistics import has_statistics
 from sqs_pyro.networks.calling import call_arguments, device_of, move_to
 from sqs_pyro.networks.minibatches import minibatches
 from sqs_pyro.networks.modes import evaluating
@@ -32,7 +33,7 @@ def reestimate_batch_norm(net: nn.Module, loader: Iterable[Any], num_batches: in
     but the batch norms is in evaluation mode (no dropout), as it will be when the statistics are used. After an
     error modes, momenta and statistics are those from before.
     """
-    norms: list[Any] = [m for m in net.modules() if _has_statistics(m)]
+    norms: list[Any] = [m for m in net.modules() if has_statistics(m)]
     if not norms:
         return
     device = device_of(net)
@@ -48,7 +49,7 @@ def reestimate_batch_norm(net: nn.Module, loader: Iterable[Any], num_batches: in
 
 def batch_norm_statistics(net: nn.Module) -> dict[str, Tensor]:
     """Return the running means and variances of a network, by the names of their buffers."""
-    norms = {name: m for name, m in net.named_modules() if _has_statistics(m)}
+    norms = {name: m for name, m in net.named_modules() if has_statistics(m)}
     return {
         f"{name}.{buffer}" if name else buffer: getattr(norm, buffer)
         for name, norm in norms.items()
@@ -75,7 +76,7 @@ def fold_batch_norm(net: nn.Module, coded: Collection[str] = (), kept: Collectio
     # Two modules with one weight would both be scaled by the statistics of the first.
     users = _users(net)
     for name, module in net.named_modules():
-        if name in kept or not _has_statistics(module) or type(module).forward not in _KNOWN_FORWARDS:
+        if name in kept or not has_statistics(module) or type(module).forward not in _KNOWN_FORWARDS:
             continue
         tensors = {**module._parameters, **module._buffers}
         own = [tensor for each in _TENSORS if (tensor := tensors.get(each)) is not None]
@@ -103,10 +104,6 @@ def _fold(norm: Any, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) ->
         bias.copy_(new_bias)
         mean.zero_()
         var.fill_(1)
-
-
-def _has_statistics(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) and module.track_running_stats and module.running_mean is not None
 
 
 def _users(net: nn.Module) -> Mapping[int, int]:

@@ -3,7 +3,7 @@
 import pyro
 import pytest
 import torch
-from pyro.infer import SVI
+from pyro.infer import SVI, Predictive
 
 from sqs_pyro import SQSELBO, BayesianNetwork, SpikeGMMGuide, diagnose
 from sqs_pyro.compression.baseline import BaselineRecipe, train_baseline
@@ -37,6 +37,26 @@ def test_draws_need_statistics_of_their_own(inferred):
     shared = averaged_network(model.net, guide, 10, seed=0)
     own = averaged_network(model.net, guide, 10, seed=0, loader=data.train, batch_norm_batches=8)
     assert evaluate(own, data.test).nll < 0.8 * evaluate(shared, data.test).nll
+
+
+def test_predictive_takes_them_from_training_inputs(inferred):
+    model, guide, data = inferred
+    x, y = next(iter(data.test))
+
+    def nll():
+        torch.manual_seed(0)
+        logits = Predictive(model, guide=guide, num_samples=10)(x)["logits"].reshape(10, len(x), -1)
+        return float(torch.nn.functional.nll_loss(logits.softmax(-1).mean(0).log(), y))
+
+    shared, before = nll(), {name: value.clone() for name, value in model.net.named_buffers()}
+    model.batch_norm_inputs = torch.cat([x for x, _ in data.train])[:256]
+    try:
+        assert nll() < 0.8 * shared
+        assert "shared_batch_norm" not in kinds(model, guide)
+    finally:
+        model.batch_norm_inputs = None
+    assert nll() == shared
+    assert all(torch.equal(value, before[name]) for name, value in model.net.named_buffers())
 
 
 def kinds(model, guide):
