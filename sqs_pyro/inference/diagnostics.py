@@ -14,11 +14,11 @@ from sqs_pyro.distributions.monte_carlo import has_atom
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.inference.disagreement import expected_disagreement, temperature_for_disagreement
 from sqs_pyro.inference.findings import THRESHOLDS, Finding, finding
+from sqs_pyro.inference.guides.batch_norm import shared_batch_norm
 from sqs_pyro.inference.guides.site import SiteGuide
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.isolation import isolated
 from sqs_pyro.models.network_prior import FixedPrior, NetworkPrior
-from sqs_pyro.networks.batch_statistics import has_statistics
 from sqs_pyro.networks.coverage import Coverage, Uncompressed, coverage
 from sqs_pyro.networks.weight_scale import weight_scale
 
@@ -114,7 +114,7 @@ def _of_guide(model: Any, guide: SpikeGMMGuide, averaging: bool, recipe: Trained
         ]
     findings += _compared(guide, recipe) + _grown(model, guide, recipe)
     if averaging and guide.stage == "dense":
-        findings += _shared_batch_norm(model, guide)
+        findings += shared_batch_norm(model, guide)
     if averaging and guide.stage != "dense":
         findings += inert_averaging(guide)
     return findings
@@ -227,26 +227,6 @@ def inert_averaging(
     if remedy is not None:
         repair = f"an evaluation temperature of {remedy:.2g} makes {disagreement:.0%} differ"
     return [finding("inert_averaging", None, measured, repair=repair)]
-
-
-def _shared_batch_norm(model: Any, guide: SpikeGMMGuide) -> list[Finding]:
-    """Return a finding if draws are far from their mean, and batch norms have one network's statistics for all."""
-    net = getattr(model, "net", None)
-    norms = net.modules() if isinstance(net, nn.Module) else ()
-    if not any(map(has_statistics, norms)) or getattr(model, "batch_norm_inputs", None) is not None:
-        return []
-    posterior: dict[str, Any] = guide.get_posterior()
-    # Biases before a norm drop out of it, and others are drawn with whatever width: layers decide.
-    layers = [name for name, site in guide.site_guides().items() if len(site.shape) > 1]
-    found = {name: _size_in_widths(posterior[name]) for name in layers}
-    worst = min(found, key=found.__getitem__, default=None)
-    if worst is None or found[worst] >= THRESHOLDS["shared_batch_norm"]:
-        return []
-    return [finding("shared_batch_norm", worst, found[worst], width=1 / max(found[worst], 1e-6))]
-
-
-def _size_in_widths(q: Any) -> float:
-    return float((q.mean.square().sum() / q.variance.sum().clamp(min=1e-30)).sqrt())
 
 
 def _gate_measures(site: SiteGuide, gates: Tensor, has_spike: bool, closed_on_purpose: bool) -> dict[str, float]:

@@ -48,7 +48,10 @@ def test_predictive_takes_them_from_training_inputs(inferred):
         logits = Predictive(model, guide=guide, num_samples=10)(x)["logits"].reshape(10, len(x), -1)
         return float(torch.nn.functional.nll_loss(logits.softmax(-1).mean(0).log(), y))
 
-    shared, before = nll(), {name: value.clone() for name, value in model.net.named_buffers()}
+    guide._warned = False
+    with pytest.warns(UserWarning, match=r"set model.batch_norm_inputs to a minibatch of training inputs"):
+        shared = nll()
+    before = {name: value.clone() for name, value in model.net.named_buffers()}
     model.batch_norm_inputs = torch.cat([x for x, _ in data.train])[:256]
     try:
         assert nll() < 0.8 * shared

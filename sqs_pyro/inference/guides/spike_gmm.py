@@ -1,5 +1,6 @@
 """The variational family over a network: a spike-and-GMM guide for every compressed tensor."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from sqs_pyro.distributions.monte_carlo import has_atom
 from sqs_pyro.distributions.temperatures import Temperatures, check_temperatures
 from sqs_pyro.errors import ArgumentError, NetworkError
 from sqs_pyro.inference.called import PyroCallable
+from sqs_pyro.inference.guides.batch_norm import shared_batch_norm
 from sqs_pyro.inference.guides.checks import (
     DRAWING,
     HARD,
@@ -153,7 +155,7 @@ class SpikeGMMGuide(PosteriorGuide):
             self.inclusions[_key(name)] = inclusion
         # The stage is a buffer of a module of its own: state dicts and Pyro's store carry it with the parameters.
         self.progress = GuideProgress(stage)
-        self._codes_are_held = False
+        self._codes_are_held = self._warned = False
         self._hold_codes()
         self.register_load_state_dict_post_hook(_hold_loaded_codes)  # a loaded stage decides what learns
         if hasattr(model, "bind_codebooks"):
@@ -197,7 +199,15 @@ class SpikeGMMGuide(PosteriorGuide):
                 for site in self.site_guides().values():
                     site.refresh_codes()
             self.draws += 1
+        if self.stage == "dense" and not self._trains():
+            self._warn_of_batch_norm()
         return {name: pyro.sample(name, drawn) for name, drawn in self.site_distributions().items()}
+
+    def _warn_of_batch_norm(self) -> None:
+        if not self._warned:  # once: an average calls this for every draw of every minibatch
+            self._warned = True
+            for found in shared_batch_norm(self.model, self):
+                warnings.warn(found.sentence, stacklevel=2)
 
     def site_distributions(self) -> dict[str, TorchDistribution]:
         """Return what a call samples, by name of site and in this order."""
