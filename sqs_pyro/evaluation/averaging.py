@@ -18,6 +18,7 @@ from sqs_pyro.distributions.temperatures import check_temperatures
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import ArgumentError
 from sqs_pyro.evaluation.classification import Evaluation, evaluate
+from sqs_pyro.inference.guides.batch_norm import warn_of_batch_norm
 from sqs_pyro.inference.guides.checks import check_like_sites
 from sqs_pyro.inference.guides.posterior import PosteriorGuide
 from sqs_pyro.isolation import isolating
@@ -110,6 +111,8 @@ def averaged_network(
     """
     if not is_whole(num_samples, 1):
         raise ArgumentError(f"num_samples is {shown(num_samples)}, but must be at least 1 network.")
+    if not batch_norm_batches and getattr(guide, "stage", None) == "dense":
+        warn_of_batch_norm(guide.model, guide)
     draws = []
     for draw in guide.draw_weights(num_samples, temperature, gate_temperature):
         draws.append(with_own_statistics(net, draw, loader, batch_norm_batches))

@@ -34,7 +34,8 @@ def inferred():
 
 def test_draws_need_statistics_of_their_own(inferred):
     model, guide, data = inferred
-    shared = averaged_network(model.net, guide, 10, seed=0)
+    with pytest.warns(UserWarning, match="batch_norm_batches=15"):
+        shared = averaged_network(model.net, guide, 10, seed=0)
     own = averaged_network(model.net, guide, 10, seed=0, loader=data.train, batch_norm_batches=8)
     assert evaluate(own, data.test).nll < 0.8 * evaluate(shared, data.test).nll
 

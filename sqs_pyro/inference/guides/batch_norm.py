@@ -1,5 +1,6 @@
 """Whether a dense posterior's draws are too wide for the running statistics of their network's batch norms."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -25,6 +26,12 @@ def shared_batch_norm(model: Any, guide: PosteriorGuide) -> list[Finding]:
     if worst is None or found[worst] >= THRESHOLDS["shared_batch_norm"]:
         return []
     return [finding("shared_batch_norm", worst, found[worst], width=1 / max(found[worst], 1e-6))]
+
+
+def warn_of_batch_norm(model: Any, guide: PosteriorGuide) -> None:
+    """Warn where :func:`shared_batch_norm` finds something: who predicts is not going to call ``diagnose``."""
+    for found in shared_batch_norm(model, guide):
+        warnings.warn(found.sentence, stacklevel=3)
 
 
 def _size_in_widths(q: Any) -> float:

@@ -1,6 +1,5 @@
 """The variational family over a network: a spike-and-GMM guide for every compressed tensor."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from sqs_pyro.distributions.monte_carlo import has_atom
 from sqs_pyro.distributions.temperatures import Temperatures, check_temperatures
 from sqs_pyro.errors import ArgumentError, NetworkError
 from sqs_pyro.inference.called import PyroCallable
-from sqs_pyro.inference.guides.batch_norm import shared_batch_norm
+from sqs_pyro.inference.guides.batch_norm import warn_of_batch_norm
 from sqs_pyro.inference.guides.checks import (
     DRAWING,
     HARD,
@@ -199,15 +198,10 @@ class SpikeGMMGuide(PosteriorGuide):
                 for site in self.site_guides().values():
                     site.refresh_codes()
             self.draws += 1
-        if self.stage == "dense" and not self._trains():
-            self._warn_of_batch_norm()
+        if self.stage == "dense" and guide_predicts() and not self._warned:
+            self._warned = True  # once: an average calls this for every draw of every minibatch
+            warn_of_batch_norm(self.model, self)
         return {name: pyro.sample(name, drawn) for name, drawn in self.site_distributions().items()}
-
-    def _warn_of_batch_norm(self) -> None:
-        if not self._warned:  # once: an average calls this for every draw of every minibatch
-            self._warned = True
-            for found in shared_batch_norm(self.model, self):
-                warnings.warn(found.sentence, stacklevel=2)
 
     def site_distributions(self) -> dict[str, TorchDistribution]:
         """Return what a call samples, by name of site and in this order."""
