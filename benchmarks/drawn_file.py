@@ -16,7 +16,6 @@ import math
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -94,13 +93,7 @@ def measure(kind: str, seed: int, root: str | None) -> dict[str, Any]:
     found = {}
     for name, predictor, size in predictors(kind, seed, data):
         own = evaluate_uncertainty(predictor, data.test, others)
-        found[name] = {
-            **asdict(own.figures),
-            "risk_coverage_area": own.risk_coverage.area,
-            "entropy_auroc": own.entropy_auroc,
-            "information_auroc": own.information_auroc,
-            "bytes": size,
-        }
+        found[name] = {**own.to_dict(), "bytes": size}
         print(f"  {name}: accuracy {own.figures.accuracy:.4f}, NLL {own.figures.nll:.4f}", flush=True)
     return found
 

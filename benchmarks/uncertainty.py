@@ -85,13 +85,7 @@ def measure(seed: int, epochs: int, samples: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, predictor, size in predictors(seed, epochs, samples, data):
         own = evaluate_uncertainty(predictor, data.test, others)
-        found[name] = {
-            **vars(own.figures),
-            "risk_coverage_area": own.risk_coverage.area,
-            "entropy_auroc": own.entropy_auroc,
-            "information_auroc": own.information_auroc,
-            "bytes": size,
-        }
+        found[name] = {**own.to_dict(), "bytes": size}
         print(f"  {name}: NLL {own.figures.nll:.4f}", flush=True)
     return {"seed": seed, "predictors": found}
 

@@ -29,7 +29,11 @@ def statistics_of(net: nn.Module, tensors: Mapping[str, Tensor], inputs: Any) ->
         tensors: in place of its parameters, by name.
         inputs: of the minibatch.
     """
-    norms: dict[str, Any] = {name: module for name, module in net.named_modules() if has_statistics(module)}
+    norms: dict[str, Any] = {
+        name: module
+        for name, module in net.named_modules()
+        if has_statistics(module) and module.momentum != 0  # of such a norm statistics are never to change
+    }
     if not norms:
         return {}
     # From 0, so that what is written there is the momentum times the minibatch's own.

@@ -27,5 +27,12 @@ def test_they_are_those_of_the_minibatch(momentum):
     assert net.training and all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+def test_statistics_that_never_change_are_kept():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=0.0), nn.BatchNorm1d(4))
+    assert set(statistics_of(net, {}, torch.randn(8, 3))) == {
+        "2.running_mean", "2.running_var", "2.num_batches_tracked"
+    }  # fmt: skip
+
+
 def test_a_network_without_batch_norm_has_none():
     assert statistics_of(nn.Linear(3, 2), {}, torch.randn(4, 3)) == {}

@@ -1,7 +1,7 @@
 """A classifier's uncertainty in figures: calibrated, higher where it errs and on other inputs?"""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,6 +35,15 @@ class Uncertainty:
     risk_coverage: RiskCoverage
     entropy_auroc: dict[str, float]
     information_auroc: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every figure as plain data, curves by their areas."""
+        return {
+            **asdict(self.figures),
+            "risk_coverage_area": self.risk_coverage.area,
+            "entropy_auroc": self.entropy_auroc,
+            "information_auroc": self.information_auroc,
+        }
 
 
 def evaluate_uncertainty(

@@ -112,10 +112,7 @@ def _document(found: Uncertainty, shifted: Mapping[str, tuple[_Draws, Tensor]]) 
         for name, (each, labels) in shifted.items()
     }
     return {
-        **asdict(found.figures),
-        "risk_coverage_area": found.risk_coverage.area,
-        "entropy_auroc": found.entropy_auroc,
-        "information_auroc": found.information_auroc,
+        **found.to_dict(),
         "shifted": {name: {key: own[key] for key in _SHIFTED} for name, own in evaluations.items()},
     }
 
