@@ -30,6 +30,7 @@ from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 _PSEUDO_COUNT = 0.5  # Jeffreys: a symbol that no weight has at present stays possible
 _CODER_BITS = 40  # what the coder's last words cost a site
 _FIRST_BETA = 1e-3  # where the first bisection starts looking
+_LAST_LOG_BETA = 60.0  # where it stops, on either side
 
 
 @dataclass(frozen=True)
@@ -303,13 +304,16 @@ class _SortedLatents:
 
 
 def solve_beta(falling: Callable[[float], float], target: float, guess: float) -> float:
-    """Return β at which a function that falls with β has come down to a target, looked for around a guess."""
+    """Return β at which a function that falls with β has come down to a target, looked for around a guess.
+
+    Beyond ``e^±60`` nothing changes any more: every weight is on one symbol, or on its nearest codeword. Where the
+    target is out of reach the end of that range is returned, at which ``1/β`` is still a number of float32.
+    """
     low = high = math.log(guess or _FIRST_BETA)  # sizes fall evenly with log β, not with β
     stride = 0.02  # β moves little from fit to fit: an interval around the last one costs few steps
-    # Beyond e^±60 nothing changes: every weight is on one symbol, or on its nearest codeword.
-    while high < 60 and falling(math.exp(high)) > target:
-        low, high, stride = high, high + stride, 2 * stride
+    while high < _LAST_LOG_BETA and falling(math.exp(high)) > target:
+        low, high, stride = high, min(high + stride, _LAST_LOG_BETA), 2 * stride
     stride = 0.02
-    while low > -60 and falling(math.exp(low)) < target:
-        high, low, stride = low, low - stride, 2 * stride
+    while low > -_LAST_LOG_BETA and falling(math.exp(low)) < target:
+        high, low, stride = low, max(low - stride, -_LAST_LOG_BETA), 2 * stride
     return beta_for(falling, target, low, high, tolerance=1e-3)

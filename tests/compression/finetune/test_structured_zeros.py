@@ -50,6 +50,20 @@ def test_reaches_the_bits_that_are_asked_for_and_the_file_has_them(groups):
         assert packed_bits(guide) == pytest.approx(found.bits, rel=0.03)
 
 
+@pytest.mark.parametrize("kind", [RateDistortion, StructuredRateDistortion])
+@pytest.mark.parametrize(("share", "left"), [(100.0, "all"), (0.0, "none")])
+def test_a_size_out_of_reach_ends_at_finite_gates_as_near_as_can_be(kind, share, left):
+    _, guide = guided()
+    fitting = kind(guide)
+    found = fitting.fit(even(guide), bits=share * fitting.bits_at(0.0, even(guide)))
+    assert 0 < found.beta < math.inf
+    for site in guide.site_guides().values():
+        assert site.gate_logit.isfinite().all() and site.scale.isfinite().all()
+        kept = site.gates() > 0.5
+        # Of all, a weight nearer to zero than to a codeword is zero still.
+        assert not kept.any() if left == "none" else kept.float().mean() > 0.5
+
+
 def test_more_beta_is_fewer_bits_and_fewer_weights():
     bits, rates = [], []
     for beta in (1e-3, 1e-2, 1e-1, 1.0):
