@@ -18,6 +18,7 @@ THRESHOLDS = {
     "grown_weights": 0.01,  # root mean square of the pretrained weights in units of the present one
     "uncompressed": 0.9,  # share of the network's parameters that is compressed
     "shared_batch_norm": 5.0,  # root mean square of a layer's weights in units of the width they are drawn with
+    "missed_size": 0.9,  # the file's size over the one asked for, or the other way round, whichever is below 1
     "unrepeatable": 1.0,  # 1 / (1 + relative difference of a network's outputs from one call to the next)
 }
 _SENTENCES = {
@@ -51,6 +52,8 @@ _SENTENCES = {
     "norms do to a draw's activations, running statistics do not know: set model.batch_norm_inputs to a minibatch "
     "of training inputs, or average by averaged_network(model.net, guide, loader=train, batch_norm_batches=15): "
     "each draw then has statistics of its own.",
+    "missed_size": "The file is {ratio:.1f} times smaller than fp32, and target_ratio={asked:g} was asked "
+    "for{repair}.",
     "unrepeatable": "The network's outputs differ from call to call even in evaluation mode, so that packed and "
     "dense weights could not be compared; make its forward follow torch's random state and `training`.",
 }
@@ -87,3 +90,14 @@ def finding(kind: str, site: str | None, measured: float, **words: Any) -> Findi
 def unrepeatable(difference: float) -> Finding:
     """Return the finding that a network's outputs change from call to call, by so much of the largest."""
     return finding("unrepeatable", None, 1 / (1 + difference))
+
+
+def size_findings(asked: float | None, ratio: float, num_components: int) -> list[Finding]:
+    """Return the finding, if it is one, that a file's ratio is not the one that was asked for, if one was."""
+    if asked is None:
+        return []
+    reached = min(ratio / asked, asked / ratio)
+    repair = f": {num_components} codewords cannot take more bits, raise num_components" if ratio > asked else ""
+    if reached >= THRESHOLDS["missed_size"]:
+        return []
+    return [finding("missed_size", None, reached, ratio=ratio, asked=asked, repair=repair)]

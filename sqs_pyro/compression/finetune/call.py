@@ -18,7 +18,7 @@ from sqs_pyro.errors import RecipeError
 from sqs_pyro.evaluation.first_minibatch import first_inputs, try_first_minibatch
 from sqs_pyro.evaluation.judging import Judge, judge_by, judged
 from sqs_pyro.fingerprint import described
-from sqs_pyro.inference.findings import Finding, unrepeatable
+from sqs_pyro.inference.findings import Finding, size_findings, unrepeatable
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.isolation import isolated
 from sqs_pyro.kernels.network import running_network
@@ -204,6 +204,7 @@ def compress(
         if validation is not None and history[-1].score is not None and changed:
             history[-1] = replace(history[-1], score=judged(judge, copied(hard), validation))
     findings = driver.findings + ([] if difference is None else [unrepeatable(difference.relative)])
+    findings += size_findings(recipe.target_ratio, size_report(packed).ratio, recipe.num_components)
     seconds = driver.earlier_seconds + time.perf_counter() - start
     return CompressionResult(packed, hard, unrounded, model, guide, recipe, history, findings, seconds)
 

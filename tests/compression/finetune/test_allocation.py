@@ -81,6 +81,16 @@ class TestSizes:
         assert size_report(tmp_path / "packed.safetensors").ratio == pytest.approx(14, rel=0.01)
         assert result.history[-1].kl_weight > 0
 
+        assert "missed_size" not in {finding.kind for finding in result.findings}
+
+    def test_a_file_that_codewords_cannot_fill_is_found(self, trained, digits):
+        result = compress(
+            trained, digits.train, {**QUICK, **RATE_DISTORTION, "num_components": 4, "target_ratio": 4}
+        )
+        (found,) = [finding for finding in result.findings if finding.kind == "missed_size"]
+        assert found.measured == pytest.approx(4 / size_report(result.network).ratio)
+        assert "target_ratio=4" in str(found) and "raise num_components" in str(found)
+
     def test_an_impossible_ratio_is_refused_before_training(self, trained, digits):
         with pytest.raises(RecipeError, match=r"asks for a file of .* bytes, but .* go to what is not compressed"):
             compress(trained, digits.train, {**QUICK, "target_ratio": 5000})
