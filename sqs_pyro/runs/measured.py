@@ -115,7 +115,8 @@ def compress_and_measure(
         seed=recipe.seed,
         checkpoint=directory / CHECKPOINT,
         progress=_teller(progress),
-        metadata={"recipe": recipe.model_dump(mode="json", exclude={"bounds"})},  # which change nothing in it
+        # Bounds change nothing in it; defaults, which recipe.yaml spells out, would be a fiftieth of a small file.
+        metadata={"recipe": recipe.model_dump(mode="json", exclude={"bounds"}, exclude_defaults=True)},
     )
     clock.lap("compression")
     packed = directory / PACKED

@@ -41,6 +41,12 @@ def test_the_recipe_as_used_is_the_recipe(small_run, small_recipe):
     assert parse(RunRecipe, yaml.safe_load((small_run / "recipe.yaml").read_text())) == small_recipe
 
 
+def test_the_file_tells_the_recipe_in_the_fewest_words(small_run, small_recipe):
+    told = load(small_run / "packed.safetensors").packed_metadata["recipe"]
+    assert parse(RunRecipe, told).model_copy(update={"bounds": small_recipe.bounds}) == small_recipe
+    assert told == parse(RunRecipe, told).model_dump(mode="json", exclude_defaults=True)
+
+
 def test_metrics_are_those_of_the_file_on_disk(small_run, small_recipe):
     metrics = json.loads((small_run / "metrics.json").read_text())
     packed = small_run / "packed.safetensors"
