@@ -1,11 +1,8 @@
 """Would the differences of a finished study hold for other seeds *and* other test images?
 
-Every packed file of the study is evaluated on the same test images, which gives losses d[s, i] of a variant less
-those of the reference by seed and image. A paired t-test of seeds takes the images for given; here both are drawn
-at random (two crossed effects, Satterthwaite's degrees of freedom f):
-
-    Var(d̄) = V_s + V_i - V_r,   V_s = var_s(d̄[s]) / S,   V_i = var_i(d̄[i]) / N,   V_r = residual variance / SN,
-    f = Var(d̄)² / (V_s² / (S - 1) + V_i² / (N - 1)).
+Every packed file of the study is evaluated on the same test images, which gives losses of a variant less those of
+the reference by seed and image. A paired t-test of seeds takes the images for given; here both are drawn at random
+(:func:`sqs_pyro.reporting.paired.crossed_difference`).
 
     python benchmarks/paired_losses.py runs/priors [--references "spike + Normal" "no prior"]
 """
@@ -16,13 +13,12 @@ from typing import Any
 
 import torch
 from figures import write_figures
-from scipy.stats import t as students_t
 from torch import Tensor
 
 from sqs_pyro import load
 from sqs_pyro.data import load_data
 from sqs_pyro.evaluation.classification import predict
-from sqs_pyro.reporting.paired import holm, paired_difference
+from sqs_pyro.reporting.paired import crossed_difference, holm, paired_difference
 from sqs_pyro.studies.recipe import Cell, cells, load_study
 
 
@@ -37,26 +33,6 @@ def losses(cell: Cell, study: Path) -> dict[str, Tensor]:
     }
 
 
-def crossed(d: Tensor) -> dict[str, Any]:
-    """Mean, interval and p of differences ``[S, N]``."""
-    seeds, images = d.shape
-    mean, by_seed, by_image = d.mean(), d.mean(1), d.mean(0)
-    residual = (d - by_seed[:, None] - by_image + mean).square().sum() / ((seeds - 1) * (images - 1))
-    of_seeds, of_images = by_seed.var() / seeds, by_image.var() / images
-    # What is left of sampling the variances may not make the sum smaller than one of its parts.
-    variance = torch.maximum(
-        of_seeds + of_images - residual / (seeds * images), torch.maximum(of_seeds, of_images)
-    )
-    freedom = float(variance**2 / (of_seeds**2 / (seeds - 1) + of_images**2 / (images - 1)))
-    error = float(variance.sqrt())
-    half = students_t.ppf(0.975, freedom) * error
-    return {
-        "mean": float(mean),
-        "interval": [float(mean) - half, float(mean) + half],
-        "p": 2 * float(students_t.sf(abs(float(mean)) / error, freedom)),
-    }
-
-
 def compared(found: dict[str, dict[str, Tensor]], reference: str) -> list[dict[str, Any]]:
     rows = []
     for variant in found:
@@ -65,7 +41,8 @@ def compared(found: dict[str, dict[str, Tensor]], reference: str) -> list[dict[s
             for figure in ("nll", "accuracy"):
                 ours, theirs = found[variant][figure], found[reference][figure]
                 seeds = paired_difference(ours.mean(1).tolist(), theirs.mean(1).tolist())
-                row[figure] = {"seeds": vars(seeds), "seeds and images": crossed(ours - theirs)}
+                both = crossed_difference(ours.numpy(), theirs.numpy())
+                row[figure] = {"seeds": vars(seeds), "seeds and images": vars(both)}
             rows.append(row)
     for figure in ("nll", "accuracy"):
         for chance in ("seeds", "seeds and images"):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kits.study import metrics, result
 
-from sqs_pyro.reporting.paired import holm, paired_difference
+from sqs_pyro.reporting.paired import crossed_difference, holm, paired_difference
 from sqs_pyro.reporting.study_summary import FIGURES, summarise
 
 
@@ -41,6 +41,43 @@ def test_differences_without_spread_are_none_or_sure():
 def test_two_seeds_have_no_interval():
     found = paired_difference([1.0, 2.0], [0.0, 0.0])
     assert (found.mean, found.interval, found.p) == (1.5, None, None)
+
+
+def test_crossed_variance_is_that_of_mean_squares():
+    """Against the analysis of variance: ``(MS of seeds + MS of examples - MS of the rest) / SN``."""
+    generator = np.random.default_rng(0)
+    d = generator.normal(0, 1, (6, 1)) + generator.normal(0, 2, (1, 40)) + generator.normal(0, 0.5, (6, 40))
+    found = crossed_difference(d + 3, np.full_like(d, 3.0))
+    seeds, examples = d.shape
+    mean = d.mean()
+    of_seeds = examples * ((d.mean(1) - mean) ** 2).sum() / (seeds - 1)
+    of_examples = seeds * ((d.mean(0) - mean) ** 2).sum() / (examples - 1)
+    rest = ((d - d.mean(1, keepdims=True) - d.mean(0) + mean) ** 2).sum() / ((seeds - 1) * (examples - 1))
+    error = math.sqrt((of_seeds + of_examples - rest) / d.size)
+    parts = (of_seeds / d.size) ** 2 / (seeds - 1) + (of_examples / d.size) ** 2 / (examples - 1)
+    law = scipy.stats.t(error**4 / parts)
+    assert found.mean == pytest.approx(mean)
+    assert found.interval == pytest.approx([mean - law.ppf(0.975) * error, mean + law.ppf(0.975) * error])
+    assert found.p == pytest.approx(2 * law.sf(abs(mean) / error))
+
+
+@pytest.mark.parametrize(("of_seeds", "of_examples"), [(1.0, 0.0), (0.0, 5.0), (0.5, 3.0)])
+def test_crossed_intervals_hold_what_they_should(of_seeds, of_examples):
+    generator = np.random.default_rng(1)
+    held = []
+    for _ in range(400):
+        effects = of_seeds * generator.normal(size=(5, 1)) + of_examples * generator.normal(size=(1, 60))
+        low, high = crossed_difference(effects + generator.normal(size=(5, 60)), np.zeros((5, 60))).interval
+        held.append(low < 0 < high)
+    assert 0.92 < np.mean(held) < 0.99  # 0.95, and Satterthwaite's law errs to the safe side
+
+
+def test_crossed_differences_without_spread_are_none_or_sure():
+    ones = np.ones((4, 9))
+    none, sure = crossed_difference(ones, ones), crossed_difference(3 * ones, ones)
+    assert (none.mean, none.interval, none.p) == (0, [0, 0], 1)
+    assert (sure.mean, sure.interval, sure.p) == (2, [2, 2], 0)
+    assert crossed_difference(ones[:2], ones[:2]).interval is None
 
 
 def rejected(p_values, level):
