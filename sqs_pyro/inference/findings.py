@@ -92,12 +92,10 @@ def unrepeatable(difference: float) -> Finding:
     return finding("unrepeatable", None, 1 / (1 + difference))
 
 
-def size_findings(asked: float | None, ratio: float, num_components: int) -> list[Finding]:
-    """Return the finding, if it is one, that a file's ratio is not the one that was asked for, if one was."""
-    if asked is None:
-        return []
+def size_findings(asked: float, ratio: float, num_components: int) -> list[Finding]:
+    """Return the finding, if it is one, that a file has another ratio than the one that was asked for."""
     reached = min(ratio / asked, asked / ratio)
-    repair = f": {num_components} codewords cannot take more bits, raise num_components" if ratio > asked else ""
     if reached >= THRESHOLDS["missed_size"]:
         return []
+    repair = f": {num_components} codewords cannot take more bits, raise num_components" if ratio > asked else ""
     return [finding("missed_size", None, reached, ratio=ratio, asked=asked, repair=repair)]

@@ -204,7 +204,8 @@ def compress(
         if validation is not None and history[-1].score is not None and changed:
             history[-1] = replace(history[-1], score=judged(judge, copied(hard), validation))
     findings = driver.findings + ([] if difference is None else [unrepeatable(difference.relative)])
-    findings += size_findings(recipe.target_ratio, size_report(packed).ratio, recipe.num_components)
+    if recipe.target_ratio is not None:
+        findings += size_findings(recipe.target_ratio, size_report(packed).ratio, recipe.num_components)
     seconds = driver.earlier_seconds + time.perf_counter() - start
     return CompressionResult(packed, hard, unrounded, model, guide, recipe, history, findings, seconds)
 

@@ -80,7 +80,6 @@ class TestSizes:
         save(result.network, tmp_path / "packed.safetensors")
         assert size_report(tmp_path / "packed.safetensors").ratio == pytest.approx(14, rel=0.01)
         assert result.history[-1].kl_weight > 0
-
         assert "missed_size" not in {finding.kind for finding in result.findings}
 
     def test_a_file_that_codewords_cannot_fill_is_found(self, trained, digits):
