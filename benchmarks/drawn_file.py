@@ -2,15 +2,18 @@
 
 ResNet-20 on Fashion-MNIST under the learned prior, as in recipes/fashion_mnist_rate_distortion.yaml: the packed
 network as it is, scaled by a temperature, and the average of ten networks drawn by the file's widths; the same of
-a network that was trained under its widths; and two networks of ratio 64, an ensemble in as many bytes.
-Compression differs by seed, the fp32 network is one. Temperatures are fitted on validation data; AUROCs are of
-2,000 test images turned or with noise, and of scikit-learn's digits. ``drawn_file.json`` beside this file keeps
-what it has of other seeds and kinds.
+a network that was trained under its widths. Peers: Laplace's approximation of the packed network's last layer,
+whose variances are counted as 16-bit numbers; dropout before it; and two networks of ratio 64, an ensemble in as
+many bytes. Compression differs by seed, the fp32 network is one. Temperatures and rates of dropout are chosen on
+validation data; AUROCs are of 2,000 test images turned or with noise, and of scikit-learn's digits.
+``drawn_file.json`` beside this file keeps what it has of other seeds and kinds.
 
-    python benchmarks/drawn_file.py [--seeds 0 1 2 3 4] [--kinds packed trained ensemble] [--root DIR]
+    python benchmarks/drawn_file.py [--seeds 0 1 2 3 4] [--kinds packed trained ensemble peers] [--root DIR]
+        [--packed 'runs/study/runs/a-rate-a-layer-seed{seed}/packed.safetensors']
 """
 
 import argparse
+import copy
 import json
 import math
 import statistics
@@ -30,8 +33,10 @@ from sqs_pyro.data import Data, DataRecipe, ShiftedLoader, load_data, parse_shif
 from sqs_pyro.data.shifts import Resized
 from sqs_pyro.evaluation.averaging import average_of_packed
 from sqs_pyro.evaluation.calibration import TemperatureScaled, fit_temperature
-from sqs_pyro.evaluation.classification import predict
+from sqs_pyro.evaluation.classification import evaluate, predict
+from sqs_pyro.evaluation.peers.dropout import MCDropout
 from sqs_pyro.evaluation.peers.ensemble import deep_ensemble
+from sqs_pyro.evaluation.peers.laplace import laplace
 from sqs_pyro.evaluation.predictive.classes import evaluate_uncertainty
 from sqs_pyro.kernels.placing import unpack_weights
 from sqs_pyro.networks.registry import build_network
@@ -42,6 +47,7 @@ WEIGHTS = HERE.parent / "recipes/weights/fashion_mnist_resnet20.safetensors"
 FIGURES = HERE / "drawn_file.json"
 SHIFTS = ("rotation:45", "noise:0.5")
 DRAWS, MINIBATCHES = 10, 16
+DROPOUT = (0.05, 0.1, 0.2, 0.3, 0.5)
 COMPRESSION = {
     "epochs": 4,
     "learning_rate": 0.05,
@@ -70,14 +76,39 @@ def scaled(net: nn.Module, data: Data) -> nn.Module:
     return TemperatureScaled(net, fit_temperature(*predict(net, list(islice(data.validation, 20)))))
 
 
-def predictors(kind: str, seed: int, data: Data) -> Iterator[tuple[str, nn.Module, int]]:
+def peers(net: nn.Module, size: int, data: Data) -> Iterator[tuple[str, nn.Module, int]]:
+    """What else a packed network's posterior could be, at no or few bytes: name, predictor and bytes."""
+    plain = unpack_weights(copy.deepcopy(net), torch.float32).eval()
+    of_last_layer = laplace(plain, data.train, DRAWS, structure="diag")
+    variances = sum(parameter.numel() for parameter in plain.fc.parameters())
+    yield "Laplace of the last layer", of_last_layer, size + 2 * variances
+    validation = list(islice(data.validation, 20))
+    masked = [dropped(plain, rate) for rate in DROPOUT]
+    yield "dropout before the last layer", min(masked, key=lambda each: evaluate(each, validation).nll), size
+
+
+def dropped(net: nn.Module, rate: float) -> MCDropout:
+    """Draw the features that the last layer sees."""
+    net = copy.deepcopy(net)
+    net.fc = nn.Sequential(nn.Dropout(rate), net.fc)
+    return MCDropout(net, DRAWS)
+
+
+def predictors(kind: str, seed: int, data: Data, packed: str | None) -> Iterator[tuple[str, nn.Module, int]]:
     """Name, predictor and bytes."""
     if kind == "ensemble":
         members, sizes = zip(*(compressed(data, 10 * seed + i, target_ratio=64) for i in (1, 2)), strict=True)
         yield "two files of ratio 64", deep_ensemble(lambda i: unpack_weights(members[i]), 2), sum(sizes)
         return
     estimator = "one_hot" if kind == "trained" else "straight_through"
-    net, size = compressed(data, seed, target_ratio=32, estimator=estimator)
+    if packed is None:
+        net, size = compressed(data, seed, target_ratio=32, estimator=estimator)
+    else:
+        file = Path(packed.format(seed=seed))
+        net, size = load(file), size_report(file).total
+    if kind == "peers":
+        yield from peers(net, size, data)
+        return
     average = average_of_packed(net, DRAWS)
     name = "trained under widths" if kind == "trained" else "packed"
     yield name, net, size
@@ -85,13 +116,13 @@ def predictors(kind: str, seed: int, data: Data) -> Iterator[tuple[str, nn.Modul
     yield f"{name}, average of {DRAWS}", average, size
 
 
-def measure(kind: str, seed: int, root: str | None) -> dict[str, Any]:
+def measure(kind: str, seed: int, root: str | None, packed: str | None) -> dict[str, Any]:
     data = load_data(DataRecipe(name="fashion_mnist", batch_size=128, validation=5000, root=root), seed)
     digits = load_data(DataRecipe(name="digits")).test
     others = {text: list(islice(ShiftedLoader(data.test, parse_shift(text)), MINIBATCHES)) for text in SHIFTS}
     others["digits"] = list(ShiftedLoader(digits, Resized(data.input_shape)))
     found = {}
-    for name, predictor, size in predictors(kind, seed, data):
+    for name, predictor, size in predictors(kind, seed, data, packed):
         own = evaluate_uncertainty(predictor, data.test, others)
         found[name] = {**own.to_dict(), "bytes": size}
         print(f"  {name}: accuracy {own.figures.accuracy:.4f}, NLL {own.figures.nll:.4f}", flush=True)
@@ -136,13 +167,16 @@ def differences(seeds: dict[str, dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--kinds", nargs="+", default=["packed"], choices=["packed", "trained", "ensemble"])
+    parser.add_argument(
+        "--kinds", nargs="+", default=["packed"], choices=["packed", "trained", "ensemble", "peers"]
+    )
     parser.add_argument("--root", help="where Fashion-MNIST is")
+    parser.add_argument("--packed", help="files that were packed before, by {seed}: of kinds packed and peers")
     args = parser.parse_args()
     for seed in args.seeds:
         for kind in args.kinds:
             print(f"seed {seed}, {kind}", flush=True)
-            found = measure(kind, seed, args.root)
+            found = measure(kind, seed, args.root, args.packed)
             seeds = json.loads(FIGURES.read_text())["seeds"] if FIGURES.exists() else {}
             seeds[str(seed)] = seeds.get(str(seed), {}) | found
             write_figures(FIGURES, {"seeds": {key: seeds[key] for key in sorted(seeds)}})

@@ -51,7 +51,11 @@ BenchOutOption = Annotated[
     Path | None,
     typer.Option("--out", metavar="JSON", help="Write the figures there, and a picture beside."),
 ]
-FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A packed file.")]
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A packed file, or a run's directory.")]
+NetworkOption = Annotated[
+    str | None,
+    typer.Option("--network", metavar="MODULE:FUNCTION", help="Code of yours that builds the file's network."),
+]
 
 
 def main() -> None:
@@ -112,6 +116,7 @@ def evaluate_command(
         str | None,
         typer.Option("--shift", metavar="SHIFT", help="Shift the images: rotation:30, noise:0.5 or uniform."),
     ] = None,
+    network: NetworkOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a packed file on its test data: its task's figures and size."""
@@ -119,7 +124,7 @@ def evaluate_command(
         from sqs_pyro.reporting.tables import evaluation_tables
         from sqs_pyro.runs.files import evaluate_file
 
-        evaluation = evaluate_file(file, data_from=data, root=root, shift=shift)
+        evaluation = evaluate_file(file, data_from=data, root=root, shift=shift, network=network)
         _show(evaluation, evaluation_tables(evaluation), as_json)
 
 
@@ -148,6 +153,7 @@ def uncertainty_command(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Write the figures there, and pictures of them.")
     ] = None,
+    network: NetworkOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a packed classifier's uncertainty is worth: calibration, selective prediction, other inputs.
@@ -160,7 +166,14 @@ def uncertainty_command(
         from sqs_pyro.runs.files import uncertainty_file
 
         document = uncertainty_file(
-            file, data_from=data, root=root, foreign=foreign or (), shifts=shift or (), draws=draws, out=out
+            file,
+            data_from=data,
+            root=root,
+            foreign=foreign or (),
+            shifts=shift or (),
+            draws=draws,
+            out=out,
+            network=network,
         )
         _show(document, uncertainty_tables(document), as_json)
         if out is not None:
@@ -173,6 +186,7 @@ def inspect_command(
     runtime: Annotated[
         bool, typer.Option("--runtime", help="Build the network, and show the form of its weights on this CPU.")
     ] = False,
+    network: NetworkOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a packed file holds, to the byte, without building the network."""
@@ -180,7 +194,7 @@ def inspect_command(
         from sqs_pyro.reporting.tables import inspection_tables
         from sqs_pyro.runs.files import inspect_file
 
-        inspection = inspect_file(file, runtime=runtime)
+        inspection = inspect_file(file, runtime=runtime, network=network)
         _show(inspection, inspection_tables(inspection), as_json)
 
 
@@ -201,6 +215,7 @@ def export_command(
         typer.Option("--data", metavar="RECIPE", help="Recipe whose data to use, not the file's own."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older export.")] = False,
+    network: NetworkOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the network of a packed file for other programs, run what was written, and compare.
@@ -214,7 +229,14 @@ def export_command(
 
         shape = None if input_shape is None else _numbers(input_shape, ",", "--input-shape")
         document = export_file(
-            file, export_format, out, dtype=dtype, input_shape=shape, data_from=data, overwrite=overwrite
+            file,
+            export_format,
+            out,
+            dtype=dtype,
+            input_shape=shape,
+            data_from=data,
+            overwrite=overwrite,
+            network=network,
         )
         _show({"command": _command_line(), **document}, export_tables(document), as_json)
         typer.echo(f"Wrote {out}", err=True)
@@ -334,6 +356,7 @@ def bench_model_command(
     compiled: Annotated[
         bool, typer.Option("--compile/--eager", help="By torch.compile in one piece, or as they are.")
     ] = True,
+    network: NetworkOption = None,
     out: BenchOutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -348,7 +371,7 @@ def bench_model_command(
         batches, widths = _numbers(batch, ",", "--batch"), _numbers(bits, ",", "--bits")
         shape = None if input_shape is None else _numbers(input_shape, "x", "--input-shape")
         tokens = _numbers(lengths, ",", "--lengths")
-        found = [net for name in networks for net in bench_networks(name, widths, shape, tokens)]
+        found = [net for name in networks for net in bench_networks(name, widths, shape, tokens, network)]
         document = bench_model(
             found,
             batches,

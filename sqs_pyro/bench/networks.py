@@ -15,7 +15,7 @@ from sqs_pyro.integrations.pretrained import transformers_package
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.networks.registry import build_network
 from sqs_pyro.packing.stored import StoredEnsemble
-from sqs_pyro.runs.files import existing_file, recipe_of
+from sqs_pyro.runs.files import opened
 from sqs_pyro.runs.kinds import kind_of
 
 _NONZERO_RATE = 0.5
@@ -49,7 +49,11 @@ class BenchNetwork:
 
 
 def bench_networks(
-    asked: str, bits: Sequence[int], input_shape: tuple[int, ...] | None, lengths: tuple[int, ...]
+    asked: str,
+    bits: Sequence[int],
+    input_shape: tuple[int, ...] | None,
+    lengths: tuple[int, ...],
+    network: str | None = None,
 ) -> list[BenchNetwork]:
     """Return the networks that one argument of ``sqs bench model`` names.
 
@@ -58,6 +62,7 @@ def bench_networks(
         bits: of built-in networks' codes; each makes a network.
         input_shape: of images, instead of the shape of the file's data.
         lengths: of texts, in tokens.
+        network: the name of what builds the file's network, where that is code of the user's.
 
     Raises:
         PackedFileError: the file is missing or not intact.
@@ -66,7 +71,7 @@ def bench_networks(
         NetworkError: the file is an ensemble, or a package that the network needs is missing.
     """
     if asked not in BUILT_IN:
-        return [_file_network(asked, input_shape, lengths)]
+        return [_file_network(asked, input_shape, lengths, network)]
     if not bits or not set(bits) <= set(range(1, 9)):
         raise RecipeError(f"Codes of {list(bits)} bits are asked for, but a code has 1 to 8 bits.")
     with torch.random.fork_rng(devices=[]):
@@ -115,21 +120,22 @@ def _random_packed(net: nn.Module, bits: int) -> nn.Module:
     return packed_network(net, coded, layout="dense")
 
 
-def _file_network(file: str, input_shape: tuple[int, ...] | None, lengths: tuple[int, ...]) -> BenchNetwork:
+def _file_network(
+    file: str, input_shape: tuple[int, ...] | None, lengths: tuple[int, ...], network: str | None
+) -> BenchNetwork:
     if not Path(file).exists() and not Path(file).suffix:
         raise RecipeError(
             f"'{file}' is neither a packed file nor a built-in network: give the path of a file that `sqs` "
             f"wrote, or {' or '.join(BUILT_IN)}."
         )
-    path = existing_file(file)
-    document = recipe_of(path)
-    kind = kind_of(document)
-    net = kind.network(path, document)
+    source = opened(file, network=network)
+    path, kind = source.path, kind_of(source.document)
+    net = kind.network(source)
     if isinstance(net, StoredEnsemble):
         raise NetworkError(
             f"Packed file '{path}' is an ensemble of {net.num_draws} draws, which has no dense counterpart: give "
             "the file of one network."
         )
-    form = kind.input_form(net, path, document, input_shape, lengths)
+    form = kind.input_form(net, source, input_shape, lengths)
     # Methods in other dtypes are made of it; a file's network may be in half precision.
     return BenchNetwork(file, net.float(), form.shapes, form.vocabulary, form.masked)

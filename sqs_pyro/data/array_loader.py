@@ -1,15 +1,14 @@
-"""Minibatches from images that fit in memory: no worker processes and no work per image in Python."""
+"""Minibatches from images that fit in memory, normalised and augmented."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset
 
 from sqs_pyro.data.checks import check_images_and_labels
+from sqs_pyro.data.tensor_loader import TensorLoader, scaling
 from sqs_pyro.errors import DataError
 
 
@@ -40,15 +39,8 @@ class Augmentation:
         ]
 
 
-def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """Return the random numbers of one epoch; epochs and seeds are independent of each other."""
-    # Hashed: with seed + epoch, epoch 1 of seed 0 would be epoch 0 of seed 1.
-    state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state) >> 1)  # torch's seeds are signed
-
-
-class ArrayLoader:
-    """Iterates over an in-memory data set in minibatches; every pass over it is one epoch.
+class ArrayLoader(TensorLoader):
+    """Iterates over an in-memory set of images in minibatches; every pass over it is one epoch.
 
     Order and augmentation of an epoch follow from `seed` and the attribute `epoch` alone, so that a run which
     is resumed with `loader.epoch` set sees the same minibatches as one that was never interrupted.
@@ -87,52 +79,28 @@ class ArrayLoader:
         num_classes: int | None = None,
     ) -> None:
         check_images_and_labels(images, labels, num_classes)
-        if batch_size < 1 or (drop_last and batch_size > len(images)):
-            raise DataError(
-                f"A batch size of {batch_size} does not fit {len(images)} examples: give a number from 1 to "
-                f"{len(images)}."
-            )
-        self.dataset = TensorDataset(images, labels.to(torch.int64))
-        self.batch_size = batch_size
-        self.shuffle = shuffle
+        super().__init__(
+            images,
+            labels.to(torch.int64),
+            batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            drop_last=drop_last,
+            scaling=_normalisation(images, mean, std),
+        )
         self.augment = augment
-        self.seed = seed
-        self.drop_last = drop_last
-        self.epoch = 0
-        self._shift, self._factor = _normalisation(images, mean, std)
 
-    def __len__(self) -> int:
-        """Number of minibatches in an epoch."""
-        full, rest = divmod(len(self.dataset), self.batch_size)
-        return full if self.drop_last or not rest else full + 1
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = epoch_generator(self.seed, self.epoch)
-        self.epoch += 1  # here, not at the first minibatch: an epoch counts from when it is asked for
-        return self._minibatches(generator)
-
-    def _minibatches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        images, labels = self.dataset.tensors
-        size = len(labels)
-        order = torch.randperm(size, generator=generator) if self.shuffle else torch.arange(size)
-        for index in order.split(self.batch_size)[: len(self)]:
-            batch = images.index_select(0, index)  # uint8 until here: a quarter of the memory
-            if self.augment is not None:
-                batch = self.augment(batch, generator)
-            yield batch.float().mul_(self._factor).add_(self._shift), labels.index_select(0, index)
+    def _changed(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return x if self.augment is None else self.augment(x, generator)
 
 
 def _normalisation(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Return shift and factor, [C, 1, 1] each: `(x / scale - mean) / std` is `x * factor + shift`."""
+    """Return factor and shift, [C, 1, 1] each: `(x / scale - mean) / std` is `x * factor + shift`."""
     channels = images.shape[1]
     if len(mean) not in (1, channels) or len(std) not in (1, channels) or min(std) <= 0:
         raise DataError(
             f"Normalisation of images with {channels} channels needs {channels} means and positive standard "
             f"deviations, but mean={list(mean)} and std={list(std)} were given."
         )
-    scale = 1.0 if images.is_floating_point() else 255.0
-    # In float64, and rounded once.
-    centre = torch.tensor(mean, dtype=torch.float64).expand(channels)
-    spread = torch.tensor(std, dtype=torch.float64).expand(channels)
-    shape = (channels, 1, 1)
-    return (-centre / spread).float().view(shape), (1 / (scale * spread)).float().view(shape)
+    centre, spread = (torch.tensor(each, dtype=torch.float64).expand(channels) for each in (mean, std))
+    return scaling(centre, spread, 3, 1.0 if images.is_floating_point() else 255.0)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from sqs_pyro.data.array_loader import epoch_generator
 from sqs_pyro.data.recipe import DataRecipe
 from sqs_pyro.data.splits import SPLIT_SEED, Data, held_out_size, stratified_split
+from sqs_pyro.data.tensor_loader import epoch_generator
 from sqs_pyro.errors import DataError, first_line
 from sqs_pyro.extras import needed_for
 

@@ -11,6 +11,7 @@ from sqs_pyro.data.digits import load_digits
 from sqs_pyro.data.fashion_mnist import load_fashion_mnist
 from sqs_pyro.data.recipe import DataRecipe
 from sqs_pyro.data.splits import SPLIT_SEED, Data, held_out_size, stratified_split
+from sqs_pyro.own_code import is_own
 
 _EVALUATION_BATCH = 500
 
@@ -25,6 +26,14 @@ def load_data(recipe: DataRecipe, seed: int = 0) -> Data:
     Raises:
         DataError: one sentence that says what is missing or wrong, and how to repair it.
     """
+    if recipe.is_file:
+        from sqs_pyro.data.prepared import load_file
+
+        return load_file(recipe, seed)
+    if is_own(recipe.name):
+        from sqs_pyro.data.own import load_own
+
+        return load_own(recipe, seed)
     if recipe.name == "image_folder":
         from sqs_pyro.data.image_folder import load_image_folder  # torchvision, which is heavy
 

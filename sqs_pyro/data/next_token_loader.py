@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from sqs_pyro.data.array_loader import epoch_generator
+from sqs_pyro.data.tensor_loader import epoch_generator
 from sqs_pyro.errors import DataError
 
 

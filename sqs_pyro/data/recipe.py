@@ -1,33 +1,92 @@
 """The `data` section of a recipe."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from sqs_pyro.own_code import is_own
 from sqs_pyro.recipes import RecipeSection
+
+#: What is known by its name alone, or by name and `root`.
+IMAGE_SETS = ("digits", "fashion_mnist", "cifar10", "cifar100")
+#: Files whose arrays or columns are inputs and targets.
+FILE_TYPES = (".npz", ".csv", ".jsonl", ".json", ".parquet")
+
+Task = Literal["classification", "multilabel", "regression", "segmentation"]
 
 
 class DataRecipe(RecipeSection):
     """Which data set, from where, and how it is cut into minibatches.
 
     Attributes:
-        name: the data set.
+        name: the data set: `digits`, `fashion_mnist`, `cifar10`, `cifar100` or `image_folder`; a file, `.npz`,
+            `.csv`, `.jsonl` or `.parquet`; or a function of yours that returns data, `module:function` or
+            `path/file.py:function`.
+        task: what is learned: a class of each example, several labels at once, numbers, or a class of each pixel
+            or token. All but the first are of files and functions.
         root: its directory; None looks in the places that ``docs/data.md`` lists. `digits` needs none.
         batch_size: examples in a training minibatch.
         validation: training examples held out for every choice (rates, epochs, thresholds); None holds out
             a tenth, but at most 5,000. An image folder with a `val/` beside a `test/` uses that instead.
-        augment: random crops and flips (digits: shifts by a pixel) of the training images.
+        inputs: of a file: the array, or the columns, that the network takes. None: of an `.npz` `x_train` and
+            `x_test`, or `x`; of a table all columns but the targets, in their order.
+        targets: of a file: the array or columns to learn. None: of an `.npz` `y_train` and `y_test`, or `y`; of a
+            table its last column.
+        test: of a file: another one of its kind with the test examples; None: a fifth of the examples.
+        standardise: of a file: inputs, and numbers to learn, are brought to mean 0 and standard deviation 1, by
+            channel or column, as the training examples have them; the packed file keeps these numbers.
+        ignore_index: a label of pixels or tokens that counts for nothing.
+        options: keyword arguments of a function.
+        augment: random crops and flips (digits: shifts by a pixel) of the training images; not of files.
         image_size: side in pixels of an image folder's images, as the network sees them.
-        num_workers: processes that decode an image folder's files.
+        num_workers: processes that decode an image folder's files, or load a function's data set.
         download: fetch the data set when it is not there.
     """
 
-    name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "image_folder"]
+    name: str = Field(min_length=1)
+    task: Task = "classification"
     root: Path | None = None
     batch_size: int = Field(default=128, ge=1)
     validation: int | None = Field(default=None, ge=1)
+    inputs: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(default=None, min_length=1)
+    targets: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(default=None, min_length=1)
+    test: Path | None = None
+    standardise: bool = True
+    ignore_index: int = -100
+    options: dict[str, Any] = Field(default_factory=dict)
     augment: bool = True
     image_size: int = Field(default=224, ge=1, le=4096)
     num_workers: int = Field(default=2, ge=0, le=256)
     download: bool = False
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name in (*IMAGE_SETS, "image_folder") or is_own(name) or Path(name).suffix.lower() in FILE_TYPES:
+            return name
+        known = ", ".join(IMAGE_SETS)
+        raise ValueError(
+            f"one of {known}, image_folder, a file ({', '.join(FILE_TYPES)}) or a function, module:function"
+        )
+
+    @model_validator(mode="after")
+    def _fits_its_source(self) -> "DataRecipe":
+        if self.task != "classification" and self.is_images:
+            raise ValueError(f"a section without task {self.task}: {self.name} has a class for each image")
+        for key in ("inputs", "targets", "test"):
+            if getattr(self, key) is not None and not self.is_file:
+                raise ValueError(f"a section without {key}, which is of files ({', '.join(FILE_TYPES)})")
+        if self.options and not is_own(self.name):
+            raise ValueError("a section without options, which are of functions (module:function)")
+        return self
+
+    @property
+    def is_images(self) -> bool:
+        """Whether it is one of the sets of images that are known by name."""
+        return self.name in (*IMAGE_SETS, "image_folder")
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file of arrays or columns."""
+        return not self.is_images and not is_own(self.name)

@@ -1,13 +1,13 @@
 """What a data set is split into: loaders for training, for every choice, and for the final figures."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sqs_pyro.data.recipe import DataRecipe
+from sqs_pyro.data.recipe import DataRecipe, Task
 from sqs_pyro.errors import DataError
 
 MOST_HELD_OUT = 5_000
@@ -35,9 +35,12 @@ class Data:
         train: shuffled and augmented; minibatches of equal size.
         validation: held out of the training examples; neither shuffled nor augmented.
         test: never used for a choice.
-        num_classes: labels are below it.
-        input_shape: (C, H, W) of one example.
+        num_classes: labels are below it; of several labels at once, or of numbers to learn, how many there are.
+        input_shape: (C, H, W) of one image, or whatever else one example has.
         name: of the data set.
+        task: what is learned.
+        about: what has to be known of inputs and targets to use a network elsewhere, as plain JSON: names of
+            columns and classes, what was subtracted and divided by.
     """
 
     train: Loader
@@ -46,6 +49,8 @@ class Data:
     num_classes: int
     input_shape: tuple[int, ...]
     name: str
+    task: Task = "classification"
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 def held_out_size(recipe: DataRecipe, num_examples: int) -> int:

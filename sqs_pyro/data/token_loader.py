@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sqs_pyro.data.array_loader import epoch_generator
+from sqs_pyro.data.tensor_loader import epoch_generator
 from sqs_pyro.errors import DataError
 from sqs_pyro.networks.tokens import check_tokens
 

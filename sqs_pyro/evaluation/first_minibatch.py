@@ -9,6 +9,7 @@ from torch import nn
 from sqs_pyro.errors import DataError
 from sqs_pyro.evaluation.input_checks import check_minibatch
 from sqs_pyro.evaluation.judging import Judge, judged
+from sqs_pyro.models.likelihoods import Categorical
 from sqs_pyro.models.observation import Likelihood
 from sqs_pyro.networks.calling import device_of, move_to, split_examples, tensors_in
 from sqs_pyro.networks.loaders import (
@@ -29,10 +30,12 @@ class FirstMinibatch:
     Attributes:
         likelihood: with everything decided that labels decide.
         num_data: N, examples that an epoch yields.
+        labels: classes that an example has, on average: 1, or as many as pixels or tokens that count.
     """
 
     likelihood: Likelihood
     num_data: int
+    labels: float = 1.0
 
 
 def try_first_minibatch(
@@ -71,7 +74,22 @@ def try_first_minibatch(
             with undisturbed(validation):
                 # Of a copy, as in training: a judge may change what it is given.
                 judged(judge, copied(net).eval(), validation)
-    return FirstMinibatch(settled, num_data)
+    return FirstMinibatch(settled, num_data, _labels(net, train, settled))
+
+
+def _labels(net: nn.Module, train: Loader, likelihood: Likelihood) -> float:
+    """Return how many classes an example of the first minibatch has that counts for anything."""
+    if not isinstance(likelihood, Categorical) or likelihood.class_axis is None:  # not settled: there is one
+        return 1.0
+    with undisturbed(train):
+        for _, y in minibatches(train, net, "training"):
+            if y.dim() < 2 or y.is_floating_point():  # probabilities are of one example
+                return 1.0
+            one_hot = bool((y >= 0).all()) and bool((y.sum(likelihood.class_axis) == 1).all())
+            known = int(y.sum() if one_hot else (y != likelihood.ignore_index).sum())
+            if known:
+                return max(known / len(y), 1.0)
+    return 1.0
 
 
 def try_loader(

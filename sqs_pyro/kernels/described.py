@@ -18,6 +18,7 @@ from torch.nn.modules.module import (
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import NetworkError, PackedFileError, SQSError
 from sqs_pyro.networks.registry import INITIAL_WEIGHTS, build_network
+from sqs_pyro.own_code import is_own
 from sqs_pyro.packing.contents import PackedContents, parameters_to_pack
 
 # Weights of which a file may be the description: 1,024 a byte is a five-hundredth of a bit for each.
@@ -63,11 +64,16 @@ def _spec(spec: Any) -> tuple[str, dict[str, Any]]:
             "The packed file does not say how to build its network: give load the network or its constructor."
         )
     name, options = (spec.get("name"), spec.get("options")) if isinstance(spec, dict) else (None, None)
-    # The key that makes a constructor fetch weights: a file must not cause a download.
-    if not isinstance(name, str) or not isinstance(options, dict) or INITIAL_WEIGHTS in options:
+    # Keys that make a constructor fetch weights: a file must not cause a download.
+    if not isinstance(name, str) or not isinstance(options, dict) or INITIAL_WEIGHTS & options.keys():
         raise PackedFileError(
             f"The packed file says {shown(spec)} of its network, which is no name with options: give load the "
             "network or its constructor."
+        )
+    if is_own(name):  # a file alone never makes code run
+        raise PackedFileError(
+            f"The packed file's network is built by code of its user, {shown(name)}: give load the network or its "
+            "constructor, `sqs` commands --network with that name."
         )
     return name, options
 

@@ -1,4 +1,7 @@
-"""Networks by name, so that a packed file can say how to rebuild the network it belongs to."""
+"""Networks by name, so that a packed file can say how to rebuild the network it belongs to.
+
+Names are registered here, or are those of :mod:`sqs_pyro.networks.elsewhere`.
+"""
 
 import difflib
 import inspect
@@ -10,11 +13,14 @@ from torch import nn
 
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import RecipeError, SQSError, said
+from sqs_pyro.networks.elsewhere import LIBRARIES, constructor_elsewhere, options_of
 
 Constructor = TypeVar("Constructor", bound=Callable[..., nn.Module])
 
-#: An option that is never part of a packed file: a path to initial weights.
-INITIAL_WEIGHTS = "weights"
+#: Options that are never part of a packed file, here, in torchvision and in timm: where first weights come from.
+INITIAL_WEIGHTS = frozenset(
+    {"weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"}
+)
 
 _constructors: dict[str, Callable[..., nn.Module]] = {}
 
@@ -48,32 +54,38 @@ def network_names() -> list[str]:
     return sorted(_constructors)
 
 
-def network_options(name: str) -> dict[str, Any]:
-    """Return the options of a registered network and their defaults (``inspect.Parameter.empty``: required)."""
-    return {p.name: p.default for p in inspect.signature(_constructors[name]).parameters.values()}
+def network_options(name: str) -> dict[str, Any] | None:
+    """Return the options of a network and their defaults (``inspect.Parameter.empty``: required).
+
+    None: the network is of a library, whose options are its own affair.
+
+    Raises:
+        RecipeError: there is no such network.
+    """
+    return options_of(_constructor(name)[1])
 
 
 def build_network(name: str, /, **options: Any) -> nn.Module:
-    """Build a registered network.
+    """Build a network by its name.
 
     Args:
-        name: a name out of :func:`network_names`.
+        name: one of :func:`network_names`; ``"torchvision/NAME"``, ``"timm/NAME"`` or either's bare NAME; or
+            ``"module:function"`` or ``"path/file.py:function"``, which imports the user's code.
         options: keyword arguments of the network's constructor.
 
     Returns:
-        The network, with ``network_spec = {"name": name, "options": options}`` set on it. An option
-        ``weights``, a path to initial weights, is left out: a packed file must not depend on it.
+        The network, with ``network_spec = {"name": name, "options": options}`` set on it, the name with its
+        library. Options of :data:`INITIAL_WEIGHTS` are left out: a packed file must not depend on them.
 
     Raises:
         RecipeError: for an unknown name, an unknown or missing option, one that is not JSON-able, or one that the
-            constructor cannot take.
+            constructor cannot take; or what it makes is no network.
+        MissingPackageError: the library that has it is not installed.
     """
-    if name not in _constructors:
-        raise RecipeError(f"Network {shown(name, 80)} is unknown: {_allowed('networks', name, network_names())}")
-    constructor = _constructors[name]
+    full_name, constructor = _constructor(name)
     _check_options(name, constructor, options)
     try:
-        net = constructor(**options)
+        net: Any = constructor(**options)
     except SQSError:
         raise
     except Exception as error:  # whatever options of another kind, or too large, end in
@@ -81,9 +93,20 @@ def build_network(name: str, /, **options: Any) -> nn.Module:
         raise RecipeError(
             f"Network {name!r} cannot be built with the options {shown(options)} ({reason}): correct the options."
         ) from error
-    stored = {option: value for option, value in options.items() if option != INITIAL_WEIGHTS}
-    net.network_spec = {"name": name, "options": stored}  # type: ignore[assignment]
+    if not isinstance(net, nn.Module):
+        raise RecipeError(f"Network {name!r} is a function that returns {shown(net)}: let it return an nn.Module.")
+    stored = {option: value for option, value in options.items() if option not in INITIAL_WEIGHTS}
+    net.network_spec = {"name": full_name, "options": stored}  # type: ignore[assignment]
     return net
+
+
+def _constructor(name: str) -> tuple[str, Callable[..., nn.Module]]:
+    found = (name, _constructors[name]) if name in _constructors else constructor_elsewhere(name)
+    if found is None:
+        others = [*(f"{library}/NAME" for library in LIBRARIES), "module:function", "file.py:function"]
+        allowed = _allowed("networks", name, [*network_names(), *others])
+        raise RecipeError(f"Network {shown(name, 80)} is unknown: {allowed}")
+    return found
 
 
 def _check_options(name: str, constructor: Callable[..., nn.Module], options: dict[str, Any]) -> None:

@@ -144,6 +144,11 @@ def plan_tables(plan: Document) -> Report:
 
 
 _FIGURES = {  # of networks: label, factor and form; a task has some of them
+    "r2": ("R²", 1, ".4f"),
+    "rmse": ("root mean square error", 1, ".4g"),
+    "mae": ("mean absolute error", 1, ".4g"),
+    "mean_iou": ("mean intersection over union, %", 100, ".2f"),
+    "average_precision": ("mean average precision, %", 100, ".2f"),
     "matthews": ("Matthews correlation", 1, ".4f"),
     "pearson": ("Pearson correlation", 1, ".4f"),
     "spearman": ("Spearman correlation", 1, ".4f"),

@@ -26,7 +26,7 @@ from sqs_pyro.integrations.checkpoint_size import checkpoint_size
 from sqs_pyro.kernels.placing import unpack_weights
 from sqs_pyro.networks.calling import split_examples
 from sqs_pyro.packing.stored import stored_weights
-from sqs_pyro.runs.files import existing_file, file_network, recipe_of
+from sqs_pyro.runs.files import existing_file, file_network, opened
 from sqs_pyro.runs.kinds import kind_of
 from sqs_pyro.runs.seal import is_our_directory, seal
 
@@ -43,6 +43,7 @@ def export_file(
     input_shape: Sequence[int] | None = None,
     data_from: str | Path | None = None,
     overwrite: bool = False,
+    network: str | None = None,
 ) -> dict[str, Any]:
     """Write the network of a packed file in another format, load what was written, and compare.
 
@@ -58,6 +59,7 @@ def export_file(
             number of tokens. None: the first rows of the file's own data.
         data_from: recipe that says which data that is.
         overwrite: whether older output may be replaced.
+        network: the name of what builds the file's network, where that is code of the user's.
 
     Returns:
         ``file``, ``format``, ``out``, ``dtype``, ``bytes`` (by file), ``total_bytes``, ``packed_bytes`` (of
@@ -82,7 +84,7 @@ def export_file(
     as_file = {"dense": is_dense_export, "onnx": is_onnx_export}
     is_ours = is_our_directory if writes_directory else as_file[export_format]
     _check_free(target, f"export of format {export_format}", is_ours, overwrite=overwrite)
-    net = _directory_network(path) if directory else file_network(path)
+    net = _directory_network(path) if directory else file_network(path, network)
     check_one_network(net)
     example = _example(net, path, input_shape, data_from, needed=export_format != "dense")
     # Run from where it is made: the target only appears if what was written loads and computes.
@@ -210,8 +212,8 @@ def _own(net: nn.Module, path: Path, data_from: str | Path | None) -> tuple[Any,
     """Return inputs of the kind that a file is of; of a Hugging Face directory, random tokens."""
     if path.is_dir() and data_from is None:
         return random_text(net, path)
-    document = recipe_of(path, data_from)
-    return kind_of(document).example(net, path, document)
+    source = opened(path, data_from)
+    return kind_of(source.document).example(net, source)
 
 
 # ---- writing and running ----

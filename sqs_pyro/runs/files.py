@@ -15,17 +15,18 @@ from sqs_pyro.kernels.runtime import runtime_weights
 from sqs_pyro.packing.file import read_packed
 from sqs_pyro.runs.bookkeeping import machine
 from sqs_pyro.runs.directory import PACKED, write_json
-from sqs_pyro.runs.kinds import Document, kind_of, load_any_recipe
+from sqs_pyro.runs.kinds import Document, OpenedFile, kind_of, load_any_recipe
 
 UNCERTAINTY = "uncertainty.json"
 
 
-def inspect_file(file: str | Path, *, runtime: bool = False) -> dict[str, Any]:
+def inspect_file(file: str | Path, *, runtime: bool = False, network: str | None = None) -> dict[str, Any]:
     """Describe a packed file to the byte, without building its network.
 
     Args:
         file: packed file.
         runtime: build it all the same, and say what its weights are on this machine's CPU.
+        network: the name of what builds it then, if the file does not say it.
 
     Returns:
         ``file``, ``format_version``, ``size`` (totals, bytes by part, one entry a tensor), ``metadata``; with
@@ -44,21 +45,20 @@ def inspect_file(file: str | Path, *, runtime: bool = False) -> dict[str, Any]:
         "metadata": contents.metadata,
     }
     if runtime:
-        weights = [asdict(weight) for weight in runtime_weights(file_network(path))]
+        weights = [asdict(weight) for weight in runtime_weights(file_network(path, network))]
         inspection["runtime"] = {"machine": machine(), "weights": weights}
     return inspection
 
 
-def file_network(file: str | Path) -> nn.Module:
-    """Return the packed network of a file, built as its metadata says.
+def file_network(file: str | Path, network: str | None = None) -> nn.Module:
+    """Return the packed network of a file, built as its metadata says, or by what has the name ``network``.
 
     Raises:
         PackedFileError: the file is missing, not intact, or does not say how to build its network.
         NetworkError: the network's checkpoint is missing.
     """
-    path = existing_file(file)
-    document = recipe_of(path)
-    return kind_of(document).network(path, document)
+    source = opened(file, network=network)
+    return kind_of(source.document).network(source)
 
 
 def evaluate_file(
@@ -67,6 +67,7 @@ def evaluate_file(
     data_from: str | Path | None = None,
     root: str | Path | None = None,
     shift: str | None = None,
+    network: str | None = None,
 ) -> dict[str, Any]:
     """Rebuild the network that a packed file names, and evaluate it on the test part of its data.
 
@@ -79,6 +80,7 @@ def evaluate_file(
             ``network``, ``text`` and ``evaluation``; of a task, ``network`` and ``data``.
         root: directory of the data set on this machine, instead of the recipe's.
         shift: what is done to the images first, see :func:`~sqs_pyro.data.shifts.parse_shift`.
+        network: the name of what builds the file's network, where that is code of the user's: ``module:function``.
 
     Returns:
         ``file``, ``accuracy``, ``nll``, ``ece``, ``brier``, ``entropy``, ``num_examples``, ``data``, ``shift``,
@@ -91,9 +93,8 @@ def evaluate_file(
         DataError: the data is missing, the shift is unknown, or the file's network takes no images.
         NetworkError: the data does not fit the network, or the network's checkpoint is missing.
     """
-    path = existing_file(file)
-    document = recipe_of(path, data_from)
-    return kind_of(document).evaluate(path, document, root=root, shift=shift)
+    source = opened(file, data_from, network)
+    return kind_of(source.document).evaluate(source, root=root, shift=shift)
 
 
 def uncertainty_file(
@@ -105,11 +106,12 @@ def uncertainty_file(
     shifts: Sequence[str] = (),
     draws: int | None = None,
     out: str | Path | None = None,
+    network: str | None = None,
 ) -> dict[str, Any]:
     """Say what the uncertainty of a packed classifier is worth: of one file, or of the draws of an ensemble.
 
     Args:
-        file, data_from, root: as of :func:`evaluate_file`.
+        file, data_from, root, network: as of :func:`evaluate_file`.
         foreign: inputs of other classes: names of data sets, image folders, or recipes with a section ``data``.
         shifts: what is done to the images, each by itself; see :func:`~sqs_pyro.data.shifts.parse_shift`.
         draws: how many are averaged; None: all of an ensemble, ten where the file has widths to draw by.
@@ -123,11 +125,10 @@ def uncertainty_file(
         PackedFileError, RecipeError, DataError, NetworkError: as of :func:`evaluate_file`.
         OutputError: ``out`` cannot be written, or holds something else under these names.
     """
-    path = existing_file(file)
-    document = recipe_of(path, data_from)
+    source = opened(file, data_from, network)
     place = None if out is None else _checked_out(Path(out))
-    found, curves = kind_of(document).uncertainty(
-        path, document, root=root, foreign=foreign, shifts=shifts, draws=draws
+    found, curves = kind_of(source.document).uncertainty(
+        source, root=root, foreign=foreign, shifts=shifts, draws=draws
     )
     if place is not None:
         from sqs_pyro.reporting.uncertainty import write_uncertainty_pictures  # matplotlib
@@ -152,19 +153,37 @@ def _checked_out(out: Path) -> Path:
 
 
 def existing_file(file: str | Path) -> Path:
-    """Return the path of a packed file that is there.
+    """Return the path of a packed file that is there; of a run's directory, that of the file in it.
 
     Raises:
         PackedFileError: it is not.
     """
     path = Path(file)
-    if path.is_dir():  # a run's directory is what people give first
-        inside = path / PACKED
-        hint = f"'{inside}'" if inside.is_file() else "the path of a file that `sqs` wrote"
-        raise PackedFileError(f"'{path}' is a directory, not a packed file: give {hint}.")
+    if (path / PACKED).is_file():
+        return path / PACKED
+    if path.is_dir():
+        raise PackedFileError(
+            f"'{path}' is a directory without a '{PACKED}': give a run's directory, or the path of a file that "
+            "`sqs` wrote."
+        )
     if not path.is_file():
         raise PackedFileError(f"Packed file '{path}' is not there: give the path of a file that `sqs` wrote.")
     return path
+
+
+def opened(file: str | Path, data_from: str | Path | None = None, network: str | None = None) -> OpenedFile:
+    """Return a packed file with its recipe.
+
+    Args:
+        file: its path.
+        data_from: a recipe to take instead of its own.
+        network: name of what builds its network, which the user gave.
+
+    Raises:
+        PackedFileError, RecipeError: as :func:`existing_file` and :func:`recipe_of`.
+    """
+    path = existing_file(file)
+    return OpenedFile(path, recipe_of(path, data_from), network)
 
 
 def recipe_of(path: Path, data_from: str | Path | None = None) -> Document:

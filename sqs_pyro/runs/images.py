@@ -9,24 +9,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from sqs_pyro import load, size_report
+from sqs_pyro import size_report
 from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.compression.baseline import BaselineRecipe, EpochRecord
 from sqs_pyro.data import Data, DataRecipe, ShiftedLoader, load_data, parse_shift
 from sqs_pyro.errors import DataError, NetworkError, RecipeError
-from sqs_pyro.evaluation.classification import evaluate
 from sqs_pyro.exporting.examples import first_rows
 from sqs_pyro.fingerprint import Fingerprint, fingerprint, loader_fingerprint
 from sqs_pyro.inference.diagnostics import inert_averaging
-from sqs_pyro.models.likelihoods import categorical
-from sqs_pyro.networks.calling import device_of, predictions
-from sqs_pyro.networks.registry import build_network
+from sqs_pyro.networks.calling import device_of, move_to, predictions, split_examples
+from sqs_pyro.networks.registry import build_network, network_options
 from sqs_pyro.networks.state import load_weights
 from sqs_pyro.recipes import parse
 from sqs_pyro.reporting.uncertainty import Curves
 from sqs_pyro.runs.bookkeeping import Clock, Progress, silent
 from sqs_pyro.runs.directory import MADE_OF, METRICS, PACKED, check_output, run_directory, write_json
-from sqs_pyro.runs.kinds import Document, InputForm, RunKind
+from sqs_pyro.runs.kinds import InputForm, OpenedFile, RunKind
 from sqs_pyro.runs.measured import HISTORY, compress_and_measure, trained_or_kept
 from sqs_pyro.runs.posterior import run_averaging, write_bounds
 from sqs_pyro.runs.recipe import RunRecipe, load_recipe
@@ -38,6 +36,8 @@ from sqs_pyro.runs.uncertainty.inputs import (
     shifted_inputs,
 )
 from sqs_pyro.runs.uncertainty.measured import averaging, measure_uncertainty
+from sqs_pyro.tasks.objectives import objective
+from sqs_pyro.tasks.task import judge
 
 __all__ = ["HISTORY", "PACKED", "RunRecipe", "load_recipe", "run"]
 
@@ -89,21 +89,12 @@ def run(
     return metrics
 
 
-class _Judged:
-    """The task of every network that takes images: their classes."""
-
-    headline = "accuracy"
-    likelihood = categorical
-
-    def measure(self, net: nn.Module, loader: Any) -> dict[str, Any]:
-        return asdict(evaluate(net, loader))
-
-
 def _compress_and_measure(
     recipe: RunRecipe, net: nn.Module, data: Data, directory: Path, clock: Clock, progress: Progress
 ) -> dict[str, Any]:
+    judged = objective(data, recipe.data.ignore_index)
     result, metrics = compress_and_measure(
-        recipe, recipe.compression, _Judged(), net, data, directory, clock, progress
+        recipe, recipe.compression, judged, net, data, directory, clock, progress, about=data.about
     )
     if recipe.averaging is not None:
         metrics |= run_averaging(recipe.averaging, result, data, recipe.seed, directory)
@@ -122,22 +113,34 @@ def untrained_network(recipe: RunRecipe, data: Data) -> nn.Module:
     """Return the untrained network; building and trying it finds what does not fit before hours are spent."""
     with torch.random.fork_rng(devices=[]):  # networks are built on the CPU: no GPU's state is drawn from
         torch.manual_seed(recipe.baseline.seed)
-        net = build_network(recipe.network.name, **recipe.network.options)
+        net = build_network(recipe.network.name, **_options(recipe, data))
     check_fit(net, data)
+    if recipe.averaging is not None and data.task != "classification":
+        raise RecipeError(f"Recipe key 'averaging' is for classes, but the data's task is {data.task}: remove it.")
     return net
 
 
+def _options(recipe: RunRecipe, data: Data) -> dict[str, Any]:
+    """Return the network's options; classes that the recipe does not say are counted."""
+    name, options = recipe.network.name, recipe.network.options
+    known = network_options(name)
+    if "num_classes" in options or (known is not None and known.get("num_classes") in (None, data.num_classes)):
+        return options  # what is the default anyway is not written into the file
+    return {"num_classes": data.num_classes, **options}
+
+
 def check_fit(net: nn.Module, data: Data) -> None:
-    """Check that a network takes the data's inputs and gives a logit to each of its classes.
+    """Check that a network takes the data's inputs and gives what there is to learn: a logit to each class, say.
 
     Raises:
         NetworkError: it does not; the sentence says which shapes were met.
     """
     was_training = net.training
+    # Two examples: a network that squeezes its batch away would pass with one.
+    inputs = next(split_examples(first_rows(data.test)[0], 2))
     try:
         with torch.no_grad():
-            # Two examples: a network that squeezes its batch away would pass with one.
-            logits = predictions(net.eval(), torch.zeros(2, *data.input_shape, device=device_of(net)))
+            output = predictions(net.eval(), move_to(inputs, device_of(net)))
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise NetworkError(
@@ -146,11 +149,7 @@ def check_fit(net: nn.Module, data: Data) -> None:
         ) from None
     finally:
         net.train(was_training)
-    if tuple(logits.shape) != (2, data.num_classes):
-        raise NetworkError(
-            f"The network gives outputs of shape {tuple(logits.shape[1:])}, but the data has "
-            f"{data.num_classes} classes: correct the network's options, such as num_classes."
-        )
+    objective(data).check(output, data)
 
 
 def give_weights(
@@ -166,7 +165,9 @@ def give_weights(
         return []
     section = BaselineRecipe(**recipe.baseline.model_dump(exclude={"checkpoint"}))
     kept = baselines / f"{recipe.baseline_key}.pt"  # of what is trained, not of how it is compressed
-    return trained_or_kept(net, data.train, data.validation, section, kept, recipe.compression, tell)
+    judged = objective(data, recipe.data.ignore_index)
+    how = {} if judged.loss is None else {"loss": judged.loss, "judge": judge(judged)}
+    return trained_or_kept(net, data.train, data.validation, section, kept, recipe.compression, tell, **how)
 
 
 def made_of(recipe: RunRecipe) -> Fingerprint:
@@ -215,27 +216,26 @@ class Images(RunKind[RunRecipe]):
         return run(recipe, out_dir, overwrite=overwrite, baselines_dir=baselines_dir, progress=progress)
 
     def evaluate(
-        self, file: Path, document: Document, *, root: str | Path | None = None, shift: str | None = None
+        self, file: OpenedFile, *, root: str | Path | None = None, shift: str | None = None
     ) -> dict[str, Any]:
         """Return accuracy and its like on the test images, as they are or shifted."""
-        recipe = _data_at(file, document, root)
+        recipe = _data_at(file, root)
         move = None if shift is None else parse_shift(shift)  # before anything is loaded
-        net = load(file)
+        net = file.load()
         data = load_data(recipe)
         check_fit(net, data)
         test = data.test if move is None else ShiftedLoader(data.test, move)
         return {
-            "file": str(file),
-            **asdict(evaluate(net, test)),
+            "file": str(file.path),
+            **objective(data, recipe.ignore_index).measure(net, test),
             "data": recipe.model_dump(mode="json"),
             "shift": shift,
-            "size": size_report(file).to_dict(),
+            "size": size_report(file.path).to_dict(),
         }
 
     def uncertainty(
         self,
-        file: Path,
-        document: Document,
+        file: OpenedFile,
         *,
         root: str | Path | None = None,
         foreign: Sequence[str] = (),
@@ -243,11 +243,16 @@ class Images(RunKind[RunRecipe]):
         draws: int | None = None,
     ) -> tuple[dict[str, Any], Mapping[str, Curves]]:
         """Return accuracy and its like, risk over coverage, and AUROCs against other inputs; and their curves."""
-        recipe = _data_at(file, document, root)
+        recipe = _data_at(file, root)
         moves = parse_shifts(shifts)  # this and what follows before anything is loaded
         recipes = {source: foreign_recipe(source, recipe) for source in foreign}
-        packed = load(file)
-        net = averaging(packed, draws, file)
+        if recipe.task != "classification":
+            raise DataError(
+                f"'{file.path}' is of {recipe.task}, but uncertainty is told of classifiers: call "
+                "sqs_pyro.evaluation.predictive in Python."
+            )
+        packed = file.load()
+        net = averaging(packed, draws, file.path)
         data = load_data(recipe)
         check_fit(net, data)
         others = foreign_inputs(recipes, data)
@@ -257,28 +262,29 @@ class Images(RunKind[RunRecipe]):
         document, curves = measure_uncertainty(
             net, data, labelled, others, greedy=None if net is packed else packed
         )
-        about = {"data": recipe.model_dump(mode="json"), "size": size_report(file).to_dict()}
-        return {"file": str(file), **document, **about}, curves
+        about = {"data": recipe.model_dump(mode="json"), "size": size_report(file.path).to_dict()}
+        return {"file": str(file.path), **document, **about}, curves
 
-    def example(self, net: nn.Module, file: Path, document: Document) -> tuple[Any, str]:
+    def example(self, net: nn.Module, file: OpenedFile) -> tuple[Any, str]:
         """Return the first test images."""
-        return first_rows(load_data(_data(file, document)).test)
+        return first_rows(load_data(_data(file)).test)
 
     def input_form(
         self,
         net: nn.Module,
-        file: Path,
-        document: Document,
+        file: OpenedFile,
         image_shape: tuple[int, ...] | None,
         lengths: Sequence[int],
     ) -> InputForm:
         """Return the form of images as large as the data's."""
         if image_shape is not None:
             return InputForm((image_shape,))
-        if document.get("data") is None:
-            raise RecipeError(f"Packed file '{file}' does not say which data it is for: give --input-shape CxHxW.")
+        if file.document.get("data") is None:
+            raise RecipeError(
+                f"Packed file '{file.path}' does not say which data it is for: give --input-shape CxHxW."
+            )
         try:
-            return InputForm((load_data(_data(file, document)).input_shape,))
+            return InputForm((load_data(_data(file)).input_shape,))
         except DataError as error:
             raise DataError(f"{error} Or give --input-shape CxHxW: no data is needed then.") from None
 
@@ -291,20 +297,20 @@ class Images(RunKind[RunRecipe]):
         return recipe.baseline_key
 
 
-def _data_at(file: Path, document: Document, root: str | Path | None) -> DataRecipe:
+def _data_at(file: OpenedFile, root: str | Path | None) -> DataRecipe:
     """Return the data of a file, in a directory of this machine."""
-    recipe = _data(file, document)
+    recipe = _data(file)
     if root is None:
         return recipe
     if recipe.name == "digits":
         raise DataError(
-            f"--root {root} is for data in a directory, but '{file}' is judged by digits: leave it out."
+            f"--root {root} is for data in a directory, but '{file.path}' is judged by digits: leave it out."
         )
     return recipe.model_copy(update={"root": Path(root)})
 
 
-def _data(file: Path, document: Document) -> DataRecipe:
-    if document.get("data") is None:
-        raise RecipeError(f"Packed file '{file}' does not say which data it is for: give --data RECIPE.")
+def _data(file: OpenedFile) -> DataRecipe:
+    if file.document.get("data") is None:
+        raise RecipeError(f"Packed file '{file.path}' does not say which data it is for: give --data RECIPE.")
     # This section alone: a file made in Python may say no more, and the rest may be of an older version.
-    return parse(DataRecipe, document["data"], "data")
+    return parse(DataRecipe, file.document["data"], "data")

@@ -19,6 +19,7 @@ from sqs_pyro import load
 from sqs_pyro.documents import read_yaml
 from sqs_pyro.errors import DataError, PackedFileError, RecipeError
 from sqs_pyro.fingerprint import Fingerprint
+from sqs_pyro.networks.registry import build_network
 from sqs_pyro.networks.tokens import vocabulary_size
 from sqs_pyro.packing.file import read_packed
 from sqs_pyro.recipes import parse
@@ -28,6 +29,35 @@ from sqs_pyro.runs.recipe import WholeRecipe, changed
 Recipe = TypeVar("Recipe", bound=WholeRecipe)
 Document = Mapping[str, Any]
 """A recipe as plain data: read from YAML, or kept in a packed file, where any program may have written it."""
+
+
+@dataclass(frozen=True)
+class OpenedFile:
+    """A packed file, and what is said of it beside what it says itself.
+
+    Attributes:
+        path: of the file.
+        document: the recipe that it holds, or the one that was given in its place.
+        network: name of its network that the user gave, whose code may run then; None: what the file says.
+    """
+
+    path: Path
+    document: Document
+    network: str | None = None
+
+    def load(self) -> nn.Module:
+        """Return the packed network, built as its metadata says or as the user does.
+
+        Raises:
+            PackedFileError: the file is not intact, or does not say how to build its network.
+            RecipeError: there is no such network, or not with these options.
+        """
+        if self.network is None:
+            return load(self.path)
+        said = read_packed(self.path).metadata.get("network")
+        # The options that it was built with are the file's, if the name is.
+        options = said.get("options") if isinstance(said, Mapping) and said.get("name") == self.network else {}
+        return load(self.path, build_network(self.network, **(options if isinstance(options, dict) else {})))
 
 
 @dataclass(frozen=True)
@@ -88,21 +118,19 @@ class RunKind(ABC, Generic[Recipe]):
 
     @abstractmethod
     def evaluate(
-        self, file: Path, document: Document, *, root: str | Path | None = None, shift: str | None = None
+        self, file: OpenedFile, *, root: str | Path | None = None, shift: str | None = None
     ) -> dict[str, Any]:
         """Rebuild the network of a packed file, and judge it as a run of this kind judges it.
 
         Args:
-            file: packed file.
-            document: recipe that says by which data.
+            file: packed file, and the recipe that says by which data.
             root: directory of the data set on this machine, instead of the recipe's.
             shift: what is done to images first.
         """
 
     def uncertainty(
         self,
-        file: Path,
-        document: Document,
+        file: OpenedFile,
         *,
         root: str | Path | None = None,
         foreign: Sequence[str] = (),
@@ -112,7 +140,7 @@ class RunKind(ABC, Generic[Recipe]):
         """Return what the uncertainty of a packed file's network is worth, and what is drawn of it.
 
         Args:
-            file, document, root: as of :meth:`evaluate`.
+            file, root: as of :meth:`evaluate`.
             foreign: data sets of other classes.
             shifts: what is done to images, each by itself.
             draws: of an ensemble, how many are averaged; None: all.
@@ -121,41 +149,40 @@ class RunKind(ABC, Generic[Recipe]):
             DataError: networks of this kind are no classifiers of images.
         """
         raise DataError(
-            f"'{file}' holds {self.said}, but uncertainty is told of classifiers of images: give a file of one, "
-            "or call sqs_pyro.evaluation.predictive in Python."
+            f"'{file.path}' holds {self.said}, but uncertainty is told of classifiers of images: give a file of "
+            "one, or call sqs_pyro.evaluation.predictive in Python."
         )
 
-    def network(self, file: Path, document: Document) -> nn.Module:
-        """Return the packed network of a file, built as its metadata or its recipe says.
+    def network(self, file: OpenedFile) -> nn.Module:
+        """Return the packed network of a file, built as its user, its metadata or its recipe says.
 
         Raises:
             PackedFileError: neither says how.
             NetworkError: the network's checkpoint is missing.
         """
-        if read_packed(file).metadata.get("network") is not None:  # of the registry, by its name and options
-            return load(file)
-        plain = self.plain_network(document)
+        if file.network is not None or read_packed(file.path).metadata.get("network") is not None:
+            return file.load()
+        plain = self.plain_network(file.document)
         if plain is None:
             raise PackedFileError(
-                f"Packed file '{file}' does not say how to build its network: in Python, load it with the "
-                "network's constructor."
+                f"Packed file '{file.path}' does not say how to build its network: give --network with the name "
+                "of what builds it, or load it in Python with the network's constructor."
             )
-        return load(file, plain)
+        return load(file.path, plain)
 
     def plain_network(self, document: Document) -> nn.Module | None:
         """Return the network that a recipe names, for a packed file to fill; None: it names none."""
         return None
 
     @abstractmethod
-    def example(self, net: nn.Module, file: Path, document: Document) -> tuple[Any, str]:
+    def example(self, net: nn.Module, file: OpenedFile) -> tuple[Any, str]:
         """Return inputs to trace a file's network with, at least two rows, and where they come from."""
 
     @abstractmethod
     def input_form(
         self,
         net: nn.Module,
-        file: Path,
-        document: Document,
+        file: OpenedFile,
         image_shape: tuple[int, ...] | None,
         lengths: Sequence[int],
     ) -> InputForm:
@@ -163,7 +190,7 @@ class RunKind(ABC, Generic[Recipe]):
 
         Args:
             net: the network, made ready to be timed.
-            file, document: where it comes from.
+            file: where it comes from.
             image_shape: instead of the shape of the recipe's data.
             lengths: of texts, in tokens.
         """
@@ -201,23 +228,26 @@ class TextKind(RunKind[Recipe]):
         """Return the network of transformers in a kind's network."""
         return net
 
-    def refuse_images(self, file: Path, root: str | Path | None, shift: str | None) -> None:
+    def refuse_images(self, file: OpenedFile, root: str | Path | None, shift: str | None) -> None:
         """Refuse options of :meth:`evaluate` that are for images."""
         for option, value in (("--root", root), ("--shift", shift)):
             if value is not None:
-                raise DataError(f"{option} {value} is for images, but '{file}' is judged by text: leave it out.")
+                raise DataError(
+                    f"{option} {value} is for images, but '{file.path}' is judged by text: leave it out."
+                )
 
     def input_form(
         self,
         net: nn.Module,
-        file: Path,
-        document: Document,
+        file: OpenedFile,
         image_shape: tuple[int, ...] | None,
         lengths: Sequence[int],
     ) -> InputForm:
         """Return the form of tokens, of each length."""
         if image_shape is not None:
-            raise RecipeError(f"--input-shape is for images, but '{file}' takes texts: give --lengths instead.")
+            raise RecipeError(
+                f"--input-shape is for images, but '{file.path}' takes texts: give --lengths instead."
+            )
         owner: Any = self.transformer(net)
         if hasattr(owner.config, "use_cache"):
             owner.config.use_cache = False  # one call of the network is measured, after which nothing follows

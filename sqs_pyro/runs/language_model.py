@@ -38,7 +38,7 @@ from sqs_pyro.runs.directory import (
     write_csv,
     write_json,
 )
-from sqs_pyro.runs.kinds import Document, TextKind
+from sqs_pyro.runs.kinds import Document, OpenedFile, TextKind
 from sqs_pyro.runs.language_model_recipe import (
     LanguageModelRecipe,
     check_lengths,
@@ -276,30 +276,30 @@ class LanguageModels(TextKind[LanguageModelRecipe]):
         return run(recipe, out_dir, overwrite=overwrite, progress=progress)
 
     def evaluate(
-        self, file: Path, document: Document, *, root: str | Path | None = None, shift: str | None = None
+        self, file: OpenedFile, *, root: str | Path | None = None, shift: str | None = None
     ) -> dict[str, Any]:
         """Return the perplexity on the recipe's texts."""
-        recipe = self.parse(document)
+        recipe = self.parse(file.document)
         self.refuse_images(file, root, shift)
         found = find_pretrained(recipe.network)
         text, foreign = load_texts(recipe)
-        net = load(file, found.unloaded_network())  # the file has every weight: the checkpoint's are not read
+        net = self.network(file)
         check_lengths(net, recipe)
         streams = judging_streams(recipe, text, foreign, found.tokenizer, vocabulary_size(net))
         return {
-            "file": str(file),
+            "file": str(file.path),
             "perplexity": judged(net, streams, recipe.evaluation),
             "network": recipe.network.model_dump(mode="json"),
-            "size": size_report(file).to_dict(),
+            "size": size_report(file.path).to_dict(),
         }
 
     def plain_network(self, document: Document) -> nn.Module:
-        """Return the network of the recipe's checkpoint, without its weights."""
+        """Return the network of the recipe's checkpoint, without its weights: the file has every one of them."""
         return find_pretrained(self.parse(document).network).unloaded_network()
 
-    def example(self, net: nn.Module, file: Path, document: Document) -> tuple[Any, str]:
+    def example(self, net: nn.Module, file: OpenedFile) -> tuple[Any, str]:
         """Return random tokens: any are a text."""
-        return random_text(net, file)
+        return random_text(net, file.path)
 
     def plan(self, recipe: LanguageModelRecipe) -> dict[str, Any]:
         """Return bytes by moment and part, from the checkpoint's ``config.json`` alone.

@@ -1,6 +1,7 @@
 """The common part of every run that fine-tunes while it compresses: fp32 weights, a packed file, and its worth."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sqs_pyro import load, save, size_report
+from sqs_pyro import save, size_report
 from sqs_pyro.compression.baseline import BaselineRecipe, EpochRecord, train_baseline
 from sqs_pyro.compression.finetune.call import CompressionResult, StepRecord, compress
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
@@ -19,11 +20,13 @@ from sqs_pyro.inference.guides.site import check_codebooks
 from sqs_pyro.models.bayesian import BayesianNetwork
 from sqs_pyro.networks.calling import device_of
 from sqs_pyro.networks.coverage import coverage
+from sqs_pyro.own_code import is_own
 from sqs_pyro.packing.size import SizeReport
 from sqs_pyro.reporting.layers import LayerPicture
 from sqs_pyro.reporting.plots import write_pictures
 from sqs_pyro.runs.bookkeeping import Clock, Progress, versions
 from sqs_pyro.runs.directory import CHECKPOINT, PACKED, in_turn, write_csv
+from sqs_pyro.runs.kinds import OpenedFile
 from sqs_pyro.runs.recipe import WholeRecipe
 from sqs_pyro.tasks.task import Judged, Parts, judge
 
@@ -86,6 +89,7 @@ def compress_and_measure(
     directory: Path,
     clock: Clock,
     progress: Progress,
+    about: Mapping[str, Any] | None = None,
 ) -> tuple[CompressionResult, dict[str, Any]]:
     """Compress a network, write the packed file, history and pictures, and measure the file as loaded from disk.
 
@@ -98,6 +102,7 @@ def compress_and_measure(
         directory: to write to; holds the checkpoint.
         clock: stages are noted there.
         progress: told of steps.
+        about: what of inputs and targets the file shall tell, see :class:`~sqs_pyro.data.splits.Data`.
 
     Returns:
         The result, and what ``metrics.json`` shall hold, ``stage_seconds`` left out.
@@ -105,6 +110,8 @@ def compress_and_measure(
     # Here, on the network that goes into compression: never a figure that was kept with the weights.
     baseline = judged.measure(net, data.test)
     clock.lap("baseline")
+    # Bounds change nothing in it; defaults, which recipe.yaml spells out, would be a fiftieth of a small file.
+    kept = {"recipe": recipe.model_dump(mode="json", exclude={"bounds"}, exclude_defaults=True)}
     result = compress(
         net,
         data.train,
@@ -115,8 +122,7 @@ def compress_and_measure(
         seed=recipe.seed,
         checkpoint=directory / CHECKPOINT,
         progress=_teller(progress),
-        # Bounds change nothing in it; defaults, which recipe.yaml spells out, would be a fiftieth of a small file.
-        metadata={"recipe": recipe.model_dump(mode="json", exclude={"bounds"}, exclude_defaults=True)},
+        metadata={**kept, "data": about} if about else kept,
     )
     clock.lap("compression")
     packed = directory / PACKED
@@ -125,7 +131,7 @@ def compress_and_measure(
     report = size_report(packed)  # of the file, not of the network in memory: honest bytes
     write_pictures(directory, layer_pictures(result, report), result.history, judged.headline)
     clock.lap("writing")
-    loaded = load(packed).to(device_of(net))
+    loaded = OpenedFile(packed, {}, _own_name(net)).load().to(device_of(net))
     compressed = judged.measure(loaded, data.test)
     return result, {
         "name": recipe.name,
@@ -143,6 +149,12 @@ def compress_and_measure(
         "seconds": result.seconds,
         "versions": versions(),
     }
+
+
+def _own_name(net: nn.Module) -> str | None:
+    """Return the name of the user's code that has built a network, as their recipe gives it; None: it was none."""
+    spec: Any = getattr(net, "network_spec", None)
+    return spec["name"] if spec is not None and is_own(spec["name"]) else None
 
 
 def _teller(progress: Progress) -> Any:

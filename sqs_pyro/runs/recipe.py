@@ -21,8 +21,9 @@ class NetworkRecipe(RecipeSection):
     """Which network.
 
     Attributes:
-        name: a registered network.
-        options: keyword arguments of its constructor.
+        name: a registered network; `torchvision/NAME` or `timm/NAME`; or a function of yours that builds one,
+            `module:function` or `path/file.py:function`.
+        options: keyword arguments of its constructor. `num_classes` is the data's where the constructor has it.
     """
 
     name: str

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sqs_pyro import load, size_report
+from sqs_pyro import size_report
 from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.compression.baseline import EpochRecord
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
@@ -24,7 +24,7 @@ from sqs_pyro.networks.tokens import longest_input, vocabulary_size
 from sqs_pyro.recipes import parse
 from sqs_pyro.runs.bookkeeping import Clock, Progress, silent, versions
 from sqs_pyro.runs.directory import METRICS, check_output, run_directory, write_json
-from sqs_pyro.runs.kinds import Document, TextKind
+from sqs_pyro.runs.kinds import Document, OpenedFile, TextKind
 from sqs_pyro.runs.measured import check_compressible, compress_and_measure, trained_or_kept
 from sqs_pyro.runs.posterior import write_bounds
 from sqs_pyro.runs.task_recipe import TASK_RECIPES, TaskRecipe
@@ -218,27 +218,27 @@ class Tasks(TextKind[TaskRecipe]):
         return run(recipe, out_dir, overwrite=overwrite, baselines_dir=baselines_dir, progress=progress)
 
     def evaluate(
-        self, file: Path, document: Document, *, root: str | Path | None = None, shift: str | None = None
+        self, file: OpenedFile, *, root: str | Path | None = None, shift: str | None = None
     ) -> dict[str, Any]:
         """Return the task's figures on its test text."""
-        recipe = self.parse(document)
+        recipe = self.parse(file.document)
         self.refuse_images(file, root, shift)
         text = task_text(recipe)
-        net = load(file)
+        net = file.load()
         if recipe.task == "embedding":  # judged by the fp32 network
             text = text.observed(text.network())
         return {
-            "file": str(file),
+            "file": str(file.path),
             **text.task.measure(net, text.loaders().test),
             "task": recipe.task,
             "network": recipe.network.model_dump(mode="json"),
             "data": recipe.data.model_dump(mode="json"),
-            "size": size_report(file).to_dict(),
+            "size": size_report(file.path).to_dict(),
         }
 
-    def example(self, net: nn.Module, file: Path, document: Document) -> tuple[Any, str]:
+    def example(self, net: nn.Module, file: OpenedFile) -> tuple[Any, str]:
         """Return the first test texts."""
-        return first_rows(task_text(self.parse(document)).loaders().test)
+        return first_rows(task_text(self.parse(file.document)).loaders().test)
 
     def transformer(self, net: nn.Module) -> nn.Module:
         """Return the network behind which the task's head stands."""

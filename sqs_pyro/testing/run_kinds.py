@@ -20,7 +20,7 @@ from sqs_pyro.bench.networks import bench_networks
 from sqs_pyro.errors import OutputError, RecipeError
 from sqs_pyro.networks.calling import call_arguments, predictions, tensors_in
 from sqs_pyro.runs.directory import CHECKPOINT, METRICS, PACKED
-from sqs_pyro.runs.files import evaluate_file, file_network, recipe_of
+from sqs_pyro.runs.files import evaluate_file, file_network, opened
 from sqs_pyro.runs.kinds import RunKind, kind_of, load_any_recipe
 from sqs_pyro.studies.recipe import StudyRecipe, cells
 
@@ -144,7 +144,7 @@ class RunKindContract:
     def test_its_network_is_that_of_the_constructor(self, finished: Finished) -> None:
         recipe, file = finished[0], finished[1] / PACKED
         found, expected = file_network(file), load(file, self.constructed(recipe))
-        inputs, said = kind_of(recipe).example(found, file, recipe_of(file))
+        inputs, said = kind_of(recipe).example(found, opened(file))
         assert said and len(tensors_in(inputs)[0]) >= 2
         args, kwargs = call_arguments(inputs)
         for one, other in zip(

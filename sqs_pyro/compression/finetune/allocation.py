@@ -168,11 +168,12 @@ def allocation(
     recipe: CompressionRecipe,
     total_steps: int,
     num_data: int,
+    labels: float,
     bits: float | None,
 ) -> Allocation:
     """Return the allocation that a recipe asks for."""
     if recipe.allocation == "rate_distortion":
-        return LearnedAllocation(guide, model.prior, recipe, total_steps, num_data, bits)
+        return LearnedAllocation(guide, model.prior, recipe, total_steps, num_data, labels, bits)
     watched = recipe.pruning.saliency == "activation"
     scales = InputScales(model.net, list(guide.site_guides())) if watched else None
     return ScheduledPruning(guide, recipe, total_steps, bits, scales)
@@ -187,6 +188,7 @@ class LearnedAllocation(Allocation):
         recipe: schedule, scope and curvature.
         total_steps: of the training.
         num_data: N, to scale the gradients' curvature from a mean to the sum over the data.
+        labels: that an example has; gradients are of nats a label.
         bits: what symbols, tables and codebooks may take in the file; None takes β = ``kl_weight``.
     """
 
@@ -200,10 +202,11 @@ class LearnedAllocation(Allocation):
         recipe: CompressionRecipe,
         total_steps: int,
         num_data: int,
+        labels: float = 1.0,
         bits: float | None = None,
     ) -> None:
         self.guide, self.prior, self.recipe = guide, prior, recipe
-        self.num_data, self.bits = num_data, bits
+        self.num_data, self.labels, self.bits = num_data, labels, bits
         inclusion = recipe.prior.inclusion
         self.fitting = (
             StructuredRateDistortion(guide, inclusion)
@@ -237,8 +240,9 @@ class LearnedAllocation(Allocation):
         for name, site in self.guide.site_guides().items():
             gradient, kept = site.latent_unconstrained.grad, site.gates() > 0.5
             if gradient is not None and kept.any():
-                # The loss was divided by N; closed gates let no gradient through, so the mean is over open ones.
-                seen = self.num_data * batch_size * gradient.square().sum() / kept.sum()
+                # The loss was divided by all labels; closed gates let no gradient through: the mean is over open
+                # ones.
+                seen = self.num_data * batch_size * self.labels**2 * gradient.square().sum() / kept.sum()
                 before = self._curvature.get(name, seen)
                 self._curvature[name] = before * _MEMORY + seen * (1 - _MEMORY)
 

@@ -164,7 +164,7 @@ def compress(
         )
         # What is cheap to find out comes first: data and judge, then codebooks, then a file as it would be.
         check_finite(net)
-        _try(model, train_loader, validation, judge, recipe, checkpoint)
+        labels = _try(model, train_loader, validation, judge, recipe, checkpoint)
         guide = SpikeGMMGuide(
             model,
             recipe.num_components,
@@ -184,7 +184,9 @@ def compress(
         with _distilled(model, net, recipe, train_loader) as observed, enough_resources("Training", _LOWER):
             # A checkpoint knows recipe, network and data by itself; these decide the outcome, too.
             setting = {"seed": seed, "likelihood": described(likelihood)}
-            driver = Driver(model, guide, recipe, observed, validation, progress, bits, judge, setting, inputs)
+            driver = Driver(
+                model, guide, recipe, observed, validation, progress, bits, judge, setting, inputs, labels
+            )
             history = driver.run(checkpoint)
         with enough_resources("Packing"):
             coded = guide.harden(recipe.storage.codebook)
@@ -217,8 +219,11 @@ def _try(
     judge: Judge | None,
     recipe: CompressionRecipe,
     checkpoint: Path | None,
-) -> None:
+) -> float:
     """Try data, likelihood and judge on the network; what that settles becomes the model's.
+
+    Returns:
+        How many labels an example has: 1, or as many as pixels or tokens.
 
     Raises:
         RecipeError: distillation, and the likelihood is not that of a classifier.
@@ -236,6 +241,7 @@ def _try(
         dtype=torch.bfloat16 if recipe.precision == "bfloat16" else None,
     )
     model.likelihood, model.num_data = tried.likelihood, tried.num_data
+    return tried.labels
 
 
 @contextmanager

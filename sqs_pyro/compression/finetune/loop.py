@@ -110,6 +110,7 @@ class Driver:
         setting: what else decides what comes out, plain data; a checkpoint of another one is refused.
         inputs: of a minibatch, on which what is not compressed must keep outputs; see
             :func:`~sqs_pyro.shipping.shipped.shipped_network`.
+        labels: that an example has: more than 1 of pixels or tokens.
 
     Attributes:
         findings: what was wrong with the posterior when it was last looked over, at the end of an epoch or stage.
@@ -128,6 +129,7 @@ class Driver:
         judge: Judge | None = None,
         setting: Mapping[str, Any] | None = None,
         inputs: Any | None = None,
+        labels: float = 1.0,
     ) -> None:
         self.model, self.guide, self.recipe = model, guide, recipe
         self.train, self.validation, self.progress = train, validation, progress
@@ -135,9 +137,10 @@ class Driver:
         self.device = device_of(model)
         # N of the ELBO; counting is the last resort, for it may cost a pass over the data.
         self.num_data = int(model.num_data or examples_an_epoch(train, model.net))
+        self.labels = labels
         self.total_steps = recipe.epochs * len(train)
         self.elbo = SQSELBO(kl=recipe.kl)  # its weight is set anew at each step
-        self.allocation = allocation(model, guide, recipe, self.total_steps, self.num_data, bits)
+        self.allocation = allocation(model, guide, recipe, self.total_steps, self.num_data, labels, bits)
         # At least one step is dense and one is coded, however few there are.
         self.coding_step = max(round(recipe.coding_start * self.total_steps), 1)
         self.freeze_step = max(round(recipe.freeze_start * self.total_steps), self.coding_step + 1)
@@ -252,7 +255,8 @@ class Driver:
             if not self.history:  # once, at the first step
                 check_not_recomputed(terms.loss)
             with no_recomputation():
-                (terms.loss / self.num_data).backward()  # nats an example: learning rates do not depend on N
+                # Nats a label: learning rates depend neither on N nor on how many pixels or tokens an example has.
+                (terms.loss / (self.num_data * self.labels)).backward()
         except (MemoryError, torch.OutOfMemoryError):
             raise  # `enough_resources` around the call says which setting to lower
         except Exception as error:
