@@ -76,6 +76,9 @@ def _examples(pair: tuple[Any, Any], recipe: DataRecipe, key: str) -> Examples:
 
 
 def _of_loaders(recipe: DataRecipe, seed: int, made: Mapping[str, Any]) -> Data:
+    for key in _PARTS:
+        if key in made and not (_is_loader(made[key]) or _is_set(made[key])):
+            raise DataError(f"Data {recipe.name!r} returns {shown(made[key])} as '{key}', but should {_FORM}.")
     train, validation = made["train"], made.get("validation")
     if validation is None:
         train, validation = _held_out(recipe, train)
@@ -108,11 +111,13 @@ def _is_loader(part: Any) -> bool:
     return hasattr(part, "dataset") and hasattr(part, "__iter__")
 
 
+def _is_set(part: Any) -> bool:
+    return hasattr(part, "__getitem__") and hasattr(part, "__len__")
+
+
 def _loader(recipe: DataRecipe, part: Any, key: str, seed: int) -> Any:
-    if _is_loader(part) and not isinstance(part, Subset):  # which has the attribute, too
+    if _is_loader(part):
         return part
-    if not (hasattr(part, "__getitem__") and hasattr(part, "__len__")):
-        raise DataError(f"Data {recipe.name!r} returns {shown(part)} as '{key}', but should {_FORM}.")
     options: dict[str, Any] = {"batch_size": recipe.batch_size, "num_workers": recipe.num_workers}
     if key != "train":
         return EpochDataLoader(part, **options)

@@ -52,8 +52,10 @@ def load_examples(
                 f"{list(x['train'].shape[1:])}: make them the same."
             )
     # The test examples first: they must not depend on how many are held out for choices.
-    for key, count in (("test", len(train) // _TEST_SHARE), ("validation", held_out_size(recipe, len(train)))):
+    for key in ("test", "validation"):
         if key not in given:
+            size = len(y["train"])
+            count = size // _TEST_SHARE if key == "test" else held_out_size(recipe, size)
             kept, held_out = _split(recipe, y["train"], count, where)
             x[key], y[key] = x["train"][held_out], y["train"][held_out]
             x["train"], y["train"] = x["train"][kept], y["train"][kept]

@@ -16,12 +16,12 @@ def outputs(net: nn.Module, loader: Loader, fill: float = 0.0) -> tuple[Tensor, 
     """Return predictions and targets in the order of the loader, on the CPU; ``net`` runs in evaluation mode.
 
     Args:
-        net: from a minibatch to ``[B, ..., T]``.
+        net: from a minibatch to ``[B, ..., T]``, or ``[B]``.
         loader: of ``(x, y)``.
         fill: in place of what shorter minibatches lack at the end of the last dimension.
 
     Returns:
-        ``[N, ..., T]`` float32, of the largest T, and ``[N, ...]``.
+        ``[N, ..., T]`` float32, of the largest T, or ``[N]``, and ``[N, ...]``.
 
     Raises:
         DataError: the loader is empty.
@@ -34,6 +34,8 @@ def outputs(net: nn.Module, loader: Loader, fill: float = 0.0) -> tuple[Tensor, 
         ]
     if not pairs:
         raise DataError("There is no example to evaluate on: the loader is empty.")
+    if pairs[0][0].dim() < 2:  # a number an example
+        return torch.cat([found for found, _ in pairs]), torch.cat([y for _, y in pairs])
     # Minibatches of tokens are padded to their own longest text: T differs between them.
     width = max(found.shape[-1] for found, _ in pairs)
     rows = [F.pad(found, (0, width - found.shape[-1]), value=fill) for found, _ in pairs]

@@ -110,7 +110,9 @@ def test_a_file_alone_never_makes_code_run(own, tmp_path):
     net = build_network(own, size=5)
     file = packed(net, tmp_path / "net.safetensors")
     (tmp_path / "lines.py").write_text("raise SystemExit('code has run')\n")
-    with pytest.raises(PackedFileError, match=r"built by code of its user, 'lines.py:line': give load the network"):
+    with pytest.raises(
+        PackedFileError, match=r"built by code of its user, 'lines.py:line': give load the network"
+    ):
         sqs_pyro.load(file)
     assert isinstance(sqs_pyro.load(file, net), nn.Sequential)
 

@@ -9,15 +9,20 @@ import pyro
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
+from sqs_pyro import compress
 from sqs_pyro.compression.checkpoint import read_checkpoint, write_checkpoint
 from sqs_pyro.compression.finetune.loop import Driver
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.compression.interruption import deferred_interrupt
 from sqs_pyro.data import ArrayLoader
 from sqs_pyro.errors import DataError, DivergenceError, NetworkError, RecipeError, SQSError
+from sqs_pyro.evaluation.first_minibatch import try_first_minibatch
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
+from sqs_pyro.models.likelihoods import categorical
 
 QUICK = {
     "epochs": 4,
@@ -544,3 +549,27 @@ def test_the_models_network_keeps_its_compressed_weights():
     driver(net=net).run()
     assert all(torch.equal(net.state_dict()[name], before[name]) for name in ("0.weight", "6.weight"))
     assert not torch.equal(net.state_dict()["6.bias"], before["6.bias"])  # leftovers are learned in place
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"), [("pixels", 16.0), ("ignored", 12.0), ("one hot", 16.0), ("one", 1.0)]
+)
+def test_a_step_does_not_grow_with_the_labels_of_an_example(labels, expected):
+    y = torch.randint(3, (20, 4, 4), generator=torch.Generator().manual_seed(0))
+    if labels == "ignored":
+        y[:, 0] = -100
+    if labels == "one hot":
+        y = F.one_hot(y, 3).movedim(-1, 1)
+    if labels == "one":
+        y = y[:, 0, 0]
+    net = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 3, padding=1))
+    net = nn.Sequential(net, nn.Flatten(), nn.Linear(48, 3)) if labels == "one" else net
+    loader = DataLoader(TensorDataset(torch.randn(20, 1, 4, 4), y), 5)
+    assert try_first_minibatch(net, loader, categorical).labels == expected
+    if labels != "one":
+        # As many pixels again, the same ones: learning is the same, step by step, up to rounding.
+        doubled = DataLoader(TensorDataset(*(torch.cat([each, each], -1) for each in loader.dataset.tensors)), 5)
+        recipe = {"epochs": 2, "num_components": 4, "nonzero_rate": 0.9, "kl_weight": 0, "learning_rate": 0.1}
+        narrow = nn.Sequential(nn.Conv2d(1, 6, 1), nn.ReLU(), nn.Conv2d(6, 3, 1))  # no pixel sees its neighbours
+        losses = [[record.nll for record in compress(narrow, each, recipe).history] for each in (loader, doubled)]
+        assert losses[1] == pytest.approx([2 * nll for nll in losses[0]], rel=1e-3)
