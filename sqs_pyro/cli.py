@@ -65,8 +65,40 @@ def main() -> None:
 
 @app.command("compress")
 def compress_command(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, see docs/recipes.md.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory to make for the run.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|NETWORK",
+            help="A YAML recipe; a network: registered, torchvision/NAME, timm/NAME, module:function or "
+            "file.py:function; or a language model's directory.",
+        ),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DATA",
+            help="Of a network: a data set's name, .npz, .csv, .jsonl or .parquet, a directory of images, or "
+            "module:function. Of a language model: text.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Directory to make for the run [in runs/].")
+    ] = None,
+    ratio: Annotated[float | None, typer.Option(help="Times smaller than the fp32 network.")] = None,
+    megabytes: Annotated[float | None, typer.Option(help="Of the file.")] = None,
+    bits: Annotated[
+        float | None, typer.Option(help="Of the file, a parameter; of a language model, a compressed weight.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="classification, multilabel, regression or segmentation.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The network's weights; without, it is trained first.")
+    ] = None,
+    trained: Annotated[
+        bool, typer.Option("--trained", help="The network has its weights from what builds it.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
     seed: Annotated[int | None, typer.Option("--seed", help="Instead of the recipe's seed.")] = None,
     baselines: Annotated[
@@ -81,19 +113,25 @@ def compress_command(
 ) -> None:
     """Train or load a network, compress it, and write a packed file with its figures and pictures.
 
-    A recipe with the key `blockwise` compresses a language model, block by block; one with the key `task` a
-    transformer, while it is fine-tuned. Interrupted with Ctrl-C, the same command goes on where it stopped.
+    A network needs data and a size: `sqs compress torchvision/mobilenet_v3_small photos/ --ratio 20`. The recipe
+    that this comes to is kept beside the file. A recipe with the key `blockwise` compresses a language model,
+    block by block; one with the key `task` a transformer, while it is fine-tuned. Interrupted with Ctrl-C, the
+    same command goes on where it stopped.
     """
-    with _one_sentence_errors(f"the same command goes on from the last checkpoint of '{out}'"):
+    with _one_sentence_errors(f"the same command goes on from the last checkpoint of '{out or 'the run'}'"):
         from sqs_pyro.reporting.tables import run_tables
         from sqs_pyro.reporting.terminal import progress_display
-        from sqs_pyro.runs.kinds import kind_of, load_any_recipe
+        from sqs_pyro.runs.front.asked import asked_recipe, default_out
+        from sqs_pyro.runs.kinds import kind_of
+        from sqs_pyro.runs.recipe import Goal
 
+        goal = Goal(ratio, megabytes, bits)
         asked = [*(changes or []), *([] if seed is None else [f"seed={seed}"])]
-        loaded = load_any_recipe(recipe, asked)
+        recipe = asked_recipe(source, data, goal, task=task, checkpoint=checkpoint, trained=trained, changes=asked)
+        out = out or default_out(source, data, goal)
         with progress_display() as progress:
-            metrics = kind_of(loaded).run(
-                loaded, out, overwrite=overwrite, baselines_dir=baselines, progress=progress
+            metrics = kind_of(recipe).run(
+                recipe, out, overwrite=overwrite, baselines_dir=baselines, progress=progress
             )
         _show(metrics, run_tables(metrics), as_json)
         # To stderr: stdout is the table or the one JSON document, which has them, too.
@@ -106,8 +144,10 @@ def compress_command(
 def evaluate_command(
     file: FileArgument,
     data: Annotated[
-        Path | None,
-        typer.Option("--data", metavar="RECIPE", help="Recipe whose data to use, not the file's own."),
+        str | None,
+        typer.Option(
+            "--data", metavar="RECIPE|MODULE:FUNCTION", help="Recipe or code of yours whose data to use."
+        ),
     ] = None,
     root: Annotated[
         Path | None, typer.Option("--root", metavar="DIR", help="Where the data set is on this machine.")
@@ -132,8 +172,10 @@ def evaluate_command(
 def uncertainty_command(
     file: FileArgument,
     data: Annotated[
-        Path | None,
-        typer.Option("--data", metavar="RECIPE", help="Recipe whose data to use, not the file's own."),
+        str | None,
+        typer.Option(
+            "--data", metavar="RECIPE|MODULE:FUNCTION", help="Recipe or code of yours whose data to use."
+        ),
     ] = None,
     root: Annotated[
         Path | None, typer.Option("--root", metavar="DIR", help="Where the data set is on this machine.")
@@ -211,8 +253,10 @@ def export_command(
         typer.Option("--input-shape", metavar="1,28,28", help="Of one random example [the file's own data]."),
     ] = None,
     data: Annotated[
-        Path | None,
-        typer.Option("--data", metavar="RECIPE", help="Recipe whose data to use, not the file's own."),
+        str | None,
+        typer.Option(
+            "--data", metavar="RECIPE|MODULE:FUNCTION", help="Recipe or code of yours whose data to use."
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older export.")] = False,
     network: NetworkOption = None,

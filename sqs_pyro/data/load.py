@@ -10,7 +10,7 @@ from sqs_pyro.data.cifar import load_cifar
 from sqs_pyro.data.digits import load_digits
 from sqs_pyro.data.fashion_mnist import load_fashion_mnist
 from sqs_pyro.data.recipe import DataRecipe
-from sqs_pyro.data.splits import SPLIT_SEED, Data, held_out_size, stratified_split
+from sqs_pyro.data.splits import SPLIT_SEED, Data, held_out_size, stratified_split, with_channels
 from sqs_pyro.own_code import is_own
 
 _EVALUATION_BATCH = 500
@@ -50,7 +50,7 @@ _SOURCES: dict[str, Callable[[DataRecipe], ImageArrays]] = {
 
 
 def _in_memory(arrays: ImageArrays, recipe: DataRecipe, seed: int) -> Data:
-    images, labels = arrays.train_images, arrays.train_labels
+    images, labels = with_channels(arrays.train_images, recipe.channels), arrays.train_labels
     kept, held_out = stratified_split(labels, held_out_size(recipe, len(labels)), SPLIT_SEED)
 
     def evaluation(images: Tensor, labels: Tensor) -> ArrayLoader:
@@ -73,7 +73,7 @@ def _in_memory(arrays: ImageArrays, recipe: DataRecipe, seed: int) -> Data:
     return Data(
         train=train,
         validation=evaluation(images[held_out], labels[held_out]),
-        test=evaluation(arrays.test_images, arrays.test_labels),
+        test=evaluation(with_channels(arrays.test_images, recipe.channels), arrays.test_labels),
         num_classes=arrays.num_classes,
         input_shape=tuple(images.shape[1:]),
         name=recipe.name,

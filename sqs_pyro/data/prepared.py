@@ -9,7 +9,7 @@ from torch import Tensor
 from sqs_pyro.data.columns import inputs_of, num_classes, targets_of
 from sqs_pyro.data.files import Examples, read_examples
 from sqs_pyro.data.recipe import DataRecipe
-from sqs_pyro.data.splits import SPLIT_SEED, Data, held_out_size, stratified_split
+from sqs_pyro.data.splits import SPLIT_SEED, Data, held_out_size, stratified_split, with_channels
 from sqs_pyro.data.tensor_loader import TensorLoader, scaling
 from sqs_pyro.errors import DataError
 
@@ -42,7 +42,7 @@ def load_examples(
     where = f"'{recipe.name}'"
     parts = {"train": train, "test": test, "validation": validation}
     given = {key: part for key, part in parts.items() if part is not None}
-    x = {key: inputs_of(part, where) for key, part in given.items()}
+    x = {key: with_channels(inputs_of(part, where), recipe.channels) for key, part in given.items()}
     targets, names = targets_of(recipe, list(given.values()), where)
     y = dict(zip(given, targets, strict=True))
     for key, values in x.items():

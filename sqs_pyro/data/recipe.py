@@ -38,6 +38,7 @@ class DataRecipe(RecipeSection):
             channel or column, as the training examples have them; the packed file keeps these numbers.
         ignore_index: a label of pixels or tokens that counts for nothing.
         options: keyword arguments of a function.
+        channels: 3 repeats images of one channel for networks that take three; None: as many as there are.
         augment: random crops and flips (digits: shifts by a pixel) of the training images; not of files.
         image_size: side in pixels of an image folder's images, as the network sees them.
         num_workers: processes that decode an image folder's files, or load a function's data set.
@@ -55,6 +56,7 @@ class DataRecipe(RecipeSection):
     standardise: bool = True
     ignore_index: int = -100
     options: dict[str, Any] = Field(default_factory=dict)
+    channels: Literal[3] | None = None
     augment: bool = True
     image_size: int = Field(default=224, ge=1, le=4096)
     num_workers: int = Field(default=2, ge=0, le=256)

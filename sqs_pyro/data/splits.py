@@ -53,6 +53,13 @@ class Data:
     about: dict[str, Any] = field(default_factory=dict)
 
 
+def with_channels(images: Tensor, channels: int | None) -> Tensor:
+    """Return images ``[N, C, H, W]`` with their one channel repeated; others, and what is no image, stay."""
+    if channels is None or images.dim() != 4 or images.shape[1] != 1:
+        return images
+    return images.expand(-1, channels, -1, -1)
+
+
 def held_out_size(recipe: DataRecipe, num_examples: int) -> int:
     """Return how many are held out: what the recipe says, or a tenth up to `MOST_HELD_OUT`."""
     return recipe.validation or max(1, min(num_examples // 10, MOST_HELD_OUT))

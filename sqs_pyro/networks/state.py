@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from sqs_pyro.errors import NetworkError, first_line
 
 
+def fp32_bytes(net: nn.Module) -> int:
+    """Return the bytes of a network's floating tensors at 4 bytes an element."""
+    return 4 * sum(tensor.numel() for tensor in net.state_dict().values() if tensor.is_floating_point())
+
+
 def load_weights(net: nn.Module, path: str | Path) -> None:
     """Read a state dict into a network, in place. Nothing in the file is executed.
 

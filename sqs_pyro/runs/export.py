@@ -26,6 +26,7 @@ from sqs_pyro.integrations.checkpoint_size import checkpoint_size
 from sqs_pyro.kernels.placing import unpack_weights
 from sqs_pyro.networks.calling import split_examples
 from sqs_pyro.packing.stored import stored_weights
+from sqs_pyro.runs.directory import PACKED
 from sqs_pyro.runs.files import existing_file, file_network, opened
 from sqs_pyro.runs.kinds import kind_of
 from sqs_pyro.runs.seal import is_our_directory, seal
@@ -51,7 +52,7 @@ def export_file(
     packed Hugging Face directory ``"dense"`` is a plain one.
 
     Args:
-        file: packed file, or packed Hugging Face directory.
+        file: packed file, a run's directory, or packed Hugging Face directory.
         export_format: ``"dense"``, ``"aoti"`` or ``"onnx"``.
         out: file to write; of ``"aoti"``, and of a Hugging Face directory's ``"dense"``, a directory.
         dtype: of floating tensors in ``"dense"``; None: ``"float32"``.
@@ -75,6 +76,8 @@ def export_file(
         DataError, RecipeError: there is no example.
     """
     path, target = Path(file), Path(out)
+    if (path / PACKED).is_file():  # a run's directory; one of Hugging Face has other names
+        path = path / PACKED
     directory = path.is_dir()
     # Options and places are checked before a network of gigabytes is read.
     _check_options(export_format, dtype)

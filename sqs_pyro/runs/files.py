@@ -12,6 +12,7 @@ from sqs_pyro.atomic import check_place, merging
 from sqs_pyro.documents import read_json_object, shown
 from sqs_pyro.errors import OutputError, PackedFileError
 from sqs_pyro.kernels.runtime import runtime_weights
+from sqs_pyro.own_code import is_own
 from sqs_pyro.packing.file import read_packed
 from sqs_pyro.runs.bookkeeping import machine
 from sqs_pyro.runs.directory import PACKED, write_json
@@ -176,14 +177,21 @@ def opened(file: str | Path, data_from: str | Path | None = None, network: str |
 
     Args:
         file: its path.
-        data_from: a recipe to take instead of its own.
+        data_from: a recipe to take instead of its own, or a function's name, of which its data are.
         network: name of what builds its network, which the user gave.
 
     Raises:
         PackedFileError, RecipeError: as :func:`existing_file` and :func:`recipe_of`.
     """
     path = existing_file(file)
-    return OpenedFile(path, recipe_of(path, data_from), network)
+    if data_from is not None and is_own(str(data_from)):
+        document, name = recipe_of(path), str(data_from)
+        section = document.get("data")
+        known = isinstance(section, Mapping) and section.get("name") == name
+        document = {**document, "data": section if known else {"name": name}}
+    else:
+        document = recipe_of(path, data_from)
+    return OpenedFile(path, document, network, given=data_from is not None)
 
 
 def recipe_of(path: Path, data_from: str | Path | None = None) -> Document:

@@ -13,13 +13,15 @@ from sqs_pyro import size_report
 from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.compression.baseline import BaselineRecipe, EpochRecord
 from sqs_pyro.data import Data, DataRecipe, ShiftedLoader, load_data, parse_shift
+from sqs_pyro.documents import shown
 from sqs_pyro.errors import DataError, NetworkError, RecipeError
 from sqs_pyro.exporting.examples import first_rows
 from sqs_pyro.fingerprint import Fingerprint, fingerprint, loader_fingerprint
 from sqs_pyro.inference.diagnostics import inert_averaging
 from sqs_pyro.networks.calling import device_of, move_to, predictions, split_examples
 from sqs_pyro.networks.registry import build_network, network_options
-from sqs_pyro.networks.state import load_weights
+from sqs_pyro.networks.state import fp32_bytes, load_weights
+from sqs_pyro.own_code import is_own
 from sqs_pyro.recipes import parse
 from sqs_pyro.reporting.uncertainty import Curves
 from sqs_pyro.runs.bookkeeping import Clock, Progress, silent
@@ -27,7 +29,7 @@ from sqs_pyro.runs.directory import MADE_OF, METRICS, PACKED, check_output, run_
 from sqs_pyro.runs.kinds import InputForm, OpenedFile, RunKind
 from sqs_pyro.runs.measured import HISTORY, compress_and_measure, trained_or_kept
 from sqs_pyro.runs.posterior import run_averaging, write_bounds
-from sqs_pyro.runs.recipe import RunRecipe, load_recipe
+from sqs_pyro.runs.recipe import Goal, RunRecipe, load_recipe
 from sqs_pyro.runs.uncertainty.inputs import (
     foreign_inputs,
     foreign_recipe,
@@ -143,9 +145,10 @@ def check_fit(net: nn.Module, data: Data) -> None:
             output = predictions(net.eval(), move_to(inputs, device_of(net)))
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
+        grey = ", or repeat grey images with `data.channels: 3`" if data.input_shape[:1] == (1,) else ""
         raise NetworkError(
             f"The network does not take inputs of shape {tuple(data.input_shape)} ({reason}): correct the "
-            "network's options or the data."
+            f"network's options or the data{grey}."
         ) from None
     finally:
         net.train(was_training)
@@ -160,10 +163,12 @@ def give_weights(
     Returns:
         A record for every epoch of training, when ever that was; none for a checkpoint of the user's.
     """
+    if recipe.baseline.trained:
+        return []
     if recipe.baseline.checkpoint is not None:
         load_weights(net, recipe.baseline.checkpoint)
         return []
-    section = BaselineRecipe(**recipe.baseline.model_dump(exclude={"checkpoint"}))
+    section = BaselineRecipe(**recipe.baseline.model_dump(exclude={"checkpoint", "trained"}))
     kept = baselines / f"{recipe.baseline_key}.pt"  # of what is trained, not of how it is compressed
     judged = objective(data, recipe.data.ignore_index)
     how = {} if judged.loss is None else {"loss": judged.loss, "judge": judge(judged)}
@@ -288,6 +293,14 @@ class Images(RunKind[RunRecipe]):
         except DataError as error:
             raise DataError(f"{error} Or give --input-shape CxHxW: no data is needed then.") from None
 
+    def sized(self, recipe: RunRecipe, goal: Goal) -> dict[str, Any]:
+        """Return the ratio of the file."""
+
+        def size() -> int:
+            return fp32_bytes(untrained_network(recipe, load_data(recipe.data, recipe.seed)))
+
+        return {"compression.target_ratio": goal.ratio_to(size)}
+
     def made_of(self, recipe: RunRecipe) -> Fingerprint:
         """See :func:`made_of`."""
         return made_of(recipe)
@@ -302,9 +315,10 @@ def _data_at(file: OpenedFile, root: str | Path | None) -> DataRecipe:
     recipe = _data(file)
     if root is None:
         return recipe
-    if recipe.name == "digits":
+    if recipe.name == "digits" or is_own(recipe.name):
         raise DataError(
-            f"--root {root} is for data in a directory, but '{file.path}' is judged by digits: leave it out."
+            f"--root {root} is for data in a directory, but '{file.path}' is judged by {recipe.name}: leave it "
+            "out."
         )
     return recipe.model_copy(update={"root": Path(root)})
 
@@ -313,4 +327,10 @@ def _data(file: OpenedFile) -> DataRecipe:
     if file.document.get("data") is None:
         raise RecipeError(f"Packed file '{file.path}' does not say which data it is for: give --data RECIPE.")
     # This section alone: a file made in Python may say no more, and the rest may be of an older version.
-    return parse(DataRecipe, file.document["data"], "data")
+    recipe = parse(DataRecipe, file.document["data"], "data")
+    if is_own(recipe.name) and not file.given:  # a file alone never makes code run
+        raise RecipeError(
+            f"Packed file '{file.path}' is judged by code of its user, {shown(recipe.name)}: give --data with "
+            "that name."
+        )
+    return recipe

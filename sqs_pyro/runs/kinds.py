@@ -24,7 +24,7 @@ from sqs_pyro.networks.tokens import vocabulary_size
 from sqs_pyro.packing.file import read_packed
 from sqs_pyro.recipes import parse
 from sqs_pyro.runs.bookkeeping import Progress, silent
-from sqs_pyro.runs.recipe import WholeRecipe, changed
+from sqs_pyro.runs.recipe import Goal, WholeRecipe, changed
 
 Recipe = TypeVar("Recipe", bound=WholeRecipe)
 Document = Mapping[str, Any]
@@ -39,11 +39,13 @@ class OpenedFile:
         path: of the file.
         document: the recipe that it holds, or the one that was given in its place.
         network: name of its network that the user gave, whose code may run then; None: what the file says.
+        given: whether the user gave the document, whose code may run then.
     """
 
     path: Path
     document: Document
     network: str | None = None
+    given: bool = False
 
     def load(self) -> nn.Module:
         """Return the packed network, built as its metadata says or as the user does.
@@ -205,6 +207,14 @@ class RunKind(ABC, Generic[Recipe]):
             f"A plan tells the memory of compression block by block, but this is {self.said}: give a recipe with "
             "the key 'blockwise', or a checkpoint."
         )
+
+    def sized(self, recipe: Recipe, goal: Goal) -> dict[str, Any]:
+        """Return the keys of a recipe, dotted, and their values with which a file becomes as small as is asked.
+
+        Raises:
+            RecipeError: it cannot be said of this kind.
+        """
+        raise RecipeError(f"This is {self.said}, whose size is not asked for so: change its keys with --set.")
 
     def made_of(self, recipe: Recipe) -> Fingerprint:
         """Return the fingerprint of what a recipe names: a finished run of a study is of just this."""

@@ -49,6 +49,7 @@ from sqs_pyro.runs.language_model_recipe import (
     read_sequences,
     with_generated,
 )
+from sqs_pyro.runs.recipe import Goal
 
 BLOCKS_TABLE, BLOCKS_PICTURE = "blocks.csv", "blocks.png"
 
@@ -296,6 +297,12 @@ class LanguageModels(TextKind[LanguageModelRecipe]):
     def plain_network(self, document: Document) -> nn.Module:
         """Return the network of the recipe's checkpoint, without its weights: the file has every one of them."""
         return find_pretrained(self.parse(document).network).unloaded_network()
+
+    def sized(self, recipe: LanguageModelRecipe, goal: Goal) -> dict[str, Any]:
+        """Return the bits of a compressed weight."""
+        if goal.bits is None:
+            raise RecipeError("Of a language model --bits says how small its file shall be: give it instead.")
+        return {"blockwise.bits": goal.bits}
 
     def example(self, net: nn.Module, file: OpenedFile) -> tuple[Any, str]:
         """Return random tokens: any are a text."""

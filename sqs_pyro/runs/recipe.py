@@ -1,7 +1,8 @@
 """The whole recipe of a run: which network, which data, how it is trained and how it is compressed."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,8 @@ from sqs_pyro.data import DataRecipe
 from sqs_pyro.documents import parse_yaml, read_yaml, shown
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.recipes import MAX_SEED, RecipeSection, parse
+
+FP32_BITS = 32
 
 
 class NetworkRecipe(RecipeSection):
@@ -37,9 +40,20 @@ class RunBaselineRecipe(BaselineRecipe):
         seed: of initial weights, order of the data, dropout; the run's `seed` unless it is given here.
         checkpoint: a state dict to start from instead of training (`.safetensors`, or a file of `torch.save`
             that holds tensors only). The other keys of this section are then without effect.
+        trained: the network has its weights from what builds it, and is not trained; nor have the other keys an
+            effect then.
     """
 
     checkpoint: Path | None = None
+    trained: bool = False
+
+    @model_validator(mode="after")
+    def _weights_come_from_one_place(self) -> "RunBaselineRecipe":
+        if self.trained and self.checkpoint is not None:
+            raise ValueError(
+                "a section with `checkpoint` or `trained: true`: one says where the weights come from"
+            )
+        return self
 
 
 class AveragingRecipe(RecipeSection):
@@ -90,6 +104,56 @@ class BoundsRecipe(RecipeSection):
     networks: int = Field(default=4, ge=2)
     draws: int = Field(default=4, ge=2)
     standard_error: float = Field(default=0.01, ge=0)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How small the file shall be; one of them is given.
+
+    Attributes:
+        ratio: times smaller than the fp32 network.
+        megabytes: of the file, 10⁶ bytes.
+        bits: of the file, a parameter of the network; of a language model, a compressed weight.
+    """
+
+    ratio: float | None = None
+    megabytes: float | None = None
+    bits: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if len(given) > 1:
+            raise RecipeError(
+                f"{' and '.join(f'--{name}' for name in given)} are given, but one decides the size."
+            )
+        for name, value in given.items():
+            if not value > 0:
+                raise RecipeError(f"--{name} is {value:g}, but must be above zero.")
+        if self.ratio is not None and self.ratio <= 1:
+            raise RecipeError(f"--ratio is {self.ratio:g}, but a smaller file needs one above 1.")
+        if self.bits is not None and self.bits >= FP32_BITS:
+            raise RecipeError(f"--bits is {self.bits:g}, but a smaller file needs fewer than {FP32_BITS}.")
+
+    def __bool__(self) -> bool:
+        return any(value is not None for value in vars(self).values())
+
+    def ratio_to(self, fp32_bytes: Callable[[], int]) -> float:
+        """Return how many times smaller than the fp32 network the file shall be at least.
+
+        Args:
+            fp32_bytes: of the network, which is built only for ``megabytes``.
+
+        Raises:
+            RecipeError: the file would not be smaller.
+        """
+        if self.megabytes is None:
+            return self.ratio if self.ratio is not None else FP32_BITS / (self.bits or FP32_BITS)
+        size = fp32_bytes()
+        if 1e6 * self.megabytes >= size:
+            raise RecipeError(
+                f"--megabytes is {self.megabytes:g}, but the fp32 network has {size / 1e6:.3g}: give fewer."
+            )
+        return size / (1e6 * self.megabytes)
 
 
 class WholeRecipe(RecipeSection):

@@ -19,6 +19,7 @@ from sqs_pyro.errors import RecipeError
 from sqs_pyro.exporting.examples import first_rows
 from sqs_pyro.fingerprint import network_fingerprint
 from sqs_pyro.integrations.pretrained import Pretrained, find_pretrained, pad_token
+from sqs_pyro.networks.state import fp32_bytes
 from sqs_pyro.networks.task_networks import AUTO_CLASSES, include_parts, task_network, transformer_in
 from sqs_pyro.networks.tokens import longest_input, vocabulary_size
 from sqs_pyro.recipes import parse
@@ -27,6 +28,7 @@ from sqs_pyro.runs.directory import METRICS, check_output, run_directory, write_
 from sqs_pyro.runs.kinds import Document, OpenedFile, TextKind
 from sqs_pyro.runs.measured import check_compressible, compress_and_measure, trained_or_kept
 from sqs_pyro.runs.posterior import write_bounds
+from sqs_pyro.runs.recipe import Goal
 from sqs_pyro.runs.task_recipe import TASK_RECIPES, TaskRecipe
 from sqs_pyro.tasks.task import Parts, Task, judge, loss
 
@@ -239,6 +241,10 @@ class Tasks(TextKind[TaskRecipe]):
     def example(self, net: nn.Module, file: OpenedFile) -> tuple[Any, str]:
         """Return the first test texts."""
         return first_rows(task_text(self.parse(file.document)).loaders().test)
+
+    def sized(self, recipe: TaskRecipe, goal: Goal) -> dict[str, Any]:
+        """Return the ratio of the file."""
+        return {"compression.target_ratio": goal.ratio_to(lambda: fp32_bytes(task_text(recipe).network()))}
 
     def transformer(self, net: nn.Module) -> nn.Module:
         """Return the network behind which the task's head stands."""

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 from sqs_pyro.data import Data, DataRecipe, Loader, ShiftedLoader, load_data, parse_shift
+from sqs_pyro.data.recipe import IMAGE_SETS
 from sqs_pyro.data.shifts import Resized, Shift, UniformNoise
 from sqs_pyro.documents import read_yaml
 from sqs_pyro.errors import DataError
 from sqs_pyro.recipes import parse
-
-_NAMES = tuple(name for name in get_args(DataRecipe.model_fields["name"].annotation) if name != "image_folder")
 
 
 def parse_shifts(shifts: Sequence[str]) -> dict[str, Shift]:
@@ -40,7 +38,7 @@ def foreign_recipe(source: str, data: DataRecipe) -> DataRecipe:
         RecipeError: the recipe is wrong.
     """
     path = Path(source)
-    if source in _NAMES:
+    if source in IMAGE_SETS:
         foreign = parse(DataRecipe, {"name": source}, "data")
     elif path.is_dir():
         foreign = DataRecipe(name="image_folder", root=path)
@@ -50,7 +48,7 @@ def foreign_recipe(source: str, data: DataRecipe) -> DataRecipe:
         foreign = parse(DataRecipe, section or {}, "data")
     else:
         raise DataError(
-            f"--foreign {source} is neither a data set ({', '.join(_NAMES)}) nor an image folder nor a recipe "
+            f"--foreign {source} is neither a data set ({', '.join(IMAGE_SETS)}) nor an image folder nor a recipe "
             "with a section 'data': correct it."
         )
     if (foreign.name, foreign.root) == (data.name, data.root):

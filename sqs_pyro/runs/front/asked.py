@@ -1,0 +1,108 @@
+"""From a network, data and a size, as somebody types them, to a whole recipe."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sqs_pyro.documents import read_yaml
+from sqs_pyro.errors import RecipeError
+from sqs_pyro.own_code import is_own
+from sqs_pyro.runs.kinds import kind_of, parse_any_recipe
+from sqs_pyro.runs.recipe import Goal, changed, with_value
+
+_YAML = (".yaml", ".yml")
+
+#: How a network is compressed to a size where nobody says how: the learned prior spends the bits.
+LEARNED = {"prior": {"kind": "learned"}, "allocation": "rate_distortion", "num_components": 8, "layout": "auto"}
+
+
+def asked_recipe(
+    source: str,
+    data: str | None = None,
+    goal: Goal | None = None,
+    *,
+    task: str | None = None,
+    checkpoint: Path | None = None,
+    trained: bool = False,
+    changes: Sequence[str] = (),
+) -> Any:
+    """Return the recipe that a command line means.
+
+    Args:
+        source: a recipe's file; a network, see :func:`~sqs_pyro.networks.registry.build_network`; or a language
+            model's directory.
+        data: a data set's name, a file, a function or a directory of images; none beside a recipe. Of a language
+            model, a file of text.
+        goal: how small the file shall be.
+        task: what is learned, see :class:`~sqs_pyro.data.recipe.DataRecipe`.
+        checkpoint: of the network's weights; without one it is trained first.
+        trained: whether the network has its weights from what builds it.
+        changes: ``"compression.epochs=2"``: what else shall be as it is said.
+
+    Raises:
+        RecipeError, DataError, NetworkError: one sentence.
+    """
+    goal = goal or Goal()
+    extra = {"DATA": data, "--task": task, "--checkpoint": checkpoint, "--trained": trained or None}
+    if Path(source).suffix.lower() in _YAML:
+        given = [name for name, value in extra.items() if value is not None]
+        if given:
+            raise RecipeError(
+                f"'{source}' is a recipe, which says it itself, but {given[0]} is given: change keys with --set."
+            )
+        return _sized(changed(read_yaml(Path(source)), changes), goal)
+    if Path(source).is_dir() and (Path(source) / "config.json").is_file():
+        if given := [name for name, value in extra.items() if value is not None and name != "DATA"]:
+            raise RecipeError(
+                f"'{source}' is a language model, but {given[0]} is for other networks: leave it out."
+            )
+        values: dict[str, Any] = {"network": {"path": source}, "blockwise": {}}
+        if data is not None:
+            values["text"] = {"source": data}
+        return _sized(changed(values, changes), goal)
+    if data is None:
+        raise RecipeError(
+            f"'{source}' is no recipe (.yaml) and no language model (a directory with config.json), and a network "
+            "needs data to be compressed on: give DATA, a data set's name, a file, a directory of images or "
+            "module:function."
+        )
+    if not goal:
+        raise RecipeError("It is not said how small the file shall be: give --ratio, --megabytes or --bits.")
+    return _sized(changed(_of_network(source, data, task, checkpoint, trained), changes), goal)
+
+
+def default_out(source: str, data: str | None, goal: Goal) -> Path:
+    """Return where a run goes that nobody gave a place: ``runs/`` and what it is of."""
+    size = next((f"{name}{value:g}" for name, value in vars(goal).items() if value is not None), "")
+    parts = [Path(source).stem if Path(source).suffix.lower() in _YAML else source, data or "", size]
+    slug = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in parts if part)
+    return Path("runs") / slug
+
+
+def _of_network(
+    network: str, data: str, task: str | None, checkpoint: Path | None, trained: bool
+) -> dict[str, Any]:
+    if trained and checkpoint is not None:
+        raise RecipeError("--trained and --checkpoint are given, but one says where the weights come from.")
+    directory = not is_own(data) and Path(data).is_dir()
+    section: dict[str, Any] = {"name": "image_folder", "root": data} if directory else {"name": data}
+    if task is not None:
+        section["task"] = task
+    baseline = {"trained": True} if trained else {"checkpoint": str(checkpoint)} if checkpoint is not None else {}
+    return {
+        "name": f"{network}, {data}",
+        "network": {"name": network},
+        "data": section,
+        "baseline": baseline,
+        "compression": dict(LEARNED),
+    }
+
+
+def _sized(values: Any, goal: Goal) -> Any:
+    recipe = parse_any_recipe(values)
+    if not goal:
+        return recipe
+    for key, value in kind_of(recipe).sized(recipe, goal).items():
+        values = with_value(values, key, value)
+    return parse_any_recipe(values)
