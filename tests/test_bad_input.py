@@ -67,7 +67,7 @@ def _sentence(result, before, directory):
             "'compression.kl' is 'exact', but should be 'jensen', 'dominant' or 'monte_carlo'",
         ),
         ("compression.freeze_start=0.2", "freeze_start (0.2) after coding_start (0.5)"),
-        ("data.name=mnist", "'data.name' is 'mnist', but should be 'digits'"),
+        ("data.name=mnist", "'data.name' is 'mnist', but should be one of digits, fashion_mnist"),
         ("network.name=digit_net", "Network 'digit_net' is unknown: allowed networks are digits_net"),
         ("network.options.widht=3", "Network 'digits_net' has no option 'widht'"),
         ("network.options.num_classes=7", "outputs of shape (7,), but the data has 10 classes"),

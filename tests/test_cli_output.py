@@ -148,10 +148,12 @@ def test_odd_input_is_one_sentence(command, odd, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_directory_in_place_of_its_file_is_told_of(small_run):
+def test_a_run_directory_stands_for_the_file_in_it(small_run, tmp_path):
     for command in ("inspect", "evaluate"):
-        result = _sqs([command, small_run])
-        assert result.exit_code == 2 and f"give '{small_run / 'packed.safetensors'}'" in result.stderr
+        found = [_sqs([command, each]).stdout for each in (small_run, small_run / "packed.safetensors")]
+        assert found[0] == found[1] and "packed.safetensors" in found[0]
+        refused = _sqs([command, tmp_path])
+        assert refused.exit_code == 2 and "is a directory without a 'packed.safetensors'" in refused.stderr
 
 
 def test_a_directory_of_data_where_none_is_used_is_refused(small_run, tmp_path):

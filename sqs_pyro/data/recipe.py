@@ -1,5 +1,6 @@
 """The `data` section of a recipe."""
 
+import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,7 +39,7 @@ class DataRecipe(RecipeSection):
             channel or column, as the training examples have them; the packed file keeps these numbers.
         ignore_index: a label of pixels or tokens that counts for nothing.
         options: keyword arguments of a function.
-        channels: 3 repeats images of one channel for networks that take three; None: as many as there are.
+        channels: images of one channel get so many, all the same, for networks that take three; None: as they are.
         augment: random crops and flips (digits: shifts by a pixel) of the training images; not of files.
         image_size: side in pixels of an image folder's images, as the network sees them.
         num_workers: processes that decode an image folder's files, or load a function's data set.
@@ -56,7 +57,7 @@ class DataRecipe(RecipeSection):
     standardise: bool = True
     ignore_index: int = -100
     options: dict[str, Any] = Field(default_factory=dict)
-    channels: Literal[3] | None = None
+    channels: int | None = Field(default=None, ge=1, le=4)
     augment: bool = True
     image_size: int = Field(default=224, ge=1, le=4096)
     num_workers: int = Field(default=2, ge=0, le=256)
@@ -67,9 +68,11 @@ class DataRecipe(RecipeSection):
     def _is_known(cls, name: str) -> str:
         if name in (*IMAGE_SETS, "image_folder") or is_own(name) or Path(name).suffix.lower() in FILE_TYPES:
             return name
-        known = ", ".join(IMAGE_SETS)
+        known = (*IMAGE_SETS, "image_folder")
+        close = difflib.get_close_matches(name[:80], known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"one of {known}, image_folder, a file ({', '.join(FILE_TYPES)}) or a function, module:function"
+            f"one of {', '.join(known)}, a file ({', '.join(FILE_TYPES)}) or a function, module:function{hint}"
         )
 
     @model_validator(mode="after")

@@ -154,7 +154,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(file, tmp_path, mo
 
 def test_files_without_a_network_of_their_own(small_run, tmp_path):
     save(packed("residual", "4 bits"), tmp_path / "packed")
-    with pytest.raises(PackedFileError, match="does not say how to build its network: in Python, load it"):
+    with pytest.raises(PackedFileError, match="does not say how to build its network: give --network"):
         export_file(tmp_path / "packed", "dense", tmp_path / "out")
     with pytest.raises(NetworkError, match="An ensemble of 3 draws cannot be exported"):
         export_file(small_run / "ensemble.safetensors", "dense", tmp_path / "out")

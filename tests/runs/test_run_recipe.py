@@ -79,7 +79,11 @@ def test_the_baseline_key_changes_with_what_the_baseline_depends_on(recipe_file)
         (SMALL, ["compression..kl=1"], "Change 'compression..kl=1' should be KEY=VALUE"),
         (SMALL, ["seed=[1"], "has a value that is no valid YAML"),
         (SMALL, ["sed=1"], "Recipe key 'sed' is unknown: .*; did you mean 'seed'?"),
-        (SMALL, ["data.name=digit"], "Recipe key 'data.name' is 'digit', but should be 'digits'"),
+        (
+            SMALL,
+            ["data.name=digit"],
+            "'data.name' is 'digit', but should be one of digits, .*; did you mean 'digits'",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_one_sentence(recipe_file, text, changes, sentence):
