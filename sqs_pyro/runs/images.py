@@ -305,6 +305,14 @@ class Images(RunKind[RunRecipe]):
         """See :func:`made_of`."""
         return made_of(recipe)
 
+    def check_comparable(self, recipe: RunRecipe) -> None:
+        """Check that classes are learned, whose accuracy studies compare."""
+        if recipe.data.task != "classification":
+            raise RecipeError(
+                f"Recipe key 'base.data.task' is {recipe.data.task}, but studies compare accuracies: run each "
+                "variant with `sqs compress`."
+            )
+
     def baseline_key(self, recipe: RunRecipe) -> str:
         """Return the key of what is trained: network, data and training."""
         return recipe.baseline_key

@@ -220,6 +220,9 @@ class RunKind(ABC, Generic[Recipe]):
         """Return the fingerprint of what a recipe names: a finished run of a study is of just this."""
         raise NotImplementedError
 
+    def check_comparable(self, recipe: Recipe) -> None:
+        """Check that a recipe has the figures that studies compare; raises RecipeError."""
+
     def baseline_key(self, recipe: Recipe) -> str:
         """Return what is equal for runs of a study that share a trained fp32 network."""
         raise NotImplementedError

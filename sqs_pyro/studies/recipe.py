@@ -127,7 +127,9 @@ def cells(study: StudyRecipe) -> list[Cell]:
         raise RecipeError(
             f"Recipe key 'base' is {kind.said}, which studies do not take: run each variant with `sqs compress`."
         )
-    kind.parse(study.base, "base")  # by itself, so that its mistakes are not told as a variant's
+    kind.check_comparable(
+        kind.parse(study.base, "base")
+    )  # alone, so that its mistakes are not told as a variant's
     _check_values("seeds", study.seeds)
     variants = study.variants or {study.name: VariantRecipe()}
     if study.reference not in {None, *variants}:

@@ -170,3 +170,10 @@ def test_shipped_studies_are_valid_and_share_baselines(path):
     assert len({cell.recipe.baseline_key for cell in found}) <= len(study.seeds)
     recipes = [cell.recipe.model_dump_json(exclude={"name"}) for cell in found]
     assert len(set(recipes)) == len(recipes)  # no variant is another one under a second name
+
+
+def test_studies_compare_accuracies():
+    base = {**BASE, "network": {"name": "nets.py:net"}, "data": {"name": "a.csv", "task": "regression"}}
+    study = StudyRecipe(name="study", base=base)
+    with pytest.raises(RecipeError, match=r"'base.data.task' is regression, but studies compare accuracies"):
+        cells(study)
