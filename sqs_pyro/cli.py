@@ -345,6 +345,20 @@ def report_command(
         _show(measured, tables, as_json)
 
 
+@app.command("doctor")
+def doctor_command(as_json: JsonOption = False) -> None:
+    """Say what this machine has (compiler, instructions, GPU, optional packages, data, caches) and what follows.
+
+    CPU kernels are compiled if they are not there yet.
+    """
+    with _one_sentence_errors():
+        from sqs_pyro.reporting.tables import doctor_tables
+        from sqs_pyro.runs.front.doctor import examine
+
+        found = examine()
+        _show(found, doctor_tables(found), as_json)
+
+
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed on this machine, beside what else there is.")
 app.add_typer(bench_app, name="bench")
 

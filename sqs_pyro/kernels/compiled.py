@@ -42,7 +42,7 @@ def compiled(kind: str, sources: Iterable[Path], key: Sequence[str], build: Call
         digest.update(source.read_bytes())
     digest.update("\n".join(key).encode())
     name = f"{kind}-{digest.hexdigest()[:16]}.so"
-    directory = _cache()
+    directory = cache_directory()
     target = directory / name
     # No lock: whoever finds a whole library takes it, and a rename puts nothing else there.
     if _is_whole(target):
@@ -108,7 +108,8 @@ def run_together(commands: Iterable[Sequence[str]]) -> None:
             raise RuntimeError(f"{command[0]} failed: {lines[0].strip() if lines else 'it said nothing'}")
 
 
-def _cache() -> Path:
+def cache_directory() -> Path:
+    """Return where compiled kernels are kept."""
     if given := os.environ.get("SQS_CACHE"):
         return Path(given)
     home = os.environ.get("XDG_CACHE_HOME")

@@ -70,7 +70,7 @@ def compiled_kernels(form: str, standalone: bool = False) -> Path:
         RuntimeError: there is no compiler, or it failed; the message has what it said.
         OSError: neither the cache nor a temporary directory can be written to.
     """
-    command = [*_compiler(), *_flags(standalone)]
+    command = [*compiler(), *_flags(standalone)]
     sources = [_DIRECTORY / source for source in SOURCES[form]]
 
     def build(library: Path) -> None:
@@ -85,7 +85,12 @@ def compiled_kernels(form: str, standalone: bool = False) -> Path:
     return compiled(form, [*sources, *sorted(_DIRECTORY.glob("*.h"))], key, build)
 
 
-def _compiler() -> list[str]:
+def compiler() -> list[str]:
+    """Return the command of this machine's C++ compiler.
+
+    Raises:
+        RuntimeError: there is none.
+    """
     if given := os.environ.get("CXX"):
         # CXX may bring options, as make has it: "ccache g++".
         if shutil.which(shlex.split(given)[0]) is None:

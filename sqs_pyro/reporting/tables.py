@@ -99,6 +99,16 @@ def _runtime_tables(runtime: Document) -> Report:
     return Report(_title(f"At run time on {runtime['machine']['processor']} ({instructions})"), table)
 
 
+def doctor_tables(document: Document) -> Report:
+    """Return what a machine has, and what follows: a row a thing that was looked for."""
+    table = FittedTable("", "", "found", "what follows", words=("", "found", "what follows"))
+    for check in document["checks"]:
+        table.add_row(check["what"], "ok" if check["good"] else "--", check["found"], check["follows"])
+    machine = document["machine"]
+    about = f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}"
+    return Report(_title(about), table)
+
+
 def report_tables(run: Document) -> Report:
     """Return all that a finished run measured: networks, tensors, and the bounds on the KL."""
     metrics = run["metrics"]

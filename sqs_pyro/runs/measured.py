@@ -12,7 +12,7 @@ from torch import nn
 
 from sqs_pyro import save, size_report
 from sqs_pyro.compression.baseline import BaselineRecipe, EpochRecord, train_baseline
-from sqs_pyro.compression.finetune.call import CompressionResult, StepRecord, compress
+from sqs_pyro.compression.finetune.call import CompressionResult, StepRecord, check_target, compress
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.data import Data
 from sqs_pyro.evaluation.classification import largest_difference
@@ -34,7 +34,7 @@ HISTORY = "history.csv"
 
 
 def check_compressible(net: nn.Module, recipe: CompressionRecipe) -> None:
-    """Check that a network has layers to compress, and weights enough in each for its codebook.
+    """Check that a network has layers to compress, weights enough in each for its codebook, and a size to reach.
 
     Raises:
         NetworkError, RecipeError: it has not; the sentence names the layer.
@@ -43,6 +43,7 @@ def check_compressible(net: nn.Module, recipe: CompressionRecipe) -> None:
     model = BayesianNetwork(copy.deepcopy(net), include=recipe.include, exclude=recipe.exclude)
     for name, weight in model.site_values().items():
         check_codebooks(name, weight.shape, recipe.num_components, recipe.groups)
+    check_target(net, recipe)
 
 
 def trained_or_kept(

@@ -122,6 +122,12 @@ def test_classes_are_counted_where_the_recipe_does_not_say_them(place, tmp_path)
             RecipeError,
             "'averaging' is for classes, but the data's task is regression",
         ),
+        (
+            "classification",
+            {"compression": {"target_ratio": 30}},
+            RecipeError,
+            "target_ratio=30 asks for a file of .* go to what is not compressed",
+        ),
         ("classification", {"network": {"name": "nowhere.py:net"}}, RecipeError, "'nowhere.py' is not there"),
         (
             "classification",

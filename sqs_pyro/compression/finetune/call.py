@@ -20,7 +20,7 @@ from sqs_pyro.evaluation.judging import Judge, judge_by, judged
 from sqs_pyro.fingerprint import described
 from sqs_pyro.inference.findings import Finding, size_findings, unrepeatable
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
-from sqs_pyro.isolation import isolated
+from sqs_pyro.isolation import isolated, isolating
 from sqs_pyro.kernels.network import running_network
 from sqs_pyro.models import (
     HierarchicalInclusion,
@@ -165,17 +165,7 @@ def compress(
         # What is cheap to find out comes first: data and judge, then codebooks, then a file as it would be.
         check_finite(net)
         labels = _try(model, train_loader, validation, judge, recipe, checkpoint)
-        guide = SpikeGMMGuide(
-            model,
-            recipe.num_components,
-            recipe.windows.build(),
-            recipe.temperature,
-            estimator=recipe.estimator,
-            groups=recipe.groups,
-            initial_gate=recipe.initial_gate,
-            refresh_every=recipe.refresh_every,
-            stage="dense",
-        )
+        guide = _guide(model, recipe)
         inputs = first_inputs(train_loader, model.net)
         rehearse(model.net, guide, recipe.storage, inputs, metadata)
         check_stands_alone(model.net, net, inputs)
@@ -210,6 +200,34 @@ def compress(
         findings += size_findings(recipe.target_ratio, size_report(packed).ratio, recipe.num_components)
     seconds = driver.earlier_seconds + time.perf_counter() - start
     return CompressionResult(packed, hard, unrounded, model, guide, recipe, history, findings, seconds)
+
+
+@isolating("net")
+def check_target(net: nn.Module, recipe: CompressionRecipe, metadata: Mapping[str, Any] | None = None) -> None:
+    """Check that a network's file can be as small as a recipe asks, whatever its weights are.
+
+    Before a network is trained: :func:`compress` checks it, too, but then training has been for nothing.
+
+    Raises:
+        RecipeError: what is not compressed takes more.
+    """
+    if recipe.target_ratio is not None:
+        model = BayesianNetwork(copied(net), include=recipe.include, exclude=recipe.exclude)
+        _bits_for_symbols(model, _guide(model, recipe), recipe, metadata)
+
+
+def _guide(model: BayesianNetwork, recipe: CompressionRecipe) -> SpikeGMMGuide:
+    return SpikeGMMGuide(
+        model,
+        recipe.num_components,
+        recipe.windows.build(),
+        recipe.temperature,
+        estimator=recipe.estimator,
+        groups=recipe.groups,
+        initial_gate=recipe.initial_gate,
+        refresh_every=recipe.refresh_every,
+        stage="dense",
+    )
 
 
 def _try(
