@@ -64,7 +64,7 @@ class AveragedNetwork(AverageOfDraws):
         for name in draws[0]:
             for draw in draws:
                 check_like_sites("draw", name, draw[name], tensors)
-            stacked = torch.stack([draw[name] for draw in draws]).to(tensors[name].dtype)
+            stacked = torch.stack([draw[name] for draw in draws]).to(tensors[name])  # its dtype and device
             # [S, ...]; buffers, so that they move with the module. Their names may not hold dots.
             self.register_buffer(name.replace(".", "/"), stacked, persistent=False)
         # The copy's own tensors would be dead weight: each is stood in for by the draws.

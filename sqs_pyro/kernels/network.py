@@ -169,7 +169,8 @@ def dense_state(packed: nn.Module) -> dict[str, Tensor]:
         for name, value in packed.state_dict(keep_vars=True).items()
         if id(value) not in inside
     }
-    return {**state, **{name: weight.coded().dense() for name, weight in weights.items()}}
+    decoded = {name: weight.coded().dense().to(next(weight.buffers()).device) for name, weight in weights.items()}
+    return {**state, **decoded}
 
 
 def _built(function: Any) -> nn.Module:

@@ -57,7 +57,9 @@ def copy_with_weights(
     weights: dict[int, StoredWeight] = {}
     for name, parameter in parameters.items():
         key = id(stand_ins[id(parameter)])
-        weights[key] = packed_weight(name, tensors[name], parameter.dtype, uses[key])
+        weight = packed_weight(name, tensors[name], parameter.dtype, uses[key])
+        # Where the parameter was, as everything else of the network is; but a file's values are never given up.
+        weights[key] = weight if parameter.is_meta else weight.to(parameter.device)
     placed = {module: {name: weights[id(p)] for name, p in own.items()} for module, own in found.items() if own}
     return result, placed
 

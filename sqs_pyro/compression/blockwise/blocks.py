@@ -42,7 +42,7 @@ from sqs_pyro.kernels import packed_network
 from sqs_pyro.models.likelihoods import categorical_last
 from sqs_pyro.models.observation import Likelihood
 from sqs_pyro.networks.block_stack import BlockArguments, BlockStack, input_of, run_block
-from sqs_pyro.networks.calling import split_examples
+from sqs_pyro.networks.calling import device_of, move_to, split_examples
 from sqs_pyro.networks.coverage import coverage
 from sqs_pyro.networks.residency import InMemory, Residency, resident_fingerprint
 from sqs_pyro.packing import CodedTensor, size_report
@@ -170,7 +170,10 @@ class _Run:
         self.leftovers: dict[str, Tensor] = {}
         with residency.held(net, without=stack.blocks):
             # What the first block is called with: hidden states [B, T, D], and the other arguments of each block.
-            entrances = [stack.entrance(inputs) for inputs in minibatches]
+            device = device_of(net)
+            if device.type != "meta":  # of a streamed network, whose weights are the CPU's
+                self.minibatches = [move_to(inputs, device) for inputs in minibatches]
+            entrances = [stack.entrance(inputs) for inputs in self.minibatches]
         self.states: States = [(entrance.hidden, entrance.arguments) for entrance in entrances]
 
     def _fingerprint(self) -> Fingerprint:

@@ -410,7 +410,8 @@ class SpikeGMMGuide(PosteriorGuide):
             drawn_values = {name: q[name].sample(torch.Size([num_samples])) for name in self.site_names}
             return [{name: values[s] for name, values in drawn_values.items()} for s in range(num_samples)]
         drawn = self.draw_networks(num_samples, temperature, gate_temperature, torch.float32)
-        return [{name: coded.dense() for name, coded in draw.items()} for draw in drawn]
+        places = {name: site.latent.device for name, site in self.site_guides().items()}  # codes are the CPU's
+        return [{name: coded.dense().to(places[name]) for name, coded in draw.items()} for draw in drawn]
 
     def draw_networks(
         self,
