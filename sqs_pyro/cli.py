@@ -34,6 +34,9 @@ app = typer.Typer(
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 _GOES_ON = "Interrupted with Ctrl-C, the same command goes on where it stopped."
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps or auto.")
+]
 StudyArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML study, see docs/compare.md.")]
 StudyOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory of the study.")]
 BaselinesOption = Annotated[
@@ -101,6 +104,7 @@ def compress_command(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
     seed: Annotated[int | None, typer.Option("--seed", help="Instead of the recipe's seed.")] = None,
+    device: DeviceOption = None,
     baselines: Annotated[
         Path | None,
         typer.Option("--baselines", metavar="DIR", help="Where trained networks are kept [runs' directory]."),
@@ -126,7 +130,8 @@ def compress_command(
         from sqs_pyro.runs.recipe import Goal
 
         goal = Goal(ratio, megabytes, bits)
-        asked = [*(changes or []), *([] if seed is None else [f"seed={seed}"])]
+        asked = [f"{key}={value}" for key, value in (("seed", seed), ("device", device)) if value is not None]
+        asked = [*(changes or []), *asked]
         recipe = asked_recipe(source, data, goal, task=task, checkpoint=checkpoint, trained=trained, changes=asked)
         out = out or default_out(source, data, goal)
         with progress_display() as progress:
@@ -157,6 +162,7 @@ def evaluate_command(
         typer.Option("--shift", metavar="SHIFT", help="Shift the images: rotation:30, noise:0.5 or uniform."),
     ] = None,
     network: NetworkOption = None,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a packed file on its test data: its task's figures and size."""
@@ -164,7 +170,9 @@ def evaluate_command(
         from sqs_pyro.reporting.tables import evaluation_tables
         from sqs_pyro.runs.files import evaluate_file
 
-        evaluation = evaluate_file(file, data_from=data, root=root, shift=shift, network=network)
+        evaluation = evaluate_file(
+            file, data_from=data, root=root, shift=shift, network=network, device=device or "cpu"
+        )
         _show(evaluation, evaluation_tables(evaluation), as_json)
 
 
@@ -196,6 +204,7 @@ def uncertainty_command(
         Path | None, typer.Option("--out", metavar="DIR", help="Write the figures there, and pictures of them.")
     ] = None,
     network: NetworkOption = None,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a packed classifier's uncertainty is worth: calibration, selective prediction, other inputs.
@@ -216,6 +225,7 @@ def uncertainty_command(
             draws=draws,
             out=out,
             network=network,
+            device=device or "cpu",
         )
         _show(document, uncertainty_tables(document), as_json)
         if out is not None:

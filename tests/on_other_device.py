@@ -20,6 +20,9 @@ from sqs_pyro.evaluation.classification import evaluate
 from sqs_pyro.evaluation.peers.ensemble import deep_ensemble
 from sqs_pyro.evaluation.predictive.classes import evaluate_uncertainty
 from sqs_pyro.kernels import dense_state
+from sqs_pyro.runs import images, language_model, task
+from sqs_pyro.runs.files import evaluate_file
+from sqs_pyro.runs.kinds import kind_of
 
 X = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 LOADER = DataLoader(TensorDataset(X, torch.arange(40) % 3), 10)
@@ -146,3 +149,21 @@ def test_blockwise(options, device, tmp_path):
     expected = here(sequences[:2]).logits
     for packed in (result.network, there):
         assert torch.allclose(packed(sequences[:2].to(device)).logits.cpu(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["small", "tiny_language", "tiny_task"])
+@pytest.mark.usefixtures("blank_pictures")
+def test_runs(kind, device, request, monkeypatch, tmp_path):
+    recipe = request.getfixturevalue(f"{kind}_recipe")
+    for module in (images, language_model, task):
+        monkeypatch.setattr(module, "chosen_device", lambda name: device)
+    metrics = kind_of(recipe).run(recipe, tmp_path / "run")
+    # The file does not know where it was made: on the CPU it says the same.
+    evaluation = evaluate_file(tmp_path / "run")
+    found = evaluation.get("perplexity", evaluation)
+    measured = metrics["compressed"]
+    for key in measured:
+        if isinstance(measured[key], dict):
+            assert found[key]["perplexity"] == pytest.approx(measured[key]["perplexity"], rel=1e-4)
+        else:
+            assert found[key] == pytest.approx(measured[key], rel=1e-3, abs=1e-4), key

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sqs_pyro.errors import RecipeError
 from sqs_pyro.kernels.processor import processor
 
 Progress = Callable[[str, int, int, str], None]
@@ -50,6 +51,22 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def chosen_device(name: str) -> torch.device:
+    """Return the device of a name: ``"auto"`` is what the machine has, any other has to be there.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    there = {"cpu": 1, "mps": int(torch.backends.mps.is_available()), "cuda": torch.cuda.device_count()}
+    if (device.index or 0) >= there[device.type]:
+        seen = f"sees {there['cuda']} GPUs" if device.type == "cuda" else "has no such device"
+        raise RecipeError(f"Recipe key 'device' is {name!r}, but torch {seen} here: give 'auto' or 'cpu'.")
+    return device
 
 
 def gpu() -> dict[str, Any]:

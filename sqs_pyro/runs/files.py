@@ -69,6 +69,7 @@ def evaluate_file(
     root: str | Path | None = None,
     shift: str | None = None,
     network: str | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Rebuild the network that a packed file names, and evaluate it on the test part of its data.
 
@@ -82,6 +83,7 @@ def evaluate_file(
         root: directory of the data set on this machine, instead of the recipe's.
         shift: what is done to the images first, see :func:`~sqs_pyro.data.shifts.parse_shift`.
         network: the name of what builds the file's network, where that is code of the user's: ``module:function``.
+        device: where it runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or ``"auto"``.
 
     Returns:
         ``file``, ``accuracy``, ``nll``, ``ece``, ``brier``, ``entropy``, ``num_examples``, ``data``, ``shift``,
@@ -94,7 +96,7 @@ def evaluate_file(
         DataError: the data is missing, the shift is unknown, or the file's network takes no images.
         NetworkError: the data does not fit the network, or the network's checkpoint is missing.
     """
-    source = opened(file, data_from, network)
+    source = opened(file, data_from, network, device)
     return kind_of(source.document).evaluate(source, root=root, shift=shift)
 
 
@@ -108,11 +110,12 @@ def uncertainty_file(
     draws: int | None = None,
     out: str | Path | None = None,
     network: str | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Say what the uncertainty of a packed classifier is worth: of one file, or of the draws of an ensemble.
 
     Args:
-        file, data_from, root, network: as of :func:`evaluate_file`.
+        file, data_from, root, network, device: as of :func:`evaluate_file`.
         foreign: inputs of other classes: names of data sets, image folders, or recipes with a section ``data``.
         shifts: what is done to the images, each by itself; see :func:`~sqs_pyro.data.shifts.parse_shift`.
         draws: how many are averaged; None: all of an ensemble, ten where the file has widths to draw by.
@@ -126,7 +129,7 @@ def uncertainty_file(
         PackedFileError, RecipeError, DataError, NetworkError: as of :func:`evaluate_file`.
         OutputError: ``out`` cannot be written, or holds something else under these names.
     """
-    source = opened(file, data_from, network)
+    source = opened(file, data_from, network, device)
     place = None if out is None else _checked_out(Path(out))
     found, curves = kind_of(source.document).uncertainty(
         source, root=root, foreign=foreign, shifts=shifts, draws=draws
@@ -172,13 +175,19 @@ def existing_file(file: str | Path) -> Path:
     return path
 
 
-def opened(file: str | Path, data_from: str | Path | None = None, network: str | None = None) -> OpenedFile:
+def opened(
+    file: str | Path,
+    data_from: str | Path | None = None,
+    network: str | None = None,
+    device: str = "cpu",
+) -> OpenedFile:
     """Return a packed file with its recipe.
 
     Args:
         file: its path.
         data_from: a recipe to take instead of its own, or a function's name, of which its data are.
         network: name of what builds its network, which the user gave.
+        device: where it shall run.
 
     Raises:
         PackedFileError, RecipeError: as :func:`existing_file` and :func:`recipe_of`.
@@ -191,7 +200,7 @@ def opened(file: str | Path, data_from: str | Path | None = None, network: str |
         document = {**document, "data": section if known else {"name": name}}
     else:
         document = recipe_of(path, data_from)
-    return OpenedFile(path, document, network, given=data_from is not None)
+    return OpenedFile(path, document, network, device, given=data_from is not None)
 
 
 def recipe_of(path: Path, data_from: str | Path | None = None) -> Document:

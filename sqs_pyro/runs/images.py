@@ -24,7 +24,7 @@ from sqs_pyro.networks.state import fp32_bytes, load_weights
 from sqs_pyro.own_code import is_own
 from sqs_pyro.recipes import parse
 from sqs_pyro.reporting.uncertainty import Curves
-from sqs_pyro.runs.bookkeeping import Clock, Progress, silent
+from sqs_pyro.runs.bookkeeping import Clock, Progress, chosen_device, silent
 from sqs_pyro.runs.directory import MADE_OF, METRICS, PACKED, check_output, run_directory, write_json
 from sqs_pyro.runs.kinds import InputForm, OpenedFile, RunKind
 from sqs_pyro.runs.measured import HISTORY, compress_and_measure, trained_or_kept
@@ -77,7 +77,8 @@ def run(
     check_place(baselines / "kept.pt")  # any name will do: it is the place that is tried
     # The baseline's seed orders its data: runs of several seeds may share one baseline.
     data = load_data(recipe.data, recipe.baseline.seed)
-    net = untrained_network(recipe, data)
+    device = chosen_device(recipe.device)
+    net = untrained_network(recipe, data).to(device)
     with run_directory(out_dir, recipe.as_yaml(), overwrite=overwrite) as directory:
         # Inside, so that one process at a time trains for this run, but kept outside: a failed run leaves it.
         epochs = give_weights(recipe, net, data, baselines, progress)

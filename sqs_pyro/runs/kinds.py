@@ -23,7 +23,7 @@ from sqs_pyro.networks.registry import build_network
 from sqs_pyro.networks.tokens import vocabulary_size
 from sqs_pyro.packing.file import read_packed
 from sqs_pyro.recipes import parse
-from sqs_pyro.runs.bookkeeping import Progress, silent
+from sqs_pyro.runs.bookkeeping import Progress, chosen_device, silent
 from sqs_pyro.runs.recipe import Goal, WholeRecipe, changed
 
 Recipe = TypeVar("Recipe", bound=WholeRecipe)
@@ -39,12 +39,14 @@ class OpenedFile:
         path: of the file.
         document: the recipe that it holds, or the one that was given in its place.
         network: name of its network that the user gave, whose code may run then; None: what the file says.
+        device: where the network shall run, see :func:`~sqs_pyro.runs.bookkeeping.chosen_device`.
         given: whether the user gave the document, whose code may run then.
     """
 
     path: Path
     document: Document
     network: str | None = None
+    device: str = "cpu"
     given: bool = False
 
     def load(self) -> nn.Module:
@@ -54,12 +56,14 @@ class OpenedFile:
             PackedFileError: the file is not intact, or does not say how to build its network.
             RecipeError: there is no such network, or not with these options.
         """
+        device = chosen_device(self.device)
         if self.network is None:
-            return load(self.path)
+            return load(self.path).to(device)
         said = read_packed(self.path).metadata.get("network")
         # The options that it was built with are the file's, if the name is.
         options = said.get("options") if isinstance(said, Mapping) and said.get("name") == self.network else {}
-        return load(self.path, build_network(self.network, **(options if isinstance(options, dict) else {})))
+        net = build_network(self.network, **(options if isinstance(options, dict) else {}))
+        return load(self.path, net).to(device)
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ class RunKind(ABC, Generic[Recipe]):
                 f"Packed file '{file.path}' does not say how to build its network: give --network with the name "
                 "of what builds it, or load it in Python with the network's constructor."
             )
-        return load(file.path, plain)
+        return load(file.path, plain).to(chosen_device(file.device))
 
     def plain_network(self, document: Document) -> nn.Module | None:
         """Return the network that a recipe names, for a packed file to fill; None: it names none."""

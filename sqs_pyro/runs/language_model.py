@@ -26,7 +26,7 @@ from sqs_pyro.networks.architectures import blocks
 from sqs_pyro.networks.residency import InMemory, Residency, called_whole, resident_fingerprint
 from sqs_pyro.networks.tokens import vocabulary_size
 from sqs_pyro.reporting.blocks_plot import write_blocks_picture
-from sqs_pyro.runs.bookkeeping import Clock, Progress, silent, versions
+from sqs_pyro.runs.bookkeeping import Clock, Progress, chosen_device, silent, versions
 from sqs_pyro.runs.directory import (
     BLOCKS,
     CHECKPOINT,
@@ -114,6 +114,7 @@ def run(
 
 def _subject(recipe: LanguageModelRecipe) -> _Subject:
     """Return everything that the recipe names, what is cheap first."""
+    device = _device(recipe)
     found = find_pretrained(recipe.network)  # configuration and tokenizer: weights are read last
     text, foreign = load_texts(recipe)
     residency: Residency = InMemory()
@@ -128,7 +129,20 @@ def _subject(recipe: LanguageModelRecipe) -> _Subject:
     subject = _Subject(net, residency, found.tokenizer, read, streams)
     with subject.called():
         check_causal(net, read[0, :8])  # eight tokens show whether a later one changes what was said before
+    if residency.whole:
+        net.to(device)
     return subject
+
+
+def _device(recipe: LanguageModelRecipe) -> torch.device:
+    if not recipe.blockwise.streamed:
+        return chosen_device(recipe.device)
+    if recipe.device not in ("auto", "cpu"):
+        raise RecipeError(
+            f"Recipe key 'device' is {recipe.device!r}, but a streamed checkpoint is compressed on the CPU: leave "
+            "out one of device and blockwise.streamed."
+        )
+    return torch.device("cpu")
 
 
 def _fingerprint(recipe: LanguageModelRecipe, subject: _Subject) -> Fingerprint:

@@ -13,6 +13,7 @@ from sqs_pyro.data import Data
 from sqs_pyro.evaluation.averaging import average_of_packed, averaged_network, choose_temperature, mean_network
 from sqs_pyro.evaluation.classification import evaluate
 from sqs_pyro.inference.elbo_report import elbo_report
+from sqs_pyro.isolation import random_states_kept
 from sqs_pyro.networks.calling import device_of, move_to, split_examples
 from sqs_pyro.networks.minibatches import minibatches
 from sqs_pyro.reporting.bounds_plot import write_bounds_picture
@@ -42,8 +43,7 @@ def run_averaging(
     own: dict[str, Any] = {"batch_norm_batches": recipe.batch_norm_batches, "loader": data.train}
     net: Any = result.model.net if recipe.batch_norm_batches else result.hard  # the latter's norms are folded
     average: nn.Module
-    with torch.random.fork_rng():  # later stages draw the same with and without averaging
-        torch.manual_seed(seed)
+    with random_states_kept(seed):  # later stages draw the same with and without averaging
         temperature = recipe.temperature or choose_temperature(
             net, guide, data.validation, recipe.candidates, gate_temperature=gate_temperature, **own
         )
@@ -102,8 +102,7 @@ def run_bounds(
     def tell(done: int, total: int) -> None:
         progress("bounds", done, total, f"{len(y)} examples")
 
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with random_states_kept(seed):
         report = elbo_report(
             result.model,
             result.guide,

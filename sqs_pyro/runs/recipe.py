@@ -162,10 +162,13 @@ class WholeRecipe(RecipeSection):
     Attributes:
         name: shown in tables and pictures.
         seed: of everything random.
+        device: where the network is trained, compressed and judged: `cpu`, `cuda`, `cuda:1` or `mps`; `auto` takes
+            a GPU that CUDA sees, else the CPU.
     """
 
     name: str = ""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")
 
     def as_yaml(self) -> str:
         """Return this recipe with every default filled in."""

@@ -23,7 +23,7 @@ from sqs_pyro.networks.state import fp32_bytes
 from sqs_pyro.networks.task_networks import AUTO_CLASSES, include_parts, task_network, transformer_in
 from sqs_pyro.networks.tokens import longest_input, vocabulary_size
 from sqs_pyro.recipes import parse
-from sqs_pyro.runs.bookkeeping import Clock, Progress, silent, versions
+from sqs_pyro.runs.bookkeeping import Clock, Progress, chosen_device, silent, versions
 from sqs_pyro.runs.directory import METRICS, check_output, run_directory, write_json
 from sqs_pyro.runs.kinds import Document, OpenedFile, TextKind
 from sqs_pyro.runs.measured import check_compressible, compress_and_measure, trained_or_kept
@@ -58,7 +58,7 @@ class TaskText:
             transformer = self.found.network(
                 AUTO_CLASSES[self.task.name], new_head=recipe.baseline is not None, **options
             )
-        return task_network(transformer, self.task.name).to(_device(recipe))
+        return task_network(transformer, self.task.name).to(chosen_device(recipe.device))
 
     def observed(self, net: nn.Module) -> "TaskText":
         """Return the same, with targets where they are what the fp32 network says."""
@@ -176,15 +176,6 @@ def _fine_tune(
     section = recipe.baseline.as_baseline(recipe.seed)
     kept = baselines / f"{key}.pt"
     return trained_or_kept(net, data.train, data.validation, section, kept, compression, progress, **how)
-
-
-def _device(recipe: TaskRecipe) -> torch.device:
-    # `auto` is what the machine has; a GPU that was asked for and is not there is a mistake.
-    if recipe.device != "auto":
-        if recipe.device == "cuda" and not torch.cuda.is_available():
-            raise RecipeError("Recipe key 'device' is 'cuda', but torch sees no GPU here: give 'auto' or 'cpu'.")
-        return torch.device(recipe.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 # ---- the kind ----

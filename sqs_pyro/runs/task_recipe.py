@@ -55,7 +55,6 @@ class TaskRecipe(WholeRecipe):
         baseline: how it is fine-tuned first; None takes it as the checkpoint has it.
         compression: how it is compressed.
         bounds: how `bounds.json` and its picture are measured; `true` takes the defaults, `false` leaves them out.
-        device: `auto` takes a GPU if there is one.
     """
 
     task: str
@@ -65,7 +64,6 @@ class TaskRecipe(WholeRecipe):
     baseline: FineTuning | None = None
     compression: CompressionRecipe = Field(default_factory=CompressionRecipe)
     bounds: BoundsRecipe | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def build(self) -> Task:
         """Return the task, with its examples read."""

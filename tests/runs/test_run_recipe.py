@@ -1,10 +1,12 @@
 """Recipes of runs: read, changed, checked, written back whole."""
 
 import pytest
+import torch
 import yaml
 
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.recipes import parse
+from sqs_pyro.runs.bookkeeping import chosen_device
 from sqs_pyro.runs.recipe import RunRecipe, load_recipe
 
 SMALL = "network: {name: digits_net}\ndata: {name: digits}\n"
@@ -94,3 +96,19 @@ def test_a_wrong_recipe_is_one_sentence(recipe_file, text, changes, sentence):
 def test_a_recipe_that_is_not_there(tmp_path):
     with pytest.raises(RecipeError, match=r"Recipe .*nothing.yaml. is not there"):
         load_recipe(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "mps"])
+def test_a_device_has_to_be_there(name):
+    assert chosen_device("cpu") == torch.device("cpu")
+    assert chosen_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "mps" and torch.backends.mps.is_available():
+        return
+    with pytest.raises(RecipeError, match=rf"'device' is '{name}', but torch .* here: give 'auto' or 'cpu'"):
+        chosen_device(name)
+
+
+def test_a_device_is_named_as_torch_does(recipe_file):
+    assert load_recipe(recipe_file(SMALL), ["device=cuda:1"]).device == "cuda:1"
+    with pytest.raises(RecipeError, match="'device' is 'gpu', but should"):
+        load_recipe(recipe_file(SMALL), ["device=gpu"])
