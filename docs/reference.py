@@ -4,7 +4,6 @@ With `--check` nothing is written, and the exit code says whether page and class
 """
 
 import json
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from sqs_pyro.networks.registry import network_names, network_options
-from sqs_pyro.recipes import RecipeSection
+from sqs_pyro.recipes import RecipeSection, meanings
 from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe
 from sqs_pyro.runs.recipe import RunRecipe
 from sqs_pyro.runs.task_recipe import ClassificationRecipe, EmbeddingRecipe, QuestionRecipe
@@ -75,22 +74,16 @@ def _section_of(field: FieldInfo) -> type[RecipeSection] | None:
 
 
 def _table(title: str, section: type[RecipeSection]) -> str:
-    meanings = _meanings(section)
+    said = meanings(section)
     rows = [
-        f"| `{name}` | {_allowed(field)} | {_default(field)} | {meanings[name]} |"
+        f"| `{name}` | {_allowed(field)} | {_default(field)} | {_meaning(said[name])} |"
         for name, field in section.model_fields.items()
     ]
     return "\n".join([f"### {title}", "", "| key | allowed | default | meaning |", "|---|---|---|---|", *rows, ""])
 
 
-def _meanings(section: type[RecipeSection]) -> dict[str, str]:
-    """What the docstrings of a section and its bases say of each attribute."""
-    found: dict[str, str] = {}
-    for base in reversed(section.__mro__):
-        _, _, attributes = (base.__doc__ or "").partition("Attributes:\n")
-        for name, text in re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", attributes, re.MULTILINE):
-            found[name] = " ".join(text.split()).replace("|", "\\|").replace("None", "`null`").replace("``", "`")
-    return found
+def _meaning(text: str) -> str:
+    return text.replace("|", "\\|").replace("None", "`null`").replace("``", "`")
 
 
 def _allowed(field: FieldInfo) -> str:

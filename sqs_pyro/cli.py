@@ -355,6 +355,42 @@ def report_command(
         _show(measured, tables, as_json)
 
 
+@app.command("init")
+def init_command(
+    out: Annotated[Path, typer.Argument(metavar="RECIPE", help="The file to write.")] = Path("recipe.yaml"),
+    network: Annotated[str | None, typer.Option(help="As of `sqs compress`; asked for without.")] = None,
+    data: Annotated[str | None, typer.Option(help="As of `sqs compress`; asked for without.")] = None,
+    task: Annotated[str | None, typer.Option(help="As of `sqs compress`.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="The network's weights.")] = None,
+    ratio: Annotated[float | None, typer.Option(help="Times smaller; asked for without.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Ask a few questions, and write a recipe with comments for `sqs compress`."""
+    with _one_sentence_errors():
+        from sqs_pyro.runs.front.asked import asked_recipe
+        from sqs_pyro.runs.front.first_recipe import write_first_recipe
+        from sqs_pyro.runs.recipe import Goal
+
+        names = "a name, torchvision/NAME, timm/NAME, module:function"
+        network = network or _asked(f"Network ({names})", "--network")
+        data = data or _asked("Data (a name, a file, a directory of images, module:function)", "--data")
+        ratio = ratio or _asked("How many times smaller than in float32", "--ratio", 20.0)
+        recipe = asked_recipe(network, data, Goal(ratio=ratio), task=task, checkpoint=checkpoint)
+        write_first_recipe(recipe, out, overwrite=overwrite)
+        typer.echo(f"Wrote {out}. Next: sqs compress {shlex.quote(str(out))}", err=True)
+
+
+def _asked(question: str, option: str, default: Any = None) -> Any:
+    """Ask on the terminal, for what is of the default's kind; where there is none, say which option answers."""
+    if not _has_terminal():
+        raise RecipeError(f"There is no terminal to ask on: give {option}.")
+    return typer.prompt(question, default=default, err=True)
+
+
+def _has_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
 @app.command("doctor")
 def doctor_command(as_json: JsonOption = False) -> None:
     """Say what this machine has (compiler, instructions, GPU, optional packages, data, caches) and what follows.

@@ -1,6 +1,7 @@
 """Recipes: validated, frozen sections of a YAML file, and errors that say how to repair one."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -90,6 +91,16 @@ def parse(section: type[Section], values: Mapping[str, Any] | Section, where: st
         said = [_sentence(section, item, where) for item in found[:_MOST_SENTENCES]]
         more = [f"And {len(found) - len(said)} more."] if len(found) > len(said) else []
         raise RecipeError(" ".join([*said, *more])) from None
+
+
+def meanings(section: type[RecipeSection]) -> dict[str, str]:
+    """Return what the docstrings of a section and its bases say of each key, in a line each."""
+    found: dict[str, str] = {}
+    for base in reversed(section.__mro__):
+        _, _, attributes = (base.__doc__ or "").partition("Attributes:\n")
+        for name, text in re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", attributes, re.MULTILINE):
+            found[name] = " ".join(text.split())
+    return found
 
 
 def _sentence(section: type[RecipeSection], item: Any, where: str) -> str:
