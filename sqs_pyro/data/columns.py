@@ -13,6 +13,8 @@ from sqs_pyro.data.recipe import DataRecipe
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import DataError
 
+_EXAMPLES_A_CLASS = 3  # fewer on average are numbers, or a column that tells examples apart
+
 
 def inputs_of(examples: Examples, where: str) -> Tensor:
     """Return inputs as the network takes them, but not yet standardised.
@@ -42,7 +44,7 @@ def _array(array: Array, where: str) -> Tensor:
         return torch.from_numpy(array.astype(np.int64))
     if array.dtype.kind not in "fb":
         raise DataError(f"Inputs of {where} are {array.dtype}, but should be numbers: convert them.")
-    return _finite(torch.from_numpy(array.astype(np.float32)), f"Inputs of {where}")
+    return _finite(torch.from_numpy(np.ascontiguousarray(array)).float(), f"Inputs of {where}")
 
 
 def _numbers(array: Array, name: str, where: str) -> Tensor:
@@ -56,7 +58,7 @@ def _numbers(array: Array, name: str, where: str) -> Tensor:
         ) from None
     if values.ndim != 1:
         raise DataError(f"Column '{name}' of {where} holds lists: make a column of each number.")
-    return _finite(torch.from_numpy(values.astype(np.float32)), f"Column '{name}' of {where}")
+    return _finite(torch.from_numpy(values).float(), f"Column '{name}' of {where}")  # inf where it is too large
 
 
 def _is_number(value: Any) -> bool:
@@ -105,14 +107,10 @@ def _classes(recipe: DataRecipe, parts: Sequence[Examples], where: str) -> tuple
         lowest = min(int(each.min()) for each in labels)
         if lowest < 0:
             raise DataError(f"Classes of {where} begin at {lowest}, but are numbered from 0: renumber them.")
+        _check_classes(found[0], where)
         _check_known(labels, int(labels[0].max()) + 1, where)
         return labels, ()
-    names = sorted({str(value) for value in found[0].tolist()})
-    if len(names) > len(found[0]) // 2 or found[0].dtype.kind == "f":
-        raise DataError(
-            f"Targets of {where} have {len(names)} different values in {len(found[0])} examples, the first "
-            f"{shown(found[0].tolist()[0])}, which are no classes: give `task: regression`, or another column."
-        )
+    names = _check_classes(found[0], where)
     index = {name: number for number, name in enumerate(names)}
     for array in found[1:]:
         strange = {str(value) for value in array.tolist()} - index.keys()
@@ -121,6 +119,17 @@ def _classes(recipe: DataRecipe, parts: Sequence[Examples], where: str) -> tuple
                 f"Other examples of {where} have classes that training has not: {listed(sorted(strange))}."
             )
     return [torch.tensor([index[str(value)] for value in array.tolist()]) for array in found], tuple(names)
+
+
+def _check_classes(array: Array, where: str) -> list[str]:
+    """Check that training targets are classes, each met again and again; return their names, sorted."""
+    names = sorted({str(value) for value in array.tolist()})
+    if _EXAMPLES_A_CLASS * len(names) > len(array):
+        raise DataError(
+            f"Targets of {where} have {len(names)} different values in {len(array)} examples, the first "
+            f"{shown(array.tolist()[0])}, which are no classes: give `task: regression`, or another column."
+        )
+    return names
 
 
 def _check_known(labels: Sequence[Tensor], classes: int, where: str) -> None:

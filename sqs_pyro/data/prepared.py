@@ -1,6 +1,6 @@
 """Loaders over the examples of a file: split, standardised, and described so that a packed file can be used."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from sqs_pyro.errors import DataError
 
 _EVALUATION_BATCH = 500
 _TEST_SHARE = 5  # a fifth
+_AT_ONCE = 1_000  # examples
 
 
 def load_file(recipe: DataRecipe, seed: int) -> Data:
@@ -114,10 +115,19 @@ def _loaders(
 
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of each channel or column, ``[C]``, float64; of constants 1."""
-    columns = values.double().transpose(0, 1).flatten(1)  # [C, N...]
-    columns = columns / 255 if values.dtype == torch.uint8 else columns
-    std = columns.std(1, correction=0)
-    return columns.mean(1), torch.where(std > 1e-12 * columns.abs().amax(1).clamp(min=1e-30), std, 1.0)
+    largest = 255.0 if values.dtype == torch.uint8 else 1.0
+
+    def mean(function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return a function's mean; some examples at a time, as float64 is eight times as large as bytes."""
+        sums = [
+            function(part.double().transpose(0, 1).flatten(1) / largest).sum(1)  # [C, B...] -> [C]
+            for part in values.split(_AT_ONCE)
+        ]
+        return torch.stack(sums).sum(0) / (values.numel() / values.shape[1])
+
+    centre = mean(lambda columns: columns)
+    std = mean(lambda columns: (columns - centre[:, None]).square()).sqrt()
+    return centre, torch.where(std > 1e-12 * centre.abs(), std, 1.0)
 
 
 def _as_they_are(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -194,6 +194,8 @@ ARRAYS = {
     "later": {**TRAIN, "x_test": np.zeros((2, 2)), "y_test": [0, 5]},
     "other shape": {**TRAIN, "x_test": np.zeros((2, 3)), "y_test": [0, 1]},
     "pixels": {"x": np.zeros((N, 2, 2)), "y": np.full((N, 2, 2), 255) - 256},
+    "whole numbers": {"x": np.zeros((N, 2)), "y": np.arange(N) // 2},
+    "huge": {"x": np.full((N, 2), 1e300), "y": np.arange(N) % 2},
     "good": {"x": np.zeros((N, 2)), "y": np.arange(N) % 2},
 }
 
@@ -208,8 +210,10 @@ ARRAYS = {
         ("good", {"inputs": ["z"], "targets": ["y"]}, "has no 'z', which `inputs` asks for: it has x, y"),
         ("good", {"inputs": ["x", "y"]}, "is one array: name it"),
         ("scalar", {}, "is a single value"),
-        ("few", {}, "2 examples, too few"),
+        ("few", {"task": "regression"}, "2 examples, too few"),
         ("numbers", {}, "60 different values in 60 examples.*give `task: regression`"),
+        ("whole numbers", {}, "30 different values in 60 examples, the first 0, which are no classes"),
+        ("huge", {}, "60 of 60 examples have values that are NaN or infinite"),
         ("negative", {}, "begin at -1, but are numbered from 0"),
         ("later", {}, "have the class 5, but those of training end at 1"),
         ("other shape", {}, r"for test have the shape \[3\], but those for training \[2\]"),
