@@ -65,7 +65,7 @@ def test_no_augmentation_when_it_is_not_wanted():
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"name": "mnist"}, "'data.name' is 'mnist', but should be 'digits', 'fashion_mnist'"),
+        ({"name": "mnist"}, "'data.name' is 'mnist', but should be one of digits, fashion_mnist, cifar10"),
         ({"name": "digits", "batchsize": 3}, "'data.batchsize' is unknown.*did you mean 'batch_size'"),
         ({"name": "digits", "validation": 0}, "'data.validation' is 0"),
     ],
