@@ -69,8 +69,10 @@ def axis(
     known = [value for value in values if value is not None and (value > 0 or not log)]
     low, high = (min(known), max(known)) if known else (1.0, 2.0)
     if log:
+        high = max(high, 1e-100)
+        low = max(low, 1e-15 * high)  # a chart of more decades would show nothing of any
         pad = max(1.03, (high / low) ** 0.04)
-        low, high = max(low / pad, 1e-300), high * pad
+        low, high = low / pad, high * pad
     else:
         pad = 0.04 * (high - low) or 0.05 * abs(high) or 1.0
         low, high = low - pad, high + pad

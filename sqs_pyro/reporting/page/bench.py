@@ -126,9 +126,8 @@ def _shape(title: str, rows: Sequence[Document]) -> list[Markup]:
         [Cell(method), *(Cell(f"{times[method, count]:,.1f}", times[method, count]) for count in counts)]
         for method in methods
     ]
-    inner = table(
-        f"Microseconds a product, {title}", ["method", *(f"M = {count}" for count in counts)], cells, sorts=True
-    )
+    columns = ["method", *(f"M = {count}" for count in counts)]
+    inner = table(f"Microseconds a product, {title}", columns, cells, sorts=True)
     return [
         legend([(f"line {colour(number)}", name) for number, name in enumerate(methods)]),
         element("div", element("figure", caption, chart(frame, marks, said)), inner, class_="columns"),

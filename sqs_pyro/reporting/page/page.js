@@ -26,7 +26,10 @@
   // ---- points of a chart, by pointer and by arrow keys ----
 
   for (const chart of all("svg[data-points]")) {
-    const points = JSON.parse(chart.dataset.points);
+    const points = chart.dataset.points.split("\n").map((line) => {
+      const [x, y, ...words] = line.split(" ");
+      return [Number(x), Number(y), words.join(" ")];
+    });
     const cross = document.createElementNS("http://www.w3.org/2000/svg", "circle");
     cross.setAttribute("class", "cross");
     cross.setAttribute("r", "5");
