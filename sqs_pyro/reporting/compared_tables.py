@@ -26,7 +26,7 @@ def compared_tables(runs: Mapping[str, Document]) -> Report:
         cells += [_cell(own.get("perplexity_ratio", {}).get(text), 1, ".4f") for text in texts]
         size = own["size"]
         sizes = [f"{size['file_bytes']:,}", f"{size['ratio']:.2f}", f"{size['bits_per_weight']:.2f}"]
-        zeros = f"{100 * (1 - own['nonzero_rate']):.1f}"
+        zeros = f"{100 * (1 - size['nonzero_rate']):.1f}"
         table.add_row(name, *cells, *sizes, zeros, str(len(own.get("findings", ()))))
     return Report(Line(f"{len(runs)} runs: packed files on the test data of each", style="bold"), table)
 

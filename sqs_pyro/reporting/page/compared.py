@@ -65,7 +65,8 @@ def _figures(metrics: Mapping[str, Document]) -> Markup:
 
 
 def _sizes(metrics: Document) -> list[Cell]:
-    size, zeros = metrics["size"], 100 * (1 - metrics["nonzero_rate"])
+    size = metrics["size"]
+    zeros = 100 * (1 - size["nonzero_rate"])
     return [
         Cell(f"{size['file_bytes']:,}", size["file_bytes"]),
         Cell(f"{size['ratio']:.2f}", size["ratio"]),

@@ -20,7 +20,7 @@ def glance(metrics: Document, recipe: Document) -> Markup:
         _card("size", f"{short_bytes(size['file_bytes'])}", f"fp32 {short_bytes(size['fp32_bytes'])}"),
         *_quality(metrics),
         _card("a compressed weight", f"{size['bits_per_weight']:.2f} bits", "instead of 32"),
-        _card("zeros", f"{100 * (1 - metrics['nonzero_rate']):.1f} %", "of the compressed weights"),
+        _card("zeros", f"{100 * (1 - metrics['size']['nonzero_rate']):.1f} %", "of the compressed weights"),
         *_latency(metrics),
         _card("compression took", short_time(metrics["seconds"]), ""),
     ]
@@ -48,7 +48,7 @@ def asked(metrics: Document, recipe: Document) -> Markup:
             f"{100 * at(recipe, 'compression.nonzero_rate'):.2f} %"
             if scheduled and at(recipe, "compression.nonzero_rate")
             else None,
-            f"{100 * metrics['nonzero_rate']:.2f} %",
+            f"{100 * metrics['size']['nonzero_rate']:.2f} %",
         ),
         (
             "values of a codebook",
