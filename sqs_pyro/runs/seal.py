@@ -35,14 +35,12 @@ def put(directory: Path, name: str, text: str) -> None:
         write_text(directory / name, text)
         return
     content = text.encode("utf-8")
-    listed[name] = hashlib.sha256(content).hexdigest()
-    if (directory / name).is_file() and _digest(directory / name) == listed[name] == (
-        _listed(directory) or {}
-    ).get(name):
+    before, digest = listed.get(name), hashlib.sha256(content).hexdigest()
+    if before == digest and (directory / name).is_file() and _digest(directory / name) == digest:
         return  # as it is: nothing is written, and nobody who reads the directory meanwhile is disturbed
     with merging(directory, last=SUMS) as made:
         (made / name).write_bytes(content)
-        lines = [f"{digest}  {path}" for path, digest in sorted(listed.items())]
+        lines = [f"{sum_}  {path}" for path, sum_ in sorted({**listed, name: digest}.items())]
         (made / SUMS).write_text("\n".join([_HEAD, *lines]) + "\n", encoding="utf-8")
 
 

@@ -108,6 +108,13 @@ def test_somebody_elses_page_stays(run, small_run):
     assert (run.parent / "other.html").read_bytes() == (small_run / PAGE).read_bytes()
 
 
+def test_its_own_place_may_be_said(run, monkeypatch):
+    (run / PAGE).write_text((run / PAGE).read_text().replace("<main", " <main"))
+    monkeypatch.chdir(run)
+    assert _sqs("report", run, "--out", PAGE).exit_code == 0
+    check_sealed(run)
+
+
 @pytest.mark.parametrize("name", ["history.csv", "layers.json", "recipe.yaml", "metrics.json"])
 def test_what_was_altered_is_not_told(run, name):
     (run / name).write_bytes((run / name).read_bytes() + b" ")

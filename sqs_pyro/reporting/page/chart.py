@@ -73,7 +73,8 @@ def chart(
             keys; from left to right.
     """
     # A line each, as quotes of JSON would be six characters in an attribute.
-    spots = ["{:g} {:g} {}".format(*frame.place(x, y), " ".join(text.split())) for x, y, text in read]
+    places = [(*frame.place(x, y), " ".join(text.split())) for x, y, text in read]
+    spots = [f"{x:g} {y:g} {text}" for x, y, text in places]
     keys = " Arrow keys read its points." if spots else ""
     return element(
         "svg",

@@ -17,7 +17,7 @@ def layers(size: Document, histograms: Sequence[Document]) -> list[Markup]:
     """Return the table of a file's tensors, and histograms of those that there are any of."""
     known = {layer["name"]: layer for layer in histograms[:_MOST_PICTURES]}
     tensors = size["tensors"][:_MOST_ROWS]
-    columns = ["tensor", "shape", "layout", "weights", "zeros, %", "bytes", "bits a weight"]
+    columns = ["tensor", "shape", "layout", "weights", "zeros, %", "bytes", "bits each"]
     first = next((index for index, tensor in enumerate(tensors) if tensor["name"] in known), 0)
     rows = [_row(index, tensor, tensor["name"] in known, index == first) for index, tensor in enumerate(tensors)]
     left_out = len(size["tensors"]) - len(tensors)

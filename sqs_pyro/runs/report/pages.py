@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqs_pyro.atomic import check_place, write_text
+from sqs_pyro.atomic import check_place, resolved, write_text
 from sqs_pyro.documents import read_json_object
 from sqs_pyro.errors import OutputError
 from sqs_pyro.reporting.bench_tables import kernel_tables, model_tables
@@ -83,7 +83,7 @@ def write_page(told: Reported, out: Path | None = None) -> Path:
     """
     place = out or told.place
     check_page_place(place)
-    if out is None and told.directory is not None:
+    if told.directory is not None and resolved(place) == resolved(told.place):  # however it was named
         put(told.directory, PAGE, told.page)
     else:
         write_text(place, told.page)
@@ -96,9 +96,9 @@ def check_page_place(place: Path) -> None:
     Raises:
         OutputError: it cannot.
     """
+    check_place(place)
     if place.exists() and not _is_page(place):
         raise OutputError(f"'{place}' exists and is no page of this program: choose another path with --out.")
-    check_place(place)
 
 
 def _is_page(path: Path) -> bool:
@@ -121,11 +121,12 @@ def _of_runs(directories: Sequence[Path]) -> Reported:
         raise OutputError("A run is given twice: give each once.")
     runs = {}
     for name, directory in zip(names, directories, strict=True):
-        runs[name] = run_documents(directory)
-    document = {"runs": {name: read_run(directory) for name, directory in zip(names, directories, strict=True)}}
-    with reported(directories[0]):
-        metrics = {name: run["metrics"] for name, run in runs.items()}
-        return Reported(document, compared_tables(metrics), compared_page(runs), Path(PAGE))
+        with reported(directory):
+            runs[name] = run_documents(directory)
+            run_page(runs[name])  # says of which run it is that something is missing
+    kept = {name: {key: run[key] for key in ("metrics", "bounds") if key in run} for name, run in runs.items()}
+    metrics = {name: run["metrics"] for name, run in runs.items()}
+    return Reported({"runs": kept}, compared_tables(metrics), compared_page(runs), Path(PAGE))
 
 
 def _of_study(path: Path) -> Reported:
