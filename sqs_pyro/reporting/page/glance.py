@@ -39,7 +39,7 @@ def asked(metrics: Document, recipe: Document) -> Markup:
         ("data", at(recipe, "data.name") or at(recipe, "data.source") or at(recipe, "text.source"), None),
         ("task", at(recipe, "task") or at(recipe, "data.task"), None),
         ("prior", at(recipe, "compression.prior.kind"), None),
-        ("bits by", at(recipe, "compression.allocation") or at(recipe, "blockwise.allocation"), None),
+        ("zeros and bits by", at(recipe, "compression.allocation") or at(recipe, "blockwise.allocation"), None),
         ("epochs", at(recipe, "compression.epochs"), None),
         ("ratio", written(at(recipe, "compression.target_ratio"), "g"), f"{size['ratio']:.2f}"),
         ("bits a compressed weight", written(at(recipe, "blockwise.bits"), "g"), f"{size['bits_per_weight']:.3f}"),

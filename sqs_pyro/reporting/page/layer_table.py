@@ -93,7 +93,7 @@ def _figure(index: int, layer: Document, chosen: bool) -> Markup:
     reading = [
         (
             low + (i + 0.5) * step,
-            1.0,
+            max(kept, pruned),
             f"{low + i * step:.3g} to {low + (i + 1) * step:.3g}: {kept:,} kept, {pruned:,} zero",
         )
         for i, (kept, pruned) in enumerate(zip(layer["kept"], layer["pruned"], strict=True))
