@@ -341,18 +341,36 @@ def plan_command(
 
 @app.command("report")
 def report_command(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A finished run's directory.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR...", help="A run's or a study's directory, or JSON of `sqs bench`; or several runs."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Where the page goes [its directory; of several runs, here]."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a finished run measured: accuracy, sizes of all tensors, bounds on the KL."""
-    with _one_sentence_errors():
-        from sqs_pyro.reporting.tables import report_tables
-        from sqs_pyro.runs.directory import read_run, reported
+    """Show what a run, a study or a benchmark measured, and write it as one page, `report.html`.
 
-        measured = read_run(directory)
-        with reported(directory):  # figures are looked up here, before anything is printed
-            tables = report_tables(measured)
-        _show(measured, tables, as_json)
+    Of several runs the page shows how they compare.
+    """
+    with _one_sentence_errors():
+        from sqs_pyro.runs.report.pages import check_page_place, report_of, write_page
+
+        if out is not None:
+            check_page_place(out)
+        told = report_of(sources)
+        _show(told.document, told.tables, as_json)
+        try:
+            typer.echo(f"Wrote {write_page(told, out)}", err=True)
+        except OutputError as error:
+            if out is not None or len(sources) > 1:
+                raise
+            # What is finished may lie where nobody writes any more: it was shown all the same.
+            typer.echo(f"No page is written: {error}", err=True)
 
 
 @app.command("init")
@@ -490,6 +508,7 @@ def bench_model_command(
 
 def _check_bench_out(out: Path | None) -> None:
     from sqs_pyro.atomic import check_place
+    from sqs_pyro.runs.report.pages import check_page_place
 
     if out is None:
         return
@@ -498,6 +517,7 @@ def _check_bench_out(out: Path | None) -> None:
     check_place(out)
     if out.exists() and not _is_bench(out):
         raise OutputError(f"'{out}' exists and holds no figures of `sqs bench`: choose another path.")
+    check_page_place(out.with_suffix(".html"))
 
 
 def _is_bench(path: Path) -> bool:
@@ -513,10 +533,12 @@ def _write_bench(out: Path | None, document: dict[str, Any], figure: "Callable[[
     if out is not None:
         from sqs_pyro.reporting.style import write_figure
         from sqs_pyro.runs.directory import write_json
+        from sqs_pyro.runs.report.pages import report_of, write_page
 
         write_json(out, {"command": _command_line(), **document})
         write_figure(figure(document), out.with_suffix(".png"))
-        typer.echo(f"Wrote {out} and {out.with_suffix('.png').name}", err=True)
+        page = write_page(report_of([out]))
+        typer.echo(f"Wrote {out}, {out.with_suffix('.png').name} and {page.name}", err=True)
 
 
 def _command_line() -> str:
@@ -559,7 +581,7 @@ def study_command(
             )
         summary = write_summary(kind, study, results, out, command=_command_line())
         _show(summary, (sweep_tables if kind == "sweep" else comparison_tables)(summary), as_json)
-        typer.echo(f"Wrote {out / kind}.json, .csv, .png", err=True)
+        typer.echo(f"Wrote {out / kind}.json, .csv, .png and report.html", err=True)
     # Outside: the study itself has succeeded, and its summary is written; only the exit status says it.
     failed = [result for result in results if result.error is not None]
     if failed:

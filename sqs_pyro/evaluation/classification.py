@@ -1,7 +1,7 @@
 """How good a classifier is, and how far its probabilities can be trusted."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sqs_pyro.errors import DataError, NetworkError
 from sqs_pyro.evaluation.input_checks import check_inputs, check_labels, check_observation, named, run
-from sqs_pyro.evaluation.reliability import expected_calibration_error
+from sqs_pyro.evaluation.reliability import expected_calibration_error, reliability_curve
 from sqs_pyro.isolation import isolating
 from sqs_pyro.models.label_distributions import ClassProbabilities
 from sqs_pyro.models.likelihoods import Categorical, resolve
@@ -55,6 +55,16 @@ def evaluate(net: nn.Module, loader: Iterable[Any], likelihood: str | Likelihood
         NetworkError: the network cannot run, or gives NaN.
     """
     return summarise(*predict(net, loader, likelihood))
+
+
+def figures_of_classes(log_p: Tensor, y: Tensor) -> dict[str, Any]:
+    """Return what :func:`summarise` says, and the bins of a reliability diagram, as plain data.
+
+    Arguments and errors as of :func:`summarise`.
+    """
+    found = asdict(summarise(log_p, y))
+    labels = y.argmax(-1) if y.dim() == 2 else y
+    return {**found, "reliability": reliability_curve(log_p.exp(), labels).to_dict()}
 
 
 def accuracy(net: nn.Module, loader: Iterable[Any], likelihood: str | Likelihood = "categorical") -> float:

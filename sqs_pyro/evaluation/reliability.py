@@ -22,6 +22,14 @@ class Reliability:
     accuracy: Tensor
     counts: Tensor
 
+    def to_dict(self) -> dict[str, list[float]]:
+        """Return plain data for JSON."""
+        return {
+            "confidence": self.confidence.tolist(),
+            "accuracy": self.accuracy.tolist(),
+            "counts": self.counts.tolist(),
+        }
+
     @property
     def error(self) -> float:
         """The expected calibration error, ``Σ_b (n_b / n) |accuracy_b - confidence_b|``."""

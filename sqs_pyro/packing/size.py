@@ -108,7 +108,14 @@ class SizeReport(Printed):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON, derived figures included."""
-        rows = [{**{key: getattr(row, key) for key in _COLUMNS}, "shape": list(row.shape)} for row in self.tensors]
+        rows = [
+            {
+                **{key: getattr(row, key) for key in _COLUMNS},
+                "shape": list(row.shape),
+                "parts": {kind: size for kind, size in compressed_bytes([row]).items() if size},
+            }
+            for row in self.tensors
+        ]
         return {
             "file_bytes": self.total,
             "fp32_bytes": self.fp32_bytes,

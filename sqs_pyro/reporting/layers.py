@@ -1,11 +1,13 @@
 """What there is to see of one compressed layer."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
+_BINS, _MOST_CODEWORDS = 64, 256
 
 
 @dataclass(frozen=True)
@@ -65,3 +67,28 @@ class LayerPicture:
     def used_values(self) -> int:
         """How many different non-zero values the hardened layer holds."""
         return int(np.unique(self.values[self.nonzero]).size)
+
+
+def layer_document(layer: LayerPicture) -> dict[str, Any]:
+    """Return a layer's histogram and codebook as plain data.
+
+    Returns:
+        ``name``; ``low`` and ``high``, ends of 64 equal bins; ``pruned`` and ``kept``, weights in each by what
+        became of them; ``codebook``, pairs of a non-zero value and how many weights have it, if at most 256.
+    """
+    everything = np.concatenate([layer.weights, layer.values, np.zeros(1)])
+    low, high = float(everything.min()), float(everything.max())
+    margin = 0.02 * (high - low) or 1e-3  # a constant layer still gets bins
+    low, high = low - margin, high + margin
+    counts = {
+        name: np.histogram(layer.weights[chosen], bins=_BINS, range=(low, high))[0].tolist()
+        for name, chosen in (("pruned", ~layer.nonzero), ("kept", layer.nonzero))
+    }
+    values, times = np.unique(layer.values[layer.nonzero], return_counts=True)
+    few = values.size <= _MOST_CODEWORDS  # a codebook a channel has thousands
+    codebook = [[_short(value), int(count)] for value, count in zip(values, times, strict=True)] if few else []
+    return {"name": layer.name, "low": _short(low), "high": _short(high), **counts, "codebook": codebook}
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")

@@ -118,7 +118,7 @@ def _tables(summary: Document, columns: Sequence[Column], *, mark_front: bool = 
 
 def _differences(summary: Document) -> list[RenderableType]:
     """Return a table of differences from the reference, where there are seeds to pair."""
-    points = [point for point in summary["points"] if point["difference"] and len(point["seeds"]) > 1]
+    points = [point for point in summary["points"] if point.get("difference") and len(point["seeds"]) > 1]
     if not points:
         return []
     title = f"Differences from {summary['reference']} at the same seed"

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from sqs_pyro.reporting.figures import FIGURES
 from sqs_pyro.reporting.fitted import FittedTable, Line
 from sqs_pyro.reporting.printed import Report
 
@@ -49,7 +50,7 @@ def uncertainty_tables(document: Document) -> Report:
         if any(score is not None for score in information):
             table.add_row(f"by mutual information, {name}", *(_number(score, ".4f") for score in information))
     for name in first["shifted"]:
-        for key, (label, factor, form) in _FIGURES.items():
+        for key, (label, factor, form) in FIGURES.items():
             if key in first["shifted"][name]:
                 shifted = (own["shifted"][name][key] for own in predictors.values())
                 table.add_row(f"{label}, {name}", *(f"{factor * value:{form}}" for value in shifted))
@@ -153,32 +154,11 @@ def plan_tables(plan: Document) -> Report:
     return Report(_title(text), table, Line(f"peak {plan['peak'] / 1e9:.2f} GB, libraries (0.5 GB) not counted"))
 
 
-_FIGURES = {  # of networks: label, factor and form; a task has some of them
-    "r2": ("R²", 1, ".4f"),
-    "rmse": ("root mean square error", 1, ".4g"),
-    "mae": ("mean absolute error", 1, ".4g"),
-    "mean_iou": ("mean intersection over union, %", 100, ".2f"),
-    "average_precision": ("mean average precision, %", 100, ".2f"),
-    "matthews": ("Matthews correlation", 1, ".4f"),
-    "pearson": ("Pearson correlation", 1, ".4f"),
-    "spearman": ("Spearman correlation", 1, ".4f"),
-    "f1": ("F1, %", 100, ".2f"),
-    "exact_match": ("exact match, %", 100, ".2f"),
-    "cosine": ("mean cosine to fp32", 1, ".4f"),
-    "recall_at_1": ("recall@1, %", 100, ".2f"),
-    "accuracy": ("accuracy, %", 100, ".2f"),
-    "nll": ("NLL, nats", 1, ".4f"),
-    "ece": ("ECE, %", 100, ".2f"),
-    "brier": ("Brier score", 1, ".4f"),
-    "entropy": ("mean entropy, nats", 1, ".4f"),
-}
-
-
 def _figures_table(networks: Mapping[str, Document], *, entropy: bool = True) -> FittedTable:
     """Return a table with a row a figure, a column a network."""
     table = FittedTable("", *networks)
     first = next(iter(networks.values()))
-    for key, (label, factor, form) in _FIGURES.items():
+    for key, (label, factor, form) in FIGURES.items():
         if key in first and (entropy or key != "entropy"):
             table.add_row(label, *(f"{factor * network[key]:{form}}" for network in networks.values()))
     return table

@@ -22,13 +22,15 @@ from sqs_pyro.locks import alone_in, held, lock_beside
 from sqs_pyro.runs.seal import check_sealed, foreign_file, seal, unknown_file
 
 RECIPE, METRICS, BOUNDS, CHECKPOINT = "recipe.yaml", "metrics.json", "bounds.json", "checkpoint.pt"
+HISTORY, LAYERS, PAGE = "history.csv", "layers.json", "report.html"
 PACKED, MADE_OF = "packed.safetensors", "fingerprint.json"
 _REPAIR = "the run directory was altered, run it again"
 BLOCKS = "blocks"  # directory of an unfinished run's finished blocks
 _PARTIAL = ".partial"
 _BEING_WRITTEN = ".sqs-*.part/*"  # what a killed process was writing
-_OLDER = (RECIPE, METRICS, BOUNDS, PACKED, "ensemble.safetensors", "*.csv", "*.png")  # before runs listed it
-_UNFINISHED = (*_OLDER, CHECKPOINT, MADE_OF)  # by name, as the list of digests is only written at the end
+# before runs listed it; the page is younger, but written into older directories, too
+_OLDER = (RECIPE, METRICS, BOUNDS, PACKED, PAGE, "ensemble.safetensors", "*.csv", "*.png")
+_UNFINISHED = (*_OLDER, LAYERS, CHECKPOINT, MADE_OF)  # by name, as the list of digests is only written at the end
 
 
 def read_run(directory: Path) -> dict[str, Any]:
@@ -56,21 +58,35 @@ def reported(directory: Path) -> Iterator[None]:
     Raises:
         OutputError: a figure is missing, or of another kind.
     """
+    with understood(f"'{directory / METRICS}' or a document beside it", "sqs compress"):
+        yield
+
+
+@contextmanager
+def understood(what: str, command: str) -> Iterator[None]:
+    """Say in one sentence that a document, whose figures the body looks up, is not what a command writes.
+
+    Raises:
+        OutputError: a figure is missing, or of another kind.
+    """
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         if isinstance(error, SQSError):  # some are ValueErrors, too, and say it better
             raise
         said = f"it has no {shown(error.args[0], 80)}" if isinstance(error, KeyError) else shown(str(error), 200)
-        raise OutputError(
-            f"'{directory / METRICS}' or '{BOUNDS}' beside it is not what `sqs compress` writes ({said}): run it "
-            "again."
-        ) from error
+        raise OutputError(f"{what} is not what `{command}` writes ({said}): run it again.") from error
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write a document of finite numbers, readable by people too."""
     write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def write_lines(path: Path, name: str, items: Sequence[Mapping[str, Any]]) -> None:
+    """Write a document with one list, an item a line: of long lists of numbers, which nobody reads one by one."""
+    lines = (json.dumps(item, allow_nan=False, separators=(",", ":")) for item in items)
+    write_text(path, f'{{"{name}": [\n' + ",\n".join(lines) + "\n]}\n")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -25,11 +25,12 @@ from sqs_pyro.own_code import is_own
 from sqs_pyro.recipes import parse
 from sqs_pyro.reporting.uncertainty import Curves
 from sqs_pyro.runs.bookkeeping import Clock, Progress, chosen_device, silent
-from sqs_pyro.runs.directory import MADE_OF, METRICS, PACKED, check_output, run_directory, write_json
+from sqs_pyro.runs.directory import HISTORY, MADE_OF, METRICS, PACKED, check_output, run_directory, write_json
 from sqs_pyro.runs.kinds import InputForm, OpenedFile, RunKind
-from sqs_pyro.runs.measured import HISTORY, compress_and_measure, trained_or_kept
+from sqs_pyro.runs.measured import compress_and_measure, trained_or_kept
 from sqs_pyro.runs.posterior import run_averaging, write_bounds
 from sqs_pyro.runs.recipe import Goal, RunRecipe, load_recipe
+from sqs_pyro.runs.report.pages import write_run_page
 from sqs_pyro.runs.uncertainty.inputs import (
     foreign_inputs,
     foreign_recipe,
@@ -56,7 +57,8 @@ def run(
 
     Everything that can be checked is checked before anything is trained. The finished directory holds
     ``packed.safetensors``, ``metrics.json``, ``bounds.json``, ``recipe.yaml`` with all defaults filled in,
-    ``history.csv`` and the pictures. An interrupted run is taken up where it was by the same call.
+    ``history.csv``, ``layers.json``, the pictures and ``report.html``. An interrupted run is taken up where
+    it was by the same call.
 
     Args:
         recipe: what to do.
@@ -89,6 +91,7 @@ def run(
         metrics["stage_seconds"] = {**clock.seconds, "baseline": baseline, "compression": metrics["seconds"]}
         write_json(directory / MADE_OF, made_of(recipe))
         write_json(directory / METRICS, metrics)
+        write_run_page(directory)
     return metrics
 
 

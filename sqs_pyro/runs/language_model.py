@@ -26,7 +26,7 @@ from sqs_pyro.networks.architectures import blocks
 from sqs_pyro.networks.residency import InMemory, Residency, called_whole, resident_fingerprint
 from sqs_pyro.networks.tokens import vocabulary_size
 from sqs_pyro.reporting.blocks_plot import write_blocks_picture
-from sqs_pyro.runs.bookkeeping import Clock, Progress, chosen_device, silent, versions
+from sqs_pyro.runs.bookkeeping import Clock, Progress, chosen_device, machine, silent, versions
 from sqs_pyro.runs.directory import (
     BLOCKS,
     CHECKPOINT,
@@ -50,6 +50,7 @@ from sqs_pyro.runs.language_model_recipe import (
     with_generated,
 )
 from sqs_pyro.runs.recipe import Goal
+from sqs_pyro.runs.report.pages import write_run_page
 
 BLOCKS_TABLE, BLOCKS_PICTURE = "blocks.csv", "blocks.png"
 
@@ -83,9 +84,9 @@ def run(
     """Load a language model, compress it block by block, write the packed file, and judge that file from disk.
 
     Everything that can be checked is checked before anything is compressed. The finished directory holds
-    ``packed.safetensors``, ``metrics.json``, ``recipe.yaml`` with all defaults filled in, ``blocks.csv`` and
-    ``blocks.png``. An interrupted run is taken up behind its last finished block by the same call, with the same
-    calibration sequences, and ends in the same bytes.
+    ``packed.safetensors``, ``metrics.json``, ``recipe.yaml`` with all defaults filled in, ``blocks.csv``,
+    ``blocks.png`` and ``report.html``. An interrupted run is taken up behind its last finished
+    block by the same call, with the same calibration sequences, and ends in the same bytes.
 
     Args:
         recipe: what to do.
@@ -109,6 +110,7 @@ def run(
     with run_directory(out_dir, recipe.as_yaml(), overwrite=overwrite) as directory:
         metrics = _compress_and_measure(recipe, subject, made_of, directory, progress)
         write_json(directory / METRICS, metrics)
+        write_run_page(directory)
     return metrics
 
 
@@ -221,6 +223,7 @@ def _compress_and_measure(
         "seconds": seconds,
         "stage_seconds": {**prepared["seconds"], **clock.seconds, "compression": seconds},
         "versions": versions("transformers"),
+        "machine": machine(),
     }
 
 

@@ -22,15 +22,13 @@ from sqs_pyro.networks.calling import device_of
 from sqs_pyro.networks.coverage import coverage
 from sqs_pyro.own_code import is_own
 from sqs_pyro.packing.size import SizeReport
-from sqs_pyro.reporting.layers import LayerPicture
+from sqs_pyro.reporting.layers import LayerPicture, layer_document
 from sqs_pyro.reporting.plots import write_pictures
-from sqs_pyro.runs.bookkeeping import Clock, Progress, versions
-from sqs_pyro.runs.directory import CHECKPOINT, PACKED, in_turn, write_csv
+from sqs_pyro.runs.bookkeeping import Clock, Progress, machine, versions
+from sqs_pyro.runs.directory import CHECKPOINT, HISTORY, LAYERS, PACKED, in_turn, write_csv, write_lines
 from sqs_pyro.runs.kinds import OpenedFile
 from sqs_pyro.runs.recipe import WholeRecipe
 from sqs_pyro.tasks.task import Judged, Parts, judge
-
-HISTORY = "history.csv"
 
 
 def check_compressible(net: nn.Module, recipe: CompressionRecipe) -> None:
@@ -130,16 +128,24 @@ def compress_and_measure(
     save(result.network, packed)
     write_csv(directory / HISTORY, [record.row() for record in result.history])
     report = size_report(packed)  # of the file, not of the network in memory: honest bytes
-    write_pictures(directory, layer_pictures(result, report), result.history, judged.headline)
+    pictures = layer_pictures(result, report)
+    write_lines(directory / LAYERS, "layers", [layer_document(picture) for picture in pictures])
+    write_pictures(directory, pictures, result.history, judged.headline)
     clock.lap("writing")
     loaded = OpenedFile(packed, {}, _own_name(net)).load().to(device_of(net))
     compressed = judged.measure(loaded, data.test)
+    validation = judged.measure(loaded, data.validation)  # of the file too: choices are made by it
+    curves = {"fp32": baseline, "packed file": compressed, "validation": validation}
+    # Apart from the figures, which are one number each; the validation's is not drawn.
+    reliability = {name: own.pop("reliability") for name, own in curves.items() if "reliability" in own}
+    reliability.pop("validation", None)
     return result, {
         "name": recipe.name,
         "seed": recipe.seed,
         "baseline": baseline,
         "compressed": compressed,
-        "validation": judged.measure(loaded, data.validation),  # of the file too: choices are made by it
+        "validation": validation,
+        **({"reliability": reliability} if reliability else {}),
         f"{judged.headline}_drop": baseline[judged.headline] - compressed[judged.headline],
         "max_logit_difference": largest_difference(result.hard, loaded, data.test),
         "size": report.to_dict(),
@@ -149,6 +155,7 @@ def compress_and_measure(
         "findings": [asdict(finding) for finding in result.findings],
         "seconds": result.seconds,
         "versions": versions(),
+        "machine": machine(),
     }
 
 

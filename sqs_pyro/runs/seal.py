@@ -4,7 +4,7 @@ import fnmatch
 import hashlib
 from pathlib import Path
 
-from sqs_pyro.atomic import one_sentence, write_text
+from sqs_pyro.atomic import merging, one_sentence, write_text
 from sqs_pyro.errors import OutputError
 
 SUMS = "SHA256SUMS"  # in the format of sha256sum, which checks it too
@@ -22,6 +22,26 @@ def seal(directory: Path, leave_out: tuple[str, ...] = ()) -> None:
         lines = [f"{_digest(path)}  {path.relative_to(directory).as_posix()}" for path in files]
     # Last: a directory with a list is one that was finished.
     write_text(directory / SUMS, "\n".join([_HEAD, *lines]) + "\n")
+
+
+def put(directory: Path, name: str, text: str) -> None:
+    """Write a file of text into a finished directory, and its digest into the list, if there is one.
+
+    Raises:
+        OutputError: it cannot be written, or the list is damaged.
+    """
+    listed = _listed(directory)
+    if listed is None:
+        write_text(directory / name, text)
+        return
+    content = text.encode("utf-8")
+    before, digest = listed.get(name), hashlib.sha256(content).hexdigest()
+    if before == digest and (directory / name).is_file() and _digest(directory / name) == digest:
+        return  # as it is: nothing is written, and nobody who reads the directory meanwhile is disturbed
+    with merging(directory, last=SUMS) as made:
+        (made / name).write_bytes(content)
+        lines = [f"{sum_}  {path}" for path, sum_ in sorted({**listed, name: digest}.items())]
+        (made / SUMS).write_text("\n".join([_HEAD, *lines]) + "\n", encoding="utf-8")
 
 
 def check_sealed(directory: Path, only: tuple[str, ...] = ()) -> None:

@@ -29,6 +29,7 @@ from sqs_pyro.runs.kinds import Document, OpenedFile, TextKind
 from sqs_pyro.runs.measured import check_compressible, compress_and_measure, trained_or_kept
 from sqs_pyro.runs.posterior import write_bounds
 from sqs_pyro.runs.recipe import Goal
+from sqs_pyro.runs.report.pages import write_run_page
 from sqs_pyro.runs.task_recipe import TASK_RECIPES, TaskRecipe
 from sqs_pyro.tasks.task import Parts, Task, judge, loss
 
@@ -110,8 +111,9 @@ def run(
     """Load a network, fine-tune it if asked to, compress it by SVI on the task, and judge the file from disk.
 
     Everything that can be checked is checked before anything is trained. The finished directory holds
-    ``packed.safetensors``, ``metrics.json``, ``recipe.yaml`` with all defaults filled in, ``history.csv`` and the
-    pictures. An interrupted run is taken up where it was by the same call.
+    ``packed.safetensors``, ``metrics.json``, ``recipe.yaml`` with all defaults filled in, ``history.csv``,
+    ``layers.json``, the pictures and ``report.html``. An interrupted run is taken up where it was by the same
+    call.
 
     Args:
         recipe: what to do.
@@ -150,6 +152,7 @@ def run(
         metrics["stage_seconds"] = {**clock.seconds, "compression": metrics["seconds"]}
         metrics["versions"] = versions("transformers")
         write_json(directory / METRICS, metrics)
+        write_run_page(directory)
     return metrics
 
 

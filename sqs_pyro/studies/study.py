@@ -13,11 +13,12 @@ from sqs_pyro.atomic import check_place, clean_inside, one_sentence, resolved, w
 from sqs_pyro.documents import parse_yaml
 from sqs_pyro.errors import OutputError, ResourceError, SQSError, first_line
 from sqs_pyro.locks import alone_in
+from sqs_pyro.reporting.page.study import study_page
 from sqs_pyro.reporting.study_plots import comparison_figure, sweep_figure
 from sqs_pyro.reporting.study_summary import summarise, write_csv
 from sqs_pyro.reporting.style import write_figure
 from sqs_pyro.runs.bookkeeping import Progress, silent
-from sqs_pyro.runs.directory import read_run, write_json
+from sqs_pyro.runs.directory import PAGE, read_run, write_json
 from sqs_pyro.studies.finished import MadeOf, check_cell, made_of_now, why_again
 from sqs_pyro.studies.processes import Outcome, run_commands
 from sqs_pyro.studies.recipe import Cell, StudyRecipe, cells, point_label
@@ -156,7 +157,7 @@ def write_summary(
     *,
     command: str | None = None,
 ) -> dict[str, Any]:
-    """Write ``compare.json``, ``.csv`` and ``.png`` (or ``sweep``...) into the study's directory.
+    """Write ``compare.json``, ``.csv``, ``.png`` (or ``sweep``...) and ``report.html`` into the study's directory.
 
     Args:
         kind: ``"compare"`` draws points side by side, ``"sweep"`` curves over the size of the file.
@@ -175,6 +176,7 @@ def write_summary(
     write_csv(directory / f"{kind}.csv", summary)
     figure = sweep_figure(summary) if kind == "sweep" else comparison_figure(summary)
     write_figure(figure, directory / f"{kind}.png")
+    write_text(directory / PAGE, study_page(summary))
     return summary
 
 

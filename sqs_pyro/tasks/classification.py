@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from sqs_pyro.data.rows import cell, is_file, text_cell
 from sqs_pyro.data.splits import SPLIT_SEED, stratified_split
 from sqs_pyro.data.token_loader import TokenDataset
 from sqs_pyro.errors import DataError
-from sqs_pyro.evaluation.classification import predict, summarise
+from sqs_pyro.evaluation.classification import figures_of_classes, predict
 from sqs_pyro.models.likelihoods import Gaussian, categorical
 from sqs_pyro.models.observation import Likelihood
 from sqs_pyro.networks.loaders import Loader
@@ -128,7 +128,7 @@ class TextClassification:
         if not self.is_regression:
             log_p, y = predict(net, loader)  # [n, C], [n]
             predicted, true = log_p.argmax(-1).cpu().numpy(), y.cpu().numpy()
-            return asdict(summarise(log_p, y)) | {name: metric(name, predicted, true) for name in metrics}
+            return figures_of_classes(log_p, y) | {name: metric(name, predicted, true) for name in metrics}
         found, targets = outputs(net, loader)
         predicted, true = found[:, 0].double().numpy(), targets[:, 0].double().numpy()
         correlations: tuple[Metric, ...] = ("pearson", "spearman")

@@ -1,7 +1,6 @@
 """What a network learns from the data that a recipe names: how it is trained, judged and told of."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch.nn import functional as F
 
 from sqs_pyro.data import Data
 from sqs_pyro.errors import NetworkError
-from sqs_pyro.evaluation.classification import evaluate, predict, summarise
+from sqs_pyro.evaluation.classification import figures_of_classes, predict
 from sqs_pyro.evaluation.judging import agreement
 from sqs_pyro.extras import needed_for
 from sqs_pyro.models.likelihoods import Bernoulli, Categorical, LearnedGaussian, categorical
@@ -31,8 +30,8 @@ class Classes:
     loss: Loss | None = None
 
     def measure(self, net: nn.Module, loader: Loader) -> dict[str, Any]:
-        """Return accuracy, NLL, calibration error and the like."""
-        return asdict(evaluate(net, loader))
+        """Return accuracy, NLL, calibration error and the like, and the bins of a reliability diagram."""
+        return figures_of_classes(*predict(net, loader))
 
     def check(self, output: Tensor, data: Data) -> None:
         """Check that a network's output for two examples is logits ``[2, C]``."""
@@ -61,7 +60,7 @@ class Pixels(Classes):
         log_p, labels = predict(net, loader, self.likelihood)
         return {
             self.headline: mean_iou(log_p.argmax(-1), labels, log_p.shape[-1]),
-            **asdict(summarise(log_p, labels)),
+            **figures_of_classes(log_p, labels),
         }
 
     def check(self, output: Tensor, data: Data) -> None:

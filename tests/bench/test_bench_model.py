@@ -47,6 +47,10 @@ def test_a_file(file, tmp_path):
     assert "1x8x8, batch 3" in shown and "packed, bfloat16" in shown and "is missing: only linear layers" in shown
     document = json.loads(out.read_text())
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    page = out.with_suffix(".html").read_bytes()
+    out.with_suffix(".html").unlink()
+    told = CliRunner().invoke(app, ["report", str(out)])
+    assert told.exit_code == 0 and out.with_suffix(".html").read_bytes() == page
     assert document["compiled"] is False and document["rounds"] == 2 and document["machine"]["threads"] == 1
     (why,) = [why for name, why in document["missing"].items() if name.startswith("NF4")]
     assert "of the weights" in why  # nearly all of them are in convolutions

@@ -13,9 +13,8 @@ from fuzz.kind import Documents, Kind
 from fuzz.mutations import changed, damaged, json_text, yaml_text
 from sqs_pyro.compression.checkpoint import read_checkpoint, write_checkpoint
 from sqs_pyro.networks.state import load_weights
-from sqs_pyro.reporting.tables import report_tables
-from sqs_pyro.runs.directory import read_run, reported
 from sqs_pyro.runs.kinds import load_any_recipe
+from sqs_pyro.runs.report.pages import report_of
 from sqs_pyro.studies.recipe import load_study
 
 _RUN = {
@@ -95,6 +94,9 @@ class Metrics(Documents):
             "seconds": 1.0,
             "size": {**size, "parts": parts, "tensors": [tensor]},
             "findings": [{"kind": "k", "sentence": "s"}],
+            "reliability": {"fp32": {"confidence": [0.2, 0.9], "accuracy": [0.1, 1.0], "counts": [3, 4]}},
+            "latency": {"batch": {"1": {"dense_ms": 1.0, "packed_ms": 0.5}}},
+            "machine": {"processor": "p", "instructions": ["avx2"]},
         }
         self.good = [json.dumps(document).encode()]
 
@@ -103,9 +105,8 @@ class Metrics(Documents):
         return json_text(changed(json.loads(content), random), random)
 
     def read(self, directory: Path) -> Any:
-        """Read it and make the tables."""
-        with reported(directory):
-            return report_tables(read_run(directory))
+        """Read it, and make the tables and the page."""
+        return report_of([directory])
 
 
 class Weights(Kind):

@@ -137,7 +137,7 @@ def _plan() -> dict:
     return {**about, "streamed": True, "moments": moments, "peak": 10_000_000_000}
 
 
-def _model_bench() -> dict:
+def model_bench() -> dict:
     rows = [
         {**row, "cold": cold, "times_as_fast": 1.25, "bytes": 123_456_789, "relative_error": 1.2e-03}
         for cold in (True, False)
@@ -147,7 +147,7 @@ def _model_bench() -> dict:
     return {**about, "missing": {"NF4, resnet20": "not installed"}, "rows": rows}
 
 
-def _kernel_bench() -> dict:
+def kernel_bench() -> dict:
     rows = [row for m in (1, 4, 16, 64) for row in _bench_rows(outputs=4096, inputs=4096, rows=m)]
     about = {"machine": {**_MACHINE, "torch": "2.13.0"}, "rounds": 3}
     return {**about, "missing": {"NF4, 4096 x 4096": "not installed"}, "rows": rows}
@@ -174,8 +174,8 @@ REPORTS: dict[str, Callable[[], object]] = {
     "inspection": lambda: tables.inspection_tables(_inspection()),
     "export": lambda: tables.export_tables(_export()),
     "plan": lambda: tables.plan_tables(_plan()),
-    "bench kernels": lambda: kernel_tables(_kernel_bench()),
-    "bench model": lambda: model_tables(_model_bench()),
+    "bench kernels": lambda: kernel_tables(kernel_bench()),
+    "bench model": lambda: model_tables(model_bench()),
     "compare": lambda: comparison_tables(_study()),
     "sweep": lambda: sweep_tables(_study()),
 }

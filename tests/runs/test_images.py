@@ -21,7 +21,7 @@ from sqs_pyro.runs.recipe import RunRecipe
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
 FILES = {"packed.safetensors", "ensemble.safetensors", "metrics.json", "bounds.json", "recipe.yaml", "history.csv"}
-FILES |= {"fingerprint.json", "SHA256SUMS"}
+FILES |= {"fingerprint.json", "layers.json", "report.html", "SHA256SUMS"}
 PICTURES = {"layers.png", "bits.png", "curves.png", "bounds.png"}
 
 

@@ -29,7 +29,8 @@ transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
-FILES = {"packed.safetensors", "metrics.json", "recipe.yaml", "blocks.csv", "blocks.png", "SHA256SUMS"}
+FILES = {"packed.safetensors", "metrics.json", "recipe.yaml", "blocks.csv", "blocks.png", "report.html"}
+FILES |= {"SHA256SUMS"}
 
 
 def changed(recipe, **sections):

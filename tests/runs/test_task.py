@@ -31,7 +31,9 @@ FILES = {
     "history.csv",
     "bits.png",
     "curves.png",
+    "layers.json",
     "layers.png",
+    "report.html",
     "SHA256SUMS",
 }
 MAKERS = {
