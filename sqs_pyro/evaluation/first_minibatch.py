@@ -85,7 +85,8 @@ def _labels(net: nn.Module, train: Loader, likelihood: Likelihood) -> float:
         for _, y in minibatches(train, net, "training"):
             if y.dim() < 2 or y.is_floating_point():  # probabilities are of one example
                 return 1.0
-            one_hot = bool((y >= 0).all()) and bool((y.sum(likelihood.class_axis) == 1).all())
+            axis = likelihood.class_axis
+            one_hot = axis < y.dim() and bool((y >= 0).all()) and bool((y.sum(axis) == 1).all())
             known = int(y.sum() if one_hot else (y != likelihood.ignore_index).sum())
             if known:
                 return max(known / len(y), 1.0)

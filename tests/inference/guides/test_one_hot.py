@@ -43,18 +43,21 @@ def test_a_draw_in_training_knows_the_hard_weights_and_widths(stage):
         torch.testing.assert_close(variance, spread(guide, name) ** 2)
 
 
+DRAWS = 1000
+
+
 @pytest.mark.parametrize("temperature", [None, 0.25])
 def test_draws_in_evaluation_have_these_moments(temperature):
     guide = guide_of(evaluation_temperature=temperature).eval()
     posterior = guide.get_posterior()
-    draws = {name: torch.stack([guide()[name] for _ in range(4000)]) for name in NAMES}
+    draws = {name: torch.stack([guide()[name] for _ in range(DRAWS)]) for name in NAMES}
     for name in NAMES:
         hard, width = guide.harden(torch.float32)[name].dense(), spread(guide, name)
         width = width * math.sqrt(temperature or 1.0)
         torch.testing.assert_close(posterior[name].mean, hard)
         torch.testing.assert_close(posterior[name].variance.sqrt(), width)
         assert not draws[name][:, width == 0].any()
-        error = width / math.sqrt(4000)
+        error = width / math.sqrt(DRAWS)
         assert bool(((draws[name].mean(0) - hard).abs() <= 5 * error).all())
         assert bool(((draws[name].std(0) - width).abs() <= 4 * error).all())
 
