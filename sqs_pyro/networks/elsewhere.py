@@ -1,6 +1,7 @@
 """Networks that are not the library's: torchvision's and timm's by name, and those of a user's function."""
 
 import difflib
+import importlib
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -12,9 +13,6 @@ from sqs_pyro.documents import shown
 from sqs_pyro.errors import MissingPackageError, RecipeError
 from sqs_pyro.extras import needed_for
 from sqs_pyro.own_code import is_own, own_function
-
-#: What is put before a name to say whose network it is.
-LIBRARIES = ("torchvision", "timm")
 
 Constructor = Callable[..., nn.Module]
 
@@ -33,13 +31,12 @@ def constructor_elsewhere(name: str) -> tuple[str, Constructor] | None:
     if is_own(name):
         return name, own_function(name, "Network")
     library, slash, inside = name.partition("/")
-    if slash and library in LIBRARIES:
-        find = _torchvision if library == "torchvision" else _timm
-        found = find(inside)
+    if slash and library in _FINDERS:
+        found = _FINDERS[library](inside)
         if found is None:
             raise RecipeError(f"{library} has no network {shown(inside, 80)}{_hint(library, inside)}")
         return name, found
-    for library, find in (("torchvision", _torchvision), ("timm", _timm)):
+    for library, find in _FINDERS.items():
         try:
             found = find(name)
         except MissingPackageError:  # whoever names no library need not have it
@@ -57,10 +54,14 @@ def options_of(constructor: Constructor) -> dict[str, Any] | None:
     return {p.name: p.default for p in parameters}
 
 
-def _torchvision(name: str) -> Constructor | None:
-    with needed_for("Networks of torchvision"):
-        from torchvision import models  # heavy, and only needed here
+def _models(library: str) -> Any:
+    """Return the module of a library's networks, which has their names in ``list_models()``."""
+    with needed_for(f"Networks of {library}"):
+        return importlib.import_module("torchvision.models" if library == "torchvision" else library)  # heavy
 
+
+def _torchvision(name: str) -> Constructor | None:
+    models = _models("torchvision")
     if name not in models.list_models():
         return None
     constructor: Constructor = models.get_model_builder(name)
@@ -70,19 +71,17 @@ def _torchvision(name: str) -> Constructor | None:
 
 
 def _timm(name: str) -> Constructor | None:
-    with needed_for("Networks of timm"):
-        import timm  # heavy, and only needed here
+    timm = _models("timm")
+    architecture = name.partition(".")[0]  # behind the dot: whose weights
+    return partial(timm.create_model, name) if architecture in timm.list_models() else None
 
-    known = (
-        name.partition(".")[0] in timm.list_models()
-    )  # before the dot: the architecture; after it: whose weights
-    return partial(timm.create_model, name) if known else None
+
+_FINDERS: dict[str, Callable[[str], Constructor | None]] = {"torchvision": _torchvision, "timm": _timm}
+
+#: What is put before a name to say whose network it is.
+LIBRARIES = tuple(_FINDERS)
 
 
 def _hint(library: str, name: str) -> str:
-    if library == "torchvision":
-        from torchvision.models import list_models
-    else:
-        from timm import list_models
-    close = difflib.get_close_matches(name[:80], list_models(), n=3)
+    close = difflib.get_close_matches(name[:80], _models(library).list_models(), n=3)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else f": {library}'s list_models() has all."

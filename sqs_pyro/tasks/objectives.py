@@ -1,7 +1,7 @@
 """What a network learns from the data that a recipe names: how it is trained, judged and told of."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from sqs_pyro.data import Data
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.evaluation.classification import figures_of_classes, predict
-from sqs_pyro.evaluation.judging import agreement
 from sqs_pyro.extras import needed_for
 from sqs_pyro.models.likelihoods import Bernoulli, Categorical, LearnedGaussian, categorical
 from sqs_pyro.models.observation import Likelihood
@@ -86,7 +85,7 @@ class Labels:
         nll = F.binary_cross_entropy_with_logits(found.double(), targets.double(), reduction="none").sum(-1).mean()
         return {
             self.headline: average_precision(found, targets),
-            "accuracy": agreement(net, loader, self.likelihood),
+            "accuracy": float(((found > 0) == (targets > 0)).double().mean()),
             "nll": float(nll),
             "num_examples": len(targets),
         }
@@ -139,16 +138,18 @@ class Numbers:
         _check_shape(output, shape, f"the data has {data.num_classes} numbers to learn")
 
 
-class Objective(Judged):
+class Objective(Judged, Protocol):
     """What all of them have."""
 
-    loss: Loss | None
+    @property
+    def loss(self) -> Loss | None:
+        """Of training in float32; None: that of a classifier."""
 
     def check(self, output: Tensor, data: Data) -> None:
         """Check what a network gives for two examples; raises NetworkError."""
 
 
-def objective(data: Data, ignore_index: int = -100) -> Any:
+def objective(data: Data, ignore_index: int = -100) -> Objective:
     """Return what is learned from data, by its ``task``."""
     if data.task == "segmentation":
         return Pixels(ignore_index)

@@ -5,7 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-import torchvision
 from kits.tiny_transformers import code_matrices
 from torch import nn
 
@@ -14,6 +13,8 @@ from sqs_pyro.errors import PackedFileError, RecipeError
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.networks import elsewhere
 from sqs_pyro.networks.registry import INITIAL_WEIGHTS, build_network, network_options
+
+torchvision = pytest.importorskip("torchvision")
 
 OWN = """
 from torch import nn

@@ -203,7 +203,7 @@ def compress(
 
 
 @isolating("net")
-def check_target(net: nn.Module, recipe: CompressionRecipe, metadata: Mapping[str, Any] | None = None) -> None:
+def check_target(net: nn.Module, recipe: CompressionRecipe) -> None:
     """Check that a network's file can be as small as a recipe asks, whatever its weights are.
 
     Before a network is trained: :func:`compress` checks it, too, but then training has been for nothing.
@@ -213,7 +213,7 @@ def check_target(net: nn.Module, recipe: CompressionRecipe, metadata: Mapping[st
     """
     if recipe.target_ratio is not None:
         model = BayesianNetwork(copied(net), include=recipe.include, exclude=recipe.exclude)
-        _bits_for_symbols(model, _guide(model, recipe), recipe, metadata)
+        _bits_for_symbols(model, _guide(model, recipe), recipe, metadata=None)
 
 
 def _guide(model: BayesianNetwork, recipe: CompressionRecipe) -> SpikeGMMGuide:
