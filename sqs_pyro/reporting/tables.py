@@ -23,7 +23,19 @@ def run_tables(metrics: Document) -> Report:
         networks.append(("posterior mean", metrics["posterior_mean"]))
         networks.append((f"average of {metrics['averaged']['samples']}", metrics["averaged"]))
     table = _figures_table(dict(networks), entropy=False)
-    return Report(_title(title), table, _size_table(metrics, metrics["seconds"]))
+    searched = [search_table(metrics["search"])] if "search" in metrics else []
+    return Report(_title(title), table, *searched, _size_table(metrics, metrics["seconds"]))
+
+
+def search_table(search: Document) -> FittedTable:
+    """Return what was tried on the way to a size: a row an attempt."""
+    title = f"at most {search['points']:g} points"
+    table = FittedTable(title, "ratio", "points lost", "bytes", "epochs", "")
+    for i, each in enumerate(search["attempts"]):
+        note = "chosen" if i == search["chosen"] else ""
+        figures = f"{each['ratio']:.1f}", f"{each['points']:+.2f}", f"{each['bytes']:,}", str(each["epochs"])
+        table.add_row(f"try {i + 1}", *figures, note)
+    return table
 
 
 def evaluation_tables(evaluation: Document) -> Report:

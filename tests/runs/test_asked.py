@@ -86,7 +86,7 @@ DIGITS = ("digits_net", "digits")
         (lambda: Goal(ratio=0.5), "--ratio is 0.5, but a smaller file needs one above 1"),
         (lambda: Goal(bits=-1), "--bits is -1, but must be above zero"),
         (lambda: Goal(bits=32), "--bits is 32, but a smaller file needs fewer than 32"),
-        (typed(*DIGITS), "not said how small .*: give --ratio, --megabytes or --bits"),
+        (typed(*DIGITS), "not said how small .*: give --ratio, --megabytes, --bits or --points"),
         (typed("digits_net", None), "'digits_net' is no recipe .* needs data to be compressed on"),
         (typed(*DIGITS, goal=Goal(megabytes=9)), "--megabytes is 9, but the fp32 network has 0.379"),
         (typed("digits_net", "x", goal=Goal(ratio=2)), "'data.name' is 'x', but should be one of"),
@@ -108,7 +108,7 @@ def test_what_is_refused(call, sentence):
 def test_language_models_have_bits(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     for goal, options, sentence in (
-        (Goal(ratio=3), {}, "Of a language model --bits says"),
+        (Goal(ratio=3), {}, "--ratio is for networks that are fine-tuned, but this is a language model"),
         (Goal(bits=3), {"trained": True}, "is a language model, but --trained is for other networks"),
     ):
         with pytest.raises(RecipeError, match=sentence):

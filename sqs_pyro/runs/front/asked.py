@@ -68,7 +68,9 @@ def asked_recipe(
             "module:function."
         )
     if not goal:
-        raise RecipeError("It is not said how small the file shall be: give --ratio, --megabytes or --bits.")
+        raise RecipeError(
+            "It is not said how small the file shall be: give --ratio, --megabytes, --bits or --points."
+        )
     return _sized(changed(_of_network(source, data, task, checkpoint, trained), changes), goal)
 
 
