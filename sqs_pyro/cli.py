@@ -127,6 +127,7 @@ def compress_command(
     fine-tuned. Interrupted with Ctrl-C, the same command goes on where it stopped.
     """
     with _one_sentence_errors(f"the same command goes on from the last checkpoint of '{out or 'the run'}'"):
+        from sqs_pyro.reporting.latency import slower
         from sqs_pyro.reporting.tables import run_tables
         from sqs_pyro.reporting.terminal import progress_display
         from sqs_pyro.runs.front.asked import asked_recipe, default_out
@@ -144,8 +145,9 @@ def compress_command(
             )
         _show(metrics, run_tables(metrics), as_json)
         # To stderr: stdout is the table or the one JSON document, which has them, too.
-        for finding in metrics.get("findings", ()):
-            typer.echo(f"finding: {finding['sentence']}", err=True)
+        found = [finding["sentence"] for finding in metrics.get("findings", ())]
+        for sentence in [*found, *([slow] if (slow := slower(metrics.get("latency"))) else [])]:
+            typer.echo(f"finding: {sentence}", err=True)
         typer.echo(f"Wrote {out}", err=True)
     # Outside, as of studies: what was found is written and shown, only the exit status says that it is not enough.
     if unmet := metrics.get("search", {}).get("unmet"):

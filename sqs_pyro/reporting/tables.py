@@ -24,7 +24,8 @@ def run_tables(metrics: Document) -> Report:
         networks.append((f"average of {metrics['averaged']['samples']}", metrics["averaged"]))
     table = _figures_table(dict(networks), entropy=False)
     searched = [search_table(metrics["search"])] if "search" in metrics else []
-    return Report(_title(title), table, *searched, _size_table(metrics, metrics["seconds"]))
+    timed = [latency_table(metrics["latency"])] if "latency" in metrics else []
+    return Report(_title(title), table, *searched, *timed, _size_table(metrics, metrics["seconds"]))
 
 
 def search_table(search: Document) -> FittedTable:
@@ -35,6 +36,15 @@ def search_table(search: Document) -> FittedTable:
         note = "chosen" if i == search["chosen"] else ""
         figures = f"{each['ratio']:.1f}", f"{each['points']:+.2f}", f"{each['bytes']:,}", str(each["epochs"])
         table.add_row(f"try {i + 1}", *figures, note)
+    return table
+
+
+def latency_table(measured: Document) -> FittedTable:
+    """Return how long a call takes: a row a batch."""
+    table = FittedTable("a call", "dense, ms", "packed, ms", "times as fast")
+    for batch, own in measured["batch"].items():
+        before, after = own["dense_ms"], own["packed_ms"]
+        table.add_row(f"batch {batch}", f"{before:.3g}", f"{after:.3g}", f"{before / after:.2f}")
     return table
 
 

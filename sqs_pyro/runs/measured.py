@@ -18,6 +18,7 @@ from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.compression.finetune.search import SearchRecipe, smallest
 from sqs_pyro.data import Data
 from sqs_pyro.evaluation.classification import largest_difference
+from sqs_pyro.evaluation.latency import latency
 from sqs_pyro.inference.guides.site import check_codebooks
 from sqs_pyro.models.bayesian import BayesianNetwork
 from sqs_pyro.networks.calling import device_of
@@ -168,6 +169,7 @@ def compress_and_measure(
         "beta": result.history[-1].kl_weight,
         "findings": [asdict(finding) for finding in result.findings],
         **searched,
+        "latency": latency(result.hard, loaded, next(iter(data.test))[0]),
         "seconds": seconds,
         "versions": versions(),
         "machine": machine(),

@@ -1,5 +1,6 @@
 """What somebody types becomes a whole recipe, or one sentence before any work."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,19 @@ def test_the_command_ends_in_a_file_and_its_recipe(tmp_path, monkeypatch):
             "bench", "model", out, *options[:2], "--input-shape", "4", "--rounds", 2, "--batch", 1, "--eager"
         )
         assert bench.exit_code == 0, bench.output
+    # The smallest file that is good enough: nothing is, and the best is kept all the same.
+    few = [
+        "--set",
+        "search.attempts=1",
+        "--set",
+        "compression.epochs=1",
+        "--set",
+        "compression.learning_rate=1e-6",
+    ]
+    searched = sqs("compress", "nets.py:net", "a.npz", "--points", 7, "--out", "searched", *quick, *few)
+    assert searched.exit_code in (0, 2) and "at most 7 points" in searched.stdout
+    unmet = json.loads(Path("searched/metrics.json").read_text())["search"]["unmet"]
+    assert (searched.exit_code == 2) == (unmet is not None) and (unmet or "Wrote searched") in searched.stderr
     # Of the last file the data are code, too.
     refused = sqs("evaluate", out, "--network", "nets.py:net")
     assert refused.exit_code == 2 and "judged by code of its user, 'mine.py:made': give --data" in refused.stderr

@@ -24,7 +24,7 @@ from sqs_pyro.recipes import RecipeSection
 _SLOPE, _SLOPE_WIDTH = 1.7, 0.5  # s: of ResNet-20 on Fashion-MNIST between ratios 16 and 45
 _NOISE = 0.2  # of the loss from attempt to attempt, as a share of what is allowed
 _FARTHEST = 5.0  # times what is allowed: losses above tell no more than that they are
-_SPREAD = 3.0  # how far, in log r, the ratio may be from the first attempt's
+_WIDTH, _SPREAD = 1.0, 3.0  # how far, in log r, the ratio is from the first attempt's, and may be
 _ENOUGH = 0.02  # expected improvement of log r that is worth an attempt
 _REACHABLE = 0.8  # of the ratio at which nothing would be left for weights
 
@@ -151,7 +151,7 @@ def next_ratio(attempts: Sequence[Attempt], points: float, more: int, largest: f
     tried = torch.tensor([math.log(each.ratio) for each in attempts], dtype=torch.double)
     lost = torch.tensor([min(each.points, _FARTHEST * points) for each in attempts], dtype=torch.double)
     log_p = -0.5 * ((lost[:, None, None] - loss(tried)) / noise).square().sum(0)
-    log_p -= 0.5 * ((slope[:, None] - _SLOPE) / _SLOPE_WIDTH).square()
+    log_p -= 0.5 * ((slope[:, None] - _SLOPE) / _SLOPE_WIDTH).square() + 0.5 * ((scale - about) / _WIDTH).square()
     posterior = log_p.flatten().softmax(0).view_as(log_p)  # [S, R]
 
     good = max((each.ratio for each in attempts if each.points <= points), default=1.0)

@@ -1,7 +1,7 @@
 """From a network, data and a size, as somebody types them, to a whole recipe."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +102,10 @@ def _of_network(
 
 
 def _sized(values: Any, goal: Goal) -> Any:
-    recipe = parse_any_recipe(values)
-    if not goal:
-        return recipe
+    if not goal or not isinstance(values, Mapping):
+        return parse_any_recipe(values)
+    # Without a search, which may be whole only with the goal.
+    recipe = parse_any_recipe({key: value for key, value in values.items() if key != "search"})
     for key, value in kind_of(recipe).sized(recipe, goal).items():
         values = with_value(values, key, value)
     return parse_any_recipe(values)
