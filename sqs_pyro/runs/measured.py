@@ -1,7 +1,7 @@
 """The common part of every run that fine-tunes while it compresses: fp32 weights, a packed file, and its worth."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,10 @@ from torch import nn
 
 from sqs_pyro import save, size_report
 from sqs_pyro.compression.baseline import BaselineRecipe, EpochRecord, train_baseline
-from sqs_pyro.compression.finetune.call import CompressionResult, StepRecord, check_target, compress
+from sqs_pyro.compression.finetune.call import CompressionResult, check_target, compress
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.compression.finetune.search import SearchRecipe, smallest
+from sqs_pyro.compression.finetune.telling import step_teller
 from sqs_pyro.data import Data
 from sqs_pyro.evaluation.classification import largest_difference
 from sqs_pyro.evaluation.latency import latency
@@ -126,7 +127,7 @@ def compress_and_measure(
     }
     searched: dict[str, Any] = {}
     if search is None:
-        tell = partial(_teller(progress), "compression")
+        tell = partial(step_teller(progress), "compression")
         kept_at = directory / CHECKPOINT
         result = compress(net, data.train, compression, checkpoint=kept_at, progress=tell, **options)
         seconds = result.seconds
@@ -134,7 +135,7 @@ def compress_and_measure(
         attempts = directory / BLOCKS
         attempts.mkdir(exist_ok=True)
         found = smallest(
-            net, data.train, compression, search, directory=attempts, progress=_teller(progress), **options
+            net, data.train, compression, search, directory=attempts, progress=step_teller(progress), **options
         )
         result, seconds = found.result, found.seconds
         searched = {"search": found.document(search.points)}
@@ -180,20 +181,6 @@ def _own_name(net: nn.Module) -> str | None:
     """Return the name of the user's code that has built a network, as their recipe gives it; None: it was none."""
     spec: Any = getattr(net, "network_spec", None)
     return spec["name"] if spec is not None and is_own(spec["name"]) else None
-
-
-def _teller(progress: Progress) -> Callable[[str, StepRecord], None]:
-    """Return what tells of a stage's steps, the most important figure first: the last validation."""
-    judged = ""
-
-    def tell(stage: str, record: StepRecord) -> None:
-        nonlocal judged
-        if record.accuracy is not None:  # only at the end of an epoch; the line keeps it until the next
-            judged = f"validation {record.accuracy:.2%}, "
-        text = f"{judged}loss {record.loss:.3f}, non-zero {record.nonzero_rate:.1%}, {record.stage}"
-        progress(stage, record.step, record.total_steps, text)
-
-    return tell
 
 
 @torch.no_grad()

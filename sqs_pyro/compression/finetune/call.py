@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.compression.finetune.loop import Driver, StepRecord
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe, PriorRecipe
+from sqs_pyro.compression.finetune.telling import TellStep, told
 from sqs_pyro.errors import NetworkError, RecipeError, first_line
 from sqs_pyro.evaluation.first_minibatch import first_inputs, try_first_minibatch
 from sqs_pyro.evaluation.judging import Judge, judge_by, judged
@@ -113,7 +114,7 @@ def compress(
     judge: Judge | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
-    progress: Callable[[StepRecord], None] | None = None,
+    progress: bool | TellStep | None = None,
     metadata: Mapping[str, Any] | None = None,
     start: Mapping[str, Tensor] | None = None,
 ) -> CompressionResult:
@@ -144,7 +145,8 @@ def compress(
         checkpoint: file to resume from if it exists, renewed every epoch and on Ctrl-C, which takes effect after
             the step at hand. It belongs to this network, data, recipe, likelihood and seed: with others it is
             refused.
-        progress: called with a :class:`StepRecord` every few steps.
+        progress: called with a :class:`StepRecord` every few steps; or whether a bar on stderr tells of them, by
+            default on a terminal and in a notebook.
         metadata: written into the packed file, beside the recipe.
         start: a state dict that training goes on from, :meth:`CompressionResult.latent_state` of a call with
             another size; by default the network's. The network remains what distillation observes.
@@ -183,12 +185,14 @@ def compress(
         check_stands_alone(model.net, net, inputs)
         bits = None if recipe.target_ratio is None else _bits_for_symbols(model, guide, recipe, metadata)
         judge = judge or judge_by(model.likelihood)  # after `_try`, which may have settled the class axis
-        with _distilled(model, net, recipe, train_loader) as observed, enough_resources("Training", _LOWER):
+        with (
+            _distilled(model, net, recipe, train_loader) as observed,
+            enough_resources("Training", _LOWER),
+            told(progress) as tell,
+        ):
             # A checkpoint knows recipe, network and data by itself; these decide the outcome, too.
             setting = {"seed": seed, "likelihood": described(likelihood)}
-            driver = Driver(
-                model, guide, recipe, observed, validation, progress, bits, judge, setting, inputs, labels
-            )
+            driver = Driver(model, guide, recipe, observed, validation, tell, bits, judge, setting, inputs, labels)
             history = driver.run(checkpoint)
         with enough_resources("Packing"):
             coded = guide.harden(recipe.storage.codebook)
