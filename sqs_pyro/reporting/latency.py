@@ -14,7 +14,10 @@ def slower(measured: Mapping[str, Any] | None) -> str | None:
     batch, worst = max(times.items(), key=lambda item: item[1])
     if worst < _SLOWER:
         return None
+    layers = measured["batch"][batch].get("layers") or {}
+    lost = ", ".join(f"{name} {milliseconds:.2g}" for name, milliseconds in layers.items())
     return (
-        f"At batch {batch} a call of the packed network takes {worst:.1f} times as long here as dense: compile it "
+        f"At batch {batch} a call of the packed network takes {worst:.1f} times as long here as dense"
+        f"{f' (milliseconds more: {lost})' if lost else ''}: compile it "
         "(`sqs bench model` compares), or run what `sqs export --format dense` writes, if there is memory for it."
     )

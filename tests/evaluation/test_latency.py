@@ -34,7 +34,8 @@ def test_batches_that_there_are_examples_for_are_measured():
     net = Seen(4, 2).train()
     found = latency(net, net, torch.randn(9, 4))
     assert set(found["batch"]) == {"1", "9"} and set(seen) == {(False, 1), (False, 9)} and net.training
-    assert all(set(own) == {"dense_ms", "packed_ms"} and min(own.values()) > 0 for own in found["batch"].values())
+    for own in found["batch"].values():
+        assert set(own) == {"dense_ms", "packed_ms", "layers"} and own["dense_ms"] > 0 and own["packed_ms"] > 0
     assert "on cpu" in found["how"]
 
 
@@ -44,3 +45,18 @@ def test_only_what_is_slower_is_said(packed, said):
     found = slower({"batch": times})
     assert found is None if said is None else re.match(said, found)
     assert slower(None) is None
+
+
+def test_the_layer_that_loses_is_named():
+    class Idle(nn.Linear):
+        def forward(self, x):
+            for _ in range(50):
+                super().forward(x)
+            return super().forward(x)
+
+    dense = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    packed = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), Idle(64, 64))
+    found = latency(dense, packed, torch.randn(4, 64), batches=(4,))
+    assert next(iter(found["batch"]["4"]["layers"])) == "2"
+    assert "milliseconds more: 2 " in slower(found)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in packed.modules())
