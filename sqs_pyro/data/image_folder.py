@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,20 @@ def load_image_folder(recipe: DataRecipe, seed: int) -> Data:
         num_classes=len(train.classes),
         input_shape=(3, recipe.image_size, recipe.image_size),
         name=recipe.name,
+        about=about_images(recipe, train.classes),
     )
+
+
+def about_images(recipe: DataRecipe, classes: Sequence[str]) -> dict[str, Any]:
+    """Return what has to be known of images to use a network elsewhere."""
+    mean, std = normalisation(recipe)
+    return {"classes": list(classes), "input_mean": list(mean), "input_std": list(std)}
+
+
+def normalisation(recipe: DataRecipe) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return what is subtracted from pixels between 0 and 1, and by what they are divided, a number a channel."""
+    mean, std = recipe.mean or _MEAN, recipe.std or _STD
+    return mean * (3 // len(mean)), std * (3 // len(std))
 
 
 def _transforms(recipe: DataRecipe) -> tuple[Any, Any]:
@@ -93,7 +106,7 @@ def _transforms(recipe: DataRecipe) -> tuple[Any, Any]:
     with needed_for("Image folders"):
         from torchvision import transforms  # heavy, and only needed here
 
-    to_tensor = [transforms.ToTensor(), transforms.Normalize(_MEAN, _STD)]
+    to_tensor = [transforms.ToTensor(), transforms.Normalize(*normalisation(recipe))]
     size = recipe.image_size
     plain = transforms.Compose([transforms.Resize(round(size * _RESIZE)), transforms.CenterCrop(size), *to_tensor])
     if not recipe.augment:

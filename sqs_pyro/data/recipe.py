@@ -42,6 +42,9 @@ class DataRecipe(RecipeSection):
         channels: images of one channel get so many, all the same, for networks that take three; None: as they are.
         augment: random crops and flips (digits: shifts by a pixel) of the training images; not of files.
         image_size: side in pixels of an image folder's images, as the network sees them.
+        mean: of an image folder's pixels between 0 and 1, a number for each of three channels or for all: it is
+            subtracted. None: ImageNet's.
+        std: by which they are divided then, likewise.
         num_workers: processes that decode an image folder's files, or load a function's data set.
         download: fetch the data set when it is not there.
     """
@@ -60,6 +63,8 @@ class DataRecipe(RecipeSection):
     channels: int | None = Field(default=None, ge=1, le=4)
     augment: bool = True
     image_size: int = Field(default=224, ge=1, le=4096)
+    mean: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     num_workers: int = Field(default=2, ge=0, le=256)
     download: bool = False
 
@@ -75,6 +80,13 @@ class DataRecipe(RecipeSection):
             f"one of {', '.join(known)}, a file ({', '.join(FILE_TYPES)}) or a function, module:function{hint}"
         )
 
+    @field_validator("mean", "std")
+    @classmethod
+    def _is_of_channels(cls, numbers: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if numbers is not None and len(numbers) not in (1, 3):
+            raise ValueError("one number, or three: of red, green and blue")
+        return numbers
+
     @model_validator(mode="after")
     def _fits_its_source(self) -> "DataRecipe":
         if self.task != "classification" and self.is_images:
@@ -82,6 +94,9 @@ class DataRecipe(RecipeSection):
         for key in ("inputs", "targets", "test"):
             if getattr(self, key) is not None and not self.is_file:
                 raise ValueError(f"a section without {key}, which is of files ({', '.join(FILE_TYPES)})")
+        for key in ("mean", "std"):
+            if getattr(self, key) is not None and self.name != "image_folder":
+                raise ValueError(f"a section without {key}, which is of image folders")
         if self.options and not is_own(self.name):
             raise ValueError("a section without options, which are of functions (module:function)")
         return self

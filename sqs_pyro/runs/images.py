@@ -14,10 +14,16 @@ from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.compression.baseline import BaselineRecipe, EpochRecord
 from sqs_pyro.data import Data, DataRecipe, ShiftedLoader, load_data, parse_shift
 from sqs_pyro.documents import shown
-from sqs_pyro.errors import DataError, NetworkError, RecipeError
+from sqs_pyro.errors import DataError, NetworkError, RecipeError, SQSError, first_line
 from sqs_pyro.exporting.examples import first_rows
 from sqs_pyro.fingerprint import Fingerprint, fingerprint, loader_fingerprint
 from sqs_pyro.inference.diagnostics import inert_averaging
+from sqs_pyro.integrations.image_directory import (
+    check_class_order,
+    image_network,
+    is_directory,
+    weights_digest,
+)
 from sqs_pyro.networks.calling import device_of, move_to, predictions, split_examples
 from sqs_pyro.networks.registry import build_network, network_options
 from sqs_pyro.networks.state import fp32_bytes, load_weights
@@ -119,10 +125,21 @@ def untrained_network(recipe: RunRecipe, data: Data) -> nn.Module:
     """Return the untrained network; building and trying it finds what does not fit before hours are spent."""
     with torch.random.fork_rng(devices=[]):  # networks are built on the CPU: no GPU's state is drawn from
         torch.manual_seed(recipe.baseline.seed)
-        net = build_network(recipe.network.name, **_options(recipe, data))
+        net = _built(recipe, data)
     check_fit(net, data)
     if recipe.averaging is not None and data.task != "classification":
         raise RecipeError(f"Recipe key 'averaging' is for classes, but the data's task is {data.task}: remove it.")
+    return net
+
+
+def _built(recipe: RunRecipe, data: Data) -> nn.Module:
+    """Return the network of a name, or of a Hugging Face directory, with its weights there."""
+    name = recipe.network.name
+    if not is_directory(name):
+        return build_network(name, **_options(recipe, data))
+    net = image_network(name, recipe.network.options, complete=recipe.baseline.trained)
+    if recipe.baseline.trained:
+        check_class_order(name, net, data.about.get("classes", ()))
     return net
 
 
@@ -147,8 +164,10 @@ def check_fit(net: nn.Module, data: Data) -> None:
     try:
         with torch.no_grad():
             output = predictions(net.eval(), move_to(inputs, device_of(net)))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+    except (SQSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of anyone's network: vision transformers assert, or raise ValueError
+        reason = first_line(error)
         grey = ", or repeat grey images with `data.channels: 3`" if data.input_shape[:1] == (1,) else ""
         raise NetworkError(
             f"The network does not take inputs of shape {tuple(data.input_shape)} ({reason}): correct the "
@@ -173,7 +192,7 @@ def give_weights(
         load_weights(net, recipe.baseline.checkpoint)
         return []
     section = BaselineRecipe(**recipe.baseline.model_dump(exclude={"checkpoint", "trained"}))
-    kept = baselines / f"{recipe.baseline_key}.pt"  # of what is trained, not of how it is compressed
+    kept = baselines / f"{recipe.baseline_key}{_of_directory(recipe)}.pt"  # of what is trained, whatever follows
     judged = objective(data, recipe.data.ignore_index)
     how = {} if judged.loss is None else {"loss": judged.loss, "judge": judge(judged)}
     return trained_or_kept(net, data.train, data.validation, section, kept, recipe.compression, tell, **how)
@@ -194,7 +213,15 @@ def made_of(recipe: RunRecipe) -> Fingerprint:
     }
     weights = recipe.baseline.checkpoint  # without one the weights follow from recipe and data
     network = {} if weights is None else {str(weights): f"file digest {_digest(Path(weights))}"}
+    if begins := _of_directory(recipe):
+        network[recipe.network.name] = f"directory digest {begins[1:]}"
     return fingerprint({}, network, said)
+
+
+def _of_directory(recipe: RunRecipe) -> str:
+    """Return what tells networks that begin with a directory's weights from each other; empty of others."""
+    name = recipe.network.name
+    return f"-{weights_digest(name)}" if is_directory(name) else ""
 
 
 def _digest(path: Path) -> str:
@@ -206,7 +233,7 @@ def _digest(path: Path) -> str:
 
 
 class Images(RunKind[RunRecipe]):
-    """Networks of the registry on images; files may hold nothing of their recipe but its ``data``."""
+    """Networks of anyone's on images and other data; files may hold nothing of their recipe but its ``data``."""
 
     recipe = RunRecipe
     said = "a recipe of images"
