@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from sqs_pyro import size_report
 from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.compression.baseline import BaselineRecipe, EpochRecord
 from sqs_pyro.data import Data, DataRecipe, ShiftedLoader, load_data, parse_shift
@@ -27,6 +26,7 @@ from sqs_pyro.integrations.image_directory import (
 from sqs_pyro.networks.calling import device_of, move_to, predictions, split_examples
 from sqs_pyro.networks.registry import build_network, network_options
 from sqs_pyro.networks.state import fp32_bytes, load_weights
+from sqs_pyro.networks.tokens import vocabulary_size
 from sqs_pyro.own_code import is_own
 from sqs_pyro.recipes import parse
 from sqs_pyro.reporting.uncertainty import Curves
@@ -266,7 +266,7 @@ class Images(RunKind[RunRecipe]):
             **objective(data, recipe.ignore_index).measure(net, test),
             "data": recipe.model_dump(mode="json"),
             "shift": shift,
-            "size": size_report(file.path).to_dict(),
+            "size": file.size().to_dict(),
         }
 
     def uncertainty(
@@ -298,7 +298,7 @@ class Images(RunKind[RunRecipe]):
         document, curves = measure_uncertainty(
             net, data, labelled, others, greedy=None if net is packed else packed
         )
-        about = {"data": recipe.model_dump(mode="json"), "size": size_report(file.path).to_dict()}
+        about = {"data": recipe.model_dump(mode="json"), "size": file.size().to_dict()}
         return {"file": str(file.path), **document, **about}, curves
 
     def example(self, net: nn.Module, file: OpenedFile) -> tuple[Any, str]:
@@ -316,6 +316,8 @@ class Images(RunKind[RunRecipe]):
         if image_shape is not None:
             return InputForm((image_shape,))
         if file.document.get("data") is None:
+            if (words := vocabulary_size(net)) is not None:  # a Hugging Face directory's, which says nothing more
+                return InputForm(tuple((length,) for length in lengths), words, masked=True)
             raise RecipeError(
                 f"Packed file '{file.path}' does not say which data it is for: give --input-shape CxHxW."
             )
