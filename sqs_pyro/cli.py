@@ -93,6 +93,10 @@ def compress_command(
     bits: Annotated[
         float | None, typer.Option(help="Of the file, a parameter; of a language model, a compressed weight.")
     ] = None,
+    points: Annotated[
+        float | None,
+        typer.Option(help="Look for the smallest file that loses at most so many points on validation data."),
+    ] = None,
     task: Annotated[
         str | None, typer.Option(help="classification, multilabel, regression or segmentation.")
     ] = None,
@@ -117,19 +121,20 @@ def compress_command(
 ) -> None:
     """Train or load a network, compress it, and write a packed file with its figures and pictures.
 
-    A network needs data and a size: `sqs compress torchvision/mobilenet_v3_small photos/ --ratio 20`. The recipe
-    that this comes to is kept beside the file. A recipe with the key `blockwise` compresses a language model,
-    block by block; one with the key `task` a transformer, while it is fine-tuned. Interrupted with Ctrl-C, the
-    same command goes on where it stopped.
+    A network needs data and a size: `sqs compress torchvision/mobilenet_v3_small photos/ --ratio 20`, or what a
+    small file may cost: `--points 0.5`. The recipe that this comes to is kept beside the file. A recipe with the
+    key `blockwise` compresses a language model, block by block; one with the key `task` a transformer, while it is
+    fine-tuned. Interrupted with Ctrl-C, the same command goes on where it stopped.
     """
     with _one_sentence_errors(f"the same command goes on from the last checkpoint of '{out or 'the run'}'"):
+        from sqs_pyro.reporting.latency import slower
         from sqs_pyro.reporting.tables import run_tables
         from sqs_pyro.reporting.terminal import progress_display
         from sqs_pyro.runs.front.asked import asked_recipe, default_out
         from sqs_pyro.runs.kinds import kind_of
         from sqs_pyro.runs.recipe import Goal
 
-        goal = Goal(ratio, megabytes, bits)
+        goal = Goal(ratio, megabytes, bits, points)
         asked = [f"{key}={value}" for key, value in (("seed", seed), ("device", device)) if value is not None]
         asked = [*(changes or []), *asked]
         recipe = asked_recipe(source, data, goal, task=task, checkpoint=checkpoint, trained=trained, changes=asked)
@@ -140,9 +145,14 @@ def compress_command(
             )
         _show(metrics, run_tables(metrics), as_json)
         # To stderr: stdout is the table or the one JSON document, which has them, too.
-        for finding in metrics.get("findings", ()):
-            typer.echo(f"finding: {finding['sentence']}", err=True)
+        found = [finding["sentence"] for finding in metrics.get("findings", ())]
+        for sentence in [*found, *([slow] if (slow := slower(metrics.get("latency"))) else [])]:
+            typer.echo(f"finding: {sentence}", err=True)
         typer.echo(f"Wrote {out}", err=True)
+    # Outside, as of studies: what was found is written and shown, only the exit status says that it is not enough.
+    if unmet := metrics.get("search", {}).get("unmet"):
+        typer.echo(f"error: {unmet}", err=True)
+        raise typer.Exit(BAD_INPUT)
 
 
 @app.command("evaluate")

@@ -11,7 +11,6 @@ One call of a network after another, the methods in turn in one process, all of 
 
 import copy
 import itertools
-import time
 from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
@@ -22,13 +21,12 @@ from torch import Tensor, nn
 from sqs_pyro.bench.networks import BenchNetwork
 from sqs_pyro.bench.report import COLD_BYTES, NF4, PEER_ERRORS, nf4_linear, spread, torch_threads
 from sqs_pyro.errors import NetworkError, RecipeError, first_line
+from sqs_pyro.evaluation.latency import Call, interleaved
 from sqs_pyro.kernels.decode import decoded_weights
 from sqs_pyro.kernels.placing import unpack_weights
 from sqs_pyro.kernels.weight import PackedWeight
 from sqs_pyro.networks.calling import call_arguments, output_tensor, predictions
 from sqs_pyro.runs.bookkeeping import machine
-
-Call = Callable[[], Any]
 
 _SINGLE, _HALF = torch.float32, torch.bfloat16
 #: How far outputs may be from those of the packed network in float32, relative to these. NF4 has other weights.
@@ -77,7 +75,9 @@ def bench_model(
                 about = {"network": bench.name, "input": list(shape), "batch": batch}
                 held = {name: held_bytes(methods[name][1]) for name in calls}
                 for cold in (True, False):
-                    times = {n: spread(t) for n, t in _interleaved(calls, rounds, walk if cold else None).items()}
+                    # A walk reads every line of it, which drives out all else.
+                    before = (lambda call: walk.sum()) if cold else (lambda call: call())
+                    times = {name: spread(taken) for name, taken in interleaved(calls, rounds, before).items()}
                     rows += [
                         {
                             **about,
@@ -188,19 +188,3 @@ def _call(net: nn.Module, inputs: Any, compiled: bool) -> Call:
         own = FunctionType(run.__code__.replace(), globals(), closure=run.__closure__)
         run = torch.compile(own, fullgraph=True, dynamic=False)
     return lambda: run(*args, **kwargs)
-
-
-def _interleaved(calls: dict[str, Call], rounds: int, walk: Tensor | None) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(-1, rounds):  # one to warm up
-        for name, call in calls.items():
-            if walk is None:
-                call()  # warms the caches for this method after the others
-            else:
-                walk.sum()  # reads every line of it, which drives out all else
-            start = time.perf_counter()
-            call()
-            taken = time.perf_counter() - start
-            if turn >= 0:
-                seconds[name].append(taken)
-    return seconds

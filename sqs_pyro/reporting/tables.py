@@ -23,7 +23,29 @@ def run_tables(metrics: Document) -> Report:
         networks.append(("posterior mean", metrics["posterior_mean"]))
         networks.append((f"average of {metrics['averaged']['samples']}", metrics["averaged"]))
     table = _figures_table(dict(networks), entropy=False)
-    return Report(_title(title), table, _size_table(metrics, metrics["seconds"]))
+    searched = [search_table(metrics["search"])] if "search" in metrics else []
+    timed = [latency_table(metrics["latency"])] if "latency" in metrics else []
+    return Report(_title(title), table, *searched, *timed, _size_table(metrics, metrics["seconds"]))
+
+
+def search_table(search: Document) -> FittedTable:
+    """Return what was tried on the way to a size: a row an attempt."""
+    title = f"at most {search['points']:g} points"
+    table = FittedTable(title, "ratio", "points lost", "bytes", "epochs", "")
+    for i, each in enumerate(search["attempts"]):
+        note = "chosen" if i == search["chosen"] else ""
+        figures = f"{each['ratio']:.1f}", f"{each['points']:+.2f}", f"{each['bytes']:,}", str(each["epochs"])
+        table.add_row(f"try {i + 1}", *figures, note)
+    return table
+
+
+def latency_table(measured: Document) -> FittedTable:
+    """Return how long a call takes: a row a batch."""
+    table = FittedTable("a call", "dense, ms", "packed, ms", "times as fast")
+    for batch, own in measured["batch"].items():
+        before, after = own["dense_ms"], own["packed_ms"]
+        table.add_row(f"batch {batch}", f"{before:.3g}", f"{after:.3g}", f"{before / after:.2f}")
+    return table
 
 
 def evaluation_tables(evaluation: Document) -> Report:

@@ -25,7 +25,7 @@ RECIPE, METRICS, BOUNDS, CHECKPOINT = "recipe.yaml", "metrics.json", "bounds.jso
 HISTORY, LAYERS, PAGE = "history.csv", "layers.json", "report.html"
 PACKED, MADE_OF = "packed.safetensors", "fingerprint.json"
 _REPAIR = "the run directory was altered, run it again"
-BLOCKS = "blocks"  # directory of an unfinished run's finished blocks
+BLOCKS = "blocks"  # directory of an unfinished run's finished blocks, or of a search's attempts
 _PARTIAL = ".partial"
 _BEING_WRITTEN = ".sqs-*.part/*"  # what a killed process was writing
 # before runs listed it; the page is younger, but written into older directories, too
@@ -119,7 +119,7 @@ def check_output(final: Path, recipe_text: str, *, overwrite: bool) -> None:
     _check_final(final, overwrite=overwrite)
     partial = partial_directory(final)
     _check_partial(partial)
-    if (partial / CHECKPOINT).exists() and not overwrite and not _same_recipe(partial, recipe_text):
+    if _has_work(partial) and not overwrite and not _same_recipe(partial, recipe_text):
         raise OutputError(
             f"'{partial}' holds an unfinished run of another recipe: finish it with that recipe, choose "
             "another output directory, or discard it with --overwrite."
@@ -169,6 +169,12 @@ def _check_partial(partial: Path) -> None:
         )
 
 
+def _has_work(partial: Path) -> bool:
+    """Whether an unfinished run has something to go on from."""
+    blocks = partial / BLOCKS
+    return (partial / CHECKPOINT).exists() or (blocks.is_dir() and any(blocks.iterdir()))
+
+
 def _same_recipe(partial: Path, recipe_text: str) -> bool:
     recipe = partial / RECIPE
     # Bytes: a recipe that was cut in the middle of a character is another one, not an error.
@@ -206,11 +212,11 @@ def run_directory(final: Path, recipe_text: str, *, overwrite: bool) -> Iterator
         except SQSError as error:
             # blocks are hours of work: only a recipe, data or network that was wrong from the start leaves nothing
             goes_on = began or isinstance(error, OutputError | ResourceError)
-            if not (partial / BLOCKS).exists() and not (goes_on and (partial / CHECKPOINT).exists()):
+            if not (partial / BLOCKS).exists() and not (goes_on and _has_work(partial)):
                 shutil.rmtree(partial)
             raise
         except BaseException:  # Ctrl-C, or a bug: what it has computed is good
-            if not (partial / CHECKPOINT).exists():
+            if not _has_work(partial):
                 shutil.rmtree(partial)
             raise
         # Still under the lock: another process must not take the partial directory up meanwhile.

@@ -11,6 +11,7 @@ from torch import nn
 
 from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.compression.baseline import BaselineRecipe, EpochRecord
+from sqs_pyro.compression.finetune.search import check_points
 from sqs_pyro.data import Data, DataRecipe, ShiftedLoader, load_data, parse_shift
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import DataError, NetworkError, RecipeError, SQSError, first_line
@@ -106,7 +107,16 @@ def _compress_and_measure(
 ) -> dict[str, Any]:
     judged = objective(data, recipe.data.ignore_index)
     result, metrics = compress_and_measure(
-        recipe, recipe.compression, judged, net, data, directory, clock, progress, about=data.about
+        recipe,
+        recipe.compression,
+        judged,
+        net,
+        data,
+        directory,
+        clock,
+        progress,
+        about=data.about,
+        search=recipe.search,
     )
     if recipe.averaging is not None:
         metrics |= run_averaging(recipe.averaging, result, data, recipe.seed, directory)
@@ -127,6 +137,8 @@ def untrained_network(recipe: RunRecipe, data: Data) -> nn.Module:
         torch.manual_seed(recipe.baseline.seed)
         net = _built(recipe, data)
     check_fit(net, data)
+    if recipe.search is not None and data.task == "classification":
+        check_points(recipe.search, len(data.validation.dataset))
     if recipe.averaging is not None and data.task != "classification":
         raise RecipeError(f"Recipe key 'averaging' is for classes, but the data's task is {data.task}: remove it.")
     return net
@@ -327,12 +339,12 @@ class Images(RunKind[RunRecipe]):
             raise DataError(f"{error} Or give --input-shape CxHxW: no data is needed then.") from None
 
     def sized(self, recipe: RunRecipe, goal: Goal) -> dict[str, Any]:
-        """Return the ratio of the file."""
+        """Return the ratio of the file, or the search for it."""
 
         def size() -> int:
             return fp32_bytes(untrained_network(recipe, load_data(recipe.data, recipe.seed)))
 
-        return {"compression.target_ratio": goal.ratio_to(size)}
+        return goal.keys(size)
 
     def made_of(self, recipe: RunRecipe) -> Fingerprint:
         """See :func:`made_of`."""

@@ -318,7 +318,11 @@ class LanguageModels(TextKind[LanguageModelRecipe]):
     def sized(self, recipe: LanguageModelRecipe, goal: Goal) -> dict[str, Any]:
         """Return the bits of a compressed weight."""
         if goal.bits is None:
-            raise RecipeError("Of a language model --bits says how small its file shall be: give it instead.")
+            given = next(name for name, value in vars(goal).items() if value is not None)
+            raise RecipeError(
+                f"--{given} is for networks that are fine-tuned, but this is a language model, of whose file "
+                "--bits says how small it shall be: give it instead."
+            )
         return {"blockwise.bits": goal.bits}
 
     def example(self, net: nn.Module, file: OpenedFile) -> tuple[Any, str]:

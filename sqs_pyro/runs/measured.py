@@ -1,8 +1,9 @@
 """The common part of every run that fine-tunes while it compresses: fp32 weights, a packed file, and its worth."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from sqs_pyro import save, size_report
 from sqs_pyro.compression.baseline import BaselineRecipe, EpochRecord, train_baseline
 from sqs_pyro.compression.finetune.call import CompressionResult, StepRecord, check_target, compress
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
+from sqs_pyro.compression.finetune.search import SearchRecipe, smallest
 from sqs_pyro.data import Data
 from sqs_pyro.evaluation.classification import largest_difference
+from sqs_pyro.evaluation.latency import latency
 from sqs_pyro.inference.guides.site import check_codebooks
 from sqs_pyro.models.bayesian import BayesianNetwork
 from sqs_pyro.networks.calling import device_of
@@ -25,7 +28,7 @@ from sqs_pyro.packing.size import SizeReport
 from sqs_pyro.reporting.layers import LayerPicture, layer_document
 from sqs_pyro.reporting.plots import write_pictures
 from sqs_pyro.runs.bookkeeping import Clock, Progress, machine, versions
-from sqs_pyro.runs.directory import CHECKPOINT, HISTORY, LAYERS, PACKED, in_turn, write_csv, write_lines
+from sqs_pyro.runs.directory import BLOCKS, CHECKPOINT, HISTORY, LAYERS, PACKED, in_turn, write_csv, write_lines
 from sqs_pyro.runs.kinds import OpenedFile
 from sqs_pyro.runs.recipe import WholeRecipe
 from sqs_pyro.tasks.task import Judged, Parts, judge
@@ -89,6 +92,7 @@ def compress_and_measure(
     clock: Clock,
     progress: Progress,
     about: Mapping[str, Any] | None = None,
+    search: SearchRecipe | None = None,
 ) -> tuple[CompressionResult, dict[str, Any]]:
     """Compress a network, write the packed file, history and pictures, and measure the file as loaded from disk.
 
@@ -102,6 +106,7 @@ def compress_and_measure(
         clock: stages are noted there.
         progress: told of steps.
         about: what of inputs and targets the file shall tell, see :class:`~sqs_pyro.data.splits.Data`.
+        search: for which size; None: that of ``compression``.
 
     Returns:
         The result, and what ``metrics.json`` shall hold, ``stage_seconds`` left out.
@@ -111,18 +116,28 @@ def compress_and_measure(
     clock.lap("baseline")
     # Bounds change nothing in it; defaults, which recipe.yaml spells out, would be a fiftieth of a small file.
     kept = {"recipe": recipe.model_dump(mode="json", exclude={"bounds"}, exclude_defaults=True)}
-    result = compress(
-        net,
-        data.train,
-        compression,
-        validation=data.validation,
-        likelihood=judged.likelihood,
-        judge=judge(judged),
-        seed=recipe.seed,
-        checkpoint=directory / CHECKPOINT,
-        progress=_teller(progress),
-        metadata={**kept, "data": about} if about else kept,
-    )
+    metadata = {**kept, "data": about} if about else kept
+    options: dict[str, Any] = {
+        "validation": data.validation,
+        "likelihood": judged.likelihood,
+        "judge": judge(judged),
+        "seed": recipe.seed,
+        "metadata": metadata,
+    }
+    searched: dict[str, Any] = {}
+    if search is None:
+        tell = partial(_teller(progress), "compression")
+        kept_at = directory / CHECKPOINT
+        result = compress(net, data.train, compression, checkpoint=kept_at, progress=tell, **options)
+        seconds = result.seconds
+    else:
+        attempts = directory / BLOCKS
+        attempts.mkdir(exist_ok=True)
+        found = smallest(
+            net, data.train, compression, search, directory=attempts, progress=_teller(progress), **options
+        )
+        result, seconds = found.result, found.seconds
+        searched = {"search": found.document(search.points)}
     clock.lap("compression")
     packed = directory / PACKED
     save(result.network, packed)
@@ -153,7 +168,9 @@ def compress_and_measure(
         "coverage": asdict(coverage(result.hard, result.model.site_values())),
         "beta": result.history[-1].kl_weight,
         "findings": [asdict(finding) for finding in result.findings],
-        "seconds": result.seconds,
+        **searched,
+        "latency": latency(result.hard, loaded, next(iter(data.test))[0]),
+        "seconds": seconds,
         "versions": versions(),
         "machine": machine(),
     }
@@ -165,16 +182,16 @@ def _own_name(net: nn.Module) -> str | None:
     return spec["name"] if spec is not None and is_own(spec["name"]) else None
 
 
-def _teller(progress: Progress) -> Any:
-    """Return what tells of steps, the most important figure first: the last validation that there was."""
+def _teller(progress: Progress) -> Callable[[str, StepRecord], None]:
+    """Return what tells of a stage's steps, the most important figure first: the last validation."""
     judged = ""
 
-    def tell(record: StepRecord) -> None:
+    def tell(stage: str, record: StepRecord) -> None:
         nonlocal judged
         if record.accuracy is not None:  # only at the end of an epoch; the line keeps it until the next
             judged = f"validation {record.accuracy:.2%}, "
         text = f"{judged}loss {record.loss:.3f}, non-zero {record.nonzero_rate:.1%}, {record.stage}"
-        progress("compression", record.step, record.total_steps, text)
+        progress(stage, record.step, record.total_steps, text)
 
     return tell
 

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from sqs_pyro.compression.baseline import BaselineRecipe
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
+from sqs_pyro.compression.finetune.search import SearchRecipe, check_searchable
 from sqs_pyro.data import DataRecipe
 from sqs_pyro.documents import parse_yaml, read_yaml, shown
 from sqs_pyro.errors import RecipeError
@@ -110,23 +111,25 @@ class BoundsRecipe(RecipeSection):
 
 @dataclass(frozen=True)
 class Goal:
-    """How small the file shall be; one of them is given.
+    """How small the file shall be, or what that may cost; one of them is given.
 
     Attributes:
         ratio: times smaller than the fp32 network.
         megabytes: of the file, 10⁶ bytes.
         bits: of the file, a parameter of the network; of a language model, a compressed weight.
+        points: not of the file, but of the task's figure, in hundredths: how much it may lose at most.
     """
 
     ratio: float | None = None
     megabytes: float | None = None
     bits: float | None = None
+    points: float | None = None
 
     def __post_init__(self) -> None:
         given = {name: value for name, value in vars(self).items() if value is not None}
         if len(given) > 1:
             raise RecipeError(
-                f"{' and '.join(f'--{name}' for name in given)} are given, but one decides the size."
+                f"{' and '.join(f'--{name}' for name in given)} are given, but one decides the size of the file."
             )
         for name, value in given.items():
             if not value > 0:
@@ -138,6 +141,16 @@ class Goal:
 
     def __bool__(self) -> bool:
         return any(value is not None for value in vars(self).values())
+
+    def keys(self, fp32_bytes: Callable[[], int]) -> dict[str, Any]:
+        """Return the dotted keys of a recipe, and their values, with which a fine-tuned network's file meets this.
+
+        Args:
+            fp32_bytes: as of :meth:`ratio_to`.
+        """
+        if self.points is not None:
+            return {"compression.target_ratio": None, "search.points": self.points}
+        return {"compression.target_ratio": self.ratio_to(fp32_bytes), "search": None}
 
     def ratio_to(self, fp32_bytes: Callable[[], int]) -> float:
         """Return how many times smaller than the fp32 network the file shall be at least.
@@ -204,6 +217,7 @@ class RunRecipe(WholeRecipe):
         data: on which data.
         baseline: where its fp32 weights come from. Its `seed` is the run's unless it is given.
         compression: how it is compressed.
+        search: for the smallest file that loses at most so much, in place of a size that `compression` says.
         averaging: whether the posterior's average is evaluated too.
         bounds: how `bounds.json` and its picture are measured; `false` leaves them out.
     """
@@ -212,6 +226,7 @@ class RunRecipe(WholeRecipe):
     data: DataRecipe
     baseline: RunBaselineRecipe = Field(default_factory=RunBaselineRecipe)
     compression: CompressionRecipe = Field(default_factory=CompressionRecipe)
+    search: SearchRecipe | None = None
     averaging: AveragingRecipe | None = None
     bounds: BoundsRecipe | None = Field(default_factory=BoundsRecipe)
 
@@ -220,6 +235,11 @@ class RunRecipe(WholeRecipe):
     def _baseline_follows_the_seed(cls, values: Any) -> Any:
         """Give each seed a baseline of its own, unless the recipe fixes one for all seeds."""
         return with_bounds(with_seed(values, "baseline"))
+
+    @model_validator(mode="after")
+    def _a_search_decides_the_size(self) -> "RunRecipe":
+        check_searchable(self.search, self.compression)
+        return self
 
     @property
     def baseline_key(self) -> str:

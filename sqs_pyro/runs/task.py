@@ -142,7 +142,15 @@ def run(
         text = text.observed(net)  # after fine-tuning: targets are of the network that is compressed
         clock.lap("fine_tuning")
         result, metrics = compress_and_measure(
-            recipe, compression, text.task, net, text.loaders(), directory, clock, progress
+            recipe,
+            compression,
+            text.task,
+            net,
+            text.loaders(),
+            directory,
+            clock,
+            progress,
+            search=recipe.search,
         )
         clock.lap("evaluation")
         write_bounds(recipe.bounds, result, text.loaders().train, recipe.seed, directory, progress)
@@ -241,8 +249,8 @@ class Tasks(TextKind[TaskRecipe]):
         return first_rows(task_text(self.parse(file.document)).loaders().test)
 
     def sized(self, recipe: TaskRecipe, goal: Goal) -> dict[str, Any]:
-        """Return the ratio of the file."""
-        return {"compression.target_ratio": goal.ratio_to(lambda: fp32_bytes(task_text(recipe).network()))}
+        """Return the ratio of the file, or the search for it."""
+        return goal.keys(lambda: fp32_bytes(task_text(recipe).network()))
 
     def transformer(self, net: nn.Module) -> nn.Module:
         """Return the network behind which the task's head stands."""

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from sqs_pyro.compression.baseline import BaselineRecipe
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
+from sqs_pyro.compression.finetune.search import SearchRecipe, check_searchable
 from sqs_pyro.integrations.pretrained_recipe import PretrainedRecipe
 from sqs_pyro.recipes import RecipeSection
 from sqs_pyro.runs.recipe import BoundsRecipe, WholeRecipe, with_bounds
@@ -54,6 +55,7 @@ class TaskRecipe(WholeRecipe):
             `pooler`, `classifier`. `compression.include` takes their place.
         baseline: how it is fine-tuned first; None takes it as the checkpoint has it.
         compression: how it is compressed.
+        search: for the smallest file that loses at most so much, in place of a size that `compression` says.
         bounds: how `bounds.json` and its picture are measured; `true` takes the defaults, `false` leaves them out.
     """
 
@@ -63,6 +65,7 @@ class TaskRecipe(WholeRecipe):
     parts: tuple[str, ...] = Field(default=("blocks",), min_length=1)
     baseline: FineTuning | None = None
     compression: CompressionRecipe = Field(default_factory=CompressionRecipe)
+    search: SearchRecipe | None = None
     bounds: BoundsRecipe | None = None
 
     def build(self) -> Task:
@@ -77,6 +80,11 @@ class TaskRecipe(WholeRecipe):
     @classmethod
     def _bounds_are_a_section(cls, values: Any) -> Any:
         return with_bounds(values)
+
+    @model_validator(mode="after")
+    def _a_search_decides_the_size(self) -> "TaskRecipe":
+        check_searchable(self.search, self.compression)
+        return self
 
     @model_validator(mode="after")
     def _distillation_is_for_classes(self) -> "TaskRecipe":

@@ -70,6 +70,15 @@ def run(**more: Any) -> dict[str, Any]:
         "stage_seconds": {"compression": 435.2},
         "versions": {"torch": EVIL},
         "machine": {"processor": EVIL, "instructions": ["avx2"], "threads": 2},
+        "search": {
+            "points": 0.5,
+            "attempts": [
+                {"target": 20, "ratio": 20.1, "bytes": 54_000, "points": -0.1, "epochs": 4},
+                {"target": 31, "ratio": 30.9, "bytes": 35_000, "points": 0.8, "epochs": 2},
+            ],
+            "chosen": 0,
+            "unmet": None,
+        },
         "latency": {"batch": {"1": {"dense_ms": 2.0, "packed_ms": 1.6}, "32": {"dense_ms": 30, "packed_ms": 40}}},
     }
     history = [

@@ -1,5 +1,6 @@
 """What somebody types becomes a whole recipe, or one sentence before any work."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ DIGITS = ("digits_net", "digits")
         (lambda: Goal(ratio=0.5), "--ratio is 0.5, but a smaller file needs one above 1"),
         (lambda: Goal(bits=-1), "--bits is -1, but must be above zero"),
         (lambda: Goal(bits=32), "--bits is 32, but a smaller file needs fewer than 32"),
-        (typed(*DIGITS), "not said how small .*: give --ratio, --megabytes or --bits"),
+        (typed(*DIGITS), "not said how small .*: give --ratio, --megabytes, --bits or --points"),
         (typed("digits_net", None), "'digits_net' is no recipe .* needs data to be compressed on"),
         (typed(*DIGITS, goal=Goal(megabytes=9)), "--megabytes is 9, but the fp32 network has 0.379"),
         (typed("digits_net", "x", goal=Goal(ratio=2)), "'data.name' is 'x', but should be one of"),
@@ -108,7 +109,7 @@ def test_what_is_refused(call, sentence):
 def test_language_models_have_bits(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     for goal, options, sentence in (
-        (Goal(ratio=3), {}, "Of a language model --bits says"),
+        (Goal(ratio=3), {}, "--ratio is for networks that are fine-tuned, but this is a language model"),
         (Goal(bits=3), {"trained": True}, "is a language model, but --trained is for other networks"),
     ):
         with pytest.raises(RecipeError, match=sentence):
@@ -149,6 +150,19 @@ def test_the_command_ends_in_a_file_and_its_recipe(tmp_path, monkeypatch):
             "bench", "model", out, *options[:2], "--input-shape", "4", "--rounds", 2, "--batch", 1, "--eager"
         )
         assert bench.exit_code == 0, bench.output
+    # The smallest file that is good enough: nothing is, and the best is kept all the same.
+    few = [
+        "--set",
+        "search.attempts=1",
+        "--set",
+        "compression.epochs=1",
+        "--set",
+        "compression.learning_rate=1e-6",
+    ]
+    searched = sqs("compress", "nets.py:net", "a.npz", "--points", 7, "--out", "searched", *quick, *few)
+    assert searched.exit_code in (0, 2) and "at most 7 points" in searched.stdout
+    unmet = json.loads(Path("searched/metrics.json").read_text())["search"]["unmet"]
+    assert (searched.exit_code == 2) == (unmet is not None) and (unmet or "Wrote searched") in searched.stderr
     # Of the last file the data are code, too.
     refused = sqs("evaluate", out, "--network", "nets.py:net")
     assert refused.exit_code == 2 and "judged by code of its user, 'mine.py:made': give --data" in refused.stderr

@@ -1,5 +1,7 @@
 """Every kind of runs keeps the contract of :mod:`sqs_pyro.testing.run_kinds`; a new one is found by its key."""
 
+import shutil
+
 import pytest
 from kits import forks
 
@@ -24,6 +26,22 @@ class TestImages(RunKindContract):
 
     def constructed(self, recipe):
         return build_network(recipe.network.name, **recipe.network.options)
+
+
+class TestSearches(TestImages):
+    stage, checkpoint = "try 2", "blocks/attempt-2.pt"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def finished(cls, small_recipe, small_run, tmp_path_factory):
+        values = small_recipe.model_dump(mode="json")
+        values["search"] = {"points": 20, "first_ratio": 8, "attempts": 2}
+        values["compression"] |= {"layout": "auto", "target_ratio": None}
+        recipe = small_recipe.model_validate(values)
+        out = tmp_path_factory.mktemp("search") / "run"
+        Images().run(recipe, out, baselines_dir=small_run.parent / "baselines")
+        shutil.copytree(small_run.parent / "baselines", out.parent / "baselines")
+        return recipe, out
 
 
 class TestLanguageModels(RunKindContract):

@@ -9,12 +9,12 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.compression.finetune.loop import Driver, StepRecord
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe, PriorRecipe
-from sqs_pyro.errors import RecipeError
+from sqs_pyro.errors import NetworkError, RecipeError, first_line
 from sqs_pyro.evaluation.first_minibatch import first_inputs, try_first_minibatch
 from sqs_pyro.evaluation.judging import Judge, judge_by, judged
 from sqs_pyro.fingerprint import described
@@ -42,7 +42,7 @@ from sqs_pyro.reporting.printed import Printed, Report
 from sqs_pyro.resources import enough_resources
 from sqs_pyro.shipping.agreement import check_agreement
 from sqs_pyro.shipping.batch_norm import batch_norm_statistics, reestimate_batch_norm
-from sqs_pyro.shipping.pack import hard_network
+from sqs_pyro.shipping.pack import hard_network, network_with
 from sqs_pyro.shipping.rehearsal import rehearse
 from sqs_pyro.shipping.shipped import check_stands_alone, copied, shipped_network
 from sqs_pyro.shipping.widths import with_widths
@@ -76,6 +76,14 @@ class CompressionResult(Printed):
     findings: list[Finding]
     seconds: float
 
+    def latent_state(self) -> dict[str, Tensor]:
+        """Return the state dict of the network with its latents, before they were coded: `start` of another call.
+
+        A weight that is zero in the file has a value here, and may be another's share of the bits in that call.
+        """
+        latents = {name: site.latent.detach() for name, site in self.guide.site_guides().items()}
+        return network_with(self.model.net, latents).state_dict()
+
     def table(self) -> Report:
         """Return what the file weighs, how good the last hard network was, and the findings."""
         from sqs_pyro.reporting.tables import result_tables
@@ -107,6 +115,7 @@ def compress(
     checkpoint: str | Path | None = None,
     progress: Callable[[StepRecord], None] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    start: Mapping[str, Tensor] | None = None,
 ) -> CompressionResult:
     """Compress a trained network: prune, quantize, fine-tune and pack it.
 
@@ -137,6 +146,8 @@ def compress(
             refused.
         progress: called with a :class:`StepRecord` every few steps.
         metadata: written into the packed file, beside the recipe.
+        start: a state dict that training goes on from, :meth:`CompressionResult.latent_state` of a call with
+            another size; by default the network's. The network remains what distillation observes.
 
     Returns:
         The packed network and everything that led to it.
@@ -147,7 +158,7 @@ def compress(
         OutputError: the checkpoint cannot be written.
         ResourceError: there is too little memory.
     """
-    start = time.perf_counter()
+    began = time.perf_counter()
     recipe = parse(CompressionRecipe, recipe or {}, "compression")
     check_network(net)
     check_training_loader(train_loader)
@@ -155,15 +166,16 @@ def compress(
         checkpoint = resolved(checkpoint)
         check_place(checkpoint)
     with isolated(net, seed=seed):
+        begun = copied(net) if start is None else _with_state(copied(net), start)
         model = BayesianNetwork(
-            copied(net),
+            begun,
             prior=_prior(recipe.prior),
             likelihood=copied(likelihood) if isinstance(likelihood, LearnedLikelihood) else likelihood,
             include=recipe.include,
             exclude=recipe.exclude,
         )
         # What is cheap to find out comes first: data and judge, then codebooks, then a file as it would be.
-        check_finite(net)
+        check_finite(begun)
         labels = _try(model, train_loader, validation, judge, recipe, checkpoint)
         guide = _guide(model, recipe)
         inputs = first_inputs(train_loader, model.net)
@@ -198,7 +210,7 @@ def compress(
     findings = driver.findings + ([] if difference is None else [unrepeatable(difference.relative)])
     if recipe.target_ratio is not None:
         findings += size_findings(recipe.target_ratio, size_report(packed).ratio, recipe.num_components)
-    seconds = driver.earlier_seconds + time.perf_counter() - start
+    seconds = driver.earlier_seconds + time.perf_counter() - began
     return CompressionResult(packed, hard, unrounded, model, guide, recipe, history, findings, seconds)
 
 
@@ -214,6 +226,22 @@ def check_target(net: nn.Module, recipe: CompressionRecipe) -> None:
     if recipe.target_ratio is not None:
         model = BayesianNetwork(copied(net), include=recipe.include, exclude=recipe.exclude)
         _bits_for_symbols(model, _guide(model, recipe), recipe, metadata=None)
+
+
+@isolating("net")
+def reachable_ratio(net: nn.Module, recipe: CompressionRecipe) -> float:
+    """Return how many times smaller than the fp32 network a file would be without a bit for weights."""
+    model = BayesianNetwork(copied(net), include=recipe.include, exclude=recipe.exclude)
+    rest, fp32 = _not_symbols(model, _guide(model, recipe), recipe, metadata=None)
+    return fp32 / rest
+
+
+def _with_state(net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    try:
+        net.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise NetworkError(f"start is the state of another network: {first_line(error)}") from None
+    return net
 
 
 def _guide(model: BayesianNetwork, recipe: CompressionRecipe) -> SpikeGMMGuide:
@@ -301,6 +329,22 @@ def _bits_for_symbols(
     Raises:
         RecipeError: the target is smaller than what is not compressed.
     """
+    rest, fp32 = _not_symbols(model, guide, recipe, metadata)
+    assert recipe.target_ratio is not None
+    target = fp32 / recipe.target_ratio
+    if target <= rest:
+        raise RecipeError(
+            f"target_ratio={recipe.target_ratio:g} asks for a file of {target:,.0f} bytes, but {rest:,} go to "
+            "what is not compressed (norms, biases, excluded layers, names): ask for a ratio well below "
+            f"{fp32 / rest:.0f}, or compress more layers."
+        )
+    return 8 * (target - rest)  # bytes to bits
+
+
+def _not_symbols(
+    model: BayesianNetwork, guide: SpikeGMMGuide, recipe: CompressionRecipe, metadata: Mapping[str, Any] | None
+) -> tuple[int, int]:
+    """Return the bytes of a file that are no symbols, tables or codebooks, and those of the fp32 network."""
     coded = {
         name: site.harden(recipe.storage.codebook, keep_codes=False) for name, site in guide.site_guides().items()
     }
@@ -313,16 +357,7 @@ def _bits_for_symbols(
                 parameter.add_(spread.view_as(parameter))
     shipped = shipped_network(hard, coded, recipe.leftover_dtype)
     size = size_report(_packed(shipped, coded, recipe, metadata))
-    rest = size.total - size.codes - size.masks - size.codebooks - size.tables
-    assert recipe.target_ratio is not None
-    target = size.fp32_bytes / recipe.target_ratio
-    if target <= rest:
-        raise RecipeError(
-            f"target_ratio={recipe.target_ratio:g} asks for a file of {target:,.0f} bytes, but {rest:,} go to "
-            "what is not compressed (norms, biases, excluded layers, names): ask for a ratio well below "
-            f"{size.fp32_bytes / rest:.0f}, or compress more layers."
-        )
-    return 8 * (target - rest)  # bytes to bits
+    return size.total - size.codes - size.masks - size.codebooks - size.tables, size.fp32_bytes
 
 
 def _prior(recipe: PriorRecipe) -> Prior:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from sqs_pyro.reporting.figures import FIGURES
+from sqs_pyro.reporting.latency import slower
 from sqs_pyro.reporting.page.markup import Child, Markup, element
 from sqs_pyro.reporting.page.numbers import written
 from sqs_pyro.reporting.page.plain import Document, is_language_model
@@ -20,6 +21,26 @@ def quality(metrics: Document) -> list[Markup]:
     if "validation" in metrics:
         networks["packed, validation"] = metrics["validation"]
     return [figures("Figures on the test data, and of the packed file on the validation data", networks)]
+
+
+def search(metrics: Document) -> list[Markup]:
+    """Return what was tried on the way to a size, and why none was good enough, if none was."""
+    found = metrics["search"]
+    rows: list[list[Child]] = [
+        [
+            f"try {i + 1}",
+            f"{own['ratio']:.1f}",
+            f"{own['points']:+.2f}".replace("-", "−"),
+            f"{own['bytes']:,}",
+            str(own["epochs"]),
+            "chosen" if i == found["chosen"] else "",
+        ]
+        for i, own in enumerate(found["attempts"])
+    ]
+    columns = ["", "ratio", "points lost", "bytes", "epochs", ""]
+    caption = f"Files on the way to the smallest that loses at most {found['points']:g} points on validation data"
+    unmet = element("p", str(found["unmet"]), class_="note") if found.get("unmet") else None
+    return [table(caption, columns, rows), *([unmet] if unmet else [])]
 
 
 def figures(caption: str, networks: Mapping[str, Document]) -> Markup:
@@ -63,7 +84,7 @@ def latency(metrics: Document) -> list[Markup]:
         [batch, f"{own['dense_ms']:.3f}", f"{own['packed_ms']:.3f}", f"{own['dense_ms'] / own['packed_ms']:.2f}×"]
         for batch, own in times.items()
     ]
-    said = metrics["latency"].get("how")
-    note = element("p", str(said), class_="note") if said else None
+    said = [metrics["latency"].get("how"), slower(metrics["latency"])]
+    notes = [element("p", str(text), class_="note") for text in said if text]
     columns = ["batch", "dense, ms", "packed, ms", "times as fast"]
-    return [table("Milliseconds a call on the machine of this run", columns, rows), *([note] if note else [])]
+    return [table("Milliseconds a call on the machine of this run", columns, rows), *notes]

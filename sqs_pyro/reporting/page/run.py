@@ -8,7 +8,7 @@ from sqs_pyro.reporting.page.glance import asked, glance
 from sqs_pyro.reporting.page.layer_table import blocks, layers
 from sqs_pyro.reporting.page.markup import element
 from sqs_pyro.reporting.page.plain import Document, is_language_model
-from sqs_pyro.reporting.page.quality import latency, quality
+from sqs_pyro.reporting.page.quality import latency, quality, search
 from sqs_pyro.reporting.page.sizes import sizes
 from sqs_pyro.reporting.page.training import training
 
@@ -30,6 +30,7 @@ def run_page(run: Document) -> str:
         Section(
             "asked", "Asked and got", element("div", asked(metrics, recipe), quality(metrics), class_="columns")
         ),
+        Section("search", "Sizes that were tried", search(metrics)) if metrics.get("search") else None,
         Section("latency", "Latency", times) if times else None,
         Section("findings", "Findings", findings(found)),
         Section("bytes", "Where the bytes are", sizes(metrics)),

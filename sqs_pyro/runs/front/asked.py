@@ -1,7 +1,7 @@
 """From a network, data and a size, as somebody types them, to a whole recipe."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,9 @@ def asked_recipe(
             "or module:function."
         )
     if not goal:
-        raise RecipeError("It is not said how small the file shall be: give --ratio, --megabytes or --bits.")
+        raise RecipeError(
+            "It is not said how small the file shall be: give --ratio, --megabytes, --bits or --points."
+        )
     values = changed(_of_network(source, data, task, checkpoint, trained), changes)
     return _sized(_of_directory(source, values) if directory else values, goal)
 
@@ -108,18 +110,22 @@ def _of_directory(directory: str, values: dict[str, Any]) -> dict[str, Any]:
 
     What was said counts: who wants a new head, or says anything of training, gets the network trained.
     """
-    new_head = "num_classes" in (values["network"].get("options") or {})
+    network, data = values["network"], values["data"]
+    if not isinstance(network, Mapping) or not isinstance(data, Mapping):  # by --set: which is told elsewhere
+        return values
+    new_head = "num_classes" in (network.get("options") or ())
     if not values["baseline"] and weight_files(directory) and not new_head:
         values = {**values, "baseline": {"trained": True}}
-    if values["data"]["name"] == IMAGE_FOLDER:
-        values = {**values, "data": {**preprocessing(directory), **values["data"]}}
+    if data.get("name") == IMAGE_FOLDER:
+        values = {**values, "data": {**preprocessing(directory), **data}}
     return values
 
 
 def _sized(values: Any, goal: Goal) -> Any:
-    recipe = parse_any_recipe(values)
-    if not goal:
-        return recipe
+    if not goal or not isinstance(values, Mapping):
+        return parse_any_recipe(values)
+    # Without a search, which may be whole only with the goal.
+    recipe = parse_any_recipe({key: value for key, value in values.items() if key != "search"})
     for key, value in kind_of(recipe).sized(recipe, goal).items():
         values = with_value(values, key, value)
     return parse_any_recipe(values)

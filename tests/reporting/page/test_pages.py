@@ -12,7 +12,7 @@ from sqs_pyro.reporting.page.compared import compared_page
 from sqs_pyro.reporting.page.run import run_page
 from sqs_pyro.reporting.page.study import study_page
 
-OLDER = {"reliability", "machine", "latency", "coverage", "findings", "validation"}
+OLDER = {"reliability", "machine", "latency", "coverage", "findings", "validation", "search"}
 
 
 def _bare():
@@ -85,7 +85,9 @@ def test_what_was_not_measured_is_left_out():
     least = ["Asked and got", "Findings", "Where the bytes are", "Layers", "Make it again"]
     assert Page(run_page(_bare())).heading() == least
     everything = Page(run_page(made.run())).heading()
-    assert {"Latency", "Training", "Calibration", "ELBO and its bracket"} <= set(everything)
+    assert {"Sizes that were tried", "Latency", "Training", "Calibration", "ELBO and its bracket"} <= set(
+        everything
+    )
 
 
 def test_a_finding_stands_with_its_repair():

@@ -1,0 +1,84 @@
+"""How long a call of a packed network takes beside the same network dense: calls in turn, in one process."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from sqs_pyro.networks.calling import call_arguments, device_of, move_to, split_examples, tensors_in
+from sqs_pyro.networks.modes import evaluating
+
+Call = Callable[[], Any]
+
+_ROUNDS, _FEWEST = 20, 3
+_SECONDS = 1.0  # for the rounds of a batch, in which slow networks get fewer
+
+
+def interleaved(
+    calls: Mapping[str, Call],
+    rounds: int,
+    before: Callable[[Call], Any] = lambda call: call(),
+    seconds: float = float("inf"),
+) -> dict[str, list[float]]:
+    """Return the seconds that calls take, one after another in turn, so that what disturbs one disturbs all.
+
+    Args:
+        calls: by name.
+        rounds: of all; one more before them is not counted.
+        before: done before each call and not counted; by default the call itself, whose caches are then warm.
+        seconds: after which no further round begins, once there are three.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    began = time.perf_counter()
+    for turn in range(-1, rounds):  # one to warm up
+        if turn >= _FEWEST and time.perf_counter() - began > seconds:
+            break
+        for name, call in calls.items():
+            before(call)
+            start = time.perf_counter()
+            call()
+            if turn >= 0:
+                taken[name].append(time.perf_counter() - start)
+    return taken
+
+
+@torch.inference_mode()
+def latency(
+    dense: nn.Module, packed: nn.Module, inputs: Any, batches: tuple[int, ...] = (1, 32)
+) -> dict[str, Any]:
+    """Return medians in milliseconds of a dense and a packed network, by batch, and how they were measured.
+
+    Args:
+        dense, packed: networks on one device.
+        inputs: examples; batches that are larger than their number are measured with all of them.
+        batches: examples of a call.
+    """
+    device = device_of(packed)
+    inputs = move_to(inputs, device)
+    most = len(tensors_in(inputs)[0])
+    found, rounds = {}, _ROUNDS
+    with evaluating(dense), evaluating(packed):
+        for batch in sorted({min(batch, most) for batch in batches}):
+            given = next(split_examples(inputs, batch))
+            calls = {"dense": _call(dense, given, device), "packed": _call(packed, given, device)}
+            taken = interleaved(calls, _ROUNDS, seconds=_SECONDS)
+            found[str(batch)] = {f"{name}_ms": 1e3 * statistics.median(own) for name, own in taken.items()}
+            rounds = min(rounds, len(taken["dense"]))
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    how = f"float32, eager, caches warm, medians of {rounds} to {_ROUNDS} calls in turn on {device.type}{threads}"
+    return {"batch": found, "how": how}
+
+
+def _call(net: nn.Module, inputs: Any, device: torch.device) -> Call:
+    """Return a call that returns when its device is done."""
+    args, kwargs = call_arguments(inputs)
+
+    def call() -> None:
+        net(*args, **kwargs)
+        if device.type != "cpu":
+            getattr(torch, device.type).synchronize(device)
+
+    return call
