@@ -38,6 +38,10 @@ class DataRecipe(RecipeSection):
         standardise: of a file: inputs, and numbers to learn, are brought to mean 0 and standard deviation 1, by
             channel or column, as the training examples have them; the packed file keeps these numbers.
         ignore_index: a label of pixels or tokens that counts for nothing.
+        metric: by which networks are chosen and compared, beside the task's own figures: a class of torchmetrics,
+            `F1Score`, or a function of yours, `module:function`, of what the network says and the labels.
+        metric_options: keyword arguments of the metric, e.g. `{average: macro}`; what it has to know of the data,
+            such as `num_classes`, it gets.
         options: keyword arguments of a function.
         channels: images of one channel get so many, all the same, for networks that take three; None: as they are.
         augment: random crops and flips (digits: shifts by a pixel) of the training images; not of files.
@@ -59,6 +63,8 @@ class DataRecipe(RecipeSection):
     test: Path | None = None
     standardise: bool = True
     ignore_index: int = -100
+    metric: str | None = Field(default=None, min_length=1)
+    metric_options: dict[str, Any] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
     channels: int | None = Field(default=None, ge=1, le=4)
     augment: bool = True
@@ -97,6 +103,8 @@ class DataRecipe(RecipeSection):
         for key in ("mean", "std"):
             if getattr(self, key) is not None and self.name != "image_folder":
                 raise ValueError(f"a section without {key}, which is of image folders")
+        if self.metric_options and self.metric is None:
+            raise ValueError("a section with a metric beside metric_options")
         if self.options and not is_own(self.name):
             raise ValueError("a section without options, which are of functions (module:function)")
         return self

@@ -211,8 +211,10 @@ def opened(
     if data_from is not None and is_own(str(data_from)):
         document, name = recipe_of(path), str(data_from)
         section = document.get("data")
-        known = isinstance(section, Mapping) and section.get("name") == name
-        document = {**document, "data": section if known else {"name": name}}
+        if not isinstance(section, Mapping) or section.get("name") != name:
+            section = {"name": name}
+        # Without the file's metric, which may be other code than the user has named.
+        document = {**document, "data": {key: section[key] for key in section if not key.startswith("metric")}}
     else:
         document = recipe_of(path, data_from)
     return OpenedFile(path, document, network, device, given=data_from is not None)

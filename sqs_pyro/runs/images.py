@@ -46,8 +46,9 @@ from sqs_pyro.runs.uncertainty.inputs import (
     shifted_inputs,
 )
 from sqs_pyro.runs.uncertainty.measured import averaging, measure_uncertainty
+from sqs_pyro.tasks.metrics import data_objective
 from sqs_pyro.tasks.objectives import objective
-from sqs_pyro.tasks.task import judge
+from sqs_pyro.tasks.task import judge, lost
 
 __all__ = ["HISTORY", "PACKED", "RunRecipe", "load_recipe", "run"]
 
@@ -105,7 +106,7 @@ def run(
 def _compress_and_measure(
     recipe: RunRecipe, net: nn.Module, data: Data, directory: Path, clock: Clock, progress: Progress
 ) -> dict[str, Any]:
-    judged = objective(data, recipe.data.ignore_index)
+    judged = data_objective(recipe.data, data)
     result, metrics = compress_and_measure(
         recipe,
         recipe.compression,
@@ -118,6 +119,9 @@ def _compress_and_measure(
         about=data.about,
         search=recipe.search,
     )
+    if recipe.data.metric is not None:  # the task's own figure is compared by studies
+        own = objective(data, recipe.data.ignore_index)
+        metrics[f"{own.headline}_drop"] = lost(own, metrics["baseline"], metrics["compressed"])
     if recipe.averaging is not None:
         metrics |= run_averaging(recipe.averaging, result, data, recipe.seed, directory)
         at = metrics["averaged"]["temperature"], recipe.averaging.gate_temperature
@@ -137,6 +141,7 @@ def untrained_network(recipe: RunRecipe, data: Data) -> nn.Module:
         torch.manual_seed(recipe.baseline.seed)
         net = _built(recipe, data)
     check_fit(net, data)
+    data_objective(recipe.data, data)  # whether there is such a metric
     if recipe.search is not None and data.task == "classification":
         check_points(recipe.search, len(data.validation.dataset))
     if recipe.averaging is not None and data.task != "classification":
@@ -205,8 +210,9 @@ def give_weights(
         return []
     section = BaselineRecipe(**recipe.baseline.model_dump(exclude={"checkpoint", "trained"}))
     kept = baselines / f"{recipe.baseline_key}{_of_directory(recipe)}.pt"  # of what is trained, whatever follows
-    judged = objective(data, recipe.data.ignore_index)
-    how = {} if judged.loss is None else {"loss": judged.loss, "judge": judge(judged)}
+    judged = data_objective(recipe.data, data)
+    how: dict[str, Any] = {} if judged.loss is None else {"loss": judged.loss}
+    how |= {"judge": judge(judged)} if how or recipe.data.metric is not None else {}
     return trained_or_kept(net, data.train, data.validation, section, kept, recipe.compression, tell, **how)
 
 
@@ -268,6 +274,11 @@ class Images(RunKind[RunRecipe]):
     ) -> dict[str, Any]:
         """Return accuracy and its like on the test images, as they are or shifted."""
         recipe = _data_at(file, root)
+        if recipe.metric is not None and is_own(recipe.metric) and not file.given:  # a file never makes code run
+            raise RecipeError(
+                f"Packed file '{file.path}' is judged by code of its user, {shown(recipe.metric)}: give --data "
+                "with a recipe that names it, such as the recipe.yaml of its run."
+            )
         move = None if shift is None else parse_shift(shift)  # before anything is loaded
         net = file.load()
         data = load_data(recipe)
@@ -275,7 +286,7 @@ class Images(RunKind[RunRecipe]):
         test = data.test if move is None else ShiftedLoader(data.test, move)
         return {
             "file": str(file.path),
-            **objective(data, recipe.ignore_index).measure(net, test),
+            **data_objective(recipe, data).measure(net, test),
             "data": recipe.model_dump(mode="json"),
             "shift": shift,
             "size": file.size().to_dict(),
