@@ -13,6 +13,7 @@ from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.compression.baseline import BaselineRecipe, EpochRecord
 from sqs_pyro.compression.finetune.search import check_points
 from sqs_pyro.data import Data, DataRecipe, ShiftedLoader, load_data, parse_shift
+from sqs_pyro.data.recipe import HUB
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import DataError, NetworkError, RecipeError, SQSError, first_line
 from sqs_pyro.exporting.examples import first_rows
@@ -379,7 +380,7 @@ def _data_at(file: OpenedFile, root: str | Path | None) -> DataRecipe:
     recipe = _data(file)
     if root is None:
         return recipe
-    if recipe.name == "digits" or is_own(recipe.name):
+    if recipe.name == "digits" or recipe.name.startswith(HUB) or is_own(recipe.name):
         raise DataError(
             f"--root {root} is for data in a directory, but '{file.path}' is judged by {recipe.name}: leave it "
             "out."

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import yaml
-from kits.image_directory import write_directory, write_photos
+from kits.image_directory import COLOURS, write_directory, write_photos
 from kits.pictures import unpainted
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -150,3 +150,23 @@ def test_classes_in_another_order_are_refused(place, tmp_path):
     recipe = asked_recipe(str(tmp_path / "net"), str(place / "photos"), Goal(ratio=3), changes=QUICK)
     with pytest.raises(NetworkError, match="Class 'blue' is number 0 in the data, but 2 in"):
         run(recipe, tmp_path / "run")
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_a_copy_of_the_hub_s_is_data_for_it(place, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"pic": datasets.Image(), "label": datasets.ClassLabel(names=sorted(COLOURS))})
+    splits = {}
+    for part in ("train", "val"):
+        files = sorted((place / "photos" / part).rglob("*.png"))
+        columns = {"pic": [str(file) for file in files], "label": [file.parent.name for file in files]}
+        splits[part] = datasets.Dataset.from_dict(columns, features=features)
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "set"))
+    recipe = asked_recipe(str(place / "net"), str(tmp_path / "set"), Goal(ratio=3), changes=QUICK)
+    assert (recipe.data.name, recipe.data.mean, recipe.data.image_size) == (str(tmp_path / "set"), (0.5,) * 3, 16)
+    metrics = run(recipe, tmp_path / "run")
+    folder = asked_recipe(str(place / "net"), str(place / "photos"), Goal(ratio=3), changes=QUICK)
+    of_folder = run(folder, tmp_path / "of_folder")
+    assert metrics["baseline"] == of_folder["baseline"]  # the same images, prepared alike
+    found = json.loads(sqs("evaluate", tmp_path / "run", "--json").stdout)
+    assert found["nll"] == pytest.approx(metrics["compressed"]["nll"])

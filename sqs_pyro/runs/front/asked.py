@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sqs_pyro.data.hub import is_saved
+from sqs_pyro.data.recipe import HUB
 from sqs_pyro.documents import read_yaml
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.integrations.image_directory import CONFIG, is_of_images, preprocessing, weight_files
@@ -91,7 +93,7 @@ def _of_network(
 ) -> dict[str, Any]:
     if trained and checkpoint is not None:
         raise RecipeError("--trained and --checkpoint are given, but one says where the weights come from.")
-    directory = not is_own(data) and Path(data).is_dir()
+    directory = not is_own(data) and Path(data).is_dir() and not is_saved(data)
     section: dict[str, Any] = {"name": IMAGE_FOLDER, "root": data} if directory else {"name": data}
     if task is not None:
         section["task"] = task
@@ -116,7 +118,8 @@ def _of_directory(directory: str, values: dict[str, Any]) -> dict[str, Any]:
     new_head = "num_classes" in (network.get("options") or ())
     if not values["baseline"] and weight_files(directory) and not new_head:
         values = {**values, "baseline": {"trained": True}}
-    if data.get("name") == IMAGE_FOLDER:
+    name = str(data.get("name"))
+    if name == IMAGE_FOLDER or name.startswith(HUB) or is_saved(name):
         values = {**values, "data": {**preprocessing(directory), **data}}
     return values
 
