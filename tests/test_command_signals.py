@@ -68,9 +68,10 @@ def test_an_interruption_within_executed_text(tmp_path):
     # Python's own note of it would end `python -m` by the signal, and not with the command's exit code.
     (tmp_path / "program.py").write_text(
         "from sqs_pyro import cli\n"
+        "from sqs_pyro.cli.running import one_sentence_errors\n"
         "@cli.app.command('executed')\n"
         "def executed():\n"
-        "    with cli._one_sentence_errors():\n"
+        "    with one_sentence_errors():\n"
         "        exec('raise KeyboardInterrupt')\n"
         "cli.main()\n"
     )

@@ -12,6 +12,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from sqs_pyro.errors import NetworkError
 
+_PREDICTIONS = ("logits", "out")
+
 
 def call_arguments(inputs: Any, net: nn.Module | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return positional and keyword arguments of a network's call.
@@ -57,20 +59,22 @@ def forward_signature(net: nn.Module) -> inspect.Signature | None:
 def output_tensor(output: Any) -> Tensor:
     """Return the tensor of predictions in a network's output: itself, its ``logits``, or its first element.
 
+    Of mappings it is ``logits``, as in transformers, or ``out``, as of torchvision's networks for segmentation.
+
     Raises:
         NetworkError: the output holds no tensor that could be the predictions.
     """
     if isinstance(output, Tensor):
         return output
-    if isinstance(output, Mapping) and "logits" in output:
-        return output["logits"]
+    if isinstance(output, Mapping) and (key := next((k for k in _PREDICTIONS if k in output), None)) is not None:
+        return output[key]
     if isinstance(getattr(output, "logits", None), Tensor):
         return output.logits
     if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
         return output[0]
     raise NetworkError(
-        f"The network returned a {type(output).__name__} without 'logits': give a likelihood=callable that "
-        "turns this output into a distribution."
+        f"The network returned a {type(output).__name__} without 'logits' or 'out': give a likelihood=callable "
+        "that turns this output into a distribution."
     )
 
 

@@ -19,6 +19,8 @@ DEFAULT_TYPES: tuple[type[nn.Module], ...] = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+#: Weights of linear maps that torch's attention keeps without modules of their own; they go with Linear's.
+_OF_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 def select_sites(
@@ -29,9 +31,10 @@ def select_sites(
 ) -> dict[str, nn.Parameter]:
     """Return the parameters of ``net`` to compress, by name, in the network's own order.
 
-    Without ``include``: the ``weight`` of every Linear and convolution, first and last layer too; biases,
-    norms and embeddings stay as they are. A tied parameter is one site under its first name, and only if every
-    module that shares it would be selected (so a language model's head tied to its embedding is left alone).
+    Without ``include``: the ``weight`` of every Linear and convolution, first and last layer too, and the
+    projections of torch's MultiheadAttention, which are linear maps without a module; biases, norms and embeddings
+    stay as they are. A tied parameter is one site under its first name, and only if every module that shares it
+    would be selected (so a language model's head tied to its embedding is left alone).
 
     Args:
         net: any module.
@@ -114,7 +117,10 @@ def _names_by_parameter(net: nn.Module) -> dict[nn.Parameter, list[str]]:
 
 def _is_weight_of(net: nn.Module, name: str, types: tuple[type[nn.Module], ...]) -> bool:
     owner, _, attribute = name.rpartition(".")
-    return attribute == "weight" and isinstance(net.get_submodule(owner), types)
+    module = net.get_submodule(owner)
+    if isinstance(module, nn.MultiheadAttention):
+        return attribute in _OF_ATTENTION and nn.Linear in types
+    return attribute == "weight" and isinstance(module, types)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

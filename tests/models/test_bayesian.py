@@ -237,7 +237,9 @@ class TestLikelihoods:
                 return {"features": super().forward(x)}
 
         model = BayesianNetwork(nn.Sequential(Odd(4, 3)))
-        with pytest.raises(NetworkError, match="returned a dict without 'logits': give a likelihood=callable"):
+        with pytest.raises(
+            NetworkError, match="returned a dict without 'logits' or 'out': give a likelihood=callable"
+        ):
             model(torch.randn(2, 4), torch.zeros(2, dtype=torch.long))
 
 
@@ -255,8 +257,14 @@ Output = namedtuple("Output", ["loss", "logits"])
 
 @pytest.mark.parametrize(
     "wrap",
-    [lambda t: t, lambda t: {"logits": t}, lambda t: Output(None, t), lambda t: (t, "more")],
-    ids=["tensor", "mapping", "attribute", "tuple"],
+    [
+        lambda t: t,
+        lambda t: {"logits": t},
+        lambda t: {"aux": 0 * t, "out": t},
+        lambda t: Output(None, t),
+        lambda t: (t, "more"),
+    ],
+    ids=["tensor", "mapping", "segmentation", "attribute", "tuple"],
 )
 @pytest.mark.parametrize("form", ["tensor", "tuple", "mapping"])
 def test_inputs_and_outputs_of_every_form(form, wrap):

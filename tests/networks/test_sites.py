@@ -34,6 +34,7 @@ DEFAULT = [
     "up2.weight",
     "up3.weight",
     "block.0.weight",
+    "attention.in_proj_weight",
     "attention.out_proj.weight",
     "head.weight",
 ]
@@ -58,7 +59,7 @@ def test_subclasses_of_linear_count():
 @pytest.mark.parametrize(
     ("include", "exclude", "expected"),
     [
-        (None, ["conv"], ["up1.weight", "up2.weight", "up3.weight", "block.0.weight", "attention", "head.weight"]),
+        (None, ["conv", "^up"], ["block.0.weight", "attention.in_proj", "attention.out_proj", "head.weight"]),
         (None, [r"^conv\d", r"^up", "attention"], ["block.0.weight", "head.weight"]),
         (["embedding"], [], ["embedding.weight"]),
         ([r"\.0\.", "head"], [], ["block.0.weight", "block.0.bias", "head.weight"]),

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sqs_pyro import cli
+from sqs_pyro.cli import compressing
 from sqs_pyro.recipes import meanings
 from sqs_pyro.runs.front.asked import asked_recipe
 from sqs_pyro.runs.front.first_recipe import FIRST_CHANGED, commented
@@ -50,7 +51,7 @@ def test_questions_are_asked_on_a_terminal(tmp_path, monkeypatch):
     refused = sqs("init", "--network", "resnet20")
     assert refused.exit_code == 2 and "no terminal to ask on: give --data" in refused.stderr
 
-    monkeypatch.setattr(cli, "_has_terminal", lambda: True)
+    monkeypatch.setattr(compressing, "_has_terminal", lambda: True)
     answered = sqs("init", input="resnet20\nfashion_mnist\n12\n")
     assert answered.exit_code == 0, answered.output
     assert len(re.findall(r"Network|Data|How many", answered.stderr)) == 3 and "Network" not in answered.stdout

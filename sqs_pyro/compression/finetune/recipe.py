@@ -114,7 +114,7 @@ class CompressionRecipe(RecipeSection):
             `network`, or that of each `layer`.
         num_components: K, values in a codebook besides zero.
         include: regular expressions (or one) of parameter names to compress; None takes the weights of Linear and
-            convolution layers.
+            convolution layers, and the projections of torch's attention.
         exclude: regular expressions (or one) of parameter names to leave uncompressed.
         groups: weights that share a codebook: `layer`, `channel` (out-channel), or a number of consecutive
             weights.

@@ -1,0 +1,16 @@
+"""The `sqs` command: the one place that joins everything.
+
+Commands import what they need when they run, so that `sqs --help` and mistyped options answer at once.
+Results go to stdout (tables, or one JSON document with ``--json``), everything else to stderr.
+"""
+
+# In the order in which `sqs --help` shows them: each module's commands join the application as it is imported.
+from sqs_pyro.cli import compressing, files, reports, benchmarks, studies  # noqa: F401, I001
+from sqs_pyro.cli.application import app
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Entry point of the `sqs` command."""
+    app()

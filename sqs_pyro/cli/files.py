@@ -1,0 +1,161 @@
+"""What is done with a packed file: evaluate, inspect, export."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sqs_pyro.cli.application import app
+from sqs_pyro.cli.options import DeviceOption, FileArgument, JsonOption, NetworkOption
+from sqs_pyro.cli.running import command_line, numbers, one_sentence_errors, show
+
+
+@app.command("evaluate")
+def evaluate_command(
+    file: FileArgument,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="RECIPE|MODULE:FUNCTION", help="Recipe or code of yours whose data to use."
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option("--root", metavar="DIR", help="Where the data set is on this machine.")
+    ] = None,
+    shift: Annotated[
+        str | None,
+        typer.Option("--shift", metavar="SHIFT", help="Shift the images: rotation:30, noise:0.5 or uniform."),
+    ] = None,
+    network: NetworkOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate a packed file on its test data: its task's figures and size."""
+    with one_sentence_errors():
+        from sqs_pyro.reporting.tables import evaluation_tables
+        from sqs_pyro.runs.files import evaluate_file
+
+        evaluation = evaluate_file(
+            file, data_from=data, root=root, shift=shift, network=network, device=device or "cpu"
+        )
+        show(evaluation, evaluation_tables(evaluation), as_json)
+
+
+@app.command("uncertainty")
+def uncertainty_command(
+    file: FileArgument,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="RECIPE|MODULE:FUNCTION", help="Recipe or code of yours whose data to use."
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option("--root", metavar="DIR", help="Where the data set is on this machine.")
+    ] = None,
+    foreign: Annotated[
+        list[str] | None,
+        typer.Option("--foreign", metavar="NAME|PATH", help="Other classes: a data set, folder or recipe."),
+    ] = None,
+    shift: Annotated[
+        list[str] | None,
+        typer.Option("--shift", metavar="SHIFT", help="Shifted images: rotation:30, noise:0.5 or uniform."),
+    ] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option("--draws", min=1, metavar="N", help="Networks: an ensemble's first N, or N drawn by widths."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write the figures there, and pictures of them.")
+    ] = None,
+    network: NetworkOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a packed classifier's uncertainty is worth: calibration, selective prediction, other inputs.
+
+    Of an ensemble, one draw stands beside the average; temperature scaling stands beside each. --foreign and
+    --shift may be repeated.
+    """
+    with one_sentence_errors():
+        from sqs_pyro.reporting.tables import uncertainty_tables
+        from sqs_pyro.runs.files import uncertainty_file
+
+        document = uncertainty_file(
+            file,
+            data_from=data,
+            root=root,
+            foreign=foreign or (),
+            shifts=shift or (),
+            draws=draws,
+            out=out,
+            network=network,
+            device=device or "cpu",
+        )
+        show(document, uncertainty_tables(document), as_json)
+        if out is not None:
+            typer.echo(f"Wrote {out}", err=True)
+
+
+@app.command("inspect")
+def inspect_command(
+    file: FileArgument,
+    runtime: Annotated[
+        bool, typer.Option("--runtime", help="Build the network, and show the form of its weights on this CPU.")
+    ] = False,
+    network: NetworkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a packed file holds, to the byte, without building the network."""
+    with one_sentence_errors():
+        from sqs_pyro.reporting.tables import inspection_tables
+        from sqs_pyro.runs.files import inspect_file
+
+        inspection = inspect_file(file, runtime=runtime, network=network)
+        show(inspection, inspection_tables(inspection), as_json)
+
+
+@app.command("export")
+def export_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A packed file, or packed Hugging Face directory.")],
+    export_format: Annotated[str, typer.Option("--format", metavar="FORMAT", help="dense, aoti or onnx.")],
+    out: Annotated[Path, typer.Option("--out", metavar="PATH", help="File to make; of aoti a directory.")],
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Of dense: float32, bfloat16 or float16 [float32].")
+    ] = None,
+    input_shape: Annotated[
+        str | None,
+        typer.Option("--input-shape", metavar="1,28,28", help="Of one random example [the file's own data]."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="RECIPE|MODULE:FUNCTION", help="Recipe or code of yours whose data to use."
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older export.")] = False,
+    network: NetworkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the network of a packed file for other programs, run what was written, and compare.
+
+    dense: a plain checkpoint. aoti: a compiled network on packed weights that needs only PyTorch, Python or not.
+    onnx: a model of codes and codebooks.
+    """
+    with one_sentence_errors():
+        from sqs_pyro.reporting.tables import export_tables
+        from sqs_pyro.runs.export import export_file
+
+        shape = None if input_shape is None else numbers(input_shape, ",", "--input-shape")
+        document = export_file(
+            file,
+            export_format,
+            out,
+            dtype=dtype,
+            input_shape=shape,
+            data_from=data,
+            overwrite=overwrite,
+            network=network,
+        )
+        show({"command": command_line(), **document}, export_tables(document), as_json)
+        typer.echo(f"Wrote {out}", err=True)

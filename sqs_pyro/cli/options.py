@@ -1,0 +1,16 @@
+"""Options and arguments that several commands have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps or auto.")
+]
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A packed file, or a run's directory.")]
+NetworkOption = Annotated[
+    str | None,
+    typer.Option("--network", metavar="MODULE:FUNCTION", help="Code of yours that builds the file's network."),
+]
