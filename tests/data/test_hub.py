@@ -1,5 +1,7 @@
 """Data sets of the Hugging Face hub, from copies on the disk: images as of a folder, tables as of a file."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -215,6 +217,6 @@ def test_what_is_not_there(tmp_path, monkeypatch):
     (tmp_path / "state.json").write_text("{}")
     with pytest.raises(SQSError, match=r"cannot be read \(.*\): save it anew"):
         load_data(recipe(str(tmp_path)))
-    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingPackageError, match=r"need the package 'datasets', .*\[text\]', or give a file"):
         load_data(recipe("hub/x"))
