@@ -20,6 +20,7 @@ EXTRAS = {
     "pyarrow": "tables",
     "sklearn": "vision",
     "timm": "timm",
+    "torchmetrics": "metrics",
     "torchvision": "vision",
     "transformers": "transformers",
     "typer": "cli",

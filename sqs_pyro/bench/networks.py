@@ -138,4 +138,4 @@ def _file_network(
         )
     form = kind.input_form(net, source, input_shape, lengths)
     # Methods in other dtypes are made of it; a file's network may be in half precision.
-    return BenchNetwork(file, net.float(), form.shapes, form.vocabulary, form.masked)
+    return BenchNetwork(file, net.to(torch.float32), form.shapes, form.vocabulary, form.masked)

@@ -20,15 +20,15 @@ def compress_command(
         typer.Argument(
             metavar="RECIPE|NETWORK",
             help="A YAML recipe; a network: registered, torchvision/NAME, timm/NAME, module:function or "
-            "file.py:function; or a language model's directory.",
+            "file.py:function; or the Hugging Face directory of a classifier of images or a language model.",
         ),
     ],
     data: Annotated[
         str | None,
         typer.Argument(
             metavar="DATA",
-            help="Of a network: a data set's name, .npz, .csv, .jsonl or .parquet, a directory of images, or "
-            "module:function. Of a language model: text.",
+            help="Of a network: a data set's name, .npz, .csv, .jsonl or .parquet, a directory of images, "
+            "hub/NAME, or module:function. Of a language model: text.",
             show_default=False,
         ),
     ] = None,

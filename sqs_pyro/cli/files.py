@@ -117,7 +117,7 @@ def inspect_command(
 
 @app.command("export")
 def export_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A packed file, or packed Hugging Face directory.")],
+    file: FileArgument,
     export_format: Annotated[str, typer.Option("--format", metavar="FORMAT", help="dense, aoti or onnx.")],
     out: Annotated[Path, typer.Option("--out", metavar="PATH", help="File to make; of aoti a directory.")],
     dtype: Annotated[

@@ -9,7 +9,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 DeviceOption = Annotated[
     str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps or auto.")
 ]
-FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A packed file, or a run's directory.")]
+FileArgument = Annotated[
+    Path,
+    typer.Argument(metavar="FILE", help="A packed file, a run's directory, or a packed Hugging Face directory."),
+]
 NetworkOption = Annotated[
     str | None,
     typer.Option("--network", metavar="MODULE:FUNCTION", help="Code of yours that builds the file's network."),

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def load_image_folder(recipe: DataRecipe, seed: int) -> Data:
         DataError: a missing directory, a class without images, classes that differ between the directories.
     """
     root = _existing_root(recipe.root)
-    train_transform, plain_transform = _transforms(recipe)
+    train_transform, plain_transform = image_transforms(recipe)
     # The same files twice: held-out images must not be augmented.
     train, train_plain = _folder(root / "train", train_transform), _folder(root / "train", plain_transform)
     held_out_folders = [_folder(root / n, plain_transform) for n in ("val", "test") if (root / n).is_dir()]
@@ -71,29 +71,59 @@ def load_image_folder(recipe: DataRecipe, seed: int) -> Data:
         labels = torch.tensor(train.targets)
         kept, held_out = stratified_split(labels, held_out_size(recipe, len(labels)), SPLIT_SEED)
         training, validation = Subset(train, kept.tolist()), Subset(train_plain, held_out.tolist())
+    # The last is `test` if both are there, else the only one.
+    parts = training, validation, held_out_folders[-1]
+    return data_of_images(recipe, seed, parts, len(train.classes), train.classes, f"'{root / 'train'}'")
+
+
+def data_of_images(
+    recipe: DataRecipe, seed: int, parts: Sequence[Any], num_classes: int, names: Sequence[str], where: str
+) -> Data:
+    """Return loaders over data sets of prepared images for training, choices and the final figures.
+
+    Args:
+        recipe: how they are cut into minibatches.
+        seed: of their order.
+        parts: the three.
+        num_classes: C.
+        names: of the classes; none, if they have none.
+        where: the training images are from, for the sentence.
+
+    Raises:
+        DataError: there is no minibatch to train on.
+    """
+    training, validation, test = parts
     if len(training) < recipe.batch_size:
         raise DataError(
-            f"'{root / 'train'}' leaves {len(training)} images to train on, fewer than a minibatch of "
-            f"{recipe.batch_size}: lower `batch_size`."
+            f"{where} leaves {len(training)} images to train on, fewer than a minibatch of {recipe.batch_size}: "
+            "lower `batch_size`."
         )
     options: dict[str, Any] = {"batch_size": recipe.batch_size, "num_workers": recipe.num_workers}
+    mean, std = _normalisation(recipe)
+    about = {"classes": list(names)} if names else {}
     return Data(
         train=EpochDataLoader(training, seed=seed, shuffle=True, drop_last=True, **options),
         validation=EpochDataLoader(validation, **options),
-        # The last is `test` if both are there, else the only one.
-        test=EpochDataLoader(held_out_folders[-1], **options),
-        num_classes=len(train.classes),
+        test=EpochDataLoader(test, **options),
+        num_classes=num_classes,
         input_shape=(3, recipe.image_size, recipe.image_size),
         name=recipe.name,
+        about={**about, "input_mean": list(mean), "input_std": list(std)},
     )
 
 
-def _transforms(recipe: DataRecipe) -> tuple[Any, Any]:
+def _normalisation(recipe: DataRecipe) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return what is subtracted from pixels between 0 and 1, and by what they are divided, a number a channel."""
+    mean, std = recipe.mean or _MEAN, recipe.std or _STD
+    return mean * (3 // len(mean)), std * (3 // len(std))
+
+
+def image_transforms(recipe: DataRecipe) -> tuple[Any, Any]:
     """Return those for training and for evaluation."""
     with needed_for("Image folders"):
         from torchvision import transforms  # heavy, and only needed here
 
-    to_tensor = [transforms.ToTensor(), transforms.Normalize(_MEAN, _STD)]
+    to_tensor = [transforms.ToTensor(), transforms.Normalize(*_normalisation(recipe))]
     size = recipe.image_size
     plain = transforms.Compose([transforms.Resize(round(size * _RESIZE)), transforms.CenterCrop(size), *to_tensor])
     if not recipe.augment:
@@ -137,21 +167,34 @@ def read_image(path: str) -> Any:
     Raises:
         DataError: it is damaged, no image, or larger than 67 million pixels.
     """
-    with needed_for("Image folders"):
+    return decoded(path, f"Image '{path}'")
+
+
+def decoded(source: Any, what: str) -> Any:
+    """Decode an image, RGB, as PIL's.
+
+    Args:
+        source: path, or an open file of bytes.
+        what: it is, for the sentence.
+
+    Raises:
+        DataError: as :func:`read_image`.
+    """
+    with needed_for("Images"):
         from PIL import Image  # heavy, and only needed here
 
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
+        with warnings.catch_warnings(), Image.open(source) as image:
             warnings.simplefilter("ignore")  # PIL warns of large images, which are refused below
             if math.prod(image.size) > _MOST_PIXELS:  # of the header: nothing is decoded yet
                 size = "x".join(map(str, image.size))
-                raise DataError(f"Image '{path}' has {size} pixels, more than {_MOST_PIXELS}: make it smaller.")
+                raise DataError(f"{what} has {size} pixels, more than {_MOST_PIXELS}: make it smaller.")
             return image.convert("RGB")
     except DataError:
         raise
     except Exception as error:  # each format has errors of its own
         reason = first_line(error)
-        raise DataError(f"Image '{path}' cannot be read ({reason}): remove or replace it.") from None
+        raise DataError(f"{what} cannot be read ({reason}): remove or replace it.") from None
 
 
 def _check_same_classes(train: Any, other: Any) -> None:

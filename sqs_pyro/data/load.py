@@ -30,6 +30,10 @@ def load_data(recipe: DataRecipe, seed: int = 0) -> Data:
         from sqs_pyro.data.prepared import load_file
 
         return load_file(recipe, seed)
+    if recipe.is_table:
+        from sqs_pyro.data.hub import load_table
+
+        return load_table(recipe, seed)
     if is_own(recipe.name):
         from sqs_pyro.data.own import load_own
 

@@ -13,6 +13,7 @@ from sqs_pyro.extras import needed_for
 from sqs_pyro.integrations.checkpoint_size import CheckpointSize, checkpoint_size
 from sqs_pyro.integrations.post_import import after_import
 from sqs_pyro.isolation import isolated
+from sqs_pyro.networks import task_networks as task_networks  # files name its networks, and load anywhere
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

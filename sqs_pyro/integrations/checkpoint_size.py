@@ -14,7 +14,7 @@ from sqs_pyro.errors import PackedFileError
 from sqs_pyro.integrations.checkpoint_documents import CONFIG_DIGEST
 from sqs_pyro.integrations.records import read_record
 from sqs_pyro.packing.record import TensorRecord
-from sqs_pyro.packing.size import compressed_bytes
+from sqs_pyro.packing.size import SizeReport, compressed_bytes, largest, paper_ratio
 
 # Bits of one element, by safetensors' names.
 _FLOATS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
@@ -74,8 +74,8 @@ def checkpoint_size(directory: "str | PathLike[str]") -> CheckpointSize:
     packed = compressed_bytes(tensors.values())
     every = [entry for name in weights for entry in _entries(directory / name)]
     # The digest of config.json stands among the weights, but is none.
-    digests = sum(count for name, _, _, count in every if name == CONFIG_DIGEST)
-    stored = [(is_float, bits, count) for name, is_float, bits, count in every if name != CONFIG_DIGEST]
+    digests = sum(math.prod(shape) for name, _, _, shape in every if name == CONFIG_DIGEST)
+    stored = [(is_float, bits, math.prod(shape)) for name, is_float, bits, shape in every if name != CONFIG_DIGEST]
     data = sum(bits * count // 8 for _, bits, count in stored)
     num_weights = sum(tensor.numel for tensor in tensors.values())
     floats = sum(count for is_float, _, count in stored if is_float)
@@ -94,6 +94,29 @@ def checkpoint_size(directory: "str | PathLike[str]") -> CheckpointSize:
     )
 
 
+def checkpoint_report(directory: "str | PathLike[str]") -> SizeReport:
+    """Return the bytes of a packed Hugging Face checkpoint as those of a packed file.
+
+    What is a file's manifest are here config.json, and what else loading reads beside the weights. Errors as
+    :func:`checkpoint_size`.
+    """
+    size, rows = checkpoint_size(directory), tuple(_records(Path(directory)).values())
+    every = [entry for file in sorted(Path(directory).glob("*.safetensors")) for entry in _entries(file)]
+    return SizeReport(
+        **{kind: size.parts[kind] for kind in compressed_bytes(())},
+        uncompressed=size.parts["uncompressed"],
+        manifest=size.parts["configs"],
+        header=size.parts["headers"],
+        padding=0,
+        fp32_bytes=size.fp32_bytes,
+        num_weights=size.num_weights,
+        nonzeros=size.nonzeros,
+        paper_ratio=paper_ratio(rows),
+        tensors=rows,
+        largest_uncompressed=largest((name, shape) for name, is_float, _, shape in every if is_float),
+    )
+
+
 def packed_config(config: Mapping[str, Any], where: object) -> dict[str, Any]:
     """Return the ``quantization_config`` out of a checkpoint's config.json.
 
@@ -109,16 +132,29 @@ def packed_config(config: Mapping[str, Any], where: object) -> dict[str, Any]:
     return found
 
 
+def is_packed_directory(path: "str | PathLike[str]") -> bool:
+    """Whether a path is that of a directory whose config.json says that its weights are packed."""
+    if not (Path(path) / "config.json").is_file():
+        return False
+    config = read_json_object(Path(path) / "config.json", PackedFileError, "fetch it again")
+    packed = config.get("quantization_config")
+    return isinstance(packed, dict) and packed.get("quant_method") == "sqs"
+
+
+def packed_document(directory: Path) -> dict[str, Any]:
+    """Return what the ``quantization_config`` of a packed directory says; errors as :func:`packed_config`."""
+    return packed_config(read_json_object(directory / "config.json", PackedFileError, "fetch it again"), directory)
+
+
 def _records(directory: Path) -> dict[str, TensorRecord]:
-    config = read_json_object(directory / "config.json", PackedFileError, "fetch it again")
-    records = packed_config(config, directory).get("tensors", {})
+    records = packed_document(directory).get("tensors", {})
     if not isinstance(records, dict):
         raise PackedFileError(f"'{directory / 'config.json'}' has no records of tensors: fetch it again.")
     return {name: read_record(name, record) for name, record in records.items()}
 
 
-def _entries(file: Path) -> Iterator[tuple[str, bool, int, int]]:
-    """Yield of each tensor of a file its name, whether it is floating, bits an element and number of elements."""
+def _entries(file: Path) -> Iterator[tuple[str, bool, int, tuple[int, ...]]]:
+    """Yield of each tensor of a file its name, whether it is floating, bits an element and its shape."""
     try:
         with safe_open(file, framework="pt") as content:
             for name in content.keys():  # noqa: SIM118
@@ -126,6 +162,6 @@ def _entries(file: Path) -> Iterator[tuple[str, bool, int, int]]:
                 dtype = entry.get_dtype()
                 if dtype not in {**_FLOATS, **_OTHERS}:
                     raise PackedFileError(f"Tensor {name!r} in '{file}' is {dtype}, which no network here has.")
-                yield name, dtype in _FLOATS, {**_FLOATS, **_OTHERS}[dtype], math.prod(entry.get_shape())
+                yield name, dtype in _FLOATS, {**_FLOATS, **_OTHERS}[dtype], tuple(entry.get_shape())
     except SafetensorError as error:
         raise PackedFileError(f"Checkpoint file '{file}' is truncated or damaged ({error}).") from None

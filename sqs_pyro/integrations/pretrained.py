@@ -52,8 +52,8 @@ class Pretrained:
                 has layers that its architecture does not name.
         """
         transformers = transformers_package()
-        # `_quiet` inside: what it puts back is put back before the error is told.
-        with _one_sentence("weights", self.recipe), _quiet(transformers, self.recipe):
+        # `quiet` inside: what it puts back is put back before the error is told.
+        with _one_sentence("weights", self.recipe), quiet(transformers, Path(self.recipe.path)):
             net, found = getattr(transformers, auto_class).from_pretrained(
                 self.recipe.path,
                 dtype=getattr(torch, self.recipe.dtype),
@@ -66,7 +66,7 @@ class Pretrained:
         wrong = sorted(found["missing_keys"]) + sorted(str(each[0]) for each in found["mismatched_keys"])
         # A base model needs no head, and a new one is trained.
         if auto_class == "AutoModel" or new_head:
-            wrong = [name for name in wrong if not _is_of_head(net, name)]
+            wrong = [name for name in wrong if not is_of_head(net, name)]
         if wrong:
             hint = "" if auto_class == "AutoModelForCausalLM" else ", or train a head with a section `baseline`"
             raise NetworkError(
@@ -102,10 +102,10 @@ def find_pretrained(recipe: PretrainedRecipe) -> Pretrained:
         from sqs_pyro.integrations.checkpoint_documents import read_config  # needs transformers
 
         read_config(Path(recipe.path), NetworkError)
-    with _one_sentence("configuration", recipe), _quiet(transformers, recipe):
+    with _one_sentence("configuration", recipe), quiet(transformers, Path(recipe.path)):
         config = transformers.AutoConfig.from_pretrained(recipe.path, **_where(recipe))
     architecture_of(config)
-    with _one_sentence("tokenizer", recipe), _quiet(transformers, recipe):
+    with _one_sentence("tokenizer", recipe), quiet(transformers, Path(recipe.path)):
         tokenizer = transformers.AutoTokenizer.from_pretrained(recipe.path, **_where(recipe))
     return Pretrained(recipe, config, tokenizer)
 
@@ -160,7 +160,7 @@ def check_causal(net: nn.Module, tokens: Tensor) -> None:
         )
 
 
-def _is_of_head(net: nn.Module, name: str) -> bool:
+def is_of_head(net: nn.Module, name: str) -> bool:
     """Return whether a weight stands behind the base model; so does a pooler, which not every head needs."""
     path = base_path(net)
     return name.startswith("pooler.") or ".pooler." in name or (bool(path) and not name.startswith(f"{path}."))
@@ -217,13 +217,13 @@ def _one_sentence(part: str, recipe: PretrainedRecipe) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(transformers: Any, recipe: PretrainedRecipe) -> Iterator[None]:
+def quiet(transformers: Any, path: Path) -> Iterator[None]:
     """Keep transformers' own reports and bars off stderr while it loads; a download keeps its bar."""
     logging = transformers.utils.logging
     # transformers keeps both for the process.
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
-    if Path(recipe.path).is_dir():
+    if path.is_dir():
         logging.disable_progress_bar()
     try:
         yield

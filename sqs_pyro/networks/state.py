@@ -37,6 +37,16 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
             f"The weights in '{path}' are another network's: {difference}; give the weights of this network or "
             "change its options."
         )
+    check_finite(state, net, path)
+    net.load_state_dict(state)
+
+
+def check_finite(state: Mapping[str, Tensor], net: nn.Module, path: str | Path) -> None:
+    """Check that the weights of a network, which came from ``path``, are finite.
+
+    Raises:
+        NetworkError: some are not.
+    """
     buffers = {name for name, _ in net.named_buffers()}  # which may hold infinity, as masks of attention do
     for name, tensor in state.items():
         right = ~torch.isnan(tensor) if name in buffers else torch.isfinite(tensor)
@@ -44,7 +54,6 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
             raise NetworkError(
                 f"The weights in '{path}' hold values of '{name}' that are not finite: give others."
             )
-    net.load_state_dict(state)
 
 
 def state_difference(state: Mapping[str, Tensor], net: nn.Module) -> str | None:

@@ -26,6 +26,7 @@ AUTO_CLASSES = {
     "classification": "AutoModelForSequenceClassification",
     "question_answering": "AutoModelForQuestionAnswering",
     "embedding": "AutoModel",
+    "image_classification": "AutoModelForImageClassification",
 }
 
 
@@ -64,6 +65,9 @@ class EmbeddingNetwork(nn.Module):
         return F.normalize((hidden * attention_mask[..., None]).sum(1), dim=-1)  # length takes care of the count
 
 
+#: Keys of a configuration that name a network of another library, for which that would ask its hub.
+_FOREIGN = frozenset({"architecture", "backbone", "use_timm_backbone", "use_pretrained_backbone"})
+
 _AROUND = {"question_answering": SpanNetwork, "embedding": EmbeddingNetwork}
 
 
@@ -75,12 +79,26 @@ def task_network(transformer: nn.Module, task: str) -> nn.Module:
         task: one of its keys.
     """
     net = _AROUND[task](transformer) if task in _AROUND else transformer
-    config = transformer.config.to_json_string()  # type: ignore[union-attr, operator]
+    config = json.loads(transformer.config.to_json_string())  # type: ignore[union-attr, operator]
     net.network_spec = {  # type: ignore[assignment]
         "name": transformers_network.__name__,
-        "options": {"task": task, "config": json.loads(config)},
+        "options": {"task": task, "config": _named_once(config)},
     }
     return net
+
+
+def _named_once(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration with one name for each class: a thousand names twice would count in a small file."""
+    once = {key: value for key, value in config.items() if key != "label2id"}
+    return once if _named_twice(once) == config else config
+
+
+def _named_twice(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with the numbers of its classes by their names, which transformers does not infer."""
+    names = config.get("id2label")
+    if not isinstance(names, Mapping) or "label2id" in config:
+        return dict(config)
+    return {**config, "label2id": {name: int(number) for number, name in names.items()}}
 
 
 @register_network("transformers_network")
@@ -97,10 +115,15 @@ def transformers_network(task: str, config: Mapping[str, Any]) -> nn.Module:
     """
     if task not in AUTO_CLASSES:
         raise NetworkError(f"Task {task!r} is unknown: known are {', '.join(AUTO_CLASSES)}.")
+    if foreign := foreign_key(config):
+        raise NetworkError(
+            f"A {config.get('model_type')!r} network with {foreign!r} is built by another library, which might "
+            "fetch it: load the network in Python by yourself, or name it as timm/NAME."
+        )
     with needed_for("Networks of tasks"):
         transformers = importlib.import_module("transformers")
     try:
-        made = transformers.AutoConfig.for_model(**config)
+        made = transformers.AutoConfig.for_model(**_named_twice(config))
         transformer = getattr(transformers, AUTO_CLASSES[task]).from_config(made, trust_remote_code=False)
     except (ValueError, TypeError, KeyError) as error:
         raise NetworkError(
@@ -108,6 +131,15 @@ def transformers_network(task: str, config: Mapping[str, Any]) -> nn.Module:
             "install the release that the checkpoint was made with."
         ) from None
     return task_network(transformer, task)
+
+
+def foreign_key(config: Any) -> str | None:
+    """Return a key of a configuration, or of one inside it, by which another library would build the network."""
+    if not isinstance(config, Mapping):
+        return None
+    return next((key for key in config if key in _FOREIGN and config[key]), None) or next(
+        filter(None, map(foreign_key, config.values())), None
+    )
 
 
 def transformer_in(net: nn.Module) -> nn.Module:

@@ -176,10 +176,12 @@ def _report(
         fp32_bytes=4 * (weights + floats),
         num_weights=weights,
         nonzeros=sum(row.nonzeros for row in rows),
-        paper_ratio=_paper_ratio(rows) if draws == 1 else None,
+        paper_ratio=paper_ratio(rows) if draws == 1 else None,
         tensors=tuple(rows),
         draws=draws,
-        largest_uncompressed=_largest(leftovers),
+        largest_uncompressed=largest(
+            (name, value.shape) for name, value in leftovers.items() if value.is_floating_point()
+        ),
     )
 
 
@@ -192,16 +194,14 @@ def compressed_bytes(rows: Iterable[TensorRecord]) -> dict[str, int]:
     return kinds
 
 
-def _largest(leftovers: Mapping[str, Tensor]) -> tuple[OtherTensor, ...]:
-    floats = [
-        OtherTensor(name, tuple(value.shape), value.numel())
-        for name, value in leftovers.items()
-        if value.is_floating_point()
-    ]
-    return tuple(sorted(floats, key=lambda other: (-other.numel, other.name))[:_MOST_NAMED])
+def largest(floats: Iterable[tuple[str, Sequence[int]]]) -> tuple[OtherTensor, ...]:
+    """Return the largest of the floating tensors that are not compressed, given by name and shape."""
+    others = [OtherTensor(name, tuple(shape), math.prod(shape)) for name, shape in floats]
+    return tuple(sorted(others, key=lambda other: (-other.numel, other.name))[:_MOST_NAMED])
 
 
-def _paper_ratio(rows: Sequence[TensorRecord]) -> float | None:
+def paper_ratio(rows: Sequence[TensorRecord]) -> float | None:
+    """Return the ratio as the paper counts, see :class:`SizeReport`."""
     # K may differ from tensor to tensor; a zero costs nothing here, and neither does a code where K = 1.
     bits = sum(row.nonzeros * math.log2(row.components) for row in rows)
     return 32 * sum(row.numel for row in rows) / bits if bits else None

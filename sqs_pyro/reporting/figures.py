@@ -1,5 +1,8 @@
 """How figures of networks are called and written: label, factor and form; a task has some of them."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 FIGURES = {
     "r2": ("R²", 1, ".4f"),
     "rmse": ("root mean square error", 1, ".4g"),
@@ -19,3 +22,10 @@ FIGURES = {
     "brier": ("Brier score", 1, ".4f"),
     "entropy": ("mean entropy, nats", 1, ".4f"),
 }
+
+
+def figures_of(networks: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, int, str]]:
+    """Return all figures that networks may have, those first that users have named (``metric``)."""
+    named = [network["metric"]["name"] for network in networks if "metric" in network]
+    # Of code the function is what tells; where it is stands in the recipe.
+    return {name: (name.rpartition(":")[2], 1, ".4f") for name in named} | FIGURES

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from sqs_pyro.reporting.figures import FIGURES
+from sqs_pyro.reporting.figures import FIGURES, figures_of
 from sqs_pyro.reporting.fitted import FittedTable, Line
 from sqs_pyro.reporting.printed import Report
 
@@ -180,9 +180,10 @@ def _figures_table(networks: Mapping[str, Document], *, entropy: bool = True) ->
     """Return a table with a row a figure, a column a network."""
     table = FittedTable("", *networks)
     first = next(iter(networks.values()))
-    for key, (label, factor, form) in FIGURES.items():
+    for key, (label, factor, form) in figures_of(networks.values()).items():
         if key in first and (entropy or key != "entropy"):
-            table.add_row(label, *(f"{factor * network[key]:{form}}" for network in networks.values()))
+            found = (network.get(key) for network in networks.values())  # averages lack a user's metric
+            table.add_row(label, *(_number(None if value is None else factor * value, form) for value in found))
     return table
 
 

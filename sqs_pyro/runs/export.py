@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sqs_pyro import integrations, size_report
 from sqs_pyro.atomic import appearing, check_place, clean, resolved
-from sqs_pyro.errors import NetworkError, OutputError, PackedFileError, SQSError
+from sqs_pyro.errors import OutputError, SQSError
 from sqs_pyro.exporting.aoti import export_aoti, run_aoti
 from sqs_pyro.exporting.dense import DTYPES, check_dtype, export_dense, is_dense_export
 from sqs_pyro.exporting.examples import random_inputs, random_text
@@ -23,16 +23,16 @@ from sqs_pyro.exporting.onnx import check_installed, export_onnx, is_onnx_export
 from sqs_pyro.exporting.suffixes import check_suffix
 from sqs_pyro.exporting.trace import one_sentence, outputs
 from sqs_pyro.integrations.checkpoint_size import checkpoint_size
+from sqs_pyro.integrations.pretrained import quiet, transformers_package
 from sqs_pyro.kernels.placing import unpack_weights
 from sqs_pyro.networks.calling import split_examples
+from sqs_pyro.networks.tokens import vocabulary_size
 from sqs_pyro.packing.stored import stored_weights
-from sqs_pyro.runs.directory import PACKED
 from sqs_pyro.runs.files import existing_file, file_network, opened
 from sqs_pyro.runs.kinds import kind_of
 from sqs_pyro.runs.seal import is_our_directory, seal
 
 FORMATS = ("dense", "aoti", "onnx")
-_CONFIG = "config.json"
 
 
 def export_file(
@@ -75,19 +75,16 @@ def export_file(
         NetworkError: an ensemble, a network that the format cannot hold, or a package is missing.
         DataError, RecipeError: there is no example.
     """
-    path, target = Path(file), Path(out)
-    if (path / PACKED).is_file():  # a run's directory; one of Hugging Face has other names
-        path = path / PACKED
-    directory = path.is_dir()
     # Options and places are checked before a network of gigabytes is read.
     _check_options(export_format, dtype)
-    _check_source(path)
+    path, target = existing_file(file), Path(out)
+    directory = path.is_dir()  # of Hugging Face: of a run's it is the file
     writes_directory = export_format == "aoti" or (directory and export_format == "dense")
     check_suffix(resolved(target), export_format, directory=writes_directory)
     as_file = {"dense": is_dense_export, "onnx": is_onnx_export}
     is_ours = is_our_directory if writes_directory else as_file[export_format]
     _check_free(target, f"export of format {export_format}", is_ours, overwrite=overwrite)
-    net = _directory_network(path) if directory else file_network(path, network)
+    net = file_network(path, network)
     check_one_network(net)
     example = _example(net, path, input_shape, data_from, needed=export_format != "dense")
     # Run from where it is made: the target only appears if what was written loads and computes.
@@ -154,25 +151,6 @@ def _tree_bytes(path: Path) -> dict[str, int]:
     return {str(p.relative_to(path)): p.stat().st_size for p in sorted(path.rglob("*")) if p.is_file()}
 
 
-# ---- the network ----
-
-
-def _check_source(path: Path) -> None:
-    if not path.is_dir():
-        existing_file(path)
-    elif not (path / _CONFIG).is_file():
-        raise PackedFileError(
-            f"'{path}' is a directory without {_CONFIG}: give a packed file, or a packed Hugging Face directory."
-        )
-
-
-def _directory_network(path: Path) -> nn.Module:
-    try:
-        return integrations.from_pretrained(path)
-    except ModuleNotFoundError as error:
-        raise NetworkError(str(error)) from None
-
-
 # ---- an example ----
 
 
@@ -212,8 +190,8 @@ def _example(
 
 
 def _own(net: nn.Module, path: Path, data_from: str | Path | None) -> tuple[Any, str]:
-    """Return inputs of the kind that a file is of; of a Hugging Face directory, random tokens."""
-    if path.is_dir() and data_from is None:
+    """Return inputs of the kind that a file is of; of a Hugging Face directory of text, random tokens."""
+    if path.is_dir() and data_from is None and vocabulary_size(net) is not None:
         return random_text(net, path)
     source = opened(path, data_from)
     return kind_of(source.document).example(net, source)
@@ -245,13 +223,15 @@ def _write(
 
 def _write_checkpoint(source: Path, made: Path, dtype: str) -> nn.Module:
     """Write a plain Hugging Face directory, with the tokenizer of the packed one; return what it loads as."""
-    dense = integrations.from_pretrained(source, dequantize=True, dtype=DTYPES[dtype])
-    dense.save_pretrained(made)
+    with quiet(transformers_package(), source):
+        dense = integrations.from_pretrained(source, dequantize=True, dtype=DTYPES[dtype])
+        dense.save_pretrained(made)
     for beside in checkpoint_size(source).besides:
         if beside != "README.md":  # which says how to load packed weights
             shutil.copyfile(source / beside, made / beside)
     seal(made)
-    return type(dense).from_pretrained(made).eval()
+    with quiet(transformers_package(), made):
+        return type(dense).from_pretrained(made).eval()
 
 
 def _difference(run: Callable[[Any], tuple[Tensor, ...]], batches: Batches) -> float | None:

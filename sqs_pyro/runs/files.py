@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from sqs_pyro import size_report
 from sqs_pyro.atomic import check_place, merging
 from sqs_pyro.documents import read_json_object, shown
 from sqs_pyro.errors import OutputError, PackedFileError
+from sqs_pyro.integrations.checkpoint_documents import CONFIG
+from sqs_pyro.integrations.checkpoint_size import is_packed_directory, packed_document
 from sqs_pyro.kernels.runtime import runtime_weights
 from sqs_pyro.own_code import is_own
 from sqs_pyro.packing.file import read_packed
@@ -19,6 +20,7 @@ from sqs_pyro.runs.directory import PACKED, write_json
 from sqs_pyro.runs.kinds import Document, OpenedFile, kind_of, load_any_recipe
 
 UNCERTAINTY = "uncertainty.json"
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 def inspect_file(file: str | Path, *, runtime: bool = False, network: str | None = None) -> dict[str, Any]:
@@ -38,17 +40,23 @@ def inspect_file(file: str | Path, *, runtime: bool = False, network: str | None
         NetworkError: the network's checkpoint is missing.
     """
     path = existing_file(file)
-    contents = read_packed(path)
+    source = OpenedFile(path, {})
     inspection: dict[str, Any] = {
         "file": str(path),
-        "format_version": contents.format_version,
-        "size": size_report(path).to_dict(),
-        "metadata": contents.metadata,
+        "format_version": _format_version(path),
+        "size": source.size().to_dict(),
+        "metadata": source.metadata,
     }
     if runtime:
         weights = [asdict(weight) for weight in runtime_weights(file_network(path, network))]
         inspection["runtime"] = {"machine": machine(), "weights": weights}
     return inspection
+
+
+def _format_version(path: Path) -> int:
+    if path.is_dir():  # of checkpoints, which are counted by themselves
+        return int(packed_document(path).get("format_version", 1))
+    return read_packed(path).format_version
 
 
 def file_network(file: str | Path, network: str | None = None) -> nn.Module:
@@ -157,7 +165,7 @@ def _checked_out(out: Path) -> Path:
 
 
 def existing_file(file: str | Path) -> Path:
-    """Return the path of a packed file that is there; of a run's directory, that of the file in it.
+    """Return the path of a packed file, or packed Hugging Face directory, that is there; of a run's its file's.
 
     Raises:
         PackedFileError: it is not.
@@ -165,10 +173,17 @@ def existing_file(file: str | Path) -> Path:
     path = Path(file)
     if (path / PACKED).is_file():
         return path / PACKED
+    if is_packed_directory(path):
+        return path
+    if (path / CONFIG).is_file():
+        raise PackedFileError(
+            f"The weights in '{path}' are not packed: compress them with `sqs compress`, and give the run's "
+            "directory, its file or a packed Hugging Face directory."
+        )
     if path.is_dir():
         raise PackedFileError(
-            f"'{path}' is a directory without a '{PACKED}': give a run's directory, or the path of a file that "
-            "`sqs` wrote."
+            f"'{path}' is a directory without a '{PACKED}': give a run's directory, a packed Hugging Face "
+            "directory, or the path of a file that `sqs` wrote."
         )
     if not path.is_file():
         raise PackedFileError(f"Packed file '{path}' is not there: give the path of a file that `sqs` wrote.")
@@ -196,8 +211,10 @@ def opened(
     if data_from is not None and is_own(str(data_from)):
         document, name = recipe_of(path), str(data_from)
         section = document.get("data")
-        known = isinstance(section, Mapping) and section.get("name") == name
-        document = {**document, "data": section if known else {"name": name}}
+        if not isinstance(section, Mapping) or section.get("name") != name:
+            section = {"name": name}
+        # Without the file's metric, which may be other code than the user has named.
+        document = {**document, "data": {key: section[key] for key in section if not key.startswith("metric")}}
     else:
         document = recipe_of(path, data_from)
     return OpenedFile(path, document, network, device, given=data_from is not None)
@@ -217,10 +234,27 @@ def recipe_of(path: Path, data_from: str | Path | None = None) -> Document:
     if data_from is not None:
         document: Document = load_any_recipe(data_from).model_dump(mode="json")
         return document
-    recipe = read_packed(path).metadata.get("recipe") or {}  # a file made in Python need not have one
+    recipe = OpenedFile(path, {}).metadata.get("recipe") or {}  # a file made in Python need not have one
     if not isinstance(recipe, Mapping):
         raise PackedFileError(
             f"Packed file '{path}' holds {shown(recipe)} as its recipe, which is none: load it in Python with the "
             "network's constructor."
         )
-    return recipe
+    return directory_recipe(path, recipe) if path.is_dir() else recipe
+
+
+def directory_recipe(path: Path, recipe: Document) -> Document:
+    """Return the recipe of a packed directory: of a language model, that it is itself the checkpoint it names.
+
+    The one that it was made of may be elsewhere; a directory without a tokenizer still needs it.
+    """
+    config = read_json_object(path / CONFIG, PackedFileError, "fetch it again")
+    names = config.get("architectures")
+    is_language_model = isinstance(names, list) and any(str(name).endswith("ForCausalLM") for name in names)
+    if "blockwise" not in recipe and (recipe or not is_language_model):
+        return recipe
+    if recipe and not any((path / name).is_file() for name in _TOKENIZER):
+        return recipe
+    network = recipe.get("network")
+    kept = network if isinstance(network, Mapping) else {}
+    return {"blockwise": {}, **recipe, "network": {**kept, "path": str(path), "gguf_file": None}}

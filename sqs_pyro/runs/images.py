@@ -9,19 +9,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from sqs_pyro import size_report
 from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.compression.baseline import BaselineRecipe, EpochRecord
 from sqs_pyro.compression.finetune.search import check_points
 from sqs_pyro.data import Data, DataRecipe, ShiftedLoader, load_data, parse_shift
+from sqs_pyro.data.recipe import HUB
 from sqs_pyro.documents import shown
-from sqs_pyro.errors import DataError, NetworkError, RecipeError
+from sqs_pyro.errors import DataError, NetworkError, RecipeError, SQSError, first_line
 from sqs_pyro.exporting.examples import first_rows
 from sqs_pyro.fingerprint import Fingerprint, fingerprint, loader_fingerprint
 from sqs_pyro.inference.diagnostics import inert_averaging
+from sqs_pyro.integrations.image_directory import (
+    check_class_order,
+    image_network,
+    is_directory,
+    weights_digest,
+)
 from sqs_pyro.networks.calling import device_of, move_to, predictions, split_examples
 from sqs_pyro.networks.registry import build_network, network_options
 from sqs_pyro.networks.state import fp32_bytes, load_weights
+from sqs_pyro.networks.tokens import vocabulary_size
 from sqs_pyro.own_code import is_own
 from sqs_pyro.recipes import parse
 from sqs_pyro.reporting.uncertainty import Curves
@@ -40,8 +47,9 @@ from sqs_pyro.runs.uncertainty.inputs import (
     shifted_inputs,
 )
 from sqs_pyro.runs.uncertainty.measured import averaging, measure_uncertainty
+from sqs_pyro.tasks.metrics import data_objective
 from sqs_pyro.tasks.objectives import objective
-from sqs_pyro.tasks.task import judge
+from sqs_pyro.tasks.task import judge, lost
 
 __all__ = ["HISTORY", "PACKED", "RunRecipe", "load_recipe", "run"]
 
@@ -99,7 +107,7 @@ def run(
 def _compress_and_measure(
     recipe: RunRecipe, net: nn.Module, data: Data, directory: Path, clock: Clock, progress: Progress
 ) -> dict[str, Any]:
-    judged = objective(data, recipe.data.ignore_index)
+    judged = data_objective(recipe.data, data)
     result, metrics = compress_and_measure(
         recipe,
         recipe.compression,
@@ -112,6 +120,9 @@ def _compress_and_measure(
         about=data.about,
         search=recipe.search,
     )
+    if recipe.data.metric is not None:  # the task's own figure is compared by studies
+        own = objective(data, recipe.data.ignore_index)
+        metrics[f"{own.headline}_drop"] = lost(own, metrics["baseline"], metrics["compressed"])
     if recipe.averaging is not None:
         metrics |= run_averaging(recipe.averaging, result, data, recipe.seed, directory)
         at = metrics["averaged"]["temperature"], recipe.averaging.gate_temperature
@@ -129,12 +140,24 @@ def untrained_network(recipe: RunRecipe, data: Data) -> nn.Module:
     """Return the untrained network; building and trying it finds what does not fit before hours are spent."""
     with torch.random.fork_rng(devices=[]):  # networks are built on the CPU: no GPU's state is drawn from
         torch.manual_seed(recipe.baseline.seed)
-        net = build_network(recipe.network.name, **_options(recipe, data))
+        net = _built(recipe, data)
     check_fit(net, data)
+    data_objective(recipe.data, data)  # whether there is such a metric
     if recipe.search is not None and data.task == "classification":
         check_points(recipe.search, len(data.validation.dataset))
     if recipe.averaging is not None and data.task != "classification":
         raise RecipeError(f"Recipe key 'averaging' is for classes, but the data's task is {data.task}: remove it.")
+    return net
+
+
+def _built(recipe: RunRecipe, data: Data) -> nn.Module:
+    """Return the network of a name, or of a Hugging Face directory, with its weights there."""
+    name = recipe.network.name
+    if not is_directory(name):
+        return build_network(name, **_options(recipe, data))
+    net = image_network(name, recipe.network.options, complete=recipe.baseline.trained)
+    if recipe.baseline.trained:
+        check_class_order(name, net, data.about.get("classes", ()))
     return net
 
 
@@ -159,8 +182,10 @@ def check_fit(net: nn.Module, data: Data) -> None:
     try:
         with torch.no_grad():
             output = predictions(net.eval(), move_to(inputs, device_of(net)))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+    except (SQSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of anyone's network: vision transformers assert, or raise ValueError
+        reason = first_line(error)
         grey = ", or repeat grey images with `data.channels: 3`" if data.input_shape[:1] == (1,) else ""
         raise NetworkError(
             f"The network does not take inputs of shape {tuple(data.input_shape)} ({reason}): correct the "
@@ -185,9 +210,10 @@ def give_weights(
         load_weights(net, recipe.baseline.checkpoint)
         return []
     section = BaselineRecipe(**recipe.baseline.model_dump(exclude={"checkpoint", "trained"}))
-    kept = baselines / f"{recipe.baseline_key}.pt"  # of what is trained, not of how it is compressed
-    judged = objective(data, recipe.data.ignore_index)
-    how = {} if judged.loss is None else {"loss": judged.loss, "judge": judge(judged)}
+    kept = baselines / f"{recipe.baseline_key}{_of_directory(recipe)}.pt"  # of what is trained, whatever follows
+    judged = data_objective(recipe.data, data)
+    how: dict[str, Any] = {} if judged.loss is None else {"loss": judged.loss}
+    how |= {"judge": judge(judged)} if how or recipe.data.metric is not None else {}
     return trained_or_kept(net, data.train, data.validation, section, kept, recipe.compression, tell, **how)
 
 
@@ -206,7 +232,15 @@ def made_of(recipe: RunRecipe) -> Fingerprint:
     }
     weights = recipe.baseline.checkpoint  # without one the weights follow from recipe and data
     network = {} if weights is None else {str(weights): f"file digest {_digest(Path(weights))}"}
+    if begins := _of_directory(recipe):
+        network[recipe.network.name] = f"directory digest {begins[1:]}"
     return fingerprint({}, network, said)
+
+
+def _of_directory(recipe: RunRecipe) -> str:
+    """Return what tells networks that begin with a directory's weights from each other; empty of others."""
+    name = recipe.network.name
+    return f"-{weights_digest(name)}" if is_directory(name) else ""
 
 
 def _digest(path: Path) -> str:
@@ -218,7 +252,7 @@ def _digest(path: Path) -> str:
 
 
 class Images(RunKind[RunRecipe]):
-    """Networks of the registry on images; files may hold nothing of their recipe but its ``data``."""
+    """Networks of anyone's on images and other data; files may hold nothing of their recipe but its ``data``."""
 
     recipe = RunRecipe
     said = "a recipe of images"
@@ -241,6 +275,11 @@ class Images(RunKind[RunRecipe]):
     ) -> dict[str, Any]:
         """Return accuracy and its like on the test images, as they are or shifted."""
         recipe = _data_at(file, root)
+        if recipe.metric is not None and is_own(recipe.metric) and not file.given:  # a file never makes code run
+            raise RecipeError(
+                f"Packed file '{file.path}' is judged by code of its user, {shown(recipe.metric)}: give --data "
+                "with a recipe that names it, such as the recipe.yaml of its run."
+            )
         move = None if shift is None else parse_shift(shift)  # before anything is loaded
         net = file.load()
         data = load_data(recipe)
@@ -248,10 +287,10 @@ class Images(RunKind[RunRecipe]):
         test = data.test if move is None else ShiftedLoader(data.test, move)
         return {
             "file": str(file.path),
-            **objective(data, recipe.ignore_index).measure(net, test),
+            **data_objective(recipe, data).measure(net, test),
             "data": recipe.model_dump(mode="json"),
             "shift": shift,
-            "size": size_report(file.path).to_dict(),
+            "size": file.size().to_dict(),
         }
 
     def uncertainty(
@@ -283,7 +322,7 @@ class Images(RunKind[RunRecipe]):
         document, curves = measure_uncertainty(
             net, data, labelled, others, greedy=None if net is packed else packed
         )
-        about = {"data": recipe.model_dump(mode="json"), "size": size_report(file.path).to_dict()}
+        about = {"data": recipe.model_dump(mode="json"), "size": file.size().to_dict()}
         return {"file": str(file.path), **document, **about}, curves
 
     def example(self, net: nn.Module, file: OpenedFile) -> tuple[Any, str]:
@@ -301,6 +340,8 @@ class Images(RunKind[RunRecipe]):
         if image_shape is not None:
             return InputForm((image_shape,))
         if file.document.get("data") is None:
+            if (words := vocabulary_size(net)) is not None:  # a Hugging Face directory's, which says nothing more
+                return InputForm(tuple((length,) for length in lengths), words, masked=True)
             raise RecipeError(
                 f"Packed file '{file.path}' does not say which data it is for: give --input-shape CxHxW."
             )
@@ -339,7 +380,7 @@ def _data_at(file: OpenedFile, root: str | Path | None) -> DataRecipe:
     recipe = _data(file)
     if root is None:
         return recipe
-    if recipe.name == "digits" or is_own(recipe.name):
+    if recipe.name == "digits" or recipe.name.startswith(HUB) or is_own(recipe.name):
         raise DataError(
             f"--root {root} is for data in a directory, but '{file.path}' is judged by {recipe.name}: leave it "
             "out."

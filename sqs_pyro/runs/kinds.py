@@ -15,13 +15,16 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel
 from torch import nn
 
-from sqs_pyro import load
+from sqs_pyro import from_pretrained, load, size_report
 from sqs_pyro.documents import read_yaml
 from sqs_pyro.errors import DataError, PackedFileError, RecipeError
 from sqs_pyro.fingerprint import Fingerprint
+from sqs_pyro.integrations.checkpoint_size import checkpoint_report, packed_document
+from sqs_pyro.integrations.pretrained import quiet, transformers_package
 from sqs_pyro.networks.registry import build_network
 from sqs_pyro.networks.tokens import vocabulary_size
 from sqs_pyro.packing.file import read_packed
+from sqs_pyro.packing.size import SizeReport
 from sqs_pyro.recipes import parse
 from sqs_pyro.runs.bookkeeping import Progress, chosen_device, silent
 from sqs_pyro.runs.recipe import Goal, WholeRecipe, changed
@@ -33,10 +36,10 @@ Document = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class OpenedFile:
-    """A packed file, and what is said of it beside what it says itself.
+    """A packed file, or packed Hugging Face directory, and what is said of it beside what it says itself.
 
     Attributes:
-        path: of the file.
+        path: of the file or directory.
         document: the recipe that it holds, or the one that was given in its place.
         network: name of its network that the user gave, whose code may run then; None: what the file says.
         device: where the network shall run, see :func:`~sqs_pyro.runs.bookkeeping.chosen_device`.
@@ -49,6 +52,18 @@ class OpenedFile:
     device: str = "cpu"
     given: bool = False
 
+    @property
+    def metadata(self) -> Document:
+        """What was kept with the weights: ``network``, ``recipe``, ``metrics``."""
+        if not self.path.is_dir():
+            return read_packed(self.path).metadata
+        found = packed_document(self.path).get("metadata")
+        return found if isinstance(found, Mapping) else {}
+
+    def size(self) -> SizeReport:
+        """Return its bytes, by part."""
+        return checkpoint_report(self.path) if self.path.is_dir() else size_report(self.path)
+
     def load(self) -> nn.Module:
         """Return the packed network, built as its metadata says or as the user does.
 
@@ -57,9 +72,17 @@ class OpenedFile:
             RecipeError: there is no such network, or not with these options.
         """
         device = chosen_device(self.device)
+        if self.path.is_dir():
+            if self.network is not None:
+                raise PackedFileError(
+                    f"'{self.path}' is a Hugging Face directory, whose config.json names its network: leave "
+                    "--network out."
+                )
+            with quiet(transformers_package(), self.path):
+                return from_pretrained(self.path).to(device)
         if self.network is None:
             return load(self.path).to(device)
-        said = read_packed(self.path).metadata.get("network")
+        said = self.metadata.get("network")
         # The options that it was built with are the file's, if the name is.
         options = said.get("options") if isinstance(said, Mapping) and said.get("name") == self.network else {}
         net = build_network(self.network, **(options if isinstance(options, dict) else {}))
@@ -166,7 +189,7 @@ class RunKind(ABC, Generic[Recipe]):
             PackedFileError: neither says how.
             NetworkError: the network's checkpoint is missing.
         """
-        if file.network is not None or read_packed(file.path).metadata.get("network") is not None:
+        if file.path.is_dir() or file.network is not None or file.metadata.get("network") is not None:
             return file.load()
         plain = self.plain_network(file.document)
         if plain is None:

@@ -308,7 +308,7 @@ class LanguageModels(TextKind[LanguageModelRecipe]):
             "file": str(file.path),
             "perplexity": judged(net, streams, recipe.evaluation),
             "network": recipe.network.model_dump(mode="json"),
-            "size": size_report(file.path).to_dict(),
+            "size": file.size().to_dict(),
         }
 
     def plain_network(self, document: Document) -> nn.Module:

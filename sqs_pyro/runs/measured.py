@@ -32,7 +32,7 @@ from sqs_pyro.runs.bookkeeping import Clock, Progress, machine, versions
 from sqs_pyro.runs.directory import BLOCKS, CHECKPOINT, HISTORY, LAYERS, PACKED, in_turn, write_csv, write_lines
 from sqs_pyro.runs.kinds import OpenedFile
 from sqs_pyro.runs.recipe import WholeRecipe
-from sqs_pyro.tasks.task import Judged, Parts, judge
+from sqs_pyro.tasks.task import Judged, Parts, judge, lost
 
 
 def check_compressible(net: nn.Module, recipe: CompressionRecipe) -> None:
@@ -162,7 +162,7 @@ def compress_and_measure(
         "compressed": compressed,
         "validation": validation,
         **({"reliability": reliability} if reliability else {}),
-        f"{judged.headline}_drop": baseline[judged.headline] - compressed[judged.headline],
+        f"{judged.headline}_drop": lost(judged, baseline, compressed),
         "max_logit_difference": largest_difference(result.hard, loaded, data.test),
         "size": report.to_dict(),
         "nonzero_rate": report.nonzero_rate,

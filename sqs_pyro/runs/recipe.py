@@ -25,9 +25,11 @@ class NetworkRecipe(RecipeSection):
     """Which network.
 
     Attributes:
-        name: a registered network; `torchvision/NAME` or `timm/NAME`; or a function of yours that builds one,
-            `module:function` or `path/file.py:function`.
-        options: keyword arguments of its constructor. `num_classes` is the data's where the constructor has it.
+        name: a registered network; `torchvision/NAME` or `timm/NAME`; a function of yours that builds one,
+            `module:function` or `path/file.py:function`; or the Hugging Face directory of a classifier of images,
+            whose weights, if there are any, are where it begins.
+        options: keyword arguments of its constructor. `num_classes` is the data's where the constructor has it; a
+            directory's network gets a new head by it.
     """
 
     name: str
@@ -41,8 +43,8 @@ class RunBaselineRecipe(BaselineRecipe):
         seed: of initial weights, order of the data, dropout; the run's `seed` unless it is given here.
         checkpoint: a state dict to start from instead of training (`.safetensors`, or a file of `torch.save`
             that holds tensors only). The other keys of this section are then without effect.
-        trained: the network has its weights from what builds it, and is not trained; nor have the other keys an
-            effect then.
+        trained: the network has its weights from what builds it, or from its directory, and is not trained; nor
+            have the other keys an effect then.
     """
 
     checkpoint: Path | None = None

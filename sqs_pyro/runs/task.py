@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from sqs_pyro import size_report
 from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.compression.baseline import EpochRecord
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
@@ -228,7 +227,7 @@ class Tasks(TextKind[TaskRecipe]):
         recipe = self.parse(file.document)
         self.refuse_images(file, root, shift)
         text = task_text(recipe)
-        net = file.load()
+        net = self.network(file)
         if recipe.task == "embedding":  # judged by the fp32 network
             text = text.observed(text.network())
         return {
@@ -237,8 +236,13 @@ class Tasks(TextKind[TaskRecipe]):
             "task": recipe.task,
             "network": recipe.network.model_dump(mode="json"),
             "data": recipe.data.model_dump(mode="json"),
-            "size": size_report(file.path).to_dict(),
+            "size": file.size().to_dict(),
         }
+
+    def network(self, file: OpenedFile) -> nn.Module:
+        """Return the packed network; that of a Hugging Face directory, a transformer alone, with its task."""
+        net = super().network(file)
+        return task_network(net, self.parse(file.document).task) if file.path.is_dir() else net
 
     def example(self, net: nn.Module, file: OpenedFile) -> tuple[Any, str]:
         """Return the first test texts."""

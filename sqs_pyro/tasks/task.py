@@ -1,8 +1,8 @@
 """A task: what a network's output says of the targets, by which figures it is judged, which text it is about."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -61,9 +61,27 @@ class Task(Judged, Protocol):
         """Return the same, where targets are what the fp32 network says; others come back as they are."""
 
 
+@runtime_checkable
+class Scored(Judged, Protocol):
+    """A task whose headline figure is had without all others, and may be better the less of it there is."""
+
+    higher_is_better: bool
+
+    def score(self, net: nn.Module, loader: Loader) -> float:
+        """Return the figure, or what is at most 1, the higher the better, in its place."""
+
+
 def judge(task: Judged) -> Judge:
-    """Return the task's headline figure alone."""
+    """Return the task's headline figure alone, the higher the better."""
+    if isinstance(task, Scored):
+        return task.score
     return lambda net, loader: float(task.measure(net, loader)[task.headline])
+
+
+def lost(task: Judged, before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
+    """Return how much of the headline figure is lost between two measurements; below zero: nothing is."""
+    change = float(before[task.headline] - after[task.headline])
+    return -change if isinstance(task, Scored) and not task.higher_is_better else change
 
 
 def loss(task: Judged) -> Callable[[Tensor, Tensor], Tensor]:

@@ -49,7 +49,7 @@ def test_a_decoder_s_class_is_that_of_its_last_token_before_padding(kind):
         torch.testing.assert_close(logits[i], alone, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("task", AUTO_CLASSES)
+@pytest.mark.parametrize("task", sorted(AUTO_CLASSES.keys() - {"image_classification"}))
 @pytest.mark.parametrize("kind", ["bert", "llama", "qwen2"])
 @torch.no_grad()
 def test_file_and_checkpoint_give_the_network_back(task, kind, tmp_path):

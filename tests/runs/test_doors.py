@@ -6,10 +6,12 @@ import torch
 
 from sqs_pyro.errors import DataError, NetworkError, PackedFileError, RecipeError
 from sqs_pyro.recipes import parse
+from sqs_pyro.reporting.tables import evaluation_tables, run_tables
 from sqs_pyro.runs.export import export_file
 from sqs_pyro.runs.files import evaluate_file, file_network, inspect_file, uncertainty_file
 from sqs_pyro.runs.images import run
-from sqs_pyro.runs.recipe import RunRecipe
+from sqs_pyro.runs.recipe import AveragingRecipe, RunRecipe
+from sqs_pyro.runs.report.pages import report_of
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
@@ -21,6 +23,15 @@ def rows(inputs=6, num_classes=3):
 
 def pixels(num_classes=2):
     return nn.Sequential(nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, num_classes, 3, padding=1))
+
+def worst_class(outputs, labels):
+    right = outputs.argmax(1) == labels
+    return min(float(right[labels == k].float().mean()) for k in labels.unique())
+
+def largest_error(outputs, values):
+    return (outputs - values).abs().max()
+
+largest_error.higher_is_better = False
 """
 N = 240
 
@@ -148,3 +159,51 @@ def test_uncertainty_is_told_of_classifiers(place, tmp_path):
     run(of, tmp_path / "run")
     with pytest.raises(DataError, match="is of regression, but uncertainty is told of classifiers"):
         uncertainty_file(tmp_path / "run", network=of.network.name)
+
+
+def with_metric(task, place, metric):
+    of = recipe(task, place)
+    return of.model_copy(update={"data": of.data.model_copy(update={"metric": f"{place}/nets.py:{metric}"})})
+
+
+OWN = [("classification", "worst_class", "accuracy"), ("regression", "largest_error", "r2")]
+
+
+@pytest.mark.parametrize(("task", "metric", "usual"), OWN)
+def test_a_metric_is_told_beside_the_task_s_figures(task, metric, usual, place, tmp_path):
+    of = with_metric(task, place, metric)
+    name = of.data.metric
+    metrics = run(of, tmp_path / "run")
+    before, after = metrics["baseline"][name], metrics["compressed"][name]
+    lost = before - after if task == "classification" else after - before  # of an error less is better
+    assert metrics[f"{name}_drop"] == pytest.approx(lost)
+    assert metrics[f"{usual}_drop"] == metrics["baseline"][usual] - metrics["compressed"][usual]
+
+    told = report_of([tmp_path / "run"])
+    text = told.tables.text(160)
+    for said in (text, told.page):
+        assert metric in said and f"{before:.4f}" in said and f"{after:.4f}" in said
+    assert f"{before:.4f} → {after:.4f}" in told.page
+    compared = report_of([tmp_path / "run", tmp_path / "run/../run"])
+    assert metric in compared.page and metric in compared.tables.text(160)
+
+    # Its code is only run where a user names it: in a recipe, not in the file.
+    with pytest.raises(RecipeError, match=r"judged by code of its user, .*: give --data with a recipe"):
+        evaluate_file(tmp_path / "run", network=of.network.name)
+    found = evaluate_file(tmp_path / "run", network=of.network.name, data_from=tmp_path / "run/recipe.yaml")
+    assert found[name] == pytest.approx(after) and found["metric"]["name"] == name
+    assert metric in evaluation_tables(found).text(160)
+
+
+def test_a_metric_that_is_none_is_told_before_training(place, tmp_path):
+    with pytest.raises(RecipeError, match=r"Metric .* is not there: .* has no 'best_class'; did you mean"):
+        run(with_metric("classification", place, "best_class"), tmp_path / "run")
+    assert not (tmp_path / "run").exists() and not (tmp_path / "baselines").exists()
+
+
+def test_averages_stand_beside_a_metric(place, tmp_path):
+    of = with_metric("classification", place, "worst_class")
+    averaged = of.model_copy(update={"averaging": AveragingRecipe(samples=2)})
+    metrics = run(averaged, tmp_path / "run")
+    row = next(line for line in run_tables(metrics).text(160).splitlines() if line.startswith("worst_class"))
+    assert row.split()[-1] == "-" and "worst_class" in report_of([tmp_path / "run"]).page

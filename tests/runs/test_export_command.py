@@ -161,7 +161,7 @@ def test_files_without_a_network_of_their_own(small_run, tmp_path):
     with pytest.raises(PackedFileError, match="is not there"):
         export_file(tmp_path / "nowhere", "dense", tmp_path / "out")
     (tmp_path / "directory").mkdir()
-    with pytest.raises(PackedFileError, match=r"is a directory without config\.json"):
+    with pytest.raises(PackedFileError, match=r"is a directory without a 'packed\.safetensors'"):
         export_file(tmp_path / "directory", "dense", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqs_pyro.reporting.figures import FIGURES
+from sqs_pyro.reporting.figures import figures_of
 from sqs_pyro.reporting.page.again import command_lines, findings
 from sqs_pyro.reporting.page.document import Section, document
 from sqs_pyro.reporting.page.frontier import Spot, frontier, frontier_legend
@@ -45,7 +45,8 @@ def _figures(metrics: Mapping[str, Document]) -> Markup:
     """Return a table with a row a run: the file's figures, how far they are below fp32, and its size."""
     measured = {name: _measured(own) for name, own in metrics.items()}
     before = {name: _measured(own, "baseline") for name, own in metrics.items()}
-    shown = [key for key in FIGURES if key != "entropy"]
+    figures = figures_of(measured.values())
+    shown = [key for key in figures if key != "entropy"]
     known = [key for key in shown if any(own.get(key) is not None for own in measured.values())]
     models = [own for own in metrics.values() if is_language_model(own)]
     texts = list(dict.fromkeys(text for own in models for text in own["compressed"]))
@@ -59,7 +60,7 @@ def _figures(metrics: Mapping[str, Document]) -> Markup:
             ratio = (own.get("perplexity_ratio") or {}).get(text)
             row.append(Cell(NOTHING if ratio is None else f"{ratio:.4f}", ratio))
         rows.append([*row, Cell(short_time(own["seconds"]), own["seconds"])])
-    titles = [*(FIGURES[key][0] for key in known), *(f"perplexity ratio, {text}" for text in texts)]
+    titles = [*(figures[key][0] for key in known), *(f"perplexity ratio, {text}" for text in texts)]
     columns = ["run", "bytes", "ratio", "bits a weight", "zeros, %", *titles, "time"]
     return table("fp32 → packed file, on the test data of each", columns, rows, sorts=True)
 
@@ -85,9 +86,10 @@ def _picture(metrics: Mapping[str, Document]) -> list[Markup]:
     """Return the headline figure over the size, where all runs have the same one."""
     names = {headline(own) for own in metrics.values()}
     key = names.pop() if len(names) == 1 else None
-    if key is None or key not in FIGURES:
+    figures = figures_of(own["compressed"] for own in metrics.values() if not is_language_model(own))
+    if key is None or key not in figures:
         return []
-    label, factor, form = FIGURES[key]
+    label, factor, form = figures[key]
     spots = [
         Spot(name, own["size"]["file_bytes"], factor * own["compressed"][key], name)
         for name, own in metrics.items()

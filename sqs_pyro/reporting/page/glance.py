@@ -1,6 +1,6 @@
 """The first that a page of a run shows: what was got, in a few large numbers, and beside it what was asked for."""
 
-from sqs_pyro.reporting.figures import FIGURES
+from sqs_pyro.reporting.figures import figures_of
 from sqs_pyro.reporting.page.markup import Child, Markup, element
 from sqs_pyro.reporting.page.numbers import short_bytes, short_time, written
 from sqs_pyro.reporting.page.plain import Document, at, headline, is_language_model
@@ -77,7 +77,7 @@ def _quality(metrics: Document) -> list[Markup]:
     figure = headline(metrics)
     if figure is None:
         return []
-    label, factor, form = FIGURES.get(figure, (figure, 1, ".4f"))
+    label, factor, form = figures_of([metrics["compressed"]]).get(figure, (figure, 1, ".4f"))
     before, after = (metrics[which][figure] for which in ("baseline", "compressed"))
     name, _, unit = label.partition(", ")
     change = factor * (after - before)

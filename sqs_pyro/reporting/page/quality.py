@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from sqs_pyro.reporting.figures import FIGURES
+from sqs_pyro.reporting.figures import figures_of
 from sqs_pyro.reporting.latency import slower
 from sqs_pyro.reporting.page.markup import Child, Markup, element
 from sqs_pyro.reporting.page.numbers import written
@@ -45,10 +45,12 @@ def search(metrics: Document) -> list[Markup]:
 
 def figures(caption: str, networks: Mapping[str, Document]) -> Markup:
     """Return a table with a row a figure, a column a network."""
-    known = [key for key in FIGURES if any(network.get(key) is not None for network in networks.values())]
-    rows: list[list[Child]] = [
-        [FIGURES[key][0], *(figure(own, key) for own in networks.values())] for key in known
-    ]
+    known = {
+        key: told
+        for key, told in figures_of(networks.values()).items()
+        if any(network.get(key) is not None for network in networks.values())
+    }
+    rows: list[list[Child]] = [[known[key][0], *(figure(own, key) for own in networks.values())] for key in known]
     counts = [network.get("num_examples") for network in networks.values()]
     rows.append(["examples", *(written(count, ",") for count in counts)])
     return table(caption, ["", *networks], rows)
@@ -56,7 +58,7 @@ def figures(caption: str, networks: Mapping[str, Document]) -> Markup:
 
 def figure(network: Document, key: str) -> str:
     """Return a figure of a network as it is written."""
-    _, factor, form = FIGURES[key]
+    _, factor, form = figures_of([network]).get(key, (key, 1, ".4f"))
     value = network.get(key)
     return written(None if value is None else factor * value, form)
 

@@ -5,13 +5,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sqs_pyro.data.hub import is_saved
+from sqs_pyro.data.recipe import HUB
 from sqs_pyro.documents import read_yaml
 from sqs_pyro.errors import RecipeError
+from sqs_pyro.integrations.image_directory import CONFIG, is_of_images, preprocessing, weight_files
 from sqs_pyro.own_code import is_own
 from sqs_pyro.runs.kinds import kind_of, parse_any_recipe
 from sqs_pyro.runs.recipe import Goal, changed, with_value
 
 _YAML = (".yaml", ".yml")
+IMAGE_FOLDER = "image_folder"
 
 #: How a network is compressed to a size where nobody says how: the learned prior spends the bits.
 LEARNED = {"prior": {"kind": "learned"}, "allocation": "rate_distortion", "num_components": 8, "layout": "auto"}
@@ -30,8 +34,8 @@ def asked_recipe(
     """Return the recipe that a command line means.
 
     Args:
-        source: a recipe's file; a network, see :func:`~sqs_pyro.networks.registry.build_network`; or a language
-            model's directory.
+        source: a recipe's file; a network, see :func:`~sqs_pyro.networks.registry.build_network`; or the Hugging
+            Face directory of a classifier of images or a language model.
         data: a data set's name, a file, a function or a directory of images; none beside a recipe. Of a language
             model, a file of text.
         goal: how small the file shall be.
@@ -52,7 +56,8 @@ def asked_recipe(
                 f"'{source}' is a recipe, which says it itself, but {given[0]} is given: change keys with --set."
             )
         return _sized(changed(read_yaml(Path(source)), changes), goal)
-    if Path(source).is_dir() and (Path(source) / "config.json").is_file():
+    directory = (Path(source) / CONFIG).is_file()
+    if directory and not is_of_images(source):
         if given := [name for name, value in extra.items() if value is not None and name != "DATA"]:
             raise RecipeError(
                 f"'{source}' is a language model, but {given[0]} is for other networks: leave it out."
@@ -63,15 +68,16 @@ def asked_recipe(
         return _sized(changed(values, changes), goal)
     if data is None:
         raise RecipeError(
-            f"'{source}' is no recipe (.yaml) and no language model (a directory with config.json), and a network "
-            "needs data to be compressed on: give DATA, a data set's name, a file, a directory of images or "
-            "module:function."
+            f"'{source}' is no recipe (.yaml) and no language model (a directory with config.json), and another "
+            "network needs data to be compressed on: give DATA, a data set's name, a file, a directory of images "
+            "or module:function."
         )
     if not goal:
         raise RecipeError(
             "It is not said how small the file shall be: give --ratio, --megabytes, --bits or --points."
         )
-    return _sized(changed(_of_network(source, data, task, checkpoint, trained), changes), goal)
+    values = changed(_of_network(source, data, task, checkpoint, trained), changes)
+    return _sized(_of_directory(source, values) if directory else values, goal)
 
 
 def default_out(source: str, data: str | None, goal: Goal) -> Path:
@@ -87,8 +93,8 @@ def _of_network(
 ) -> dict[str, Any]:
     if trained and checkpoint is not None:
         raise RecipeError("--trained and --checkpoint are given, but one says where the weights come from.")
-    directory = not is_own(data) and Path(data).is_dir()
-    section: dict[str, Any] = {"name": "image_folder", "root": data} if directory else {"name": data}
+    directory = not is_own(data) and Path(data).is_dir() and not is_saved(data)
+    section: dict[str, Any] = {"name": IMAGE_FOLDER, "root": data} if directory else {"name": data}
     if task is not None:
         section["task"] = task
     baseline = {"trained": True} if trained else {"checkpoint": str(checkpoint)} if checkpoint is not None else {}
@@ -99,6 +105,23 @@ def _of_network(
         "baseline": baseline,
         "compression": dict(LEARNED),
     }
+
+
+def _of_directory(directory: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe of a network in a Hugging Face directory: images as it wants them, its weights kept.
+
+    What was said counts: who wants a new head, or says anything of training, gets the network trained.
+    """
+    network, data = values["network"], values["data"]
+    if not isinstance(network, Mapping) or not isinstance(data, Mapping):  # by --set: which is told elsewhere
+        return values
+    new_head = "num_classes" in (network.get("options") or ())
+    if not values["baseline"] and weight_files(directory) and not new_head:
+        values = {**values, "baseline": {"trained": True}}
+    name = str(data.get("name"))
+    if name == IMAGE_FOLDER or name.startswith(HUB) or is_saved(name):
+        values = {**values, "data": {**preprocessing(directory), **data}}
+    return values
 
 
 def _sized(values: Any, goal: Goal) -> Any:

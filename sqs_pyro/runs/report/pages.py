@@ -8,6 +8,7 @@ from typing import Any
 from sqs_pyro.atomic import check_place, resolved, write_text
 from sqs_pyro.documents import read_json_object
 from sqs_pyro.errors import OutputError
+from sqs_pyro.integrations.checkpoint_documents import CONFIG
 from sqs_pyro.reporting.bench_tables import kernel_tables, model_tables
 from sqs_pyro.reporting.compared_tables import compared_tables
 from sqs_pyro.reporting.page.bench import bench_page
@@ -70,6 +71,11 @@ def report_of(sources: Sequence[Path]) -> Reported:
     if source.suffix == ".json" and source.is_file():
         return _of_bench(source)
     summaries = [source / name for name in _STUDIES if (source / name).is_file()]
+    if (source / CONFIG).is_file() and not (source / METRICS).is_file():
+        raise OutputError(
+            f"'{source}' is a Hugging Face directory, which keeps no figures of a run: give a run's directory; "
+            "`sqs inspect` and `sqs evaluate` tell of a packed one."
+        )
     if summaries and not (source / METRICS).is_file():
         return _of_study(max(summaries, key=lambda path: path.stat().st_mtime))
     return _of_run(source)
