@@ -12,7 +12,7 @@ import yaml
 from kits import forks
 from typer.testing import CliRunner
 
-import sqs_pyro.runs.images
+import sqs_pyro.runs.images.kind
 from sqs_pyro.cli import app
 from sqs_pyro.kernels.native import native_kernels
 
@@ -275,7 +275,7 @@ def test_a_bug_keeps_its_traceback(recipe_file, tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(sqs_pyro.runs.images, "run", broken)
+    monkeypatch.setattr(sqs_pyro.runs.images.kind, "run", broken)
     result = _sqs("compress", recipe_file, "--out", tmp_path / "run")
     assert isinstance(result.exception, ZeroDivisionError)
 

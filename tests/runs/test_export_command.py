@@ -11,7 +11,7 @@ from kits.packed_exports import packed
 from safetensors.torch import load_file
 
 import sqs_pyro.runs.export
-import sqs_pyro.runs.images
+import sqs_pyro.runs.images.kind
 from sqs_pyro import load, save
 from sqs_pyro.data import load_data
 from sqs_pyro.errors import NetworkError, OutputError, PackedFileError, RecipeError
@@ -90,7 +90,7 @@ def test_data_that_is_not_here_costs_dense_only_the_comparison(file, tmp_path, m
     def missing(*args):
         raise sqs_pyro.errors.DataError("Data is not there.")
 
-    monkeypatch.setattr(sqs_pyro.runs.images, "load_data", missing)
+    monkeypatch.setattr(sqs_pyro.runs.images.kind, "load_data", missing)
     document = export_file(file, "dense", tmp_path / "dense")
     assert document["max_difference"] is None and document["example"] == "none: Data is not there."
     with pytest.raises(sqs_pyro.errors.DataError, match=r"Data is not there\. Or give --input-shape, for random"):

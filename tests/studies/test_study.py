@@ -165,7 +165,7 @@ def test_a_finished_run_of_other_data_is_run_again_only_when_asked(copied, study
         data.train.dataset.tensors[0][0, 0, 0, 0] += 1
         return data
 
-    monkeypatch.setattr("sqs_pyro.runs.images.load_data", other)
+    monkeypatch.setattr("sqs_pyro.runs.images.network.load_data", other)
     with pytest.raises(OutputError, match=r"mild-seed0' holds a finished run of other data \('?training content"):
         run_study(study, copied, baselines_dir=baselines)
 
