@@ -84,6 +84,14 @@ def _resnet20(bits: int, lengths: tuple[int, ...]) -> BenchNetwork:
     return BenchNetwork(f"resnet20, {bits} bits", _random_packed(net, bits), ((1, 28, 28),))
 
 
+def _of_torchvision(name: str) -> Callable[[int, tuple[int, ...]], BenchNetwork]:
+    def made(bits: int, lengths: tuple[int, ...]) -> BenchNetwork:
+        net = build_network(f"torchvision/{name}").eval()
+        return BenchNetwork(f"{name}, {bits} bits", _random_packed(net, bits), ((3, 224, 224),))
+
+    return made
+
+
 def _transformer(bits: int, lengths: tuple[int, ...]) -> BenchNetwork:
     """Build 12 of SmolLM2-135M's 30 blocks, with a small vocabulary: blocks are what counts."""
     transformers = transformers_package()
@@ -106,6 +114,8 @@ def _transformer(bits: int, lengths: tuple[int, ...]) -> BenchNetwork:
 BUILT_IN: dict[str, Callable[[int, tuple[int, ...]], BenchNetwork]] = {
     "resnet20": _resnet20,
     "transformer": _transformer,
+    "mobilenet_v3_small": _of_torchvision("mobilenet_v3_small"),
+    "efficientnet_b0": _of_torchvision("efficientnet_b0"),
 }
 
 
@@ -126,7 +136,7 @@ def _file_network(
     if not Path(file).exists() and not Path(file).suffix:
         raise RecipeError(
             f"'{file}' is neither a packed file nor a built-in network: give the path of a file that `sqs` "
-            f"wrote, or {' or '.join(BUILT_IN)}."
+            f"wrote, or one of {', '.join(BUILT_IN)}."
         )
     source = opened(file, network=network)
     path, kind = source.path, kind_of(source.document)

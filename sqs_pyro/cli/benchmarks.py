@@ -63,7 +63,10 @@ def bench_kernels_command(
 def bench_model_command(
     networks: Annotated[
         list[str],
-        typer.Argument(metavar="FILE...", help="Packed files; or resnet20, transformer: random codes."),
+        typer.Argument(
+            metavar="FILE...",
+            help="Packed files; or resnet20, transformer, mobilenet_v3_small, efficientnet_b0: random codes.",
+        ),
     ],
     batch: Annotated[str, typer.Option(help="Examples of a call, by commas.")] = "1,32",
     input_shape: Annotated[

@@ -122,9 +122,7 @@ class _PackedConv(PackedModule):
     @classmethod
     def product(cls, replaced: nn.modules.conv._ConvNd) -> str:
         """Return ``"convolution"`` where there is a kernel for it, else ``"decoded"``."""
-        # What convolution.cpp multiplies with.
-        has_kernel = not replaced.transposed and replaced.groups == 1 and cls.num_dims < 3
-        return "convolution" if has_kernel else "decoded"
+        return "convolution" if cls.num_dims < 3 else "decoded"  # what convolution.cpp multiplies with
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[batch, out_channels, *space]``, without batch if x had none, in the dtype of x."""
@@ -156,7 +154,13 @@ def _convolution(
     x = x if batched else x.unsqueeze(0)
     if any(pad_first):
         x = F.pad(x, pad_first, mode=padding_mode)
-    y = call("convolution", packed, x, bias, *geometry)
+    if torch.compiler.is_compiling() and packed.form == "tiled" and num_dims == 2:
+        # The kernel is fastest with channels last. A compiler makes the change of order, there and back, a part of
+        # what comes before and behind.
+        x = x.contiguous(memory_format=torch.channels_last)
+        y = call("convolution", packed, x, bias, *geometry).contiguous()
+    else:
+        y = call("convolution", packed, x, bias, *geometry)
     return y if batched else y.squeeze(0)
 
 

@@ -144,14 +144,14 @@ def _forms(name: str) -> list[str]:
 def _define_form(name: str, schema: str, compute: Callable[..., Tensor]) -> None:
     def reference(*args: Any) -> Tensor:
         operands, packed = split_arguments(name, args)
-        return in_order(compute(decoded_weights.get(packed, result_dtype(operands)), *operands))
+        return in_order(compute(decoded_weights.get(packed, result_dtype(operands)), *operands), operands[0])
 
     def fake(*args: Any) -> Tensor:
         operands, packed = split_arguments(name, args)
         weight = packed.codes.new_empty(packed.shape, dtype=result_dtype(operands))  # of a fake tensor: no memory
-        return in_order(compute(weight, *operands))
+        return in_order(compute(weight, *operands), operands[0])
 
-    in_order = Tensor.contiguous if name == "convolution_tiled" else _as_it_is  # as its compiled kernel writes
+    in_order = _in_order_of if name == "convolution_tiled" else _as_it_is  # as its compiled kernel writes
     REFERENCES[name] = reference
     OPS[name] = custom_op(f"sqs::{name}", reference, mutates_args=(), schema=schema)
     OPS[name].register_fake(fake)
@@ -159,8 +159,14 @@ def _define_form(name: str, schema: str, compute: Callable[..., Tensor]) -> None
     _OVERLOADS[product, form] = OPS[name]._opoverload
 
 
-def _as_it_is(result: Tensor) -> Tensor:
+def _as_it_is(result: Tensor, x: Tensor) -> Tensor:
     return result
+
+
+def _in_order_of(result: Tensor, x: Tensor) -> Tensor:
+    """Return it with channels last if only that is how ``x`` is in order, else contiguous."""
+    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return result.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def split_arguments(name: str, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], PackedArgs]:

@@ -17,27 +17,57 @@ pytestmark = pytest.mark.skipif(not native_kernels("tiled"), reason="no C++ comp
 @st.composite
 def convolutions(draw):
     bits, dims = draw(st.integers(1, 8)), draw(st.sampled_from([1, 2, 2]))
-    outputs, channels = draw(st.integers(1, 40)), draw(st.integers(1, 9))
-    kernel, stride, dilation = ([draw(st.integers(1, 3)) for _ in range(dims)] for _ in range(3))
+    transposed, groups = draw(st.booleans()), draw(st.sampled_from([1, 1, 2, 3, 17, 33]))
+    # As many channels and outputs of a group as there are groups of them; one of each is a depthwise convolution.
+    channels = draw(st.integers(1, 9 if groups < 4 else 2))
+    outputs = draw(
+        st.sampled_from([1, 5, 16, 40, 50] if groups == 1 else [1, 2, 8, 17] if groups < 4 else [1, 1, 3])
+    )
+    kernel = [draw(st.sampled_from([1, 2, 3, 3, 5])) for _ in range(dims)]
+    stride, dilation = ([draw(st.integers(1, 3)) for _ in range(dims)] for _ in range(2))
     padding = [draw(st.integers(0, 3)) for _ in range(dims)]
-    space = [
-        max(1, d * (k - 1) + 1 - 2 * p) + draw(st.integers(0, 40 // dims))
-        for k, d, p in zip(kernel, dilation, padding, strict=True)
-    ]
+    smallest = [d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    if transposed:
+        more = [draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)]
+        # (space - 1) stride + smallest + more outputs
+        smallest = [1 + max(0, -(s + m - 1) // t) for s, m, t in zip(smallest, more, stride, strict=True)]
+    else:
+        more = [0] * dims
+    space = [max(1, least) + draw(st.integers(0, 40 // dims)) for least in smallest]
     images = draw(st.sampled_from([0, 1, 2, 5]))
     size, zeros = draw(st.integers(1, 2**bits)), draw(st.sampled_from([0.0, 0.5, 1.0]))
-    tables = draw(st.sampled_from([g for g in (1, 2, 3, outputs) if outputs % g == 0]))
+    rows, columns = (channels, outputs) if transposed else (outputs, channels)
+    shape = (groups * rows, columns, *kernel)
+    tables = draw(st.sampled_from([g for g in (1, 2, 3, shape[0]) if shape[0] % g == 0]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    symbols = torch.randint(0, size, (outputs, channels, *kernel), dtype=torch.uint8, generator=generator)
+    symbols = torch.randint(0, size, shape, dtype=torch.uint8, generator=generator)
     symbols[torch.rand(symbols.shape, generator=generator) < zeros] = 0
     table = torch.randn(tables, size, generator=generator)
     if draw(st.booleans()):
         table[:, 0] = 0
-    scales = 0.5 + torch.rand(outputs, generator=generator) if draw(st.booleans()) else None
-    bias = torch.randn(outputs, generator=generator) if draw(st.booleans()) else None
-    x = torch.randn(images, channels, *space, generator=generator).to(draw(st.sampled_from(list(TOLERANCE))))
-    layout = draw(st.sampled_from(["contiguous", "transposed", "strided", "offset"]))
-    return bits, symbols, table, scales, bias, laid_out(x, layout), (stride, padding, dilation)
+    scales = 0.5 + torch.rand(shape[0], generator=generator) if draw(st.booleans()) else None
+    bias = torch.randn(groups * outputs, generator=generator) if draw(st.booleans()) else None
+    x = torch.randn(images, groups * channels, *space, generator=generator)
+    x = x.to(draw(st.sampled_from(list(TOLERANCE))))
+    layout = draw(
+        st.sampled_from(["contiguous", "transposed", "strided", "offset", *["channels last"] * 3 * (dims - 1)])
+    )
+    geometry = (stride, padding, dilation, transposed, more, groups)
+    return bits, symbols, table, scales, bias, laid_out(x, layout), geometry
+
+
+#: Channels, outputs, groups, and whether they are transposed.
+DESIGNS = {
+    "depthwise": (40, 40, 40, False),
+    "grouped": (48, 96, 4, False),
+    "grouped, few": (24, 36, 12, False),
+    "transposed": (32, 24, 1, True),
+    "transposed, grouped": (24, 48, 3, True),
+    "transposed, depthwise": (24, 24, 24, True),
+}
+
+#: Of ordinary convolutions of two dimensions.
+NOT_TRANSPOSED = (False, [0, 0], 1)
 
 
 def arguments(bits, symbols, table, scales):
@@ -46,7 +76,7 @@ def arguments(bits, symbols, table, scales):
 
 
 def convolve(x, bias, geometry, packed):
-    return torch.ops.sqs.convolution_tiled(x, bias, *geometry, False, [0] * len(geometry[0]), 1, *packed)
+    return torch.ops.sqs.convolution_tiled(x, bias, *geometry, *packed)
 
 
 @given(convolutions())
@@ -60,20 +90,39 @@ def test_every_code_of_every_width(bits, dtype):
     symbols = torch.arange(40 * 7 * 9).mul(37).remainder(2**bits).to(torch.uint8).view(40, 7, 3, 3)
     assert len(symbols.unique()) == 2**bits
     x = torch.randn(2, 7, 9, 9).to(dtype)
-    check(bits, symbols, torch.randn(1, 2**bits), None, None, x, ([1, 1], [1, 1], [1, 1]))
+    check(bits, symbols, torch.randn(1, 2**bits), None, None, x, ([1, 1], [1, 1], [1, 1], *NOT_TRANSPOSED))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize(("channels", "outputs", "groups", "transposed"), DESIGNS.values(), ids=DESIGNS)
+def test_what_networks_have(channels, outputs, groups, transposed, kernel, stride, dtype):
+    shape = (channels, outputs // groups) if transposed else (outputs, channels // groups)
+    symbols = torch.randint(0, 16, (*shape, kernel, kernel), dtype=torch.uint8)
+    more = [stride - 1] * 2 if transposed else [0, 0]
+    geometry = ([stride] * 2, [kernel // 2] * 2, [1, 1], transposed, more, groups)
+    x = torch.randn(2, channels, 14, 14).to(dtype)
+    for order in (torch.contiguous_format, torch.channels_last):
+        check(
+            4, symbols, torch.randn(1, 16), None, torch.randn(outputs), x.contiguous(memory_format=order), geometry
+        )
 
 
 def check(bits, symbols, table, scales, bias, x, geometry):
     found = convolve(x, bias, geometry, arguments(tiled_bits(bits), symbols, table, scales))
-    assert found.dtype == x.dtype and found.is_contiguous()
+    # As its fake kernel says: channels are last where they are of x, and of nothing that is in order anyway.
+    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    order = torch.channels_last if last else torch.contiguous_format
+    assert found.dtype == x.dtype and found.is_contiguous(memory_format=order)
     weight = look_up(table.double(), symbols.view(len(table), -1)).view(symbols.shape)
     weight = weight if scales is None else weight * scales.double().view(-1, *[1] * (weight.dim() - 1))
     # the dtype of x is that of the bias, too
-    offset = torch.zeros(len(symbols), dtype=torch.double) if bias is None else bias.to(x.dtype).double()
-    plain = torch.nn.functional.conv1d if weight.dim() == 3 else torch.nn.functional.conv2d
+    offset = None if bias is None else bias.to(x.dtype).double()
+    plain = torch.ops.aten.convolution
     expected = plain(x.double(), weight, offset, *geometry)
     assert found.shape == expected.shape
-    size = plain(x.double().abs(), weight.abs(), offset.abs(), *geometry)
+    size = plain(x.double().abs(), weight.abs(), None if offset is None else offset.abs(), *geometry)
     smallest = torch.finfo(x.dtype).tiny
     assert ((found.double() - expected).abs() <= TOLERANCE[x.dtype] * size + smallest).all()
 
@@ -88,29 +137,39 @@ def test_tiles_are_lossless_and_as_large_as_stated(case):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("images", [1, 3])
-def test_threads_do_not_change_results(dtype, images):
-    symbols = torch.randint(0, 16, (40, 6, 3, 3), dtype=torch.uint8)
-    packed, x = arguments(4, symbols, torch.randn(1, 16), None), torch.randn(images, 6, 19, 21).to(dtype)
+@pytest.mark.parametrize("kind", ["ordinary", "pointwise", "depthwise", "grouped", "transposed"])
+def test_threads_do_not_change_results(kind, dtype, images):
+    kernel, groups = (1 if kind == "pointwise" else 3), {"depthwise": 40, "grouped": 4}.get(kind, 1)
+    symbols = torch.randint(0, 16, (40, 40 // groups, kernel, kernel), dtype=torch.uint8)
+    packed = arguments(4, symbols, torch.randn(1, 16), None)
+    stride = [1, 1] if kind == "pointwise" else [1, 2]
+    geometry = (stride, [kernel // 2] * 2, [1, 1], kind == "transposed", [0, 0], groups)
+    x = torch.randn(images, 40, 19, 21).to(dtype)
     threads = torch.get_num_threads()
-    try:
-        found = []
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            found.append(convolve(x, None, ([1, 2], [1, 1], [1, 1]), packed))
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    for order in (torch.contiguous_format, torch.channels_last):
+        try:
+            found = []
+            for count in (1, 2, 5):
+                torch.set_num_threads(count)
+                found.append(convolve(x.contiguous(memory_format=order), None, geometry, packed))
+        finally:
+            torch.set_num_threads(threads)
+        assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
-def test_what_is_not_a_number_stays_in_its_place():
-    """Blocks read numbers behind a row's end, and empty halves of pairs stand beside an odd number of channels."""
-    symbols = torch.randint(0, 4, (20, 3, 3, 3), dtype=torch.uint8)
+@pytest.mark.parametrize("groups", [1, 3], ids=["ordinary", "depthwise"])
+def test_what_is_not_a_number_stays_in_its_place(groups):
+    """Halves of pairs are empty beside an odd number of channels, and at the end of a row of taps."""
+    symbols = torch.randint(0, 4, (20 if groups == 1 else 3, 3 // groups, 3, 3), dtype=torch.uint8)
     packed = arguments(2, symbols, torch.tensor([[-1.0, 0.5, 1.0, 2.0]]), None)
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(2, 3, 9, 9).to(dtype)
         x[1, :, 0] = float("nan")
-        found = convolve(x, None, ([1, 1], [1, 1], [1, 1]), packed)
-        assert found[0].isfinite().all() and found[1, :, :2].isnan().all() and found[1, :, 2:].isfinite().all()
+        for turned in (False, True):
+            given = x.mT if turned else x  # a column of them
+            found = convolve(given, None, ([1, 1], [1, 1], [1, 1], False, [0, 0], groups), packed)
+            found = found.mT if turned else found
+            assert found[0].isfinite().all() and found[1, :, :2].isnan().all() and found[1, :, 2:].isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -119,8 +178,17 @@ def test_what_is_not_a_number_stays_in_its_place():
         ({"x": torch.randn(2, 5, 8, 8)}, "x should have 4 dimensions and 4 channels"),
         ({"x": torch.randn(2, 4, 8)}, "x should have 4 dimensions and 4 channels"),
         ({"x": torch.randn(2, 4, 1, 8)}, "the kernel is larger than the padded image"),
-        ({"geometry": ([1], [1], [1])}, "stride should have 2 numbers, not 1"),
-        ({"geometry": ([0, 1], [0, 0], [1, 1])}, "stride, dilation and kernel should be positive"),
+        ({"geometry": ([1], [1], [1], *NOT_TRANSPOSED)}, "stride should have 2 numbers, not 1"),
+        (
+            {"geometry": ([0, 1], [0, 0], [1, 1], *NOT_TRANSPOSED)},
+            "stride, dilation and kernel should be positive",
+        ),
+        ({"geometry": ([1, 1], [0, 0], [1, 1], False, [0, 0], 4)}, "a weight of 6 rows has no 4 groups"),
+        ({"geometry": ([1, 1], [0, 0], [1, 1], False, [0, 0], 2)}, "x should have 4 dimensions and 8 channels"),
+        (
+            {"geometry": ([1, 1], [9, 9], [1, 1], True, [0, 0], 1), "x": torch.randn(2, 6, 8, 8)},
+            "leaves no output",
+        ),
         ({"bias": torch.zeros(3)}, "the bias should have 6 numbers"),
         ({"table": torch.zeros(4, 64, dtype=torch.uint8)}, "4 tables do not fit 6 outputs of 36 inputs"),
         ({"table": torch.zeros(1, 100, dtype=torch.uint8)}, "a table of 100 bytes does not fit codes of 4 bits"),
@@ -131,7 +199,7 @@ def test_wrong_arguments_are_told_and_read_nowhere(change, message):
     codes, table, scales, shape, bits = arguments(
         4, torch.zeros(6, 4, 3, 3, dtype=torch.uint8), torch.zeros(1, 16), None
     )
-    right = {"x": torch.randn(2, 4, 8, 8), "bias": None, "geometry": ([1, 1], [0, 0], [1, 1])}
+    right = {"x": torch.randn(2, 4, 8, 8), "bias": None, "geometry": ([1, 1], [0, 0], [1, 1], *NOT_TRANSPOSED)}
     given = {**right, "codes": codes, "table": table, **change}
     with pytest.raises(RuntimeError, match=message):
         convolve(

@@ -55,7 +55,7 @@ def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
         return torch.stack([x, x + 1], -1)[..., 0]
     if layout == "offset":
         return torch.cat([x.new_ones(1), x.reshape(-1)])[1:].view(x.shape)
-    return x
+    return x.contiguous(memory_format=torch.channels_last) if layout == "channels last" else x
 
 
 def packed(form, bits, symbols, table, scales):

@@ -180,12 +180,15 @@ def test_a_weight_is_tiled_where_all_that_use_it_have_a_kernel():
     tiled = ("tiled", True, "compiled kernels multiply with the codes")
     assert forms(nn.Linear(40, 8)) == forms(nn.Conv1d(4, 8, 3)) == {tiled}
     decoded = ("dense", False, "its module reads the decoded weight")
-    assert forms(nn.Conv2d(4, 8, 3, groups=2)) == forms(nn.ConvTranspose2d(4, 8, 3)) == {decoded}
+    assert forms(nn.Conv2d(4, 8, 3, groups=2)) == forms(nn.ConvTranspose2d(4, 8, 3)) == {tiled}
     assert forms(nn.Conv3d(4, 8, 3)) == forms(nn.MultiheadAttention(8, 2), "in_proj_weight") == {decoded}
     assert forms(nn.Linear(40, 8), groups=8) == forms(nn.Linear(64, 8), groups=16) == {("rows", *tiled[1:])}
     assert forms(nn.Linear(40, 8), groups=16) == {("dense", False, "no kernel for 16 codebooks of 20 weights")}
     shared = nn.ModuleList([nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3)])
     shared[1].weight = shared[0].weight
+    assert forms(shared, "0.weight") == {tiled}
+    shared = nn.ModuleList([nn.Linear(8, 24), nn.MultiheadAttention(8, 2)])
+    shared[1].in_proj_weight = shared[0].weight
     assert forms(shared, "0.weight") == {decoded}
     assert forms(shared[:1], "0.weight") == {tiled}
 

@@ -403,6 +403,32 @@ def test_inductor(training):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inductor_changes_the_order_of_channels_on_the_way(dtype):
+    """What a network does with outputs of convolutions goes as with contiguous ones."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.own = nn.Conv2d(3, 20, 3, padding=1), nn.Conv2d(20, 20, 3, padding=1, groups=20)
+            self.scale, self.up = nn.Conv2d(20, 20, 1), nn.ConvTranspose2d(20, 6, 2, stride=2)
+            self.norm = nn.BatchNorm2d(20)
+
+        def forward(self, x):
+            x = self.first(x).relu()
+            x = x + self.norm(self.own(x)) * self.scale(x.mean((2, 3), keepdim=True)).sigmoid()
+            return self.up(x).view(len(x), -1)
+
+    net = Mixed().eval()
+    packed = packed_network(net, code_all(net)).to(dtype)
+    x = torch.randn(2, 3, 10, 9).to(dtype)
+    with torch.inference_mode():
+        expected, found = packed(x), compile_whole(packed, "inductor")(x)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.slow
 def test_inductor_does_not_write_into_the_shared_decoded_weight():
     """An op's result may be reused by the compiler: the in-projection's decoded weight must survive it."""
     net = tower()

@@ -143,6 +143,26 @@ def test_gradients_of_convolutions_against_finite_differences(form, scales):
         )
 
 
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("shape", "channels", "geometry"),
+    [
+        ((8, 1, 3, 3), 8, ([1, 2], [1, 1], [1, 1], False, [0, 0], 8)),
+        ((8, 2, 3, 3), 4, ([1, 1], [1, 0], [1, 2], False, [0, 0], 2)),
+        ((6, 4, 3, 3), 6, ([2, 2], [1, 1], [1, 1], True, [1, 0], 1)),
+        ((6, 2, 2, 3), 6, ([2, 1], [0, 1], [1, 2], True, [0, 0], 3)),
+    ],
+    ids=["depthwise", "grouped", "transposed", "transposed, grouped"],
+)
+def test_convolutions_of_every_design(shape, channels, geometry, order):
+    weight, _ = make("tiled", shape, scales=True)
+    image = torch.randn(2, channels, 5, 6).contiguous(memory_format=order).requires_grad_()
+    arguments = packed_arguments(weight)
+    torch.library.opcheck(OPS["convolution_tiled"], (image, None, *geometry, *arguments))
+    double = image.detach().double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: call("convolution", weight.args, x, None, *geometry), (double,))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_input_dtypes(dtype):
     weight, dense = make("dense", (24, 300))

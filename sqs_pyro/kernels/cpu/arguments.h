@@ -25,10 +25,15 @@ Tensor as(const Tensor& tensor, ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
 }
 
-// A new tensor in order; without a way through the dispatcher by name, which takes a microsecond.
-Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
+// A new tensor in order, or with the second dimension last; without a way through the dispatcher by name, which takes a
+// microsecond.
+Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype, bool channels_last = false) {
   std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t d = sizes.size(); d-- > 1;) strides[d - 1] = strides[d] * std::max<int64_t>(sizes[d], 1);
+  int64_t stride = channels_last ? std::max<int64_t>(sizes[1], 1) : 1;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    if (channels_last && d == 1) continue;
+    strides[d] = stride, stride *= std::max<int64_t>(sizes[d], 1);
+  }
   AtenTensorHandle made;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       int64_t(sizes.size()), sizes.data(), strides.data(), torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), aoti_torch_device_type_cpu(), 0, &made));
