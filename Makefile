@@ -31,7 +31,7 @@ lint: $(STAMP)
 
 # The grid of products on CPU kernels that look for accesses out of bounds.
 sanitize: $(STAMP)
-	SQS_CACHE=build/sanitize SQS_CXXFLAGS="-march=native -g -fsanitize=address -fno-omit-frame-pointer" \
+	SQS_CACHE=build/sanitize SQS_CXXFLAGS="-march=native -O1 -g1 -fsanitize=address -fno-omit-frame-pointer" \
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 	$(BIN)/python -m pytest tests/kernels/test_matrices.py tests/kernels/test_convolution.py
 
