@@ -41,8 +41,8 @@ class SearchRecipe(RecipeSection):
 
     points: float = Field(gt=0, le=100)
     first_ratio: float = Field(default=20.0, gt=1)
-    attempts: int = Field(default=4, ge=1, le=100)
-    share: float = Field(default=0.5, gt=0, le=1)
+    attempts: int = Field(default=3, ge=1, le=100)
+    share: float = Field(default=1.0, gt=0, le=1)
 
 
 def check_searchable(search: SearchRecipe | None, recipe: CompressionRecipe) -> None:

@@ -94,7 +94,7 @@ def test_the_smallest_that_is_good_enough_is_returned(trained, tmp_path):
         trained,
         data(),
         recipe,
-        SearchRecipe(points=6, first_ratio=6, attempts=3),
+        SearchRecipe(points=6, first_ratio=6, attempts=3, share=0.5),
         validation=data(),
         judge=accuracy,
         directory=tmp_path,
