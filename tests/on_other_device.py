@@ -156,7 +156,7 @@ def test_blockwise(device, tmp_path):
 @pytest.mark.usefixtures("blank_pictures")
 def test_runs(kind, device, request, monkeypatch, tmp_path):
     recipe = request.getfixturevalue(f"{kind}_recipe")
-    for module in (images, language_model, task):
+    for module in (images.pipeline, language_model, task):
         monkeypatch.setattr(module, "chosen_device", lambda name: device)
     metrics = kind_of(recipe).run(recipe, tmp_path / "run")
     # The file does not know where it was made: on the CPU it says the same.

@@ -48,7 +48,7 @@ def interleaved(
     return taken
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def latency(
     dense: nn.Module, packed: nn.Module, inputs: Any, batches: tuple[int, ...] = (1, 32)
 ) -> dict[str, Any]:
@@ -116,10 +116,10 @@ def _stopwatch(module: nn.Module, taken: dict[str, float], name: str) -> list[Re
 def _call(net: nn.Module, inputs: Any, device: torch.device) -> Call:
     """Return a call that returns when its device is done."""
     args, kwargs = call_arguments(inputs)
+    wait = getattr(getattr(torch, device.type, None), "synchronize", lambda: None)
 
     def call() -> None:
         net(*args, **kwargs)
-        if device.type != "cpu":
-            getattr(torch, device.type).synchronize(device)
+        wait()
 
     return call

@@ -156,8 +156,8 @@ def _convolution(
         x = F.pad(x, pad_first, mode=padding_mode)
     if torch.compiler.is_compiling() and packed.form == "tiled" and num_dims == 2:
         # The kernel is fastest with channels last. A compiler makes the change of order, there and back, a part of
-        # what comes before and behind.
-        x = x.contiguous(memory_format=torch.channels_last)
+        # what comes before and behind. Said by `movedim`, as vmap knows no memory format.
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
         y = call("convolution", packed, x, bias, *geometry).contiguous()
     else:
         y = call("convolution", packed, x, bias, *geometry)
