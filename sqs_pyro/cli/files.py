@@ -6,22 +6,15 @@ from typing import Annotated
 import typer
 
 from sqs_pyro.cli.application import app
-from sqs_pyro.cli.options import DeviceOption, FileArgument, JsonOption, NetworkOption
+from sqs_pyro.cli.options import DataOption, DeviceOption, FileArgument, JsonOption, NetworkOption, RootOption
 from sqs_pyro.cli.running import command_line, numbers, one_sentence_errors, show
 
 
 @app.command("evaluate")
 def evaluate_command(
     file: FileArgument,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data", metavar="RECIPE|MODULE:FUNCTION", help="Recipe or code of yours whose data to use."
-        ),
-    ] = None,
-    root: Annotated[
-        Path | None, typer.Option("--root", metavar="DIR", help="Where the data set is on this machine.")
-    ] = None,
+    data: DataOption = None,
+    root: RootOption = None,
     shift: Annotated[
         str | None,
         typer.Option("--shift", metavar="SHIFT", help="Shift the images: rotation:30, noise:0.5 or uniform."),
@@ -44,15 +37,8 @@ def evaluate_command(
 @app.command("uncertainty")
 def uncertainty_command(
     file: FileArgument,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data", metavar="RECIPE|MODULE:FUNCTION", help="Recipe or code of yours whose data to use."
-        ),
-    ] = None,
-    root: Annotated[
-        Path | None, typer.Option("--root", metavar="DIR", help="Where the data set is on this machine.")
-    ] = None,
+    data: DataOption = None,
+    root: RootOption = None,
     foreign: Annotated[
         list[str] | None,
         typer.Option("--foreign", metavar="NAME|PATH", help="Other classes: a data set, folder or recipe."),
@@ -127,12 +113,7 @@ def export_command(
         str | None,
         typer.Option("--input-shape", metavar="1,28,28", help="Of one random example [the file's own data]."),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data", metavar="RECIPE|MODULE:FUNCTION", help="Recipe or code of yours whose data to use."
-        ),
-    ] = None,
+    data: DataOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older export.")] = False,
     network: NetworkOption = None,
     as_json: JsonOption = False,

@@ -17,3 +17,10 @@ NetworkOption = Annotated[
     str | None,
     typer.Option("--network", metavar="MODULE:FUNCTION", help="Code of yours that builds the file's network."),
 ]
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", metavar="RECIPE|MODULE:FUNCTION", help="Recipe or code of yours whose data to use."),
+]
+RootOption = Annotated[
+    Path | None, typer.Option("--root", metavar="DIR", help="Where the data set is on this machine.")
+]
