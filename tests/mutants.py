@@ -70,7 +70,7 @@ FAULTS = {
         "kernels/cpu/codes.h", "kPairs = 16 / B;", "kPairs = 15 / B;", ("kernels/test_matrices.py",)
     ),
     "a column of compiled convolutions": Fault(
-        "kernels/cpu/convolution.cpp",
+        "kernels/cpu/geometry.h",
         "residue + padding - tap * dilation : tap * dilation;",
         "residue + padding - tap * dilation : tap;",
         ("kernels/test_convolution.py",),

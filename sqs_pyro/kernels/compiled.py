@@ -6,9 +6,11 @@ Environment:
 
 import hashlib
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 _SECONDS = 300  # of one compiler, on a machine that does other things as well
@@ -93,19 +95,31 @@ def run_together(commands: Iterable[Sequence[str]]) -> None:
         subprocess.TimeoutExpired: one took too long.
     """
     # All at once: errors of one are looked at when all have ended, so that none is left running.
-    started = [
-        (command, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
-        for command in commands
-    ]
+    started = [(command, _start(command)) for command in commands]
     try:
         said = [process.communicate(timeout=_SECONDS)[1] for _, process in started]
     finally:
         for _, process in started:
-            process.kill()  # does nothing to one that has ended
+            _end(process)
     for (command, process), errors in zip(started, said, strict=True):
         if process.returncode:
             lines = [line for line in errors.splitlines() if "error" in line] or errors.splitlines()
             raise RuntimeError(f"{command[0]} failed: {lines[0].strip() if lines else 'it said nothing'}")
+
+
+def _start(command: Sequence[str]) -> "subprocess.Popen[str]":
+    # In a session of its own, which can be ended with all that the compiler's driver has started.
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """Kill a compiler with what it has started; one that has ended stays so."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def cache_directory() -> Path:

@@ -122,7 +122,7 @@ class _PackedConv(PackedModule):
     @classmethod
     def product(cls, replaced: nn.modules.conv._ConvNd) -> str:
         """Return ``"convolution"`` where there is a kernel for it, else ``"decoded"``."""
-        return "convolution" if cls.num_dims < 3 else "decoded"  # what convolution.cpp multiplies with
+        return "convolution" if cls.num_dims < 3 else "decoded"  # what convolution.h multiplies with
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[batch, out_channels, *space]``, without batch if x had none, in the dtype of x."""

@@ -22,7 +22,10 @@ from sqs_pyro.kernels.processor import processor_text
 
 _DIRECTORY = Path(__file__).parent / "cpu"
 #: What is compiled together, side by side: the form of weights that needs it, and its sources.
-SOURCES = {"tiled": ("tiled.cpp", "convolution.cpp"), "rows": ("rows.cpp",)}
+SOURCES = {
+    "tiled": ("tiled.cpp", "convolution_float32.cpp", "convolution_bfloat16.cpp", "convolution.cpp"),
+    "rows": ("rows.cpp",),
+}
 _COMPILERS = ("c++", "g++", "clang++")
 
 
@@ -111,6 +114,7 @@ def _flags(standalone: bool) -> list[str]:
         "-std=c++20",
         "-shared",
         "-fPIC",
+        "-fvisibility=hidden",  # a process may load the libraries of several versions and forms
         "-w",
         f"-I{root}",
         f"-I{root / 'torch/csrc/api/include'}",

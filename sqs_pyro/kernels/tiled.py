@@ -8,7 +8,7 @@ take 8.
 The weight of a convolution is tiled as the matrix ``[outputs, taps · channels]``: the channels of a tap side by
 side, with one of code 0 behind an odd number of them, so that pairs of inputs are pairs of channels.
 
-``kernels/cpu/tiled.cpp`` and ``kernels/cpu/convolution.cpp`` multiply with it.
+``kernels/cpu/tiled.cpp`` and ``kernels/cpu/convolution.h`` multiply with it.
 """
 
 import math

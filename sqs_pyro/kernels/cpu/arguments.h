@@ -13,21 +13,21 @@
 
 #include "codes.h"
 
-namespace {
+namespace sqs {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Neither asks the dispatcher for what is there already: a small product takes less time than that.
-Tensor in_order(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
+inline Tensor in_order(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
 
-Tensor as(const Tensor& tensor, ScalarType dtype) {
+inline Tensor as(const Tensor& tensor, ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
 }
 
 // A new tensor in order, or with the second dimension last; without a way through the dispatcher by name, which takes a
 // microsecond.
-Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype, bool channels_last = false) {
+inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype, bool channels_last = false) {
   std::vector<int64_t> strides(sizes.size(), 1);
   int64_t stride = channels_last ? std::max<int64_t>(sizes[1], 1) : 1;
   for (size_t d = sizes.size(); d-- > 0;) {
@@ -112,7 +112,7 @@ struct Weight {
 };
 
 // What sums are made of: float16 and, without instructions for it, bfloat16 are widened.
-ScalarType computed_in(ScalarType dtype) {
+inline ScalarType computed_in(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Float: case ScalarType::Double: return dtype;
     case ScalarType::Half: return ScalarType::Float;
@@ -126,10 +126,10 @@ ScalarType computed_in(ScalarType dtype) {
 }
 
 // The bias as sums take it: cast to the dtype of x, as the reference does; added before the result is rounded.
-std::optional<Tensor> bias_for(const std::optional<Tensor>& bias, int64_t outputs, ScalarType dtype, ScalarType inner) {
+inline std::optional<Tensor> bias_for(const std::optional<Tensor>& bias, int64_t outputs, ScalarType dtype, ScalarType inner) {
   if (!bias) return std::nullopt;
   STD_TORCH_CHECK(bias->dim() == 1 && bias->numel() == outputs, "the bias should have ", outputs, " numbers");
   return in_order(as(as(*bias, dtype), inner == ScalarType::Double ? inner : ScalarType::Float));
 }
 
-}  // namespace
+}  // namespace sqs

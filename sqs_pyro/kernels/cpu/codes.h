@@ -22,7 +22,7 @@
 #include <immintrin.h>
 #endif
 
-namespace {
+namespace sqs {
 
 using torch::headeronly::BFloat16;
 
@@ -263,4 +263,4 @@ struct LaneTables {
   }
 };
 
-}  // namespace
+}  // namespace sqs

@@ -4,7 +4,7 @@
 
 #include "arguments.h"
 
-namespace {
+namespace sqs {
 
 // float64 is for checks of gradients: the same sums, without hurry.
 template <int B>
@@ -55,7 +55,7 @@ Tensor linear(const Weight& weight, const std::vector<int64_t>& shape, Tensor x,
 }
 
 // Rows of the weight, decoded: `[*indices, inputs]`.
-Tensor embedding(const Weight& weight, const std::vector<int64_t>& shape, Tensor indices, ScalarType dtype) {
+inline Tensor embedding(const Weight& weight, const std::vector<int64_t>& shape, Tensor indices, ScalarType dtype) {
   STD_TORCH_CHECK(shape.size() == 2, "a weight with rows has two dimensions, not ", shape.size());
   indices = in_order(as(indices, ScalarType::Long));
   const int64_t* rows = static_cast<const int64_t*>(indices.const_data_ptr());
@@ -78,4 +78,4 @@ Tensor embedding(const Weight& weight, const std::vector<int64_t>& shape, Tensor
   return as(found, dtype);
 }
 
-}  // namespace
+}  // namespace sqs

@@ -8,7 +8,7 @@
 
 #include "codes.h"
 
-namespace {
+namespace sqs {
 
 constexpr int kDepth = 512;    // inputs that are decoded at once where several rows of x share them
 constexpr int kTiles = 4;      // tiles that share a panel of x while it is in the first-level cache
@@ -162,4 +162,4 @@ void multiply(const Problem& p, const float* table, int64_t size, const T* x, T*
   many_rows<Kernel, B>(p, kernel, panels.get(), y);
 }
 
-}  // namespace
+}  // namespace sqs

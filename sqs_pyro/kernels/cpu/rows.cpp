@@ -8,7 +8,7 @@
 
 #include "operators.h"
 
-namespace {
+namespace sqs {
 
 constexpr int kChunk = 2 * kRows;  // inputs that one code of each half of a word belongs to
 constexpr int kWidth = 8;          // rows of x at a time
@@ -135,7 +135,7 @@ Tensor embedding_rows(Tensor indices, ScalarType dtype, Tensor codes, Tensor tab
   return embedding(Weight(Layout::kRows, codes, table, scales, shape, bits), shape, indices, dtype);
 }
 
-}  // namespace
+}  // namespace sqs
 
 #if defined(SQS_STANDALONE)  // without our Python nobody else has said what the operators look like
 STABLE_TORCH_LIBRARY_FRAGMENT(sqs, m) {
@@ -145,6 +145,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sqs, m) {
 #endif
 
 STABLE_TORCH_LIBRARY_IMPL(sqs, CPU, m) {
-  m.impl("linear_rows", TORCH_BOX(&linear_rows));
-  m.impl("embedding_rows", TORCH_BOX(&embedding_rows));
+  m.impl("linear_rows", TORCH_BOX(&sqs::linear_rows));
+  m.impl("embedding_rows", TORCH_BOX(&sqs::embedding_rows));
 }

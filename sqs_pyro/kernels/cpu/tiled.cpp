@@ -5,7 +5,7 @@
 #include "operators.h"
 #include "products.h"
 
-namespace {
+namespace sqs {
 
 // ---- operators --------------------------------------------------------------------------------------------------
 
@@ -25,7 +25,7 @@ Tensor embedding_tiled(Tensor indices, ScalarType dtype, Tensor codes, Tensor ta
   return embedding(Weight(Layout::kTiled, codes, table, scales, shape, bits), shape, indices, dtype);
 }
 
-}  // namespace
+}  // namespace sqs
 
 #if defined(SQS_STANDALONE)  // without our Python nobody else has said what the operators look like
 STABLE_TORCH_LIBRARY_FRAGMENT(sqs, m) {
@@ -35,6 +35,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sqs, m) {
 #endif
 
 STABLE_TORCH_LIBRARY_IMPL(sqs, CPU, m) {
-  m.impl("linear_tiled", TORCH_BOX(&linear_tiled));
-  m.impl("embedding_tiled", TORCH_BOX(&embedding_tiled));
+  m.impl("linear_tiled", TORCH_BOX(&sqs::linear_tiled));
+  m.impl("embedding_tiled", TORCH_BOX(&sqs::embedding_tiled));
 }
