@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqs_pyro.compression.checkpoint import check_same, read_checkpoint, write_checkpoint
+from sqs_pyro.compression.precision import training_dtype, warn_of_slow_precision
 from sqs_pyro.errors import DataError, DivergenceError
 from sqs_pyro.evaluation.classification import evaluate
 from sqs_pyro.evaluation.first_minibatch import try_loader
@@ -164,6 +165,7 @@ class _Training:
         self.history: list[EpochRecord] = []
 
     def run(self, checkpoint: Path | None, progress: Callable[[EpochRecord], None] | None) -> list[EpochRecord]:
+        warn_of_slow_precision(self.recipe.precision, self.device)
         if checkpoint is not None:
             self._fingerprint = self._of_this_call()  # before weights are restored: of what is given
         if checkpoint is not None and checkpoint.exists():
@@ -193,7 +195,7 @@ class _Training:
     def _try(self, x: Any, y: Tensor) -> None:
         """Try the first minibatch, before the network is trained on it."""
         if self.loss is None:
-            dtype = torch.bfloat16 if self.recipe.precision == "bfloat16" else None
+            dtype = training_dtype(self.recipe.precision)
             self.labels = check_minibatch(  # type: ignore[assignment]
                 self.net, self.labels, x, y.to(self.device), dtype=dtype
             )
@@ -242,8 +244,8 @@ class _Training:
             group["lr"] = self._learning_rate(step, steps)
         if self.recipe.channels_last and isinstance(x, Tensor) and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        bfloat16 = self.recipe.precision == "bfloat16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        dtype = training_dtype(self.recipe.precision)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             logits = predictions(self.net, x).float()  # the loss in float32, whatever the precision
         loss, hits, labelled = self._loss(logits, y, step)
         self.optimizer.zero_grad(set_to_none=True)

@@ -15,6 +15,7 @@ from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.compression.finetune.loop import Driver, StepRecord
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe, PriorRecipe
 from sqs_pyro.compression.finetune.telling import TellStep, told
+from sqs_pyro.compression.precision import training_dtype, warn_of_slow_precision
 from sqs_pyro.errors import NetworkError, RecipeError, first_line
 from sqs_pyro.evaluation.first_minibatch import first_inputs, try_first_minibatch
 from sqs_pyro.evaluation.judging import Judge, judge_by, judged
@@ -33,6 +34,7 @@ from sqs_pyro.models import (
 from sqs_pyro.models.bayesian import BayesianNetwork, Prior
 from sqs_pyro.models.distillation import DistillationLikelihood, DistilledLoader
 from sqs_pyro.models.likelihoods import Categorical, LearnedLikelihood
+from sqs_pyro.networks.calling import device_of
 from sqs_pyro.networks.checks import check_network
 from sqs_pyro.networks.loaders import check_training_loader
 from sqs_pyro.packing import CodedTensor, PackedContents, pack, size_report
@@ -178,6 +180,7 @@ def compress(
         )
         # What is cheap to find out comes first: data and judge, then codebooks, then a file as it would be.
         check_finite(begun)
+        warn_of_slow_precision(recipe.precision, device_of(begun))
         labels = _try(model, train_loader, validation, judge, recipe, checkpoint)
         guide = _guide(model, recipe)
         inputs = first_inputs(train_loader, model.net)
@@ -288,7 +291,7 @@ def _try(
         model.likelihood,
         validation=None if resumed else validation,
         judge=judge,
-        dtype=torch.bfloat16 if recipe.precision == "bfloat16" else None,
+        dtype=training_dtype(recipe.precision),
     )
     model.likelihood, model.num_data = tried.likelihood, tried.num_data
     return tried.labels
@@ -304,7 +307,7 @@ def _distilled(
         yield train_loader
         return
     assert isinstance(own, Categorical)
-    dtype = torch.bfloat16 if recipe.precision == "bfloat16" else None
+    dtype = training_dtype(recipe.precision)
     # The teacher is a copy in eval mode: the user's own network may be in any.
     observed = DistilledLoader(train_loader, copied(net).eval(), section.temperature, dtype, own)
     model.likelihood = DistillationLikelihood(section.weight, section.temperature, own.class_axis or -1)

@@ -17,6 +17,7 @@ from sqs_pyro.compression.finetune.optimizers import make_gradients_dense, optim
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.compression.finetune.recomputation import check_not_recomputed, no_recomputation
 from sqs_pyro.compression.interruption import deferred_interrupt
+from sqs_pyro.compression.precision import training_dtype
 from sqs_pyro.errors import DataError, DivergenceError, NetworkError, SQSError, first_line
 from sqs_pyro.evaluation.input_checks import check_inputs, check_minibatch
 from sqs_pyro.evaluation.judging import Judge, judge_by, judged
@@ -249,8 +250,9 @@ class Driver:
         for optimizer in self.optimizers:
             # None, not 0: momentum and decay must not move frozen latents, which get no gradient any more.
             optimizer.zero_grad(set_to_none=True)
+        dtype = training_dtype(recipe.precision)
         try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
                 terms = self.elbo.terms(self.model, self.guide, x, y)
             if not self.history:  # once, at the first step
                 check_not_recomputed(terms.loss)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sqs_pyro.compression.precision import multiplies_bfloat16
 from sqs_pyro.data import DataRecipe, load_data
 from sqs_pyro.errors import DataError, MissingPackageError
 from sqs_pyro.extras import EXTRAS
@@ -45,7 +46,7 @@ def examine() -> dict[str, Any]:
     Returns:
         ``machine``, ``versions`` and ``checks``, each with the attributes of :class:`Check`.
     """
-    checks = [_compiler(), _kernels(), _instructions(), _gpu(), *_packages(), *_data(), _cache()]
+    checks = [_compiler(), _kernels(), _instructions(), _bfloat16(), _gpu(), *_packages(), *_data(), _cache()]
     return {"machine": machine(), "versions": versions(), "checks": [asdict(check) for check in checks]}
 
 
@@ -75,6 +76,12 @@ def _instructions() -> Check:
         if flag in there:
             return Check("instructions", name, True, follows)
     return Check("instructions", "neither AVX-512 nor AVX2", True, "packed products take portable kernels")
+
+
+def _bfloat16() -> Check:
+    if multiplies_bfloat16(torch.device("cpu")):
+        return Check("bfloat16", "by instructions", True, "training may use it on the CPU")
+    return Check("bfloat16", "no instructions", True, "train in float32 on the CPU: it is ten times as fast")
 
 
 def _gpu() -> Check:
