@@ -3,6 +3,8 @@
 #pragma once
 
 #include <array>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "geometry.h"
@@ -43,30 +45,42 @@ struct Pairs {
 // Of 16 outputs from `lane` on as many as a register has, those that `wanted` names.
 template <class T>
 inline void store_outputs(T* to, Floats values, uint32_t wanted, int lane) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return _mm512_mask_storeu_ps(to, __mmask16(wanted), (__m512)values);
+#endif
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    return _mm256_mask_storeu_epi16(to, __mmask16(wanted), (__m256i)_mm512_cvtneps_pbh((__m512)values));
+  }
+#endif
+  if constexpr (std::is_same_v<T, float>) {
+    constexpr uint32_t all = (1u << kLanes) - 1;
+    if ((wanted >> lane & all) == all) return store(to + lane, values);
+  }
   for (int i = 0; i < kLanes; ++i) {
     if (wanted >> (lane + i) & 1) to[lane + i] = T(values[i]);
   }
 }
 
+constexpr int kWide = 3;  // tiles whose outputs are computed together, at most
 #if defined(__AVX512F__)
-template <>
-inline void store_outputs(float* to, Floats values, uint32_t wanted, int) {
-  _mm512_mask_storeu_ps(to, __mmask16(wanted), (__m512)values);
-}
-#endif
-#if defined(__AVX512BF16__)
-template <>
-inline void store_outputs(BFloat16* to, Floats values, uint32_t wanted, int) {
-  _mm256_mask_storeu_epi16(to, __mmask16(wanted), (__m256i)_mm512_cvtneps_pbh((__m512)values));
-}
+constexpr int kSums = 24;  // registers of sums, which leave enough for weights and inputs
+#else
+constexpr int kSums = 12;
 #endif
 
+// Pixels that are computed together, at most: fewer sums than a multiplier has under way would wait for each other.
+constexpr int pixels_of(int wide) { return std::min(8, kSums / wide); }
+
+// Keep a value in a register: a compiler that reads it from memory at each use has more reads than products.
+template <class V>
+inline void keep(V& value) {
 #if defined(__AVX512F__)
-constexpr int kPixels = 8;  // that are computed together, at most; with kWide tiles their sums fill the registers
-#else
-constexpr int kPixels = 4;
+  asm("" : "+v"(value));
+#elif defined(__AVX2__)
+  asm("" : "+x"(value));
 #endif
-constexpr int kWide = 3;
+}
 
 // What rows of outputs have in common. Pointers are to the first output's, tiles' to the first tile's.
 template <class X, class T>
@@ -92,7 +106,7 @@ void block(const Task<typename L::X, T>& t, const typename L::X* x, T* y) {
       for (int64_t c = 0; weight != end; weight += kRows, ++c) {
         typename L::V weights[W];
 #pragma GCC unroll 4
-        for (int w = 0; w < W; ++w) weights[w] = load<typename L::V>(weight + w * t.of_tile);
+        for (int w = 0; w < W; ++w) keep(weights[w] = load<typename L::V>(weight + w * t.of_tile));
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
           const auto input = L::broadcast(from[m] + c);
@@ -136,24 +150,15 @@ void depthwise(const Task<typename L::X, T>& t, const typename L::X* x, T* y) {
   }
 }
 
-// `f.operator()<M>(first)` for blocks of neighbouring outputs, as equal as can be.
-template <class F>
+// `f.operator()<M>(first)` for blocks of at most `most` neighbouring outputs, as equal as can be.
+template <int most, class F>
 void in_blocks(int64_t count, const F& f) {
-  const int64_t blocks = (count + kPixels - 1) / kPixels;
+  const int64_t blocks = (count + most - 1) / most;
   for (int64_t i = 0; i < blocks; ++i) {
-    const int64_t first = count * i / blocks;
-    switch (count * (i + 1) / blocks - first) {
-#if defined(__AVX512F__)
-      case 8: f.template operator()<8>(first); break;
-      case 7: f.template operator()<7>(first); break;
-      case 6: f.template operator()<6>(first); break;
-      case 5: f.template operator()<5>(first); break;
-#endif
-      case 4: f.template operator()<4>(first); break;
-      case 3: f.template operator()<3>(first); break;
-      case 2: f.template operator()<2>(first); break;
-      default: f.template operator()<1>(first);
-    }
+    const int64_t first = count * i / blocks, length = count * (i + 1) / blocks - first;
+    [&]<int... M>(std::integer_sequence<int, M...>) {
+      ((length == M + 1 && (f.template operator()<M + 1>(first), true)) || ...);
+    }(std::make_integer_sequence<int, most>());
   }
 }
 

@@ -247,19 +247,20 @@ struct Convolution {
 
   void outputs_of_row(Task<X, T>& task, const Range& r, int64_t columns, const X* from, T* to) const {
     for (int64_t t = 0; t < r.wide; ++t) task.wanted[t] = wanted(r.tile + t, r);
-    in_blocks(columns, [&]<int M>(int64_t first) {
-      const X* x = from + first * task.x_step;
-      T* y = to + first * task.y_step;
-      if (r.wide == 3) return block<L, M, 3>(task, x, y);
-      if (r.wide == 2) return block<L, M, 2>(task, x, y);
-      return block<L, M, 1>(task, x, y);
-    });
+    const auto blocks = [&]<int W>() {
+      in_blocks<pixels_of(W)>(columns, [&]<int M>(int64_t first) {
+        block<L, M, W>(task, from + first * task.x_step, to + first * task.y_step);
+      });
+    };
+    if (r.wide == 3) return blocks.template operator()<3>();
+    if (r.wide == 2) return blocks.template operator()<2>();
+    blocks.template operator()<1>();
   }
 
   void channels_of_row(Task<X, T> task, int64_t columns, const X* from, T* to) const {
     for (int64_t tile = 0; tile < tiles; ++tile, from += kRows, to += kRows) {
       task.wanted[0] = wanted(tile, ranges[0]);
-      in_blocks(columns, [&]<int M>(int64_t first) {
+      in_blocks<pixels_of(1)>(columns, [&]<int M>(int64_t first) {
         depthwise<L, M>(task, from + first * task.x_step, to + first * task.y_step);
       });
       task.weights += of_tile, task.scales += kRows, task.biases += kRows;

@@ -10,7 +10,9 @@ namespace sqs {
 
 #if defined(__AVX512BW__)
 
-// 16 registers of 16 words: their columns become rows.
+constexpr int kTurned = 16;  // rows and columns that are turned over in registers
+
+// Their columns become rows.
 inline void turn(__m512 (&rows)[16]) {
   __m512 turned[16];
 #pragma GCC unroll 8
@@ -50,19 +52,59 @@ inline void put_words(BFloat16* to, __m512 words, int64_t count) {
   _mm256_mask_storeu_epi16(to, first_lanes(count), _mm512_cvtepi32_epi16((__m512i)words));
 }
 
+#elif defined(__AVX2__)
+
+constexpr int kTurned = 8;
+
+inline void turn(__m256 (&rows)[8]) {
+  __m256 turned[8];
+#pragma GCC unroll 4
+  for (int m = 0; m < 8; m += 2) {
+    turned[m] = _mm256_unpacklo_ps(rows[m], rows[m + 1]), turned[m + 1] = _mm256_unpackhi_ps(rows[m], rows[m + 1]);
+  }
+#pragma GCC unroll 2
+  for (int m = 0; m < 8; m += 4) {  // of every 128 bits: a column, four rows at a time
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __m256d low = (__m256d)turned[m + half], high = (__m256d)turned[m + 2 + half];
+      rows[m + 2 * half] = (__m256)_mm256_unpacklo_pd(low, high);
+      rows[m + 2 * half + 1] = (__m256)_mm256_unpackhi_pd(low, high);
+    }
+  }
+#pragma GCC unroll 4
+  for (int n = 0; n < 4; ++n) {
+    turned[n] = _mm256_permute2f128_ps(rows[n], rows[n + 4], 0x20);
+    turned[n + 4] = _mm256_permute2f128_ps(rows[n], rows[n + 4], 0x31);
+  }
+  std::copy(turned, turned + 8, rows);
+}
+
+inline __m256 words(const float* from, int64_t count) {
+  if (count == 8) return _mm256_loadu_ps(from);
+  const __m256i there = _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  return _mm256_maskload_ps(from, there);
+}
+inline void put_words(float* to, __m256 words, int64_t count) {  // masked stores are slow on many of these machines
+  if (count == 8) return _mm256_storeu_ps(to, words);
+  __m128 rest = _mm256_castps256_ps128(words);
+  if (count & 4) _mm_storeu_ps(to, rest), to += 4, rest = _mm256_extractf128_ps(words, 1);
+  if (count & 2) _mm_storel_pi((__m64*)to, rest), to += 2, rest = _mm_movehl_ps(rest, rest);
+  if (count & 1) _mm_store_ss(to, rest);
+}
+
 #endif
 
 // `[rows][columns]`, rows `stride` apart, turned over into rows that are `step` apart.
 template <class T>
 void turn_over(const T* from, int64_t rows, int64_t columns, int64_t stride, T* to, int64_t step) {
-#if defined(__AVX512BW__)
-  for (int64_t row = 0; row < rows; row += 16) {
-    const int64_t height = std::min<int64_t>(16, rows - row);
-    for (int64_t column = 0; column < columns; column += 16) {
-      const int64_t width = std::min<int64_t>(16, columns - column);
-      __m512 block[16];
-      for (int64_t i = 0; i < 16; ++i) {
-        block[i] = i < height ? words(from + (row + i) * stride + column, width) : __m512{};
+#if defined(__AVX512BW__) || defined(__AVX2__)
+  for (int64_t row = 0; row < rows; row += kTurned) {
+    const int64_t height = std::min<int64_t>(kTurned, rows - row);
+    for (int64_t column = 0; column < columns; column += kTurned) {
+      const int64_t width = std::min<int64_t>(kTurned, columns - column);
+      decltype(words(from, 0)) block[kTurned];
+      for (int64_t i = 0; i < kTurned; ++i) {
+        block[i] = words(from + (row + std::min(i, height - 1)) * stride + column, width);
       }
       turn(block);
       for (int64_t i = 0; i < width; ++i) put_words(to + (column + i) * step + row, block[i], height);
@@ -84,6 +126,7 @@ inline void put_numbers(const float* from, int64_t count, float* to) {
     put_words(to + i, words(from + i, some), some);
   }
 #endif
+  for (; i + kLanes <= count; i += kLanes) store(to + i, load<Floats>(from + i));
   for (; i < count; ++i) to[i] = from[i];
 }
 
