@@ -33,7 +33,8 @@ def sections(section: type[RecipeSection], path: str = "") -> Iterator[tuple[str
     for name, field in section.model_fields.items():
         inner = _section_of(field)
         if inner is not None:
-            yield from sections(inner, f"{path}.{name}" if path else name)
+            key = f"{name}.PATTERN" if get_origin(field.annotation) is dict else name
+            yield from sections(inner, f"{path}.{key}" if path else key)
 
 
 def generated_part() -> str:

@@ -93,6 +93,15 @@ def parse(section: type[Section], values: Mapping[str, Any] | Section, where: st
         raise RecipeError(" ".join([*said, *more])) from None
 
 
+def key_parts(key: str) -> list[str]:
+    """Return the parts of a dotted key; a part that has dots itself is in double quotes.
+
+    ``compression.layers."layer3.*".skip`` has the parts ``compression``, ``layers``, ``layer3.*`` and ``skip``.
+    """
+    parts = re.findall(r'(?:^|\.)("[^"]*"|[^.]*)', key)
+    return [part[1:-1] if part.startswith('"') and part.endswith('"') else part for part in parts]
+
+
 def meanings(section: type[RecipeSection]) -> dict[str, str]:
     """Return what the docstrings of a section and its bases say of each key, in a line each."""
     found: dict[str, str] = {}

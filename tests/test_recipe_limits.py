@@ -39,7 +39,7 @@ _NEEDED = {  # what else a key needs to have an effect
     "initial_gate": {"gate_learning_rate": 0.01},
 }
 # Their limit is the network's or the data's size, checked with the sentence that says so.
-_OF_THE_NETWORK = {("num_components", 256), ("nonzero_rate", 1e-4)}
+_OF_THE_NETWORK = {("num_components", 256), ("nonzero_rate", 1e-4), ("layers.0.num_components", 256)}
 
 
 def limits(section: type[RecipeSection], path: str = "") -> Iterator[tuple[str, float]]:
@@ -48,7 +48,8 @@ def limits(section: type[RecipeSection], path: str = "") -> Iterator[tuple[str, 
         kinds = [field.annotation, *typing.get_args(field.annotation)]
         inner = next((k for k in kinds if isinstance(k, type) and issubclass(k, RecipeSection)), None)
         if inner is not None:
-            yield from limits(inner, f"{path}{name}.")
+            by_pattern = typing.get_origin(field.annotation) is dict  # "0" is a layer of the network below
+            yield from limits(inner, f"{path}{name}.0." if by_pattern else f"{path}{name}.")
         elif kind := next((k for k in kinds if k in (int, float)), None):
             yield from ((path + name, value) for value in _ends(field.metadata, kind))
 

@@ -175,6 +175,17 @@ def linear_layers(block: nn.Module, architecture: Architecture) -> dict[str, nn.
     return {role: named[path] for role, path in architecture.layers.items()}
 
 
+def layer_names(model: nn.Module) -> dict[str, nn.Linear]:
+    """Return the linear layers of all blocks of a model by their paths in it; errors as :func:`linear_layers`."""
+    architecture = architecture_of(model)
+    return {
+        f"{path}.{name}": layer
+        for path in block_paths(model)
+        for group in layer_groups(model.get_submodule(path), architecture)
+        for name, layer in group.items()
+    }
+
+
 def layer_groups(block: nn.Module, architecture: Architecture) -> list[dict[str, nn.Linear]]:
     """Return the linear layers of a block by path, in groups that share their input, in the order of their calls.
 

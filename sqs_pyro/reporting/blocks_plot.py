@@ -71,7 +71,7 @@ def _draw(axes: Axes, records: Sequence[Record], key: str) -> None:
         values = [record["layers"].get(name, {}).get(key, np.nan) for record in records]
         colour = _COLOURS[index % len(_COLOURS)]
         axes.plot(blocks, values, "o-", color=colour, markersize=2.5, linewidth=0.9, alpha=0.8, label=short[index])
-    whole = [record[key] for record in records]
+    whole = [np.nan if record[key] is None else record[key] for record in records]
     axes.plot(blocks, whole, "o-", color=BLACK, markersize=3.5, linewidth=1.6, label="block")
 
 

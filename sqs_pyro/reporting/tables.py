@@ -8,6 +8,7 @@ from rich.console import RenderableType
 
 from sqs_pyro.reporting.figures import FIGURES, figures_of
 from sqs_pyro.reporting.fitted import FittedTable, Line
+from sqs_pyro.reporting.own_settings import own_settings
 from sqs_pyro.reporting.printed import Report
 
 Document = Mapping[str, Any]
@@ -101,7 +102,9 @@ def inspection_tables(inspection: Document) -> Report:
     """Return what a packed file holds: a row a tensor and a row for everything else; they add up to the file."""
     size = inspection["size"]
     runtime = _runtime_tables(inspection["runtime"]) if "runtime" in inspection else ()
-    return Report(_title(str(inspection["file"])), *size_tables(size), *runtime)
+    recipe = inspection.get("metadata", {}).get("recipe")
+    asked = _own_lines(recipe if isinstance(recipe, Mapping) else {})
+    return Report(_title(str(inspection["file"])), *size_tables(size), *asked, *runtime)
 
 
 def size_tables(size: Document) -> Report:
@@ -137,7 +140,7 @@ def report_tables(run: Document) -> Report:
     metrics = run["metrics"]
     parts: list[RenderableType] = [*run_tables(metrics), *finding_lines(metrics.get("findings", ()))]
     parts += [_block_table(metrics["blocks"])] if "blocks" in metrics else []
-    parts += [_tensor_table(metrics["size"]), *_others(metrics["size"])]
+    parts += [_tensor_table(metrics["size"]), *_others(metrics["size"]), *_own_lines(run.get("recipe") or {})]
     return Report(*parts, *(bounds_tables(run["bounds"]) if "bounds" in run else ()))
 
 
@@ -204,7 +207,7 @@ def _perplexity_table(metrics: Document) -> FittedTable:
 def _block_table(blocks: Sequence[Document]) -> FittedTable:
     table = FittedTable("block", "bits a weight", "error", "seconds")
     for block in blocks:
-        figures = f"{block['bits']:.3f}", f"{block['error']:.5f}", f"{block['seconds']:.1f}"
+        figures = _number(block["bits"], ".3f"), f"{block['error']:.5f}", f"{block['seconds']:.1f}"
         table.add_row(str(block["block"]), *figures)
     return table
 
@@ -307,6 +310,11 @@ def _others(size: Document) -> list[Line]:
     largest = ", ".join(f"{each['name']} {each['numel']:,}" for each in size["largest_uncompressed"])
     text = f"{100 * size['compressed_share']:.1f} % of the network's elements are compressed"
     return [Line(f"{text}; the largest others: {largest}" if largest else text)]
+
+
+def _own_lines(recipe: Document) -> list[Line]:
+    """Return what a recipe asks of single layers: what became of them, the tensors' rows say."""
+    return [Line(f"asked of layers {pattern}: {said}") for pattern, said in own_settings(recipe).items()]
 
 
 def _title(text: str) -> Line:

@@ -16,13 +16,14 @@ from sqs_pyro.compression.blockwise.call import compress_transformer
 from sqs_pyro.compression.blockwise.recipe import WITHOUT_EFFECT
 from sqs_pyro.compression.blockwise.store import BlockRecord
 from sqs_pyro.compression.checkpoint import check_same, read_checkpoint, write_checkpoint
+from sqs_pyro.compression.layers import check_layers
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.evaluation.classification import largest_difference
 from sqs_pyro.exporting.examples import random_text
 from sqs_pyro.fingerprint import Fingerprint, described, fingerprint
 from sqs_pyro.integrations.checkpoint import plan_checkpoint, streamed_network
 from sqs_pyro.integrations.pretrained import check_causal, find_pretrained
-from sqs_pyro.networks.architectures import blocks
+from sqs_pyro.networks.architectures import blocks, layer_names
 from sqs_pyro.networks.residency import InMemory, Residency, called_whole, resident_fingerprint
 from sqs_pyro.networks.tokens import vocabulary_size
 from sqs_pyro.reporting.blocks_plot import write_blocks_picture
@@ -125,6 +126,7 @@ def _subject(recipe: LanguageModelRecipe) -> _Subject:
     else:
         net = found.network()
     check_lengths(net, recipe)
+    check_layers(recipe.blockwise.layers, layer_names(net), "blockwise.layers")
     vocab_size = vocabulary_size(net)
     streams = judging_streams(recipe, text, foreign, found.tokenizer, vocab_size)
     read = read_sequences(recipe, text, found.tokenizer, vocab_size)
@@ -235,7 +237,8 @@ def _compress(
     before = len(list(kept.glob("block-*.pt")))  # of interrupted calls: their seconds are in the blocks' records
 
     def tell(record: BlockRecord) -> None:
-        text = f"{record.bits:.2f} bits a weight, error {record.error:.4f}"
+        bits = "left uncompressed" if record.bits is None else f"{record.bits:.2f} bits a weight"
+        text = f"{bits}, error {record.error:.4f}"
         progress("compression", record.block + 1, total, text)
 
     result = compress_transformer(

@@ -13,7 +13,7 @@ from torch import nn
 
 from sqs_pyro import save, size_report
 from sqs_pyro.compression.baseline import BaselineRecipe, EpochRecord, train_baseline
-from sqs_pyro.compression.finetune.call import CompressionResult, check_target, compress
+from sqs_pyro.compression.finetune.call import CompressionResult, check_target, compress, network_model
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.compression.finetune.search import SearchRecipe, smallest
 from sqs_pyro.compression.finetune.telling import step_teller
@@ -21,7 +21,6 @@ from sqs_pyro.data import Data
 from sqs_pyro.evaluation.classification import largest_difference
 from sqs_pyro.evaluation.latency import latency
 from sqs_pyro.inference.guides.site import check_codebooks
-from sqs_pyro.models.bayesian import BayesianNetwork
 from sqs_pyro.networks.calling import device_of
 from sqs_pyro.networks.coverage import coverage
 from sqs_pyro.own_code import is_own
@@ -42,9 +41,9 @@ def check_compressible(net: nn.Module, recipe: CompressionRecipe) -> None:
         NetworkError, RecipeError: it has not; the sentence names the layer.
     """
     # Of a copy, as a model of it would be compressed: sites are named and counted by the same code.
-    model = BayesianNetwork(copy.deepcopy(net), include=recipe.include, exclude=recipe.exclude)
+    model = network_model(copy.deepcopy(net), recipe)
     for name, weight in model.site_values().items():
-        check_codebooks(name, weight.shape, recipe.num_components, recipe.groups)
+        check_codebooks(name, weight.shape, recipe.components_of(name), recipe.groups)
     check_target(net, recipe)
 
 

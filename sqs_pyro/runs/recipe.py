@@ -1,6 +1,7 @@
 """The whole recipe of a run: which network, which data, how it is trained and how it is compressed."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,7 +17,7 @@ from sqs_pyro.compression.finetune.search import SearchRecipe, check_searchable
 from sqs_pyro.data import DataRecipe
 from sqs_pyro.documents import parse_yaml, read_yaml, shown
 from sqs_pyro.errors import RecipeError
-from sqs_pyro.recipes import MAX_SEED, RecipeSection, parse
+from sqs_pyro.recipes import MAX_SEED, RecipeSection, key_parts, parse
 
 FP32_BITS = 32
 
@@ -265,6 +266,8 @@ def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> RunRecipe:
 def changed(values: Any, changes: Sequence[str]) -> Any:
     """Return ``values`` with dotted keys set, e.g. ``data.root=/data``; mappings on the way are made.
 
+    A part that has dots itself is in double quotes: ``compression.layers."layer3.*".num_components=4``.
+
     Raises:
         RecipeError: a change is not KEY=VALUE with a value in YAML notation.
     """
@@ -275,14 +278,19 @@ def changed(values: Any, changes: Sequence[str]) -> Any:
 
 
 def _key_and_value(change: str) -> tuple[str, Any]:
-    key, equals, text = change.partition("=")
-    if not equals or not all(key.split(".")):
+    # The sign may stand in quotes, too: the key ends at the first outside of them.
+    found = re.match(r'((?:"[^"]*"|[^="])+)=', change)
+    if found is None or not all(key_parts(found[1])):
         raise RecipeError(f"Change {shown(change)} should be KEY=VALUE, as in compression.nonzero_rate=0.2.")
-    return key, parse_yaml(text, f"Change {shown(change)} has a value that")
+    return found[1], parse_yaml(change[found.end() :], f"Change {shown(change)} has a value that")
 
 
 def with_value(values: Any, key: str, value: Any) -> dict[str, Any]:
     """Copy ``values`` with another value at a dotted key; what is no mapping on the way becomes one."""
-    first, _, rest = key.partition(".")
+    return _with_value(values, key_parts(key), value)
+
+
+def _with_value(values: Any, parts: Sequence[str], value: Any) -> dict[str, Any]:
+    first, *rest = parts
     inner = dict(values) if isinstance(values, Mapping) else {}
-    return {**inner, first: with_value(inner.get(first), rest, value) if rest else value}
+    return {**inner, first: _with_value(inner.get(first), rest, value) if rest else value}

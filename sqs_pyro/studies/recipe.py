@@ -12,7 +12,7 @@ from pydantic import Field
 
 from sqs_pyro.documents import read_yaml, shown
 from sqs_pyro.errors import RecipeError
-from sqs_pyro.recipes import MAX_SEED, RecipeSection, parse
+from sqs_pyro.recipes import MAX_SEED, RecipeSection, key_parts, parse
 from sqs_pyro.runs.kinds import RunKind, kind_of
 from sqs_pyro.runs.recipe import WholeRecipe, changed, with_value
 
@@ -149,7 +149,7 @@ def cells(study: StudyRecipe) -> list[Cell]:
 
 def point_label(values: Mapping[str, Any]) -> str:
     """Write a point of a grid in a line, ``nonzero_rate=0.1, num_components=4``; keys of equal ends whole."""
-    ends = [key.rpartition(".")[2] for key in values]
+    ends = [key_parts(key)[-1] for key in values]
     short = {key: end if ends.count(end) == 1 else key for key, end in zip(values, ends, strict=True)}
     return ", ".join(f"{short[key]}={value}" for key, value in values.items())
 
@@ -192,7 +192,9 @@ def _merged(values: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in changes.items():
         # A mapping changes the keys that it has; an empty one is a value (a section with its defaults).
         if isinstance(value, Mapping) and value:
-            values = _merged(values, {f"{key}.{inner}": each for inner, each in value.items()})
+            # Below `layers` keys are patterns, whose dots part nothing.
+            form = '{}."{}"' if key_parts(key)[-1] == "layers" else "{}.{}"
+            values = _merged(values, {form.format(key, inner): each for inner, each in value.items()})
         else:
             values = with_value(values, key, value)
     return values

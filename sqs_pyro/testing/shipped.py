@@ -76,12 +76,16 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _assert_weights(result: CompressionResult) -> None:
     recipe, sites = result.recipe, result.model.site_values()
-    kept = 0
+    kept = others = 0
     for name in sites:
         weight = result.hard.get_parameter(name).detach().float()
-        kept += int((weight != 0).sum())
+        own, nonzeros = recipe.rate_of(name), int((weight != 0).sum())
+        if own is None:
+            kept, others = kept + nonzeros, others + weight.numel()
+        else:
+            assert nonzeros == round(own * weight.numel()), name
         if recipe.groups == "layer":
-            assert len(weight[weight != 0].unique()) <= recipe.num_components
+            assert len(weight[weight != 0].unique()) <= recipe.components_of(name)
     # To the weight; with a target size the rate is what comes out.
     if recipe.allocation == "schedule" and recipe.target_ratio is None:
-        assert kept == round(recipe.nonzero_rate * sum(value.numel() for value in sites.values()))
+        assert kept == round(recipe.nonzero_rate * others)

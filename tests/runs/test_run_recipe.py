@@ -68,6 +68,17 @@ def test_the_baseline_key_changes_with_what_the_baseline_depends_on(recipe_file)
     assert load_recipe(path, ["seed=1", "baseline.seed=0"]).baseline_key == key
 
 
+def test_parts_of_keys_with_dots_are_in_quotes(recipe_file):
+    text = SMALL + 'compression: {layers: {"layer3.*": {num_components: 4}, fc: {skip: true}}}\n'
+    changes = ['compression.layers."layer3.*".nonzero_rate=0.5', 'compression.layers."*.a=b"={skip: true}']
+    layers = load_recipe(recipe_file(text), changes).compression.layers
+    assert {pattern: own.given for pattern, own in layers.items()} == {
+        "layer3.*": {"num_components": 4, "nonzero_rate": 0.5},
+        "fc": {"skip": True},
+        "*.a=b": {"skip": True},
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "changes", "sentence"),
     [

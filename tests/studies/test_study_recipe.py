@@ -55,6 +55,20 @@ def test_a_variant_has_its_own_grid_or_none():
     ]
 
 
+def test_names_of_layers_may_have_dots():
+    key = 'compression.layers."layer3.*".num_components'
+    found = cells(
+        _study(
+            grid={key: [2, 4]},
+            variants={"a": {"set": {"compression": {"layers": {"layer1.0.conv1": {"skip": True}}}}}},
+        )
+    )
+    for cell, components in zip(found, (2, 4), strict=True):
+        given = {pattern: own.given for pattern, own in cell.recipe.compression.layers.items()}
+        assert given == {"layer1.0.conv1": {"skip": True}, "layer3.*": {"num_components": components}}
+        assert point_label(cell.values) == f"num_components={components}"
+
+
 def test_dotted_and_nested_changes_are_the_same_and_keep_the_rest():
     dotted, nested = cells(
         _study(

@@ -63,6 +63,11 @@ class BitBudget:
         self._left = bits * sum(layer.weights for layer in layers.values())
         self._excess = self._done = 0.0  # bits beyond the forecast, weights finished
 
+    @property
+    def waits(self) -> bool:
+        """Whether a layer is still to come."""
+        return bool(self._waiting)
+
     def beta(self) -> float:
         """Return β at which the waiting layers are going to take what is left."""
         weights = sum(layer.weights for layer in self._waiting.values())

@@ -30,6 +30,7 @@ from sqs_pyro.compression.blockwise.sequential_coding import fit
 from sqs_pyro.compression.blockwise.store import BlockRecord, BlockStore, FinishedBlock, Plan
 from sqs_pyro.compression.blockwise.training import relative_error, settle
 from sqs_pyro.compression.interruption import deferred_interrupt
+from sqs_pyro.compression.layers import check_layers
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.fingerprint import (
     Fingerprint,
@@ -165,6 +166,13 @@ class _Run:
         self.residency = residency
         paths = {id(module): path for path, module in net.named_modules()}  # blocks are told by identity
         self.paths = [paths[id(block)] for block in stack.blocks]
+        names = [
+            f"{path}.{name}"
+            for path, block in zip(self.paths, stack.blocks, strict=True)
+            for group in layer_groups(block)
+            for name in group
+        ]
+        check_layers(recipe.layers, names, "blockwise.layers")
         self.store = BlockStore(directory, {} if directory is None else self._fingerprint())
         self.packed: dict[str, PackedTensor] = {}
         self.leftovers: dict[str, Tensor] = {}
@@ -180,7 +188,8 @@ class _Run:
         """Return what this call is made of; of a streamed network every weight is read for it once."""
         network = resident_fingerprint(self.net, self.stack.blocks, self.residency)
         data = {"minibatches": len(self.minibatches), "sequences": described(self.minibatches)}
-        setting = {"likelihood": described(self.likelihood)}
+        # Of patterns the later one counts: their order, too, decides what comes out.
+        setting = {"likelihood": described(self.likelihood), "patterns": list(self.recipe.layers)}
         return fingerprint(self.recipe.model_dump(mode="json", exclude=WITHOUT_EFFECT), network, data, setting)
 
     def compress(self, progress: Callable[[BlockRecord], None] | None) -> list[BlockRecord]:
@@ -207,14 +216,22 @@ class _Run:
                 progress(kept.record)
         return records
 
+    def _groups(self, i: int, block: nn.Module) -> list[dict[str, nn.Linear]]:
+        """Return the layers of a block that are compressed, in groups that share their input."""
+        chosen = [
+            {name: layer for name, layer in group.items() if not self.recipe.skips(f"{self.paths[i]}.{name}")}
+            for group in self.layer_groups(block)
+        ]
+        return [group for group in chosen if group]
+
     def _plan(self) -> tuple[dict[str, Tensor], BitBudget | None]:
         """Return how much the outputs of layers matter, and the budget of bits; neither for an even allocation."""
         if self.recipe.allocation == "even":
             return {}, None
         layers = {
-            f"{path}.{name}": layer
-            for path, block in zip(self.paths, self.stack.blocks, strict=True)
-            for group in self.layer_groups(block)
+            f"{self.paths[i]}.{name}": layer
+            for i, block in enumerate(self.stack.blocks)
+            for group in self._groups(i, block)
             for name, layer in group.items()
         }
         plan = self.store.read_plan()
@@ -227,6 +244,8 @@ class _Run:
             self.store.write_plan(plan)
         rates = {}
         for name, layer in layers.items():
+            if self.recipe.bits_of(name) is not None:
+                continue
             scales = self._scales(layer.weight, plan.importance[name])
             weight, extra = in_units_of(scales, layer.weight), scale_bits(scales, layer.in_features)
             rates[name] = LayerRate.of(weight, plan.precisions[name], extra)
@@ -239,7 +258,7 @@ class _Run:
         """Return the mean precision of every layer's weights, with the original network's inputs."""
         found, states = {}, self.states  # of compressed layers there are none yet: this is a forecast
         for i, block in enumerate(self.stack.blocks):
-            for group in self.layer_groups(block):
+            for group in self._groups(i, block):
                 first = next(iter(group.values()))
                 seen = (input_of(first, block, hidden, arguments[i]) for hidden, arguments in states)
                 _, curvature = input_moments((x, x) for x in seen)
@@ -266,18 +285,20 @@ class _Run:
         teacher, student = self.stack.blocks[i], copy.deepcopy(self.stack.blocks[i])
         coded: dict[str, CodedTensor] = {}
         layers: dict[str, dict[str, float]] = {}
-        beta = budget.beta() if budget is not None else None
-        for before, group in zip(self.layer_groups(teacher), self.layer_groups(student), strict=True):
+        beta = budget.beta() if budget is not None and budget.waits else None
+        for before, group in zip(self._groups(i, teacher), self._groups(i, student), strict=True):
             likelihoods = self._likelihoods(i, teacher, student, before, group, original, compressed, importance)
             for name, layer in group.items():
                 own = likelihoods[name]
                 # Of the weight as it was, so that the plan and the coding take the same scales.
                 scales = self._scales(before[name].weight, own.importance)
                 extra = scale_bits(scales, layer.in_features)
+                asked = self.recipe.bits_of(f"{self.paths[i]}.{name}")
+                by_bits = asked is not None or beta is None
                 coding = fit(
                     own.in_units_of(scales),
-                    bits=self.recipe.bits - extra if beta is None else None,
-                    beta=beta,
+                    bits=(asked or self.recipe.bits) - extra if by_bits else None,
+                    beta=None if by_bits else beta,
                     max_components=self.recipe.num_components,
                     rounds=self.recipe.rounds,
                 )
@@ -286,7 +307,7 @@ class _Run:
                 error = own.relative_error(dense)
                 layers[name] = {"bits": coding.bits_per_weight + extra, "beta": coding.beta, "error": error}
                 layer.weight.copy_(dense)  # the next group's inputs come through it
-        if self.recipe.settle_steps:
+        if self.recipe.settle_steps and coded:
             inputs = [(hidden, arguments[i]) for hidden, arguments in compressed]
             # A seed for each block, so that one that goes on from kept blocks draws as it would have drawn.
             coded = settle(student, coded, inputs, targets, self.recipe, self.recipe.seed + i)
@@ -301,7 +322,7 @@ class _Run:
         sizes = {name: layers[name.removesuffix(".weight")]["bits"] for name in coded}
         weights = {name: coded[name].mask.numel() for name in coded}
         # Each layer's bits by how many weights have them, not a mean of layers.
-        bits = sum(sizes[name] * weights[name] for name in coded) / sum(weights.values())
+        bits = sum(sizes[name] * weights[name] for name in coded) / sum(weights.values()) if coded else None
         error = relative_error(outputs, targets)
         record = BlockRecord(i, bits, error, layers, time.perf_counter() - start)
         return FinishedBlock(coded, leftovers, record)
@@ -347,6 +368,8 @@ class _Run:
         self.leftovers |= {f"{path}.{name}": value for name, value in kept.leftovers.items()}
         if budget is not None:
             for name, layer in kept.record.layers.items():
+                if self.recipe.bits_of(f"{path}.{name}") is not None:
+                    continue
                 # What this layer took beyond its forecast is taken off those to come.
                 budget.spend(f"{path}.{name}", layer["bits"], layer["beta"])
 

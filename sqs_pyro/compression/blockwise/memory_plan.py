@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from sqs_pyro.compression.blockwise.blocks import IMPORTANCE_BATCH
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
-from sqs_pyro.networks.architectures import architecture_of, blocks, linear_layers
+from sqs_pyro.compression.layers import check_layers
+from sqs_pyro.networks.architectures import architecture_of, blocks, layer_names, linear_layers
 from sqs_pyro.recipes import parse
 
 _FLOAT, _DOUBLE = 4, 8
@@ -115,7 +117,6 @@ def plan_memory(
     config: Any = net.config
     tokens, width = sequences * length, config.hidden_size
     widest = max(max(layer.in_features, layer.out_features) for layer in layers)
-    compressed = len(found) * sum(layer.weight.numel() for layer in layers)
     return MemoryPlan(
         weights=_FLOAT * (in_block if streamed else total),
         block=(_BLOCKS - 1) * _FLOAT * in_block,
@@ -123,13 +124,25 @@ def plan_memory(
         coding=_WEIGHT * max(layer.weight.numel() for layer in layers),
         states=_STATES * _FLOAT * tokens * width,
         inside=_INSIDE * _FLOAT * min(recipe.batch_size, sequences) * length * widest,
-        packed=int(compressed * recipe.bits / 8),
+        packed=_finished(net, recipe),
         gradients=_gradients(net, recipe, length, widest),
         # The network as it is held, a copy that is rounded, and the packed network's own.
         ends=_FLOAT * ((3 * outside) if streamed else (2 * total + outside)),
         parameters=total,
         tokens=tokens,
     )
+
+
+def _finished(net: nn.Module, recipe: BlockwiseRecipe) -> int:
+    """Return bytes of the blocks' layers as they are kept: coded, or as they were but rounded."""
+    layers = layer_names(net)
+    check_layers(recipe.layers, layers, "blockwise.layers")
+    rounded = 8 * getattr(torch, recipe.leftover_dtype).itemsize
+    bits = (
+        layer.weight.numel() * (rounded if recipe.skips(name) else recipe.bits_of(name) or recipe.bits)
+        for name, layer in layers.items()
+    )
+    return int(sum(bits) / 8)
 
 
 def _gradients(net: nn.Module, recipe: BlockwiseRecipe, length: int, widest: int) -> int:

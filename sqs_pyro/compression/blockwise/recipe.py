@@ -4,17 +4,32 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from sqs_pyro.compression.layers import OwnSettings, of_layer
 from sqs_pyro.recipes import MAX_SEED, RecipeSection
 
 #: Keys that change how a network is compressed, but nothing in what comes of it.
 WITHOUT_EFFECT = {"streamed"}
 
 
+class BlockLayerRecipe(OwnSettings):
+    """What the layers whose names match a pattern have of their own.
+
+    Attributes:
+        bits: a weight, of each of these layers, whatever the allocation.
+    """
+
+    bits: float | None = Field(default=None, gt=0, le=8)
+
+
 class BlockwiseRecipe(RecipeSection):
     """Compression block after block, from a few hundred sequences, without fine-tuning of the whole network.
 
     Attributes:
-        bits: bits a weight that codes, tables and codebooks of the compressed layers take in the file, on average.
+        bits: bits a weight that codes, tables and codebooks of the compressed layers take in the file, on average;
+            of those that have no bits of their own.
+        layers: settings of single layers, by pattern of their names as file names have them (`*`, `?`, `[abc]`):
+            `{"*.down_proj": {bits: 4}, "model.layers.0.*": {skip: true}}`. Of each setting the last pattern counts
+            that matches.
         allocation: `importance` gives all layers one β on the network's own scale, so that layers which matter
             more get more bits; `even` gives every layer the same bits.
         num_components: K, values of a codebook besides zero, at most; 15 fit into 4 bits at run time.
@@ -39,6 +54,7 @@ class BlockwiseRecipe(RecipeSection):
     """
 
     bits: float = Field(default=3.2, gt=0, le=8)
+    layers: dict[str, BlockLayerRecipe] = Field(default_factory=dict)
     allocation: Literal["importance", "even"] = "importance"
     num_components: int = Field(default=31, ge=1, le=255)
     channel_scales: bool = True
@@ -54,6 +70,14 @@ class BlockwiseRecipe(RecipeSection):
     leftover_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     streamed: bool = False
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
+
+    def skips(self, name: str) -> bool:
+        """Return whether a layer is left uncompressed."""
+        return bool(of_layer(self.layers, name).get("skip"))
+
+    def bits_of(self, name: str) -> float | None:
+        """Return the bits a weight of a layer that has some of its own."""
+        return of_layer(self.layers, name).get("bits")
 
     @model_validator(mode="after")
     def _streamed_blocks_have_even_bits(self) -> "BlockwiseRecipe":

@@ -17,7 +17,7 @@ class BlockRecord:
 
     Attributes:
         block: its number, from 0.
-        bits: bits a weight of its compressed layers, as forecast for the file.
+        bits: bits a weight of its compressed layers, as forecast for the file; None: all are left uncompressed.
         error: mean over tokens of the squared error of its output, relative to the output; what the blocks before
             it lost included.
         layers: of each layer, by name: ``bits``, ``beta``, and ``error``, the relative error of its outputs.
@@ -25,7 +25,7 @@ class BlockRecord:
     """
 
     block: int
-    bits: float
+    bits: float | None
     error: float
     layers: dict[str, dict[str, float]]
     seconds: float

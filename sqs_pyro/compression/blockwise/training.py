@@ -58,7 +58,7 @@ def settle(
     """Let codebooks, norms and biases of a block settle at fixed codes, by SVI on its relative output.
 
     Args:
-        block: its weights stay, its norms and biases are changed in place.
+        block: its weights stay, coded or not, its norms and biases are changed in place.
         coded: its compressed weights, by parameter name.
         inputs: minibatches of what reaches the block from the compressed blocks before it.
         targets: what the original block gave for them, ``[B, T, D]`` each.
@@ -72,7 +72,8 @@ def settle(
     elbo = SQSELBO(kl_weight=0.0)  # with codes and gates fixed the learned prior's KL is a constant
     generator = torch.Generator().manual_seed(seed)
     with in_units_of_scales(block, coded) as codewords:
-        block.requires_grad_(True)
+        for parameter in block.parameters():
+            parameter.requires_grad_(parameter.dim() < 2)  # a weight without codes is one that was to stay
         model = BayesianNetwork(
             RelativeOutput(block),
             likelihood="gaussian",

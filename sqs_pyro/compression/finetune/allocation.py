@@ -1,7 +1,7 @@
 """Which weights are zero during training: by a schedule of pruning, or by the learned prior."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,8 @@ from sqs_pyro.compression.finetune.rate_distortion import RateDistortion, coded_
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.compression.finetune.structured_zeros import StructuredRateDistortion
 from sqs_pyro.distributions.kmeans import kmeans_1d
+from sqs_pyro.errors import RecipeError
+from sqs_pyro.inference.guides.site import SiteGuide
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.inference.pruning import PruningSchedule
 
@@ -66,7 +68,7 @@ class ScheduledPruning(Allocation):
 
     Args:
         guide: whose gates are closed.
-        recipe: target rate, schedule and saliency.
+        recipe: target rate, rates that layers have of their own, schedule and saliency.
         total_steps: of the training.
         bits: what symbols, tables and codebooks may take in the file; the target rate follows from it. None
             takes the recipe's target rate.
@@ -86,13 +88,15 @@ class ScheduledPruning(Allocation):
         self.schedule = PruningSchedule(
             recipe.nonzero_rate, total_steps, pruning.start, pruning.end, pruning.every, pruning.scope
         )
+        self.own_rates = own_rates(guide.site_guides(), recipe)
         self.input_scales = input_scales
         self._renewals = 0
         self._done = False
 
     def before_step(self, step: int) -> None:
         """Renew the masks where the schedule says so."""
-        if self.schedule.due(step):
+        # With a target of 1 the network's own schedule has nothing to do, but layers with a rate may have.
+        if any(replace(self.schedule, target=rate).due(step) for rate in self._rates()):
             if self.bits is not None and self._renewals % _RESIZE_EVERY == 0:
                 self._resize()
             self._renewals += 1
@@ -120,7 +124,18 @@ class ScheduledPruning(Allocation):
             self.guide.hold_gates_open()
 
     def _prune(self, step: int) -> None:
-        self.guide.prune(self.schedule.masks(self._saliencies(), step))
+        self.guide.prune(self._masks(step))
+
+    def _rates(self) -> set[float]:
+        return {self.schedule.target, *self.own_rates.values()}
+
+    def _masks(self, step: int) -> dict[str, Tensor]:
+        """Return the weights to keep at a step: layers with a rate of their own each by itself."""
+        shared = self._saliencies()
+        masks: dict[str, Tensor] = {}
+        for name, rate in self.own_rates.items():
+            masks |= replace(self.schedule, target=rate).masks({name: shared.pop(name)}, step)
+        return masks | (self.schedule.masks(shared, step) if shared else {})
 
     def _saliencies(self) -> dict[str, Tensor]:
         scales = None if self.input_scales is None else self.input_scales.scales()
@@ -129,17 +144,11 @@ class ScheduledPruning(Allocation):
     @torch.no_grad()
     def _resize(self) -> None:
         """Correct the target rate by what K-means of the weights that would be left now takes."""
-        masks = self.schedule.masks(self._saliencies(), self.schedule.end_step)
-        sites = self.guide.site_guides()
-        counts = [
-            _kmeans_counts(site.latent[masks[name]], site.mask.numel(), site.num_components)
-            for name, site in sites.items()
-        ]  # [1 + K] of each site
-        groups = torch.tensor([site.num_groups for site in sites.values()])
-        needed = float(coded_bits(torch.stack(counts), groups).sum())
+        needed = _kmeans_bits(self.guide.site_guides(), self._masks(self.schedule.end_step))
+        own = sum(needed.pop(name) for name in self.own_rates)  # which this rate does not change
         assert self.bits is not None
         # Bits are nearly proportional to survivors. The bounds are those that a recipe's own rate has.
-        rate = self.schedule.target * self.bits / needed
+        rate = self.schedule.target * (self.bits - own) / sum(needed.values())
         self.schedule = replace(self.schedule, target=min(max(rate, 1e-4), 1.0))
 
     def state_dict(self) -> dict[str, Any]:
@@ -302,6 +311,59 @@ class LearnedAllocation(Allocation):
         device = self.fitting.symbol_prior.inclusion.device
         self._curvature = {name: value.to(device) for name, value in state["curvature"].items()}
         self._first_bits, self._kl = state["first_bits"], state["kl"]
+
+
+def own_rates(names: Iterable[str], recipe: CompressionRecipe) -> dict[str, float]:
+    """Return the non-zero rates of layers that have one of their own, by name."""
+    return {name: rate for name in names if (rate := recipe.rate_of(name)) is not None}
+
+
+def check_own_rates(names: Collection[str], recipe: CompressionRecipe) -> None:
+    """Check that a target size has a layer whose zeros it can decide.
+
+    Raises:
+        RecipeError: every layer has a rate of its own.
+    """
+    if recipe.target_ratio is not None and len(own_rates(names, recipe)) == len(names):
+        raise RecipeError(
+            f"target_ratio={recipe.target_ratio:g} decides which weights are zero, but every layer has a "
+            "nonzero_rate of its own in compression.layers: leave out the one or the other."
+        )
+
+
+@torch.no_grad()
+def check_own_bits(guide: SpikeGMMGuide, recipe: CompressionRecipe, bits: float) -> None:
+    """Check that layers with a non-zero rate of their own leave something of a target size to the others.
+
+    Args:
+        guide: before training: its largest weights are taken for those that will be left.
+        recipe: target size and rates.
+        bits: what symbols, tables and codebooks may take.
+
+    Raises:
+        RecipeError: they do not.
+    """
+    guides = guide.site_guides()
+    sites = {name: guides[name] for name in own_rates(guides, recipe)}
+    masks = {
+        name: PruningSchedule(own, 1).masks({name: sites[name].latent.abs()}, 1)[name]
+        for name, own in own_rates(sites, recipe).items()
+    }
+    needed = sum(_kmeans_bits(sites, masks).values())
+    if needed >= bits:
+        raise RecipeError(
+            f"target_ratio={recipe.target_ratio:g} leaves {bits / 8:,.0f} bytes to weights, but the layers with a "
+            f"nonzero_rate of their own take about {needed / 8:,.0f}: lower these rates, or ask for a lower ratio."
+        )
+
+
+def _kmeans_bits(sites: Mapping[str, SiteGuide], masks: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return what sites would take in the file if K-means coded the weights that masks leave."""
+    found = {}
+    for name, site in sites.items():
+        counts = _kmeans_counts(site.latent[masks[name]], site.mask.numel(), site.num_components)
+        found[name] = float(coded_bits(counts[None], site.num_groups))
+    return found
 
 
 def _kmeans_counts(survivors: Tensor, weights: int, num_components: int) -> Tensor:

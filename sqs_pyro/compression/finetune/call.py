@@ -1,5 +1,6 @@
 """Compression in one call."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.atomic import check_place, resolved
+from sqs_pyro.compression.finetune.allocation import check_own_bits, check_own_rates
 from sqs_pyro.compression.finetune.loop import Driver, StepRecord
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe, PriorRecipe
 from sqs_pyro.compression.finetune.telling import TellStep, told
+from sqs_pyro.compression.layers import check_layers, of_layer
 from sqs_pyro.compression.precision import training_dtype, warn_of_slow_precision
 from sqs_pyro.errors import NetworkError, RecipeError, first_line
 from sqs_pyro.evaluation.first_minibatch import first_inputs, try_first_minibatch
@@ -37,6 +40,7 @@ from sqs_pyro.models.likelihoods import Categorical, LearnedLikelihood
 from sqs_pyro.networks.calling import device_of
 from sqs_pyro.networks.checks import check_network
 from sqs_pyro.networks.loaders import check_training_loader
+from sqs_pyro.networks.sites import select_sites
 from sqs_pyro.packing import CodedTensor, PackedContents, pack, size_report
 from sqs_pyro.packing.contents import with_metadata
 from sqs_pyro.packing.finite import check_finite
@@ -171,12 +175,11 @@ def compress(
         check_place(checkpoint)
     with isolated(net, seed=seed):
         begun = copied(net) if start is None else _with_state(copied(net), start)
-        model = BayesianNetwork(
+        model = network_model(
             begun,
+            recipe,
             prior=_prior(recipe.prior),
             likelihood=copied(likelihood) if isinstance(likelihood, LearnedLikelihood) else likelihood,
-            include=recipe.include,
-            exclude=recipe.exclude,
         )
         # What is cheap to find out comes first: data and judge, then codebooks, then a file as it would be.
         check_finite(begun)
@@ -187,6 +190,8 @@ def compress(
         rehearse(model.net, guide, recipe.storage, inputs, metadata)
         check_stands_alone(model.net, net, inputs)
         bits = None if recipe.target_ratio is None else _bits_for_symbols(model, guide, recipe, metadata)
+        if bits is not None:
+            check_own_bits(guide, recipe, bits)
         judge = judge or judge_by(model.likelihood)  # after `_try`, which may have settled the class axis
         with (
             _distilled(model, net, recipe, train_loader) as observed,
@@ -216,7 +221,8 @@ def compress(
             history[-1] = replace(history[-1], score=judged(judge, copied(hard), validation))
     findings = driver.findings + ([] if difference is None else [unrepeatable(difference.relative)])
     if recipe.target_ratio is not None:
-        findings += size_findings(recipe.target_ratio, size_report(packed).ratio, recipe.num_components)
+        most = max(site.num_components for site in guide.site_guides().values())
+        findings += size_findings(recipe.target_ratio, size_report(packed).ratio, most)
     seconds = driver.earlier_seconds + time.perf_counter() - began
     return CompressionResult(packed, hard, unrounded, model, guide, recipe, history, findings, seconds)
 
@@ -231,16 +237,35 @@ def check_target(net: nn.Module, recipe: CompressionRecipe) -> None:
         RecipeError: what is not compressed takes more.
     """
     if recipe.target_ratio is not None:
-        model = BayesianNetwork(copied(net), include=recipe.include, exclude=recipe.exclude)
+        model = network_model(copied(net), recipe)
         _bits_for_symbols(model, _guide(model, recipe), recipe, metadata=None)
 
 
 @isolating("net")
 def reachable_ratio(net: nn.Module, recipe: CompressionRecipe) -> float:
     """Return how many times smaller than the fp32 network a file would be without a bit for weights."""
-    model = BayesianNetwork(copied(net), include=recipe.include, exclude=recipe.exclude)
+    model = network_model(copied(net), recipe)
     rest, fp32 = _not_symbols(model, _guide(model, recipe), recipe, metadata=None)
     return fp32 / rest
+
+
+def network_model(net: nn.Module, recipe: CompressionRecipe, **options: Any) -> BayesianNetwork:
+    """Return a network as a model whose sites are the weights that a recipe compresses.
+
+    Args:
+        net: whose parameters become the model's.
+        recipe: says which.
+        options: prior and likelihood of the model.
+
+    Raises:
+        RecipeError, NetworkError: a pattern matches nothing, or nothing is left to compress.
+    """
+    sites = select_sites(net, recipe.include, recipe.exclude)
+    check_layers(recipe.layers, sites, "compression.layers")
+    taken = [name for name in sites if not of_layer(recipe.layers, name).get("skip")]
+    check_own_rates(taken, recipe)
+    skipped = [f"^{re.escape(name)}$" for name in sites if name not in taken]
+    return BayesianNetwork(net, include=recipe.include, exclude=(*recipe.exclude, *skipped), **options)
 
 
 def _with_state(net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -254,7 +279,7 @@ def _with_state(net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
 def _guide(model: BayesianNetwork, recipe: CompressionRecipe) -> SpikeGMMGuide:
     return SpikeGMMGuide(
         model,
-        recipe.num_components,
+        {name: recipe.components_of(name) for name in model.site_values()},
         recipe.windows.build(),
         recipe.temperature,
         estimator=recipe.estimator,

@@ -405,7 +405,9 @@ class Driver:
             self.recipe.model_dump(mode="json"),
             network_fingerprint(self.model.net),
             loader_fingerprint(self.train),
-            {"num_data": self.num_data, "frozen": frozen, **(self.setting or {})},
+            # Of patterns the later one counts: their order, too, decides what comes out.
+            {"num_data": self.num_data, "frozen": frozen, "patterns": list(self.recipe.layers)}
+            | dict(self.setting or {}),
         )
 
     def _state(self) -> dict[str, Any]:

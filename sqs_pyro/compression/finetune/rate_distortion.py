@@ -39,7 +39,7 @@ class SymbolPrior:
 
     Attributes:
         inclusion: ρ, ``[S]``.
-        log_mixing: log π, ``[S, K]``.
+        log_mixing: log π, ``[S, K]``; minus infinity for codes that a site of fewer does not have.
     """
 
     inclusion: Tensor
@@ -51,15 +51,22 @@ class SymbolPrior:
         of_zero, of_inclusion = -torch.log1p(-self.inclusion), -self.inclusion.log()
         return torch.cat([of_zero[:, None], of_inclusion[:, None] - self.log_mixing], 1)
 
+    @property
+    def possible(self) -> Tensor:
+        """Which codes a site has, bool, ``[S, K]``."""
+        return self.log_mixing > -torch.inf
 
-def fit_symbol_prior(counts: Tensor, pool_inclusion: bool = False) -> SymbolPrior:
+
+def fit_symbol_prior(counts: Tensor, pool_inclusion: bool = False, possible: Tensor | None = None) -> SymbolPrior:
     """Take, in the M-step, for ρ and π the shares of symbols that occur ``counts [S, 1 + K]`` times.
 
     Args:
         counts: of the symbols, zero first.
         pool_inclusion: one ρ for all sites.
+        possible: which codes a site has, bool, ``[S, K]``; None: all.
     """
-    counts = counts.double() + _PSEUDO_COUNT
+    unseen = torch.ones_like(counts) if possible is None else pad(possible, (1, 0), value=True)
+    counts = counts.double() + _PSEUDO_COUNT * unseen
     kept, total = counts[:, 1:].sum(1), counts.sum(1)
     inclusion = (kept.sum() / total.sum()).expand(len(counts)) if pool_inclusion else kept / total
     return SymbolPrior(inclusion, (counts[:, 1:] / kept[:, None]).log())
@@ -123,6 +130,11 @@ def coded_bits(counts: Tensor, codebooks: Tensor | float = 1, codeword_bits: int
     return stream / math.log(2) + _CODER_BITS + 8 * (used + 1) + codeword_bits * used * codebooks
 
 
+def code_nats(counts: Tensor, rates: Tensor) -> float:
+    """Return what symbols that occur ``counts`` times take at these rates; some can never occur."""
+    return float(torch.where(counts > 0, counts * rates, 0.0).sum())
+
+
 @dataclass(frozen=True)
 class Fit:
     """What a fit came to.
@@ -169,8 +181,12 @@ class RateDistortion:
     ) -> None:
         self.sites = guide.site_guides()
         self.pool_inclusion, self.codeword_bits = pool_inclusion, codeword_bits
+        # Side by side, as many codes as the site of most has: those that another lacks are never chosen.
+        self._most = max(site.num_components for site in self.sites.values())
         # One π for all groups of a site: their symbols are coded with one table.
-        mixing = [site.mixing_logits.detach().double().softmax(-1).mean(0) for site in self.sites.values()]
+        mixing = [
+            self._padded(site.mixing_logits.detach().double().softmax(-1).mean(0)) for site in self.sites.values()
+        ]
         self.symbol_prior = SymbolPrior(mixing[0].new_full((len(mixing),), inclusion), torch.stack(mixing).log())
         self.beta = 0.0
         groups = [site.num_groups for site in self.sites.values()]
@@ -206,14 +222,14 @@ class RateDistortion:
         self.beta = self.beta or beta_now()
         totals, counts, means = latents.symbols(loc, self.symbol_prior, self.beta / h)
         for _ in range(rounds):
-            self.symbol_prior = fit_symbol_prior(totals, self.pool_inclusion)
+            self.symbol_prior = fit_symbol_prior(totals, self.pool_inclusion, self.symbol_prior.possible)
             if move_codewords:
                 # A codeword without weights has no mean; it stays, and may be chosen at another β.
                 loc = torch.where(counts[:, 1:] > 0, means[:, 1:].to(loc.dtype), loc)
             self.beta = beta_now()
             totals, counts, means = latents.symbols(loc, self.symbol_prior, self.beta / h)
         self._write(loc, self.beta / h)
-        return Fit(self.beta, self._bits(totals), float((totals * self.symbol_prior.rates).sum()))
+        return Fit(self.beta, self._bits(totals), code_nats(totals, self.symbol_prior.rates))
 
     @torch.no_grad()
     def bits_at(self, beta: float, precision: Mapping[str, float]) -> float:
@@ -227,7 +243,10 @@ class RateDistortion:
         return latents, self._codewords(), self._curvature(precision)
 
     def _codewords(self) -> Tensor:
-        return torch.cat([site.loc.detach() for site in self.sites.values()])
+        return torch.cat([self._padded(site.loc.detach()) for site in self.sites.values()])
+
+    def _padded(self, values: Tensor) -> Tensor:
+        return pad(values, (0, self._most - values.shape[-1]))
 
     def _curvature(self, precision: Mapping[str, float]) -> Tensor:
         return self.symbol_prior.inclusion.new_tensor([precision[name] for name in self.sites])
@@ -242,17 +261,20 @@ class RateDistortion:
         """Make the posterior the guide's."""
         rows = loc.split(self._groups.tolist())
         for i, site in enumerate(self.sites.values()):
-            codes, log_odds = self._posterior(i, site, rows[i], float(step[i]))
+            own = rows[i][:, : site.num_components]
+            codes, log_odds = self._posterior(i, site, own, float(step[i]))
             # Values become the data of parameters that are there, which optimizers know: nothing may share it.
-            site.loc = rows[i].clone()
+            site.loc = own.clone()
             site.scale = torch.full_like(site.loc, math.sqrt(step[i]))
-            site.mixing_logits = self.symbol_prior.log_mixing[i].to(site.loc).expand(site.loc.shape).clone()
+            log_mixing = self.symbol_prior.log_mixing[i, : site.num_components]
+            site.mixing_logits = log_mixing.to(site.loc).expand(site.loc.shape).clone()
             site.gate_logit = log_odds.view(site.shape)
             site.codes.copy_(codes)
 
     def _posterior(self, index: int, site: SiteGuide, loc: Tensor, step: float) -> tuple[Tensor, Tensor]:
         """Return codes and log-odds of a site's weights, as :func:`posterior`."""
-        return posterior(site.grouped(site.latent), loc, self.symbol_prior.rates[index], step)
+        rates = self.symbol_prior.rates[index, : 1 + loc.shape[1]]
+        return posterior(site.grouped(site.latent), loc, rates, step)
 
     def inclusions(self) -> dict[str, Tensor]:
         """Return ρ of each site."""

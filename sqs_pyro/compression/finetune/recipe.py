@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from sqs_pyro.compression.layers import OwnSettings, of_layer
 from sqs_pyro.inference.guides.windows import EqualMass, OutlierAware, PerWeight, Windows
 from sqs_pyro.packing.storage import Storage
 from sqs_pyro.recipes import RecipeSection
@@ -98,6 +99,19 @@ class DistillationRecipe(RecipeSection):
     temperature: float = Field(default=2.0, ge=0.01, le=100)
 
 
+class LayerRecipe(OwnSettings):
+    """What the layers whose names match a pattern have of their own.
+
+    Attributes:
+        num_components: K, in place of `compression.num_components`.
+        nonzero_rate: share of each layer's weights that are not zero. The size that `target_ratio` asks for
+            remains that of the whole file; without it `compression.nonzero_rate` is of the other layers.
+    """
+
+    num_components: int | None = Field(default=None, ge=1, le=256)
+    nonzero_rate: float | None = Field(default=None, ge=1e-4, le=1)
+
+
 class CompressionRecipe(RecipeSection):
     """Compression in three stages: dense latents while pruning, then codes that follow the latents, then
     frozen codes while codebooks, norms and biases settle.
@@ -116,6 +130,9 @@ class CompressionRecipe(RecipeSection):
         include: regular expressions (or one) of parameter names to compress; None takes the weights of Linear and
             convolution layers, and the projections of torch's attention.
         exclude: regular expressions (or one) of parameter names to leave uncompressed.
+        layers: settings of single layers, by pattern of their names as file names have them (`*`, `?`, `[abc]`):
+            `{"layer3.*": {num_components: 4}, fc: {skip: true}}`. Of each setting the last pattern counts that
+            matches. It chooses among what `include` and `exclude` leave.
         groups: weights that share a codebook: `layer`, `channel` (out-channel), or a number of consecutive
             weights.
         windows: how weights share responsibilities.
@@ -164,6 +181,7 @@ class CompressionRecipe(RecipeSection):
     num_components: int = Field(default=16, ge=1, le=256)
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
+    layers: dict[str, LayerRecipe] = Field(default_factory=dict)
     groups: Literal["layer", "channel"] | Annotated[int, Field(ge=1)] = "layer"
     windows: WindowsRecipe = Field(default_factory=WindowsRecipe)
     prior: PriorRecipe = Field(default_factory=PriorRecipe)
@@ -198,6 +216,14 @@ class CompressionRecipe(RecipeSection):
         structured = self.layout == "auto" and self.prior.scope == "structured"
         return Storage("structured" if structured else self.layout, self.leftover_dtype, self.codebook_dtype)
 
+    def components_of(self, name: str) -> int:
+        """Return K of a layer."""
+        return int(of_layer(self.layers, name).get("num_components", self.num_components))
+
+    def rate_of(self, name: str) -> float | None:
+        """Return the share of weights that are not zero, of a layer that has one of its own."""
+        return of_layer(self.layers, name).get("nonzero_rate")
+
     @field_validator("include", "exclude", mode="before")
     @classmethod
     def _one_pattern_or_several(cls, given: Any) -> Any:
@@ -225,11 +251,13 @@ class CompressionRecipe(RecipeSection):
 
     @model_validator(mode="after")
     def _codes_fit_the_layout(self) -> "CompressionRecipe":
-        has_zeros = self.nonzero_rate < 1 or self.allocation != "schedule" or self.target_ratio is not None
-        if self.layout == "dense" and has_zeros and self.num_components > 255:
+        rates = [self.nonzero_rate, *(own.nonzero_rate or 1 for own in self.layers.values())]
+        has_zeros = min(rates) < 1 or self.allocation != "schedule" or self.target_ratio is not None
+        most = max([self.num_components, *(own.num_components or 1 for own in self.layers.values())])
+        if self.layout == "dense" and has_zeros and most > 255:
             raise ValueError(
-                f"num_components of at most 255 beside layout 'dense', not {self.num_components}: its 8 bits must "
-                "tell zero apart, too"
+                f"num_components of at most 255 beside layout 'dense', not {most}: its 8 bits must tell zero "
+                "apart, too"
             )
         return self
 
@@ -244,6 +272,12 @@ class CompressionRecipe(RecipeSection):
             return self
         if self.prior.kind != "learned":
             raise ValueError(f"prior.kind 'learned' beside allocation 'rate_distortion', not {self.prior.kind!r}")
+        for pattern, own in self.layers.items():
+            if own.nonzero_rate is not None:
+                raise ValueError(
+                    f"no nonzero_rate in layers ({pattern!r} has {own.nonzero_rate:g}) beside allocation "
+                    "'rate_distortion', under which zeros follow from β: give num_components or skip"
+                )
         if self.gate_learning_rate > 0:
             raise ValueError(
                 f"a gate_learning_rate of 0 beside allocation 'rate_distortion', not {self.gate_learning_rate}: "

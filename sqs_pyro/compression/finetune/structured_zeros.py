@@ -23,6 +23,7 @@ from torch import Tensor
 from sqs_pyro.compression.finetune.rate_distortion import (
     Fit,
     RateDistortion,
+    code_nats,
     fit_symbol_prior,
     posterior,
     solve_beta,
@@ -124,7 +125,8 @@ class StructuredRateDistortion(RateDistortion):
         self._conditionals = [FullConditionals(*(x.to(device) for x in each)) for each in state["conditionals"]]
 
     def _posterior(self, index: int, site: SiteGuide, loc: Tensor, step: float) -> tuple[Tensor, Tensor]:
-        rates = torch.cat([loc.new_zeros(1), -self.symbol_prior.log_mixing[index].to(loc)])  # given that z ≠ 0
+        log_mixing = self.symbol_prior.log_mixing[index, : loc.shape[1]].to(loc)
+        rates = torch.cat([loc.new_zeros(1), -log_mixing])  # given that z ≠ 0
         codes, gain = posterior(site.grouped(site.latent.detach()), loc, rates, step)
         given, gain = self._conditionals[index], as_kernels(gain.view(site.shape))
         log_odds = gain + given.elsewhere.to(gain)
@@ -150,7 +152,8 @@ class StructuredRateDistortion(RateDistortion):
         return _Symbols(masks, torch.cat(counts), torch.cat(means))
 
     def _m_step(self, symbols: "_Symbols") -> None:
-        self.symbol_prior = fit_symbol_prior(self._totals(symbols, zeros=True))
+        possible = self.symbol_prior.possible
+        self.symbol_prior = fit_symbol_prior(self._totals(symbols, zeros=True), possible=possible)
         self._conditionals = [full_conditionals(mask).tempered(mask, self.strength) for mask in symbols.masks]
 
     def _totals(self, symbols: "_Symbols", zeros: bool) -> Tensor:
@@ -172,8 +175,8 @@ class StructuredRateDistortion(RateDistortion):
 
     def _kl(self, symbols: "_Symbols", zeros: float) -> float:
         mixing = 8 * MIXING_BYTES * len(symbols.masks)
-        codes = -(self._totals(symbols, zeros=False)[:, 1:] * self.symbol_prior.log_mixing).sum()
-        return (zeros - mixing) * math.log(2) + float(codes)
+        codes = code_nats(self._totals(symbols, zeros=False)[:, 1:], -self.symbol_prior.log_mixing)
+        return (zeros - mixing) * math.log(2) + codes
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What a guide is made of, checked before it is: arguments, priors, initial values."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -19,8 +19,23 @@ HARD = ("one_hot", "straight_through")
 _ESTIMATORS = (*DRAWING, *HARD, "soft", "concrete")
 
 
+def check_components(given: int | Mapping[str, int], sites: Collection[str]) -> None:
+    """Check K of a guide's sites: one for all, or one for each by name.
+
+    Raises:
+        ArgumentError: one is not 1 to 256, or the names are not those of the sites.
+    """
+    by_name = given if isinstance(given, Mapping) else {"": given}
+    for name, components in by_name.items():
+        if not is_whole(components, 1, 256):
+            place = f" of '{name}'" if name else ""
+            raise ArgumentError(f"num_components{place} is {shown(components)}, but must be 1 to 256.")
+    if isinstance(given, Mapping) and (odd := sorted(set(given) ^ set(sites))):
+        what = "no number for" if odd[0] in sites else "a number for what is no site,"
+        raise ArgumentError(f"num_components has {what} '{odd[0]}': name each of {', '.join(sites)}.")
+
+
 def check_arguments(
-    num_components: int,
     windows: Windows | None,
     estimator: str,
     refresh_every: int,
@@ -32,8 +47,6 @@ def check_arguments(
     Raises:
         ArgumentError: it names the one that is impossible.
     """
-    if not is_whole(num_components, 1, 256):
-        raise ArgumentError(f"num_components is {shown(num_components)}, but must be 1 to 256.")
     if windows is not None and not isinstance(windows, Windows):
         raise ArgumentError(
             f"windows is {shown(windows)}, but must be a strategy such as PerWeight() or EqualMass(256)."

@@ -19,6 +19,7 @@ from sqs_pyro.inference.guides.checks import (
     DRAWING,
     HARD,
     check_arguments,
+    check_components,
     check_like_sites,
     check_support,
     initial_values,
@@ -52,7 +53,7 @@ class SpikeGMMGuide(PosteriorGuide):
 
     Args:
         model: a :class:`~sqs_pyro.models.BayesianNetwork`, or any Pyro model together with ``init``.
-        num_components: K, 1 to 256.
+        num_components: K, 1 to 256; or that of each site, by name.
         windows: how weights share responsibilities.
         temperature: τ of the responsibilities in training; an ordinary attribute, so a schedule can set it.
         evaluation_temperature: what the logits of codes *and* gates are divided by in evaluation mode: 1 draws
@@ -90,7 +91,7 @@ class SpikeGMMGuide(PosteriorGuide):
     def __init__(
         self,
         model: PyroCallable,
-        num_components: int = 16,
+        num_components: int | Mapping[str, int] = 16,
         windows: Windows | None = None,
         temperature: float = 0.1,
         *,
@@ -108,7 +109,7 @@ class SpikeGMMGuide(PosteriorGuide):
         stage: Stage | None = None,
     ) -> None:
         super().__init__(model)
-        check_arguments(num_components, windows, estimator, refresh_every, spike_scale, init_scale)
+        check_arguments(windows, estimator, refresh_every, spike_scale, init_scale)
         check_temperatures(
             temperature=temperature,
             evaluation_temperature=evaluation_temperature,
@@ -116,6 +117,7 @@ class SpikeGMMGuide(PosteriorGuide):
             gate_temperature=gate_temperature,
         )
         values = initial_values(model, init)  # by site, in the order in which the model samples
+        check_components(num_components, values)
         unknown = sorted(set(coded or ()) - set(values))
         if unknown:
             raise NetworkError(
@@ -125,7 +127,7 @@ class SpikeGMMGuide(PosteriorGuide):
         if stage is None:
             stage = "dense" if draws and coded is None else "coded"
         priors = getattr(model, "priors", {})  # of a plain Pyro model nothing is known
-        self.num_components = num_components
+        self.num_components = dict(num_components) if isinstance(num_components, Mapping) else num_components
         self.estimator = estimator
         self.temperature = temperature
         self.evaluation_temperature = evaluation_temperature
@@ -136,7 +138,9 @@ class SpikeGMMGuide(PosteriorGuide):
         for name, value in values.items():
             start = (coded or {}).get(name)
             # Inference takes biases and other small tensors along: codebooks of as many values as they have.
-            components = min(num_components, value.numel()) if stage == "dense" and draws else num_components
+            components = self._components(name)
+            if stage == "dense" and draws:
+                components = min(components, value.numel())
             site = SiteGuide(name, value, components, groups, windows or PerWeight(), initial_gate, start)
             prior = getattr(priors.get(name), "base_dist", None)  # of single weights: to_event is taken off
             check_support(name, prior, value)
@@ -238,6 +242,10 @@ class SpikeGMMGuide(PosteriorGuide):
 
     def _trains(self) -> bool:
         return self.training and not guide_predicts()  # Predictive never calls eval()
+
+    def _components(self, name: str) -> int:
+        own = self.num_components
+        return own[name] if isinstance(own, dict) else own
 
     def codebook(self, name: str) -> Codebook:
         """Return the codebook of a site, which a learned prior shares."""
@@ -444,7 +452,7 @@ class SpikeGMMGuide(PosteriorGuide):
         sites = self.site_guides()
         coded = {  # of K, and not of a site's own number: a bias of one weight has many draws
             name: code_together(
-                [draw[name] for draw in draws], self.num_components, site.num_groups, codebook_dtype
+                [draw[name] for draw in draws], self._components(name), site.num_groups, codebook_dtype
             )
             for name, site in sites.items()
         }

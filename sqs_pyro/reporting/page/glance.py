@@ -1,6 +1,7 @@
 """The first that a page of a run shows: what was got, in a few large numbers, and beside it what was asked for."""
 
 from sqs_pyro.reporting.figures import figures_of
+from sqs_pyro.reporting.own_settings import own_settings
 from sqs_pyro.reporting.page.markup import Child, Markup, element
 from sqs_pyro.reporting.page.numbers import short_bytes, short_time, written
 from sqs_pyro.reporting.page.plain import Document, at, headline, is_language_model
@@ -55,6 +56,7 @@ def asked(metrics: Document, recipe: Document) -> Markup:
             at(recipe, "compression.num_components") or at(recipe, "blockwise.num_components"),
             f"up to {max(components)}" if components else None,
         ),
+        *((f"layers {pattern}", said, None) for pattern, said in own_settings(recipe).items()),
         ("seed", metrics["seed"], None),
     ]
     shown = [row for row in rows if row[1] not in (None, "", "–") or row[2]]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from sqs_pyro.reporting.page.axis import Axis, axis
 from sqs_pyro.reporting.page.chart import Frame, chart, legend
 from sqs_pyro.reporting.page.markup import Child, Markup, element
+from sqs_pyro.reporting.page.numbers import written
 from sqs_pyro.reporting.page.plain import Document
 from sqs_pyro.reporting.page.table import Cell, table
 
@@ -128,7 +129,8 @@ def blocks(records: Sequence[Document]) -> list[Markup]:
         ("bits", "bits a weight", ".3f"),
         ("error", "squared error of the outputs, relative", ".5f"),
     ):
-        points = [(float(record["block"]), record[key]) for record in records]
+        # A block whose layers are all left uncompressed has no bits a compressed weight.
+        points = [(float(record["block"]), record[key]) for record in records if record[key] is not None]
         frame = Frame(axis((x for x, _ in points), "block"), axis((y for _, y in points), label))
         marks = [frame.line(points, "c0"), *(frame.dot(point, "c0", radius=3) for point in points)]
         reading = [(x, y, f"block {x:.0f}: {y:{form}}") for x, y in points]
@@ -137,7 +139,7 @@ def blocks(records: Sequence[Document]) -> list[Markup]:
     rows: list[list[Child | Cell]] = [
         [
             Cell(str(record["block"]), record["block"]),
-            Cell(f"{record['bits']:.3f}", record["bits"]),
+            Cell(written(record["bits"], ".3f"), record["bits"]),
             Cell(f"{record['error']:.5f}", record["error"]),
             Cell(f"{record['seconds']:.1f}", record["seconds"]),
         ]

@@ -117,7 +117,8 @@ def _is_page(path: Path) -> bool:
 def _of_run(directory: Path) -> Reported:
     document = read_run(directory)
     with reported(directory):  # figures are looked up here, before anything is printed
-        tables, page = report_tables(document), run_page(run_documents(directory))
+        whole = run_documents(directory)
+        tables, page = report_tables(whole), run_page(whole)
     return Reported(document, tables, page, directory / PAGE, directory)
 
 

@@ -1,5 +1,7 @@
 """A transformer in one call: every architecture, and what it says of impossible input."""
 
+import re
+
 import pytest
 import torch
 
@@ -105,3 +107,58 @@ class TestShips:
         torch.testing.assert_close(packed, dense, rtol=1e-4, atol=1e-4)
         assert [finding.kind for finding in result.findings] == ["uncompressed"]
         assert "embed_tokens.weight" in result.findings[0].sentence
+
+
+class TestLayersOfTheirOwn:
+    def test_bits_for_all_are_the_recipes(self):
+        net, even = make("Llama", "ForCausalLM"), {**RECIPE, "allocation": "even"}
+        by_pattern = compress_transformer(net, sequences(), {**even, "bits": 2, "layers": {"*": {"bits": 3.5}}})
+        by_recipe = compress_transformer(net, sequences(), even)
+        for one, other in zip(by_pattern.network.parameters(), by_recipe.network.parameters(), strict=True):
+            assert torch.equal(one, other)
+        with torch.no_grad():
+            first, second = (each.network(input_ids=sequences()).logits for each in (by_pattern, by_recipe))
+        assert torch.equal(first, second)
+
+    def test_each_has_what_was_asked(self):
+        net = make("Llama", "ForCausalLM")
+        own = {
+            "*.down_proj": {"bits": 4.5},
+            "model.layers.0.*": {"skip": True},
+            "*.0.mlp.up_proj": {"skip": False},
+        }
+        result = compress_transformer(net, sequences(), {**RECIPE, "settle_steps": 1, "layers": own})
+        first, second = result.records
+        assert list(first.layers) == ["mlp.up_proj"] and len(second.layers) == 7
+        assert second.layers["mlp.down_proj"]["bits"] == pytest.approx(4.5, abs=0.35)
+        weights = {name: value.numel() for name, value in net.model.layers[1].named_parameters()}
+        rest = {name: layer["bits"] for name, layer in second.layers.items() if name != "mlp.down_proj"}
+        rest["mlp.up_proj "] = first.layers["mlp.up_proj"]["bits"]
+        total = sum(weights[f"{name.strip()}.weight"] for name in rest)
+        mean = sum(bits * weights[f"{name.strip()}.weight"] for name, bits in rest.items()) / total
+        assert mean == pytest.approx(3.5, abs=0.25), "those without bits of their own have the recipe's"
+        kept = result.network.model.layers[0].self_attn.q_proj.weight
+        assert torch.equal(kept, net.model.layers[0].self_attn.q_proj.weight.half().float())
+
+    def test_a_block_that_is_left_as_it_is(self, tmp_path):
+        net = make("Llama", "ForCausalLM")
+        recipe = {**RECIPE, "settle_steps": 1, "layers": {"model.layers.1.*": {"skip": True}}}
+        for _ in range(2):  # the second finds its blocks
+            result = compress_transformer(net, sequences(), recipe, directory=tmp_path / "blocks")
+            assert [record.bits is None for record in result.records] == [False, True]
+            assert result.records[1].layers == {} and re.search(r"\n1 +-  ", str(result))
+        assert {row.name.split(".")[2] for row in size_report(result.network).tensors} == {"0"}
+
+    @pytest.mark.parametrize(
+        ("own", "sentence"),
+        [
+            (
+                {"lm_head": {"skip": True}},
+                r"'lm_head', which no .*model\.layers\.0\.self_attn\.q_proj.*2 more",
+            ),
+            ({"*": {"skip": True}}, "'blockwise.layers' leaves all layers uncompressed"),
+        ],
+    )
+    def test_patterns_that_say_nothing(self, own, sentence):
+        with pytest.raises(RecipeError, match=sentence):
+            compress_transformer(make("Llama", "ForCausalLM"), sequences(), {**RECIPE, "layers": own})

@@ -2,7 +2,7 @@
 
 import json
 from functools import cache
-from typing import Any
+from typing import Any, get_origin
 
 import pyro
 import pytest
@@ -45,6 +45,9 @@ OTHER: dict[str, Any] = {
     "num_components": 2,
     "include": ("5.weight",),
     "exclude": ("0.weight",),
+    "layers.3.skip": True,
+    "layers.3.num_components": 2,
+    "layers.3.nonzero_rate": 0.25,
     "groups": "channel",
     "windows.kind": "equal_mass",
     "windows.count": (4, {"windows": {"kind": "equal_mass", "count": 5}}),
@@ -99,7 +102,8 @@ def keys(section: type[BaseModel], prefix: str = "") -> list[str]:
         if inner is None or field.default is None:  # a section that may be left out is a choice by itself, too
             found.append(prefix + name)
         if inner is not None:
-            found += keys(inner, f"{prefix}{name}.")
+            by_pattern = get_origin(field.annotation) is dict  # "3" is a layer of the network below
+            found += keys(inner, f"{prefix}{name}.3." if by_pattern else f"{prefix}{name}.")
     return found
 
 
@@ -121,8 +125,8 @@ def compressed(**recipe: Any) -> Any:
 
 
 def changed(recipe: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    section, _, name = key.rpartition(".")
-    return {**recipe, section: {**recipe.get(section, {}), name: value}} if section else {**recipe, key: value}
+    first, _, rest = key.partition(".")
+    return {**recipe, first: changed(recipe.get(first, {}), rest, value) if rest else value}
 
 
 def split(key: str) -> tuple[Any, dict[str, Any]]:
