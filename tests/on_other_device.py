@@ -14,14 +14,18 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import sqs_pyro
+from sqs_pyro import bench
+from sqs_pyro.bench.model import bench_model
+from sqs_pyro.bench.networks import bench_networks
 from sqs_pyro.compression.baseline import BaselineRecipe, train_baseline
 from sqs_pyro.evaluation.averaging import average_of_packed, averaged_network, mean_network
 from sqs_pyro.evaluation.classification import evaluate
 from sqs_pyro.evaluation.peers.ensemble import deep_ensemble
 from sqs_pyro.evaluation.predictive.classes import evaluate_uncertainty
 from sqs_pyro.kernels import dense_state
-from sqs_pyro.runs import images, language_model, task
-from sqs_pyro.runs.files import evaluate_file
+from sqs_pyro.runs import export, images, kinds, language_model, task
+from sqs_pyro.runs.export import export_file
+from sqs_pyro.runs.files import evaluate_file, inspect_file
 from sqs_pyro.runs.kinds import kind_of
 
 X = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -168,3 +172,24 @@ def test_runs(kind, device, request, monkeypatch, tmp_path):
             assert found[key]["perplexity"] == pytest.approx(measured[key]["perplexity"], rel=1e-4)
         else:
             assert found[key] == pytest.approx(measured[key], rel=1e-3, abs=1e-4), key
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_commands_on_files(device, small_run, monkeypatch, tmp_path):
+    for module in (bench.model, export, kinds):
+        monkeypatch.setattr(
+            module, "chosen_device", lambda name: device if name == "cuda" else torch.device("cpu")
+        )
+    file = small_run / "packed.safetensors"
+    weights = inspect_file(file, runtime=True, device="cuda")["runtime"]["weights"]
+    assert weights and all(f"on {device.type}" in weight["reason"] for weight in weights)
+    assert evaluate_file(file, device="cuda")["accuracy"] == evaluate_file(file)["accuracy"]
+    made = [export_file(file, "dense", tmp_path / name, device=name) for name in ("cuda", "cpu")]
+    assert made[0]["total_bytes"] == made[1]["total_bytes"] and made[0]["max_difference"] < 1e-4
+    # Another dtype set into a tensor of this device would not reach what is inside: parameters are made anew.
+    monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
+    networks = bench_networks(str(file), (4,), None, (4,))
+    document = bench_model(networks, (2,), rounds=2, compiled=False, device="cuda")
+    assert document["device"] == str(device)
+    assert {row["method"] for row in document["rows"]} >= {"float32", "packed, float32", "packed, bfloat16"}
+    assert all(row["relative_error"] < 0.25 for row in document["rows"])

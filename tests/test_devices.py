@@ -5,6 +5,14 @@ from pathlib import Path
 import pytest
 from kits import forks
 
+from sqs_pyro.errors import RecipeError
+from sqs_pyro.runs.files import inspect_file
+
+
+def test_a_device_where_nothing_is_built_is_refused():
+    with pytest.raises(RecipeError, match="--device cuda is where a network is, but none is built .*--runtime"):
+        inspect_file("packed.safetensors", device="cuda")
+
 
 @pytest.mark.slow
 def test_every_path_on_another_device():

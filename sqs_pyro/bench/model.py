@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from sqs_pyro.bench.networks import BenchNetwork
 from sqs_pyro.bench.report import COLD_BYTES, NF4, PEER_ERRORS, nf4_linear, spread, torch_threads
 from sqs_pyro.errors import NetworkError, RecipeError, first_line
-from sqs_pyro.evaluation.latency import Call, interleaved
+from sqs_pyro.evaluation.latency import Call, finished, interleaved
 from sqs_pyro.kernels.decode import decoded_weights
 from sqs_pyro.kernels.placing import unpack_weights
 from sqs_pyro.kernels.weight import PackedWeight
-from sqs_pyro.networks.calling import call_arguments, output_tensor, predictions
-from sqs_pyro.runs.bookkeeping import machine
+from sqs_pyro.networks.calling import call_arguments, move_to, output_tensor, predictions
+from sqs_pyro.runs.bookkeeping import chosen_device, gpu, machine
 
 _SINGLE, _HALF = torch.float32, torch.bfloat16
 #: How far outputs may be from those of the packed network in float32, relative to these. NF4 has other weights.
@@ -41,6 +41,7 @@ def bench_model(
     *,
     compiled: bool = True,
     progress: Callable[[str], None] = lambda line: None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Measure; return a plain document.
 
@@ -51,9 +52,10 @@ def bench_model(
         rounds: calls of each method, cold and warm.
         compiled: whether by ``torch.compile``, or as they are.
         progress: told of each network, shape and batch as it begins.
+        device: where they run: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or ``"auto"``.
 
     Raises:
-        RecipeError: a number below one, or no network.
+        RecipeError: a number below one, no network, or no such device.
         NetworkError: a network does not take its input, cannot be compiled in one piece, or a method's outputs are
             not those of the packed network in float32.
     """
@@ -62,21 +64,25 @@ def bench_model(
         raise RecipeError("A benchmark needs a network, and inputs, batches, threads and rounds of at least 1.")
     rows: list[dict[str, Any]] = []
     missing: dict[str, str] = {}
+    place = chosen_device(device)
     with torch_threads(threads), torch.inference_mode():
-        walk = torch.ones(COLD_BYTES // 4)  # ones, because untouched zeros would all be one page
+        # Ones, because untouched zeros would all be one page.
+        walk = finished(torch.ones(COLD_BYTES // 4, device=place).sum, place)
         for bench in networks:
+            with torch.inference_mode(False):  # parameters that are moved stay parameters
+                bench.network.to(place)
             methods, absent = _methods(bench.network)
             missing |= {f"{name}, {bench.name}": why for name, why in absent.items()}
             for shape, batch in itertools.product(bench.shapes, batches):
                 title = f"{bench.name}, {'x'.join(map(str, shape))}, batch {batch}"
                 progress(title)
-                calls, errors, absent = _checked_calls(bench, methods, shape, batch, compiled)
+                calls, errors, absent = _checked_calls(bench, methods, shape, batch, compiled, place)
                 missing |= {f"{name}, {title}": why for name, why in absent.items()}
                 about = {"network": bench.name, "input": list(shape), "batch": batch}
                 held = {name: held_bytes(methods[name][1]) for name in calls}
                 for cold in (True, False):
                     # A walk reads every line of it, which drives out all else.
-                    before = (lambda call: walk.sum()) if cold else (lambda call: call())
+                    before = (lambda call: walk()) if cold else (lambda call: call())
                     times = {name: spread(taken) for name, taken in interleaved(calls, rounds, before).items()}
                     rows += [
                         {
@@ -90,8 +96,15 @@ def bench_model(
                         }
                         for name, found in times.items()
                     ]
-        made_on = {"machine": machine(), "rounds": rounds, "compiled": compiled}
+        made_on = {"machine": _machine(place), "device": str(place), "rounds": rounds, "compiled": compiled}
         return {**made_on, "missing": missing, "rows": rows}
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    if device.type != "cuda":
+        return machine()
+    with torch.cuda.device(device):
+        return gpu()
 
 
 def held_bytes(net: nn.Module) -> int:
@@ -140,11 +153,12 @@ def _checked_calls(
     shape: tuple[int, ...],
     batch: int,
     compiled: bool,
+    device: torch.device,
 ) -> tuple[dict[str, Call], dict[str, float], dict[str, str]]:
     """Return each method's call, its error against the packed network in float32; why a method is not there."""
     torch._dynamo.reset()  # code for other shapes would be looked through at each call
     try:
-        wanted = predictions(bench.network, bench.inputs(shape, batch, _SINGLE)).float()
+        wanted = predictions(bench.network, move_to(bench.inputs(shape, batch, _SINGLE), device)).float()
     except (RuntimeError, IndexError, TypeError) as error:
         raise NetworkError(
             f"Network '{bench.name}' does not take inputs of shape {(batch, *shape)} ({first_line(error)}): give "
@@ -154,7 +168,7 @@ def _checked_calls(
     errors: dict[str, float] = {}
     missing: dict[str, str] = {}
     for name, (dtype, net) in methods.items():
-        call = _call(net, bench.inputs(shape, batch, dtype), compiled)
+        call = finished(_call(net, move_to(bench.inputs(shape, batch, dtype), device), compiled), device)
         try:
             output = output_tensor(call()).float()
         except PEER_ERRORS as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sqs_pyro.cli.application import app
-from sqs_pyro.cli.options import JsonOption, NetworkOption
+from sqs_pyro.cli.options import DeviceOption, JsonOption, NetworkOption
 from sqs_pyro.cli.running import command_line, numbers, one_sentence_errors, show
 from sqs_pyro.errors import OutputError
 
@@ -80,6 +80,7 @@ def bench_model_command(
         bool, typer.Option("--compile/--eager", help="By torch.compile in one piece, or as they are.")
     ] = True,
     network: NetworkOption = None,
+    device: DeviceOption = None,
     out: BenchOutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -102,6 +103,7 @@ def bench_model_command(
             rounds,
             compiled=compiled,
             progress=lambda line: typer.echo(line, err=True),
+            device=device or "cpu",
         )
         _write_bench(out, document, model_figure)
         show(document, model_tables(document), as_json)

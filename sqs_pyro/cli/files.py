@@ -87,9 +87,10 @@ def uncertainty_command(
 def inspect_command(
     file: FileArgument,
     runtime: Annotated[
-        bool, typer.Option("--runtime", help="Build the network, and show the form of its weights on this CPU.")
+        bool, typer.Option("--runtime", help="Build the network, and show the form of its weights on this device.")
     ] = False,
     network: NetworkOption = None,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a packed file holds, to the byte, without building the network."""
@@ -97,7 +98,7 @@ def inspect_command(
         from sqs_pyro.reporting.tables import inspection_tables
         from sqs_pyro.runs.files import inspect_file
 
-        inspection = inspect_file(file, runtime=runtime, network=network)
+        inspection = inspect_file(file, runtime=runtime, network=network, device=device)
         show(inspection, inspection_tables(inspection), as_json)
 
 
@@ -116,6 +117,7 @@ def export_command(
     data: DataOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older export.")] = False,
     network: NetworkOption = None,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the network of a packed file for other programs, run what was written, and compare.
@@ -137,6 +139,7 @@ def export_command(
             data_from=data,
             overwrite=overwrite,
             network=network,
+            device=device or "cpu",
         )
         show({"command": command_line(), **document}, export_tables(document), as_json)
         typer.echo(f"Wrote {out}", err=True)

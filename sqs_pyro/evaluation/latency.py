@@ -114,12 +114,19 @@ def _stopwatch(module: nn.Module, taken: dict[str, float], name: str) -> list[Re
 
 
 def _call(net: nn.Module, inputs: Any, device: torch.device) -> Call:
-    """Return a call that returns when its device is done."""
     args, kwargs = call_arguments(inputs)
-    wait = getattr(getattr(torch, device.type, None), "synchronize", lambda: None)
+    return finished(lambda: net(*args, **kwargs), device)
 
-    def call() -> None:
-        net(*args, **kwargs)
+
+def finished(call: Call, device: torch.device) -> Call:
+    """Return a call that returns when its device is done."""
+    wait = getattr(getattr(torch, device.type, None), "synchronize", None)
+    if wait is None:
+        return call
+
+    def waiting() -> Any:
+        found = call()
         wait()
+        return found
 
-    return call
+    return waiting

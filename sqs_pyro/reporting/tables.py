@@ -122,7 +122,10 @@ def _runtime_tables(runtime: Document) -> Report:
     totals = (sum(weight[part] for weight in runtime["weights"]) for part in ("packed_bytes", "decoded_bytes"))
     table.add_row("together", "", *(f"{total:,}" for total in totals), "", bold=True)
     instructions = ", ".join(runtime["machine"]["instructions"]) or "none that matter"
-    return Report(_title(f"At run time on {runtime['machine']['processor']} ({instructions})"), table)
+    where = f"{runtime['machine']['processor']} ({instructions})"
+    if (device := runtime.get("device", "cpu")) != "cpu":
+        where = device
+    return Report(_title(f"At run time on {where}"), table)
 
 
 def doctor_tables(document: Document) -> Report:

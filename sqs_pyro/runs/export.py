@@ -25,9 +25,10 @@ from sqs_pyro.exporting.trace import one_sentence, outputs
 from sqs_pyro.integrations.checkpoint_size import checkpoint_size
 from sqs_pyro.integrations.pretrained import quiet, transformers_package
 from sqs_pyro.kernels.placing import unpack_weights
-from sqs_pyro.networks.calling import split_examples
+from sqs_pyro.networks.calling import move_to, split_examples
 from sqs_pyro.networks.tokens import vocabulary_size
 from sqs_pyro.packing.stored import stored_weights
+from sqs_pyro.runs.bookkeeping import chosen_device
 from sqs_pyro.runs.files import existing_file, file_network, opened
 from sqs_pyro.runs.kinds import kind_of
 from sqs_pyro.runs.seal import is_our_directory, seal
@@ -45,6 +46,7 @@ def export_file(
     data_from: str | Path | None = None,
     overwrite: bool = False,
     network: str | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Write the network of a packed file in another format, load what was written, and compare.
 
@@ -61,6 +63,8 @@ def export_file(
         data_from: recipe that says which data that is.
         overwrite: whether older output may be replaced.
         network: the name of what builds the file's network, where that is code of the user's.
+        device: where the packed network gives the outputs that are compared with. What is written is the same: a
+            compiled network is one for the CPU.
 
     Returns:
         ``file``, ``format``, ``out``, ``dtype``, ``bytes`` (by file), ``total_bytes``, ``packed_bytes`` (of
@@ -86,7 +90,9 @@ def export_file(
     _check_free(target, f"export of format {export_format}", is_ours, overwrite=overwrite)
     net = file_network(path, network)
     check_one_network(net)
-    example = _example(net, path, input_shape, data_from, needed=export_format != "dense")
+    example = _example(
+        net, path, input_shape, data_from, needed=export_format != "dense", device=chosen_device(device)
+    )
     # Run from where it is made: the target only appears if what was written loads and computes.
     with appearing(target, parents=True) as made:
         exported, run = _write(export_format, net, path, made, example, dtype or "float32")
@@ -173,14 +179,22 @@ class _Example:
 
 
 def _example(
-    net: nn.Module, path: Path, shape: Sequence[int] | None, data_from: str | Path | None, *, needed: bool
+    net: nn.Module,
+    path: Path,
+    shape: Sequence[int] | None,
+    data_from: str | Path | None,
+    *,
+    needed: bool,
+    device: torch.device,
 ) -> _Example:
     try:
         inputs, said = random_inputs(net, shape) if shape is not None else _own(net, path, data_from)
         with one_sentence("run on the example"):
             # A batch of another size, too: a trace that has fixed the batch is found out.
             parts = (inputs, next(split_examples(inputs, 1)))
-            return _Example(inputs, said, [(part, outputs(net, part)) for part in parts])
+            there = copy.deepcopy(net).to(device) if device.type != "cpu" else net
+            expected = [tuple(each.cpu() for each in outputs(there, move_to(part, device))) for part in parts]
+            return _Example(inputs, said, list(zip(parts, expected, strict=True)))
     except SQSError as error:
         # A dense export only compares with it: without one, and if none was asked for, the export is still good.
         if needed or shape is not None or data_from is not None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from sqs_pyro.atomic import check_place, merging
 from sqs_pyro.documents import read_json_object, shown
-from sqs_pyro.errors import OutputError, PackedFileError
+from sqs_pyro.errors import OutputError, PackedFileError, RecipeError
 from sqs_pyro.integrations.checkpoint_documents import CONFIG
 from sqs_pyro.integrations.checkpoint_size import is_packed_directory, packed_document
 from sqs_pyro.kernels.runtime import runtime_weights
@@ -23,13 +23,17 @@ UNCERTAINTY = "uncertainty.json"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
-def inspect_file(file: str | Path, *, runtime: bool = False, network: str | None = None) -> dict[str, Any]:
+def inspect_file(
+    file: str | Path, *, runtime: bool = False, network: str | None = None, device: str | None = None
+) -> dict[str, Any]:
     """Describe a packed file to the byte, without building its network.
 
     Args:
         file: packed file.
-        runtime: build it all the same, and say what its weights are on this machine's CPU.
+        runtime: build it all the same, and say what its weights are on a device of this machine.
         network: the name of what builds it then, if the file does not say it.
+        device: which, of ``runtime``: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or ``"auto"``; by default the
+            CPU.
 
     Returns:
         ``file``, ``format_version``, ``size`` (totals, bytes by part, one entry a tensor), ``metadata``; with
@@ -38,7 +42,13 @@ def inspect_file(file: str | Path, *, runtime: bool = False, network: str | None
     Raises:
         PackedFileError: the file is missing, not an intact packed file, or does not say how to build its network.
         NetworkError: the network's checkpoint is missing.
+        RecipeError: there is no such device, or nothing is built that could be there.
     """
+    if device is not None and not runtime:
+        raise RecipeError(
+            f"--device {device} is where a network is, but none is built to tell what a file holds: leave it out, "
+            "or add --runtime."
+        )
     path = existing_file(file)
     source = OpenedFile(path, {})
     inspection: dict[str, Any] = {
@@ -48,8 +58,8 @@ def inspect_file(file: str | Path, *, runtime: bool = False, network: str | None
         "metadata": source.metadata,
     }
     if runtime:
-        weights = [asdict(weight) for weight in runtime_weights(file_network(path, network))]
-        inspection["runtime"] = {"machine": machine(), "weights": weights}
+        weights = [asdict(weight) for weight in runtime_weights(file_network(path, network, device or "cpu"))]
+        inspection["runtime"] = {"machine": machine(), "device": device or "cpu", "weights": weights}
     return inspection
 
 
@@ -59,14 +69,14 @@ def _format_version(path: Path) -> int:
     return read_packed(path).format_version
 
 
-def file_network(file: str | Path, network: str | None = None) -> nn.Module:
+def file_network(file: str | Path, network: str | None = None, device: str = "cpu") -> nn.Module:
     """Return the packed network of a file, built as its metadata says, or by what has the name ``network``.
 
     Raises:
         PackedFileError: the file is missing, not intact, or does not say how to build its network.
         NetworkError: the network's checkpoint is missing.
     """
-    source = opened(file, network=network)
+    source = opened(file, network=network, device=device)
     return kind_of(source.document).network(source)
 
 
