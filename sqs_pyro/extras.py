@@ -9,6 +9,7 @@ from sqs_pyro.errors import MissingPackageError
 EXTRAS = {
     "accelerate": "transformers",
     "datasets": "text",
+    "gguf": "gguf",
     "laplace": "peers",
     "lm_eval": "harness",
     "matplotlib": "plots",

@@ -10,7 +10,7 @@ from sqs_pyro.runs.files import inspect_file
 
 
 def test_a_device_where_nothing_is_built_is_refused():
-    with pytest.raises(RecipeError, match="--device cuda is where a network is, but none is built .*--runtime"):
+    with pytest.raises(RecipeError, match=r"--device cuda is where a network is, but none is built .*--runtime"):
         inspect_file("packed.safetensors", device="cuda")
 
 

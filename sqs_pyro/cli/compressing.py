@@ -20,7 +20,8 @@ def compress_command(
         typer.Argument(
             metavar="RECIPE|NETWORK",
             help="A YAML recipe; a network: registered, torchvision/NAME, timm/NAME, module:function or "
-            "file.py:function; or the Hugging Face directory of a classifier of images or a language model.",
+            "file.py:function; the Hugging Face directory of a classifier of images or a language model; or a "
+            "language model's GGUF file.",
         ),
     ],
     data: Annotated[

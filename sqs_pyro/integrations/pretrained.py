@@ -96,8 +96,11 @@ def find_pretrained(recipe: PretrainedRecipe) -> Pretrained:
         NetworkError: transformers is not installed, there is no such checkpoint, its architecture is unknown, or
             it has no tokenizer.
     """
-    _check_path(recipe.path)
+    _check_path(recipe)
     transformers = transformers_package()
+    if recipe.gguf_file is not None:
+        with needed_for("GGUF files"):
+            importlib.import_module("gguf")
     if recipe.gguf_file is None and Path(recipe.path, "config.json").is_file():
         from sqs_pyro.integrations.checkpoint_documents import read_config  # needs transformers
 
@@ -166,12 +169,14 @@ def is_of_head(net: nn.Module, name: str) -> bool:
     return name.startswith("pooler.") or ".pooler." in name or (bool(path) and not name.startswith(f"{path}."))
 
 
-def _check_path(path: str) -> None:
+def _check_path(recipe: PretrainedRecipe) -> None:
+    path = recipe.path
     if Path(path).is_file():
         raise NetworkError(
-            f"Checkpoint '{path}' is a file: give its directory as network.path, and the name of a GGUF file as "
-            "network.gguf_file."
+            f"Checkpoint '{path}' is a file: give its directory, or a GGUF file (*.gguf), as network.path."
         )
+    if recipe.gguf_file is not None and Path(path).is_dir() and not Path(path, recipe.gguf_file).is_file():
+        raise NetworkError(f"GGUF file '{recipe.gguf_file}' is not in '{path}': correct network.path.")
     # "owner/name" or "name", as the hub has them; "./network" and "/data/network" can only be directories.
     if not Path(path).is_dir() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", path):
         raise NetworkError(

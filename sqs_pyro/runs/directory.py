@@ -26,11 +26,18 @@ HISTORY, LAYERS, PAGE = "history.csv", "layers.json", "report.html"
 PACKED, MADE_OF = "packed.safetensors", "fingerprint.json"
 _REPAIR = "the run directory was altered, run it again"
 BLOCKS = "blocks"  # directory of an unfinished run's finished blocks, or of a search's attempts
+HUGGING_FACE = "hugging_face"  # directory that transformers loads, of a network from a GGUF file
 _PARTIAL = ".partial"
 _BEING_WRITTEN = ".sqs-*.part/*"  # what a killed process was writing
 # before runs listed it; the page is younger, but written into older directories, too
 _OLDER = (RECIPE, METRICS, BOUNDS, PACKED, PAGE, "ensemble.safetensors", "*.csv", "*.png")
-_UNFINISHED = (*_OLDER, LAYERS, CHECKPOINT, MADE_OF)  # by name, as the list of digests is only written at the end
+_UNFINISHED = (
+    *_OLDER,
+    LAYERS,
+    CHECKPOINT,
+    MADE_OF,
+    f"{HUGGING_FACE}/*",
+)  # by name, as the list of digests is only written at the end
 
 
 def read_run(directory: Path) -> dict[str, Any]:

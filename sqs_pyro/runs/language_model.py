@@ -21,6 +21,7 @@ from sqs_pyro.errors import RecipeError
 from sqs_pyro.evaluation.classification import largest_difference
 from sqs_pyro.exporting.examples import random_text
 from sqs_pyro.fingerprint import Fingerprint, described, fingerprint
+from sqs_pyro.integrations import save_pretrained
 from sqs_pyro.integrations.checkpoint import plan_checkpoint, streamed_network
 from sqs_pyro.integrations.pretrained import check_causal, find_pretrained
 from sqs_pyro.networks.architectures import blocks, layer_names
@@ -31,6 +32,7 @@ from sqs_pyro.runs.bookkeeping import Clock, Progress, chosen_device, machine, s
 from sqs_pyro.runs.directory import (
     BLOCKS,
     CHECKPOINT,
+    HUGGING_FACE,
     METRICS,
     PACKED,
     check_output,
@@ -202,6 +204,9 @@ def _compress_and_measure(
     report = size_report(packed)
     clock.lap("writing")
     loaded = load(packed, subject.net)  # which may be on the meta device: only its form matters
+    if recipe.network.gguf_file is not None:
+        # Configuration and tokenizer are nowhere else in a form that is read without the file and its package.
+        save_pretrained(loaded, directory / HUGGING_FACE, subject.tokenizer)
     compressed = judged(loaded, subject.streams, recipe.evaluation, progress)
     clock.lap("evaluation")
     # One sequence is enough to tell a file that was written wrongly; agreement was checked before.
@@ -341,6 +346,11 @@ class LanguageModels(TextKind[LanguageModelRecipe]):
         Raises:
             NetworkError, RecipeError: one sentence.
         """
+        if recipe.network.gguf_file is not None:
+            raise RecipeError(
+                "A plan is told from a checkpoint's config.json, but the network is in the GGUF file "
+                f"'{recipe.network.gguf_file}': give a directory of the same network."
+            )
         if recipe.text.count is None:
             raise RecipeError("Recipe key 'text.count' is null, but a plan needs a number: give one with --set.")
         sequences = recipe.text.count + recipe.generated

@@ -371,7 +371,7 @@ class TestSaysWhatIsWrongBeforeWork:
 
     def test_no_gguf_file(self, refused, checkpoint):
         network = {"path": str(checkpoint), "gguf_file": "none.gguf"}
-        refused(NetworkError, r"The configuration of 'none\.gguf' in '.*' cannot be loaded", network=network)
+        refused(NetworkError, r"GGUF file 'none\.gguf' is not in '.*': correct", network=network)
 
     def test_a_network_that_sees_what_it_is_to_foretell(self, refused, checkpoint):
         size = json.loads((checkpoint / "config.json").read_text())["vocab_size"]

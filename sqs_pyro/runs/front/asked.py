@@ -10,6 +10,7 @@ from sqs_pyro.data.recipe import HUB
 from sqs_pyro.documents import read_yaml
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.integrations.image_directory import CONFIG, is_of_images, preprocessing, weight_files
+from sqs_pyro.integrations.pretrained_recipe import is_gguf
 from sqs_pyro.own_code import is_own
 from sqs_pyro.runs.kinds import kind_of, parse_any_recipe
 from sqs_pyro.runs.recipe import Goal, changed, with_value
@@ -35,7 +36,7 @@ def asked_recipe(
 
     Args:
         source: a recipe's file; a network, see :func:`~sqs_pyro.networks.registry.build_network`; or the Hugging
-            Face directory of a classifier of images or a language model.
+            Face directory of a classifier of images or a language model, or a language model's GGUF file.
         data: a data set's name, a file, a function or a directory of images; none beside a recipe. Of a language
             model, a file of text.
         goal: how small the file shall be.
@@ -57,7 +58,7 @@ def asked_recipe(
             )
         return _sized(changed(read_yaml(Path(source)), changes), goal)
     directory = (Path(source) / CONFIG).is_file()
-    if directory and not is_of_images(source):
+    if is_gguf(source) or (directory and not is_of_images(source)):
         if given := [name for name, value in extra.items() if value is not None and name != "DATA"]:
             raise RecipeError(
                 f"'{source}' is a language model, but {given[0]} is for other networks: leave it out."
@@ -68,9 +69,9 @@ def asked_recipe(
         return _sized(changed(values, changes), goal)
     if data is None:
         raise RecipeError(
-            f"'{source}' is no recipe (.yaml) and no language model (a directory with config.json), and another "
-            "network needs data to be compressed on: give DATA, a data set's name, a file, a directory of images "
-            "or module:function."
+            f"'{source}' is no recipe (.yaml) and no language model (a directory with config.json, or *.gguf), "
+            "and another network needs data to be compressed on: give DATA, a data set's name, a file, a "
+            "directory of images or module:function."
         )
     if not goal:
         raise RecipeError(
