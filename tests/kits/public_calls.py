@@ -228,7 +228,7 @@ CALLS = {
             "checkpoint": path / "compression.pt",
             "progress": Told(),
             "metadata": {"owner": "someone"},
-            "start": network(2).state_dict(),
+            "branch": path / "branch.pt",
         },
     ),
     "compress_transformer": Call(

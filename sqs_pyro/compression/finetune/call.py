@@ -10,7 +10,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.compression.finetune.allocation import check_own_bits, check_own_rates
@@ -19,7 +19,7 @@ from sqs_pyro.compression.finetune.recipe import CompressionRecipe, PriorRecipe
 from sqs_pyro.compression.finetune.telling import TellStep, told
 from sqs_pyro.compression.layers import check_layers, of_layer
 from sqs_pyro.compression.precision import training_dtype, warn_of_slow_precision
-from sqs_pyro.errors import NetworkError, RecipeError, first_line
+from sqs_pyro.errors import RecipeError
 from sqs_pyro.evaluation.first_minibatch import first_inputs, try_first_minibatch
 from sqs_pyro.evaluation.judging import Judge, judge_by, judged
 from sqs_pyro.fingerprint import described
@@ -49,7 +49,7 @@ from sqs_pyro.reporting.printed import Printed, Report
 from sqs_pyro.resources import enough_resources
 from sqs_pyro.shipping.agreement import check_agreement
 from sqs_pyro.shipping.batch_norm import batch_norm_statistics, reestimate_batch_norm
-from sqs_pyro.shipping.pack import hard_network, network_with
+from sqs_pyro.shipping.pack import hard_network
 from sqs_pyro.shipping.rehearsal import rehearse
 from sqs_pyro.shipping.shipped import check_stands_alone, copied, shipped_network
 from sqs_pyro.shipping.widths import with_widths
@@ -83,14 +83,6 @@ class CompressionResult(Printed):
     findings: list[Finding]
     seconds: float
 
-    def latent_state(self) -> dict[str, Tensor]:
-        """Return the state dict of the network with its latents, before they were coded: `start` of another call.
-
-        A weight that is zero in the file has a value here, and may be another's share of the bits in that call.
-        """
-        latents = {name: site.latent.detach() for name, site in self.guide.site_guides().items()}
-        return network_with(self.model.net, latents).state_dict()
-
     def table(self) -> Report:
         """Return what the file weighs, how good the last hard network was, and the findings."""
         from sqs_pyro.reporting.tables import result_tables
@@ -122,7 +114,7 @@ def compress(
     checkpoint: str | Path | None = None,
     progress: bool | TellStep | None = None,
     metadata: Mapping[str, Any] | None = None,
-    start: Mapping[str, Tensor] | None = None,
+    branch: str | Path | None = None,
 ) -> CompressionResult:
     """Compress a trained network: prune, quantize, fine-tune and pack it.
 
@@ -154,8 +146,8 @@ def compress(
         progress: called with a :class:`StepRecord` every few steps; or whether a bar on stderr tells of them, by
             default on a terminal and in a notebook.
         metadata: written into the packed file, beside the recipe.
-        start: a state dict that training goes on from, :meth:`CompressionResult.latent_state` of a call with
-            another size; by default the network's. The network remains what distillation observes.
+        branch: file of the state halfway, from which calls that differ in nothing but ``target_ratio`` go on:
+            written if it does not exist, else this call begins there. Such calls share the first half.
 
     Returns:
         The packed network and everything that led to it.
@@ -173,8 +165,11 @@ def compress(
     if checkpoint is not None:
         checkpoint = resolved(checkpoint)
         check_place(checkpoint)
+    if branch is not None:
+        branch = resolved(branch)
+        check_place(branch)
     with isolated(net, seed=seed):
-        begun = copied(net) if start is None else _with_state(copied(net), start)
+        begun = copied(net)
         model = network_model(
             begun,
             recipe,
@@ -201,7 +196,7 @@ def compress(
             # A checkpoint knows recipe, network and data by itself; these decide the outcome, too.
             setting = {"seed": seed, "likelihood": described(likelihood)}
             driver = Driver(model, guide, recipe, observed, validation, tell, bits, judge, setting, inputs, labels)
-            history = driver.run(checkpoint)
+            history = driver.run(checkpoint, branch)
         with enough_resources("Packing"):
             coded = guide.harden(recipe.storage.codebook)
             unrounded = hard_network(model.net, coded).eval()
@@ -266,14 +261,6 @@ def network_model(net: nn.Module, recipe: CompressionRecipe, **options: Any) -> 
     check_own_rates(taken, recipe)
     skipped = [f"^{re.escape(name)}$" for name in sites if name not in taken]
     return BayesianNetwork(net, include=recipe.include, exclude=(*recipe.exclude, *skipped), **options)
-
-
-def _with_state(net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    try:
-        net.load_state_dict(dict(state))
-    except RuntimeError as error:
-        raise NetworkError(f"start is the state of another network: {first_line(error)}") from None
-    return net
 
 
 def _guide(model: BayesianNetwork, recipe: CompressionRecipe) -> SpikeGMMGuide:

@@ -94,6 +94,20 @@ class StepRecord:
         return {"accuracy" if key == "score" else key: value for key, value in asdict(self).items()}
 
 
+_BRANCHING = 0.5  # of the steps; the size may then still become any other
+
+
+def branching_step(recipe: CompressionRecipe, steps_per_epoch: int) -> int:
+    """Return after how many steps calls for different sizes part, if they share their beginning.
+
+    Half of the steps; under a schedule of pruning before its last masks and K-means' codebooks are made.
+    """
+    share = _BRANCHING
+    if recipe.allocation == "schedule":
+        share = min(share, recipe.pruning.end, recipe.coding_start)
+    return max(1, math.floor(share * recipe.epochs * steps_per_epoch))
+
+
 class Driver:
     """Trains a guide and the leftovers of its network by the recipe's schedule.
 
@@ -157,8 +171,11 @@ class Driver:
         self.history: list[StepRecord] = []
         self.findings: list[Finding] = []
 
-    def run(self, checkpoint: str | Path | None = None) -> list[StepRecord]:
+    def run(self, checkpoint: str | Path | None = None, branch: str | Path | None = None) -> list[StepRecord]:
         """Train to the end; from ``checkpoint`` if that file exists, which is renewed each epoch and on Ctrl-C.
+
+        Else from ``branch`` if that file exists: the state, after :func:`branching_step` steps, of a run to any
+        size. It is written if it does not exist.
 
         Ctrl-C takes effect after the step at hand, so that the checkpoint is exact. A second one takes effect at
         once and leaves the checkpoint of the last epoch.
@@ -175,12 +192,22 @@ class Driver:
             checkpoint = Path(checkpoint)
             self._fingerprint = self._of_this_call()  # before training: of what is given, not of what it becomes
             if checkpoint.exists():
-                self._restore(checkpoint)
+                self._restore(checkpoint, self._fingerprint)
+        branching = None
+        if branch is not None:
+            branch = Path(branch)
+            of_any_size = self._of_this_call(target_ratio=None)
+            if branch.exists() and self.step == 0:
+                self._restore(branch, of_any_size)
+                self.earlier_seconds = 0.0  # another run's
+            branching = None if branch.exists() else branching_step(self.recipe, len(self.train))
         try:
             with pyro.get_param_store().scope():  # the parameters stay in the modules
                 for x, y in self._minibatches(checkpoint):
                     with deferred_interrupt():  # a step is done whole or not at all
                         self._train_step(move_to(x, self.device), y.to(self.device))
+                    if branch is not None and self.step == branching:
+                        write_checkpoint(Path(branch), self._state() | {"fingerprint": of_any_size})
         except KeyboardInterrupt:
             # A second signal strikes within a step, where state is half old and half new: that is not kept.
             if checkpoint is not None and self._between_steps:
@@ -398,11 +425,11 @@ class Driver:
             + "".join(f" Before that: {finding.sentence}" for finding in self.findings[:1] if finding.site)
         )
 
-    def _of_this_call(self) -> Fingerprint:
-        """Return what this call is made of, before it has trained anything."""
+    def _of_this_call(self, **changed: Any) -> Fingerprint:
+        """Return what this call, or one of another recipe, is made of, before it has trained anything."""
         frozen = [name for name, parameter in self.model.net.named_parameters() if not parameter.requires_grad]
         return fingerprint(
-            self.recipe.model_dump(mode="json"),
+            self.recipe.model_dump(mode="json") | changed,
             network_fingerprint(self.model.net),
             loader_fingerprint(self.train),
             # Of patterns the later one counts: their order, too, decides what comes out.
@@ -428,9 +455,9 @@ class Driver:
             "seconds": self.earlier_seconds + time.perf_counter() - self._start,
         }
 
-    def _restore(self, path: Path) -> None:
+    def _restore(self, path: Path, expected: Fingerprint) -> None:
         state = read_checkpoint(path, _STATE_KEYS)
-        check_same(state["fingerprint"], self._fingerprint, path)
+        check_same(state["fingerprint"], expected, path)
         try:
             self.model.load_state_dict(state["model"])
             self.guide.load_state_dict(state["guide"])

@@ -1,11 +1,11 @@
-"""The smallest file that loses at most so much: a few compressions, each going on from the one before.
+"""The smallest file that loses at most so much: a few compressions that share their first half.
 
 What a file loses beside the fp32 network grows with its ratio about as a power of it, so that a few that were
 measured tell where the loss that is allowed is to be expected, and how sure that is.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sqs_pyro.compression.finetune.call import CompressionResult, StepRecord, compress, reachable_ratio
+from sqs_pyro.compression.finetune.loop import branching_step
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.evaluation.judging import Judge, judged
@@ -35,14 +36,12 @@ class SearchRecipe(RecipeSection):
     Attributes:
         points: hundredths of the task's figure (of classes accuracy) that may be lost on validation data.
         first_ratio: of the first attempt, which takes `compression.epochs`.
-        attempts: at most. Each goes on from the weights of the one before.
-        share: of the epochs that every further attempt takes.
+        attempts: at most. Further ones begin halfway through the first.
     """
 
     points: float = Field(gt=0, le=100)
     first_ratio: float = Field(default=20.0, gt=1)
-    attempts: int = Field(default=3, ge=1, le=100)
-    share: float = Field(default=1.0, gt=0, le=1)
+    attempts: int = Field(default=4, ge=1, le=100)
 
 
 def check_searchable(search: SearchRecipe | None, recipe: CompressionRecipe) -> None:
@@ -88,7 +87,7 @@ class Attempt:
     ratio: float
     bytes: int
     points: float
-    epochs: int
+    epochs: float
 
 
 @dataclass(frozen=True)
@@ -196,24 +195,25 @@ def smallest(
             f"The file can be {largest / _REACHABLE:.2g} times smaller at most, as most of it is not compressed: "
             "compress more layers."
         )
-    further = max(1, round(search.share * recipe.epochs))
+    steps = len(train_loader)
+    shared = branching_step(recipe, steps) / steps
+    branch = directory / "branch.pt"
     attempts: list[Attempt] = []
     seconds = 0.0
     chosen: tuple[int, CompressionResult] | None = None
     target: float | None = min(search.first_ratio, largest)
-    start: Mapping[str, Tensor] | None = None
     while target is not None:
-        number, epochs = len(attempts) + 1, further if attempts else recipe.epochs
+        number, epochs = len(attempts) + 1, recipe.epochs - shared if attempts else recipe.epochs
         name = f"try {number}"
         result = compress(
             net,
             train_loader,
-            recipe.model_copy(update={"target_ratio": target, "epochs": epochs}),
+            recipe.model_copy(update={"target_ratio": target}),
             validation=validation,
             judge=judge,
             checkpoint=directory / f"attempt-{number}.pt",
             progress=None if progress is None else _named(name, progress),
-            start=start,
+            branch=branch,
             **options,
         )
         size = size_report(result.network)
@@ -223,7 +223,6 @@ def smallest(
         best = _best(attempts, search.points)
         if best == number - 1:
             chosen = best, result
-        start = result.latent_state()  # not the hard weights: what was zero may come back
         target = next_ratio(attempts, search.points, search.attempts - number, largest)
     assert chosen is not None
     return Found(chosen[1], attempts, chosen[0], attempts[chosen[0]].points <= search.points, seconds)

@@ -11,8 +11,9 @@ from sqs_pyro import compress
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.compression.finetune.search import Attempt, SearchRecipe, check_points, next_ratio, smallest
 from sqs_pyro.data import ArrayLoader
-from sqs_pyro.errors import NetworkError, RecipeError
+from sqs_pyro.errors import RecipeError
 from sqs_pyro.evaluation.classification import accuracy
+from sqs_pyro.packing import size_report
 
 LEARNED = {"prior": {"kind": "learned"}, "allocation": "rate_distortion", "num_components": 4, "layout": "entropy"}
 
@@ -89,22 +90,23 @@ def trained():
 
 def test_the_smallest_that_is_good_enough_is_returned(trained, tmp_path):
     recipe = CompressionRecipe(epochs=4, **LEARNED)
-    seen = set()
+    seen: dict[str, list[int]] = {}
     found = smallest(
         trained,
         data(),
         recipe,
-        SearchRecipe(points=6, first_ratio=6, attempts=3, share=0.5),
+        SearchRecipe(points=6, first_ratio=6, attempts=3),
         validation=data(),
         judge=accuracy,
         directory=tmp_path,
-        progress=lambda name, record: seen.add((name, record.total_steps)),
+        progress=lambda name, record: seen.setdefault(name, []).append(record.step),
     )
     assert found.met and found.document(6)["unmet"] is None
     enough = [each for each in found.attempts if each.points <= 6]
     assert found.attempts[found.chosen] == min(enough, key=lambda each: each.bytes)
     assert [each.epochs for each in found.attempts] == [4, 2, 2]
-    assert seen == {("try 1", 24), ("try 2", 12), ("try 3", 12)}
+    first, *further = seen.values()
+    assert first[0] == 1 and all(steps[0] > 12 and steps[-1] == 24 for steps in further)
     lost = 100 * (accuracy(trained, data()) - accuracy(found.result.network, data()))
     assert found.attempts[found.chosen].points == pytest.approx(lost)
     later = found.attempts[1:]  # four codewords take fewer bits than the first would have
@@ -126,25 +128,52 @@ def test_where_nothing_is_enough_the_best_comes_with_a_sentence(trained, tmp_pat
     assert found.document(0.6)["unmet"].startswith("0.6 points cannot be met; 1e+02 at ratio")
 
 
-def test_an_attempt_goes_on_from_the_latents_of_the_one_before(trained):
-    first = compress(trained, data(), {"epochs": 2, "target_ratio": 12, **LEARNED})
-    state = first.latent_state()
-    assert state["1.weight"].count_nonzero() > first.hard[1].weight.count_nonzero()  # zeros have a value, too
-    before = []
-    compress(
-        trained,
-        data(),
-        {"epochs": 1, "target_ratio": 8, "learning_rate": 1e-6, **LEARNED},
-        start=state,
-        progress=lambda record: before.append(record.nll),
-    )
-    latent = net()
-    latent.load_state_dict(state)
-    x, y = next(iter(data(192)))
-    expected = nn.functional.cross_entropy(latent(x), y).item()
-    assert before[0] == pytest.approx(expected, rel=0.5)
-    with pytest.raises(NetworkError, match="start is the state of another network"):
-        compress(trained, data(), {"epochs": 1}, start=nn.Linear(2, 2).state_dict())
+def packed(trained, path, ratio, **call):
+    recipe = {"epochs": 2, "target_ratio": ratio, **LEARNED, **call.pop("recipe", {})}
+    result = compress(trained, data(), recipe, branch=path, **call)
+    return {name: tensor.clone() for name, tensor in result.network.state_dict().items()}, result
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "recipe", [{}, {"allocation": "schedule"}, {"optimizer": "adamw", "learning_rate": 1e-3}], ids=str
+)
+def test_a_call_that_branches_off_is_the_whole_one_where_the_size_is_the_same(trained, tmp_path, recipe):
+    path = tmp_path / "branch.pt"
+    whole, _ = packed(trained, path, 16, recipe=recipe)
+    kept = path.read_bytes()
+    torch.manual_seed(99)  # whatever happened in between
+    again, result = packed(trained, path, 16, recipe=recipe)
+    assert same(whole, again) and path.read_bytes() == kept
+    assert result.history[0].step == 1  # the first half is told, not done
+    for ratio in (22, 13):
+        other, result = packed(trained, path, ratio, recipe=recipe)
+        assert not same(whole, other) and size_report(result.network).ratio == pytest.approx(ratio, rel=0.06)
+
+
+def test_an_interrupted_branch_goes_on_from_its_own_checkpoint(trained, tmp_path):
+    path, checkpoint = tmp_path / "branch.pt", tmp_path / "own.pt"
+    packed(trained, path, 10)
+    straight, _ = packed(trained, path, 16)
+
+    def stop(record):
+        if record.step >= 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        packed(trained, path, 16, checkpoint=checkpoint, progress=stop)
+    resumed, _ = packed(trained, path, 16, checkpoint=checkpoint)
+    assert same(straight, resumed)
+
+
+def test_a_branch_of_another_call_is_refused(trained, tmp_path):
+    path = tmp_path / "branch.pt"
+    packed(trained, path, 10)
+    with pytest.raises(RecipeError, match="epochs"):
+        packed(trained, path, 10, recipe={"epochs": 3})
 
 
 def test_a_search_and_a_size_do_not_go_together():
