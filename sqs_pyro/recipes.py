@@ -34,6 +34,9 @@ class RecipeSection(BaseModel):
     #: What keys were called before. Those names are still taken, and written: files and kept states stay what they
     #: are, and older versions read them.
     older_names: ClassVar[Mapping[str, str]] = {}
+    #: Keys that came later and change nothing at their default, at which they are not written: kept states of
+    #: before are then still those of the same recipe.
+    later_keys: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
     @classmethod
@@ -45,7 +48,9 @@ class RecipeSection(BaseModel):
     @model_serializer(mode="wrap")
     def _by_older_names(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written = {present: older for older, present in self.older_names.items()}
-        return {written.get(key, key): value for key, value in write(self).items()}
+        fields = type(self).model_fields
+        unsaid = {key for key in self.later_keys if getattr(self, key) == fields[key].default}
+        return {written.get(key, key): value for key, value in write(self).items() if key not in unsaid}
 
     @field_validator("*", mode="before")
     @classmethod

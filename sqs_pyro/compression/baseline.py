@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqs_pyro.compression.checkpoint import check_same, read_checkpoint, write_checkpoint
+from sqs_pyro.compression.patience import Kept, best_of, is_over
 from sqs_pyro.compression.precision import training_dtype, warn_of_slow_precision
-from sqs_pyro.errors import DataError, DivergenceError
+from sqs_pyro.errors import DataError, DivergenceError, RecipeError
 from sqs_pyro.evaluation.classification import evaluate
 from sqs_pyro.evaluation.first_minibatch import try_loader
 from sqs_pyro.evaluation.input_checks import check_labels, check_minibatch
@@ -48,9 +49,12 @@ class BaselineRecipe(RecipeSection):
         precision: of the multiplications in training; weights and evaluation are always float32.
         channels_last: memory layout of images and convolutions while training; the faster one on CPUs.
         seed: of dropout and other noise within the network.
+        patience: epochs without improvement on the validation data after which training stops; the weights of the
+            best epoch are kept, also where it does not stop. None trains to the end and keeps the last.
     """
 
     older_names: ClassVar[Mapping[str, str]] = {"lr": "learning_rate"}
+    later_keys: ClassVar[frozenset[str]] = frozenset({"patience"})
 
     epochs: int = Field(default=30, ge=1)
     learning_rate: float = Field(default=0.1, gt=0)
@@ -62,6 +66,7 @@ class BaselineRecipe(RecipeSection):
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = True
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    patience: int | None = Field(default=None, ge=1)
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def train_baseline(
 
     Raises:
         DivergenceError: the loss or a weight is not finite; the last good checkpoint stays.
-        RecipeError: the checkpoint was made with another recipe.
+        RecipeError: the checkpoint was made with another recipe; there is patience, but no validation data.
         NetworkError: the checkpoint is damaged, or made of another network or other first weights; the network or
             the judge fails on the first minibatch.
         OutputError: the checkpoint cannot be written.
@@ -126,6 +131,8 @@ def train_baseline(
     check_network(net)
     if len(train) == 0:
         raise DataError("There is no minibatch to train on: lower `batch_size` or add examples.")
+    if recipe.patience is not None and validation is None:
+        raise RecipeError("Recipe key 'baseline.patience' needs validation data: give it, or remove the key.")
     with isolated(net, seed=recipe.seed):
         try:
             if recipe.channels_last:
@@ -135,6 +142,17 @@ def train_baseline(
         finally:
             if recipe.channels_last:  # the caller's network has the layout that others expect again
                 _lay_out(net, torch.contiguous_format)
+
+
+def kept_epoch(history: Sequence[EpochRecord], recipe: BaselineRecipe) -> Kept | None:
+    """Return which epoch's weights a finished training has kept; None: the last one's, without patience."""
+    if recipe.patience is None:
+        return None
+    return Kept(best_of(_scores(history)) + 1, len(history), recipe.epochs)
+
+
+def _scores(history: Sequence[EpochRecord]) -> list[float]:
+    return [record.validation_score for record in history if record.validation_score is not None]
 
 
 def learning_rate(step: float, total: float, warmup: float, highest: float) -> float:
@@ -163,6 +181,7 @@ class _Training:
         self.optimizer = _optimizer(net, recipe)
         self._fingerprint: Fingerprint = {}
         self.history: list[EpochRecord] = []
+        self.best: dict[str, Tensor] | None = None  # with patience: state of the network after its best epoch
 
     def run(self, checkpoint: Path | None, progress: Callable[[EpochRecord], None] | None) -> list[EpochRecord]:
         warn_of_slow_precision(self.recipe.precision, self.device)
@@ -173,12 +192,18 @@ class _Training:
         else:
             self._try_validation()
         for epoch in range(len(self.history), self.recipe.epochs):  # none if the checkpoint is a finished one
+            if is_over(_scores(self.history), self.recipe.patience):
+                break
             record = self._epoch(epoch)
             self.history.append(record)
+            if self.recipe.patience is not None and best_of(_scores(self.history)) == epoch:
+                self.best = {name: t.detach().clone() for name, t in self.net.state_dict().items()}
             if checkpoint is not None:
                 write_checkpoint(checkpoint, self._state())
             if progress is not None:
                 progress(record)
+        if self.best is not None:
+            self.net.load_state_dict(self.best)
         return self.history
 
     def _try_validation(self) -> None:
@@ -293,10 +318,11 @@ class _Training:
                 )
 
     def _state(self) -> dict[str, Any]:
+        best = {} if self.best is None else {"best": _contiguous(self.best)}
         return {
             "fingerprint": self._fingerprint,
-            # Whoever reads it need not know that training had another memory layout.
-            "network": {name: t.contiguous() for name, t in self.net.state_dict().items()},
+            "network": _contiguous(self.net.state_dict()),
+            **best,
             "optimizer": self.optimizer.state_dict(),
             "history": [asdict(record) for record in self.history],
             "loader_epoch": getattr(self.train, "epoch", None),
@@ -318,6 +344,7 @@ class _Training:
         self.net.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = [EpochRecord(**_renamed(record)) for record in state["history"]]
+        self.best = state.get("best")
         if state["loader_epoch"] is not None and hasattr(self.train, "epoch"):
             self.train.epoch = state["loader_epoch"]
         torch.set_rng_state(state["rng"])  # last: nothing may draw between here and the next epoch
@@ -341,6 +368,11 @@ def _optimizer(net: nn.Module, recipe: BaselineRecipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.learning_rate)
     return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=True)
+
+
+def _contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state to be kept: whoever reads it need not know that training had another memory layout."""
+    return {name: tensor.contiguous() for name, tensor in state.items()}
 
 
 def _renamed(record: dict[str, Any]) -> dict[str, Any]:

@@ -27,15 +27,19 @@ class FineTuning(RecipeSection):
         weight_decay: of tensors with two or more dimensions; norms and biases have none.
         warmup: epochs (or a fraction of one) over which the learning rate rises.
         precision: of the multiplications in training.
+        patience: epochs without improvement on the validation data after which training stops; the weights of the
+            best epoch are kept, also where it does not stop. None trains to the end and keeps the last.
     """
 
     older_names: ClassVar[Mapping[str, str]] = {"lr": "learning_rate"}
+    later_keys: ClassVar[frozenset[str]] = frozenset({"patience"})
 
     epochs: int = Field(default=3, ge=1)
     learning_rate: float = Field(default=2e-5, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: float = Field(default=0.1, ge=0)
     precision: Literal["float32", "bfloat16"] = "float32"
+    patience: int | None = Field(default=None, ge=1)
 
     def as_baseline(self, seed: int) -> BaselineRecipe:
         """Return this as the section of a baseline."""

@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import math
 from collections.abc import Iterator
@@ -7,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from sqs_pyro.compression.baseline import BaselineRecipe, learning_rate, train_baseline
+from sqs_pyro.compression.baseline import BaselineRecipe, kept_epoch, learning_rate, train_baseline
 from sqs_pyro.compression.checkpoint import read_checkpoint
+from sqs_pyro.compression.patience import Kept
 from sqs_pyro.data import ArrayLoader, Augmentation, DataRecipe, load_data
 from sqs_pyro.errors import DataError, DivergenceError, NetworkError, OutputError, RecipeError
 from sqs_pyro.evaluation.classification import evaluate
@@ -93,6 +95,48 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, recipe: Ba
         (r.epoch, r.loss, r.validation_loss) for r in history
     ]
     assert [file.name for file in path.parent.iterdir()] == ["baseline.pt"]
+
+
+class TestPatience:
+    recipe = BaselineRecipe(epochs=6, learning_rate=0.05, patience=2)
+    scores = (0.3, 0.5, 0.4, 0.5, 0.9, 0.9)  # after the fourth epoch it is over
+
+    def train(self, net, loader=None, checkpoint=None, done=0):
+        """Train, with a validation that says what it is told to of each epoch; ``done`` were before this call."""
+        told, states = [None] * done, {}
+
+        def progress(record):
+            told.append(record)
+            states[record.epoch] = {name: value.clone() for name, value in net.state_dict().items()}
+
+        options = {"judge": lambda net, validation: self.scores[len(told)], "checkpoint": checkpoint}
+        loader = loader or small_loader()
+        return train_baseline(net, loader, plain_loader(), self.recipe, progress=progress, **options), states
+
+    def test_it_stops_and_keeps_the_best(self):
+        net = small_net()
+        history, states = self.train(net)
+        assert kept_epoch(history, self.recipe) == Kept(best=2, last=4, planned=6) and len(history) == 4
+        assert all(torch.equal(value, states[2][name]) for name, value in net.state_dict().items())
+        assert any(not torch.equal(value, states[4][name]) for name, value in net.state_dict().items())
+
+    @pytest.mark.parametrize("epochs", [1, 2, 3, 4])
+    def test_resumed_equals_uninterrupted(self, epochs, tmp_path):
+        straight, path = small_net(), tmp_path / "c.pt"
+        history, _ = self.train(straight)
+        with contextlib.suppress(KeyboardInterrupt):  # six minibatches an epoch; after the fourth it is finished
+            self.train(small_net(), InterruptedLoader(small_loader(), 6 * epochs), path)
+        resumed = small_net()
+        again, _ = self.train(resumed, checkpoint=path, done=epochs)
+        assert same_state(straight, resumed)
+        assert [record.validation_score for record in again] == [record.validation_score for record in history]
+
+    def test_kept_states_of_before_have_no_such_key(self):
+        assert "patience" not in BaselineRecipe().model_dump()
+
+    def test_without_validation_it_is_refused(self):
+        with pytest.raises(RecipeError, match=r"'baseline\.patience' needs validation data"):
+            train_baseline(small_net(), small_loader(), None, self.recipe)
 
 
 def test_a_finished_checkpoint_only_loads_its_weights(tmp_path: Path):

@@ -18,6 +18,7 @@ from sqs_pyro.compression.finetune.loop import Driver, StepRecord
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe, PriorRecipe
 from sqs_pyro.compression.finetune.telling import TellStep, told
 from sqs_pyro.compression.layers import check_layers, of_layer
+from sqs_pyro.compression.patience import Kept
 from sqs_pyro.compression.precision import training_dtype, warn_of_slow_precision
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.evaluation.first_minibatch import first_inputs, try_first_minibatch
@@ -71,6 +72,7 @@ class CompressionResult(Printed):
         history: what training was like; the score of the last record is that of ``hard``, if it has one.
         findings: what is wrong with the posterior at the end, if anything.
         seconds: wall-clock time of the whole call; after a resumption, of all parts up to their checkpoints.
+        kept: with ``patience``, which step's weights these are; None: those of the last.
     """
 
     network: nn.Module
@@ -82,6 +84,7 @@ class CompressionResult(Printed):
     history: list[StepRecord]
     findings: list[Finding]
     seconds: float
+    kept: Kept | None = None
 
     def table(self) -> Report:
         """Return what the file weighs, how good the last hard network was, and the findings."""
@@ -162,6 +165,8 @@ def compress(
     recipe = parse(CompressionRecipe, recipe or {}, "compression")
     check_network(net)
     check_training_loader(train_loader)
+    if recipe.patience is not None and validation is None:
+        raise RecipeError("Recipe key 'compression.patience' needs validation data: give it, or remove the key.")
     if checkpoint is not None:
         checkpoint = resolved(checkpoint)
         check_place(checkpoint)
@@ -211,7 +216,8 @@ def compress(
             packed = running_network(hard, _packed(hard, coded, recipe, about))
             difference = None if inputs is None else check_agreement(hard, packed, inputs)
             anew = recipe.batch_norm_batches and batch_norm_statistics(unrounded)
-        changed = anew or history[-1].stage != "frozen"  # since it was judged last
+        earlier = driver.kept is not None and driver.kept.best != history[-1].step
+        changed = anew or earlier or history[-1].stage != "frozen"  # since it was judged last
         if validation is not None and history[-1].score is not None and changed:
             history[-1] = replace(history[-1], score=judged(judge, copied(hard), validation))
     findings = driver.findings + ([] if difference is None else [unrepeatable(difference.relative)])
@@ -219,7 +225,9 @@ def compress(
         most = max(site.num_components for site in guide.site_guides().values())
         findings += size_findings(recipe.target_ratio, size_report(packed).ratio, most)
     seconds = driver.earlier_seconds + time.perf_counter() - began
-    return CompressionResult(packed, hard, unrounded, model, guide, recipe, history, findings, seconds)
+    return CompressionResult(
+        packed, hard, unrounded, model, guide, recipe, history, findings, seconds, driver.kept
+    )
 
 
 @isolating("net")

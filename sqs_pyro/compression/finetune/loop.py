@@ -17,6 +17,7 @@ from sqs_pyro.compression.finetune.optimizers import make_gradients_dense, optim
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.compression.finetune.recomputation import check_not_recomputed, no_recomputation
 from sqs_pyro.compression.interruption import deferred_interrupt
+from sqs_pyro.compression.patience import Kept, best_of, is_over
 from sqs_pyro.compression.precision import training_dtype
 from sqs_pyro.errors import DataError, DivergenceError, NetworkError, SQSError, first_line
 from sqs_pyro.evaluation.input_checks import check_inputs, check_minibatch
@@ -130,6 +131,7 @@ class Driver:
     Attributes:
         findings: what was wrong with the posterior when it was last looked over, at the end of an epoch or stage.
         earlier_seconds: what the interrupted parts of a resumed run took, up to their last checkpoints.
+        kept: which step's weights were kept, where the recipe has patience.
     """
 
     def __init__(
@@ -170,6 +172,8 @@ class Driver:
         self._outputs_kept: dict[str, bool] = {}  # by stage
         self.history: list[StepRecord] = []
         self.findings: list[Finding] = []
+        self.kept: Kept | None = None
+        self._best: dict[str, dict[str, Any]] | None = None  # of the best evaluation of frozen codes, on the CPU
 
     def run(self, checkpoint: str | Path | None = None, branch: str | Path | None = None) -> list[StepRecord]:
         """Train to the end; from ``checkpoint`` if that file exists, which is renewed each epoch and on Ctrl-C.
@@ -222,6 +226,12 @@ class Driver:
             self._start_coding()
         if self.guide.stage != "frozen":
             self._freeze_codes()
+        if self._best is not None:
+            self.model.load_state_dict(self._best["model"])
+            self.guide.load_state_dict(self._best["guide"])
+            judged = self._frozen_evaluations()
+            best = judged[best_of([score for _, score in judged])][0]
+            self.kept = Kept(best, self.step, self.total_steps)
         self._diagnose()
         if hasattr(self.train, "epoch"):  # what follows sees the same minibatches after a resumption, too
             self.train.epoch = self.recipe.epochs
@@ -239,6 +249,8 @@ class Driver:
         per_epoch = len(self.train)
         first_epoch, done = divmod(self.step, per_epoch)  # where a checkpoint was left
         for epoch in range(first_epoch, self.recipe.epochs):
+            if is_over([score for _, score in self._frozen_evaluations()], self.recipe.patience):
+                return
             if hasattr(self.train, "epoch"):
                 self.train.epoch = epoch  # chooses the order, so that a resumed epoch is the same one
             for i, (x, y) in enumerate(minibatches(self.train, self.model.net, "training")):
@@ -363,7 +375,20 @@ class Driver:
             score=self._validation_score() if due else None,
         )
         self.history.append(record)
+        self._keep_best(record)
         return record
+
+    def _keep_best(self, record: StepRecord) -> None:
+        if self.recipe.patience is None or record.score is None or record.stage != "frozen":
+            return
+        judged = self._frozen_evaluations()
+        if best_of([score for _, score in judged]) == len(judged) - 1:
+            states = {"model": self.model.state_dict(), "guide": self.guide.state_dict()}
+            self._best = {name: {key: _copied(v) for key, v in state.items()} for name, state in states.items()}
+
+    def _frozen_evaluations(self) -> list[tuple[int, float]]:
+        """Return step and score of each evaluation since codes were frozen: of networks of the same size."""
+        return [(r.step, r.score) for r in self.history if r.stage == "frozen" and r.score is not None]
 
     def _diagnose(self) -> None:
         self.findings = diagnose(self.model, self.guide, averaging=False, recipe=self.recipe)
@@ -439,7 +464,9 @@ class Driver:
 
     def _state(self) -> dict[str, Any]:
         self._read_kl()  # a record of a step without KL is then the same after a resumption
+        best = {} if self._best is None else {"best": self._best}
         return {
+            **best,
             "fingerprint": self._fingerprint,
             "stage": self.guide.stage,
             "step": self.step,
@@ -470,9 +497,15 @@ class Driver:
         # The clock of this process began in `__init__`; what came before is added to it.
         self.step, self.kl, self.earlier_seconds = state["step"], state["kl"], state["seconds"]
         self.history = [StepRecord(**_renamed(record)) for record in state["history"]]
+        self._best = state.get("best")
         torch.set_rng_state(state["rng"])  # last: what is above may draw
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+
+def _copied(value: Any) -> Any:
+    """Return a value of a state that training does not change any more."""
+    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
 
 
 def _renamed(record: dict[str, Any]) -> dict[str, Any]:

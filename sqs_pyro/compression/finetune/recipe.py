@@ -1,6 +1,6 @@
 """What compression does, as one validated section of a recipe."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -171,7 +171,12 @@ class CompressionRecipe(RecipeSection):
             buffers stay exact.
         codebook_dtype: of codebook values; a codebook whose values do not survive it is stored as `float32`.
         evaluate_every: epochs between two evaluations of the hard network on the validation data.
+        patience: of these, evaluations without improvement after which compression stops, once codes are frozen:
+            before that the network becomes smaller by plan. The weights of the best evaluation of frozen codes are
+            kept, also where it does not stop. None goes to the end and keeps the last.
     """
+
+    later_keys: ClassVar[frozenset[str]] = frozenset({"patience"})
 
     epochs: int = Field(default=6, ge=1)
     nonzero_rate: float = Field(default=0.25, ge=1e-4, le=1)
@@ -209,6 +214,7 @@ class CompressionRecipe(RecipeSection):
     leftover_dtype: Literal["float16", "float32"] = "float16"
     codebook_dtype: Literal["float16", "float32"] = "float16"
     evaluate_every: int = Field(default=1, ge=1)
+    patience: int | None = Field(default=None, ge=1)
 
     @property
     def storage(self) -> Storage:
@@ -286,6 +292,16 @@ class CompressionRecipe(RecipeSection):
         if self.target_ratio is None and self.kl_weight == 0:
             raise ValueError(
                 "a target_ratio or a positive kl_weight beside allocation 'rate_distortion': one decides the size"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _patience_has_something_to_wait_for(self) -> "CompressionRecipe":
+        last = self.epochs - self.epochs % self.evaluate_every  # epoch of the last evaluation
+        if self.patience is not None and last <= self.freeze_start * self.epochs:
+            raise ValueError(
+                f"no patience ({self.patience}) where none of {self.epochs} epochs is evaluated after "
+                f"freeze_start ({self.freeze_start}): lower that or evaluate_every, or give more epochs"
             )
         return self
 

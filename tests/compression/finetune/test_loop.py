@@ -4,6 +4,7 @@ import copy
 import math
 import signal
 import threading
+from typing import ClassVar
 
 import pyro
 import pytest
@@ -316,6 +317,81 @@ def whole():
     d = driver(validation=data(30, 30, shuffle=False))
     history = d.run()
     return everything(d), history
+
+
+class TestPatience:
+    """Ten epochs of six steps, frozen after the fourth; validation says what it is told to."""
+
+    recipe: ClassVar = {
+        "epochs": 10,
+        "coding_start": 0.2,
+        "freeze_start": 0.4,
+        "pruning": {"every": 2, "end": 0.4},
+        "patience": 2,
+    }
+    # The highest is of a network that still becomes smaller; the last is as good as the best, and no better.
+    scores: ClassVar = {6: 0.2, 12: 0.3, 18: 0.8, 24: 0.9, 30: 0.5, 36: 0.7, 42: 0.6, 48: 0.7, 54: 0.1, 60: 0.1}
+
+    def made(self, recipe=None, **options):
+        d = driver({**self.recipe, **(recipe or {})}, validation=data(6, 6, shuffle=False), **options)
+        d.judge = lambda net, validation: self.scores[d.step]
+        return d
+
+    def test_it_stops_and_keeps_the_best_of_frozen_codes(self):
+        states = {}
+        d = self.made(progress=lambda record: states.update({record.step: copy.deepcopy(everything(d))}))
+        history = d.run()
+        assert (d.kept.best, d.kept.last, d.kept.planned) == (36, 48, 60) and history[-1].step == 48
+        state = everything(d)
+        assert all(torch.equal(value, states[36][name]) for name, value in state.items())
+        assert any(not torch.equal(value, states[48][name]) for name, value in state.items())
+
+    def test_with_more_patience_it_keeps_the_best_at_the_end(self):
+        d = self.made({"patience": 5})
+        d.run()
+        assert (d.kept.best, d.kept.last) == (36, 60)
+
+    def test_without_patience_nothing_is_kept_but_the_end(self):
+        d, judged = self.made({"patience": None}), driver({**self.recipe, "patience": 5})
+        d.run(), judged.run()
+        assert d.kept is None and judged.kept is None  # the second has nothing to judge by
+
+    @pytest.mark.parametrize("step", [24, 36, 40, 42, 48])
+    def test_resumed_equals_uninterrupted(self, step, tmp_path):
+        whole = self.made()
+        history = whole.run()
+        with pytest.raises(KeyboardInterrupt):
+            self.made(progress=Interrupt(step)).run(tmp_path / "c.pt")
+        for _ in range(2):  # the second time it is finished
+            resumed = self.made()
+            assert resumed.run(tmp_path / "c.pt") == history and resumed.kept == whole.kept
+            for name, value in everything(resumed).items():
+                assert torch.equal(value, everything(whole)[name]), name
+
+    def test_kept_states_of_before_have_no_such_key(self):
+        assert "patience" not in CompressionRecipe().model_dump()
+        assert CompressionRecipe(patience=3).model_dump()["patience"] == 3
+
+    def test_patience_without_an_evaluation_to_wait_for_is_refused(self):
+        with pytest.raises(ValueError, match=r"none of 4 epochs is evaluated after freeze_start \(0\.8\)"):
+            CompressionRecipe(epochs=4, evaluate_every=3, patience=1)
+        with pytest.raises(RecipeError, match=r"'compression\.patience' needs validation data"):
+            compress(network(), data(), {**QUICK, "patience": 1})
+
+    def test_what_is_compressed_is_the_best(self):
+        recipe = {**QUICK, **self.recipe, "batch_norm_batches": 0}
+        seen = []
+
+        def judge(net, validation):
+            seen.append(copy.deepcopy(net.state_dict()))
+            return 1 / len(seen)  # each one is worse than that before
+
+        result = compress(network(), data(), recipe, validation=data(6, 6, shuffle=False), judge=judge)
+        assert (result.kept.best, result.kept.last) == (30, 42)
+        # Tried, then judged after each of seven epochs, and at the end the best of them again.
+        assert len(seen) == 9 and result.history[-1].score == 1 / 9
+        assert all(torch.equal(value, seen[-1][name]) for name, value in result.hard.state_dict().items())
+        assert all(torch.equal(value, seen[5][name]) for name, value in result.hard.state_dict().items())
 
 
 class TestResumption:

@@ -90,6 +90,7 @@ OTHER: dict[str, Any] = {
     "leftover_dtype": "float32",
     "codebook_dtype": "float32",
     "evaluate_every": 2,
+    "patience": (1, {"epochs": 6, "freeze_start": 0.5}),
 }
 
 
