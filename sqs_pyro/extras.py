@@ -13,6 +13,7 @@ EXTRAS = {
     "laplace": "peers",
     "lm_eval": "harness",
     "matplotlib": "plots",
+    "mlflow": "loggers",
     "onnx": "onnx",
     "onnx_ir": "onnx",
     "onnxruntime": "onnx",
@@ -20,11 +21,13 @@ EXTRAS = {
     "PIL": "vision",
     "pyarrow": "tables",
     "sklearn": "vision",
+    "tensorboard": "loggers",
     "timm": "timm",
     "torchmetrics": "metrics",
     "torchvision": "vision",
     "transformers": "transformers",
     "typer": "cli",
+    "wandb": "loggers",
 }
 
 

@@ -46,7 +46,14 @@ def test_every_optional_package_is_in_its_extra():
 
 def test_the_whole_is_every_extra_that_users_need():
     whole = set(re.findall(r"\w+", OPTIONAL["all"][0].partition("[")[2]))
-    others = {"all", "dev", "docs", "testing", "peers"}  # the last is what users compare with
+    others = {
+        "all",
+        "dev",
+        "docs",
+        "testing",
+        "peers",
+        "loggers",
+    }  # the last two: to compare with, and with servers
     assert whole == {*OPTIONAL} - others == {*EXTRAS.values()} - others
 
 

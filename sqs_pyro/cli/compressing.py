@@ -1,5 +1,6 @@
 """Compress one network, or ask for the recipe or the memory first."""
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -65,6 +66,14 @@ def compress_command(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. compression.nonzero_rate=0.2."),
     ] = None,
+    logger: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--logger",
+            metavar="NAME",
+            help="csv, tensorboard, mlflow or wandb; again for more [the recipe's].",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train or load a network, compress it, and write a packed file with its figures and pictures.
@@ -84,6 +93,7 @@ def compress_command(
 
         goal = Goal(ratio, megabytes, bits, points)
         asked = [f"{key}={value}" for key, value in (("seed", seed), ("device", device)) if value is not None]
+        asked += [f"loggers={json.dumps(logger)}"] if logger else []
         asked = [*(changes or []), *asked]
         recipe = asked_recipe(source, data, goal, task=task, checkpoint=checkpoint, trained=trained, changes=asked)
         out = out or default_out(source, data, goal)

@@ -18,11 +18,6 @@ class Kept:
     last: int
     planned: int
 
-    def told(self, unit: str) -> str:
-        """Return this as a clause, in epochs or steps."""
-        end = "stopped" if self.last < self.planned else "ended"
-        return f"{end} at {unit} {self.last} of {self.planned}, kept {unit} {self.best}"
-
 
 def best_of(scores: Sequence[float]) -> int:
     """Return the index of the highest score, the first of several equal ones."""

@@ -8,6 +8,7 @@ from rich.console import RenderableType
 
 from sqs_pyro.reporting.figures import FIGURES, figures_of
 from sqs_pyro.reporting.fitted import FittedTable, Line
+from sqs_pyro.reporting.kept import kept_in_words
 from sqs_pyro.reporting.own_settings import own_settings
 from sqs_pyro.reporting.printed import Report
 
@@ -26,7 +27,16 @@ def run_tables(metrics: Document) -> Report:
     table = _figures_table(dict(networks), entropy=False)
     searched = [search_table(metrics["search"])] if "search" in metrics else []
     timed = [latency_table(metrics["latency"])] if "latency" in metrics else []
-    return Report(_title(title), table, *searched, *timed, _size_table(metrics, metrics["seconds"]))
+    kept = [kept_table(metrics["kept"])] if "kept" in metrics else []
+    return Report(_title(title), table, *searched, *kept, *timed, _size_table(metrics, metrics["seconds"]))
+
+
+def kept_table(kept: Document) -> FittedTable:
+    """Return which weights were kept where there was patience: a row a section."""
+    table = FittedTable("patience", "weights", words=("weights",))
+    for section, own in kept.items():
+        table.add_row(section, kept_in_words(own, section))
+    return table
 
 
 def search_table(search: Document) -> FittedTable:

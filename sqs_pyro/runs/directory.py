@@ -19,12 +19,15 @@ from sqs_pyro.atomic import check_place, clean, clean_inside, one_sentence, repl
 from sqs_pyro.documents import read_json_object, shown
 from sqs_pyro.errors import OutputError, ResourceError, SQSError
 from sqs_pyro.locks import alone_in, held, lock_beside
+from sqs_pyro.loggers.logger import Logger
+from sqs_pyro.runs.recipe import WholeRecipe
 from sqs_pyro.runs.seal import check_sealed, foreign_file, seal, unknown_file
 
 RECIPE, METRICS, BOUNDS, CHECKPOINT = "recipe.yaml", "metrics.json", "bounds.json", "checkpoint.pt"
 HISTORY, LAYERS, PAGE = "history.csv", "layers.json", "report.html"
 PACKED, MADE_OF = "packed.safetensors", "fingerprint.json"
 _REPAIR = "the run directory was altered, run it again"
+LOGS = "logs"  # directory of what loggers keep, each in its own
 BLOCKS = "blocks"  # directory of an unfinished run's finished blocks, or of a search's attempts
 HUGGING_FACE = "hugging_face"  # directory that transformers loads, of a network from a GGUF file
 _PARTIAL = ".partial"
@@ -110,6 +113,16 @@ def partial_directory(final: Path) -> Path:
     return final.with_name(final.name + _PARTIAL)
 
 
+def run_loggers(recipe: WholeRecipe, final: Path) -> list[Logger]:
+    """Return the loggers of a run that shall have the directory ``final``; nothing is written yet.
+
+    Raises:
+        MissingPackageError: what one writes to is not installed.
+    """
+    logs = partial_directory(final) / LOGS
+    return [each.build(logs / each.name, final.parent) for each in recipe.loggers]
+
+
 def check_output(final: Path, recipe_text: str, *, overwrite: bool) -> None:
     """Check that a run may write to ``final``; nothing but leftovers of killed processes is changed.
 
@@ -168,7 +181,7 @@ def _check_partial(partial: Path) -> None:
         kind = "a symbolic link" if partial.is_symlink() else "a file"
         raise OutputError(f"'{partial}' is needed for the unfinished run but is {kind}: move it away.")
     whole = _UNFINISHED if (partial / RECIPE).is_file() else (CHECKPOINT,)  # a recipe is written first
-    foreign = unknown_file(partial, (*whole, f"{BLOCKS}/*", _BEING_WRITTEN))
+    foreign = unknown_file(partial, (*whole, f"{BLOCKS}/*", f"{LOGS}/*", _BEING_WRITTEN))
     if foreign is not None:
         raise OutputError(
             f"'{partial}' is needed for the unfinished run but holds '{foreign}', which no run wrote: move it "
@@ -194,7 +207,7 @@ def run_directory(final: Path, recipe_text: str, *, overwrite: bool) -> Iterator
 
     What was there to go on from before an :class:`~sqs_pyro.errors.SQSError` in the body stays, and so do the
     checkpoint and finished blocks of a run that had no room to go on; after any other SQSError nothing is left.
-    Any other interruption keeps the partial directory if it holds a checkpoint.
+    Any other interruption keeps the partial directory if it holds a checkpoint, or loggers have begun.
 
     Raises:
         OutputError: as :func:`check_output`, the disk is full, or another process works on the same run.
@@ -223,7 +236,8 @@ def run_directory(final: Path, recipe_text: str, *, overwrite: bool) -> Iterator
                 shutil.rmtree(partial)
             raise
         except BaseException:  # Ctrl-C, or a bug: what it has computed is good
-            if not _has_work(partial):
+            # Logs are of a baseline, which is kept elsewhere: they go on with it.
+            if not (_has_work(partial) or (partial / LOGS).exists()):
                 shutil.rmtree(partial)
             raise
         # Still under the lock: another process must not take the partial directory up meanwhile.

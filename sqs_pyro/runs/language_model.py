@@ -24,6 +24,7 @@ from sqs_pyro.fingerprint import Fingerprint, described, fingerprint
 from sqs_pyro.integrations import save_pretrained
 from sqs_pyro.integrations.checkpoint import plan_checkpoint, streamed_network
 from sqs_pyro.integrations.pretrained import check_causal, find_pretrained
+from sqs_pyro.loggers.logger import Log, logged
 from sqs_pyro.networks.architectures import blocks, layer_names
 from sqs_pyro.networks.residency import InMemory, Residency, called_whole, resident_fingerprint
 from sqs_pyro.networks.tokens import vocabulary_size
@@ -38,6 +39,7 @@ from sqs_pyro.runs.directory import (
     check_output,
     kept_checkpoint,
     run_directory,
+    run_loggers,
     write_csv,
     write_json,
 )
@@ -105,14 +107,19 @@ def run(
     """
     out_dir = resolved(out_dir)
     check_output(out_dir, recipe.as_yaml(), overwrite=overwrite)
+    loggers = run_loggers(recipe, out_dir)
     subject = _subject(recipe)
     made_of = _fingerprint(recipe, subject)
     kept = kept_checkpoint(out_dir, recipe.as_yaml())
     if kept is not None:  # checked here, where a refusal costs no finished block
         check_same(read_checkpoint(kept, _KEPT)["fingerprint"], made_of, kept)
-    with run_directory(out_dir, recipe.as_yaml(), overwrite=overwrite) as directory:
-        metrics = _compress_and_measure(recipe, subject, made_of, directory, progress)
+    with (
+        run_directory(out_dir, recipe.as_yaml(), overwrite=overwrite) as directory,
+        logged(loggers, recipe.name or out_dir.name, recipe.model_dump(mode="json")) as log,
+    ):
+        metrics = _compress_and_measure(recipe, subject, made_of, directory, progress, log)
         write_json(directory / METRICS, metrics)
+        log.finish(metrics)
         write_run_page(directory)
     return metrics
 
@@ -189,12 +196,17 @@ def _prepared(
 
 
 def _compress_and_measure(
-    recipe: LanguageModelRecipe, subject: _Subject, made_of: Fingerprint, directory: Path, progress: Progress
+    recipe: LanguageModelRecipe,
+    subject: _Subject,
+    made_of: Fingerprint,
+    directory: Path,
+    progress: Progress,
+    log: Log,
 ) -> dict[str, Any]:
     prepared = _prepared(recipe, subject, made_of, directory, progress)
     sequences, baseline = prepared["sequences"], prepared["baseline"]
     clock = Clock()  # anew: laps of an interrupted call are in ``prepared``
-    result, seconds = _compress(recipe, subject, sequences, directory, progress)
+    result, seconds = _compress(recipe, subject, sequences, directory, progress, log)
     clock.lap("compression")
     packed = directory / PACKED
     save(result.network, packed)
@@ -235,17 +247,25 @@ def _compress_and_measure(
 
 
 def _compress(
-    recipe: LanguageModelRecipe, subject: _Subject, sequences: Tensor, directory: Path, progress: Progress
+    recipe: LanguageModelRecipe,
+    subject: _Subject,
+    sequences: Tensor,
+    directory: Path,
+    progress: Progress,
+    log: Log,
 ) -> tuple[BlockwiseResult, float]:
     """Return the packed network, and seconds of all calls together up to their last finished blocks."""
     total, kept = len(blocks(subject.net)), directory / BLOCKS
+    log_step = log.steps("compression")
     before = len(list(kept.glob("block-*.pt")))  # of interrupted calls: their seconds are in the blocks' records
 
     def tell(record: BlockRecord) -> None:
+        log_step(record)
         bits = "left uncompressed" if record.bits is None else f"{record.bits:.2f} bits a weight"
         text = f"{bits}, error {record.error:.4f}"
         progress("compression", record.block + 1, total, text)
 
+    unsaid: Any = {"blockwise": WITHOUT_EFFECT, "loggers": True}
     result = compress_transformer(
         subject.net,
         sequences,
@@ -253,8 +273,8 @@ def _compress(
         directory=kept,
         residency=None if subject.residency.whole else subject.residency,
         progress=tell,
-        # Streamed or not, the file is the same to the byte.
-        metadata={"recipe": recipe.model_dump(mode="json", exclude={"blockwise": WITHOUT_EFFECT})},
+        # Streamed or not, and whoever is told of it, the file is the same to the byte.
+        metadata={"recipe": recipe.model_dump(mode="json", exclude=unsaid)},
     )
     # A block's own seconds; a plan or a half block that was lost with an interruption is nowhere noted.
     return result, result.seconds + sum(record.seconds for record in result.records[:before])

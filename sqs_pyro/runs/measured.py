@@ -12,19 +12,22 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sqs_pyro import save, size_report
-from sqs_pyro.compression.baseline import BaselineRecipe, EpochRecord, train_baseline
-from sqs_pyro.compression.finetune.call import CompressionResult, check_target, compress, network_model
+from sqs_pyro.compression.baseline import BaselineRecipe, EpochRecord, kept_epoch, train_baseline
+from sqs_pyro.compression.finetune.call import CompressionResult, StepRecord, check_target, compress, network_model
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.compression.finetune.search import SearchRecipe, smallest
 from sqs_pyro.compression.finetune.telling import step_teller
+from sqs_pyro.compression.patience import Kept
 from sqs_pyro.data import Data
 from sqs_pyro.evaluation.classification import largest_difference
 from sqs_pyro.evaluation.latency import latency
 from sqs_pyro.inference.guides.site import check_codebooks
+from sqs_pyro.loggers.logger import Log
 from sqs_pyro.networks.calling import device_of
 from sqs_pyro.networks.coverage import coverage
 from sqs_pyro.own_code import is_own
 from sqs_pyro.packing.size import SizeReport
+from sqs_pyro.reporting.kept import kept_in_words
 from sqs_pyro.reporting.layers import LayerPicture, layer_document
 from sqs_pyro.reporting.plots import write_pictures
 from sqs_pyro.runs.bookkeeping import Clock, Progress, machine, versions
@@ -55,6 +58,7 @@ def trained_or_kept(
     kept: Path,
     compression: CompressionRecipe,
     tell: Progress,
+    log: Log,
     **options: Any,
 ) -> list[EpochRecord]:
     """Train a network in place, or take the weights that an earlier call has kept.
@@ -66,20 +70,38 @@ def trained_or_kept(
         kept: file of the trained weights, or of an interrupted training's.
         compression: what follows; whether the network can be compressed is checked first.
         tell: told of epochs.
+        log: told of their figures.
         options: ``loss`` and ``judge`` of :func:`~sqs_pyro.compression.baseline.train_baseline`.
 
     Returns:
         A record for every epoch of training, when ever that was.
     """
 
+    log_epoch = log.steps("baseline")
+
     def progress(record: EpochRecord) -> None:
+        log_epoch(record)
         judged = "" if record.validation_accuracy is None else f"validation {record.validation_accuracy:.2%}, "
         tell("baseline", record.epoch, section.epochs, f"{judged}loss {record.loss:.3f}")
 
     if not kept.exists():
         check_compressible(net, compression)  # compression checks this too, but after hours of training
     with in_turn(kept.with_suffix(".lock")):  # runs side by side share one baseline: the first trains it
-        return train_baseline(net, train, validation, section, checkpoint=kept, progress=progress, **options)
+        history = train_baseline(net, train, validation, section, checkpoint=kept, progress=progress, **options)
+    tell_kept(tell, "baseline", kept_epoch(history, section))
+    return history
+
+
+def tell_kept(tell: Progress, stage: str, kept: Kept | None) -> None:
+    """Tell that a stage has stopped before its end, if it has."""
+    if kept is not None and kept.last < kept.planned:
+        tell(stage, kept.planned, kept.planned, kept_in_words(asdict(kept), stage))
+
+
+def note_kept(metrics: dict[str, Any], section: str, kept: Kept | None) -> None:
+    """Note in what ``metrics.json`` will hold which weights of a section were kept, if it had patience."""
+    if kept is not None:
+        metrics["kept"] = {**metrics.get("kept", {}), section: asdict(kept)}
 
 
 def compress_and_measure(
@@ -91,6 +113,7 @@ def compress_and_measure(
     directory: Path,
     clock: Clock,
     progress: Progress,
+    log: Log,
     about: Mapping[str, Any] | None = None,
     search: SearchRecipe | None = None,
 ) -> tuple[CompressionResult, dict[str, Any]]:
@@ -105,6 +128,7 @@ def compress_and_measure(
         directory: to write to; holds the checkpoint.
         clock: stages are noted there.
         progress: told of steps.
+        log: told of their figures.
         about: what of inputs and targets the file shall tell, see :class:`~sqs_pyro.data.splits.Data`.
         search: for which size; None: that of ``compression``.
 
@@ -114,8 +138,8 @@ def compress_and_measure(
     # Here, on the network that goes into compression: never a figure that was kept with the weights.
     baseline = judged.measure(net, data.test)
     clock.lap("baseline")
-    # Bounds change nothing in it; defaults, which recipe.yaml spells out, would be a fiftieth of a small file.
-    kept = {"recipe": recipe.model_dump(mode="json", exclude={"bounds"}, exclude_defaults=True)}
+    # These change nothing in it; defaults, which recipe.yaml spells out, would be a fiftieth of a small file.
+    kept = {"recipe": recipe.model_dump(mode="json", exclude={"bounds", "loggers"}, exclude_defaults=True)}
     metadata = {**kept, "data": about} if about else kept
     options: dict[str, Any] = {
         "validation": data.validation,
@@ -125,17 +149,21 @@ def compress_and_measure(
         "metadata": metadata,
     }
     searched: dict[str, Any] = {}
+    tell_step = step_teller(progress)
+
+    def tell(stage: str, record: StepRecord) -> None:
+        log.steps(stage)(record)
+        tell_step(stage, record)
+
     if search is None:
-        tell = partial(step_teller(progress), "compression")
-        kept_at = directory / CHECKPOINT
-        result = compress(net, data.train, compression, checkpoint=kept_at, progress=tell, **options)
+        kept_at, tell_of = directory / CHECKPOINT, partial(tell, "compression")
+        result = compress(net, data.train, compression, checkpoint=kept_at, progress=tell_of, **options)
+        tell_kept(progress, "compression", result.kept)
         seconds = result.seconds
     else:
         attempts = directory / BLOCKS
         attempts.mkdir(exist_ok=True)
-        found = smallest(
-            net, data.train, compression, search, directory=attempts, progress=step_teller(progress), **options
-        )
+        found = smallest(net, data.train, compression, search, directory=attempts, progress=tell, **options)
         result, seconds = found.result, found.seconds
         searched = {"search": found.document(search.points)}
     clock.lap("compression")
@@ -154,7 +182,7 @@ def compress_and_measure(
     # Apart from the figures, which are one number each; the validation's is not drawn.
     reliability = {name: own.pop("reliability") for name, own in curves.items() if "reliability" in own}
     reliability.pop("validation", None)
-    return result, {
+    metrics = {
         "name": recipe.name,
         "seed": recipe.seed,
         "baseline": baseline,
@@ -174,6 +202,8 @@ def compress_and_measure(
         "versions": versions(),
         "machine": machine(),
     }
+    note_kept(metrics, "compression", result.kept)
+    return result, metrics
 
 
 def _own_name(net: nn.Module) -> str | None:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sqs_pyro.compression.baseline import BaselineRecipe
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
@@ -17,6 +17,7 @@ from sqs_pyro.compression.finetune.search import SearchRecipe, check_searchable
 from sqs_pyro.data import DataRecipe
 from sqs_pyro.documents import parse_yaml, read_yaml, shown
 from sqs_pyro.errors import RecipeError
+from sqs_pyro.loggers.recipe import LoggerRecipe
 from sqs_pyro.recipes import MAX_SEED, RecipeSection, key_parts, parse
 
 FP32_BITS = 32
@@ -180,11 +181,28 @@ class WholeRecipe(RecipeSection):
         seed: of everything random.
         device: where the network is trained, compressed and judged: `cpu`, `cuda`, `cuda:1` or `mps`; `auto` takes
             a GPU that CUDA sees, else the CPU.
+        loggers: where the run is told to while it goes on, beside the terminal: `csv`, `tensorboard`, `mlflow`,
+            `wandb`, or one with options, `{name: wandb, mode: offline}` (docs/watching.md).
     """
+
+    later_keys: ClassVar[frozenset[str]] = frozenset({"loggers"})
 
     name: str = ""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")
+    loggers: tuple[LoggerRecipe, ...] = ()
+
+    @field_validator("loggers", mode="before")
+    @classmethod
+    def _one_logger_or_several(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str | Mapping) else given
+
+    @field_validator("loggers")
+    @classmethod
+    def _each_logger_once(cls, given: tuple[LoggerRecipe, ...]) -> tuple[LoggerRecipe, ...]:
+        if len({each.name for each in given}) < len(given):
+            raise ValueError("each logger once")
+        return given
 
     def as_yaml(self) -> str:
         """Return this recipe with every default filled in."""

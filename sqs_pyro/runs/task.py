@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sqs_pyro.atomic import check_place, resolved
-from sqs_pyro.compression.baseline import EpochRecord
+from sqs_pyro.compression.baseline import EpochRecord, kept_epoch
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.data.token_loader import TokenDataset, TokenLoader
 from sqs_pyro.documents import shown
@@ -18,14 +18,15 @@ from sqs_pyro.errors import RecipeError
 from sqs_pyro.exporting.examples import first_rows
 from sqs_pyro.fingerprint import network_fingerprint
 from sqs_pyro.integrations.pretrained import Pretrained, find_pretrained, pad_token
+from sqs_pyro.loggers.logger import Log, logged
 from sqs_pyro.networks.state import fp32_bytes
 from sqs_pyro.networks.task_networks import AUTO_CLASSES, include_parts, task_network, transformer_in
 from sqs_pyro.networks.tokens import longest_input, vocabulary_size
 from sqs_pyro.recipes import parse
 from sqs_pyro.runs.bookkeeping import Clock, Progress, chosen_device, silent, versions
-from sqs_pyro.runs.directory import METRICS, check_output, run_directory, write_json
+from sqs_pyro.runs.directory import METRICS, check_output, run_directory, run_loggers, write_json
 from sqs_pyro.runs.kinds import Document, OpenedFile, TextKind
-from sqs_pyro.runs.measured import check_compressible, compress_and_measure, trained_or_kept
+from sqs_pyro.runs.measured import check_compressible, compress_and_measure, note_kept, trained_or_kept
 from sqs_pyro.runs.posterior import write_bounds
 from sqs_pyro.runs.recipe import Goal
 from sqs_pyro.runs.report.pages import write_run_page
@@ -130,15 +131,19 @@ def run(
     out_dir = resolved(out_dir)
     baselines = resolved(baselines_dir) if baselines_dir is not None else out_dir.parent / "baselines"
     check_output(out_dir, recipe.as_yaml(), overwrite=overwrite)
+    loggers = run_loggers(recipe, out_dir)
     check_place(baselines / "kept.pt")
     text = task_text(recipe)
     # Also before the run directory is made: a refusal leaves nothing behind.
     net = text.network()
     compression = _with_parts(recipe, net)
     check_compressible(net, compression)
-    with run_directory(out_dir, recipe.as_yaml(), overwrite=overwrite) as directory:
+    with (
+        run_directory(out_dir, recipe.as_yaml(), overwrite=overwrite) as directory,
+        logged(loggers, recipe.name or out_dir.name, recipe.model_dump(mode="json")) as log,
+    ):
         clock = Clock()
-        _fine_tune(text, net, compression, baselines, progress)
+        epochs = _fine_tune(text, net, compression, baselines, progress, log)
         text = text.observed(net)  # after fine-tuning: targets are of the network that is compressed
         clock.lap("fine_tuning")
         result, metrics = compress_and_measure(
@@ -150,6 +155,7 @@ def run(
             directory,
             clock,
             progress,
+            log,
             search=recipe.search,
         )
         clock.lap("evaluation")
@@ -158,7 +164,10 @@ def run(
         metrics["task"] = recipe.task
         metrics["stage_seconds"] = {**clock.seconds, "compression": metrics["seconds"]}
         metrics["versions"] = versions("transformers")
+        if recipe.baseline is not None:
+            note_kept(metrics, "baseline", kept_epoch(epochs, recipe.baseline.as_baseline(recipe.seed)))
         write_json(directory / METRICS, metrics)
+        log.finish(metrics)
         write_run_page(directory)
     return metrics
 
@@ -171,7 +180,7 @@ def _with_parts(recipe: TaskRecipe, net: nn.Module) -> CompressionRecipe:
 
 
 def _fine_tune(
-    text: TaskText, net: nn.Module, compression: CompressionRecipe, baselines: Path, progress: Progress
+    text: TaskText, net: nn.Module, compression: CompressionRecipe, baselines: Path, progress: Progress, log: Log
 ) -> list[EpochRecord]:
     """Train the network in place, if the recipe says so; the same one is trained once and kept."""
     recipe = text.recipe
@@ -185,7 +194,7 @@ def _fine_tune(
     how = {"loss": loss(text.task), "judge": judge(text.task)}
     section = recipe.baseline.as_baseline(recipe.seed)
     kept = baselines / f"{key}.pt"
-    return trained_or_kept(net, data.train, data.validation, section, kept, compression, progress, **how)
+    return trained_or_kept(net, data.train, data.validation, section, kept, compression, progress, log, **how)
 
 
 # ---- the kind ----

@@ -45,8 +45,9 @@ def why_again(directory: Path, cell: Cell, now: MadeOf) -> str | None:
         kept = cell.kind.parse(read_yaml(directory / RECIPE))
     except RecipeError:  # a key that is no more, or a file that was cut
         return "another recipe"
-    # As recipes, not as text: defaults are filled in, so that a key that came later makes no difference.
-    if kept != cell.recipe:
+    # As recipes, not as text: defaults are filled in, so that a key that came later makes no difference. Who is
+    # told of a run has no part in what comes of it.
+    if kept.model_copy(update={"loggers": cell.recipe.loggers}) != cell.recipe:
         return _changed_keys(kept, cell.recipe)
     return _difference(directory, cell, now)
 

@@ -7,8 +7,8 @@ A prior of one's own is tested by
             return MyPrior(...)
 
 and likewise a weight's distribution, a way of cutting windows, a layout of packed weights, a kind of runs, a
-state that is kept to go on from. Beside them the assertions that hold for every result and every call. Needs
-pytest and hypothesis: ``pip install 'sqs-pyro[testing]'``.
+state that is kept to go on from, a logger. Beside them the assertions that hold for every result and every call.
+Needs pytest and hypothesis: ``pip install 'sqs-pyro[testing]'``.
 """
 
 import pytest
@@ -16,13 +16,23 @@ import pytest
 pytest.register_assert_rewrite(  # before they are imported: a failure then shows both sides
     *(
         f"sqs_pyro.testing.{kit}"
-        for kit in ("distributions", "kept_state", "layouts", "run_kinds", "shipped", "untouched", "windows")
+        for kit in (
+            "distributions",
+            "kept_state",
+            "layouts",
+            "loggers",
+            "run_kinds",
+            "shipped",
+            "untouched",
+            "windows",
+        )
     )
 )
 
 from sqs_pyro.testing.distributions import PriorContract, WeightDistributionContract  # noqa: E402
 from sqs_pyro.testing.kept_state import KeptStateContract  # noqa: E402
 from sqs_pyro.testing.layouts import LayoutContract, random_coded  # noqa: E402
+from sqs_pyro.testing.loggers import LoggerContract  # noqa: E402
 from sqs_pyro.testing.run_kinds import RunKindContract  # noqa: E402
 from sqs_pyro.testing.shipped import assert_shipped  # noqa: E402
 from sqs_pyro.testing.untouched import untouched  # noqa: E402
@@ -31,6 +41,7 @@ from sqs_pyro.testing.windows import WindowsContract  # noqa: E402
 __all__ = [
     "KeptStateContract",
     "LayoutContract",
+    "LoggerContract",
     "PriorContract",
     "RunKindContract",
     "WeightDistributionContract",

@@ -1,6 +1,7 @@
 """The first that a page of a run shows: what was got, in a few large numbers, and beside it what was asked for."""
 
 from sqs_pyro.reporting.figures import figures_of
+from sqs_pyro.reporting.kept import kept_in_words
 from sqs_pyro.reporting.own_settings import own_settings
 from sqs_pyro.reporting.page.markup import Child, Markup, element
 from sqs_pyro.reporting.page.numbers import short_bytes, short_time, written
@@ -42,6 +43,10 @@ def asked(metrics: Document, recipe: Document) -> Markup:
         ("prior", at(recipe, "compression.prior.kind"), None),
         ("zeros and bits by", at(recipe, "compression.allocation") or at(recipe, "blockwise.allocation"), None),
         ("epochs", at(recipe, "compression.epochs"), None),
+        *(
+            (f"patience of the {section}", at(recipe, f"{section}.patience"), kept_in_words(kept, section))
+            for section, kept in metrics.get("kept", {}).items()
+        ),
         ("ratio", written(at(recipe, "compression.target_ratio"), "g"), f"{size['ratio']:.2f}"),
         ("bits a compressed weight", written(at(recipe, "blockwise.bits"), "g"), f"{size['bits_per_weight']:.3f}"),
         (

@@ -19,6 +19,7 @@ from sqs_pyro.integrations.image_directory import (
     is_directory,
     weights_digest,
 )
+from sqs_pyro.loggers.logger import Log
 from sqs_pyro.networks.calling import device_of, move_to, predictions, split_examples
 from sqs_pyro.networks.registry import build_network, network_options
 from sqs_pyro.networks.state import load_weights
@@ -91,7 +92,7 @@ def check_fit(net: nn.Module, data: Data) -> None:
 
 
 def give_weights(
-    recipe: RunRecipe, net: nn.Module, data: Data, baselines: Path, tell: Progress
+    recipe: RunRecipe, net: nn.Module, data: Data, baselines: Path, tell: Progress, log: Log
 ) -> list[EpochRecord]:
     """Train the network in place, or read its weights; a baseline that is kept already is not trained again.
 
@@ -108,7 +109,7 @@ def give_weights(
     judged = data_objective(recipe.data, data)
     how: dict[str, Any] = {} if judged.loss is None else {"loss": judged.loss}
     how |= {"judge": judge(judged)} if how or recipe.data.metric is not None else {}
-    return trained_or_kept(net, data.train, data.validation, section, kept, recipe.compression, tell, **how)
+    return trained_or_kept(net, data.train, data.validation, section, kept, recipe.compression, tell, log, **how)
 
 
 def made_of(recipe: RunRecipe) -> Fingerprint:

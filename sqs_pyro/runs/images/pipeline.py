@@ -7,12 +7,14 @@ from typing import Any
 from torch import nn
 
 from sqs_pyro.atomic import check_place, resolved
+from sqs_pyro.compression.baseline import kept_epoch
 from sqs_pyro.data import Data, load_data
 from sqs_pyro.inference.diagnostics import inert_averaging
+from sqs_pyro.loggers.logger import Log, logged
 from sqs_pyro.runs.bookkeeping import Clock, Progress, chosen_device, silent
-from sqs_pyro.runs.directory import MADE_OF, METRICS, check_output, run_directory, write_json
+from sqs_pyro.runs.directory import MADE_OF, METRICS, check_output, run_directory, run_loggers, write_json
 from sqs_pyro.runs.images.network import give_weights, made_of, untrained_network
-from sqs_pyro.runs.measured import compress_and_measure
+from sqs_pyro.runs.measured import compress_and_measure, note_kept
 from sqs_pyro.runs.posterior import run_averaging, write_bounds
 from sqs_pyro.runs.recipe import RunRecipe
 from sqs_pyro.runs.report.pages import write_run_page
@@ -52,27 +54,34 @@ def run(
     out_dir = resolved(out_dir)
     baselines = resolved(baselines_dir) if baselines_dir is not None else out_dir.parent / "baselines"
     check_output(out_dir, recipe.as_yaml(), overwrite=overwrite)
+    loggers = run_loggers(recipe, out_dir)
     check_place(baselines / "kept.pt")  # any name will do: it is the place that is tried
     # The baseline's seed orders its data: runs of several seeds may share one baseline.
     data = load_data(recipe.data, recipe.baseline.seed)
     device = chosen_device(recipe.device)
     net = untrained_network(recipe, data).to(device)
-    with run_directory(out_dir, recipe.as_yaml(), overwrite=overwrite) as directory:
+    with (
+        run_directory(out_dir, recipe.as_yaml(), overwrite=overwrite) as directory,
+        logged(loggers, recipe.name or out_dir.name, recipe.model_dump(mode="json")) as log,
+    ):
         # Inside, so that one process at a time trains for this run, but kept outside: a failed run leaves it.
-        epochs = give_weights(recipe, net, data, baselines, progress)
+        epochs = give_weights(recipe, net, data, baselines, progress, log)
         data = load_data(recipe.data, recipe.seed)  # afresh: the same order whether a baseline was kept or not
         clock = Clock()
-        metrics = _compress_and_measure(recipe, net, data, directory, clock, progress)
+        metrics = _compress_and_measure(recipe, net, data, directory, clock, progress, log)
         baseline = sum(epoch.seconds for epoch in epochs)
         metrics["stage_seconds"] = {**clock.seconds, "baseline": baseline, "compression": metrics["seconds"]}
         write_json(directory / MADE_OF, made_of(recipe))
+        if epochs:
+            note_kept(metrics, "baseline", kept_epoch(epochs, recipe.baseline))
         write_json(directory / METRICS, metrics)
+        log.finish(metrics)
         write_run_page(directory)
     return metrics
 
 
 def _compress_and_measure(
-    recipe: RunRecipe, net: nn.Module, data: Data, directory: Path, clock: Clock, progress: Progress
+    recipe: RunRecipe, net: nn.Module, data: Data, directory: Path, clock: Clock, progress: Progress, log: Log
 ) -> dict[str, Any]:
     judged = data_objective(recipe.data, data)
     result, metrics = compress_and_measure(
@@ -84,6 +93,7 @@ def _compress_and_measure(
         directory,
         clock,
         progress,
+        log,
         about=data.about,
         search=recipe.search,
     )
