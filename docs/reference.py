@@ -89,7 +89,8 @@ def _meaning(text: str) -> str:
 
 def _allowed(field: FieldInfo) -> str:
     is_mapping = get_origin(field.annotation) is dict
-    types = ["a section"] if _section_of(field) is not None and not is_mapping else _types(field.annotation)
+    section = "sections" if get_origin(field.annotation) is tuple else "a section"
+    types = [section] if _section_of(field) is not None and not is_mapping else _types(field.annotation)
     limits = ", ".join(f"{word} {_shown(value)}" for kind, word in _LIMITS for value in _limit(field, kind))
     null = " or `null`" if type(None) in get_args(field.annotation) else ""
     return f"{' or '.join(types)} {limits}".strip() + null

@@ -54,9 +54,11 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         # torch.save writes from front to back, so a digest can go along: no second pass over the file.
         try:
             torch.save(dict(state), cast(BinaryIO, sealing))
-        except RuntimeError:
+        except RuntimeError as error:
             if sealing.error is not None:
                 raise sealing.error from None  # of which `appearing` makes a sentence
+            if isinstance(error.__context__, KeyboardInterrupt):  # torch replaces it, too
+                raise error.__context__ from None
             raise
         file.write(_SEAL + sealing.digest.hexdigest().encode())
 
