@@ -8,7 +8,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
 
 from sqs_pyro import compress, compress_transformer
+from sqs_pyro.compression import checkpoint
 from sqs_pyro.compression.baseline import BaselineRecipe, train_baseline
+from sqs_pyro.compression.checkpoint import write_checkpoint
 from sqs_pyro.fingerprint import described, loader_fingerprint, network_fingerprint
 from sqs_pyro.kernels import dense_state
 from sqs_pyro.testing.kept_state import KeptStateContract
@@ -179,3 +181,22 @@ class TestFingerprints:
 
         one, other = (Pairs([(torch.full((2, 3), value), torch.zeros(2))]) for value in (0.0, 1.0))
         assert loader_fingerprint(one)["content"] != loader_fingerprint(other)["content"]
+
+
+@pytest.mark.parametrize("call", [1, 3, 6])
+def test_ctrl_c_while_a_checkpoint_is_written_is_itself_and_leaves_the_one_before(call, tmp_path, monkeypatch):
+    """torch, which calls us for every part, makes errors of its own of what is raised there."""
+    path, calls = tmp_path / "c.pt", iter(range(1, 100))
+    write_checkpoint(path, {"a": torch.zeros(10)})
+    before = path.read_bytes()
+    write = checkpoint._Sealing.write
+
+    def interrupted(self, data):
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return write(self, data)
+
+    monkeypatch.setattr(checkpoint._Sealing, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(path, {"a": torch.ones(10), "b": torch.ones(1000)})
+    assert path.read_bytes() == before and [each.name for each in tmp_path.iterdir()] == ["c.pt"]
