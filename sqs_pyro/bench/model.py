@@ -24,6 +24,7 @@ from sqs_pyro.errors import NetworkError, RecipeError, first_line
 from sqs_pyro.evaluation.latency import Call, finished, interleaved
 from sqs_pyro.kernels.decode import decoded_weights
 from sqs_pyro.kernels.placing import unpack_weights
+from sqs_pyro.kernels.processor import multiplies_bfloat16
 from sqs_pyro.kernels.weight import PackedWeight
 from sqs_pyro.networks.calling import call_arguments, move_to, output_tensor, predictions
 from sqs_pyro.runs.bookkeeping import chosen_device, gpu, machine
@@ -71,7 +72,7 @@ def bench_model(
         for bench in networks:
             with torch.inference_mode(False):  # parameters that are moved stay parameters
                 bench.network.to(place)
-            methods, absent = _methods(bench.network)
+            methods, absent = _methods(bench.network, place)
             missing |= {f"{name}, {bench.name}": why for name, why in absent.items()}
             for shape, batch in itertools.product(bench.shapes, batches):
                 title = f"{bench.name}, {'x'.join(map(str, shape))}, batch {batch}"
@@ -117,16 +118,22 @@ def held_bytes(net: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in tensors.values()) + sum(copies)
 
 
-def _methods(packed: nn.Module) -> tuple[dict[str, tuple[torch.dtype, nn.Module]], dict[str, str]]:
+def _methods(
+    packed: nn.Module, device: torch.device
+) -> tuple[dict[str, tuple[torch.dtype, nn.Module]], dict[str, str]]:
     """Return networks by method, all with the packed one's weights; and why a method is not there."""
     # The same values everywhere, so that outputs can be compared before anything is timed.
     dense = unpack_weights(copy.deepcopy(packed), _SINGLE).eval()
-    made = {"float32": (_SINGLE, dense), "bfloat16": (_HALF, copy.deepcopy(dense).to(_HALF))}
+    made = {"float32": (_SINGLE, dense)}
     missing: dict[str, str] = {}
-    try:
-        made[NF4] = _HALF, _nf4(made["bfloat16"][1])
-    except PEER_ERRORS as error:
-        missing[NF4] = first_line(error)
+    if multiplies_bfloat16(device):
+        made["bfloat16"] = _HALF, copy.deepcopy(dense).to(_HALF)
+        try:
+            made[NF4] = _HALF, _nf4(made["bfloat16"][1])
+        except PEER_ERRORS as error:
+            missing[NF4] = first_line(error)
+    else:  # a call would take ten times as long as in float32
+        missing |= dict.fromkeys(("bfloat16", NF4), "the processor has no instructions for bfloat16")
     made["packed, float32"] = _SINGLE, packed
     made["packed, bfloat16"] = _HALF, copy.deepcopy(packed).to(_HALF)
     return made, missing

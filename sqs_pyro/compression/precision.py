@@ -1,20 +1,14 @@
 """Training in bfloat16: half the traffic where processors multiply such numbers, ten times the work where not."""
 
-import platform
 import warnings
 
 import torch
 
+from sqs_pyro.kernels.processor import multiplies_bfloat16
+
 
 class SlowPrecisionWarning(UserWarning):
     """The precision that was asked for takes many times as long as float32 on this machine."""
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Return whether a device has instructions for bfloat16; of CPUs without them only x86 ones are known."""
-    if device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
-        return True
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def training_dtype(precision: str) -> torch.dtype | None:

@@ -8,6 +8,7 @@ from kits import tiny_transformers
 from torch import nn
 from typer.testing import CliRunner
 
+import sqs_pyro.bench.model
 from sqs_pyro import load, save
 from sqs_pyro.bench import model as measured
 from sqs_pyro.bench.model import bench_model, held_bytes
@@ -21,6 +22,12 @@ from sqs_pyro.networks.task_networks import task_network
 from sqs_pyro.packing import CodedTensor
 
 METHODS = {"float32", "bfloat16", "packed, float32", "packed, bfloat16"}
+
+
+@pytest.fixture(autouse=True)
+def any_processor(monkeypatch):
+    """The same methods everywhere: bfloat16 is left out where a processor would take too long."""
+    monkeypatch.setattr(sqs_pyro.bench.model, "multiplies_bfloat16", lambda device: True)
 
 
 def coded(net: nn.Module) -> dict[str, CodedTensor]:
@@ -148,6 +155,14 @@ def test_a_text_with_its_mask(tmp_path):
     inputs = bench.inputs((3,), 2, torch.float32)
     assert inputs["input_ids"].shape == (2, 3) and int(inputs["attention_mask"].sum()) == 6
     assert bench_model([bench], (2,), rounds=1, compiled=False)["rows"]
+
+
+def test_dense_bfloat16_is_left_out_where_no_processor_multiplies_it(file, monkeypatch):
+    monkeypatch.setattr(sqs_pyro.bench.model, "multiplies_bfloat16", lambda device: False)
+    document = bench_model(bench_networks(str(file), (4,), None, (1,)), (1,), rounds=1, compiled=False)
+    assert {row["method"] for row in document["rows"]} == METHODS - {"bfloat16"}
+    why = [sentence for name, sentence in document["missing"].items() if name.startswith("bfloat16")]
+    assert why == ["the processor has no instructions for bfloat16"]
 
 
 def test_built_in_networks_have_the_bits_that_are_asked_for():

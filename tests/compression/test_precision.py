@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from sqs_pyro import compress
 from sqs_pyro.compression import precision
 from sqs_pyro.compression.baseline import BaselineRecipe, train_baseline
-from sqs_pyro.compression.precision import SlowPrecisionWarning, multiplies_bfloat16
+from sqs_pyro.compression.precision import SlowPrecisionWarning
 
 
 class Ended(Exception):
@@ -53,12 +53,3 @@ def test_what_is_slow_is_told(monkeypatch, train, wanted, native, told):
         train(wanted)
     said = [str(each.message) for each in warned if each.category is SlowPrecisionWarning]
     assert ["set `precision` to float32" in sentence for sentence in said] == [True] * told
-
-
-def test_only_processors_that_are_known_to_be_slow(monkeypatch):
-    monkeypatch.setattr(precision.platform, "machine", lambda: "x86_64")
-    by_torch = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    assert multiplies_bfloat16(torch.device("cpu")) == by_torch
-    assert multiplies_bfloat16(torch.device("cuda"))
-    monkeypatch.setattr(precision.platform, "machine", lambda: "arm64")
-    assert multiplies_bfloat16(torch.device("cpu"))

@@ -42,9 +42,9 @@ struct Pairs {
 };
 #endif
 
-// Of 16 outputs from `lane` on as many as a register has, those that `wanted` names.
+// As many outputs as a register has, or the first ones of a tile's end: those that `wanted` names.
 template <class T>
-inline void store_outputs(T* to, Floats values, uint32_t wanted, int lane) {
+inline void store_outputs(T* to, Floats values, uint32_t wanted) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<T, float>) return _mm512_mask_storeu_ps(to, __mmask16(wanted), (__m512)values);
 #endif
@@ -53,12 +53,24 @@ inline void store_outputs(T* to, Floats values, uint32_t wanted, int lane) {
     return _mm256_mask_storeu_epi16(to, __mmask16(wanted), (__m256i)_mm512_cvtneps_pbh((__m512)values));
   }
 #endif
-  if constexpr (std::is_same_v<T, float>) {
-    constexpr uint32_t all = (1u << kLanes) - 1;
-    if ((wanted >> lane & all) == all) return store(to + lane, values);
-  }
   for (int i = 0; i < kLanes; ++i) {
-    if (wanted >> (lane + i) & 1) to[lane + i] = T(values[i]);
+    if (wanted >> i & 1) to[i] = T(values[i]);
+  }
+}
+
+// Outputs of M pixels, `step` apart, of a register that begins at a tile's output `lane`. Sums that a function took by
+// their address would not stay in registers.
+template <int M, class T>
+[[gnu::always_inline]] inline void store_pixels(T* to, int64_t step, uint32_t wanted, int lane,
+                                                const Floats (&values)[M]) {
+  constexpr uint32_t all = (1u << kLanes) - 1;
+  const uint32_t here = wanted >> lane & all;
+  if (here == all && std::is_same_v<T, float>) {  // nearly always: the stores' own conditions cost as much as they
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) store(to + m * step + lane, values[m]);
+  } else if (here) {
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) store_outputs(to + m * step + lane, values[m], here);
   }
 }
 
@@ -69,8 +81,11 @@ constexpr int kSums = 24;  // registers of sums, which leave enough for weights 
 constexpr int kSums = 12;
 #endif
 
+// Registers of outputs that are computed together: some of each tile.
+constexpr int registers_at_once(int wide) { return wide == 1 ? kRows / kLanes : wide; }
+
 // Pixels that are computed together, at most: fewer sums than a multiplier has under way would wait for each other.
-constexpr int pixels_of(int wide) { return std::min(8, kSums / wide); }
+constexpr int pixels_of(int registers) { return std::min(8, kSums / registers); }
 
 // Keep a value in a register: a compiler that reads it from memory at each use has more reads than products.
 template <class V>
@@ -93,35 +108,40 @@ struct Task {
   int64_t x_step, y_step;              // between neighbouring outputs
 };
 
-// M neighbouring outputs of W tiles: all sums stay in registers over all runs.
+// M neighbouring outputs of W tiles: all sums stay in registers over all runs. Where a tile takes several registers,
+// these are computed one after the other; those of a single tile together, which reads inputs only once.
 template <class L, int M, int W, class T>
 void block(const Task<typename L::X, T>& t, const typename L::X* x, T* y) {
-  for (int lane = 0; lane < kRows; lane += kLanes) {
-    Floats sums[M][W] = {};
+  constexpr int of_tile = registers_at_once(W) / W, count = W * of_tile;
+  for (int lane = 0; lane < kRows; lane += of_tile * kLanes) {
+    const auto weight_of = [&](int i) { return i / of_tile * t.of_tile + i % of_tile * kLanes; };
+    Floats sums[M][count] = {};
     for (const Run& run : t.runs) {
       const typename L::X *weight = t.weights + run.weight + lane, *end = weight + run.length * kRows;
       const typename L::X* from[M];
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) from[m] = x + run.at + m * t.x_step;
       for (int64_t c = 0; weight != end; weight += kRows, ++c) {
-        typename L::V weights[W];
+        typename L::V weights[count];
 #pragma GCC unroll 4
-        for (int w = 0; w < W; ++w) keep(weights[w] = load<typename L::V>(weight + w * t.of_tile));
+        for (int i = 0; i < count; ++i) keep(weights[i] = load<typename L::V>(weight + weight_of(i)));
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
           const auto input = L::broadcast(from[m] + c);
 #pragma GCC unroll 4
-          for (int w = 0; w < W; ++w) L::add(sums[m][w], weights[w], input);
+          for (int i = 0; i < count; ++i) L::add(sums[m][i], weights[i], input);
         }
       }
     }
 #pragma GCC unroll 4
-    for (int w = 0; w < W; ++w) {
-      const Floats scale = load<Floats>(t.scales + w * kRows + lane), bias = load<Floats>(t.biases + w * kRows + lane);
+    for (int i = 0; i < count; ++i) {
+      const int w = i / of_tile, first = lane + i % of_tile * kLanes;
+      const Floats scale = load<Floats>(t.scales + w * kRows + first);
+      const Floats bias = load<Floats>(t.biases + w * kRows + first);
+      Floats values[M];
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {
-        store_outputs(y + m * t.y_step + w * kRows, sums[m][w] * scale + bias, t.wanted[w], lane);
-      }
+      for (int m = 0; m < M; ++m) values[m] = sums[m][i] * scale + bias;
+      store_pixels(y + w * kRows, t.y_step, t.wanted[w], first, values);
     }
   }
 }
@@ -129,7 +149,7 @@ void block(const Task<typename L::X, T>& t, const typename L::X* x, T* y) {
 // M neighbouring outputs of 16 channels, each of its own: a run is a tap, or a pair of neighbours.
 template <class L, int M, class T>
 void depthwise(const Task<typename L::X, T>& t, const typename L::X* x, T* y) {
-  for (int lane = 0; lane < kRows; lane += kLanes) {
+  for (int lane = 0; lane < kRows && t.wanted[0] >> lane; lane += kLanes) {
     Floats sums[M] = {};
     const typename L::X* from[M];
 #pragma GCC unroll 8
@@ -146,7 +166,8 @@ void depthwise(const Task<typename L::X, T>& t, const typename L::X* x, T* y) {
     }
     const Floats scale = load<Floats>(t.scales + lane), bias = load<Floats>(t.biases + lane);
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) store_outputs(y + m * t.y_step, sums[m] * scale + bias, t.wanted[0], lane);
+    for (int m = 0; m < M; ++m) sums[m] = sums[m] * scale + bias;
+    store_pixels(y, t.y_step, t.wanted[0], lane, sums);
   }
 }
 

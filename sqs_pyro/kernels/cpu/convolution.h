@@ -248,7 +248,7 @@ struct Convolution {
   void outputs_of_row(Task<X, T>& task, const Range& r, int64_t columns, const X* from, T* to) const {
     for (int64_t t = 0; t < r.wide; ++t) task.wanted[t] = wanted(r.tile + t, r);
     const auto blocks = [&]<int W>() {
-      in_blocks<pixels_of(W)>(columns, [&]<int M>(int64_t first) {
+      in_blocks<pixels_of(registers_at_once(W))>(columns, [&]<int M>(int64_t first) {
         block<L, M, W>(task, from + first * task.x_step, to + first * task.y_step);
       });
     };
