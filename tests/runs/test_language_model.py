@@ -315,7 +315,7 @@ class TestSaysWhatIsWrongBeforeWork:
 
     def test_a_file(self, refused, checkpoint):
         path = {"path": str(checkpoint / "config.json")}
-        refused(NetworkError, r"is a file: give its directory as network\.path", network=path)
+        refused(NetworkError, r"is a file: give its directory, or a GGUF file", network=path)
 
     def test_a_name_that_the_hub_does_not_give(self, refused, monkeypatch):
         def offline(*args, **kwargs):
