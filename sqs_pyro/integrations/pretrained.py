@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from sqs_pyro.errors import NetworkError, SQSError, first_line
 from sqs_pyro.extras import needed_for
 from sqs_pyro.integrations.pretrained_recipe import PretrainedRecipe
-from sqs_pyro.networks.architectures import architecture_of, base_path, blocks, linear_layers
+from sqs_pyro.networks.architectures import architecture_of, base_path, is_known, layer_names
 from sqs_pyro.networks.calling import predictions
+from sqs_pyro.networks.linear_form import in_linear_form
 from sqs_pyro.networks.tokens import vocabulary_size
 
 
@@ -29,7 +30,7 @@ class Pretrained:
 
     Attributes:
         recipe: which checkpoint.
-        config: its configuration; the architecture is a known one.
+        config: its configuration.
         tokenizer: that belongs to it.
     """
 
@@ -74,8 +75,9 @@ class Pretrained:
                 f"them in another shape, '{wrong[0]}' first: give a complete checkpoint with the config.json that "
                 f"belongs to it{hint}."
             )
-        for block in blocks(net):
-            linear_layers(block, architecture_of(net))  # raises, where compression would after a while
+        if is_known(net):
+            with in_linear_form(net):
+                layer_names(net)  # raises, where compression would after a while
         return net.eval()
 
     def unloaded_network(self) -> nn.Module:
@@ -89,8 +91,12 @@ class Pretrained:
             ).eval()
 
 
-def find_pretrained(recipe: PretrainedRecipe) -> Pretrained:
+def find_pretrained(recipe: PretrainedRecipe, *, known: bool = True) -> Pretrained:
     """Load configuration and tokenizer of a checkpoint; its weights are left alone.
+
+    Args:
+        recipe: which checkpoint.
+        known: whether its architecture must be a known one.
 
     Raises:
         NetworkError: transformers is not installed, there is no such checkpoint, its architecture is unknown, or
@@ -107,7 +113,8 @@ def find_pretrained(recipe: PretrainedRecipe) -> Pretrained:
         read_config(Path(recipe.path), NetworkError)
     with _one_sentence("configuration", recipe), quiet(transformers, Path(recipe.path)):
         config = transformers.AutoConfig.from_pretrained(recipe.path, **_where(recipe))
-    architecture_of(config)
+    if known:
+        architecture_of(config)
     with _one_sentence("tokenizer", recipe), quiet(transformers, Path(recipe.path)):
         tokenizer = transformers.AutoTokenizer.from_pretrained(recipe.path, **_where(recipe))
     return Pretrained(recipe, config, tokenizer)

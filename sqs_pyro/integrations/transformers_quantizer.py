@@ -22,6 +22,7 @@ from sqs_pyro.integrations.records import record_of, stored_bytes
 from sqs_pyro.integrations.transformers_config import METHOD, SQSConfig, stored_name
 from sqs_pyro.kernels.network import after_packing
 from sqs_pyro.kernels.placing import unpack_weights
+from sqs_pyro.networks.linear_form import from_linear_form, to_linear_form
 from sqs_pyro.packing.contents import contents_of
 from sqs_pyro.packing.finite import check_finite
 from sqs_pyro.packing.leftovers import checksum, to_bytes
@@ -86,6 +87,8 @@ class SQSQuantizer(HfQuantizer):
             *(model._keys_to_ignore_on_load_unexpected or ()),
             f"^{CONFIG_DIGEST}$",
         }
+        # Tensors of the linear form say that the checkpoint is of a network in that form.
+        to_linear_form(model, _every_name(model, [*tensors, *config.leftovers]))
         local = _local_names(model, [*tensors, *config.shared])
         shared = {
             local[name]: local[first] for name, first in config.shared.items() if {name, first} <= local.keys()
@@ -102,7 +105,7 @@ class SQSQuantizer(HfQuantizer):
         pending.complete(model)
         if self.quantization_config.dequantize:
             # A dense network of transformers, as if it had never been packed.
-            return _tie_again(unpack_weights(model))
+            return _tie_again(from_linear_form(unpack_weights(model)))
         check_finite(model)
         setattr(model, METADATA, self.quantization_config.metadata)
         model._weight_conversions = []
@@ -140,7 +143,7 @@ class SQSQuantizer(HfQuantizer):
             for parameter in model.parameters():  # not buffers: rotary frequencies would lose their precision
                 if parameter.is_floating_point():
                     parameter.data = parameter.data.to(wanted)
-        _tie_again(model)
+        _tie_again(from_linear_form(model))
         if hasattr(model, METADATA):
             delattr(model, METADATA)
         return model
@@ -178,13 +181,19 @@ def _local_names(model: Any, names: Iterable[str]) -> dict[str, str]:
     is_same = type(model).__name__ in (model.config.architectures or ())
     local = {}
     for name in names:
-        candidates = (name, name.removeprefix(prefix), prefix + name)
+        candidates = (name, name.removeprefix(prefix), prefix + name)  # as in `_every_name`, by precedence
         found = next((candidate for candidate in candidates if candidate in known), None)
         if found is not None:
             local[name] = found
         elif is_same or name.startswith(prefix):
             local[name] = name  # should be there: that it is not will be reported with its name
     return local
+
+
+def _every_name(model: Any, names: Iterable[str]) -> set[str]:
+    """Return names of tensors as they are in a model, its base, or the network around it."""
+    prefix = f"{model.base_model_prefix}."
+    return {each for name in names for each in (name, name.removeprefix(prefix), prefix + name)}
 
 
 def _untie(model: Any, packed: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.kernels.ensemble import PackedEnsemble
 from sqs_pyro.kernels.placing import copy_with_weights, put_weights
+from sqs_pyro.networks.linear_form import in_linear_form
 from sqs_pyro.packing.contents import PackedContents
 from sqs_pyro.packing.leftovers import leftover_state
 from sqs_pyro.packing.stored import METADATA, stored_weights
@@ -30,11 +31,13 @@ def assemble(net: nn.Module, contents: PackedContents) -> nn.Module:
             tensors than there are.
     """
     packed: nn.Module
-    if contents.draws is None:
-        packed = root = put_weights(*copy_with_weights(net, contents.tensors))
-    else:
-        packed = PackedEnsemble(net, contents.tensors, contents.draws)
-        root = packed.network
+    # Tensors of the linear form say that the file is of a network in that form.
+    with in_linear_form(net, [*contents.tensors, *contents.leftovers]):
+        if contents.draws is None:
+            packed = root = put_weights(*copy_with_weights(net, contents.tensors))
+        else:
+            packed = PackedEnsemble(net, contents.tensors, contents.draws)
+            root = packed.network
     _fill(root, contents.leftovers)
     setattr(packed, METADATA, contents.metadata)
     return packed

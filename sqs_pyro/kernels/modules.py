@@ -251,6 +251,9 @@ _PACKED: dict[type[nn.Module], type[PackedModule]] = {
 }
 
 
+# Subclasses with a forward of their own that computes what torch's does; by name, as none of their libraries is
+# imported for it.
+_AS_TORCH = frozenset({"transformers.models.falcon.modeling_falcon.FalconLinear"})
 # What decides what a module computes; ``get_extra_state``: what it stores beside its weights.
 _FORWARD = ("forward", "__call__", "_conv_forward", "_output_padding", "get_extra_state")
 
@@ -259,7 +262,7 @@ def packed_type(module: nn.Module) -> type[PackedModule] | None:
     """Return the packed module that can replace ``module``; None where it computes or holds more than torch's."""
     for plain, packed in _PACKED.items():
         # A subclass that changes neither forward nor state is as good as torch's own.
-        if isinstance(module, plain) and _computes_as(type(module), plain):
+        if isinstance(module, plain) and (_computes_as(type(module), plain) or _path_of(module) in _AS_TORCH):
             renormalises = isinstance(module, nn.Embedding) and module.max_norm is not None
             return None if renormalises or _has_extras(module) else packed
     return None
@@ -269,6 +272,10 @@ def product_of(module: nn.Module, names: Collection[str]) -> str:
     """Return what ``module``, or what replaces it, does with those of its parameters that are packed."""
     replacement = packed_type(module)
     return replacement.product(module) if replacement is not None and list(names) == ["weight"] else "decoded"
+
+
+def _path_of(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def _computes_as(kind: type[nn.Module], plain: type[nn.Module]) -> bool:

@@ -4,7 +4,7 @@ A network's ``config.model_type`` finds its table. One more architecture is one 
 
     register_architecture(
         Architecture(
-            name="gemma",
+            name="mine",
             blocks="layers",
             groups=(
                 {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj"},
@@ -18,62 +18,17 @@ A network's ``config.model_type`` finds its table. One more architecture is one 
 """
 
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from sqs_pyro.errors import NetworkError
+from sqs_pyro.networks.architecture import BLOCKS, Architecture
+from sqs_pyro.networks.architecture_tables import TABLES
+from sqs_pyro.networks.linear_form import LINEAR
 
-BLOCKS = "blocks"
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Names in the networks of one ``model_type``, none of them with a prefix of the network around it.
-
-    Attributes:
-        name: ``config.model_type``.
-        blocks: path of the list of blocks in the base model, such as ``"encoder.layer"``.
-        groups: the linear layers of a block, ``role -> path in the block``. Layers of one group share their input;
-            groups stand in the order in which a block calls them.
-        parts: what else can be compressed, ``part -> paths of modules with a weight``, in the base model
-            (``"embedding"``) or in the network around it (``"head"``). A network has those of its own head only.
-
-    Raises:
-        NetworkError: there is no layer, a group is empty, or a role or a layer stands twice.
-    """
-
-    name: str
-    blocks: str
-    groups: Sequence[Mapping[str, str]]
-    parts: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        roles = [role for group in self.groups for role in group]
-        if not all(self.groups) or not roles:
-            raise NetworkError(
-                f"Architecture {self.name!r} has a group without a layer, or no group: give a mapping from role "
-                "to path in the block for each group of linear layers that share their input."
-            )
-        paths = [path for group in self.groups for path in group.values()]
-        twice = [name for names in (roles, paths) for name, count in Counter(names).items() if count > 1]
-        if twice:
-            raise NetworkError(f"Architecture {self.name!r} names {twice[0]!r} twice: name every layer once.")
-        if BLOCKS in self.parts:
-            raise NetworkError(
-                f"Architecture {self.name!r} has a part {BLOCKS!r}, which its groups are already: rename it."
-            )
-
-    @property
-    def layers(self) -> dict[str, str]:
-        """The linear layers of a block, ``role -> path in the block``, in the order of their calls."""
-        return {role: path for group in self.groups for role, path in group.items()}
-
-
-_architectures: dict[str, Architecture] = {}
+_architectures: dict[str, Architecture] = {table.name: table for table in TABLES}
 
 
 def register_architecture(architecture: Architecture, *, override: bool = False) -> Architecture:
@@ -104,6 +59,11 @@ def architecture_names() -> list[str]:
     return sorted(_architectures)
 
 
+def is_known(model_or_config: Any) -> bool:
+    """Return whether the architecture of a network, or of its configuration, is known."""
+    return getattr(getattr(model_or_config, "config", model_or_config), "model_type", None) in _architectures
+
+
 def architecture_of(model_or_config: Any) -> Architecture:
     """Return the architecture of a transformers network, or of its configuration, by ``model_type``.
 
@@ -128,61 +88,59 @@ def base_path(model: nn.Module) -> str:
     return next((path for path, module in model.named_modules() if module is base), "")
 
 
-def block_paths(model: nn.Module) -> list[str]:
-    """Return paths of a network's blocks, such as ``"model.layers.0"``, in the order of their calls.
+def stack_paths(model: nn.Module, architecture: Architecture | None = None) -> list[list[str]]:
+    """Return paths of the blocks of each stack that a network has, in the order of their calls.
+
+    Args:
+        model: the network.
+        architecture: its table; that of its ``model_type`` if left out.
 
     Raises:
         NetworkError: the architecture is unknown, or the network has no blocks where it says.
     """
-    architecture = architecture_of(model)
-    path = _join(base_path(model), architecture.blocks)
-    found = _modules(model).get(path)
-    if not isinstance(found, nn.ModuleList) or not len(found):
+    architecture = architecture or architecture_of(model)
+    base, modules = base_path(model), _modules(model)
+    stacks = []
+    for stack in architecture.stacks:
+        path = _join(base, stack) if _join(base, stack) in modules else stack
+        found = modules.get(path)
+        if isinstance(found, nn.ModuleList) and len(found):
+            stacks.append([f"{path}.{i}" for i in range(len(found))])
+    if not stacks:
+        where = " or ".join(f"'{_join(base, stack)}'" for stack in architecture.stacks)
         raise NetworkError(
-            f"{type(model).__name__} has no list of blocks at '{path}', where architecture {architecture.name!r} "
+            f"{type(model).__name__} has no list of blocks at {where}, where architecture {architecture.name!r} "
             "says: register one with the right path."
         )
-    return [f"{path}.{i}" for i in range(len(found))]
+    return stacks
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """Return a network's blocks in the order of their calls; errors as :func:`block_paths`."""
-    return [model.get_submodule(path) for path in block_paths(model)]
+def block_paths(model: nn.Module, architecture: Architecture | None = None) -> list[str]:
+    """Return paths of a network's blocks, such as ``"model.layers.0"``, in the order of their calls.
+
+    Arguments and errors as of :func:`stack_paths`.
+    """
+    return [path for stack in stack_paths(model, architecture) for path in stack]
+
+
+def blocks(model: nn.Module, architecture: Architecture | None = None) -> list[nn.Module]:
+    """Return a network's blocks in the order of their calls; arguments and errors as of :func:`stack_paths`."""
+    return [model.get_submodule(path) for path in block_paths(model, architecture)]
 
 
 def linear_layers(block: nn.Module, architecture: Architecture) -> dict[str, nn.Linear]:
-    """Return the linear layers of a block by role, in the order of their calls.
+    """Return the linear layers of a block by role, in the order of their calls; many of a role are numbered.
 
     Raises:
         NetworkError: a layer is missing or is no ``nn.Linear``, or the block has one that has no role: none is
             left out unnoticed.
     """
-    named = dict(block.named_modules())
-    for role, path in architecture.layers.items():
-        if not isinstance(named.get(path), nn.Linear):
-            kind = type(named[path]).__name__ if path in named else "nothing"
-            raise NetworkError(
-                f"{type(block).__name__} has {kind} at '{path}', but architecture {architecture.name!r} expects "
-                f"an nn.Linear there ({role!r}): register one with the right names."
-            )
-    left_out = {path for path, module in named.items() if isinstance(module, nn.Linear)}
-    left_out -= set(architecture.layers.values())
-    if left_out:
-        raise NetworkError(
-            f"{type(block).__name__} has linear layers to which architecture {architecture.name!r} gives no role: "
-            f"{', '.join(sorted(left_out))}; register one that names them too."
-        )
-    return {role: named[path] for role, path in architecture.layers.items()}
-
-
-def layer_names(model: nn.Module) -> dict[str, nn.Linear]:
-    """Return the linear layers of all blocks of a model by their paths in it; errors as :func:`linear_layers`."""
-    architecture = architecture_of(model)
     return {
-        f"{path}.{name}": layer
-        for path in block_paths(model)
-        for group in layer_groups(model.get_submodule(path), architecture)
-        for name, layer in group.items()
+        f"{role}.{i}" if "*" in architecture.layers[role] else role: _checked(
+            block, architecture, role, path, layer
+        )
+        for role, found in _found(block, architecture).items()
+        for i, (path, layer) in enumerate(found.items())
     }
 
 
@@ -192,19 +150,98 @@ def layer_groups(block: nn.Module, architecture: Architecture) -> list[dict[str,
     Raises:
         NetworkError: as :func:`linear_layers`.
     """
-    layers = linear_layers(block, architecture)
-    return [{path: layers[role] for role, path in group.items()} for group in architecture.groups]
+    found = _found(block, architecture)
+    groups: list[dict[str, nn.Linear]] = []
+    for roles in architecture.groups:
+        layers = {
+            role: {path: _checked(block, architecture, role, path, layer) for path, layer in found[role].items()}
+            for role in roles
+            if role in found
+        }
+        apart = [role for role in layers if role in architecture.apart]
+        groups.append(
+            {path: layer for role in layers if role not in apart for path, layer in layers[role].items()}
+        )
+        groups += [{path: layer} for role in apart for path, layer in layers[role].items()]
+    return [group for group in groups if group]
+
+
+def layer_names(model: nn.Module, architecture: Architecture | None = None) -> dict[str, nn.Linear]:
+    """Return the linear layers of all blocks of a model by their paths in it.
+
+    Arguments and errors as of :func:`stack_paths` and :func:`linear_layers`.
+    """
+    architecture = architecture or architecture_of(model)
+    return {
+        f"{path}.{name}": layer
+        for path in block_paths(model, architecture)
+        for group in layer_groups(model.get_submodule(path), architecture)
+        for name, layer in group.items()
+    }
+
+
+def _found(block: nn.Module, architecture: Architecture) -> dict[str, dict[str, Any]]:
+    """Return what stands at the paths of each role that a block has: modules, or fused experts' parameter."""
+    modules, parameters = dict(block.named_modules()), dict(block.named_parameters())
+    found: dict[str, dict[str, Any]] = {}
+    for role, path in architecture.layers.items():
+        fused = path.removesuffix(".*")
+        if fused in parameters:
+            found[role] = {fused: parameters[fused]}
+            continue
+        pattern = re.compile(re.escape(path).replace(r"\*", r"\d+"))
+        # Of a module that was no linear layer before it got one: sqs_pyro.networks.linear_form.
+        places = [name for name in modules if pattern.fullmatch(name)]
+        places = [f"{name}.{LINEAR}" if f"{name}.{LINEAR}" in modules else name for name in places]
+        found[role] = {name: modules[name] for name in places}
+        if not found[role]:
+            if role not in architecture.optional:
+                raise _no_linear(block, architecture, role, path, "nothing")
+            del found[role]
+    named = {path for each in found.values() for path in each} | {*architecture.kept}
+    left_out = {path for path, module in modules.items() if isinstance(module, nn.Linear)} - named
+    if left_out:
+        raise NetworkError(
+            f"{type(block).__name__} has linear layers to which architecture {architecture.name!r} gives no role: "
+            f"{', '.join(sorted(left_out))}; register one that names them too."
+        )
+    return found
+
+
+def _checked(block: nn.Module, architecture: Architecture, role: str, path: str, layer: Any) -> nn.Linear:
+    if not isinstance(layer, nn.Linear):
+        raise _no_linear(block, architecture, role, path, f"a {type(layer).__name__}")
+    return layer
+
+
+def _no_linear(block: nn.Module, architecture: Architecture, role: str, path: str, found: str) -> NetworkError:
+    return NetworkError(
+        f"{type(block).__name__} has {found} at '{path}', but architecture {architecture.name!r} expects "
+        f"an nn.Linear there ({role!r}): register one with the right names."
+    )
+
+
+def _block_weights(model: nn.Module, stack: Sequence[str]) -> list[str]:
+    """Return names of the weights of all linear layers in the blocks of a stack."""
+    architecture = architecture_of(model)
+    return [
+        f"{block}.{path}" if isinstance(value, nn.Parameter) else f"{block}.{path}.weight"
+        for block in stack
+        for found in _found(model.get_submodule(block), architecture).values()
+        for path, value in found.items()
+    ]
 
 
 def parts_of(model: nn.Module) -> dict[str, list[str]]:
     """Return paths of the modules of each part that a network has, those of ``"blocks"`` first.
 
     Raises:
-        NetworkError: the architecture is unknown, or there are no blocks where it says.
+        NetworkError: the architecture is unknown, there are no blocks where it says, or a block has a linear layer
+            that it does not name.
     """
     architecture, base, modules = architecture_of(model), base_path(model), _modules(model)
-    layers = architecture.layers.values()
-    found = {BLOCKS: [f"{block}.{layer}" for block in block_paths(model) for layer in layers]}
+    inside = [name for stack in stack_paths(model) for name in _block_weights(model, stack)]
+    found = {BLOCKS: [name.removesuffix(".weight") for name in inside]}
     for part, names in architecture.parts.items():
         # An embedding is in the base model, a head beside it: the table does not say which.
         places = [_join(base, name) if _join(base, name) in modules else name for name in names]
@@ -235,11 +272,11 @@ def include_patterns(model: nn.Module, parts: Sequence[str] = (BLOCKS,)) -> list
         raise NetworkError(f"There is no part to include: name some of {', '.join(found)}.")
     patterns = []
     if BLOCKS in parts:
-        architecture, stack = architecture_of(model), block_paths(model)[0].rpartition(".")[0]
-        for block in blocks(model):
-            linear_layers(block, architecture)  # raises, where a pattern would leave a layer out unnoticed
-        layers = "|".join(re.escape(path) for path in architecture.layers.values())
-        patterns.append(rf"^{re.escape(stack)}\.\d+\.(?:{layers})\.weight$")
+        for stack in stack_paths(model):
+            start = stack[0].rpartition(".")[0]
+            inside = [name.removeprefix(f"{start}.").partition(".")[2] for name in _block_weights(model, stack)]
+            layers = "|".join(re.escape(name) for name in dict.fromkeys(inside))
+            patterns.append(rf"^{re.escape(start)}\.\d+\.(?:{layers})$")
     others = [path for part in parts if part != BLOCKS for path in found[part]]
     return patterns + [rf"^{re.escape(path)}\.weight$" for path in others]
 
@@ -250,38 +287,3 @@ def _join(prefix: str, path: str) -> str:
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
     return dict(model.named_modules(remove_duplicate=False))  # a shared module by each of its names
-
-
-_CAUSAL_PARTS = {
-    "embedding": ("embed_tokens",),
-    "head": ("lm_head",),
-    "classifier": ("score", "qa_outputs"),
-}
-_LLAMA_GROUPS = (
-    {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj"},
-    {"o": "self_attn.o_proj"},
-    {"gate": "mlp.gate_proj", "up": "mlp.up_proj"},
-    {"down": "mlp.down_proj"},
-)
-
-for _name in ("llama", "mistral", "qwen2", "qwen3"):
-    register_architecture(Architecture(_name, "layers", _LLAMA_GROUPS, _CAUSAL_PARTS))
-
-register_architecture(
-    Architecture(
-        name="bert",
-        blocks="encoder.layer",
-        groups=(
-            {"q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value"},
-            {"o": "attention.output.dense"},
-            {"intermediate": "intermediate.dense"},
-            {"output": "output.dense"},
-        ),
-        parts={
-            "embedding": ("embeddings.word_embeddings",),
-            "pooler": ("pooler.dense",),
-            "head": ("cls.predictions.transform.dense", "cls.predictions.decoder"),
-            "classifier": ("classifier", "qa_outputs", "cls.seq_relationship"),
-        },
-    )
-)

@@ -1,6 +1,6 @@
 """A network as a stack of blocks that hand on a hidden state, each called on its own as the network calls it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,26 +39,28 @@ class BlockStack:
         net: the network, say a transformers model.
         blocks: its blocks in the order of their calls. Each takes a hidden state ``[B, T, D]`` as its first
             argument and returns the next one, alone or first in a tuple.
+        stepped_over: whether the network needs nothing but the hidden state from a block, so that blocks need not
+            run before what reaches them is known.
 
     Raises:
         NetworkError: there are no blocks, or one is not part of the network.
     """
 
-    def __init__(self, net: nn.Module, blocks: Sequence[nn.Module]) -> None:
+    def __init__(self, net: nn.Module, blocks: Sequence[nn.Module], *, stepped_over: bool = True) -> None:
         inside = {id(module) for module in net.modules()}
         if not blocks or any(id(block) not in inside for block in blocks):
             raise NetworkError(
                 f"The {len(blocks)} blocks given are not blocks of this {type(net).__name__}: give those that its "
                 "forward calls, in order."
             )
-        self.net, self.blocks = net, list(blocks)
+        self.net, self.blocks, self.stepped_over = net, list(blocks), stepped_over
 
     def __len__(self) -> int:
         return len(self.blocks)
 
     @torch.no_grad()
     def entrance(self, inputs: Any) -> Entrance:
-        """Run the network up to its first block; all blocks are stepped over, so their weights do not matter.
+        """Run the network up to its first block; blocks are stepped over, so that their weights do not matter.
 
         Args:
             inputs: of the network, as :func:`~sqs_pyro.networks.calling.call_arguments` takes them.
@@ -82,23 +84,28 @@ class BlockStack:
     def _recording(self, seen: list[tuple[Tensor, BlockArguments]]) -> Iterator[None]:
         """In place of each block's own ``forward``, note the arguments and hand on the hidden state unchanged."""
 
-        def recorder(index: int) -> Any:
-            def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def recorder(index: int, own: Callable[..., Any]) -> Any:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                given = dict(kwargs)
+                # By name, too: the first parameter of transformers' blocks is called so.
+                hidden, rest = (args[0], args[1:]) if args else (given.pop("hidden_states"), ())
                 if index != len(seen):
                     raise NetworkError(
                         f"{type(self.net).__name__} called block {index} of {len(self)} as number {len(seen)}: "
                         "give the blocks in the order of their calls."
                     )
-                seen.append((hidden, (args, kwargs)))
+                seen.append((hidden, (rest, given)))
                 if index + 1 == len(self):
                     raise _LastBlockReached
-                return hidden
+                return hidden if self.stepped_over else own(*args, **kwargs)
 
             return forward
 
         try:
             for index, block in enumerate(self.blocks):
-                block.forward = recorder(index)  # on the instance: attributes of the block stay readable
+                block.forward = recorder(
+                    index, block.forward
+                )  # on the instance: attributes of the block stay readable
             yield
         finally:
             for block in self.blocks:
@@ -106,17 +113,29 @@ class BlockStack:
 
 
 @contextmanager
-def _without_cache(net: nn.Module) -> Iterator[None]:
-    """Causal networks keep keys and values by default; a block that is called again would attend to old ones."""
-    config: Any = getattr(net, "config", None)
-    if not getattr(config, "use_cache", False):
-        yield
-        return
-    config.use_cache = False
+def called_as(blocks: Sequence[nn.Module], others: Sequence[nn.Module]) -> Iterator[None]:
+    """Let the network around some blocks compute with ``others`` in their places."""
     try:
+        for block, other in zip(blocks, others, strict=True):
+            block.forward = other.forward  # on the instance: the block stays in its place
         yield
     finally:
-        config.use_cache = True
+        for block in blocks:
+            block.__dict__.pop("forward", None)
+
+
+@contextmanager
+def _without_cache(net: nn.Module) -> Iterator[None]:
+    """Causal networks keep keys and values by default; a block that is called again would attend to old ones."""
+    found = (getattr(module, "config", None) for module in net.modules())
+    configs: dict[int, Any] = {id(config): config for config in found if getattr(config, "use_cache", False)}
+    try:
+        for config in configs.values():  # a network of several parts has one for each
+            config.use_cache = False
+        yield
+    finally:
+        for config in configs.values():
+            config.use_cache = True
 
 
 def run_block(block: nn.Module, hidden: Tensor, arguments: BlockArguments) -> Tensor:

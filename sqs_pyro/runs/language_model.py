@@ -26,7 +26,9 @@ from sqs_pyro.integrations.checkpoint import plan_checkpoint, streamed_network
 from sqs_pyro.integrations.pretrained import check_causal, find_pretrained
 from sqs_pyro.loggers.logger import Log, logged
 from sqs_pyro.networks.architectures import blocks, layer_names
+from sqs_pyro.networks.linear_form import in_linear_form
 from sqs_pyro.networks.residency import InMemory, Residency, called_whole, resident_fingerprint
+from sqs_pyro.networks.structure import known_or_found
 from sqs_pyro.networks.tokens import vocabulary_size
 from sqs_pyro.reporting.blocks_plot import write_blocks_picture
 from sqs_pyro.runs.bookkeeping import Clock, Progress, chosen_device, machine, silent, versions
@@ -66,6 +68,7 @@ class _Subject:
 
     Attributes:
         net: the network.
+        blocks: its blocks.
         residency: which of its weights are in memory.
         tokenizer: that belongs to it.
         read: calibration sequences of the text ``[n, length]``.
@@ -73,6 +76,7 @@ class _Subject:
     """
 
     net: nn.Module
+    blocks: list[nn.Module]
     residency: Residency
     tokenizer: Any
     read: Tensor
@@ -80,7 +84,7 @@ class _Subject:
 
     def called(self) -> AbstractContextManager[None]:
         """Let the network be called as a whole inside, streamed or not."""
-        return called_whole(self.net, blocks(self.net), self.residency)
+        return called_whole(self.net, self.blocks, self.residency)
 
 
 def run(
@@ -127,7 +131,8 @@ def run(
 def _subject(recipe: LanguageModelRecipe) -> _Subject:
     """Return everything that the recipe names, what is cheap first."""
     device = _device(recipe)
-    found = find_pretrained(recipe.network)  # configuration and tokenizer: weights are read last
+    # Configuration and tokenizer: weights are read last, without which nothing is found by structure.
+    found = find_pretrained(recipe.network, known=recipe.blockwise.streamed)
     text, foreign = load_texts(recipe)
     residency: Residency = InMemory()
     if recipe.blockwise.streamed:
@@ -135,11 +140,13 @@ def _subject(recipe: LanguageModelRecipe) -> _Subject:
     else:
         net = found.network()
     check_lengths(net, recipe)
-    check_layers(recipe.blockwise.layers, layer_names(net), "blockwise.layers")
     vocab_size = vocabulary_size(net)
     streams = judging_streams(recipe, text, foreign, found.tokenizer, vocab_size)
     read = read_sequences(recipe, text, found.tokenizer, vocab_size)
-    subject = _Subject(net, residency, found.tokenizer, read, streams)
+    with in_linear_form(net):
+        architecture = known_or_found(net, {"input_ids": read[:1, :8]})
+        check_layers(recipe.blockwise.layers, layer_names(net, architecture), "blockwise.layers")
+    subject = _Subject(net, blocks(net, architecture), residency, found.tokenizer, read, streams)
     with subject.called():
         check_causal(net, read[0, :8])  # eight tokens show whether a later one changes what was said before
     if residency.whole:
@@ -162,7 +169,7 @@ def _fingerprint(recipe: LanguageModelRecipe, subject: _Subject) -> Fingerprint:
     """Return what a run is made of: the recipe names files, whose content may change."""
     data = {"text": described(subject.read)}
     data |= {f"stream {name}": described(tokens) for name, tokens in subject.streams.items()}
-    network = resident_fingerprint(subject.net, blocks(subject.net), subject.residency)
+    network = resident_fingerprint(subject.net, subject.blocks, subject.residency)
     return fingerprint(recipe.model_dump(mode="json"), network, data)
 
 
@@ -255,7 +262,7 @@ def _compress(
     log: Log,
 ) -> tuple[BlockwiseResult, float]:
     """Return the packed network, and seconds of all calls together up to their last finished blocks."""
-    total, kept = len(blocks(subject.net)), directory / BLOCKS
+    total, kept = len(subject.blocks), directory / BLOCKS
     log_step = log.steps("compression")
     before = len(list(kept.glob("block-*.pt")))  # of interrupted calls: their seconds are in the blocks' records
 

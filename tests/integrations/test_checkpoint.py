@@ -142,8 +142,8 @@ def test_bad_checkpoints(tmp_path):
     index.unlink()
     fails(path, NetworkError, "neither model.safetensors nor")
     config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
-    fails(path, NetworkError, "'gpt2' .* unknown")
+    (path / "config.json").write_text(json.dumps(config | {"model_type": "gptj"}))
+    fails(path, NetworkError, "'gptj' .* unknown")
     (path / "config.json").unlink()
     fails(path, NetworkError, "no config.json")
 

@@ -7,7 +7,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from kits import architectures as kit
 from kits import forks
+from kits.architectures import make as make_case
 from pyro.infer import SVI
 from pyro.optim import Adam
 from torch import nn
@@ -28,6 +30,7 @@ from sqs_pyro.networks.architectures import (
     register_architecture,
 )
 from sqs_pyro.networks.block_stack import BlockStack, run_block
+from sqs_pyro.networks.linear_form import every_token_to_every_expert, in_linear_form
 
 transformers = pytest.importorskip("transformers")
 
@@ -83,8 +86,53 @@ def registry(monkeypatch):
     monkeypatch.setattr(architectures, "_architectures", dict(architectures._architectures))
 
 
+EVERY = kit.CASES
+
+
 def test_every_known_architecture_is_tested():
-    assert architecture_names() == sorted(CONFIGS)
+    assert architecture_names() == sorted({make_case(case).config.model_type for case in EVERY})
+
+
+#: Matrices in blocks that are no linear layers of the network, or stay as they are: routers, gates, positions.
+KEPT = r"mlp\.gate\.weight|shared_expert_gate\.weight|relative_attention_bias\.weight"
+
+
+class TestEveryArchitecture:
+    @pytest.mark.parametrize("case", EVERY)
+    def test_patterns_name_every_matrix_in_the_blocks(self, case):
+        """Of the network as it is: by dimensions, without the table."""
+        net = make_case(case)
+        patterns = [re.compile(pattern) for pattern in include_patterns(net)]
+        names = [name for name, value in net.named_parameters() if value.dim() > 1]
+        inside = [name for name in names if any(name.startswith(f"{path}.") for path in block_paths(net))]
+        found = [name for name in names if any(pattern.search(name) for pattern in patterns)]
+        assert found == [name for name in inside if not re.search(KEPT, name)]
+        assert set(BayesianNetwork(net, include=include_patterns(net)).site_values()) == {*found}
+        assert {name.removesuffix(".weight") for name in found} == {*parts_of(net)["blocks"]}
+
+    @pytest.mark.parametrize("case", EVERY)
+    @torch.no_grad()
+    def test_groups_share_their_input_and_stand_in_the_order_of_calls(self, case):
+        """By hooks: what each layer of each block is really called with, and when."""
+        net = make_case(case)
+        with in_linear_form(net), every_token_to_every_expert():
+            calls: dict[str, torch.Tensor] = {}
+            for path in block_paths(net):
+                for name in (
+                    name for group in layer_groups(net.get_submodule(path), architecture_of(net)) for name in group
+                ):
+                    net.get_submodule(f"{path}.{name}").register_forward_pre_hook(
+                        lambda m, args, path=f"{path}.{name}": calls.update({path: args[0]})
+                    )
+            net(**kit.inputs(net, count=2))
+            position = {path: i for i, path in enumerate(calls)}
+            for path in block_paths(net):
+                groups = layer_groups(net.get_submodule(path), architecture_of(net))
+                for group in groups:
+                    inputs = [calls[f"{path}.{name}"] for name in group]
+                    assert all(torch.equal(x, inputs[0]) for x in inputs)
+                first = [min(position[f"{path}.{name}"] for name in group) for group in groups]
+                assert first == sorted(first)
 
 
 @pytest.mark.parametrize(("name", "head"), HEADS)
@@ -272,7 +320,7 @@ def test_registering_twice(registry):
 class TestSaysWhatIsWrong:
     def test_unknown(self):
         with pytest.raises(
-            NetworkError, match=r"'own' of this Own is unknown: known are bert, llama.*register_arch"
+            NetworkError, match=r"'own' of this Own is unknown: known are bert, bloom.*register_arch"
         ):
             blocks(Own())
         with pytest.raises(NetworkError, match="Linear has no model_type: known are bert"):

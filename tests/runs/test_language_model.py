@@ -353,8 +353,8 @@ class TestSaysWhatIsWrongBeforeWork:
             ("intermediate_size", 64, r"lacks 6 weights of a LlamaForCausalLM, or has them in another shape"),
             (
                 "model_type",
-                "gpt2",
-                r"The architecture 'gpt2' of this GPT2Config is unknown: known are bert, llama",
+                "mamba",
+                r"lacks \d+ weights of a MambaForCausalLM",
             ),
             ("model_type", "nonsense", r"The configuration of '.*' cannot be loaded \(.*`nonsense`"),
         ],

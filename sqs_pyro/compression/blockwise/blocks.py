@@ -11,6 +11,7 @@ the finished block is kept: an interrupted run goes on behind it and ends in the
 """
 
 import copy
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -42,7 +43,7 @@ from sqs_pyro.inference.findings import Finding, unrepeatable
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.models.likelihoods import categorical_last
 from sqs_pyro.models.observation import Likelihood
-from sqs_pyro.networks.block_stack import BlockArguments, BlockStack, input_of, run_block
+from sqs_pyro.networks.block_stack import BlockArguments, BlockStack, called_as, input_of, run_block
 from sqs_pyro.networks.calling import device_of, move_to, split_examples
 from sqs_pyro.networks.coverage import coverage
 from sqs_pyro.networks.residency import InMemory, Residency, resident_fingerprint
@@ -98,6 +99,8 @@ def compress_blocks(
     recipe: BlockwiseRecipe,
     *,
     likelihood: Likelihood = categorical_last,
+    stacks: Sequence[int] | None = None,
+    stepped_over: bool = True,
     directory: str | Path | None = None,
     residency: Residency | None = None,
     progress: Callable[[BlockRecord], None] | None = None,
@@ -112,6 +115,9 @@ def compress_blocks(
         minibatches: inputs of the network; no labels.
         recipe: what to do.
         likelihood: of the network's output, for ``allocation: importance``.
+        stacks: how many of the blocks belong to each of several stacks, such as an encoder and a decoder, none of
+            which feeds one before it; all to one if left out.
+        stepped_over: see :class:`~sqs_pyro.networks.block_stack.BlockStack`.
         directory: where finished blocks are kept, to go on from.
         residency: which weights are in memory; all of them if left out.
         progress: told of each finished block.
@@ -127,9 +133,10 @@ def compress_blocks(
     residency = residency or InMemory()
     _check_allocation(net, recipe, residency)
     check_storable(net)
-    stack = BlockStack(net, blocks)
+    ends = list(itertools.accumulate(stacks or [len(blocks)]))
+    parts = [BlockStack(net, blocks[a:b], stepped_over=stepped_over) for a, b in itertools.pairwise([0, *ends])]
     kept = None if directory is None else Path(directory)
-    run = _Run(net, stack, layer_groups, list(minibatches), recipe, likelihood, kept, residency)
+    run = _Run(net, parts, layer_groups, list(minibatches), recipe, likelihood, kept, residency)
     with torch.no_grad():
         records = run.compress(progress)
     findings = uncompressed(coverage(net, run.packed))
@@ -153,7 +160,7 @@ class _Run:
     def __init__(
         self,
         net: nn.Module,
-        stack: BlockStack,
+        stacks: list[BlockStack],
         layer_groups: LayerGroups,
         minibatches: list[Any],
         recipe: BlockwiseRecipe,
@@ -161,14 +168,15 @@ class _Run:
         directory: Path | None,
         residency: Residency,
     ) -> None:
-        self.net, self.stack, self.layer_groups = net, stack, layer_groups
+        self.net, self.stacks, self.layer_groups = net, stacks, layer_groups
+        self.blocks = [block for stack in stacks for block in stack.blocks]
         self.minibatches, self.recipe, self.likelihood = minibatches, recipe, likelihood
         self.residency = residency
         paths = {id(module): path for path, module in net.named_modules()}  # blocks are told by identity
-        self.paths = [paths[id(block)] for block in stack.blocks]
+        self.paths = [paths[id(block)] for block in self.blocks]
         names = [
             f"{path}.{name}"
-            for path, block in zip(self.paths, stack.blocks, strict=True)
+            for path, block in zip(self.paths, self.blocks, strict=True)
             for group in layer_groups(block)
             for name in group
         ]
@@ -176,17 +184,35 @@ class _Run:
         self.store = BlockStore(directory, {} if directory is None else self._fingerprint())
         self.packed: dict[str, PackedTensor] = {}
         self.leftovers: dict[str, Tensor] = {}
-        with residency.held(net, without=stack.blocks):
-            # What the first block is called with: hidden states [B, T, D], and the other arguments of each block.
+        with residency.held(net, without=self.blocks):
             device = device_of(net)
             if device.type != "meta":  # of a streamed network, whose weights are the CPU's
                 self.minibatches = [move_to(inputs, device) for inputs in minibatches]
-            entrances = [stack.entrance(inputs) for inputs in self.minibatches]
-        self.states: States = [(entrance.hidden, entrance.arguments) for entrance in entrances]
+        self.states = self._entrance(0)  # here, so that what cannot be called is told at once
+
+    def _entrance(self, number: int, students: Sequence[nn.Module] = ()) -> States:
+        """Return what the first block of a stack is called with, and the other arguments of each of its blocks.
+
+        Args:
+            number: of the stack.
+            students: what stands for the blocks of the stacks before it; the original blocks if left out.
+        """
+        first = self._first(number)
+        with (
+            self.residency.held(self.net, without=self.blocks),
+            called_as(self.blocks[: len(students)], students),
+        ):
+            entrances = [self.stacks[number].entrance(inputs) for inputs in self.minibatches]
+        # Blocks are numbered through all stacks: of earlier ones there are no arguments here.
+        earlier: list[BlockArguments] = [((), {})] * first
+        return [(entrance.hidden, earlier + entrance.arguments) for entrance in entrances]
+
+    def _first(self, number: int) -> int:
+        return sum(map(len, self.stacks[:number]))
 
     def _fingerprint(self) -> Fingerprint:
         """Return what this call is made of; of a streamed network every weight is read for it once."""
-        network = resident_fingerprint(self.net, self.stack.blocks, self.residency)
+        network = resident_fingerprint(self.net, self.blocks, self.residency)
         data = {"minibatches": len(self.minibatches), "sequences": described(self.minibatches)}
         # Of patterns the later one counts: their order, too, decides what comes out.
         setting = {"likelihood": described(self.likelihood), "patterns": list(self.recipe.layers)}
@@ -194,27 +220,46 @@ class _Run:
 
     def compress(self, progress: Callable[[BlockRecord], None] | None) -> list[BlockRecord]:
         importance, budget = self._plan()
-        # Two streams of hidden states run side by side: of the network as it was, and behind blocks as they ship.
-        original, compressed = self.states, list(self.states)
-        records = []
-        for i, block in enumerate(self.stack.blocks):
-            with self.residency.held(block):
-                targets = _advance(block, original, i)  # what the block's outputs should be
-                kept = self.store.read(i)
-                # Ctrl-C waits until a block is whole and on disk: minutes of work, and never half a file.
-                with deferred_interrupt() if kept is None else nullcontext():
-                    if kept is None:
-                        kept = self._compress_block(i, original, compressed, targets, importance, budget)
-                        self.store.write(i, kept)
-                self._note(i, kept, budget)  # kept blocks count, too: the budget goes on where it stopped
-                student = self._student(i, kept)
-            outputs = _advance(student, compressed, i)  # later blocks see, and make up for, the errors so far
-            original = [(target, arguments) for target, (_, arguments) in zip(targets, original, strict=True)]
-            compressed = [(output, arguments) for output, (_, arguments) in zip(outputs, original, strict=True)]
-            records.append(kept.record)
-            if progress is not None:
-                progress(kept.record)
+        records: list[BlockRecord] = []
+        students: list[nn.Module] = []
+        for number, stack in enumerate(self.stacks):
+            # Two streams of hidden states run side by side: of the network as it was, and behind blocks as they
+            # ship. What a later stack is called with has come through the earlier ones.
+            original = self._entrance(number) if number else list(self.states)
+            compressed = self._entrance(number, students) if number else list(original)
+            for i, block in enumerate(stack.blocks, self._first(number)):
+                student, record = self._step(i, block, original, compressed, importance, budget)
+                records.append(record)
+                if number + 1 < len(self.stacks):
+                    students.append(student)
+                if progress is not None:
+                    progress(record)
         return records
+
+    def _step(
+        self,
+        i: int,
+        block: nn.Module,
+        original: States,
+        compressed: States,
+        importance: Mapping[str, Tensor],
+        budget: BitBudget | None,
+    ) -> tuple[nn.Module, BlockRecord]:
+        """Compress a block, or read it, and take both streams of hidden states behind it, in place."""
+        with self.residency.held(block):
+            targets = _advance(block, original, i)  # what the block's outputs should be
+            kept = self.store.read(i)
+            # Ctrl-C waits until a block is whole and on disk: minutes of work, and never half a file.
+            with deferred_interrupt() if kept is None else nullcontext():
+                if kept is None:
+                    kept = self._compress_block(i, original, compressed, targets, importance, budget)
+                    self.store.write(i, kept)
+            self._note(i, kept, budget)  # kept blocks count, too: the budget goes on where it stopped
+            student = self._student(i, kept)
+        outputs = _advance(student, compressed, i)  # later blocks see, and make up for, the errors so far
+        original[:] = _behind(targets, original)
+        compressed[:] = _behind(outputs, compressed)
+        return student, kept.record
 
     def _groups(self, i: int, block: nn.Module) -> list[dict[str, nn.Linear]]:
         """Return the layers of a block that are compressed, in groups that share their input."""
@@ -230,7 +275,7 @@ class _Run:
             return {}, None
         layers = {
             f"{self.paths[i]}.{name}": layer
-            for i, block in enumerate(self.stack.blocks)
+            for i, block in enumerate(self.blocks)
             for group in self._groups(i, block)
             for name, layer in group.items()
         }
@@ -256,8 +301,18 @@ class _Run:
 
     def _precisions(self, importance: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the mean precision of every layer's weights, with the original network's inputs."""
-        found, states = {}, self.states  # of compressed layers there are none yet: this is a forecast
-        for i, block in enumerate(self.stack.blocks):
+        found: dict[str, float] = {}
+        for number, stack in enumerate(self.stacks):
+            # Of compressed layers there are none yet: this is a forecast.
+            states = self._entrance(number) if number else self.states
+            found |= self._stack_precisions(stack, self._first(number), states, importance)
+        return found
+
+    def _stack_precisions(
+        self, stack: BlockStack, first_block: int, states: States, importance: Mapping[str, Tensor]
+    ) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for i, block in enumerate(stack.blocks, first_block):
             for group in self._groups(i, block):
                 first = next(iter(group.values()))
                 seen = (input_of(first, block, hidden, arguments[i]) for hidden, arguments in states)
@@ -267,8 +322,7 @@ class _Run:
                     own = self._likelihood(layer.weight, curvature, importance[full])
                     scales = self._scales(layer.weight, own.importance)
                     found[full] = own.in_units_of(scales).mean_precision
-            outputs = _advance(block, states, i)
-            states = [(output, arguments) for output, (_, arguments) in zip(outputs, states, strict=True)]
+            states = _behind(_advance(block, states, i), states)
         return found
 
     def _compress_block(
@@ -282,7 +336,7 @@ class _Run:
     ) -> FinishedBlock:
         start = time.perf_counter()
         # The student is coded layer by layer; a later group's inputs come through its earlier, coded layers.
-        teacher, student = self.stack.blocks[i], copy.deepcopy(self.stack.blocks[i])
+        teacher, student = self.blocks[i], copy.deepcopy(self.blocks[i])
         coded: dict[str, CodedTensor] = {}
         layers: dict[str, dict[str, float]] = {}
         beta = budget.beta() if budget is not None and budget.waits else None
@@ -342,8 +396,8 @@ class _Run:
         first, now = next(iter(before.values())), next(iter(group.values()))
 
         def pairs() -> Iterable[tuple[Tensor, Tensor]]:
-            for (hidden, arguments), (seen, _) in zip(original, compressed, strict=True):
-                x = input_of(now, student, seen, arguments[i])
+            for (hidden, arguments), (seen, others) in zip(original, compressed, strict=True):
+                x = input_of(now, student, seen, others[i])
                 yield (input_of(first, teacher, hidden, arguments[i]) if self.recipe.adapt_inputs else x), x
 
         cross, curvature = input_moments(pairs())  # E x xₛᵀ and E xₛ xₛᵀ, [M, M]
@@ -375,7 +429,7 @@ class _Run:
 
     def _student(self, i: int, kept: FinishedBlock) -> nn.Module:
         """Return the finished block as it is shipped, dense."""
-        student = copy.deepcopy(self.stack.blocks[i])
+        student = copy.deepcopy(self.blocks[i])
         dense = {name: value.dense() for name, value in kept.coded.items()}
         for name, value in {**dense, **kept.leftovers}.items():  # everything that a block has
             student.get_parameter(name).copy_(value)
@@ -418,6 +472,11 @@ def _check_allocation(net: nn.Module, recipe: BlockwiseRecipe, residency: Reside
 def _advance(block: nn.Module, states: States, i: int) -> list[Tensor]:
     """Return the hidden states behind a block."""
     return [run_block(block, hidden, arguments[i]) for hidden, arguments in states]
+
+
+def _behind(outputs: Iterable[Tensor], states: States) -> States:
+    """Return states with the outputs of a block in place of the hidden states before it."""
+    return [(output, arguments) for output, (_, arguments) in zip(outputs, states, strict=True)]
 
 
 def every_linear(block: nn.Module) -> list[dict[str, nn.Linear]]:

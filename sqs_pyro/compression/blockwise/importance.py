@@ -52,7 +52,18 @@ def output_importance(
             watch.leaves.clear()  # lets go of the graph, too
     if not all(watch.counts.values()):
         raise DataError("The importance of outputs needs at least one minibatch that reaches every layer.")
-    return {name: total / watch.counts[name] for name, total in watch.totals.items()}
+    found = {name: total / watch.counts[name] for name, total in watch.totals.items()}
+    return {name: value if value.any() else _of_the_least(name, found) for name, value in found.items()}
+
+
+def _of_the_least(name: str, found: Mapping[str, Tensor]) -> Tensor:
+    """Return what stands for a layer whose outputs never mattered, such as of an expert that no token was sent to.
+
+    It may be needed elsewhere: it is as the least of its neighbours, the other experts, that did matter.
+    """
+    place = name.rpartition(".")[0]
+    near = (value.mean() for other, value in found.items() if other.rpartition(".")[0] == place and value.any())
+    return torch.full_like(found[name], float(min(near, default=torch.tensor(0.0))))
 
 
 class _OutputGradients:

@@ -15,7 +15,8 @@ from torch import nn
 from sqs_pyro.compression.blockwise.blocks import IMPORTANCE_BATCH
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.compression.layers import check_layers
-from sqs_pyro.networks.architectures import architecture_of, blocks, layer_names, linear_layers
+from sqs_pyro.networks.architectures import blocks, layer_names
+from sqs_pyro.networks.linear_form import in_linear_form
 from sqs_pyro.recipes import parse
 
 _FLOAT, _DOUBLE = 4, 8
@@ -109,9 +110,13 @@ def plan_memory(
         NetworkError, RecipeError: an unknown architecture, an impossible recipe.
     """
     recipe = parse(BlockwiseRecipe, recipe or {}, "blockwise")
-    found = blocks(net)
-    layers = linear_layers(found[0], architecture_of(net)).values()
-    in_block = _count(found[0])  # blocks of these architectures are alike
+    with in_linear_form(net):
+        return _plan(net, sequences, length, recipe, streamed)
+
+
+def _plan(net: nn.Module, sequences: int, length: int, recipe: BlockwiseRecipe, streamed: bool) -> MemoryPlan:
+    found, layers = blocks(net), layer_names(net).values()
+    in_block = max(map(_count, found))
     total = _count(net)
     outside = total - sum(_count(block) for block in found)
     config: Any = net.config

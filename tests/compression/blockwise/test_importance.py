@@ -101,3 +101,21 @@ def test_own_likelihood():
     found = output_importance(net, layers(net), [torch.randn(400, 5)] * 10, bernoulli)
     p = torch.sigmoid(net(torch.randn(4000, 5))).detach()
     torch.testing.assert_close(found["last"], (p * (1 - p)).mean(0), rtol=0.1, atol=1e-2)
+
+
+def test_a_layer_that_never_mattered_is_as_the_least_of_its_neighbours():
+    class Mixture(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Linear(3, 2) for _ in range(3))
+
+        def forward(self, x):
+            return self.experts[0](x) + 0.1 * self.experts[1](x) + 0.0 * self.experts[2](x)
+
+    net = Mixture()
+    layers = {f"experts.{i}": layer for i, layer in enumerate(net.experts)}
+    found = output_importance(net, layers, [torch.randn(40, 3)], Gaussian())
+    assert float(found["experts.0"].mean()) > 50 * float(found["experts.1"].mean()) > 0
+    assert torch.equal(found["experts.2"], found["experts.1"].mean().expand(2))
+    alone = output_importance(net, {"experts.2": net.experts[2]}, [torch.randn(40, 3)], Gaussian())
+    assert torch.equal(alone["experts.2"], torch.zeros(2)), "nothing says how much it could matter"

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from kits import architectures
 
 from sqs_pyro.compression.blockwise.memory_plan import plan_memory
 from sqs_pyro.errors import NetworkError
@@ -47,9 +48,20 @@ def test_what_makes_it_grow():
 
 def test_an_unknown_architecture():
     with torch.device("meta"):
-        net = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=32, n_head=2))
-    with pytest.raises(NetworkError, match=r"'gpt2' .* unknown"):
+        net = transformers.GPTJForCausalLM(transformers.GPTJConfig(n_layer=1, n_embd=32, n_head=2))
+    with pytest.raises(NetworkError, match=r"'gptj' .* unknown"):
         plan_memory(net, 4, 16)
+
+
+@pytest.mark.parametrize(("case", "widest"), [("gpt2", 128), ("mixtral", 48), ("t5", 48)])
+def test_layers_in_another_form_and_in_several_stacks(case, widest):
+    """From shapes alone: 52 bytes for each pair of the widest layer's inputs, as of the Llama above."""
+    net = architectures.make(case).to("meta")
+    modules = dict(net.named_modules())
+    plan = plan_memory(net, 8, 16, streamed=False)
+    assert plan.parameters == sum(value.numel() for value in net.parameters())
+    assert plan.curvature == 52 * widest**2
+    assert dict(net.named_modules()) == modules
 
 
 _MEASURE = """
