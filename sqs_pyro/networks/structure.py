@@ -1,5 +1,6 @@
 """An architecture found in a network: its longest list of blocks, and what those call their linear layers with."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +38,11 @@ class FoundStructure:
     parameters: int
 
     def __str__(self) -> str:
-        groups = " | ".join(", ".join(group.values()) for group in self.architecture.groups)
+        # Experts by a star for their number.
+        named = [
+            ", ".join(re.sub(r"\.\d+$", ".*", path) for path in each.values()) for each in self.architecture.groups
+        ]
+        groups = " | ".join(dict.fromkeys(named))
         kept = (
             f", but not {', '.join(self.architecture.kept)}, which were not called"
             if self.architecture.kept

@@ -123,9 +123,11 @@ def _said(output: Any) -> dist.TorchDistribution:
     """Logits are a categorical's; a network without a head says where its hidden states are, with unit noise."""
     if hasattr(output, "logits"):
         return categorical_last(output)
-    if hasattr(output, "text_embeds"):  # of a pair of towers: not what it says of other pairs of a minibatch
-        return Gaussian()(torch.cat([output.text_embeds, output.image_embeds], -1))
-    return Gaussian()(output[0])
+    # Of a pair of towers where each text and image is, not how the pairs of a minibatch compare.
+    embeddings = [
+        output[name] for name in ("text_embeds", "image_embeds") if getattr(output, name, None) is not None
+    ]
+    return Gaussian()(torch.cat(embeddings, -1) if embeddings else output[0])
 
 
 def _checked_inputs(net: nn.Module, given: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
