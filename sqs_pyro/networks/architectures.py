@@ -212,6 +212,22 @@ def parts_of(model: nn.Module) -> dict[str, list[str]]:
     return {part: paths for part, paths in found.items() if paths}
 
 
+def vocabulary_paths(model: nn.Module) -> tuple[str | None, str | None]:
+    """Return paths of the embedding of tokens and of the head that gives their logits, None for what is not there.
+
+    They are those of the architecture's parts ``"embedding"`` and ``"head"`` that have a row for each token.
+
+    Raises:
+        NetworkError: the architecture is unknown, or there are no blocks where it says.
+    """
+    parts, modules = parts_of(model), _modules(model)
+    tables = [path for path in parts.get("embedding", ()) if isinstance(modules[path], nn.Embedding)]
+    heads = {path: head for path in parts.get("head", ()) if isinstance(head := modules[path], nn.Linear)}
+    tokens = getattr(getattr(model, "config", None), "vocab_size", None)
+    logits = [path for path, head in heads.items() if head.out_features == tokens]
+    return next(iter(tables), None), next(iter(logits), None)
+
+
 def include_patterns(model: nn.Module, parts: Sequence[str] = (BLOCKS,)) -> list[str]:
     """Return regular expressions of the weights of some parts of a network, for ``BayesianNetwork(include=...)``.
 

@@ -12,6 +12,7 @@ from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.compression.blockwise.blocks import BlockwiseResult, compress_blocks
 from sqs_pyro.compression.blockwise.recipe import WITHOUT_EFFECT, BlockwiseRecipe
 from sqs_pyro.compression.blockwise.store import BlockRecord
+from sqs_pyro.compression.blockwise.vocabulary import vocabulary_of
 from sqs_pyro.errors import DataError, RecipeError
 from sqs_pyro.isolation import isolated
 from sqs_pyro.models.likelihoods import Gaussian, categorical_last
@@ -34,7 +35,7 @@ def compress_transformer(
     progress: Callable[[BlockRecord], None] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> BlockwiseResult:
-    """Compress all linear layers in the blocks of a transformers network from unlabelled text.
+    """Compress embedding, head and the blocks' linear layers of a transformers network from unlabelled text.
 
     Args:
         net: BERT, Llama, Mistral, Qwen2, Qwen3, or what
@@ -69,6 +70,7 @@ def compress_transformer(
     }
     architecture = architecture_of(net)
     found = blocks(net)
+    vocabulary = vocabulary_of(net, recipe)
     _check_sequences(net, sequences)
     with isolated(net, seed=recipe.seed):
         return compress_blocks(
@@ -83,6 +85,7 @@ def compress_transformer(
             residency=residency,
             progress=progress,
             metadata=metadata,
+            vocabulary=vocabulary,
         )
 
 

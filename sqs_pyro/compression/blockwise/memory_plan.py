@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sqs_pyro.compression.blockwise.blocks import IMPORTANCE_BATCH
+from sqs_pyro.compression.blockwise.file_size import bits_a_weight
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
+from sqs_pyro.compression.blockwise.vocabulary import candidates
 from sqs_pyro.compression.layers import check_layers
 from sqs_pyro.networks.architectures import architecture_of, blocks, layer_names, linear_layers
 from sqs_pyro.recipes import parse
@@ -112,6 +114,7 @@ def plan_memory(
     found = blocks(net)
     layers = linear_layers(found[0], architecture_of(net)).values()
     in_block = _count(found[0])  # blocks of these architectures are alike
+    weights = _compressed(net, recipe)
     total = _count(net)
     outside = total - sum(_count(block) for block in found)
     config: Any = net.config
@@ -121,10 +124,10 @@ def plan_memory(
         weights=_FLOAT * (in_block if streamed else total),
         block=(_BLOCKS - 1) * _FLOAT * in_block,
         curvature=_CURVATURE * max(layer.in_features for layer in layers) ** 2,
-        coding=_WEIGHT * max(layer.weight.numel() for layer in layers),
+        coding=_WEIGHT * max(weight.numel() for weight in weights.values()),
         states=_STATES * _FLOAT * tokens * width,
         inside=_INSIDE * _FLOAT * min(recipe.batch_size, sequences) * length * widest,
-        packed=_finished(net, recipe),
+        packed=_finished(net, weights, recipe),
         gradients=_gradients(net, recipe, length, widest),
         # The network as it is held, a copy that is rounded, and the packed network's own.
         ends=_FLOAT * ((3 * outside) if streamed else (2 * total + outside)),
@@ -133,16 +136,20 @@ def plan_memory(
     )
 
 
-def _finished(net: nn.Module, recipe: BlockwiseRecipe) -> int:
-    """Return bytes of the blocks' layers as they are kept: coded, or as they were but rounded."""
-    layers = layer_names(net)
-    check_layers(recipe.layers, layers, "blockwise.layers")
+def _compressed(net: nn.Module, recipe: BlockwiseRecipe) -> dict[str, Tensor]:
+    """Return what is compressed: embedding and head, and of the blocks what is not left as it is."""
+    found: dict[str, Any] = candidates(net, recipe)
+    check_layers(recipe.layers, found, "blockwise.layers")
+    return {name: module.weight for name, module in found.items() if not recipe.skips(name)}
+
+
+def _finished(net: nn.Module, weights: Mapping[str, Tensor], recipe: BlockwiseRecipe) -> int:
+    """Return bytes of what is coded, and of the blocks' layers that are as they were but rounded."""
     rounded = 8 * getattr(torch, recipe.leftover_dtype).itemsize
-    bits = (
-        layer.weight.numel() * (rounded if recipe.skips(name) else recipe.bits_of(name) or recipe.bits)
-        for name, layer in layers.items()
-    )
-    return int(sum(bits) / 8)
+    bits = bits_a_weight(net, weights, recipe)
+    coded = sum(value.numel() * (recipe.bits_of(name) or bits) for name, value in weights.items())
+    left = sum(layer.weight.numel() for name, layer in layer_names(net).items() if name not in weights)
+    return int((coded + rounded * left) / 8)
 
 
 def _gradients(net: nn.Module, recipe: BlockwiseRecipe, length: int, widest: int) -> int:
