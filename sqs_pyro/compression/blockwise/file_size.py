@@ -1,5 +1,6 @@
 """How many bits a weight may have, so that the whole file has the megabytes that were asked for."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -12,6 +13,7 @@ from sqs_pyro.packing.leftovers import leftover_state
 _ENVELOPE = 1000  # bytes of a file's header and of what its manifest says once
 _ENTRY = 20  # bytes that a compressed tensor has in the manifest, which is compressed itself
 _LEAST, _MOST = 0.5, 8.0  # bits a weight: fewer are met by zeros alone, more no recipe has
+_UNUSED = 0.75  # bits below log2 of the values' number at which an even grid still has a place for every weight
 
 
 def bits_a_weight(net: nn.Module, weights: Mapping[str, Tensor], recipe: BlockwiseRecipe) -> float:
@@ -46,11 +48,13 @@ def bits_a_weight(net: nn.Module, weights: Mapping[str, Tensor], recipe: Blockwi
             "left to be chosen: leave out one of them."
         )
     bits = (8e6 * recipe.megabytes - 8 * others - fixed) / waiting
-    least, most = ((8 * others + fixed + each * waiting) / 8e6 for each in (_LEAST, _MOST))
-    if not _LEAST <= bits <= _MOST:
+    finest = min(_MOST, math.log2(1 + recipe.num_components) - _UNUSED)
+    least, most = ((8 * others + fixed + each * waiting) / 8e6 for each in (_LEAST, finest))
+    if not _LEAST <= bits <= finest:
         raise RecipeError(
             f"Recipe key 'blockwise.megabytes' is {recipe.megabytes:g}, which comes to {bits:.2f} bits for each "
             f"of {waiting:,} weights beside {others / 1e6:.3g} MB that are not compressed: give {least:.3g} to "
-            f"{most:.3g}, or compress more of the network (blockwise.embedding, blockwise.head, blockwise.layers)."
+            f"{most:.3g}; less is had with more of the network compressed (blockwise.embedding, blockwise.head), "
+            "more with more codewords (blockwise.num_components)."
         )
     return bits
