@@ -1,7 +1,8 @@
 """How much memory blockwise compression is going to take, told from shapes alone before anything is loaded.
 
-A plan follows what :mod:`~sqs_pyro.compression.blockwise.blocks` holds at its three moments: when gradients tell
-the importance of outputs, in the middle of a block, and when the packed network is put together. Tensors that live
+A plan follows what :mod:`~sqs_pyro.compression.blockwise.blocks` holds at its moments: when gradients tell
+the importance of outputs, while an embedding or a head is coded, in the middle of a block, and when the packed
+network is put together. Tensors that live
 through a moment are counted; the allocator's overhead and the libraries themselves (some 0.5 GB) are not.
 """
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from sqs_pyro.compression.blockwise.blocks import IMPORTANCE_BATCH
 from sqs_pyro.compression.blockwise.file_size import bits_a_weight
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
-from sqs_pyro.compression.blockwise.vocabulary import candidates
+from sqs_pyro.compression.blockwise.vocabulary import candidates, vocabulary_of
 from sqs_pyro.compression.layers import check_layers
 from sqs_pyro.networks.architectures import architecture_of, blocks, layer_names, linear_layers
 from sqs_pyro.recipes import parse
@@ -41,13 +42,15 @@ _KEPT_LOGITS = 4
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes at the three moments of blockwise compression.
+    """Bytes at the moments of blockwise compression.
 
     Attributes:
         weights: of the network in memory: all of them, or with streaming those of one block.
         block: further copies of a block's weights.
         curvature: moments of the widest layer's inputs, and what is computed from them.
         coding: of the largest layer, while its symbols are chosen.
+        table: the same, with its curvature, of the larger of embedding and head; 0 where neither is compressed.
+        held: of a streamed network, all beside the blocks, which are in memory then.
         states: hidden states of all calibration sequences.
         inside: what a block computes for one minibatch.
         packed: finished blocks in their packed form.
@@ -61,6 +64,8 @@ class MemoryPlan:
     block: int
     curvature: int
     coding: int
+    table: int
+    held: int
     states: int
     inside: int
     packed: int
@@ -71,7 +76,7 @@ class MemoryPlan:
 
     @property
     def moments(self) -> dict[str, dict[str, int]]:
-        """What each of the three moments consists of."""
+        """What each of the moments consists of."""
         work = {"curvature": self.curvature, "coding": self.coding}
         # Inputs are computed minibatch by minibatch, and only then are symbols chosen: the larger counts.
         if self.inside > sum(work.values()):
@@ -79,9 +84,15 @@ class MemoryPlan:
         held = {"states": self.states, "packed": self.packed}
         return {
             "importance": {"weights": self.weights, "gradients": self.gradients},
+            **({"vocabulary": self._of_table(held)} if self.table else {}),
             "block": {"weights": self.weights, "block": self.block, **work, **held},
             "end": {"ends": self.ends, **held},
         }
+
+    def _of_table(self, held: dict[str, int]) -> dict[str, int]:
+        # Of a streamed network no block is in memory then.
+        weights = {"ends": self.held} if self.held else {"weights": self.weights}
+        return {**weights, "table": self.table, **held}
 
     @property
     def peak(self) -> int:
@@ -115,6 +126,7 @@ def plan_memory(
     layers = linear_layers(found[0], architecture_of(net)).values()
     in_block = _count(found[0])  # blocks of these architectures are alike
     weights = _compressed(net, recipe)
+    tables = [weights[path] for path in vocabulary_of(net, recipe).without_skipped(recipe).paths]
     total = _count(net)
     outside = total - sum(_count(block) for block in found)
     config: Any = net.config
@@ -124,7 +136,9 @@ def plan_memory(
         weights=_FLOAT * (in_block if streamed else total),
         block=(_BLOCKS - 1) * _FLOAT * in_block,
         curvature=_CURVATURE * max(layer.in_features for layer in layers) ** 2,
-        coding=_WEIGHT * max(weight.numel() for weight in weights.values()),
+        coding=_WEIGHT * max(layer.weight.numel() for layer in layers),
+        table=max((_CURVATURE * each.shape[1] ** 2 + _WEIGHT * each.numel() for each in tables), default=0),
+        held=_FLOAT * outside if streamed else 0,
         states=_STATES * _FLOAT * tokens * width,
         inside=_INSIDE * _FLOAT * min(recipe.batch_size, sequences) * length * widest,
         packed=_finished(net, weights, recipe),
