@@ -67,7 +67,7 @@ def test_directories_are_images_or_language_models(tmp_path):
     assert asked_recipe(str(tmp_path), "my.txt").text.source == "my.txt"
     small = asked_recipe(str(tmp_path), goal=Goal(megabytes=56)).blockwise
     assert (small.megabytes, small.bits) == (56, None)
-    with pytest.raises(RecipeError, match=r"--ratio is for networks that are fine-tuned, .* --bits or --megabytes"):
+    with pytest.raises(RecipeError, match=r"--ratio is for networks .* --bits or --megabytes"):
         asked_recipe(str(tmp_path), goal=Goal(ratio=9))
 
 

@@ -188,8 +188,8 @@ class TestOutcome:
     def test_rows_that_are_read_are_finer(self):
         net, x = make("Llama", "Model"), zipf(24)
         result = compress_transformer(net, x, {**RECIPE, "bits": 2.0, "layers": {"layers.*": {"skip": True}}})
-        before, after = net.embed_tokens.weight, result.network.embed_tokens.weight
-        error = (after - before).square().mean(1).detach()
+        before, after = net.embed_tokens.weight.detach(), result.network.embed_tokens.weight
+        error = (after - before).square().mean(1)
         read = torch.bincount(x.view(-1), minlength=V)
         assert float(error[read > 8].mean()) < 0.5 * float(error[read == 0].mean())
         # Rows that were never read are coarse, not gone.
