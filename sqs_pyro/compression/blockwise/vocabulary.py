@@ -8,6 +8,7 @@ it has to come first as well, and is coded for both its readers at once.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,9 @@ def _wanted(
     key: str, path: str | None, net: nn.Module, recipe: BlockwiseRecipe, architecture: Architecture
 ) -> str | None:
     """Return the path of what is compressed under a key of the recipe; None if it is left as it is."""
+    asked = getattr(recipe, key)
+    if asked is False:
+        return None
     why = None
     if len(architecture.stacks) > 1:
         # A later stack's embedding is read behind the blocks of an earlier one, and both may share one.
@@ -88,10 +92,20 @@ def _wanted(
         module = net.get_submodule(path)
         if packed_type(module) is not PackedEmbedding:
             why = f"'{path}' is a {type(module).__name__}, which computes more than a look-up of rows"
-    asked = getattr(recipe, key)
+        elif _is_last_parameter(path, net, recipe, architecture):
+            why = f"without '{path}' no parameter is left, by which transformers tells a network's device"
     if why is not None and asked:
         raise _refused(key, why)
-    return None if why is not None or asked is False else path
+    return path if why is None else None
+
+
+def _is_last_parameter(path: str, net: nn.Module, recipe: BlockwiseRecipe, architecture: Architecture) -> bool:
+    """Return whether all is compressed beside an embedding, as of OLMo, whose norms have no weights."""
+    _, head = vocabulary_paths(net, architecture)
+    layers: dict[str, Any] = {**layer_names(net, architecture), path: net.get_submodule(path)}
+    layers |= {} if head is None or recipe.head is False else {head: net.get_submodule(head)}
+    coded = {id(layer.weight) for name, layer in layers.items() if not recipe.skips(name)}
+    return all(id(value) in coded for value in net.parameters())
 
 
 def _refused(key: str, why: str) -> RecipeError:

@@ -129,6 +129,13 @@ class TestWhich:
         with pytest.raises(RecipeError, match=sentence):
             vocabulary_of(net, BlockwiseRecipe(**keys))
 
+    def test_the_last_parameter_is_left(self):
+        net = architectures.make("olmo")  # norms without weights
+        assert vocabulary_of(net, BlockwiseRecipe()).paths == ["lm_head"]
+        with pytest.raises(RecipeError, match=r"without 'model\.embed_tokens' no parameter is left"):
+            vocabulary_of(net, BlockwiseRecipe(embedding=True))
+        assert vocabulary_of(net, BlockwiseRecipe(embedding=True, head=False)).paths == ["model.embed_tokens"]
+
     def test_an_embedding_that_is_not_read_is_refused(self):
         net = make()
         x = torch.randn(4, 8, 32)
