@@ -141,7 +141,8 @@ def main() -> None:
     sequences = token_sequences(tokenizer, text.calibration, LENGTH, args.sequences, **around)
     changes = {key: json.loads(value) for key, _, value in (change.partition("=") for change in args.changes)}
     for bits in args.bits:
-        keys, start = {"bits": bits, **changes}, time.process_time()
+        # Bits are those of the blocks, as everybody else's.
+        keys, start = {"bits": bits, "embedding": False, **changes}, time.process_time()
         result = compress_transformer(net, sequences, keys)
         path = args.dir / f"{bits}.safetensors"
         save(result.network, path)

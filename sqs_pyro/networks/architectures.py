@@ -239,14 +239,41 @@ def parts_of(model: nn.Module) -> dict[str, list[str]]:
         NetworkError: the architecture is unknown, there are no blocks where it says, or a block has a linear layer
             that it does not name.
     """
-    architecture, base, modules = architecture_of(model), base_path(model), _modules(model)
     inside = [name for stack in stack_paths(model) for name in _block_weights(model, stack)]
     found = {BLOCKS: [name.removesuffix(".weight") for name in inside]}
+    found |= {part: list(modules) for part, modules in _beside_blocks(model, architecture_of(model)).items()}
+    return {part: paths for part, paths in found.items() if paths}
+
+
+def _beside_blocks(model: nn.Module, architecture: Architecture) -> dict[str, dict[str, nn.Module]]:
+    """Return the modules of an architecture's own parts by path, as far as the network has them."""
+    base, modules = base_path(model), _modules(model)
+    found = {}
     for part, names in architecture.parts.items():
         # An embedding is in the base model, a head beside it: the table does not say which.
         places = [_join(base, name) if _join(base, name) in modules else name for name in names]
-        found[part] = [place for place in places if place in modules]
-    return {part: paths for part, paths in found.items() if paths}
+        found[part] = {place: modules[place] for place in places if place in modules}
+    return found
+
+
+def vocabulary_paths(model: nn.Module, architecture: Architecture | None = None) -> tuple[str | None, str | None]:
+    """Return paths of the embedding of tokens and of the head that gives their logits, None for what is not there.
+
+    They are those of the architecture's parts ``"embedding"`` and ``"head"`` that have a row for each token.
+
+    Args:
+        model: the network.
+        architecture: its table; that of its ``model_type`` if left out.
+
+    Raises:
+        NetworkError: the architecture is unknown.
+    """
+    parts = _beside_blocks(model, architecture or architecture_of(model))
+    tables = [path for path, table in parts.get("embedding", {}).items() if isinstance(table, nn.Embedding)]
+    heads = {path: head for path, head in parts.get("head", {}).items() if isinstance(head, nn.Linear)}
+    tokens = getattr(getattr(model, "config", None), "vocab_size", None)
+    logits = [path for path, head in heads.items() if head.out_features == tokens]
+    return next(iter(tables), None), next(iter(logits), None)
 
 
 def include_patterns(model: nn.Module, parts: Sequence[str] = (BLOCKS,)) -> list[str]:

@@ -80,6 +80,45 @@ class BlockStack:
             "forward calls, in order."
         )
 
+    @torch.no_grad()
+    def exit_input(self, inputs: Any, hidden: Tensor, layer: nn.Module) -> Tensor:
+        """Return what a layer behind the last block is called with, ``[..., M]``; no stepped-over block runs.
+
+        Args:
+            inputs: of the network.
+            hidden: what the last block gives, ``[B, T, D]``.
+            layer: a module that the network calls behind its blocks.
+
+        Raises:
+            NetworkError: the network does not call it there.
+        """
+        args, kwargs = call_arguments(inputs)
+        with self._giving(hidden), _without_cache(self.net), _input_seen(layer) as seen:
+            try:
+                self.net(*args, **kwargs)
+            except _LayerReached:
+                return seen[0]
+        raise NetworkError(f"This {type(self.net).__name__} does not call its {type(layer).__name__} {layer}.")
+
+    @contextmanager
+    def _giving(self, hidden: Tensor) -> Iterator[None]:
+        """In place of the hidden state that each block gives, hand on ``hidden``."""
+
+        def giver(own: Callable[..., Any]) -> Any:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                output = hidden if self.stepped_over else own(*args, **kwargs)
+                return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+
+            return forward
+
+        try:
+            for block in self.blocks:
+                block.forward = giver(block.forward)
+            yield
+        finally:
+            for block in self.blocks:
+                block.__dict__.pop("forward", None)
+
     @contextmanager
     def _recording(self, seen: list[tuple[Tensor, BlockArguments]]) -> Iterator[None]:
         """In place of each block's own ``forward``, note the arguments and hand on the hidden state unchanged."""
@@ -155,18 +194,26 @@ def input_of(layer: nn.Module, block: nn.Module, hidden: Tensor, arguments: Bloc
     Raises:
         NetworkError: the block does not call the layer.
     """
+    with _input_seen(layer) as seen:
+        try:
+            run_block(block, hidden, arguments)
+        except _LayerReached:
+            return seen[0]
+    raise NetworkError(f"This {type(block).__name__} does not call its {type(layer).__name__} {layer}.")
+
+
+@contextmanager
+def _input_seen(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Note what a layer is called with, and stop there by :class:`_LayerReached`."""
     seen: list[Tensor] = []
 
     def stop(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen.append(inputs[0])
         raise _LayerReached
 
-    # By an exception out of a hook: what the block computes before the layer is its own code, as it stands.
+    # By an exception out of a hook: what is computed before the layer is the network's own code, as it stands.
     hook = layer.register_forward_pre_hook(stop)
     try:
-        run_block(block, hidden, arguments)
-    except _LayerReached:
-        return seen[0]
+        yield seen
     finally:
         hook.remove()
-    raise NetworkError(f"This {type(block).__name__} does not call its {type(layer).__name__} {layer}.")

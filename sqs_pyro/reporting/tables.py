@@ -152,7 +152,7 @@ def report_tables(run: Document) -> Report:
     """Return all that a finished run measured: networks, tensors, and the bounds on the KL."""
     metrics = run["metrics"]
     parts: list[RenderableType] = [*run_tables(metrics), *finding_lines(metrics.get("findings", ()))]
-    parts += [_block_table(metrics["blocks"])] if "blocks" in metrics else []
+    parts += [_block_table(metrics)] if "blocks" in metrics else []
     parts += [_tensor_table(metrics["size"]), *_others(metrics["size"]), *_own_lines(run.get("recipe") or {})]
     return Report(*parts, *(bounds_tables(run["bounds"]) if "bounds" in run else ()))
 
@@ -170,9 +170,9 @@ def result_tables(result: Document) -> Report:
 
 
 def block_tables(result: Document) -> Report:
-    """Return the outcome of a compression block after block: ``blocks``, ``size`` and ``seconds``."""
+    """Return the outcome of a compression block after block: ``blocks``, ``vocabulary``, ``size``, ``seconds``."""
     size = result["size"]
-    return Report(_block_table(result["blocks"]), *_others(size), _size_table(result, result["seconds"]))
+    return Report(_block_table(result), *_others(size), _size_table(result, result["seconds"]))
 
 
 def finding_lines(findings: Sequence[Document]) -> list[Line]:
@@ -217,11 +217,12 @@ def _perplexity_table(metrics: Document) -> FittedTable:
     return table
 
 
-def _block_table(blocks: Sequence[Document]) -> FittedTable:
+def _block_table(result: Document) -> FittedTable:
     table = FittedTable("block", "bits a weight", "error", "seconds")
-    for block in blocks:
-        figures = _number(block["bits"], ".3f"), f"{block['error']:.5f}", f"{block['seconds']:.1f}"
-        table.add_row(str(block["block"]), *figures)
+    named = [(str(block["block"]), block) for block in result["blocks"]]
+    named += [(each["name"], each) for each in result.get("vocabulary", ())]  # files of earlier releases have none
+    for name, part in named:
+        table.add_row(name, _number(part["bits"], ".3f"), f"{part['error']:.5f}", f"{part['seconds']:.1f}")
     return table
 
 

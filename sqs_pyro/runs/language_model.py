@@ -15,6 +15,7 @@ from sqs_pyro.compression.blockwise.blocks import BlockwiseResult
 from sqs_pyro.compression.blockwise.call import compress_transformer
 from sqs_pyro.compression.blockwise.recipe import WITHOUT_EFFECT
 from sqs_pyro.compression.blockwise.store import BlockRecord
+from sqs_pyro.compression.blockwise.vocabulary import candidates
 from sqs_pyro.compression.checkpoint import check_same, read_checkpoint, write_checkpoint
 from sqs_pyro.compression.layers import check_layers
 from sqs_pyro.errors import RecipeError
@@ -25,7 +26,7 @@ from sqs_pyro.integrations import save_pretrained
 from sqs_pyro.integrations.checkpoint import plan_checkpoint, streamed_network
 from sqs_pyro.integrations.pretrained import check_causal, find_pretrained
 from sqs_pyro.loggers.logger import Log, logged
-from sqs_pyro.networks.architectures import blocks, layer_names
+from sqs_pyro.networks.architectures import blocks
 from sqs_pyro.networks.linear_form import in_linear_form
 from sqs_pyro.networks.residency import InMemory, Residency, called_whole, resident_fingerprint
 from sqs_pyro.networks.structure import known_or_found
@@ -145,7 +146,8 @@ def _subject(recipe: LanguageModelRecipe) -> _Subject:
     read = read_sequences(recipe, text, found.tokenizer, vocab_size)
     with in_linear_form(net):
         architecture = known_or_found(net, {"input_ids": read[:1, :8]})
-        check_layers(recipe.blockwise.layers, layer_names(net, architecture), "blockwise.layers")
+        named = candidates(net, recipe.blockwise, architecture)
+        check_layers(recipe.blockwise.layers, named, "blockwise.layers")
     subject = _Subject(net, blocks(net, architecture), residency, found.tokenizer, read, streams)
     with subject.called():
         check_causal(net, read[0, :8])  # eight tokens show whether a later one changes what was said before
@@ -244,6 +246,7 @@ def _compress_and_measure(
             "generated": recipe.generated,
             "tokens": sequences.numel(),
         },
+        "vocabulary": [asdict(record) for record in result.vocabulary],
         "blocks": records,
         "findings": [asdict(finding) for finding in result.findings],
         "seconds": seconds,
@@ -351,14 +354,15 @@ class LanguageModels(TextKind[LanguageModelRecipe]):
         return find_pretrained(self.parse(document).network).unloaded_network()
 
     def sized(self, recipe: LanguageModelRecipe, goal: Goal) -> dict[str, Any]:
-        """Return the bits of a compressed weight."""
-        if goal.bits is None:
-            given = next(name for name, value in vars(goal).items() if value is not None)
+        """Return the bits of a compressed weight, or the file's megabytes."""
+        given = next(name for name, value in vars(goal).items() if value is not None)
+        if goal.bits is None and goal.megabytes is None:
             raise RecipeError(
                 f"--{given} is for networks that are fine-tuned, but this is a language model, of whose file "
-                "--bits says how small it shall be: give it instead."
+                "--bits or --megabytes says how small it shall be: give one of them instead."
             )
-        return {"blockwise.bits": goal.bits}
+        # The other one is taken back, whatever the recipe has said.
+        return {"blockwise.bits": goal.bits, "blockwise.megabytes": goal.megabytes}
 
     def example(self, net: nn.Module, file: OpenedFile) -> tuple[Any, str]:
         """Return random tokens: any are a text."""

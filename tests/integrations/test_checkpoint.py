@@ -100,7 +100,7 @@ def test_killed_and_resumed(tmp_path):
     )
     killed = forks.run(script, tmp_path / "net", tmp_path / "blocks", imported=forks.LIBRARY)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert [p.name for p in (tmp_path / "blocks").glob("*.pt")] == ["block-000.pt"]
+    assert [p.name for p in (tmp_path / "blocks").glob("block-*.pt")] == ["block-000.pt"]
     result = compress_checkpoint(tmp_path / "net", sequences(), RECIPE, directory=tmp_path / "blocks")
     save(result.network, tmp_path / "streamed")
     assert (tmp_path / "streamed").read_bytes() == in_memory(cls, tmp_path / "net", tmp_path / "whole")

@@ -65,6 +65,10 @@ def test_directories_are_images_or_language_models(tmp_path):
     recipe = asked_recipe(str(tmp_path), goal=Goal(bits=3))
     assert (recipe.network.path, recipe.blockwise.bits, recipe.text.source) == (str(tmp_path), 3, "pydoc")
     assert asked_recipe(str(tmp_path), "my.txt").text.source == "my.txt"
+    small = asked_recipe(str(tmp_path), goal=Goal(megabytes=56)).blockwise
+    assert (small.megabytes, small.bits) == (56, None)
+    with pytest.raises(RecipeError, match=r"--ratio is for networks .* --bits or --megabytes"):
+        asked_recipe(str(tmp_path), goal=Goal(ratio=9))
 
 
 def test_where_weights_come_from():

@@ -165,7 +165,7 @@ def test_the_file_alone_can_be_judged_and_inspected(tiny_language_run, tiny_lang
     inspection = inspect_file(file)
     assert sum(inspection["size"]["parts"].values()) == file.stat().st_size
     assert inspection["metadata"]["recipe"]["blockwise"]["bits"] == 3.5
-    layers = len(block_paths(network(tiny_language_recipe))) * 7
+    layers = len(block_paths(network(tiny_language_recipe))) * 7 + 2  # embedding and head
     assert len(inspection["size"]["tensors"]) == layers
     assert len(inspect_file(file, runtime=True)["runtime"]["weights"]) == layers
     moved = tmp_path / "other.yaml"

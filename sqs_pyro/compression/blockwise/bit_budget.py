@@ -68,6 +68,11 @@ class BitBudget:
         """Whether a layer is still to come."""
         return bool(self._waiting)
 
+    @property
+    def left(self) -> float:
+        """Bits for each weight of the layers that are still to come."""
+        return self._left / sum(layer.weights for layer in self._waiting.values())
+
     def beta(self) -> float:
         """Return β at which the waiting layers are going to take what is left."""
         weights = sum(layer.weights for layer in self._waiting.values())

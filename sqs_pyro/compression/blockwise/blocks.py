@@ -8,10 +8,14 @@ For each block in turn, and in it for each group of layers that share their inpu
 
 Then codebooks, norms and biases of the block settle by SVI (:mod:`~sqs_pyro.compression.blockwise.training`), and
 the finished block is kept: an interrupted run goes on behind it and ends in the same network.
+
+An embedding comes before all blocks, a head of its own behind them
+(:mod:`~sqs_pyro.compression.blockwise.vocabulary`).
 """
 
 import copy
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -24,12 +28,23 @@ from torch import Tensor, nn
 
 from sqs_pyro.compression.blockwise.bit_budget import BitBudget, LayerRate
 from sqs_pyro.compression.blockwise.channel_scales import channel_scales, in_units_of, scale_bits
+from sqs_pyro.compression.blockwise.coded_weight import coded_weight
+from sqs_pyro.compression.blockwise.file_size import bits_a_weight
 from sqs_pyro.compression.blockwise.importance import output_importance
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood, input_moments
 from sqs_pyro.compression.blockwise.recipe import WITHOUT_EFFECT, BlockwiseRecipe
-from sqs_pyro.compression.blockwise.sequential_coding import fit
-from sqs_pyro.compression.blockwise.store import BlockRecord, BlockStore, FinishedBlock, Plan
+from sqs_pyro.compression.blockwise.store import (
+    BlockRecord,
+    BlockStore,
+    FinishedBlock,
+    FinishedTable,
+    Plan,
+    TableRecord,
+)
+from sqs_pyro.compression.blockwise.tables import Tables
+from sqs_pyro.compression.blockwise.token_fisher import HeadFisher
 from sqs_pyro.compression.blockwise.training import relative_error, settle
+from sqs_pyro.compression.blockwise.vocabulary import Vocabulary, counted_tokens, rows_of
 from sqs_pyro.compression.interruption import deferred_interrupt
 from sqs_pyro.compression.layers import check_layers
 from sqs_pyro.errors import NetworkError
@@ -70,6 +85,7 @@ class BlockwiseResult(Printed):
         network: the packed network.
         records: of each block.
         seconds: of the whole, without what earlier, interrupted calls took.
+        vocabulary: records of embedding and head, if they are compressed.
         findings: what of the network is not compressed, if it is a good part.
     """
 
@@ -77,6 +93,7 @@ class BlockwiseResult(Printed):
     records: list[BlockRecord]
     seconds: float
     findings: list[Finding] = field(default_factory=list)
+    vocabulary: list[TableRecord] = field(default_factory=list)
 
     def table(self) -> Report:
         """Return a table of a row a block, and what the file weighs."""
@@ -84,6 +101,7 @@ class BlockwiseResult(Printed):
 
         return block_tables(
             {
+                "vocabulary": [asdict(record) for record in self.vocabulary],
                 "blocks": [asdict(record) for record in self.records],
                 "size": size_report(self.network).to_dict(),
                 "seconds": self.seconds,
@@ -105,8 +123,9 @@ def compress_blocks(
     residency: Residency | None = None,
     progress: Callable[[BlockRecord], None] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> BlockwiseResult:
-    """Compress the linear layers of a network's blocks from calibration data.
+    """Compress the linear layers of a network's blocks, and embedding and head if asked to, from calibration data.
 
     Args:
         net: the network; it stays as it is.
@@ -122,12 +141,14 @@ def compress_blocks(
         residency: which weights are in memory; all of them if left out.
         progress: told of each finished block.
         metadata: written into the packed file.
+        vocabulary: embedding and head to compress, too, of a network of one stack; none if left out.
 
     Returns:
         The packed network and a record of each block.
 
     Raises:
-        NetworkError, DataError, OutputError: one sentence; what was finished before stays in ``directory``.
+        NetworkError, DataError, RecipeError, OutputError: one sentence; what was finished before stays in
+            ``directory``.
     """
     start = time.perf_counter()
     residency = residency or InMemory()
@@ -135,8 +156,23 @@ def compress_blocks(
     check_storable(net)
     ends = list(itertools.accumulate(stacks or [len(blocks)]))
     parts = [BlockStack(net, blocks[a:b], stepped_over=stepped_over) for a, b in itertools.pairwise([0, *ends])]
+    if len(parts) > 1 and vocabulary is not None and vocabulary.paths:
+        raise NetworkError(
+            f"{type(net).__name__} has {len(parts)} stacks of blocks, but {', '.join(vocabulary.paths)} can be "
+            "compressed of a network of one only: leave out vocabulary."
+        )
     kept = None if directory is None else Path(directory)
-    run = _Run(net, parts, layer_groups, list(minibatches), recipe, likelihood, kept, residency)
+    run = _Run(
+        net,
+        parts,
+        layer_groups,
+        list(minibatches),
+        recipe,
+        likelihood,
+        kept,
+        residency,
+        vocabulary or Vocabulary(),
+    )
     with torch.no_grad():
         records = run.compress(progress)
     findings = uncompressed(coverage(net, run.packed))
@@ -151,7 +187,7 @@ def compress_blocks(
         )
         if residency.whole:  # a streamed network cannot be called in one piece
             findings += run.compare(finished, packed)
-    return BlockwiseResult(packed, records, time.perf_counter() - start, findings)
+    return BlockwiseResult(packed, records, time.perf_counter() - start, findings, run.table_records)
 
 
 class _Run:
@@ -167,6 +203,7 @@ class _Run:
         likelihood: Likelihood,
         directory: Path | None,
         residency: Residency,
+        vocabulary: Vocabulary,
     ) -> None:
         self.net, self.stacks, self.layer_groups = net, stacks, layer_groups
         self.blocks = [block for stack in stacks for block in stack.blocks]
@@ -174,13 +211,16 @@ class _Run:
         self.residency = residency
         paths = {id(module): path for path, module in net.named_modules()}  # blocks are told by identity
         self.paths = [paths[id(block)] for block in self.blocks]
-        names = [
-            f"{path}.{name}"
+        layers: dict[str, Any] = {
+            f"{path}.{name}": layer
             for path, block in zip(self.paths, self.blocks, strict=True)
             for group in layer_groups(block)
-            for name in group
-        ]
-        check_layers(recipe.layers, names, "blockwise.layers")
+            for name, layer in group.items()
+        } | {path: net.get_submodule(path) for path in vocabulary.paths}
+        check_layers(recipe.layers, layers, "blockwise.layers")
+        self.vocabulary = vocabulary = vocabulary.without_skipped(recipe)
+        weights = {name: layer.weight for name, layer in layers.items() if not recipe.skips(name)}
+        self.bits = bits_a_weight(net, weights, recipe)
         self.store = BlockStore(directory, {} if directory is None else self._fingerprint())
         self.packed: dict[str, PackedTensor] = {}
         self.leftovers: dict[str, Tensor] = {}
@@ -188,7 +228,16 @@ class _Run:
             device = device_of(net)
             if device.type != "meta":  # of a streamed network, whose weights are the CPU's
                 self.minibatches = [move_to(inputs, device) for inputs in minibatches]
-        self.states = self._entrance(0)  # here, so that what cannot be called is told at once
+        read = None if vocabulary.embedding is None else net.get_submodule(vocabulary.embedding)
+        with nullcontext(torch.empty(0)) if read is None else counted_tokens(read) as counts:
+            self.states = self._entrance(0)  # here, so that what cannot be called is told at once
+        if read is not None and not counts.any():
+            raise NetworkError(
+                f"{type(net).__name__} reads nothing from its embedding '{vocabulary.embedding}' for these "
+                "inputs: leave it as it is with blockwise.embedding: false."
+            )
+        self.tables = Tables(stacks[-1], vocabulary, recipe, self.minibatches, counts)
+        self.table_records: list[TableRecord] = []
 
     def _entrance(self, number: int, students: Sequence[nn.Module] = ()) -> States:
         """Return what the first block of a stack is called with, and the other arguments of each of its blocks.
@@ -215,18 +264,24 @@ class _Run:
         network = resident_fingerprint(self.net, self.blocks, self.residency)
         data = {"minibatches": len(self.minibatches), "sequences": described(self.minibatches)}
         # Of patterns the later one counts: their order, too, decides what comes out.
-        setting = {"likelihood": described(self.likelihood), "patterns": list(self.recipe.layers)}
+        setting = {
+            "likelihood": described(self.likelihood),
+            "patterns": list(self.recipe.layers),
+            "vocabulary": described(self.vocabulary.paths),
+        }
         return fingerprint(self.recipe.model_dump(mode="json", exclude=WITHOUT_EFFECT), network, data, setting)
 
     def compress(self, progress: Callable[[BlockRecord], None] | None) -> list[BlockRecord]:
-        importance, budget = self._plan()
+        plan = self._plan()
+        importance, budget = (plan.importance, self._budget(plan)) if plan is not None else ({}, None)
         records: list[BlockRecord] = []
         students: list[nn.Module] = []
+        embedding = None if self.vocabulary.embedding is None else self._embedding(plan, budget)
         for number, stack in enumerate(self.stacks):
-            # Two streams of hidden states run side by side: of the network as it was, and behind blocks as they
-            # ship. What a later stack is called with has come through the earlier ones.
+            # Two streams of hidden states run side by side: of the network as it was, and of what ships. What a
+            # later stack is called with has come through the earlier ones.
             original = self._entrance(number) if number else list(self.states)
-            compressed = self._entrance(number, students) if number else list(original)
+            compressed = self._entrance(number, students) if number else list(embedding or original)
             for i, block in enumerate(stack.blocks, self._first(number)):
                 student, record = self._step(i, block, original, compressed, importance, budget)
                 records.append(record)
@@ -234,6 +289,8 @@ class _Run:
                     students.append(student)
                 if progress is not None:
                     progress(record)
+        if self.vocabulary.head is not None:
+            self._head([hidden for hidden, _ in original], [hidden for hidden, _ in compressed], budget)
         return records
 
     def _step(
@@ -261,6 +318,68 @@ class _Run:
         compressed[:] = _behind(outputs, compressed)
         return student, kept.record
 
+    def _embedding(self, plan: Plan | None, budget: BitBudget | None) -> States:
+        """Compress the embedding; return what reaches the blocks from it."""
+        path, kept = str(self.vocabulary.embedding), self.store.read_table("embedding")
+        head = plan.head if plan is not None else self._tied_head() if kept is None else None
+        with self.residency.held(self.net, without=self.blocks):
+            if kept is None:
+                with deferred_interrupt():
+                    own = self.tables.embedding_likelihood(plan, head)
+                    asked = self.recipe.bits_of(path)
+                    by_bits = asked is not None or budget is None
+                    kept = self.tables.code(
+                        path,
+                        own,
+                        bits=(asked or self.bits) if by_bits else None,
+                        beta=None if by_bits or budget is None else budget.beta(),
+                    )
+                    self.store.write_table("embedding", kept)
+            self._note_table(path, kept, budget)
+            module = self.net.get_submodule(path)
+            rows = kept.coded.dense().to(device_of(module))
+        with rows_of(module, rows):
+            return self._entrance(0)
+
+    def _tied_head(self) -> HeadFisher | None:
+        """Return what the original network says of a tied head, which is needed before any block is compressed."""
+        if self.vocabulary.tied_head is None:
+            return None
+        states = self.states
+        for i, block in enumerate(self.blocks):
+            with self.residency.held(block):  # of a streamed network every block is read once more for it
+                outputs = _advance(block, states, i)
+            states = _behind(outputs, states)
+        with self.residency.held(self.net, without=self.blocks):
+            hidden = [each for each, _ in states]
+            return self.tables.head_fisher(self.vocabulary.tied_head, hidden, hidden)
+
+    def _head(self, before: list[Tensor], after: list[Tensor], budget: BitBudget | None) -> None:
+        """Compress a head of its own, for the hidden states that the compressed blocks give."""
+        path, kept = str(self.vocabulary.head), self.store.read_table("head")
+        if kept is None:
+            with self.residency.held(self.net, without=self.blocks), deferred_interrupt():
+                own = self.tables.head_likelihood(before, after)
+                asked = self.recipe.bits_of(path)
+                # The last of all has what the others have left, so that what was asked for is met.
+                kept = self.tables.code(
+                    path, own, bits=asked or (self.bits if budget is None else budget.left), beta=None
+                )
+                self.store.write_table("head", kept)
+        self._note_table(path, kept, budget)
+
+    def _note_table(self, path: str, kept: FinishedTable, budget: BitBudget | None) -> None:
+        name = f"{path}.weight"
+        self.packed[name] = pack_tensor(kept.coded, self.recipe.layout)
+        self.table_records.append(kept.record)
+        if budget is not None and self.recipe.bits_of(path) is None:
+            budget.spend(path, self._spent(name, kept.record.bits), kept.record.beta)
+
+    def _spent(self, name: str, forecast: float) -> float:
+        """Return bits a weight of a packed tensor: those in the file, where the file's size was asked for."""
+        packed = self.packed[name]
+        return forecast if self.recipe.megabytes is None else 8 * packed.num_bytes / math.prod(packed.shape)
+
     def _groups(self, i: int, block: nn.Module) -> list[dict[str, nn.Linear]]:
         """Return the layers of a block that are compressed, in groups that share their input."""
         chosen = [
@@ -269,48 +388,64 @@ class _Run:
         ]
         return [group for group in chosen if group]
 
-    def _plan(self) -> tuple[dict[str, Tensor], BitBudget | None]:
-        """Return how much the outputs of layers matter, and the budget of bits; neither for an even allocation."""
-        if self.recipe.allocation == "even":
-            return {}, None
-        layers = {
+    def _layers(self) -> dict[str, nn.Linear]:
+        """Return the layers of all blocks that are compressed, by path."""
+        return {
             f"{self.paths[i]}.{name}": layer
             for i, block in enumerate(self.blocks)
             for group in self._groups(i, block)
             for name, layer in group.items()
         }
+
+    def _plan(self) -> Plan | None:
+        """Return how much the outputs of layers matter; None for an even allocation."""
+        if self.recipe.allocation == "even":
+            return None
         plan = self.store.read_plan()
         if plan is None:  # kept before the first block, as gradients may take as long as several blocks
             some = self.minibatches[: -(-self.recipe.importance_sequences // self.recipe.batch_size)]
             # gradients of the whole network need the memory of the whole network's activations
             some = [part for inputs in some for part in split_examples(inputs, IMPORTANCE_BATCH)]
-            importance = output_importance(self.net, layers, some, self.likelihood, self.recipe.seed)
-            plan = Plan(importance, self._precisions(importance))
+            layers: dict[str, nn.Module] = dict(self._layers())
+            path = self.vocabulary.embedding
+            whole = [] if path is None else [path]
+            layers |= {name: self.net.get_submodule(name) for name in whole}
+            importance = output_importance(self.net, layers, some, self.likelihood, self.recipe.seed, whole=whole)
+            precisions, states = self._precisions(importance)
+            head = self.vocabulary.any_head
+            hidden = [each for each, _ in states]
+            fisher = None if head is None else self.tables.head_fisher(head, hidden, hidden)
+            plan = Plan(importance, precisions, fisher)
             self.store.write_plan(plan)
+        return plan
+
+    def _budget(self, plan: Plan) -> BitBudget:
         rates = {}
-        for name, layer in layers.items():
+        for name, layer in self._layers().items():
             if self.recipe.bits_of(name) is not None:
                 continue
             scales = self._scales(layer.weight, plan.importance[name])
             weight, extra = in_units_of(scales, layer.weight), scale_bits(scales, layer.in_features)
             rates[name] = LayerRate.of(weight, plan.precisions[name], extra)
-        return plan.importance, BitBudget(rates, self.recipe.bits)
+        rates |= self.tables.rates(plan)
+        return BitBudget(rates, self.bits)
 
     def _scales(self, weight: Tensor, importance: Tensor) -> Tensor | None:
         return channel_scales(weight, importance) if self.recipe.channel_scales else None
 
-    def _precisions(self, importance: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return the mean precision of every layer's weights, with the original network's inputs."""
+    def _precisions(self, importance: Mapping[str, Tensor]) -> tuple[dict[str, float], States]:
+        """Return the mean precision of layers' weights with the original network's inputs, and its last states."""
         found: dict[str, float] = {}
         for number, stack in enumerate(self.stacks):
             # Of compressed layers there are none yet: this is a forecast.
             states = self._entrance(number) if number else self.states
-            found |= self._stack_precisions(stack, self._first(number), states, importance)
-        return found
+            inside, states = self._stack_precisions(stack, self._first(number), states, importance)
+            found |= inside
+        return found, states
 
     def _stack_precisions(
         self, stack: BlockStack, first_block: int, states: States, importance: Mapping[str, Tensor]
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], States]:
         found: dict[str, float] = {}
         for i, block in enumerate(stack.blocks, first_block):
             for group in self._groups(i, block):
@@ -323,7 +458,7 @@ class _Run:
                     scales = self._scales(layer.weight, own.importance)
                     found[full] = own.in_units_of(scales).mean_precision
             states = _behind(_advance(block, states, i), states)
-        return found
+        return found, states
 
     def _compress_block(
         self,
@@ -346,20 +481,14 @@ class _Run:
                 own = likelihoods[name]
                 # Of the weight as it was, so that the plan and the coding take the same scales.
                 scales = self._scales(before[name].weight, own.importance)
-                extra = scale_bits(scales, layer.in_features)
                 asked = self.recipe.bits_of(f"{self.paths[i]}.{name}")
                 by_bits = asked is not None or beta is None
-                coding = fit(
-                    own.in_units_of(scales),
-                    bits=(asked or self.recipe.bits) - extra if by_bits else None,
-                    beta=None if by_bits else beta,
-                    max_components=self.recipe.num_components,
-                    rounds=self.recipe.rounds,
+                bits = (asked or self.bits) if by_bits else None
+                hard, layers[name] = coded_weight(
+                    own, scales, self.recipe, bits=bits, beta=None if by_bits else beta
                 )
-                hard = coded[f"{name}.weight"] = coding.coded(scales)
+                coded[f"{name}.weight"] = hard
                 dense = hard.dense().to(own.mean)  # [N, M], codewords as float16 will have them
-                error = own.relative_error(dense)
-                layers[name] = {"bits": coding.bits_per_weight + extra, "beta": coding.beta, "error": error}
                 layer.weight.copy_(dense)  # the next group's inputs come through it
         if self.recipe.settle_steps and coded:
             inputs = [(hidden, arguments[i]) for hidden, arguments in compressed]
@@ -425,7 +554,8 @@ class _Run:
                 if self.recipe.bits_of(f"{path}.{name}") is not None:
                     continue
                 # What this layer took beyond its forecast is taken off those to come.
-                budget.spend(f"{path}.{name}", layer["bits"], layer["beta"])
+                bits = self._spent(f"{path}.{name}.weight", layer["bits"])
+                budget.spend(f"{path}.{name}", bits, layer["beta"])
 
     def _student(self, i: int, kept: FinishedBlock) -> nn.Module:
         """Return the finished block as it is shipped, dense."""

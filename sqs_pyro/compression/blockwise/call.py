@@ -14,6 +14,7 @@ from sqs_pyro.atomic import check_place, resolved
 from sqs_pyro.compression.blockwise.blocks import BlockwiseResult, compress_blocks
 from sqs_pyro.compression.blockwise.recipe import WITHOUT_EFFECT, BlockwiseRecipe
 from sqs_pyro.compression.blockwise.store import BlockRecord
+from sqs_pyro.compression.blockwise.vocabulary import vocabulary_of
 from sqs_pyro.errors import DataError, NetworkError, RecipeError
 from sqs_pyro.inference.findings import Finding, finding
 from sqs_pyro.isolation import isolated
@@ -40,7 +41,7 @@ def compress_transformer(
     progress: Callable[[BlockRecord], None] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> BlockwiseResult:
-    """Compress all linear layers in the blocks of a transformers network from unlabelled text.
+    """Compress embedding, head and the blocks' linear layers of a transformers network from unlabelled text.
 
     Args:
         net: of an architecture that :mod:`~sqs_pyro.networks.architectures` knows or
@@ -85,6 +86,7 @@ def compress_transformer(
         stacks = stack_paths(net, architecture)
         _check_residency(net, architecture, stacks, residency)
         _check_stacks(net, stacks, inputs)
+        vocabulary = vocabulary_of(net, recipe, architecture)
         result = compress_blocks(
             net,
             [net.get_submodule(path) for stack in stacks for path in stack],
@@ -98,6 +100,7 @@ def compress_transformer(
             residency=residency,
             progress=progress,
             metadata=metadata,
+            vocabulary=vocabulary,
         )
     return replace(result, findings=[*said, *result.findings, *_unreached(reached)])
 

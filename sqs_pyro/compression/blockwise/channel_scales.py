@@ -9,28 +9,32 @@ A codebook that all share has one step Δ. In units of scales s it loses ``Δ²/
 * the entropy of symbols that share one table of frequencies is least with rows of equal spread, ``s_i ∝ σ_i``.
 
 Between no scales, ``g^-¼`` and ``g^-½`` the layer's own weights decide: which takes the fewest bits at equal loss,
-the 16 bits of each scale included.
+the 16 bits of each scale included. Rows of an embedding differ in size, too: of those ``σ`` and what is between
+the two optima, ``g^-¼ σ^½``, are tried as well.
 """
 
 import math
 
+import torch
 from torch import Tensor
 
 from sqs_pyro.compression.blockwise.bit_budget import rounded_entropy
 
-_POWERS = (0.5, 1.0)  # of g^-½
+_POWERS = ((0.5, 0.0), (1.0, 0.0))  # of g^-½, and of σ
+_WITH_SIZES = (*_POWERS, (0.0, 1.0), (0.5, 0.5))
 _STEP = 0.5  # of the grid they are compared on, in root mean squares of the weight: about three bits
 _LARGEST = 1024.0  # of a scale, and of its inverse: outputs that never matter would have any
 _SAMPLE = 1 << 16  # weights that are looked at
 _SCALE_BITS = 16
 
 
-def channel_scales(weight: Tensor, importance: Tensor) -> Tensor | None:
+def channel_scales(weight: Tensor, importance: Tensor, *, by_size: bool = False) -> Tensor | None:
     """Return scales of a linear layer's outputs, float16 in float32 ``[N]``, or None where they are not worth it.
 
     Args:
         weight: w, ``[N, M]``.
         importance: g, ``[N]``, not negative.
+        by_size: whether scales by the root mean square of each row are tried, too.
     """
     # Some inputs of all outputs [N, m], not a flat stride: every row must be there to be scaled.
     sample = weight.detach().float()[:, :: max(1, weight.numel() // _SAMPLE)].cpu()
@@ -39,8 +43,10 @@ def channel_scales(weight: Tensor, importance: Tensor) -> Tensor | None:
     if not step or not float(g.max()):
         return None  # all weights zero, or no output that matters
     least, best = rounded_entropy(sample / step), None
-    for power in _POWERS:
-        scales = _scales(g, power)
+    # Of the whole row: the sample may have two of its weights.
+    sizes = weight.detach().float().square().mean(1).sqrt().cpu() if by_size else torch.ones_like(g)
+    for power, size_power in _WITH_SIZES if by_size else _POWERS:
+        scales = _scales(g, sizes, power, size_power)
         own_step = step * math.sqrt(float(g.mean() / (g * scales.square()).mean()))  # at equal loss
         bits = rounded_entropy(in_units_of(own_step * scales, sample)) + scale_bits(scales, weight.shape[1])
         if bits < least:
@@ -58,8 +64,10 @@ def in_units_of(scales: Tensor | None, weight: Tensor) -> Tensor:
     return weight if scales is None else weight / scales.to(weight)[:, None]
 
 
-def _scales(importance: Tensor, power: float) -> Tensor:
-    log = importance.double().clamp(min=1e-300).log()  # of an output that never matters: large, not infinite
+def _scales(importance: Tensor, sizes: Tensor, power: float, size_power: float) -> Tensor:
+    # Of an output that never matters, and of a row of zeros: large and small, not infinite and 0.
+    log_g, log_size = (value.double().clamp(min=1e-300).log() for value in (importance, sizes))
+    log = size_power * log_size - power * log_g / 2
     # Geometric mean 1, so that the grid's step keeps its meaning.
-    scales = (power * (log.mean() - log) / 2).exp().clamp(1 / _LARGEST, _LARGEST)
+    scales = (log - log.mean()).exp().clamp(1 / _LARGEST, _LARGEST)
     return scales.half().float()  # as the file has them: weights are divided by what they are multiplied with

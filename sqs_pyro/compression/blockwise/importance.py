@@ -1,6 +1,6 @@
 """How much each output of a layer matters to what the network says: the Fisher information of its outputs."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,10 +16,12 @@ from sqs_pyro.networks.calling import call_arguments
 
 def output_importance(
     net: nn.Module,
-    layers: Mapping[str, nn.Linear],
+    layers: Mapping[str, nn.Module],
     minibatches: Iterable[Any],
     likelihood: Likelihood = categorical_last,
     seed: int = 0,
+    *,
+    whole: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Return the mean squared gradient of ``log p(y | x)`` in every layer's outputs, y drawn from the network.
 
@@ -28,18 +30,20 @@ def output_importance(
 
     Args:
         net: the network, in evaluation mode; gradients of its parameters are left as they were.
-        layers: linear layers by name.
+        layers: by name; modules whose outputs are ``[..., N]``.
         minibatches: inputs of the network.
         likelihood: from the network's output to the distribution of y.
         seed: of the draws.
+        whole: names of layers whose outputs' information is wanted with what is beside its diagonal.
 
     Returns:
-        ``[N]`` float32 for each layer, nats over squared units of the output, a mean over all its calls' inputs.
+        ``[N]`` float32 for each layer, nats over squared units of the output, a mean over all its calls' inputs;
+        ``[N, N]`` for those in ``whole``.
 
     Raises:
         DataError: there is no minibatch.
     """
-    watch = _OutputGradients(layers)
+    watch = _OutputGradients(layers, whole)
     devices = [p.device for p in net.parameters() if p.device.type == "cuda"][:1]
     with watch, _frozen(net), torch.random.fork_rng(devices), torch.enable_grad():
         torch.manual_seed(seed)
@@ -73,9 +77,9 @@ class _OutputGradients:
         leaves: outputs of layers whose inputs need no gradient: what to differentiate by.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
-        self.layers = layers
-        self.totals = {name: torch.zeros(layer.out_features) for name, layer in layers.items()}
+    def __init__(self, layers: Mapping[str, nn.Module], whole: Collection[str]) -> None:
+        self.layers, self.whole = layers, whole
+        self.totals: dict[str, Tensor] = {}
         self.counts = dict.fromkeys(layers, 0)
         self.leaves: list[Tensor] = []
 
@@ -97,7 +101,8 @@ class _OutputGradients:
 
     def _add(self, name: str, gradient: Tensor) -> None:
         each = gradient.detach().float().reshape(-1, gradient.shape[-1])  # [B, T, N] -> [B T, N]
-        self.totals[name] += each.square().sum(0).cpu()
+        added = (each.T @ each if name in self.whole else each.square().sum(0)).cpu()
+        self.totals[name] = self.totals[name].add_(added) if name in self.totals else added
         self.counts[name] += len(each)
 
 

@@ -64,6 +64,25 @@ class LayerLikelihood:
         mean = torch.cholesky_solve((self.mean.double() @ cross.double()).T, factor).T
         return replace(self, mean=mean.to(self.mean), curvature=curvature)
 
+    def plus(self, other: "LayerLikelihood") -> "LayerLikelihood":
+        """Return that of what both say of one weight, in the Kronecker product that is nearest to their sum.
+
+        Row v of the sum has the curvature ``P_v = g_v H + g'_v H'``, which is no ``a_v B`` unless g and g' are
+        proportional. ``B = Σ_v P_v`` is right for all rows together, and ``a_v = tr(B⁻¹ P_v) / M`` is then the
+        scale at which a Gaussian of precision ``a_v B`` is nearest to the one of P_v in Kullback-Leibler
+        divergence; the traces do not depend on the units of inputs.
+
+        Args:
+            other: of the same mean; the sum of both curvatures must be positive definite.
+        """
+        total = float(self.importance.sum()) * self.curvature + float(other.importance.sum()) * other.curvature
+        factor, size = _cholesky(total), len(total)
+        # tr(B⁻¹ H), so that no row's matrix is ever made.
+        own, others = (
+            float(torch.cholesky_solve(each.curvature.double(), factor).trace()) / size for each in (self, other)
+        )
+        return replace(self, curvature=total, importance=own * self.importance + others * other.importance)
+
     def in_units_of(self, scales: Tensor | None) -> "LayerLikelihood":
         """Return that of the weight whose rows are divided by ``scales``, ``[N]``, if there are any."""
         if scales is None:

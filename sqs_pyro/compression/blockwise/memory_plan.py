@@ -1,7 +1,8 @@
 """How much memory blockwise compression is going to take, told from shapes alone before anything is loaded.
 
-A plan follows what :mod:`~sqs_pyro.compression.blockwise.blocks` holds at its three moments: when gradients tell
-the importance of outputs, in the middle of a block, and when the packed network is put together. Tensors that live
+A plan follows what :mod:`~sqs_pyro.compression.blockwise.blocks` holds at its moments: when gradients tell
+the importance of outputs, while an embedding or a head is coded, in the middle of a block, and when the packed
+network is put together. Tensors that live
 through a moment are counted; the allocator's overhead and the libraries themselves (some 0.5 GB) are not.
 """
 
@@ -10,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sqs_pyro.compression.blockwise.blocks import IMPORTANCE_BATCH
+from sqs_pyro.compression.blockwise.file_size import bits_a_weight
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
+from sqs_pyro.compression.blockwise.vocabulary import candidates, vocabulary_of
 from sqs_pyro.compression.layers import check_layers
 from sqs_pyro.networks.architectures import blocks, layer_names
 from sqs_pyro.networks.linear_form import in_linear_form
@@ -40,13 +43,15 @@ _KEPT_LOGITS = 4
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes at the three moments of blockwise compression.
+    """Bytes at the moments of blockwise compression.
 
     Attributes:
         weights: of the network in memory: all of them, or with streaming those of one block.
         block: further copies of a block's weights.
         curvature: moments of the widest layer's inputs, and what is computed from them.
         coding: of the largest layer, while its symbols are chosen.
+        table: the same, with its curvature, of the larger of embedding and head; 0 where neither is compressed.
+        held: of a streamed network, all beside the blocks, which are in memory then.
         states: hidden states of all calibration sequences.
         inside: what a block computes for one minibatch.
         packed: finished blocks in their packed form.
@@ -60,6 +65,8 @@ class MemoryPlan:
     block: int
     curvature: int
     coding: int
+    table: int
+    held: int
     states: int
     inside: int
     packed: int
@@ -70,7 +77,7 @@ class MemoryPlan:
 
     @property
     def moments(self) -> dict[str, dict[str, int]]:
-        """What each of the three moments consists of."""
+        """What each of the moments consists of."""
         work = {"curvature": self.curvature, "coding": self.coding}
         # Inputs are computed minibatch by minibatch, and only then are symbols chosen: the larger counts.
         if self.inside > sum(work.values()):
@@ -78,9 +85,15 @@ class MemoryPlan:
         held = {"states": self.states, "packed": self.packed}
         return {
             "importance": {"weights": self.weights, "gradients": self.gradients},
+            **({"vocabulary": self._of_table(held)} if self.table else {}),
             "block": {"weights": self.weights, "block": self.block, **work, **held},
             "end": {"ends": self.ends, **held},
         }
+
+    def _of_table(self, held: dict[str, int]) -> dict[str, int]:
+        # Of a streamed network no block is in memory then.
+        weights = {"ends": self.held} if self.held else {"weights": self.weights}
+        return {**weights, "table": self.table, **held}
 
     @property
     def peak(self) -> int:
@@ -117,6 +130,8 @@ def plan_memory(
 def _plan(net: nn.Module, sequences: int, length: int, recipe: BlockwiseRecipe, streamed: bool) -> MemoryPlan:
     found, layers = blocks(net), layer_names(net).values()
     in_block = max(map(_count, found))
+    weights = _compressed(net, recipe)
+    tables = [weights[path] for path in vocabulary_of(net, recipe).without_skipped(recipe).paths]
     total = _count(net)
     outside = total - sum(_count(block) for block in found)
     config: Any = net.config
@@ -127,9 +142,11 @@ def _plan(net: nn.Module, sequences: int, length: int, recipe: BlockwiseRecipe, 
         block=(_BLOCKS - 1) * _FLOAT * in_block,
         curvature=_CURVATURE * max(layer.in_features for layer in layers) ** 2,
         coding=_WEIGHT * max(layer.weight.numel() for layer in layers),
+        table=max((_CURVATURE * each.shape[1] ** 2 + _WEIGHT * each.numel() for each in tables), default=0),
+        held=_FLOAT * outside if streamed else 0,
         states=_STATES * _FLOAT * tokens * width,
         inside=_INSIDE * _FLOAT * min(recipe.batch_size, sequences) * length * widest,
-        packed=_finished(net, recipe),
+        packed=_finished(net, weights, recipe),
         gradients=_gradients(net, recipe, length, widest),
         # The network as it is held, a copy that is rounded, and the packed network's own.
         ends=_FLOAT * ((3 * outside) if streamed else (2 * total + outside)),
@@ -138,16 +155,20 @@ def _plan(net: nn.Module, sequences: int, length: int, recipe: BlockwiseRecipe, 
     )
 
 
-def _finished(net: nn.Module, recipe: BlockwiseRecipe) -> int:
-    """Return bytes of the blocks' layers as they are kept: coded, or as they were but rounded."""
-    layers = layer_names(net)
-    check_layers(recipe.layers, layers, "blockwise.layers")
+def _compressed(net: nn.Module, recipe: BlockwiseRecipe) -> dict[str, Tensor]:
+    """Return what is compressed: embedding and head, and of the blocks what is not left as it is."""
+    found: dict[str, Any] = candidates(net, recipe)
+    check_layers(recipe.layers, found, "blockwise.layers")
+    return {name: module.weight for name, module in found.items() if not recipe.skips(name)}
+
+
+def _finished(net: nn.Module, weights: Mapping[str, Tensor], recipe: BlockwiseRecipe) -> int:
+    """Return bytes of what is coded, and of the blocks' layers that are as they were but rounded."""
     rounded = 8 * getattr(torch, recipe.leftover_dtype).itemsize
-    bits = (
-        layer.weight.numel() * (rounded if recipe.skips(name) else recipe.bits_of(name) or recipe.bits)
-        for name, layer in layers.items()
-    )
-    return int(sum(bits) / 8)
+    bits = bits_a_weight(net, weights, recipe)
+    coded = sum(value.numel() * (recipe.bits_of(name) or bits) for name, value in weights.items())
+    left = sum(layer.weight.numel() for name, layer in layer_names(net).items() if name not in weights)
+    return int((coded + rounded * left) / 8)
 
 
 def _gradients(net: nn.Module, recipe: BlockwiseRecipe, length: int, widest: int) -> int:

@@ -1,6 +1,7 @@
 """What blockwise compression does, as one validated section of a recipe."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,21 +26,29 @@ class BlockwiseRecipe(RecipeSection):
     """Compression block after block, from a few hundred sequences, without fine-tuning of the whole network.
 
     Attributes:
-        bits: bits a weight that codes, tables and codebooks of the compressed layers take in the file, on average;
-            of those that have no bits of their own.
+        bits: bits a weight that codes, tables and codebooks of all that is compressed take in the file, on
+            average; of what has no bits of its own.
+        megabytes: of the whole file, 10⁶ bytes, instead of `bits`: norms, biases and what else is not compressed
+            come out of them.
+        embedding: whether the embedding of tokens is compressed, too; a head that is tied to it is the same
+            tensor. Left out, it is where it can be; true refuses other networks.
+        head: whether a head of its own, which gives the logits of tokens, is compressed; as `embedding`.
         layers: settings of single layers, by pattern of their names as file names have them (`*`, `?`, `[abc]`):
             `{"*.down_proj": {bits: 4}, "model.layers.0.*": {skip: true}}`. Of each setting the last pattern counts
             that matches.
         allocation: `importance` gives all layers one β on the network's own scale, so that layers which matter
             more get more bits; `even` gives every layer the same bits.
         num_components: K, values of a codebook besides zero, at most; 15 fit into 4 bits at run time.
-        channel_scales: whether outputs of a layer that matter more may have a finer grid, by a scale of 16 bits
-            for each; layers where it is not worth its bits have none, nor has any with allocation `even`.
+        channel_scales: whether outputs of a layer that matter more, and rows of an embedding, may have a finer
+            grid, by a scale of 16 bits for each; layers where it is not worth its bits have none, nor has any
+            layer of a block with allocation `even`.
         rounds: pairs of M- and E-steps after the first pass over a layer's weights.
         damping: what is added to the diagonal of a layer's curvature, in units of its mean.
         adapt_inputs: whether a layer's weight is first fitted to what the original layer gave, from the inputs
             that the compressed layers before it give.
         importance_sequences: sequences, the first of the calibration, that tell how much each output matters.
+        token_prior: pseudo-count of each token beside those of the calibration, which say how much each row of an
+            embedding or a head matters; 1/2 is Jeffreys' prior of their frequencies.
         batch_size: sequences that run at once.
         settle_steps: steps of SVI on each block at fixed codes, a minibatch each, in which codebooks, norms and
             biases settle.
@@ -53,7 +62,10 @@ class BlockwiseRecipe(RecipeSection):
         seed: of the draws of importance, and of the order of sequences in each block's steps.
     """
 
-    bits: float = Field(default=3.2, gt=0, le=8)
+    bits: float | None = Field(default=3.2, gt=0, le=8)
+    megabytes: float | None = Field(default=None, gt=0)
+    embedding: bool | None = None
+    head: bool | None = None
     layers: dict[str, BlockLayerRecipe] = Field(default_factory=dict)
     allocation: Literal["importance", "even"] = "importance"
     num_components: int = Field(default=31, ge=1, le=255)
@@ -62,6 +74,7 @@ class BlockwiseRecipe(RecipeSection):
     damping: float = Field(default=0.01, gt=0)
     adapt_inputs: bool = True
     importance_sequences: int = Field(default=24, ge=1)
+    token_prior: float = Field(default=0.5, gt=0)
     batch_size: int = Field(default=8, ge=1)
     settle_steps: int = Field(default=0, ge=0)
     codebook_learning_rate: float = Field(default=2e-3, ge=0)
@@ -71,6 +84,13 @@ class BlockwiseRecipe(RecipeSection):
     streamed: bool = False
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _megabytes_are_instead_of_bits(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("megabytes") is not None:
+            return {"bits": None, **values}
+        return values
+
     def skips(self, name: str) -> bool:
         """Return whether a layer is left uncompressed."""
         return bool(of_layer(self.layers, name).get("skip"))
@@ -78,6 +98,15 @@ class BlockwiseRecipe(RecipeSection):
     def bits_of(self, name: str) -> float | None:
         """Return the bits a weight of a layer that has some of its own."""
         return of_layer(self.layers, name).get("bits")
+
+    @model_validator(mode="after")
+    def _one_size_is_asked_for(self) -> "BlockwiseRecipe":
+        if (self.bits is None) == (self.megabytes is None):
+            raise ValueError(
+                f"one of bits, of a weight, and megabytes, of the whole file, but they are {self.bits} and "
+                f"{self.megabytes}: leave out one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _streamed_blocks_have_even_bits(self) -> "BlockwiseRecipe":

@@ -1,4 +1,4 @@
-"""What blockwise compression keeps on disk: a plan and the finished blocks, so that it can go on behind them."""
+"""What blockwise compression keeps on disk: a plan, finished blocks and what is beside them, to go on from."""
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sqs_pyro.compression.blockwise.token_fisher import HeadFisher
 from sqs_pyro.compression.checkpoint import check_same, read_checkpoint, write_checkpoint
 from sqs_pyro.fingerprint import Fingerprint
 from sqs_pyro.packing import CodedTensor
@@ -31,12 +32,38 @@ class BlockRecord:
     seconds: float
 
 
+@dataclass(frozen=True)
+class TableRecord:
+    """What became of an embedding or a head.
+
+    Attributes:
+        name: its path in the network.
+        bits: bits a weight, as forecast for the file.
+        beta: β.
+        error: what its rows lose of what they give, by the likelihood: of a head relative to no logits at all.
+        seconds: it took.
+    """
+
+    name: str
+    bits: float
+    beta: float
+    error: float
+    seconds: float
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Of each layer by name: importance of its outputs ``[N]``, and the mean precision of its weights."""
+    """What the original network says before anything is compressed.
+
+    Attributes:
+        importance: of each layer's outputs by name, ``[N]``; of an embedding's ``[D, D]``.
+        precisions: mean precision of each layer's weights by name; of the blocks' layers only.
+        head: of the head that is compressed, tied or not, if there is one.
+    """
 
     importance: dict[str, Tensor]
     precisions: dict[str, float]
+    head: HeadFisher | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +81,14 @@ class FinishedBlock:
     record: BlockRecord
 
 
+@dataclass(frozen=True, eq=False)
+class FinishedTable:
+    """An embedding or a head that is compressed: its weight, and what is told of it."""
+
+    coded: CodedTensor
+    record: TableRecord
+
+
 class BlockStore:
     """Plan and finished blocks on disk, one file each, written whole or not at all.
 
@@ -67,12 +102,16 @@ class BlockStore:
 
     def read_plan(self) -> Plan | None:
         """Return the plan of an interrupted run, or None; errors as :meth:`read`."""
-        state = self._read("plan", {"importance", "precisions"})
-        return None if state is None else Plan(state["importance"], state["precisions"])
+        state = self._read("plan", {"importance", "precisions", "head"})
+        if state is None:
+            return None
+        head = state["head"]
+        return Plan(state["importance"], state["precisions"], None if head is None else HeadFisher(**head))
 
     def write_plan(self, plan: Plan) -> None:
         """Keep the plan."""
-        self._write("plan", {"importance": plan.importance, "precisions": plan.precisions})
+        head = None if plan.head is None else _parts(plan.head)
+        self._write("plan", {"importance": plan.importance, "precisions": plan.precisions, "head": head})
 
     def read(self, i: int) -> FinishedBlock | None:
         """Return a finished block, or None.
@@ -89,13 +128,20 @@ class BlockStore:
 
     def write(self, i: int, block: FinishedBlock) -> None:
         """Keep a finished block."""
-        # By field, as `asdict` would copy every tensor; plain data, so that reading executes nothing.
-        coded = {
-            name: {field.name: getattr(value, field.name) for field in fields(value)}
-            for name, value in block.coded.items()
-        }
+        coded = {name: _parts(value) for name, value in block.coded.items()}
         state = {"coded": coded, "leftovers": block.leftovers, "record": asdict(block.record)}
         self._write(f"block-{i:03d}", state)
+
+    def read_table(self, part: str) -> FinishedTable | None:
+        """Return the finished ``"embedding"`` or ``"head"``, or None; errors as :meth:`read`."""
+        state = self._read(part, {"coded", "record"})
+        if state is None:
+            return None
+        return FinishedTable(CodedTensor(**state["coded"]), TableRecord(**state["record"]))
+
+    def write_table(self, part: str, table: FinishedTable) -> None:
+        """Keep a finished ``"embedding"`` or ``"head"``."""
+        self._write(part, {"coded": _parts(table.coded), "record": asdict(table.record)})
 
     def _read(self, name: str, keys: set[str]) -> dict[str, Any] | None:
         if self.directory is None or not (path := self.directory / f"{name}.pt").exists():
@@ -107,3 +153,8 @@ class BlockStore:
     def _write(self, name: str, state: dict[str, Any]) -> None:
         if self.directory is not None:
             write_checkpoint(self.directory / f"{name}.pt", {"fingerprint": self.fingerprint, **state})
+
+
+def _parts(value: CodedTensor | HeadFisher) -> dict[str, Any]:
+    """Return fields by name; `asdict` would copy every tensor. Plain data, so that reading executes nothing."""
+    return {field.name: getattr(value, field.name) for field in fields(value)}

@@ -22,7 +22,8 @@ RECIPE = {"bits": 3.5, "importance_sequences": 2, "batch_size": 3, "settle_steps
 def share(net, packed) -> float:
     """Return which share of the weights in the blocks is packed: all tensors there, norms and biases too."""
     inside = re.compile("|".join(re.escape(f"{path}.") for stack in stack_paths(net) for path in stack))
-    compressed = sum(weight.record(name).numel for name, weight in stored_weights(packed).items())
+    weights = stored_weights(packed).items()
+    compressed = sum(weight.record(name).numel for name, weight in weights if inside.match(name))
     return compressed / sum(value.numel() for name, value in net.named_parameters() if inside.match(name))
 
 

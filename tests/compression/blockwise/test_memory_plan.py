@@ -30,7 +30,11 @@ def test_counts_by_hand():
     assert plan.weights == 4 * block
     assert plan.block == 2 * 4 * block
     assert plan.states == 4 * 4 * 10 * 32 * 64
-    assert plan.packed == 3 * linear * 3 // 8
+    assert plan.packed == (3 * linear + 2 * 1000 * 64) * 3 // 8
+    assert plan.coding == 45 * 64 * 96 and plan.table == 52 * 64**2 + 45 * 1000 * 64
+    assert plan.moments["vocabulary"]["ends"] == plan.ends // 3
+    alone = plan_memory(net, 10, 32, {**EVEN, "embedding": False, "head": False})
+    assert (alone.packed, alone.table) == (3 * linear * 3 // 8, 0) and "vocabulary" not in alone.moments
     assert plan.parameters == 3 * block + 2 * 1000 * 64 + 64
     assert plan.ends == 3 * 4 * (2 * 1000 * 64 + 64)
     assert plan.gradients == 0

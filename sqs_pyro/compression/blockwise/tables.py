@@ -1,0 +1,114 @@
+"""An embedding and a head coded under the learned prior, with what the network says of their rows."""
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from sqs_pyro.compression.blockwise.bit_budget import LayerRate
+from sqs_pyro.compression.blockwise.channel_scales import channel_scales, in_units_of, scale_bits
+from sqs_pyro.compression.blockwise.coded_weight import coded_weight
+from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
+from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
+from sqs_pyro.compression.blockwise.store import FinishedTable, Plan, TableRecord
+from sqs_pyro.compression.blockwise.token_fisher import HeadFisher, embedding_likelihood, head_fisher
+from sqs_pyro.compression.blockwise.vocabulary import Vocabulary
+from sqs_pyro.networks.block_stack import BlockStack
+
+
+class Tables:
+    """Likelihoods and codings of a network's embedding and head; its weights must be held.
+
+    Args:
+        stack: the network and its blocks.
+        vocabulary: which of the two are compressed.
+        recipe: what to do.
+        minibatches: the calibration.
+        counts: how often it reads each token, ``[V]``.
+    """
+
+    def __init__(
+        self,
+        stack: BlockStack,
+        vocabulary: Vocabulary,
+        recipe: BlockwiseRecipe,
+        minibatches: Sequence[Any],
+        counts: Tensor,
+    ) -> None:
+        self.stack, self.vocabulary, self.recipe = stack, vocabulary, recipe
+        self.minibatches, self.counts = minibatches, counts
+
+    def embedding_likelihood(self, plan: Plan | None, head: HeadFisher | None) -> LayerLikelihood:
+        """Return that of the embedding.
+
+        Args:
+            plan: with the information of its outputs; without one these have a noise as large as they are.
+            head: of a head that shares it, which reads it, too.
+        """
+        path, prior = str(self.vocabulary.embedding), self.recipe.token_prior
+        weight, outputs = self._weight(path), None if plan is None else plan.importance[path]
+        own = embedding_likelihood(weight, self.counts, prior, outputs).damped(self.recipe.damping)
+        if self.vocabulary.tied_head is None or head is None:
+            return own
+        return own.plus(head.likelihood(weight, prior).damped(self.recipe.damping))
+
+    def head_likelihood(self, before: Sequence[Tensor], after: Sequence[Tensor]) -> LayerLikelihood:
+        """Return that of a head of its own, which sees what the compressed blocks give.
+
+        Args:
+            before: hidden states behind the original blocks, a minibatch each.
+            after: those behind the compressed ones.
+        """
+        path = str(self.vocabulary.head)
+        adapts = self.recipe.adapt_inputs
+        fisher = self.head_fisher(path, before if adapts else after, after)
+        plain = fisher.likelihood(self._weight(path), self.recipe.token_prior)
+        own = plain.damped(self.recipe.damping)
+        if not adapts:
+            return own
+        ridge = own.curvature - plain.curvature  # pulls towards the weight itself
+        return own.given_inputs(fisher.cross_moment().to(ridge) + ridge, own.curvature)
+
+    def head_fisher(self, path: str, before: Sequence[Tensor], after: Sequence[Tensor]) -> HeadFisher:
+        """Return what a head's inputs say of its weight, from hidden states as :meth:`head_likelihood`."""
+        head = self.stack.net.get_submodule(path)
+
+        def pairs() -> Iterable[tuple[Tensor, Tensor]]:
+            for inputs, hidden, seen in zip(self.minibatches, before, after, strict=True):
+                x = self.stack.exit_input(inputs, hidden, head)
+                yield x, (x if seen is hidden else self.stack.exit_input(inputs, seen, head))
+
+        return head_fisher(head, pairs())
+
+    def rates(self, plan: Plan) -> dict[str, LayerRate]:
+        """Return how many bits each takes at any β, by path; of those without bits of their own."""
+        found = {}
+        for path in self.vocabulary.paths:
+            if self.recipe.bits_of(path) is not None:
+                continue
+            weight = self._weight(path)
+            if path == self.vocabulary.embedding:
+                own = self.embedding_likelihood(plan, plan.head)
+            else:
+                assert plan.head is not None  # of this very head, with the original network's inputs: a forecast
+                own = plan.head.likelihood(weight, self.recipe.token_prior).damped(self.recipe.damping)
+            scales = self._scales(weight, own)
+            precision, extra = own.in_units_of(scales).mean_precision, scale_bits(scales, weight.shape[1])
+            # By columns: a stride along the rows might meet the same few inputs in each of them.
+            found[path] = LayerRate.of(in_units_of(scales, weight).T, precision, extra)
+        return found
+
+    def code(self, path: str, own: LayerLikelihood, *, bits: float | None, beta: float | None) -> FinishedTable:
+        """Code one of them for so many bits a weight, or at β."""
+        start = time.perf_counter()
+        scales = self._scales(self._weight(path), own)
+        coded, row = coded_weight(own, scales, self.recipe, bits=bits, beta=beta)
+        return FinishedTable(coded, TableRecord(path, **row, seconds=time.perf_counter() - start))
+
+    def _weight(self, path: str) -> nn.Parameter:
+        weight: Any = self.stack.net.get_submodule(path).weight
+        return weight
+
+    def _scales(self, weight: Tensor, own: LayerLikelihood) -> Tensor | None:
+        return channel_scales(weight, own.importance, by_size=True) if self.recipe.channel_scales else None
