@@ -431,7 +431,7 @@ class Driver:
     def _explain(self, error: Exception, x: Any, y: Tensor) -> None:
         """Raise the sentence for a step that failed, if the data or a divergence explain it; else return."""
         step = self.step + 1
-        dtype = torch.bfloat16 if self.recipe.precision == "bfloat16" else None
+        dtype = training_dtype(self.recipe.precision)
         try:
             check_minibatch(self.model.net, self.model.likelihood, x, y, "training", step, dtype)
         except DataError as explained:
