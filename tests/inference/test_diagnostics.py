@@ -163,14 +163,15 @@ class TestAveraging:
         prune_to(guide, 0.7)
         guide.start_coding()
         hard, masks = guide.harden(torch.float32), {n: s.mask for n, s in guide.site_guides().items()}
-        differing = torch.zeros(400)
-        for draw in range(400):
-            drawn = guide.draw(temperature, codebook_dtype=torch.float32)
-            different = [drawn[n].dense()[m] != hard[n].dense()[m] for n, m in masks.items()]
-            differing[draw] = torch.cat(different).double().mean()
-        error = float(differing.std()) / 20
-        assert error < 0.005
-        assert abs(float(differing.mean()) - expected_disagreement(guide, temperature)) < 4.5 * error
+        expected = expected_disagreement(guide, temperature)
+        guide.evaluation_temperature = temperature
+        with pyro.plate("draws", 4000):  # [4000, 1, 1, ...]
+            drawn = {n: value.view(4000, *value.shape[-2:]) for n, value in guide.eval()().items()}
+        different = [drawn[n][:, m] != hard[n].dense()[m] for n, m in masks.items()]
+        differing = torch.cat(different, 1).double().mean(1)
+        error = float(differing.std()) / 4000**0.5
+        assert error < 0.002
+        assert abs(float(differing.mean()) - expected) < 4.5 * error
 
     def test_where_there_is_nothing_to_draw(self):
         guide = posterior(num_components=1, initial_gate=20.0)

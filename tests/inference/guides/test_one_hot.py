@@ -50,7 +50,8 @@ DRAWS = 1000
 def test_draws_in_evaluation_have_these_moments(temperature):
     guide = guide_of(evaluation_temperature=temperature).eval()
     posterior = guide.get_posterior()
-    draws = {name: torch.stack([guide()[name] for _ in range(DRAWS)]) for name in NAMES}
+    with pyro.plate("draws", DRAWS):  # [DRAWS, 1, 1, ...]: weights of a site belong together
+        draws = {name: value.view(DRAWS, *value.shape[-2:]) for name, value in guide().items()}
     for name in NAMES:
         hard, width = guide.harden(torch.float32)[name].dense(), spread(guide, name)
         width = width * math.sqrt(temperature or 1.0)
