@@ -109,10 +109,12 @@ def test_the_average_of_many_draws_of_a_linear_network_is_near_its_mean():
     net = nn.Linear(6, 4, bias=False)
     _, guide = guide_of(net, initial_gate=0.5)
     x = 0.05 * torch.randn(20, 6)
-    average = averaged_network(net, guide, 1500, temperature=2.0)
+    average = averaged_network(net, guide, 400, temperature=2.0)
     mean = mean_network(net, guide, temperature=2.0)
-    # The largest difference of 20 seeds is 1.4e-3.
-    torch.testing.assert_close(average(x), mean(x).log_softmax(-1), atol=2e-3, rtol=0)
+    # The largest difference of 20 seeds is 1.4e-3 with 1500 draws, so of 400 twice that.
+    torch.testing.assert_close(average(x), mean(x).log_softmax(-1), atol=4e-3, rtol=0)
+    hard = hard_network(net, guide.harden(torch.float32))
+    assert float((mean(x).log_softmax(-1) - hard(x).log_softmax(-1)).abs().max()) > 0.02  # far more than that
 
 
 def test_warm_draws_spread_the_predictions(net):
@@ -194,10 +196,10 @@ def test_draws_of_any_guide():
     torch.testing.assert_close(average_of_guide(model, certain, 2)(x), expected)
     spread = AutoLowRankMultivariateNormal(model, init_loc_fn=first, init_scale=0.3, rank=1)
     spread(x, y)
-    average = average_of_guide(model, spread, 2000)
+    average = average_of_guide(model, spread, 500)
     weights = torch.cat([draw.flatten(1) for draw in average.draws().values()], 1)
     covariance = spread.get_posterior().covariance_matrix.detach()
-    assert float((weights.var(0) / covariance.diagonal() - 1).abs().max()) < 5 * (2 / 2000) ** 0.5
+    assert float((weights.var(0) / covariance.diagonal() - 1).abs().max()) < 5 * (2 / 500) ** 0.5
     again = average_of_guide(model, spread, 3, seed=1)
     assert torch.equal(again(x), average_of_guide(model, spread, 3, seed=1)(x))
     with pytest.raises(RecipeError, match="num_samples is 0"):

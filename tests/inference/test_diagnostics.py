@@ -1,5 +1,8 @@
 """Every diagnostic is provoked by training a small network into the trouble, and silent on its healthy twin."""
 
+import copy
+from functools import cache
+
 import pyro
 import pytest
 import torch
@@ -22,10 +25,9 @@ X[:, :3] += 2.0 * torch.nn.functional.one_hot(Y, 3)
 SITES = ["0.weight", "2.weight"]
 
 
-def posterior(
-    inclusion: float = 0.5, slab_scale: float | None = None, quantized: bool = False, **options
-) -> SpikeGMMGuide:
-    """A trained classifier's guide, before compression; its weights at four values if asked for."""
+@cache
+def trained() -> nn.Sequential:
+    """A classifier that knows its classes; to be copied."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     optimizer = torch.optim.Adam(net.parameters(), 0.02)
@@ -33,6 +35,14 @@ def posterior(
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(X), Y).backward()
         optimizer.step()
+    return net
+
+
+def posterior(
+    inclusion: float = 0.5, slab_scale: float | None = None, quantized: bool = False, **options
+) -> SpikeGMMGuide:
+    """A trained classifier's guide, before compression; its weights at four values if asked for."""
+    net = copy.deepcopy(trained())
     for weight in (net[0].weight, net[2].weight) if quantized else ():
         middle = weight.data.abs().median()
         weight.data = weight.data.sign() * torch.where(weight.data.abs() > middle, 1.5 * middle, 0.5 * middle)
@@ -44,7 +54,7 @@ def posterior(
     )
 
 
-def train(guide: SpikeGMMGuide, kl_weight: float, steps: int = 80, lr: float = 0.1) -> SpikeGMMGuide:
+def train(guide: SpikeGMMGuide, kl_weight: float, steps: int = 40, lr: float = 0.1) -> SpikeGMMGuide:
     svi = SVI(guide.model, guide, pyro.optim.Adam({"lr": lr}), loss=SQSELBO(kl_weight=kl_weight))
     for _ in range(steps):
         svi.step(X, Y)
@@ -79,13 +89,13 @@ def test_a_healthy_posterior_gives_no_finding():
 
 class TestGates:
     def test_a_heavy_kl_closes_all(self):
-        guide = train(posterior(inclusion=0.01), kl_weight=1e4)
+        guide = train(posterior(inclusion=0.01), kl_weight=1e4, steps=20, lr=0.4)
         assert found(guide)["gates_closed"] == SITES
         assert "starving_layer" not in found(guide)  # said once
         assert all(bool((site.gates() < 0.5).all()) for site in guide.site_guides().values())
 
     def test_a_heavy_kl_opens_all(self):
-        guide = train(posterior(inclusion=1 - 1e-5), kl_weight=1e4, steps=200)
+        guide = train(posterior(inclusion=1 - 1e-5), kl_weight=1e4, steps=40, lr=0.5)
         assert found(guide, averaging=False)["gates_open"] == SITES
 
     def test_where_there_is_no_spike_gates_are_open_for_good(self):
@@ -115,14 +125,14 @@ class TestCodebooks:
     def test_means_merge_under_a_heavy_kl(self):
         guide = posterior(slab_scale=0.01, groups="channel", num_components=3)
         assert "merged_components" not in found(guide)
-        assert "merged_components" in found(train(guide, kl_weight=1e3, lr=0.02))
+        assert "merged_components" in found(train(guide, kl_weight=1e3, steps=20, lr=0.08))
 
     def test_means_drift_to_zero_under_a_heavy_kl(self):
         guide = posterior(slab_scale=0.01, num_components=2)
         prune_to(guide, 0.5)
         guide.start_coding()
         assert "vanishing_component" not in found(guide)
-        assert found(train(guide, kl_weight=1e3, lr=0.02))["vanishing_component"] == SITES
+        assert found(train(guide, kl_weight=1e3, steps=20, lr=0.08))["vanishing_component"] == SITES
 
     def test_a_mean_near_zero_is_welcome_where_nothing_is_pruned(self):
         assert "vanishing_component" not in found(posterior(num_components=9))

@@ -158,9 +158,9 @@ def few(model):
     return SpikeGMMGuide(model, 3)
 
 
-def fitted(model, x, y, steps=300, guide=few):
+def fitted(model, x, y, steps=100, guide=few):
     guide = guide(model)
-    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 5e-2}), loss=SQSELBO())
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.2}), loss=SQSELBO())
     for _ in range(steps):
         svi.step(x, y)
     return guide
@@ -185,7 +185,7 @@ def test_dispersion_is_that_of_the_counts():
 def test_predictive_has_the_noise_in_it():
     model = linear(LearnedGaussian([0.1, 3.0]))
     x = torch.randn(5, 4)
-    draws = pyro.infer.Predictive(model, guide=few(model), num_samples=400)(x)
+    draws = pyro.infer.Predictive(model, guide=few(model), num_samples=400, parallel=True)(x)
     noise = (draws["obs"] - draws["logits"]).flatten(0, -2)
     for found, scale in zip(noise.T, (0.1, 3.0), strict=True):
         assert_distribution(found.detach().numpy(), scipy.stats.norm(0, scale).cdf)

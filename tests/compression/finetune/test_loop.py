@@ -186,7 +186,7 @@ class TestSchedule:
     @pytest.mark.parametrize("estimator", ["straight_through", "soft", "concrete"])
     @pytest.mark.parametrize("windows", ["per_weight", "equal_mass", "outlier_aware"])
     def test_every_estimator_with_every_window(self, estimator, windows):
-        d = driver({"estimator": estimator, "windows": {"kind": windows, "count": 8}, "epochs": 3})
+        d = driver({"estimator": estimator, "windows": {"kind": windows, "count": 8}, "epochs": 2})
         history = d.run()
         assert all(math.isfinite(record.loss) for record in history)
         assert nonzeros(d.guide) == round(0.3 * 126)
@@ -198,7 +198,7 @@ class TestSchedule:
 
     def test_it_learns(self):
         untrained = network()
-        d = driver({"epochs": 20, "learning_rate": 0.05}, validation=data(300, 100, shuffle=False), net=untrained)
+        d = driver({"epochs": 10, "learning_rate": 0.1}, validation=data(300, 100, shuffle=False), net=untrained)
         history = d.run()
         accuracies = [record.score for record in history if record.score is not None]
         assert accuracies[-1] > 0.9 > accuracies[0]
@@ -209,7 +209,7 @@ class TestRecords:
     def test_looking_does_not_change_training(self):
         """Validation hardens the guide at each epoch; its cached codes must not be renewed by that."""
         recipe = {
-            "epochs": 6,
+            "epochs": 3,
             "refresh_every": 100,
             "num_components": 16,
             "nonzero_rate": 1.0,
@@ -352,21 +352,27 @@ class TestPatience:
         assert (d.kept.best, d.kept.last) == (36, 60)
 
     def test_without_patience_nothing_is_kept_but_the_end(self):
-        d, judged = self.made({"patience": None}), driver({**self.recipe, "patience": 5})
+        recipe = {**self.recipe, "epochs": 3}
+        d, judged = self.made({**recipe, "patience": None}), driver(recipe)
         d.run(), judged.run()
         assert d.kept is None and judged.kept is None  # the second has nothing to judge by
 
+    @pytest.fixture(scope="class")
+    def patient(self):
+        d = self.made()
+        d.run()
+        return d, everything(d)
+
     @pytest.mark.parametrize("step", [24, 36, 40, 42, 48])
-    def test_resumed_equals_uninterrupted(self, step, tmp_path):
-        whole = self.made()
-        history = whole.run()
+    def test_resumed_equals_uninterrupted(self, patient, step, tmp_path):
+        whole, state = patient
         with pytest.raises(KeyboardInterrupt):
             self.made(progress=Interrupt(step)).run(tmp_path / "c.pt")
         for _ in range(2):  # the second time it is finished
             resumed = self.made()
-            assert resumed.run(tmp_path / "c.pt") == history and resumed.kept == whole.kept
+            assert resumed.run(tmp_path / "c.pt") == whole.history and resumed.kept == whole.kept
             for name, value in everything(resumed).items():
-                assert torch.equal(value, everything(whole)[name]), name
+                assert torch.equal(value, state[name]), name
 
     def test_kept_states_of_before_have_no_such_key(self):
         assert "patience" not in CompressionRecipe().model_dump()
@@ -413,18 +419,23 @@ class TestResumption:
             assert torch.equal(value, expected[name]), name
         assert history == whole[1]
 
+    @pytest.fixture(scope="class")
+    def of_activations(self):
+        d = driver({"pruning": {"every": 2, "saliency": "activation"}})
+        d.run()
+        return d, everything(d)
+
     @pytest.mark.parametrize("step", [1, 6, 18])
-    def test_saliency_of_activations_remembers_its_inputs(self, step, tmp_path):
+    def test_saliency_of_activations_remembers_its_inputs(self, of_activations, step, tmp_path):
+        whole, state = of_activations
         recipe = {"pruning": {"every": 2, "saliency": "activation"}}
-        uninterrupted = driver(recipe)
-        history = uninterrupted.run()
         checkpoint = tmp_path / "checkpoint.pt"
         with pytest.raises(KeyboardInterrupt):
             driver(recipe, progress=Interrupt(step)).run(checkpoint)
         resumed = driver(recipe)
-        assert resumed.run(checkpoint) == history
+        assert resumed.run(checkpoint) == whole.history
         for name, value in everything(resumed).items():
-            assert torch.equal(value, everything(uninterrupted)[name]), name
+            assert torch.equal(value, state[name]), name
 
     @pytest.mark.parametrize("step", [1, 5, 13, 22])
     def test_ctrl_c_in_the_middle_of_a_step(self, whole, step, tmp_path):
