@@ -14,11 +14,17 @@ from torch import Tensor
 from sqs_pyro.kernels.decode import TRANSCODERS, PackedArgs, read_scales, read_symbols, read_table, write_table
 from sqs_pyro.kernels.gpu.register import gpu_kernels
 from sqs_pyro.kernels.native import native_kernels
-from sqs_pyro.kernels.rows import fits_rows
-from sqs_pyro.kernels.tiled import tiled_bits
-from sqs_pyro.packing.bits import MAX_BITS, pack_bits, unpack_bits
+from sqs_pyro.kernels.rows import fits_rows, rows_size
+from sqs_pyro.kernels.tiled import ROWS, tiled_bits, tiled_size
+from sqs_pyro.packing.bits import MAX_BITS, pack_bits, packed_size, unpack_bits
 from sqs_pyro.packing.coded import CodedTensor
-from sqs_pyro.packing.layouts import get_layout
+from sqs_pyro.packing.layouts import PackedTensor, get_layout
+
+
+#: Weights read at once while one is written: their codes and what lies between take a few MB.
+_PIECE = 1 << 18
+#: What a form's codes are whole words of: weights, rows of a matrix, rows of a tile.
+_UNITS = {"dense": 8, "rows": 1, "tiled": ROWS}
 
 
 class RuntimeForm(NamedTuple):
@@ -72,29 +78,47 @@ def best_form(args: PackedArgs, bits: int, uses: Collection[str], device: str) -
     return RuntimeForm(form, True, "compiled kernels multiply with the codes")
 
 
-def runtime_args(coded: CodedTensor, uses: Collection[str]) -> tuple[PackedArgs, int]:
+def runtime_args(packed: PackedTensor, uses: Collection[str]) -> tuple[PackedArgs, int]:
     """Write a weight in the form that is best for it on a CPU; the second result is its ``bits``.
 
-    No layout comes in between: the codes are packed once, in the order in which they will be read.
+    No layout comes in between, and no copy of all codes as bytes: a few rows after the other are read and packed,
+    in the order in which they will be read.
+
+    Raises:
+        PackedFileError: the stored bytes do not decode.
     """
-    has_zeros = coded.nonzeros < coded.mask.numel()
-    dense_bits = get_layout("dense").bits(coded.num_components, has_zeros)
-    scales = None if coded.scales is None else write_table(coded.scales)  # uint8 [4 · N]
-    empty = torch.empty(0, dtype=torch.uint8)  # codes that no form has been chosen for
+    has_zeros = packed.nonzeros < packed.numel
+    dense_bits = get_layout("dense").bits(packed.num_components, has_zeros)
     if dense_bits > MAX_BITS:  # 256 values and zero
-        bits = get_layout("bitmap").bits(coded.num_components, has_zeros)
-        parts = get_layout("bitmap").pack_parts(coded, bits)
-        table = write_table(coded.codebook)  # uint8 [G, 4 · K]: zero is what the mask says
-        return PackedArgs(parts["codes"], table, parts["mask"], coded.shape, bits, scales, "bitmap"), bits
-    rows = coded.codebook  # [G, K]
+        return _bitmap_args(packed.unpack())
+    rows, scales = packed.codebook(), packed.scales()  # [G, K], [N]
     if has_zeros:
         rows = torch.cat([rows.new_zeros(len(rows), 1), rows], dim=1)  # [G, 1 + K]: zero is symbol 0
-    args = PackedArgs(empty, write_table(rows), None, coded.shape, dense_bits, scales, "dense")
+    stored_scales = None if scales is None else write_table(scales)  # uint8 [4 · N]
+    empty = torch.empty(0, dtype=torch.uint8)  # codes that no form has been chosen for
+    args = PackedArgs(empty, write_table(rows), None, packed.shape, dense_bits, stored_scales, "dense")
     # Weights are read on the CPU; a network that is moved chooses again (`PackedWeight._apply`).
     form = best_form(args, dense_bits, uses, "cpu").name
-    # No overflow: 257 symbols have gone the other way.
-    symbols = (coded.codes + has_zeros).mul_(coded.mask)  # [*shape]
-    return _with_symbols(args, form, symbols, dense_bits), dense_bits
+    bits = tiled_bits(dense_bits) if form in TRANSCODERS else dense_bits  # in memory some widths are not there
+    codes, end = torch.empty(_code_bytes(form, packed.shape, bits), dtype=torch.uint8), 0
+    unit = _UNITS[form] * (math.prod(packed.shape[1:]) if form in TRANSCODERS else 1)  # whose codes are whole words
+    for some, mask in packed.unpack_pieces(max(1, _PIECE // unit) * unit):
+        # No overflow: 257 symbols have gone the other way.
+        symbols = (some + has_zeros).mul_(mask)
+        shaped = symbols.view(-1, *packed.shape[1:]) if form in TRANSCODERS else symbols
+        written = _write_symbols(form, shaped, bits)
+        codes[end : end + len(written)] = written
+        end += len(written)
+    return args._replace(codes=codes, bits=bits, form=form), dense_bits
+
+
+def _bitmap_args(coded: CodedTensor) -> tuple[PackedArgs, int]:
+    layout = get_layout("bitmap")
+    bits = layout.bits(coded.num_components, has_zeros=True)
+    parts = layout.pack_parts(coded, bits)
+    table = write_table(coded.codebook)  # uint8 [G, 4 · K]: zero is what the mask says
+    scales = None if coded.scales is None else write_table(coded.scales)
+    return PackedArgs(parts["codes"], table, parts["mask"], coded.shape, bits, scales, "bitmap"), bits
 
 
 def with_form(args: PackedArgs, form: str, bits: int) -> PackedArgs:
@@ -145,7 +169,17 @@ def read_coded(args: PackedArgs, checked: bool = True) -> CodedTensor:
 
 def _with_symbols(args: PackedArgs, form: str, symbols: Tensor, bits: int) -> PackedArgs:
     """Write symbols, uint8 ``[*shape]``, as a form's codes."""
-    if form not in TRANSCODERS:
-        return args._replace(codes=pack_bits(symbols, bits), bits=bits, form=form)
-    kept = tiled_bits(bits)  # in memory some widths are not there
-    return args._replace(codes=TRANSCODERS[form][0](symbols, kept), bits=kept, form=form)
+    kept = tiled_bits(bits) if form in TRANSCODERS else bits  # in memory some widths are not there
+    return args._replace(codes=_write_symbols(form, symbols, kept), bits=kept, form=form)
+
+
+def _write_symbols(form: str, symbols: Tensor, bits: int) -> Tensor:
+    """Return the codes, uint8 ``[bytes]``, of symbols: all, or whole units of ``_UNITS`` of them."""
+    return TRANSCODERS[form][0](symbols, bits) if form in TRANSCODERS else pack_bits(symbols, bits)
+
+
+def _code_bytes(form: str, shape: tuple[int, ...], bits: int) -> int:
+    """Return the bytes that the codes of a weight take in a form."""
+    if form == "tiled":
+        return tiled_size(shape, bits)
+    return rows_size(shape, bits) if form == "rows" else packed_size(math.prod(shape), bits)

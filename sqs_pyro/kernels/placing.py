@@ -55,7 +55,8 @@ def copy_with_weights(
             # Of all modules before any weight is made: its form has to suit every one that shares it.
             uses[id(parameter)].add("decoded" if draws else product_of(module, found[id(module)]))
     weights: dict[int, StoredWeight] = {}
-    for name, parameter in parameters.items():
+    # The largest first: what its bytes take beside its codes is not on top of all others.
+    for name, parameter in sorted(parameters.items(), key=lambda item: -item[1].numel()):
         key = id(stand_ins[id(parameter)])
         weight = packed_weight(name, tensors[name], parameter.dtype, uses[key])
         # Where the parameter was, as everything else of the network is; but a file's values are never given up.

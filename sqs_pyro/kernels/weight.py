@@ -51,11 +51,12 @@ class PackedWeight(StoredWeight):
     def __init__(self, packed: PackedTensor, dtype: torch.dtype = torch.float32, uses: Iterable[str] = ()) -> None:
         super().__init__()
         self.uses.update(uses)
-        coded = packed.unpack()  # the file's bytes are not needed any more
-        if coded.nonzeros == coded.mask.numel() and not coded.codebook[:, 0].view(torch.int32).any():
-            coded = canonical(coded)  # of a foreign file: a table that begins with 0.0 says that there are zeros
+        readable = packed
+        if packed.nonzeros == packed.numel and not packed.codebook()[:, 0].view(torch.int32).any():
+            # Of a foreign file: a table that begins with 0.0 says that there are zeros.
+            readable = pack_canonical(canonical(packed.unpack()), "dense")
         with torch.inference_mode(False):  # inference tensors would not count what is written to them
-            args, self.bits = runtime_args(coded, self.uses)
+            args, self.bits = runtime_args(readable, self.uses)
             self.register_buffer("codes", args.codes)
             self.register_buffer("table", args.table)
             self.register_buffer("mask", args.mask)

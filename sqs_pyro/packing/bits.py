@@ -65,6 +65,18 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     return torch.from_numpy(values.reshape(-1)[:count])
 
 
+def unpack_range(packed: Tensor, bits: int, total: int, start: int, count: int) -> Tensor:
+    """Return ``count`` values behind the first ``start``, uint8 ``[count]``, of ``total`` that are packed.
+
+    Raises:
+        PackedFileError: the range comes to the end, and padding behind it is not 0.
+    """
+    # Eight values are whole bytes: what lies around the range in its first and last eight is read and dropped.
+    first, last = start // 8 * 8, min(total, -(-(start + count) // 8) * 8)
+    part = packed[packed_size(first, bits) : packed_size(last, bits)]
+    return unpack_bits(part, bits, last - first)[start - first :][:count]
+
+
 def _check_bits(bits: int) -> None:
     if not 1 <= bits <= MAX_BITS:
         raise ValueError(f"Bits per value must be 1 to {MAX_BITS}, but {bits} was given.")

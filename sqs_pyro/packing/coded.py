@@ -205,20 +205,38 @@ def _check_shapes(coded: CodedTensor) -> None:
         )
 
 
-def _check_values(coded: CodedTensor) -> None:
-    if not torch.isfinite(coded.codebook).all():
+def check_tables(codebook: Tensor, scales: Tensor | None) -> None:
+    """Check that a codebook ``[G, K]`` is finite, and that scales ``[N]`` are positive numbers of float16.
+
+    Raises:
+        NetworkError: they are not.
+    """
+    if not torch.isfinite(codebook).all():
         raise NetworkError("A codebook holds NaN or infinite values; check that training has not diverged.")
-    if coded.scales is not None:
+    if scales is not None:
         # The file has 2 bytes a scale; rounded there, the file would not be the network that was judged.
-        halves = coded.scales.half()
-        if not (halves.isfinite() & (halves > 0)).all() or not torch.equal(halves.float(), coded.scales):
+        halves = scales.half()
+        if not (halves.isfinite() & (halves > 0)).all() or not torch.equal(halves.float(), scales):
             raise NetworkError("Scales must be positive, finite numbers of float16: round them to float16 first.")
-    highest = int(coded.codes.max())
-    if highest >= coded.num_components:
+
+
+def check_codes(codes: Tensor, components: int) -> None:
+    """Check that codes, uint8 and at least one, are below K.
+
+    Raises:
+        NetworkError: one is not.
+    """
+    highest = int(codes.max())
+    if highest >= components:
         raise NetworkError(
-            f"Code {highest} is outside of the codebook: with K = {coded.num_components} components codes go "
-            f"from 0 to {coded.num_components - 1}."
+            f"Code {highest} is outside of the codebook: with K = {components} components codes go "
+            f"from 0 to {components - 1}."
         )
+
+
+def _check_values(coded: CodedTensor) -> None:
+    check_tables(coded.codebook, coded.scales)
+    check_codes(coded.codes, coded.num_components)
     # Codes of zeros have one spelling, 0: equal networks must have equal files, and `count_codes` relies on it.
     codes, mask = (value.reshape(-1).split(_CHUNK) for value in (coded.codes, coded.mask))
     if any(bool((some.bool() > kept).any()) for some, kept in zip(codes, mask, strict=True)):

@@ -5,6 +5,7 @@ frequencies cost one byte a symbol, which is why a tensor's size stays within a 
 its entropy.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import constriction
@@ -57,11 +58,34 @@ class EntropyLayout(Layout):
 
     def unpack_codes(self, packed: PackedTensor) -> tuple[Tensor, Tensor]:
         """Decode the symbols and tell zeros from codes."""
+        codes, mask = (torch.empty(packed.numel, dtype=dtype) for dtype in (torch.uint8, torch.bool))
+        # Into one tensor chunk by chunk: int32 symbols of all would take four times as much.
+        pieces = self.unpack_pieces(packed, _CHUNK)
+        for some_codes, some_mask, (piece, kept) in zip(codes.split(_CHUNK), mask.split(_CHUNK), pieces, strict=True):
+            some_codes.copy_(piece)
+            some_mask.copy_(kept)
+        return codes, mask
+
+    def unpack_pieces(self, packed: PackedTensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Decode a piece of the stream after the other."""
+        counts = [min(size, packed.numel - start) for start in range(0, packed.numel, size)]
         if _num_symbols(packed) == 1:
-            numel = packed.numel
-            return torch.zeros(numel, dtype=torch.uint8), torch.full((numel,), packed.nonzeros > 0)
-        codes, mask = _decode(packed)
-        return torch.from_numpy(codes), torch.from_numpy(mask)
+            for count in counts:
+                yield torch.zeros(count, dtype=torch.uint8), torch.full((count,), packed.nonzeros > 0)
+            return
+        coder = open_stream(packed.parts["codes"])
+        model = categorical(packed.parts["table"].cpu().numpy())
+        has_zeros = packed.nonzeros < packed.numel
+        for count in counts:
+            symbols = coder.decode(model, count)  # int32
+            mask = symbols != 0 if has_zeros else np.ones(count, dtype=np.bool_)
+            codes = symbols.astype(np.uint8)  # modulo 256
+            if has_zeros:
+                codes -= mask  # symbol 256, of 257, is code 255
+            yield torch.from_numpy(codes), torch.from_numpy(mask)
+        # Else any number of files would decode to these weights.
+        if not coder.is_empty():
+            raise PackedFileError("the entropy-coded stream goes on behind the last weight")
 
 
 def _count(coded: CodedTensor) -> Tensor:
@@ -107,11 +131,12 @@ def open_stream(stream: Tensor) -> Any:
     Raises:
         PackedFileError: no coder has written it.
     """
-    content = stream.cpu().numpy().tobytes()
     # The zeros that were cut off end at a whole 4-byte word.
-    words = np.frombuffer(content + bytes(-len(content) % 4), dtype="<u4").astype(np.uint32)
+    words = np.zeros(-(-stream.numel() // 4), dtype="<u4")
+    words.view(np.uint8)[: stream.numel()] = stream.cpu().numpy()
     try:
-        return constriction.stream.stack.AnsCoder(words)
+        # Copied by the coder, and not twice before: the stream of an embedding is a fifth of a network's file.
+        return constriction.stream.stack.AnsCoder(words.astype(np.uint32, copy=False))
     except ValueError as error:
         raise PackedFileError(f"the entropy-coded stream is damaged ({error})") from None
 
@@ -132,22 +157,3 @@ def _encode(codes: Bytes, mask: Bits | None, table: Bytes) -> Bytes:
             symbols += mask[part]  # a zero has code 0
         coder.encode_reverse(symbols, model)
     return stream_bytes(coder)
-
-
-def _decode(packed: PackedTensor) -> tuple[Bytes, Bits]:
-    """Return codes and mask [n] of a stream."""
-    coder = open_stream(packed.parts["codes"])
-    model = categorical(packed.parts["table"].cpu().numpy())
-    codes, mask = np.empty(packed.numel, dtype=np.uint8), np.ones(packed.numel, dtype=np.bool_)
-    has_zeros = packed.nonzeros < packed.numel
-    for start in range(0, packed.numel, _CHUNK):
-        part = slice(start, start + _CHUNK)
-        symbols = coder.decode(model, len(codes[part]))
-        codes[part] = symbols  # modulo 256
-        if has_zeros:
-            np.not_equal(symbols, 0, out=mask[part])
-            codes[part] -= mask[part]  # symbol 256, of 257, is code 255
-    # Else any number of files would decode to these weights.
-    if not coder.is_empty():
-        raise PackedFileError("the entropy-coded stream goes on behind the last weight")
-    return codes, mask

@@ -1,9 +1,11 @@
 """Layouts with codes of a fixed number of bits: ``dense`` and ``bitmap``."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from sqs_pyro.packing.bits import pack_bits, packed_size, unpack_bits
+from sqs_pyro.packing.bits import pack_bits, packed_size, unpack_range
 from sqs_pyro.packing.coded import CodedTensor
 from sqs_pyro.packing.layouts import Layout, PackedTensor, Structure, code_bits, register_layout
 
@@ -32,12 +34,19 @@ class DenseLayout(Layout):
 
     def unpack_codes(self, packed: PackedTensor) -> tuple[Tensor, Tensor]:
         """Read one symbol a weight."""
-        symbols = unpack_bits(packed.parts["codes"], packed.bits, packed.numel)
-        # No symbol is spent on a zero that does not occur: symbols are the codes themselves.
-        if packed.nonzeros == packed.numel:
-            return symbols, torch.ones(packed.numel, dtype=torch.bool)
-        mask = symbols != 0
-        return symbols.sub_(mask.to(torch.uint8)), mask
+        return next(self.unpack_pieces(packed, packed.numel))
+
+    def unpack_pieces(self, packed: PackedTensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Read the symbols of a piece after the other: they stand side by side."""
+        for start in range(0, packed.numel, size):
+            count = min(size, packed.numel - start)
+            symbols = unpack_range(packed.parts["codes"], packed.bits, packed.numel, start, count)
+            # No symbol is spent on a zero that does not occur: symbols are the codes themselves.
+            if packed.nonzeros == packed.numel:
+                yield symbols, torch.ones(count, dtype=torch.bool)
+            else:
+                mask = symbols != 0
+                yield symbols.sub_(mask.to(torch.uint8)), mask
 
 
 @register_layout
@@ -65,8 +74,17 @@ class BitmapLayout(Layout):
 
     def unpack_codes(self, packed: PackedTensor) -> tuple[Tensor, Tensor]:
         """Read the mask, then put the codes where it is set."""
-        mask = unpack_bits(packed.parts["mask"], 1, packed.numel).bool()
-        codes = torch.zeros(packed.numel, dtype=torch.uint8)  # [numel]; zeros have code 0
-        if packed.bits and int(torch.count_nonzero(mask)) == packed.nonzeros:  # the caller reports it if not
-            codes[mask] = unpack_bits(packed.parts["codes"], packed.bits, packed.nonzeros)
-        return codes, mask
+        return next(self.unpack_pieces(packed, packed.numel))
+
+    def unpack_pieces(self, packed: PackedTensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Read the mask of a piece after the other, and as many codes as it has non-zeros."""
+        before = 0  # non-zeros of the pieces so far
+        for start in range(0, packed.numel, size):
+            count = min(size, packed.numel - start)
+            mask = unpack_range(packed.parts["mask"], 1, packed.numel, start, count).bool()
+            codes = torch.zeros(count, dtype=torch.uint8)  # zeros have code 0
+            nonzeros = int(torch.count_nonzero(mask))
+            if packed.bits and before + nonzeros <= packed.nonzeros:  # the caller reports it if not
+                codes[mask] = unpack_range(packed.parts["codes"], packed.bits, packed.nonzeros, before, nonzeros)
+            before += nonzeros
+            yield codes, mask

@@ -6,6 +6,7 @@ contract that all of them keep.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ from sqs_pyro.documents import shown
 from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.packing.bits import MAX_BITS
 from sqs_pyro.packing.canonical import canonical
-from sqs_pyro.packing.coded import MAX_COMPONENTS, CodedTensor
+from sqs_pyro.packing.coded import MAX_COMPONENTS, CodedTensor, check_codes, check_tables
 
 _CODEBOOK_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
@@ -110,6 +111,26 @@ class PackedTensor(Structure):
         except NetworkError as error:
             raise PackedFileError(str(error)) from None
 
+    def unpack_pieces(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield codes, uint8 ``[n]``, and mask, bool ``[n]``, of ``size`` weights after the other, the last of fewer.
+
+        So the layouts that can read piece by piece never have all of a tensor's codes in memory as bytes.
+
+        Raises:
+            PackedFileError: as :meth:`unpack`, where the wrong piece comes or behind the last.
+        """
+        nonzeros = 0
+        try:
+            check_tables(self.codebook(), self.scales())
+            for codes, mask in get_layout(self.layout).unpack_pieces(self, size):
+                check_codes(codes, self.num_components)
+                nonzeros += int(torch.count_nonzero(mask))
+                yield codes, mask
+        except NetworkError as error:
+            raise PackedFileError(str(error)) from None
+        if nonzeros != self.nonzeros:
+            raise PackedFileError(f"{nonzeros} weights are not zero, but {self.nonzeros} should be")
+
 
 class Layout(ABC):
     """One way to write codes and mask as bytes; codebook and scales are written the same way by all."""
@@ -137,6 +158,11 @@ class Layout(ABC):
     @abstractmethod
     def unpack_codes(self, packed: PackedTensor) -> tuple[Tensor, Tensor]:
         """Return codes, uint8 ``[numel]``, and mask, bool ``[numel]``."""
+
+    def unpack_pieces(self, packed: PackedTensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the same in pieces of ``size`` weights; layouts that need not read all at once do better than this."""
+        codes, mask = self.unpack_codes(packed)
+        yield from zip(codes.split(size), mask.split(size), strict=True)
 
 
 # In the order of registration, which decides between layouts of equal size: same input, same bytes.
