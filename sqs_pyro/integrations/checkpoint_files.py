@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from sqs_pyro.errors import PackedFileError
 from sqs_pyro.packing.leftovers import checksum, to_bytes
@@ -11,8 +12,12 @@ from sqs_pyro.packing.leftovers import checksum, to_bytes
 _REPAIR = "fetch the checkpoint again, or save it anew"
 
 
-def check_files(files: Sequence[str | Path], packed: Mapping[str, int], leftovers: Mapping[str, int]) -> None:
-    """Check that the files hold what the config says; leftovers are read once, one at a time.
+def check_files(
+    files: Sequence[str | Path], packed: Mapping[str, int], leftovers: Mapping[str, int]
+) -> dict[str, str | Path]:
+    """Check that the files hold what the config says, and return the file of each of their tensors.
+
+    Leftovers are read once, one at a time.
 
     The bytes of packed tensors are checked when they are decoded.
 
@@ -25,10 +30,10 @@ def check_files(files: Sequence[str | Path], packed: Mapping[str, int], leftover
         PackedFileError: naming the file or tensor: truncated, damaged, missing, of another size.
         OSError: a file cannot be read.
     """
-    found: set[str] = set()
+    found: dict[str, str | Path] = {}
     for file in files:
         try:
-            found |= _check_file(file, packed, leftovers)
+            found |= dict.fromkeys(_check_file(file, packed, leftovers), file)
         except SafetensorError as error:
             raise PackedFileError(
                 f"Checkpoint file '{file}' is truncated or damaged ({error}): {_REPAIR}."
@@ -40,6 +45,21 @@ def check_files(files: Sequence[str | Path], packed: Mapping[str, int], leftover
             f"Tensor {missing[0]!r} is missing in the checkpoint (it lacks {len(missing)} of the "
             f"{len(packed) + len(leftovers)} in its config): {_REPAIR}."
         )
+    return found
+
+
+def read_tensor(file: str | Path, name: str) -> Tensor:
+    """Return one tensor of a file, which is mapped only as long as the tensor is there.
+
+    Raises:
+        PackedFileError: the file has been damaged since it was checked.
+    """
+    try:
+        with safe_open(file, framework="pt") as content:
+            tensor: Tensor = content.get_tensor(name)
+            return tensor
+    except (SafetensorError, OSError) as error:
+        raise PackedFileError(f"Checkpoint file '{file}' cannot be read ({error}): {_REPAIR}.") from None
 
 
 def tensor_names(file: str | Path) -> set[str]:

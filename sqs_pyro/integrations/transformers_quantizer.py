@@ -17,7 +17,7 @@ from transformers.quantizers.base import HfQuantizer
 from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.integrations import pending
 from sqs_pyro.integrations.checkpoint_documents import CONFIG_DIGEST, check_config, config_digest, read_config
-from sqs_pyro.integrations.checkpoint_files import check_files
+from sqs_pyro.integrations.checkpoint_files import check_files, read_tensor
 from sqs_pyro.integrations.records import record_of, stored_bytes
 from sqs_pyro.integrations.transformers_config import METHOD, SQSConfig, stored_name
 from sqs_pyro.kernels.network import after_packing
@@ -26,7 +26,10 @@ from sqs_pyro.networks.linear_form import from_linear_form, to_linear_form
 from sqs_pyro.packing.contents import contents_of
 from sqs_pyro.packing.finite import check_finite
 from sqs_pyro.packing.leftovers import checksum, to_bytes
-from sqs_pyro.packing.stored import METADATA, stored_weights
+from sqs_pyro.packing.stored import METADATA, WEIGHT_PREFIX, stored_weights
+
+#: Of the names that :func:`stored_name` gives.
+_STORED_NAMES = rf"(^|\.){WEIGHT_PREFIX}[^.]+\.{pending.STORED}$"
 
 # Not by decorating the class: transformers_config must not import the module whose import runs this one.
 register_quantization_config(METHOD)(SQSConfig)
@@ -64,28 +67,30 @@ class SQSQuantizer(HfQuantizer):
         Raises:
             NetworkError: it names the disk, or both CPU and GPU.
         """
-        device_map = kwargs.get("device_map")
-        places = {str(place) for place in device_map.values()} if isinstance(device_map, Mapping) else set()
-        if "disk" in places or ("cpu" in places and len(places) > 1):
-            raise NetworkError(
-                f"device_map sends a packed network to {', '.join(sorted(places))}, but it cannot be offloaded: "
-                'choose GPUs only, or "cpu" for all of it.'
-            )
+        _check_places(kwargs.get("device_map"))
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         """Check config and files, then replace modules on the meta device."""
         config = self.quantization_config
         tensors = config.stored_tensors()
+        read = None
         if kwargs.get("checkpoint_files"):
             directory = Path(kwargs["checkpoint_files"][0]).parent
             # All files before any module is touched: what is damaged says so, instead of a half-loaded network.
             check_config(read_config(directory, PackedFileError), kwargs["checkpoint_files"])
             sizes = {stored_name(name): tensor.bytes for name, tensor in tensors.items()}
-            check_files(kwargs["checkpoint_files"], sizes, config.leftovers)
-        # The digest is a tensor of the file that no module asks for; without this transformers would warn of it.
+            files = check_files(kwargs["checkpoint_files"], sizes, config.leftovers)
+
+            def read(name: str) -> Tensor:
+                stored = stored_name(saved[name])
+                return read_tensor(files[stored], stored)
+
+        # Tensors of the file that no module asks for: the digest, and what is read when it is decoded, tensor by
+        # tensor; transformers would read all of it before. Without this it would warn of them.
         model._keys_to_ignore_on_load_unexpected = {
             *(model._keys_to_ignore_on_load_unexpected or ()),
             f"^{CONFIG_DIGEST}$",
+            *([] if read is None else [_STORED_NAMES]),
         }
         # Tensors of the linear form say that the checkpoint is of a network in that form.
         to_linear_form(model, _every_name(model, [*tensors, *config.leftovers]))
@@ -93,8 +98,9 @@ class SQSQuantizer(HfQuantizer):
         shared = {
             local[name]: local[first] for name, first in config.shared.items() if {name, first} <= local.keys()
         }
+        saved = {local[name]: name for name in tensors if name in local}
         try:
-            pending.reserve(model, {local[name]: tensors[name] for name in tensors if name in local}, shared)
+            pending.reserve(model, {name: tensors[saved[name]] for name in saved}, shared, read)
         except NetworkError as error:
             raise PackedFileError(f"The checkpoint was made for another {type(model).__name__}. {error}") from None
         # After `reserve`: transformers ties parameters by name, and these are no parameters any more.
@@ -102,6 +108,7 @@ class SQSQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         """Decode what was loaded to its run-time form, tensor by tensor."""
+        _check_places(getattr(model, "hf_device_map", None))  # what "auto" has come to
         pending.complete(model)
         if self.quantization_config.dequantize:
             # A dense network of transformers, as if it had never been packed.
@@ -159,6 +166,15 @@ def attach(packed: nn.Module) -> None:
         # Names stay the network's own: those of an original checkpoint would have to be translated twice.
         packed._weight_conversions = []
         _untie(packed, stored_weights(packed, every_name=True))
+
+
+def _check_places(device_map: Any) -> None:
+    places = {str(place) for place in device_map.values()} if isinstance(device_map, Mapping) else set()
+    if "disk" in places or ("cpu" in places and len(places) > 1):
+        raise NetworkError(
+            f"device_map sends a packed network to {', '.join(sorted(places))}, but it cannot be offloaded: "
+            'choose GPUs only, or "cpu" for all of it.'
+        )
 
 
 def _config_to_be(model: Any) -> dict[str, Any]:

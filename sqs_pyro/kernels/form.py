@@ -20,9 +20,8 @@ from sqs_pyro.packing.bits import MAX_BITS, pack_bits, packed_size, unpack_bits
 from sqs_pyro.packing.coded import CodedTensor
 from sqs_pyro.packing.layouts import PackedTensor, get_layout
 
-
-#: Weights read at once while one is written: their codes and what lies between take a few MB.
-_PIECE = 1 << 18
+#: Weights read at once while one is written: what lies between must not leave large holes in memory.
+_PIECE = 1 << 16
 #: What a form's codes are whole words of: weights, rows of a matrix, rows of a tile.
 _UNITS = {"dense": 8, "rows": 1, "tiled": ROWS}
 
@@ -101,7 +100,9 @@ def runtime_args(packed: PackedTensor, uses: Collection[str]) -> tuple[PackedArg
     form = best_form(args, dense_bits, uses, "cpu").name
     bits = tiled_bits(dense_bits) if form in TRANSCODERS else dense_bits  # in memory some widths are not there
     codes, end = torch.empty(_code_bytes(form, packed.shape, bits), dtype=torch.uint8), 0
-    unit = _UNITS[form] * (math.prod(packed.shape[1:]) if form in TRANSCODERS else 1)  # whose codes are whole words
+    unit = _UNITS[form] * (
+        math.prod(packed.shape[1:]) if form in TRANSCODERS else 1
+    )  # whose codes are whole words
     for some, mask in packed.unpack_pieces(max(1, _PIECE // unit) * unit):
         # No overflow: 257 symbols have gone the other way.
         symbols = (some + has_zeros).mul_(mask)

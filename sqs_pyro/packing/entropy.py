@@ -61,7 +61,9 @@ class EntropyLayout(Layout):
         codes, mask = (torch.empty(packed.numel, dtype=dtype) for dtype in (torch.uint8, torch.bool))
         # Into one tensor chunk by chunk: int32 symbols of all would take four times as much.
         pieces = self.unpack_pieces(packed, _CHUNK)
-        for some_codes, some_mask, (piece, kept) in zip(codes.split(_CHUNK), mask.split(_CHUNK), pieces, strict=True):
+        for some_codes, some_mask, (piece, kept) in zip(
+            codes.split(_CHUNK), mask.split(_CHUNK), pieces, strict=True
+        ):
             some_codes.copy_(piece)
             some_mask.copy_(kept)
         return codes, mask
