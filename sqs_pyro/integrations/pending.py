@@ -2,8 +2,8 @@
 
 A network on the meta device gets a :class:`PendingWeight` for every compressed parameter (:func:`reserve`), some
 other program fills their ``stored`` buffers, or only says on which device they are to be, and :func:`complete`
-decodes them to their run-time form, tensor by tensor. So no weight is ever there as floating-point numbers, nor are
-the bytes of all weights beside their run-time form: memory stays near the packed size.
+decodes them to their run-time form, tensor by tensor. So no weight is ever there as floating-point numbers, nor
+are the bytes of all weights beside their run-time form: memory stays near the packed size.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,8 +34,8 @@ class PendingWeight(StoredWeight):
         tensor: what the bytes are of.
         dtype: of the parameter.
         twin: the weight that this one shares its bytes with; it then has no buffer of its own.
-        read: returns its bytes, uint8 on the CPU, when they are decoded; ``stored`` then has the size and device of
-            the bytes, is in no state dict, and what is in it does not matter.
+        read: returns its bytes, uint8 on the CPU, when they are decoded; ``stored`` then has their size and the
+            device that they are to go to, is in no state dict, and what is in it does not matter.
     """
 
     stored: Tensor | None

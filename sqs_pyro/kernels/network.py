@@ -1,6 +1,7 @@
 """Packed networks: made from a trained network and its coded weights, saved to a file, loaded from one."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sqs_pyro.kernels.weight import PackedWeight
 from sqs_pyro.networks.checks import check_replaceable
 from sqs_pyro.packing.coded import CodedTensor
 from sqs_pyro.packing.contents import PackedContents, contents_of, pack, pack_draws
-from sqs_pyro.packing.file import read_file, write_packed
+from sqs_pyro.packing.file import opened_file, write_packed
 from sqs_pyro.packing.finite import check_finite
 from sqs_pyro.packing.layouts import PackedTensor
 from sqs_pyro.packing.stored import StoredEnsemble, stored_weights
@@ -130,11 +131,18 @@ def load(path: str | Path, net: nn.Module | Callable[[], nn.Module] | None = Non
         NetworkError: if ``net`` is no network and builds none.
         ResourceError: if there is too little memory.
     """
-    with isolated():
-        # Outside of the caller's modes and default device: tensors of a file are CPU tensors that last.
-        contents, envelope = read_file(path)
-        # Nothing of the file is executed: it names a constructor of the registry, whose size is checked first.
-        plain = described_network(contents, envelope.total) if net is None else net
+    # Open until the end: each compressed tensor is read when it is brought to its run-time form.
+    with ExitStack() as opened:
+        with isolated():
+            # Outside of the caller's modes and default device: tensors of a file are CPU tensors that last.
+            contents, envelope = opened.enter_context(opened_file(path))
+            # Nothing of the file is executed: it names a constructor of the registry, whose size is checked first.
+            plain = described_network(contents, envelope.total) if net is None else net
+        return _running(path, plain, contents)
+
+
+def _running(path: str | Path, plain: Any, contents: PackedContents) -> nn.Module:
+    """Return the packed network of a file's contents, given a plain one or what builds it."""
     if not isinstance(plain, nn.Module):
         with isolated(sees_dtype=True):  # what the caller builds has the caller's dtype; first weights are drawn
             plain = _built(plain)

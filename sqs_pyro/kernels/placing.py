@@ -58,7 +58,7 @@ def copy_with_weights(
     # The largest first: what its bytes take beside its codes is not on top of all others.
     for name, parameter in sorted(parameters.items(), key=lambda item: -item[1].numel()):
         key = id(stand_ins[id(parameter)])
-        weight = packed_weight(name, tensors[name], parameter.dtype, uses[key])
+        weight = packed_weight(name, tensors[name].in_memory(), parameter.dtype, uses[key])
         # Where the parameter was, as everything else of the network is; but a file's values are never given up.
         weights[key] = weight if parameter.is_meta else weight.to(parameter.device)
     placed = {module: {name: weights[id(p)] for name, p in own.items()} for module, own in found.items() if own}

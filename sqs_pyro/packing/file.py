@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,8 +21,9 @@ from sqs_pyro.atomic import write_bytes
 from sqs_pyro.documents import parse_json, shown
 from sqs_pyro.errors import PackedFileError
 from sqs_pyro.packing.contents import PackedContents, format_version
+from sqs_pyro.packing.layouts import PackedTensor, UnreadTensor
 from sqs_pyro.packing.leftovers import buffer
-from sqs_pyro.packing.manifest import read_manifest, write_manifest
+from sqs_pyro.packing.manifest import Source, read_manifest, write_manifest
 from sqs_pyro.packing.record import TensorRecord
 
 FORMAT = "sqs-pyro"
@@ -120,16 +122,92 @@ def read_packed(path: str | Path) -> PackedContents:
 
 def read_file(path: str | Path) -> tuple[PackedContents, Envelope]:
     """Return the contents of a packed file and what surrounds its data; errors as :func:`read_packed`."""
+    with Path(path).open("rb") as stream, _told_of(path):
+        return _read(stream, _InMemory)
+
+
+@contextmanager
+def opened_file(path: str | Path) -> Iterator[tuple[PackedContents, Envelope]]:
+    """Read and check a packed file without keeping the bytes of its compressed tensors.
+
+    Inside of the block they are read again, and their checksums compared, when
+    :meth:`~sqs_pyro.packing.layouts.PackedTensor.in_memory` asks for them; errors as :func:`read_packed`.
+    """
+    with Path(path).open("rb") as stream:
+        with _told_of(path):
+            found = _read(stream, _OnDisk)
+        yield found
+
+
+@contextmanager
+def _told_of(path: str | Path) -> Iterator[None]:
+    """Say of which file an error is."""
     try:
-        with Path(path).open("rb") as stream:
-            return _read(stream)
+        yield
     except PackedFileError as error:
         raise PackedFileError(f"Packed file {str(path)!r} cannot be used. {error}") from None
     except MemoryError:
         raise PackedFileError(f"Packed file {str(path)!r} does not fit into the memory that is left.") from None
 
 
-def _read(stream: BinaryIO) -> tuple[PackedContents, Envelope]:
+class _InMemory:
+    """Data that is read at once: tensors are views of it, so that nothing is read twice or copied."""
+
+    def __init__(self, stream: BinaryIO, size: int, digest: "hashlib._Hash") -> None:
+        content = _read_bytes(stream, size)
+        digest.update(buffer(content))
+        self._data, self.left = content, size
+
+    def take(self, size: int) -> Tensor:
+        """Return the next bytes, uint8 ``[size]``."""
+        start = self._data.numel() - self.left
+        self.left -= size
+        return self._data[start : start + size]
+
+    def keep(self, record: TensorRecord, packed: PackedTensor) -> PackedTensor:
+        """Return the tensor, a view."""
+        return packed
+
+
+class _OnDisk:
+    """Data of which no more is in memory than is taken; tensors are read again when they are asked for."""
+
+    def __init__(self, stream: BinaryIO, size: int, digest: "hashlib._Hash") -> None:
+        self._stream, self.left, self._digest = stream, size, digest
+
+    def take(self, size: int) -> Tensor:
+        """Return the next bytes, uint8 ``[size]``."""
+        content = _read_bytes(self._stream, size)
+        self._digest.update(buffer(content))
+        self.left -= size
+        return content
+
+    def keep(self, record: TensorRecord, packed: PackedTensor) -> PackedTensor:
+        """Return the tensor without its bytes, and with what reads them."""
+        stream, start = self._stream, self._stream.tell() - record.bytes
+
+        def read() -> PackedTensor:
+            stream.seek(start)
+            return record.with_bytes(_read_bytes(stream, record.bytes))  # compares the checksum again
+
+        parts = {
+            part: torch.empty(size, dtype=torch.uint8, device="meta") for part, size in record.lengths.items()
+        }
+        return UnreadTensor(**{**vars(packed), "parts": parts}, read=read)
+
+
+def _read_bytes(stream: BinaryIO, size: int) -> Tensor:
+    """Return the next bytes of a file, uint8 ``[size]``."""
+    content = bytearray(size)
+    found = stream.readinto(content)  # type: ignore[attr-defined]  # of a buffered file: all that there is
+    if found != size:
+        raise PackedFileError(f"It was cut while it was read: {found} bytes were there instead of {size}.")
+    return torch.frombuffer(content, dtype=torch.uint8) if size else torch.empty(0, dtype=torch.uint8)
+
+
+def _read(
+    stream: BinaryIO, source: "Callable[[BinaryIO, int, hashlib._Hash], Source]"
+) -> tuple[PackedContents, Envelope]:
     """Read a file that is open: it stays the same file when another takes its place meanwhile."""
     size = os.fstat(stream.fileno()).st_size
     header = _read_header(stream, size)
@@ -145,16 +223,11 @@ def _read(stream: BinaryIO) -> tuple[PackedContents, Envelope]:
     if size != total:
         what = "truncated" if size < total else "followed by other bytes"
         raise PackedFileError(f"It is {what}: {size} bytes instead of {total}.")
-    # One buffer for all: the tensors' parts are views of it, so that nothing is read twice or copied.
-    content = bytearray(manifest_size + data_size)
-    found = stream.readinto(content)  # type: ignore[attr-defined]  # of a buffered file: all that there is
-    if found != len(content):
-        raise PackedFileError(f"It was cut while it was read: {found} bytes were there instead of {len(content)}.")
-    manifest = bytes(memoryview(content)[:manifest_size])
-    # No copy: the tensors of the result are views of these bytes. (frombuffer takes no empty buffer.)
-    data = torch.frombuffer(content, dtype=torch.uint8)[manifest_size:] if content else torch.empty(0)
-    intact = hashlib.sha256(content).hexdigest() == digest  # told last: a tensor's own checksum says more
-    contents = PackedContents(*read_manifest(manifest, data))  # names the tensor that is damaged
+    manifest = buffer(_read_bytes(stream, manifest_size)).tobytes()
+    found = hashlib.sha256(manifest)
+    # Names the tensor that is damaged; the file's own checksum, told last, says less.
+    contents = PackedContents(*read_manifest(manifest, source(stream, data_size, found)))
+    intact = found.hexdigest() == digest
     if not intact:
         raise PackedFileError("Its checksum does not fit: manifest, data or the checksum itself was altered.")
     # Otherwise one content would have several files that are all taken.

@@ -6,7 +6,7 @@ contract that all of them keep.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -80,6 +80,10 @@ class PackedTensor(Structure):
         """Bytes of all parts."""
         return sum(part.numel() for part in self.parts.values())
 
+    def in_memory(self) -> "PackedTensor":
+        """Return the tensor with its bytes: itself, unless they are still on a disk."""
+        return self
+
     def codebook(self) -> Tensor:
         """Return the codebook, float32 ``[G, K]``."""
         dtype = np.dtype(self.codebook_dtype).newbyteorder("<")
@@ -112,7 +116,7 @@ class PackedTensor(Structure):
             raise PackedFileError(str(error)) from None
 
     def unpack_pieces(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield codes, uint8 ``[n]``, and mask, bool ``[n]``, of ``size`` weights after the other, the last of fewer.
+        """Yield codes, uint8 ``[n]``, and mask, bool ``[n]``, of ``size`` weights at a time, the last of fewer.
 
         So the layouts that can read piece by piece never have all of a tensor's codes in memory as bytes.
 
@@ -130,6 +134,21 @@ class PackedTensor(Structure):
             raise PackedFileError(str(error)) from None
         if nonzeros != self.nonzeros:
             raise PackedFileError(f"{nonzeros} weights are not zero, but {self.nonzeros} should be")
+
+
+@dataclass(frozen=True, eq=False)
+class UnreadTensor(PackedTensor):
+    """A compressed tensor whose bytes are on a disk: its parts are on the meta device.
+
+    Attributes:
+        read: returns the tensor with its bytes, checked.
+    """
+
+    read: Callable[[], PackedTensor] = field(repr=False)
+
+    def in_memory(self) -> PackedTensor:
+        """Return the tensor with its bytes, read at each call; raises PackedFileError if they changed."""
+        return self.read()
 
 
 class Layout(ABC):
@@ -160,7 +179,7 @@ class Layout(ABC):
         """Return codes, uint8 ``[numel]``, and mask, bool ``[numel]``."""
 
     def unpack_pieces(self, packed: PackedTensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the same in pieces of ``size`` weights; layouts that need not read all at once do better than this."""
+        """Yield the same in pieces of ``size`` weights; layouts that need not read all at once override it."""
         codes, mask = self.unpack_codes(packed)
         yield from zip(codes.split(size), mask.split(size), strict=True)
 

@@ -5,7 +5,7 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -75,12 +75,28 @@ def write_manifest(
     return _compressed(text.encode()), data
 
 
-def read_manifest(
-    manifest: bytes, data: Tensor
-) -> tuple[dict[str, PackedTensor], dict[str, Tensor], dict[str, Any], int | None]:
-    """Return compressed tensors, leftovers, metadata and number of draws, out of manifest and data (uint8).
+class Source(Protocol):
+    """The data of a packed file, taken part by part.
 
-    The tensors' parts are views of ``data``.
+    Attributes:
+        left: bytes that have not been taken.
+    """
+
+    left: int
+
+    def take(self, size: int) -> Tensor:
+        """Return the next bytes, uint8 ``[size]``."""
+        ...
+
+    def keep(self, record: TensorRecord, packed: PackedTensor) -> PackedTensor:
+        """Return a tensor whose bytes were taken last, as it is to be kept."""
+        ...
+
+
+def read_manifest(
+    manifest: bytes, source: Source
+) -> tuple[dict[str, PackedTensor], dict[str, Tensor], dict[str, Any], int | None]:
+    """Return compressed tensors, leftovers, metadata and number of draws, out of manifest and data.
 
     Raises:
         PackedFileError: naming the tensor and the reason, if anything does not fit.
@@ -89,17 +105,15 @@ def read_manifest(
     tensors: dict[str, PackedTensor] = {}
     leftovers: dict[str, Tensor] = {}
     # Parts stand one behind the other: lengths are enough, and no gap or overlap can be described.
-    position = 0
     for name, record in content.tensors.items():
-        tensors[name] = packed = _read_tensor(record, data[position:])
+        tensors[name] = packed = _read_tensor(record, source)
         if content.draws is not None and packed.shape[-1] != content.draws:
             raise PackedFileError(
                 f"Tensor {name!r} of shape {list(packed.shape)} does not hold the file's {content.draws} draws in "
                 "its last dimension."
             )
-        position += packed.num_bytes
     try:
-        for name, value in restore(content.leftovers, data[position:]):
+        for name, value in restore(content.leftovers, source.take(source.left)):
             # Of two descriptions one reader might take the first and another the last.
             if name in tensors or name in leftovers:
                 raise PackedFileError(f"tensor {name!r} is described twice")
@@ -256,17 +270,18 @@ def _length(what: str, record: Mapping[str, Any], columns: tuple[str, ...]) -> i
     return length
 
 
-def _read_tensor(record: TensorRecord, data: Tensor) -> PackedTensor:
-    """Return the tensor whose bytes begin with ``data``."""
+def _read_tensor(record: TensorRecord, source: Source) -> PackedTensor:
+    """Return the tensor whose bytes come next."""
     sizes = list(record.lengths.values())
     try:
-        if sum(sizes) > data.numel():
+        if sum(sizes) > source.left:
             raise PackedFileError("the data ends before it")
-        parts = dict(zip(record.lengths, data[: sum(sizes)].split(sizes), strict=True)) if sizes else {}  # views
+        data = source.take(sum(sizes))
+        parts = dict(zip(record.lengths, data.split(sizes), strict=True)) if sizes else {}  # views
         # Before the parts are looked at: damage should be told as damage, not as a contradiction that it has led
         # to.
         if checksum(list(parts.values())) != record.crc32:
             raise PackedFileError("its bytes are damaged: their checksum does not fit")
-        return record.with_parts(parts)
+        return source.keep(record, record.with_parts(parts))
     except PackedFileError as error:
         raise PackedFileError(f"Tensor {shown(record.name)} cannot be read: {error}.") from None
