@@ -2,7 +2,7 @@
 
 SmolLM2-135M-Instruct, every linear weight and the tied embedding rounded to 8 values times a scale of each row, as
 a Hugging Face checkpoint and as a packed file, in the layouts ``dense`` and ``entropy``. A process of its own for
-each: it loads a network of the same classes with a few weights first, so that libraries are there; then the highest
+each: it loads a small network of the same classes first, so that libraries are there; then the highest
 resident memory while loading, what stays, and what a forward of 32 tokens and 16 generated ones add. Linux only.
 Writes ``load_memory.json`` beside this file.
 """

@@ -1,4 +1,4 @@
-"""Loading takes about the memory of what stays: neither the dense network nor all codes of an embedding as bytes."""
+"""Loading takes about the memory of what stays: no dense network, nor all codes of an embedding as bytes."""
 
 import json
 import subprocess
@@ -38,7 +38,8 @@ def write(vocabulary, directory):
     for name, value in net.named_parameters():
         if value.dim() == 2:
             codes = torch.randint(0, 8, value.shape, dtype=torch.uint8)
-            coded[name] = CodedTensor(codes, torch.ones_like(codes, dtype=torch.bool), torch.linspace(-1, 1, 8)[None])
+            mask = torch.ones_like(codes, dtype=torch.bool)
+            coded[name] = CodedTensor(codes, mask, torch.linspace(-1, 1, 8)[None])
     packed = packed_network(net, coded, layout=sys.argv[2])
     save_pretrained(packed, directory)
     sqs_pyro.save(packed, directory / "packed.sqs")
@@ -79,6 +80,6 @@ def test_peak_of_a_load(layout, tmp_path):
     for way in ("checkpoint", "file"):
         peak, packed = json.loads(run(tmp_path, layout, way).splitlines()[-1])
         assert packed > 5e6
-        # The one large tensor's stored bytes, the coder's copy and its codes are there at once: three times its size.
+        # The large tensor's stored bytes, the coder's copy and its codes are there at once: three times its size.
         # Its codes as bytes and their mask would be 31 MB, as numbers 61 MB.
         assert peak < 3 * packed + 8e6, (way, peak, packed)
