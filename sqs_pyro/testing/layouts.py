@@ -113,6 +113,19 @@ class LayoutContract:
     def test_round_trip_is_exact(self, coded: CodedTensor) -> None:
         self.assert_round_trip(coded)
 
+    @pytest.mark.parametrize("size", [1, 24, 33, 10_000])
+    @pytest.mark.parametrize("nonzero_rate", [0.0, 0.3, 1.0])
+    def test_pieces_are_the_whole(self, size: int, nonzero_rate: float) -> None:
+        coded = random_coded((9, 35), 6, nonzero_rate=nonzero_rate, scales=True)
+        packed = self.pack(coded)
+        codes, mask = zip(*packed.unpack_pieces(size), strict=True)
+        assert [len(piece) for piece in codes[:-1]] == [size] * (len(codes) - 1)
+        again = CodedTensor(
+            torch.cat(codes).view(9, 35), torch.cat(mask).view(9, 35), packed.codebook(), packed.scales()
+        )
+        assert_same_bits(again.dense(), slow_dense(coded))
+        assert torch.equal(again.mask, coded.mask)
+
     @pytest.mark.parametrize("components", [1, 2, 3, 16, 255])
     @pytest.mark.parametrize("nonzero_rate", [0.0, 0.3, 1.0])
     def test_every_code_in_use(self, components: int, nonzero_rate: float) -> None:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from sqs_pyro.errors import NetworkError, OutputError, PackedFileError
 from sqs_pyro.packing import PackedContents, pack_tensor, read_packed, write_packed
-from sqs_pyro.packing.file import _header, file_image
+from sqs_pyro.packing.file import _header, file_image, opened_file
 from sqs_pyro.packing.manifest import MAX_MANIFEST_BYTES
 from sqs_pyro.testing.layouts import random_coded
 
@@ -349,3 +349,20 @@ def test_an_uncompressed_manifest_stays_small():
     image = file_image(PackedContents(tensors, leftovers, {"network": {"name": "resnet20", "options": {}}}))
     assert len(image.manifest) < 1000
     assert len(image.header) < 300
+
+
+def test_an_open_file_is_read_tensor_by_tensor_and_checked_again(packed_file, tensors, leftovers):
+    with opened_file(packed_file) as (contents, envelope):
+        assert envelope.total == packed_file.stat().st_size
+        assert all(part.is_meta for packed in contents.tensors.values() for part in packed.parts.values())
+        assert {name: parts(packed.in_memory()) for name, packed in contents.tensors.items()} == {
+            name: parts(packed) for name, packed in tensors.items()
+        }
+        assert torch.equal(contents.leftovers["bn1.weight"], leftovers["bn1.weight"])
+        content = packed_file.read_bytes()
+        first = packed_file.stat().st_size - envelope.data_bytes  # where the first tensor begins
+        packed_file.write_bytes(content[:first] + bytes([content[first] ^ 1]) + content[first + 1 :])
+        with pytest.raises(PackedFileError, match="checksum does not fit"):
+            next(iter(contents.tensors.values())).in_memory()
+    with pytest.raises(PackedFileError, match=f"'{packed_file}' cannot be used"), opened_file(packed_file):
+        raise AssertionError("a damaged file was opened")
