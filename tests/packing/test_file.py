@@ -359,10 +359,17 @@ def test_an_open_file_is_read_tensor_by_tensor_and_checked_again(packed_file, te
             name: parts(packed) for name, packed in tensors.items()
         }
         assert torch.equal(contents.leftovers["bn1.weight"], leftovers["bn1.weight"])
-        content = packed_file.read_bytes()
-        first = packed_file.stat().st_size - envelope.data_bytes  # where the first tensor begins
-        packed_file.write_bytes(content[:first] + bytes([content[first] ^ 1]) + content[first + 1 :])
+
+
+def test_an_open_file_that_changes_is_noticed(tensors, tmp_path):
+    path = tmp_path / "net"
+    # Data behind the tensors, longer than what a stream has read ahead of them.
+    write_packed(path, PackedContents(tensors, {"long": torch.randn(40_000)}, {}))
+    with opened_file(path) as (contents, envelope):
+        first = envelope.total - envelope.data_bytes  # where the first tensor begins
+        content = path.read_bytes()
+        path.write_bytes(content[:first] + bytes([content[first] ^ 1]) + content[first + 1 :])
         with pytest.raises(PackedFileError, match="checksum does not fit"):
-            next(iter(contents.tensors.values())).in_memory()
-    with pytest.raises(PackedFileError, match=f"'{packed_file}' cannot be used"), opened_file(packed_file):
+            contents.tensors["conv.weight"].in_memory()
+    with pytest.raises(PackedFileError, match="'conv.weight' cannot be read"), opened_file(path):
         raise AssertionError("a damaged file was opened")
