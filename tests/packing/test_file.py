@@ -371,5 +371,5 @@ def test_an_open_file_that_changes_is_noticed(tensors, tmp_path):
         path.write_bytes(content[:first] + bytes([content[first] ^ 1]) + content[first + 1 :])
         with pytest.raises(PackedFileError, match="checksum does not fit"):
             contents.tensors["conv.weight"].in_memory()
-    with pytest.raises(PackedFileError, match="'conv.weight' cannot be read"), opened_file(path):
+    with pytest.raises(PackedFileError, match=r"'conv.weight' cannot be read"), opened_file(path):
         raise AssertionError("a damaged file was opened")
