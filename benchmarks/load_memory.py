@@ -67,6 +67,7 @@ def load(way: str, directory: Path) -> nn.Module:
     config.__dict__.pop("quantization_config", None)
     with init_empty_weights(include_buffers=False):
         net = LlamaForCausalLM(config)
+    net.tie_weights()  # each of its names has got an empty parameter of its own
     return sqs_pyro.load(directory / "packed.sqs", net)
 
 
