@@ -9,6 +9,7 @@ import shlex
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import click
@@ -164,6 +165,7 @@ def test_links_lead_somewhere(page):
         assert "://" in target or (page.parent / target).exists(), target
 
 
+@cache
 def _names(module: Path) -> set[str]:
     """Functions, classes and ``Class.method`` of a file, and the file's own name."""
     tree = ast.parse(module.read_text(encoding="utf-8"))
@@ -177,7 +179,7 @@ def _names(module: Path) -> set[str]:
 def test_code_that_is_linked_by_name_is_there(page):
     """``[`name`](file.py)``: a function, class, method or test of that file, arguments left out."""
     for label, target in re.findall(r"\[`([\w.]+)[^`]*`\]\(([^)#\s]+\.py)\)", page.read_text(encoding="utf-8")):
-        assert label.removeprefix("sqs_pyro.") in _names(page.parent / target), f"{label} in {target}"
+        assert label.removeprefix("sqs_pyro.") in _names((page.parent / target).resolve()), f"{label} in {target}"
 
 
 def test_the_house_names_every_room_and_each_step_of_its_walks_a_function():

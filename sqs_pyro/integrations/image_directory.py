@@ -20,7 +20,7 @@ CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 _TASK = "image_classification"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _MOST_CLASSES = 1_000_000
-_MOST_PARTS = 100_000  # modules and parameters: fifty times those of the largest vision transformers
+_MOST_PARTS = 20_000  # modules and parameters: ten times those of the largest vision transformers
 
 
 def is_directory(name: str) -> bool:

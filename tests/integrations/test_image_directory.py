@@ -158,7 +158,7 @@ def _wants(**values):
         (_damaged, {}, r"cannot be loaded \(.*\): complete the directory"),
         (_wants(hidden_size=18), {}, r"lacks \d+ weights .* or has them in another shape"),
         (_wants(hidden_size="many"), {}, r"cannot be loaded \(.*\): complete the directory"),
-        (_wants(num_hidden_layers=10**6), {}, "more than 100000 parts is described"),
+        (_wants(num_hidden_layers=10**6), {}, "more than 20000 parts is described"),
         (_wants(quantization_config={"quant_method": "sqs"}), {}, "are packed already: give a network in"),
         (_wants(quantization_config={"quant_method": "gptq"}), {}, "are quantized already: give a network in"),
         (_wants(model_type="bert"), {}, "of model_type 'bert', which is no classifier of images"),

@@ -23,7 +23,7 @@ LOAD = (
 
 
 def run(code: str, *arguments: object) -> str:
-    done = forks.run(QUIET + code, *arguments)
+    done = forks.run(QUIET + code, *arguments, imported=forks.UNDER_TRANSFORMERS)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 TORCH = "numpy, pydantic, pyro, torch"
+#: For what imports transformers, but is not about what that imports in turn: most of its time, without any of it.
+UNDER_TRANSFORMERS = f"{TORCH}, torch._dynamo, torch.distributed.tensor, scipy.optimize, PIL.Image, tokenizers"
 #: For what needs the library, but is not about how it is imported.
 LIBRARY = f"{TORCH}, torch._dynamo, sqs_pyro.kernels"
 _SERVER = """
