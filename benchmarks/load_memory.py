@@ -37,7 +37,7 @@ def rounded(weight: torch.Tensor) -> CodedTensor:
 
 def write(net: nn.Module, layout: str, directory: Path) -> None:
     """Write a network, its matrices rounded, as a checkpoint and as a packed file."""
-    matrices = {name: value for name, value in net.named_parameters() if value.dim() == 2}
+    matrices = {name: value.detach() for name, value in net.named_parameters() if value.dim() == 2}
     packed = packed_network(net, {name: rounded(value) for name, value in matrices.items()}, layout=layout)
     save_pretrained(packed, directory)
     sqs_pyro.save(packed, directory / "packed.sqs")

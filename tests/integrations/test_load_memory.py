@@ -27,11 +27,13 @@ def network(vocabulary):
     with torch.device("meta"):
         net = LlamaForCausalLM(config)
     net.model.rotary_emb = type(net.model.rotary_emb)(config)  # buffers are in no file
+    net.tie_weights()
     return net
 
 def write(vocabulary, directory):
     net = network(vocabulary).to_empty(device="cpu")
     net.model.rotary_emb = network(8).model.rotary_emb
+    net.tie_weights()  # again, for to_empty has undone it
     for parameter in net.parameters():
         torch.nn.init.ones_(parameter)
     coded = {}

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from sqs_pyro.compression.bisection import beta_for
+from sqs_pyro.distributions.kmeans import kmeans_1d
 
 _SAMPLE = 1 << 16  # weights of a layer that its entropy is estimated from
 _FINEST = 10_000  # grid points on either side of zero, at most
+_MANY, _FEW = 64, 1 << 12  # values of a codebook that no budget uses up; weights that say what fewer can take
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,25 +24,34 @@ class LayerRate:
         weights: how many it has.
         precision: h, mean precision of a weight given the others.
         extra: bits a weight that do not depend on β.
+        most: bits that its symbols take where the grid is finer than it has values for.
     """
 
     sample: Tensor
     weights: int
     precision: float
     extra: float = 0.0
+    most: float = math.inf
 
     @classmethod
-    def of(cls, weight: Tensor, precision: float, extra: float = 0.0) -> "LayerRate":
-        """Make it of a weight of any shape."""
+    def of(
+        cls, weight: Tensor, precision: float, extra: float = 0.0, max_components: int | None = None
+    ) -> "LayerRate":
+        """Make it of a weight of any shape, which is to have ``max_components`` values besides zero at most."""
         stride = max(1, weight.numel() // _SAMPLE)
-        return cls(weight.detach().reshape(-1)[::stride].float().cpu(), weight.numel(), precision, extra)
+        sample = weight.detach().reshape(-1)[::stride].float().cpu()
+        most = math.inf if max_components is None else _entropy_of_few(sample, max_components)
+        return cls(sample, weight.numel(), precision, extra, most)
 
     def bits(self, beta: float) -> float:
-        """Return the entropy, in bits, of a weight on the grid of step ``√(12 β / h)``, and what comes on top."""
+        """Return the entropy, in bits, of a weight on the grid of step ``√(12 β / h)``, and what comes on top.
+
+        A grid of more values than there may be is merged to them, whatever β: it takes ``most``.
+        """
         reach = float(self.sample.abs().max())
         # Bounded below for the memory of the counts; 1 for a layer of zeros, which has no bits at any step.
         step = max(math.sqrt(12 * beta / self.precision), reach / _FINEST) or 1.0
-        return rounded_entropy(self.sample / step) + self.extra
+        return min(rounded_entropy(self.sample / step), self.most) + self.extra
 
 
 def rounded_entropy(values: Tensor) -> float:
@@ -48,6 +59,17 @@ def rounded_entropy(values: Tensor) -> float:
     places = values.round().long().reshape(-1)
     counts = torch.bincount(places - places.min()).double()  # numbers from 0, as bincount needs them
     return float(torch.special.entr(counts / counts.sum()).sum()) / math.log(2)
+
+
+def _entropy_of_few(sample: Tensor, max_components: int) -> float:
+    """Return the entropy of the nearest of zero and so many values, which K-means has found, bits."""
+    if max_components >= _MANY or not bool(sample.any()):
+        return math.inf  # no budget comes near it
+    few = sample[:: max(1, len(sample) // _FEW)]
+    values = kmeans_1d(few[None], min(max_components, len(few))).loc[0]
+    points = torch.cat([values.new_zeros(1), values]).sort().values
+    cuts = 0.5 * (points[1:] + points[:-1])
+    return rounded_entropy(torch.bucketize(sample, cuts).float())
 
 
 class BitBudget:
@@ -72,6 +94,12 @@ class BitBudget:
     def left(self) -> float:
         """Bits for each weight of the layers that are still to come."""
         return self._left / sum(layer.weights for layer in self._waiting.values())
+
+    @property
+    def most(self) -> float:
+        """Bits a weight that the waiting layers can take, at any β."""
+        weights = sum(layer.weights for layer in self._waiting.values())
+        return sum(layer.weights * (layer.most + layer.extra) for layer in self._waiting.values()) / weights
 
     def beta(self) -> float:
         """Return β at which the waiting layers are going to take what is left."""

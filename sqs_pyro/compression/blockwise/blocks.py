@@ -47,7 +47,7 @@ from sqs_pyro.compression.blockwise.training import relative_error, settle
 from sqs_pyro.compression.blockwise.vocabulary import Vocabulary, counted_tokens, rows_of
 from sqs_pyro.compression.interruption import deferred_interrupt
 from sqs_pyro.compression.layers import check_layers
-from sqs_pyro.errors import NetworkError
+from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.fingerprint import (
     Fingerprint,
     described,
@@ -71,6 +71,8 @@ from sqs_pyro.shipping.agreement import check_agreement
 
 #: Sequences whose gradients are taken at once: autograd keeps the activations of the whole network for each.
 IMPORTANCE_BATCH = 2
+#: Bits a weight by which a few values may take more than was forecast, since codewords settle elsewhere.
+_FORECAST = 0.1
 #: Linear layers of a block by name, in groups that share their input, in the order of their calls.
 LayerGroups = Callable[[nn.Module], Sequence[Mapping[str, nn.Linear]]]
 #: Hidden states and the blocks' other arguments, a minibatch each.
@@ -426,9 +428,17 @@ class _Run:
                 continue
             scales = self._scales(layer.weight, plan.importance[name])
             weight, extra = in_units_of(scales, layer.weight), scale_bits(scales, layer.in_features)
-            rates[name] = LayerRate.of(weight, plan.precisions[name], extra)
+            rates[name] = LayerRate.of(weight, plan.precisions[name], extra, self.recipe.num_components)
         rates |= self.tables.rates(plan)
-        return BitBudget(rates, self.bits)
+        budget = BitBudget(rates, self.bits)
+        if budget.waits and self.bits > budget.most + _FORECAST:
+            given = "megabytes" if self.recipe.bits is None else "bits"
+            raise RecipeError(
+                f"Recipe key 'blockwise.{given}' asks for {self.bits:.2f} bits a weight, but zero and "
+                f"{self.recipe.num_components} values take {budget.most:.2f} at most in this network: lower it, "
+                "or allow more values (blockwise.num_components, blockwise.runtime_bits)."
+            )
+        return budget
 
     def _scales(self, weight: Tensor, importance: Tensor) -> Tensor | None:
         return channel_scales(weight, importance) if self.recipe.channel_scales else None

@@ -1,5 +1,6 @@
 """What blockwise compression does, as one validated section of a recipe."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -10,6 +11,8 @@ from sqs_pyro.recipes import MAX_SEED, RecipeSection
 
 #: Keys that change how a network is compressed, but nothing in what comes of it.
 WITHOUT_EFFECT = {"streamed"}
+#: Bits by which the entropy of a layer's symbols stays below log2 of their number, about, when none is left out.
+UNUSED = 0.25
 
 
 class BlockLayerRecipe(OwnSettings):
@@ -38,7 +41,10 @@ class BlockwiseRecipe(RecipeSection):
             that matches.
         allocation: `importance` gives all layers one β on the network's own scale, so that layers which matter
             more get more bits; `even` gives every layer the same bits.
-        num_components: K, values of a codebook besides zero, at most; 15 fit into 4 bits at run time.
+        num_components: K, values of a codebook besides zero, at most.
+        runtime_bits: bits that the code of a weight takes in memory, which bounds K by `2^runtime_bits - 1`; left
+            out, K decides. Kernels keep 5 codes of 3 bits in 16, so that they take 3.2. Without `bits` and
+            `megabytes` the file has a quarter of a bit less, near all that so few values can take.
         channel_scales: whether outputs of a layer that matter more, and rows of an embedding, may have a finer
             grid, by a scale of 16 bits for each; layers where it is not worth its bits have none, nor has any
             layer of a block with allocation `even`.
@@ -69,6 +75,7 @@ class BlockwiseRecipe(RecipeSection):
     layers: dict[str, BlockLayerRecipe] = Field(default_factory=dict)
     allocation: Literal["importance", "even"] = "importance"
     num_components: int = Field(default=31, ge=1, le=255)
+    runtime_bits: Literal[2, 3, 4] | None = None
     channel_scales: bool = True
     rounds: int = Field(default=2, ge=1)
     damping: float = Field(default=0.01, gt=0)
@@ -86,10 +93,16 @@ class BlockwiseRecipe(RecipeSection):
 
     @model_validator(mode="before")
     @classmethod
-    def _megabytes_are_instead_of_bits(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and values.get("megabytes") is not None:
-            return {"bits": None, **values}
-        return values
+    def _one_key_decides_defaults_of_others(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        decided: dict[str, Any] = {}
+        runtime = values.get("runtime_bits")
+        if runtime in (2, 3, 4):  # of anything else the field itself complains
+            decided = {"num_components": 2**runtime - 1, "bits": runtime - UNUSED}
+        if values.get("megabytes") is not None:
+            decided["bits"] = None
+        return {**decided, **values}
 
     def skips(self, name: str) -> bool:
         """Return whether a layer is left uncompressed."""
@@ -105,6 +118,22 @@ class BlockwiseRecipe(RecipeSection):
             raise ValueError(
                 f"one of bits, of a weight, and megabytes, of the whole file, but they are {self.bits} and "
                 f"{self.megabytes}: leave out one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _values_fit_into_memory_and_bits(self) -> "BlockwiseRecipe":
+        if self.runtime_bits is not None and self.num_components >= 2**self.runtime_bits:
+            raise ValueError(
+                f"num_components: at most {2**self.runtime_bits - 1} beside runtime_bits: {self.runtime_bits}, "
+                f"but it is {self.num_components}: leave it out"
+            )
+        most = math.log2(1 + self.num_components)
+        asked = [self.bits, *(own.bits for own in self.layers.values())]
+        for bits in (each for each in asked if each is not None and each > most):
+            raise ValueError(
+                f"bits: at most {most:.2f}, which zero and num_components: {self.num_components} values can take, "
+                f"but it is {bits:g}: lower it, or allow more values"
             )
         return self
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import KMeans
 
 from sqs_pyro.compression.blockwise.bit_budget import BitBudget, LayerRate
 
@@ -45,6 +46,20 @@ class TestLayerRate:
 
     def test_of_a_layer_of_zeros(self):
         assert LayerRate.of(torch.zeros(5, 5), 1.0).bits(1.0) == 0
+        assert LayerRate.of(torch.zeros(5, 5), 1.0, max_components=3).bits(1.0) == 0
+
+    @pytest.mark.parametrize("components", [1, 3, 7])
+    def test_few_values_take_no_more_than_they_can(self, components):
+        """What scikit-learn's K-means and zero divide the weights into has this entropy."""
+        weight = torch.randn(60, 60)
+        rate = LayerRate.of(weight, 1.0, 0.5, components)
+        flat = weight.reshape(-1, 1).double().numpy()
+        found = KMeans(components, n_init=3, random_state=0).fit(flat).cluster_centers_
+        nearest = abs(flat - np.append(found, 0.0)).argmin(1)
+        p = np.bincount(nearest) / len(flat)
+        expected = -(p[p > 0] * np.log2(p[p > 0])).sum()
+        assert rate.bits(1e-9) == pytest.approx(expected + 0.5, abs=0.03)
+        assert rate.bits(1.0) == LayerRate.of(weight, 1.0, 0.5).bits(1.0), "coarse grids have fewer"
 
 
 class TestBudget:
@@ -55,6 +70,12 @@ class TestBudget:
         weights = sum(layer.weights for layer in layers.values())
         mean = sum(layer.weights * layer.bits(beta) for layer in layers.values()) / weights
         assert mean == pytest.approx(bits, abs=0.02)
+
+    def test_most_is_what_few_values_can_take(self):
+        layers = {name: LayerRate.of(torch.randn(50, 40 + i), 1.0, 0.1, 7) for i, name in enumerate("ab")}
+        budget = BitBudget(layers, 2.5)
+        assert 2.5 < budget.most < 3.1
+        assert budget.most == pytest.approx(layers["a"].bits(1e-9), abs=0.1)
 
     def test_layers_that_matter_get_more(self):
         layers = rates()

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from sqs_pyro import compress_transformer, load, save, size_report
+from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.errors import DataError, NetworkError, RecipeError
+from sqs_pyro.packing.stored import stored_weights
+from sqs_pyro.recipes import parse
 
 transformers = pytest.importorskip("transformers")
 
@@ -163,3 +166,47 @@ class TestLayersOfTheirOwn:
     def test_patterns_that_say_nothing(self, own, sentence):
         with pytest.raises(RecipeError, match=sentence):
             compress_transformer(make("Llama", "ForCausalLM"), sequences(), {**RECIPE, "layers": own})
+
+
+class TestRuntimeBits:
+    @pytest.mark.parametrize("bits", [2, 3, 4])
+    def test_codes_in_memory_take_no_more(self, bits):
+        recipe = {**RECIPE, "bits": bits - 0.5, "runtime_bits": bits}
+        packed = compress_transformer(make("Llama", "ForCausalLM"), sequences(), recipe).network
+        found = stored_weights(packed)
+        assert len(found) == 14
+        assert max(weight.bits for weight in found.values()) == bits  # of a code, a zero's included
+        for weight in found.values():
+            codes = max((buffer for buffer in weight.buffers()), key=lambda buffer: buffer.nbytes)
+            rows, columns = weight.shape
+            # In pairs of 16-bit words, by whole tiles of 16 rows: of 3-bit codes five are in a word.
+            pairs = -(-columns // (2 * (16 // bits))) * -(-rows // 16) * 16
+            assert codes.nbytes <= 4 * pairs
+
+    def test_decides_what_is_left_out(self):
+        recipe = parse(BlockwiseRecipe, {"runtime_bits": 3}, "blockwise")
+        assert (recipe.num_components, recipe.bits) == (7, 2.75)
+        sized = parse(BlockwiseRecipe, {"runtime_bits": 2, "megabytes": 3, "num_components": 2}, "blockwise")
+        assert (sized.num_components, sized.bits) == (2, None)
+
+    @pytest.mark.parametrize(
+        ("keys", "sentence"),
+        [
+            (
+                {"runtime_bits": 3, "num_components": 8},
+                "at most 7 beside runtime_bits: 3, but it is 8: leave it out",
+            ),
+            ({"runtime_bits": 2, "bits": 2.1}, "bits: at most 2.00, which zero and num_components: 3 values can"),
+            ({"num_components": 4, "bits": 2, "layers": {"*": {"bits": 3}}}, "at most 2.32, .* but it is 3"),
+            ({"runtime_bits": 5}, "runtime_bits"),
+        ],
+    )
+    def test_what_contradicts_it(self, keys, sentence):
+        with pytest.raises(RecipeError, match=sentence):
+            parse(BlockwiseRecipe, keys, "blockwise")
+
+    def test_more_bits_than_the_values_of_this_network_take(self):
+        recipe = {**RECIPE, "bits": 3, "runtime_bits": 3, "channel_scales": False}
+        sentence = r"asks for 3.00 bits a weight, but zero and 7 values take 2.\d+ at most"
+        with pytest.raises(RecipeError, match=sentence):
+            compress_transformer(make("Llama", "ForCausalLM"), sequences(), recipe)

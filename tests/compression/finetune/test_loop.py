@@ -358,8 +358,9 @@ class TestPatience:
         assert d.kept is None and judged.kept is None  # the second has nothing to judge by
 
     @pytest.fixture(scope="class")
-    def patient(self):
-        d = self.made()
+    @classmethod
+    def patient(cls):
+        d = cls().made()
         d.run()
         return d, everything(d)
 
@@ -420,7 +421,8 @@ class TestResumption:
         assert history == whole[1]
 
     @pytest.fixture(scope="class")
-    def of_activations(self):
+    @classmethod
+    def of_activations(cls):
         d = driver({"pruning": {"every": 2, "saliency": "activation"}})
         d.run()
         return d, everything(d)

@@ -139,8 +139,8 @@ class TestEvidence:
         net = nn.Linear(4, 1, bias=False)
         model = BayesianNetwork(net, prior, lambda out: dist.Normal(out[:, 0], self.noise), num_data=40)
         guide = SpikeGMMGuide(model, num_components=1)
-        svi = SVI(model, guide, NaturalGradient(guide, 0.1, 0.1, steps=250), SQSELBO())
-        for _ in range(250):
+        svi = SVI(model, guide, NaturalGradient(guide, 0.1, 0.1, steps=400), SQSELBO())
+        for _ in range(400):
             svi.step(x, y)
         expected = self.enumerated(x, y).clamp(max=15 - math.log(0.3 / 0.7))  # gates stay within ±15
         torch.testing.assert_close(guide.evidence()["weight"][0], expected, atol=0.2, rtol=0.12)
