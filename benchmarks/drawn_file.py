@@ -6,10 +6,11 @@ a network that was trained under its widths. Peers: Laplace's approximation of t
 whose variances are counted as 16-bit numbers; dropout before it; and two networks of ratio 64, an ensemble in as
 many bytes. Compression differs by seed, the fp32 network is one. Temperatures and rates of dropout are chosen on
 validation data; AUROCs are of 2,000 test images turned or with noise, and of scikit-learn's digits.
-``drawn_file.json`` beside this file keeps what it has of other seeds and kinds.
+``drawn_file.json`` beside this file, or ``--out``, keeps what it has of other seeds and kinds.
 
     python benchmarks/drawn_file.py [--seeds 0 1 2 3 4] [--kinds packed trained ensemble peers] [--root DIR]
         [--packed 'runs/study/runs/a-rate-a-layer-seed{seed}/packed.safetensors']
+        [--precision float32] [--out FILE]
 """
 
 import argparse
@@ -51,7 +52,6 @@ DROPOUT = (0.05, 0.1, 0.2, 0.3, 0.5)
 COMPRESSION = {
     "epochs": 4,
     "learning_rate": 0.05,
-    "precision": "bfloat16",
     "layout": "entropy",
     "num_components": 8,
     "prior": {"kind": "learned"},
@@ -94,15 +94,18 @@ def dropped(net: nn.Module, rate: float) -> MCDropout:
     return MCDropout(net, DRAWS)
 
 
-def predictors(kind: str, seed: int, data: Data, packed: str | None) -> Iterator[tuple[str, nn.Module, int]]:
+def predictors(
+    kind: str, seed: int, data: Data, packed: str | None, precision: str
+) -> Iterator[tuple[str, nn.Module, int]]:
     """Name, predictor and bytes."""
+    options = {"precision": precision, "target_ratio": 64 if kind == "ensemble" else 32}
     if kind == "ensemble":
-        members, sizes = zip(*(compressed(data, 10 * seed + i, target_ratio=64) for i in (1, 2)), strict=True)
+        members, sizes = zip(*(compressed(data, 10 * seed + i, **options) for i in (1, 2)), strict=True)
         yield "two files of ratio 64", deep_ensemble(lambda i: unpack_weights(members[i]), 2), sum(sizes)
         return
     estimator = "one_hot" if kind == "trained" else "straight_through"
     if packed is None:
-        net, size = compressed(data, seed, target_ratio=32, estimator=estimator)
+        net, size = compressed(data, seed, estimator=estimator, **options)
     else:
         file = Path(packed.format(seed=seed))
         net, size = load(file), size_report(file).total
@@ -116,13 +119,13 @@ def predictors(kind: str, seed: int, data: Data, packed: str | None) -> Iterator
     yield f"{name}, average of {DRAWS}", average, size
 
 
-def measure(kind: str, seed: int, root: str | None, packed: str | None) -> dict[str, Any]:
+def measure(kind: str, seed: int, root: str | None, packed: str | None, precision: str) -> dict[str, Any]:
     data = load_data(DataRecipe(name="fashion_mnist", batch_size=128, validation=5000, root=root), seed)
     digits = load_data(DataRecipe(name="digits")).test
     others = {text: list(islice(ShiftedLoader(data.test, parse_shift(text)), MINIBATCHES)) for text in SHIFTS}
     others["digits"] = list(ShiftedLoader(digits, Resized(data.input_shape)))
     found = {}
-    for name, predictor, size in predictors(kind, seed, data, packed):
+    for name, predictor, size in predictors(kind, seed, data, packed, precision):
         own = evaluate_uncertainty(predictor, data.test, others)
         found[name] = {**own.to_dict(), "bytes": size}
         print(f"  {name}: accuracy {own.figures.accuracy:.4f}, NLL {own.figures.nll:.4f}", flush=True)
@@ -172,15 +175,17 @@ def main() -> None:
     )
     parser.add_argument("--root", help="where Fashion-MNIST is")
     parser.add_argument("--packed", help="files that were packed before, by {seed}: of kinds packed and peers")
+    parser.add_argument("--precision", default="bfloat16", choices=["bfloat16", "float32"], help="of training")
+    parser.add_argument("--out", type=Path, default=FIGURES)
     args = parser.parse_args()
     for seed in args.seeds:
         for kind in args.kinds:
             print(f"seed {seed}, {kind}", flush=True)
-            found = measure(kind, seed, args.root, args.packed)
-            seeds = json.loads(FIGURES.read_text())["seeds"] if FIGURES.exists() else {}
+            found = measure(kind, seed, args.root, args.packed, args.precision)
+            seeds = json.loads(args.out.read_text())["seeds"] if args.out.exists() else {}
             seeds[str(seed)] = seeds.get(str(seed), {}) | found
-            write_figures(FIGURES, {"seeds": {key: seeds[key] for key in sorted(seeds)}})
-    seeds = json.loads(FIGURES.read_text())["seeds"]
+            write_figures(args.out, {"seeds": {key: seeds[key] for key in sorted(seeds)}})
+    seeds = json.loads(args.out.read_text())["seeds"]
     table(seeds)
     differences(seeds)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from figures import write_figures
 from packaged_weights import language_model
 from torch import nn
 
@@ -130,9 +131,7 @@ def main() -> None:
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 rows.append({"way": way, "layout": layout, **json.loads(done.stdout.splitlines()[-1])})
                 print(rows[-1], flush=True)
-    about = {"command": "python benchmarks/load_memory.py --packages packages", "torch": str(torch.__version__)}
-    text = json.dumps({**about, "loads": rows}, indent=1)
-    Path(__file__).with_suffix(".json").write_text(text + "\n", encoding="ascii")
+    write_figures(Path(__file__).with_suffix(".json"), {"torch": str(torch.__version__), "loads": rows})
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ _NOISE = 0.2  # of the loss from attempt to attempt, as a share of what is allow
 _FARTHEST = 5.0  # times what is allowed: losses above tell no more than that they are
 _WIDTH, _SPREAD = 1.0, 3.0  # how far, in log r, the ratio is from the first attempt's, and may be
 _ENOUGH = 0.02  # expected improvement of log r that is worth an attempt
+_SMALLER, _APART = 1.01, 1.03  # times a ratio: sizes are met within half a hundredth; it is another file
 _REACHABLE = 0.8  # of the ratio at which nothing would be left for weights
 
 
@@ -129,7 +130,8 @@ def next_ratio(attempts: Sequence[Attempt], points: float, more: int, largest: f
 
     The loss at ratio r is ``points (r / r₀)^s`` and noise. From what was measured follows the posterior of s and
     of r₀, the ratio that is looked for, by enumeration. What is tried is the ratio of the largest expected
-    improvement: how much smaller the file becomes (``log r``), times the probability that it is good enough.
+    improvement: how much smaller the file becomes (``log r``), times the probability that it is good enough. A
+    file that came out smaller than it was to be is as large as codewords let it be: none is asked to be larger.
 
     Args:
         attempts: so far, at least one.
@@ -154,7 +156,10 @@ def next_ratio(attempts: Sequence[Attempt], points: float, more: int, largest: f
     posterior = log_p.flatten().softmax(0).view_as(log_p)  # [S, R]
 
     good = max((each.ratio for each in attempts if each.points <= points), default=1.0)
-    ratios = torch.linspace(about - _SPREAD, min(about + _SPREAD, math.log(largest)), 241, dtype=torch.double)
+    least = max((each.ratio for each in attempts if each.ratio > _SMALLER * each.target), default=1.0)
+    # A little smaller than that one, which would only be made again.
+    low, high = max(about - _SPREAD, math.log(_APART * least)), min(about + _SPREAD, math.log(largest))
+    ratios = torch.linspace(low, max(low, high), 241, dtype=torch.double)
     enough = torch.special.ndtr((points - loss(ratios)) / noise)
     probability = (enough * posterior).sum((1, 2))  # [N]
     gain = (ratios - math.log(good)) * probability

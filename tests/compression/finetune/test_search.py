@@ -58,6 +58,12 @@ def test_what_loses_too_much_is_made_larger_and_larger():
     assert next_ratio([Attempt(20, 20, 1, 0.4, 1)], 0.5, 0) is None
 
 
+def test_no_file_is_asked_to_be_larger_than_codewords_let_it_be():
+    attempts = [Attempt(20, 20, 1, 0.54, 1), Attempt(10.5, 13.4, 1, 0.58, 1)]
+    assert next_ratio([attempts[0], Attempt(10.5, 10.5, 1, 0.58, 1)], 0.5, 2) < 13
+    assert 13.5 < next_ratio(attempts, 0.5, 2) < 20
+
+
 def test_points_below_one_example_are_refused():
     check_points(SearchRecipe(points=0.1), 1000)
     with pytest.raises(RecipeError, match=r"is 0\.05, but one of 1,000 validation examples is worth 0\.1"):
