@@ -99,8 +99,11 @@ def _bin_ends(ordered: Tensor, mass: Tensor, mass_below: Tensor, bins: int) -> T
     by_value = torch.searchsorted(ordered.contiguous(), low + (high - low) * shares(bins // 4))
     first, last = torch.zeros_like(by_mass[:, :1]), torch.full_like(by_mass[:, :1], ordered.shape[1])
     ends = torch.cat([first, by_codewords, by_mass, by_value, last], dim=1).sort(dim=1).values
-    # Bins of nothing change no partition; rows have other numbers of them.
-    return ends.unique_consecutive(dim=1) if len(ends) == 1 else ends
+    # Bins of nothing change no partition, but each takes as much time as another. Rows have other numbers of them:
+    # they go to the end, behind the last weight.
+    empty = torch.nn.functional.pad(ends[:, 1:] == ends[:, :-1], (1, 0))
+    kept = ends.masked_fill(empty, ordered.shape[1]).sort(dim=1).values
+    return kept[:, : int((~empty).sum(1).max())]
 
 
 def _optimal_cuts(below: list[Tensor], k: int) -> Tensor:
@@ -109,6 +112,9 @@ def _optimal_cuts(below: list[Tensor], k: int) -> Tensor:
     ``best_j[e]``, the least error of covering the bins before end e by j intervals, follows from
     ``best_j[e] = min_s best_{j-1}[s] + error(s, e)``.
     """
+    if k == 1:
+        first = torch.zeros_like(below[0][:, 0], dtype=torch.long)
+        return torch.stack([first, torch.full_like(first, below[0].shape[1] - 1)], dim=1)
     # Starts last, where their minimum is looked for, and in place: memory is what takes the time. [g, end, start]
     count, total, square = (b[:, :, None] - b[:, None, :] for b in below)
     # Σ w x² - (Σ w x)² / Σ w, the squared error around the interval's mean.
