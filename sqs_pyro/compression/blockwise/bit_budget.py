@@ -12,7 +12,7 @@ from sqs_pyro.distributions.kmeans import kmeans_1d
 
 _SAMPLE = 1 << 16  # weights of a layer that its entropy is estimated from
 _FINEST = 10_000  # grid points on either side of zero, at most
-_MANY, _FEW = 64, 1 << 12  # values of a codebook that no budget uses up; weights that say what fewer can take
+_FEW = 1 << 12  # weights of a layer that say what few values can take
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +63,8 @@ def rounded_entropy(values: Tensor) -> float:
 
 def _entropy_of_few(sample: Tensor, max_components: int) -> float:
     """Return the entropy of the nearest of zero and so many values, which K-means has found, bits."""
-    if max_components >= _MANY or not bool(sample.any()):
-        return math.inf  # no budget comes near it
+    if not bool(sample.any()):
+        return 0.0
     few = sample[:: max(1, len(sample) // _FEW)]
     values = kmeans_1d(few[None], min(max_components, len(few))).loc[0]
     points = torch.cat([values.new_zeros(1), values]).sort().values

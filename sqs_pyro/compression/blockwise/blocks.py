@@ -422,14 +422,14 @@ class _Run:
         return plan
 
     def _budget(self, plan: Plan) -> BitBudget:
-        rates = {}
+        rates, few = {}, self.recipe.few_components(self.bits)
         for name, layer in self._layers().items():
             if self.recipe.bits_of(name) is not None:
                 continue
             scales = self._scales(layer.weight, plan.importance[name])
             weight, extra = in_units_of(scales, layer.weight), scale_bits(scales, layer.in_features)
-            rates[name] = LayerRate.of(weight, plan.precisions[name], extra, self.recipe.num_components)
-        rates |= self.tables.rates(plan)
+            rates[name] = LayerRate.of(weight, plan.precisions[name], extra, few)
+        rates |= self.tables.rates(plan, few)
         budget = BitBudget(rates, self.bits)
         if budget.waits and self.bits > budget.most + _FORECAST:
             given = "megabytes" if self.recipe.bits is None else "bits"

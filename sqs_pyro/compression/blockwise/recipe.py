@@ -13,6 +13,7 @@ from sqs_pyro.recipes import MAX_SEED, RecipeSection
 WITHOUT_EFFECT = {"streamed"}
 #: Bits by which the entropy of a layer's symbols stays below log2 of their number, about, when none is left out.
 UNUSED = 0.25
+_NEAR = 1.0  # bits that layers which matter may have beyond the average
 
 
 class BlockLayerRecipe(OwnSettings):
@@ -103,6 +104,10 @@ class BlockwiseRecipe(RecipeSection):
         if values.get("megabytes") is not None:
             decided["bits"] = None
         return {**decided, **values}
+
+    def few_components(self, bits: float) -> int | None:
+        """Return K where it may keep layers from ``bits`` a weight and those of more than average from theirs."""
+        return self.num_components if bits > math.log2(1 + self.num_components) - _NEAR else None
 
     def skips(self, name: str) -> bool:
         """Return whether a layer is left uncompressed."""

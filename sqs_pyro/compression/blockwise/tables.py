@@ -81,8 +81,13 @@ class Tables:
 
         return head_fisher(head, pairs())
 
-    def rates(self, plan: Plan) -> dict[str, LayerRate]:
-        """Return how many bits each takes at any β, by path; of those without bits of their own."""
+    def rates(self, plan: Plan, max_components: int | None) -> dict[str, LayerRate]:
+        """Return how many bits each takes at any β, by path; of those without bits of their own.
+
+        Args:
+            plan: what was found before the first block.
+            max_components: values besides zero, where they are few.
+        """
         found = {}
         for path in self.vocabulary.paths:
             if self.recipe.bits_of(path) is not None:

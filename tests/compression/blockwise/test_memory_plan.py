@@ -87,8 +87,8 @@ torch.set_num_threads(1)
 common = dict(num_attention_heads=8, num_key_value_heads=4, num_hidden_layers=2)
 tiny = transformers.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, **common)
 compress(tiny, torch.randint(0, 64, (4, 16)))()  # loads all libraries
-config = transformers.LlamaConfig(vocab_size=2000, hidden_size=512, intermediate_size=1536, **common)
-run = compress(config, torch.randint(0, 2000, (8, 512)))
+config = transformers.LlamaConfig(vocab_size=1000, hidden_size=384, intermediate_size=1024, **common)
+run = compress(config, torch.randint(0, 1000, (8, 512)))
 peak = base = resident()
 
 def watch():
@@ -111,5 +111,5 @@ def test_plan_is_what_a_process_takes():
     command = [sys.executable, "-c", _MEASURE]
     done = subprocess.run(command, env={**os.environ, **threshold}, capture_output=True, text=True, check=True)
     measured = json.loads(done.stdout.splitlines()[-1])
-    net = llama(vocab_size=2000, hidden_size=512, intermediate_size=1536, num_hidden_layers=2)
+    net = llama(vocab_size=1000, hidden_size=384, intermediate_size=1024, num_hidden_layers=2)
     assert plan_memory(net, 8, 512, EVEN).peak == pytest.approx(measured, rel=0.35)
