@@ -128,7 +128,7 @@ def test_compression_ends_at_every_limit(key, value):
     ids=lambda each: str(each),
 )
 def test_blockwise_coding_takes_every_limit(key, value):
-    recipe = BlockwiseRecipe(**{key: value})
+    recipe = BlockwiseRecipe(**{"num_components": 255, key: value})
     torch.manual_seed(0)
     x = torch.randn(64, 6)
     likelihood = LayerLikelihood(torch.randn(8, 6), x.T @ x / 64, torch.ones(8)).damped(recipe.damping)

@@ -62,6 +62,6 @@ def test_other_errors_pass(error):
 
 
 def test_loading_names_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr("sqs_pyro.kernels.network.read_file", lambda path: bytearray(1 << 60))
+    monkeypatch.setattr("sqs_pyro.kernels.network.opened_file", lambda path: bytearray(1 << 60))
     with pytest.raises(ResourceError, match=r"^Loading a packed file needs more memory"):
         load(tmp_path / "net")

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from sqs_pyro.arguments import is_whole
 from sqs_pyro.compression.layers import OwnSettings, of_layer
 from sqs_pyro.recipes import MAX_SEED, RecipeSection
 
@@ -42,10 +43,11 @@ class BlockwiseRecipe(RecipeSection):
             that matches.
         allocation: `importance` gives all layers one β on the network's own scale, so that layers which matter
             more get more bits; `even` gives every layer the same bits.
-        num_components: K, values of a codebook besides zero, at most.
+        num_components: K, values of a codebook besides zero, at most. Where that is few, `bits` that are left out
+            are a quarter of one less than `log2(1 + K)`, near all that so few values can take.
         runtime_bits: bits that the code of a weight takes in memory, which bounds K by `2^runtime_bits - 1`; left
             out, K decides. Kernels keep 5 codes of 3 bits in 16, so that they take 3.2. Without `bits` and
-            `megabytes` the file has a quarter of a bit less, near all that so few values can take.
+            `megabytes` the file has a quarter of a bit less.
         channel_scales: whether outputs of a layer that matter more, and rows of an embedding, may have a finer
             grid, by a scale of 16 bits for each; layers where it is not worth its bits have none, nor has any
             layer of a block with allocation `even`.
@@ -98,9 +100,12 @@ class BlockwiseRecipe(RecipeSection):
         if not isinstance(values, Mapping):
             return values
         decided: dict[str, Any] = {}
-        runtime = values.get("runtime_bits")
-        if runtime in (2, 3, 4):  # of anything else the field itself complains
+        runtime, few = values.get("runtime_bits"), values.get("num_components")
+        if runtime in (2, 3, 4):  # of anything else the field itself complains, here and below
             decided = {"num_components": 2**runtime - 1, "bits": runtime - UNUSED}
+        if is_whole(few, 1):
+            most = math.log2(1 + few) - UNUSED
+            decided["bits"] = min(decided.get("bits", cls.model_fields["bits"].default), most)
         if values.get("megabytes") is not None:
             decided["bits"] = None
         return {**decided, **values}

@@ -186,6 +186,8 @@ class TestRuntimeBits:
     def test_decides_what_is_left_out(self):
         recipe = parse(BlockwiseRecipe, {"runtime_bits": 3}, "blockwise")
         assert (recipe.num_components, recipe.bits) == (7, 2.75)
+        assert parse(BlockwiseRecipe, {"num_components": 7}, "blockwise").bits == 2.75
+        assert parse(BlockwiseRecipe, {"num_components": 15}, "blockwise").bits == 3.2
         sized = parse(BlockwiseRecipe, {"runtime_bits": 2, "megabytes": 3, "num_components": 2}, "blockwise")
         assert (sized.num_components, sized.bits) == (2, None)
 
