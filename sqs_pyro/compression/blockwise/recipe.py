@@ -103,7 +103,7 @@ class BlockwiseRecipe(RecipeSection):
         runtime, few = values.get("runtime_bits"), values.get("num_components")
         if runtime in (2, 3, 4):  # of anything else the field itself complains, here and below
             decided = {"num_components": 2**runtime - 1, "bits": runtime - UNUSED}
-        if is_whole(few, 1):
+        if few is not None and is_whole(few, 1):
             most = math.log2(1 + few) - UNUSED
             decided["bits"] = min(decided.get("bits", cls.model_fields["bits"].default), most)
         if values.get("megabytes") is not None:
