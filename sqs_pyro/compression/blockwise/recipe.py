@@ -12,8 +12,8 @@ from sqs_pyro.recipes import MAX_SEED, RecipeSection
 
 #: Keys that change how a network is compressed, but nothing in what comes of it.
 WITHOUT_EFFECT = {"streamed"}
-#: Bits by which the entropy of a layer's symbols stays below log2 of their number, about, when none is left out.
-UNUSED = 0.25
+# Bits by which the entropy of a layer's symbols stays below log2 of their number, about, when none is left out.
+_UNUSED = 0.25
 _NEAR = 1.0  # bits that layers which matter may have beyond the average
 
 
@@ -102,9 +102,9 @@ class BlockwiseRecipe(RecipeSection):
         decided: dict[str, Any] = {}
         runtime, few = values.get("runtime_bits"), values.get("num_components")
         if runtime in (2, 3, 4):  # of anything else the field itself complains, here and below
-            decided = {"num_components": 2**runtime - 1, "bits": runtime - UNUSED}
+            decided = {"num_components": 2**runtime - 1, "bits": runtime - _UNUSED}
         if few is not None and is_whole(few, 1):
-            most = math.log2(1 + few) - UNUSED
+            most = math.log2(1 + few) - _UNUSED
             decided["bits"] = min(decided.get("bits", cls.model_fields["bits"].default), most)
         if values.get("megabytes") is not None:
             decided["bits"] = None

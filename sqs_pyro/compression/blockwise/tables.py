@@ -101,7 +101,7 @@ class Tables:
             scales = self._scales(weight, own)
             precision, extra = own.in_units_of(scales).mean_precision, scale_bits(scales, weight.shape[1])
             # By columns: a stride along the rows might meet the same few inputs in each of them.
-            found[path] = LayerRate.of(in_units_of(scales, weight).T, precision, extra, self.recipe.num_components)
+            found[path] = LayerRate.of(in_units_of(scales, weight).T, precision, extra, max_components)
         return found
 
     def code(self, path: str, own: LayerLikelihood, *, bits: float | None, beta: float | None) -> FinishedTable:

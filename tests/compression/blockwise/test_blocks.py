@@ -1,11 +1,11 @@
 """Blockwise compression of small networks: what is recorded, resumed, and shipped."""
 
 import copy
-import math
 import shutil
 
 import pytest
 import torch
+from kits.even_grid import rounded_to
 from torch import nn
 
 from sqs_pyro import load, save, size_report
@@ -158,14 +158,7 @@ class TestChoices:
         """Judged on other sequences than those it saw."""
         state = {name: value.clone() for name, value in net.state_dict().items()}
         for row in size_report(result.network).tensors:
-            weight = state[row.name]
-            low, high = 1e-3, 2.0
-            while high - low > 1e-4:
-                step = 0.5 * (low + high)
-                counts = (weight / step).round().unique(return_counts=True)[1].double()
-                entropy = float(torch.special.entr(counts / counts.sum()).sum()) / math.log(2)
-                low, high = (step, high) if entropy > 8 * row.bytes / row.numel else (low, step)
-            state[row.name] = (weight / high).round() * high
+            state[row.name] = rounded_to(8 * row.bytes / row.numel, state[row.name])
         rounded = llama()
         rounded.load_state_dict(state)
         other = calibration(seed=5)

@@ -1,13 +1,13 @@
 """Embedding and head of a whole network: what is coded, in which order, how large the file is, and resuming."""
 
 import copy
-import math
 import os
 import signal
 
 import pytest
 import torch
 from kits import architectures, forks
+from kits.even_grid import rounded_to
 from torch import nn
 
 from sqs_pyro import compress_transformer, load, save, size_report
@@ -205,13 +205,7 @@ class TestOutcome:
         with torch.no_grad():
             for row in size_report(result.network).tensors:
                 weight = rounded.get_parameter(row.name)
-                low, high = 1e-3, 2.0
-                while high - low > 1e-4:
-                    step = 0.5 * (low + high)
-                    counts = (weight / step).round().unique(return_counts=True)[1].double()
-                    entropy = float(torch.special.entr(counts / counts.sum()).sum()) / math.log(2)
-                    low, high = (step, high) if entropy > 8 * row.bytes / row.numel else (low, step)
-                weight.copy_((weight / high).round() * high)
+                weight.copy_(rounded_to(8 * row.bytes / row.numel, weight))
         assert lost(net, result.network, other) < 0.9 * lost(net, rounded, other)
 
     def test_rows_that_are_read_are_finer(self):
