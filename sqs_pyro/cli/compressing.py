@@ -44,7 +44,10 @@ def compress_command(
     ] = None,
     points: Annotated[
         float | None,
-        typer.Option(help="Look for the smallest file that loses at most so many points on validation data."),
+        typer.Option(
+            help="Look for the smallest file that loses at most so many points on validation data; of a language "
+            "model hundredths of its perplexity."
+        ),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="classification, multilabel, regression or segmentation.")

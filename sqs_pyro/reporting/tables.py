@@ -18,14 +18,15 @@ Document = Mapping[str, Any]
 def run_tables(metrics: Document) -> Report:
     """Return the result of a run: fp32 network and packed file side by side, and what the file weighs."""
     title = f"{metrics['name'] or 'run'}, seed {metrics['seed']}"
+    searched = [search_table(metrics["search"])] if "search" in metrics else []
     if "perplexity_ratio" in metrics:  # a language model's
-        return Report(_title(title), _perplexity_table(metrics), _size_table(metrics, metrics["seconds"]))
+        figures = [_perplexity_table(metrics), *searched]
+        return Report(_title(title), *figures, _size_table(metrics, metrics["seconds"]))
     networks: list[tuple[str, Document]] = [("fp32", metrics["baseline"]), ("packed file", metrics["compressed"])]
     if "averaged" in metrics:
         networks.append(("posterior mean", metrics["posterior_mean"]))
         networks.append((f"average of {metrics['averaged']['samples']}", metrics["averaged"]))
     table = _figures_table(dict(networks), entropy=False)
-    searched = [search_table(metrics["search"])] if "search" in metrics else []
     timed = [latency_table(metrics["latency"])] if "latency" in metrics else []
     kept = [kept_table(metrics["kept"])] if "kept" in metrics else []
     return Report(_title(title), table, *searched, *kept, *timed, _size_table(metrics, metrics["seconds"]))
@@ -40,14 +41,20 @@ def kept_table(kept: Document) -> FittedTable:
 
 
 def search_table(search: Document) -> FittedTable:
-    """Return what was tried on the way to a size: a row an attempt."""
+    """Return what was tried on the way to a size: a row an attempt; of what is not trained bits for epochs."""
     title = f"at most {search['points']:g} points"
-    table = FittedTable(title, "ratio", "points lost", "bytes", "epochs", "")
+    table = FittedTable(title, "ratio", "points lost", "bytes", search_column(search), "")
     for i, each in enumerate(search["attempts"]):
         note = "chosen" if i == search["chosen"] else ""
-        figures = f"{each['ratio']:.1f}", f"{each['points']:+.2f}", f"{each['bytes']:,}", str(each["epochs"])
+        last = f"{each['target']:.2f}" if each["epochs"] is None else str(each["epochs"])
+        figures = f"{each['ratio']:.1f}", f"{each['points']:+.2f}", f"{each['bytes']:,}", last
         table.add_row(f"try {i + 1}", *figures, note)
     return table
+
+
+def search_column(search: Document) -> str:
+    """Return what the last column of a search's table has: epochs that attempts took, or the bits they were of."""
+    return "bits" if search["attempts"][0]["epochs"] is None else "epochs"
 
 
 def latency_table(measured: Document) -> FittedTable:

@@ -1,5 +1,6 @@
 """A language model's whole run: a checkpoint of transformers in, a packed file that runs out, both judged."""
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -13,11 +14,13 @@ from sqs_pyro import load, save, size_report
 from sqs_pyro.atomic import resolved
 from sqs_pyro.compression.blockwise.blocks import BlockwiseResult
 from sqs_pyro.compression.blockwise.call import compress_transformer
-from sqs_pyro.compression.blockwise.recipe import WITHOUT_EFFECT
+from sqs_pyro.compression.blockwise.recipe import WITHOUT_EFFECT, BlockwiseRecipe
+from sqs_pyro.compression.blockwise.search import BitsSearchRecipe, next_bits
 from sqs_pyro.compression.blockwise.store import BlockRecord
 from sqs_pyro.compression.blockwise.vocabulary import candidates
 from sqs_pyro.compression.checkpoint import check_same, read_checkpoint, write_checkpoint
 from sqs_pyro.compression.layers import check_layers
+from sqs_pyro.compression.searching import Attempt, Found, smallest
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.evaluation.classification import largest_difference
 from sqs_pyro.exporting.examples import random_text
@@ -31,6 +34,7 @@ from sqs_pyro.networks.linear_form import in_linear_form
 from sqs_pyro.networks.residency import InMemory, Residency, called_whole, resident_fingerprint
 from sqs_pyro.networks.structure import known_or_found
 from sqs_pyro.networks.tokens import vocabulary_size
+from sqs_pyro.recipes import parse
 from sqs_pyro.reporting.blocks_plot import write_blocks_picture
 from sqs_pyro.runs.bookkeeping import Clock, Progress, chosen_device, machine, silent, versions
 from sqs_pyro.runs.directory import (
@@ -48,6 +52,7 @@ from sqs_pyro.runs.directory import (
 )
 from sqs_pyro.runs.kinds import Document, OpenedFile, TextKind
 from sqs_pyro.runs.language_model_recipe import (
+    VALIDATION,
     LanguageModelRecipe,
     check_lengths,
     finite,
@@ -61,6 +66,7 @@ from sqs_pyro.runs.recipe import Goal
 from sqs_pyro.runs.report.pages import write_run_page
 
 BLOCKS_TABLE, BLOCKS_PICTURE = "blocks.csv", "blocks.png"
+_FARTHEST = 7.0  # nats a token: a network that has lost more has lost everything
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +221,14 @@ def _compress_and_measure(
     prepared = _prepared(recipe, subject, made_of, directory, progress)
     sequences, baseline = prepared["sequences"], prepared["baseline"]
     clock = Clock()  # anew: laps of an interrupted call are in ``prepared``
-    result, seconds = _compress(recipe, subject, sequences, directory, progress, log)
+    kept = directory / BLOCKS
+    searched: dict[str, Any] = {}
+    if recipe.search is None:
+        result, seconds = _compress(recipe, subject, sequences, kept, progress, log)
+    else:
+        found = _fewest_bits(recipe, recipe.search, subject, prepared, kept, progress, log)
+        result, seconds = found.result, found.seconds
+        searched = {"search": found.document(recipe.search.points)}
     clock.lap("compression")
     packed = directory / PACKED
     save(result.network, packed)
@@ -249,6 +262,7 @@ def _compress_and_measure(
         "vocabulary": [asdict(record) for record in result.vocabulary],
         "blocks": records,
         "findings": [asdict(finding) for finding in result.findings],
+        **searched,
         "seconds": seconds,
         "stage_seconds": {**prepared["seconds"], **clock.seconds, "compression": seconds},
         "versions": versions("transformers"),
@@ -256,24 +270,60 @@ def _compress_and_measure(
     }
 
 
+def _fewest_bits(
+    recipe: LanguageModelRecipe,
+    search: BitsSearchRecipe,
+    subject: _Subject,
+    prepared: Mapping[str, Any],
+    directory: Path,
+    progress: Progress,
+    log: Log,
+) -> Found[BlockwiseResult]:
+    """Compress to several sizes, one after the other, each kept in a directory of its own, and return the best."""
+    before = prepared["baseline"][VALIDATION]["nll"]
+    stream = {VALIDATION: subject.streams[VALIDATION]}
+
+    def attempt(number: int, bits: float) -> tuple[BlockwiseResult, Attempt, float]:
+        sized = recipe.model_copy(update={"blockwise": recipe.blockwise.model_copy(update={"bits": bits})})
+        own, stage = directory / f"attempt-{number}", f"try {number}"
+        progress(stage, 0, len(subject.blocks), f"{bits:.2f} bits a weight")
+        result, seconds = _compress(
+            sized, subject, prepared["sequences"], own, progress, log, stage=stage, plan_directory=directory
+        )
+        packed = own / PACKED  # judged as it would ship
+        save(result.network, packed)
+        report = size_report(packed)
+        after = judged(load(packed, subject.net), stream, recipe.evaluation, progress)[VALIDATION]["nll"]
+        points = 100 * math.expm1(_FARTHEST if after is None else min(after - before, _FARTHEST))
+        return result, Attempt(bits, report.ratio, report.total, points), seconds
+
+    first = recipe.blockwise.bits
+    assert first is not None
+    repair = "allow more points, begin at more blockwise.bits, or give more text.count or search.attempts"
+    return smallest(attempt, first, lambda done: next_bits(done, search, recipe.blockwise), search.points, repair)
+
+
 def _compress(
     recipe: LanguageModelRecipe,
     subject: _Subject,
     sequences: Tensor,
-    directory: Path,
+    kept: Path,
     progress: Progress,
     log: Log,
+    *,
+    stage: str = "compression",
+    plan_directory: Path | None = None,
 ) -> tuple[BlockwiseResult, float]:
     """Return the packed network, and seconds of all calls together up to their last finished blocks."""
-    total, kept = len(subject.blocks), directory / BLOCKS
-    log_step = log.steps("compression")
+    total = len(subject.blocks)
+    log_step = log.steps(stage)
     before = len(list(kept.glob("block-*.pt")))  # of interrupted calls: their seconds are in the blocks' records
 
     def tell(record: BlockRecord) -> None:
         log_step(record)
         bits = "left uncompressed" if record.bits is None else f"{record.bits:.2f} bits a weight"
         text = f"{bits}, error {record.error:.4f}"
-        progress("compression", record.block + 1, total, text)
+        progress(stage, record.block + 1, total, text)
 
     unsaid: Any = {"blockwise": WITHOUT_EFFECT, "loggers": True}
     result = compress_transformer(
@@ -281,6 +331,7 @@ def _compress(
         sequences,
         recipe.blockwise,
         directory=kept,
+        plan_directory=plan_directory,
         residency=None if subject.residency.whole else subject.residency,
         progress=tell,
         # Streamed or not, and whoever is told of it, the file is the same to the byte.
@@ -354,15 +405,18 @@ class LanguageModels(TextKind[LanguageModelRecipe]):
         return find_pretrained(self.parse(document).network).unloaded_network()
 
     def sized(self, recipe: LanguageModelRecipe, goal: Goal) -> dict[str, Any]:
-        """Return the bits of a compressed weight, or the file's megabytes."""
-        given = next(name for name, value in vars(goal).items() if value is not None)
-        if goal.bits is None and goal.megabytes is None:
+        """Return the bits of a compressed weight, the file's megabytes, or the search for them."""
+        if goal.ratio is not None:
             raise RecipeError(
-                f"--{given} is for networks that are fine-tuned, but this is a language model, of whose file "
-                "--bits or --megabytes says how small it shall be: give one of them instead."
+                "--ratio is for networks that are fine-tuned, but this is a language model, of whose file "
+                "--bits, --megabytes or --points say how small it shall be: give one of them instead."
             )
-        # The other one is taken back, whatever the recipe has said.
-        return {"blockwise.bits": goal.bits, "blockwise.megabytes": goal.megabytes}
+        if goal.points is not None:
+            few = {"num_components": recipe.blockwise.num_components}
+            first = recipe.blockwise.bits or parse(BlockwiseRecipe, few, "blockwise").bits
+            return {"blockwise.bits": first, "blockwise.megabytes": None, "search.points": goal.points}
+        # The other ones are taken back, whatever the recipe has said.
+        return {"blockwise.bits": goal.bits, "blockwise.megabytes": goal.megabytes, "search": None}
 
     def example(self, net: nn.Module, file: OpenedFile) -> tuple[Any, str]:
         """Return random tokens: any are a text."""

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
+from sqs_pyro.compression.blockwise.search import BitsSearchRecipe
 from sqs_pyro.data.generation import generate_calibration
 from sqs_pyro.data.text import Text, TextRecipe, load_text, text_of_file
 from sqs_pyro.data.tokens import token_sequences, token_stream
@@ -22,7 +23,7 @@ from sqs_pyro.recipes import RecipeSection, parse
 from sqs_pyro.runs.bookkeeping import Progress, silent
 from sqs_pyro.runs.recipe import WholeRecipe, changed, with_seed
 
-HELD_OUT, FOREIGN = "held_out", "foreign"
+HELD_OUT, FOREIGN, VALIDATION = "held_out", "foreign", "validation"
 
 
 class PerplexityRecipe(RecipeSection):
@@ -60,6 +61,8 @@ class LanguageModelRecipe(WholeRecipe):
         generated: calibration sequences that the network says itself, beside those of the text; 0 for none.
         blockwise: how it is compressed. This key tells a language model's recipe from others. Its `seed` is the
             run's unless it is given.
+        search: for the fewest bits at which so much is lost on validation text, which is as many tokens of the
+            held-out text as `evaluation.tokens`, those that follow on them.
         evaluation: how it is judged.
     """
 
@@ -67,6 +70,7 @@ class LanguageModelRecipe(WholeRecipe):
     text: TextRecipe = Field(default_factory=TextRecipe)
     generated: int = Field(default=0, ge=0)
     blockwise: BlockwiseRecipe = Field(default_factory=BlockwiseRecipe)
+    search: BitsSearchRecipe | None = None
     evaluation: PerplexityRecipe = Field(default_factory=PerplexityRecipe)
 
     @model_validator(mode="before")
@@ -84,6 +88,20 @@ class LanguageModelRecipe(WholeRecipe):
         if self.blockwise.streamed and self.network.gguf_file is not None:
             raise ValueError(
                 f"a checkpoint of safetensors files beside blockwise.streamed: '{self.network.gguf_file}' is none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_search_has_bits_and_text(self) -> "LanguageModelRecipe":
+        if self.search is not None and self.blockwise.bits is None:
+            raise ValueError(
+                f"blockwise.bits, to begin with, beside search, not megabytes ({self.blockwise.megabytes:g}), "
+                "which would decide the size"
+            )
+        if self.search is not None and self.evaluation.tokens is None:
+            raise ValueError(
+                "a number as evaluation.tokens beside search, whose validation text is what the held-out text has "
+                "beyond them"
             )
         return self
 
@@ -147,15 +165,23 @@ def check_lengths(net: nn.Module, recipe: LanguageModelRecipe) -> None:
 def judging_streams(
     recipe: LanguageModelRecipe, text: Text, foreign: str | None, tokenizer: Any, vocab_size: int | None
 ) -> dict[str, Tensor]:
-    """Return tokens ``[T]`` to judge by: ``held_out`` and, if there is one, ``foreign``.
+    """Return tokens ``[T]`` to judge by: ``held_out``, and ``foreign`` and ``validation`` where there are such.
 
     Raises:
         DataError: a text has fewer than two tokens, or some that the network does not know.
     """
     texts = {HELD_OUT: text.held_out} | ({} if foreign is None else {FOREIGN: foreign})
-    streams = {
-        name: token_stream(tokenizer, each, vocab_size)[: recipe.evaluation.tokens] for name, each in texts.items()
-    }
+    tokens = recipe.evaluation.tokens
+    whole = {name: token_stream(tokenizer, each, vocab_size) for name, each in texts.items()}
+    streams = {name: stream[:tokens] for name, stream in whole.items()}
+    if recipe.search is not None and tokens is not None:
+        held_out = whole[HELD_OUT]
+        if len(held_out) < 2 * tokens:
+            raise DataError(
+                f"The held-out text has {len(held_out):,} tokens, but a search chooses by as many as it is judged "
+                f"by: lower evaluation.tokens from {tokens:,} to {len(held_out) // 2:,}, or give more text."
+            )
+        streams[VALIDATION] = held_out[tokens : 2 * tokens]
     for name, stream in streams.items():
         if len(stream) < 2:  # the first token is foretold from nothing, and does not count
             raise DataError(f"The text '{name}' has one token, but at least two are needed: give more text.")

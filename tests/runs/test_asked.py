@@ -118,6 +118,9 @@ def test_language_models_have_bits(tmp_path):
     ):
         with pytest.raises(RecipeError, match=sentence):
             asked_recipe(str(tmp_path), goal=goal, **options)
+    few = ["blockwise.num_components=3", "blockwise.megabytes=5"]
+    recipe = asked_recipe(str(tmp_path), goal=Goal(points=4), changes=few)
+    assert recipe.search.points == 4 and (recipe.blockwise.bits, recipe.blockwise.megabytes) == (1.75, None)
 
 
 def test_a_place_is_found_for_a_run():

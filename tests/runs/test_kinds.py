@@ -62,6 +62,21 @@ class TestLanguageModels(RunKindContract):
         return {f"{text} {key}": value for text, each in document.items() for key, value in each.items()}
 
 
+class TestBitSearches(TestLanguageModels):
+    stage = "try 2"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def finished(cls, tiny_language_recipe, tmp_path_factory):
+        values = tiny_language_recipe.model_dump(mode="json")
+        values["search"] = {"points": 2, "attempts": 2}
+        values["evaluation"] |= {"tokens": 200}
+        recipe = type(tiny_language_recipe).model_validate(values)
+        out = tmp_path_factory.mktemp("bits") / "run"
+        cls.kind.fget(cls)().run(recipe, out)
+        return recipe, out
+
+
 class TestTasks(RunKindContract):
     @property
     def kind(self):

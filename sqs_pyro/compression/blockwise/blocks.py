@@ -32,7 +32,7 @@ from sqs_pyro.compression.blockwise.coded_weight import coded_weight
 from sqs_pyro.compression.blockwise.file_size import bits_a_weight
 from sqs_pyro.compression.blockwise.importance import output_importance
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood, input_moments
-from sqs_pyro.compression.blockwise.recipe import WITHOUT_EFFECT, BlockwiseRecipe
+from sqs_pyro.compression.blockwise.recipe import SIZE, WITHOUT_EFFECT, BlockwiseRecipe
 from sqs_pyro.compression.blockwise.store import (
     BlockRecord,
     BlockStore,
@@ -122,6 +122,7 @@ def compress_blocks(
     stacks: Sequence[int] | None = None,
     stepped_over: bool = True,
     directory: str | Path | None = None,
+    plan_directory: str | Path | None = None,
     residency: Residency | None = None,
     progress: Callable[[BlockRecord], None] | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -140,6 +141,7 @@ def compress_blocks(
             which feeds one before it; all to one if left out.
         stepped_over: see :class:`~sqs_pyro.networks.block_stack.BlockStack`.
         directory: where finished blocks are kept, to go on from.
+        plan_directory: where gradients are kept, for calls that differ in their size alone; as blocks if left out.
         residency: which weights are in memory; all of them if left out.
         progress: told of each finished block.
         metadata: written into the packed file.
@@ -163,7 +165,7 @@ def compress_blocks(
             f"{type(net).__name__} has {len(parts)} stacks of blocks, but {', '.join(vocabulary.paths)} can be "
             "compressed of a network of one only: leave out vocabulary."
         )
-    kept = None if directory is None else Path(directory)
+    kept, planned = (None if place is None else Path(place) for place in (directory, plan_directory))
     run = _Run(
         net,
         parts,
@@ -172,6 +174,7 @@ def compress_blocks(
         recipe,
         likelihood,
         kept,
+        planned,
         residency,
         vocabulary or Vocabulary(),
     )
@@ -204,6 +207,7 @@ class _Run:
         recipe: BlockwiseRecipe,
         likelihood: Likelihood,
         directory: Path | None,
+        plan_directory: Path | None,
         residency: Residency,
         vocabulary: Vocabulary,
     ) -> None:
@@ -223,7 +227,7 @@ class _Run:
         self.vocabulary = vocabulary = vocabulary.without_skipped(recipe)
         weights = {name: layer.weight for name, layer in layers.items() if not recipe.skips(name)}
         self.bits = bits_a_weight(net, weights, recipe)
-        self.store = BlockStore(directory, {} if directory is None else self._fingerprint())
+        self.store = self._store(directory, plan_directory or directory)
         self.packed: dict[str, PackedTensor] = {}
         self.leftovers: dict[str, Tensor] = {}
         with residency.held(net, without=self.blocks):
@@ -261,8 +265,16 @@ class _Run:
     def _first(self, number: int) -> int:
         return sum(map(len, self.stacks[:number]))
 
-    def _fingerprint(self) -> Fingerprint:
-        """Return what this call is made of; of a streamed network every weight is read for it once."""
+    def _store(self, directory: Path | None, plan_directory: Path | None) -> BlockStore:
+        """Return what keeps finished work; of a streamed network every weight is read for its fingerprint once."""
+        if plan_directory is None:
+            return BlockStore(None, {})
+        # What fixes the size comes after the plan.
+        whole, planned = self._fingerprints(WITHOUT_EFFECT, WITHOUT_EFFECT | SIZE)
+        return BlockStore(directory, whole, (plan_directory, planned))
+
+    def _fingerprints(self, *excluded: set[str]) -> list[Fingerprint]:
+        """Return what this call is made of, of the recipe all but some keys."""
         network = resident_fingerprint(self.net, self.blocks, self.residency)
         data = {"minibatches": len(self.minibatches), "sequences": described(self.minibatches)}
         # Of patterns the later one counts: their order, too, decides what comes out.
@@ -271,7 +283,10 @@ class _Run:
             "patterns": list(self.recipe.layers),
             "vocabulary": described(self.vocabulary.paths),
         }
-        return fingerprint(self.recipe.model_dump(mode="json", exclude=WITHOUT_EFFECT), network, data, setting)
+        return [
+            fingerprint(self.recipe.model_dump(mode="json", exclude=keys), network, data, setting)
+            for keys in excluded
+        ]
 
     def compress(self, progress: Callable[[BlockRecord], None] | None) -> list[BlockRecord]:
         plan = self._plan()

@@ -37,6 +37,7 @@ def compress_transformer(
     recipe: BlockwiseRecipe | Mapping[str, Any] | None = None,
     *,
     directory: str | Path | None = None,
+    plan_directory: str | Path | None = None,
     residency: Residency | None = None,
     progress: Callable[[BlockRecord], None] | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -54,6 +55,8 @@ def compress_transformer(
         recipe: what to do, a :class:`BlockwiseRecipe` or a mapping of its keys.
         directory: where finished blocks are kept: the same call goes on behind them. They belong to this network,
             these sequences and this recipe: with others they are refused.
+        plan_directory: where gradients are kept, which calls share that differ in `bits` or `megabytes` alone; as
+            blocks if left out.
         residency: which weights are in memory; all of them if left out.
         progress: told of each finished block.
         metadata: written into the packed file.
@@ -70,8 +73,10 @@ def compress_transformer(
             "Recipe key 'blockwise.streamed' is true, but this network is in memory: leave it out, or call "
             "compress_checkpoint with its directory."
         )
-    if directory is not None:  # before hours of work: can a block's file be made there?
-        check_place(Path(directory) / "block-000.pt")
+    # Before hours of work: can a block's file be made there?
+    for place, name in ((directory, "block-000.pt"), (plan_directory, "plan.pt")):
+        if place is not None:
+            check_place(Path(place) / name)
     (check_network if residency is None else check_replaceable)(net)  # others may have weights elsewhere
     metadata = {
         "recipe": recipe.model_dump(mode="json", exclude_defaults=True, exclude=WITHOUT_EFFECT),
@@ -97,6 +102,7 @@ def compress_transformer(
             stacks=list(map(len, stacks)),
             stepped_over=architecture.bare,
             directory=None if directory is None else resolved(directory),
+            plan_directory=None if plan_directory is None else resolved(plan_directory),
             residency=residency,
             progress=progress,
             metadata=metadata,

@@ -12,6 +12,8 @@ from sqs_pyro.recipes import MAX_SEED, RecipeSection
 
 #: Keys that change how a network is compressed, but nothing in what comes of it.
 WITHOUT_EFFECT = {"streamed"}
+#: Keys that say how small the file is.
+SIZE = {"bits", "megabytes"}
 # Bits by which the entropy of a layer's symbols stays below log2 of their number, about, when none is left out.
 _UNUSED = 0.25
 _NEAR = 1.0  # bits that layers which matter may have beyond the average

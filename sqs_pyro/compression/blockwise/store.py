@@ -95,14 +95,18 @@ class BlockStore:
     Args:
         directory: where to; None keeps nothing.
         fingerprint: of the call at hand; what another one kept is refused.
+        planned: where the plan is, and the fingerprint of all calls that share it; as the blocks if left out.
     """
 
-    def __init__(self, directory: Path | None, fingerprint: Fingerprint) -> None:
+    def __init__(
+        self, directory: Path | None, fingerprint: Fingerprint, planned: tuple[Path, Fingerprint] | None = None
+    ) -> None:
         self.directory, self.fingerprint = directory, fingerprint
+        self.planned = planned or (directory, fingerprint)
 
     def read_plan(self) -> Plan | None:
         """Return the plan of an interrupted run, or None; errors as :meth:`read`."""
-        state = self._read("plan", {"importance", "precisions", "head"})
+        state = _read(*self.planned, "plan", {"importance", "precisions", "head"})
         if state is None:
             return None
         head = state["head"]
@@ -111,7 +115,8 @@ class BlockStore:
     def write_plan(self, plan: Plan) -> None:
         """Keep the plan."""
         head = None if plan.head is None else _parts(plan.head)
-        self._write("plan", {"importance": plan.importance, "precisions": plan.precisions, "head": head})
+        state = {"importance": plan.importance, "precisions": plan.precisions, "head": head}
+        _write(*self.planned, "plan", state)
 
     def read(self, i: int) -> FinishedBlock | None:
         """Return a finished block, or None.
@@ -144,15 +149,23 @@ class BlockStore:
         self._write(part, {"coded": _parts(table.coded), "record": asdict(table.record)})
 
     def _read(self, name: str, keys: set[str]) -> dict[str, Any] | None:
-        if self.directory is None or not (path := self.directory / f"{name}.pt").exists():
-            return None
-        state = read_checkpoint(path, frozenset(keys | {"fingerprint"}))
-        check_same(state["fingerprint"], self.fingerprint, path)  # each file by itself: directories get mixed
-        return state
+        return _read(self.directory, self.fingerprint, name, keys)
 
     def _write(self, name: str, state: dict[str, Any]) -> None:
-        if self.directory is not None:
-            write_checkpoint(self.directory / f"{name}.pt", {"fingerprint": self.fingerprint, **state})
+        _write(self.directory, self.fingerprint, name, state)
+
+
+def _read(directory: Path | None, fingerprint: Fingerprint, name: str, keys: set[str]) -> dict[str, Any] | None:
+    if directory is None or not (path := directory / f"{name}.pt").exists():
+        return None
+    state = read_checkpoint(path, frozenset(keys | {"fingerprint"}))
+    check_same(state["fingerprint"], fingerprint, path)  # each file by itself: directories get mixed
+    return state
+
+
+def _write(directory: Path | None, fingerprint: Fingerprint, name: str, state: dict[str, Any]) -> None:
+    if directory is not None:
+        write_checkpoint(directory / f"{name}.pt", {"fingerprint": fingerprint, **state})
 
 
 def _parts(value: CodedTensor | HeadFisher) -> dict[str, Any]:

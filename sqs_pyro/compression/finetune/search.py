@@ -6,27 +6,24 @@ measured tell where the loss that is allowed is to be expected, and how sure tha
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
+from sqs_pyro.compression import searching
 from sqs_pyro.compression.finetune.call import CompressionResult, StepRecord, compress, reachable_ratio
 from sqs_pyro.compression.finetune.loop import branching_step
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
+from sqs_pyro.compression.searching import Attempt, Found, LossLaw, next_place
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.evaluation.judging import Judge, judged
 from sqs_pyro.packing import size_report
 from sqs_pyro.recipes import RecipeSection
 
-_SLOPE, _SLOPE_WIDTH = 1.7, 0.5  # s: of ResNet-20 on Fashion-MNIST between ratios 16 and 45
-_NOISE = 0.2  # of the loss from attempt to attempt, as a share of what is allowed
-_FARTHEST = 5.0  # times what is allowed: losses above tell no more than that they are
-_WIDTH, _SPREAD = 1.0, 3.0  # how far, in log r, the ratio is from the first attempt's, and may be
-_ENOUGH = 0.02  # expected improvement of log r that is worth an attempt
+# Growth of ResNet-20 on Fashion-MNIST between ratios 16 and 45.
+_LAW = LossLaw(growth=1.7, uncertainty=0.5, width=1.0, noise=0.2, whole=0.0, enough=0.02)
 _SMALLER, _APART = 1.01, 1.03  # times a ratio: sizes are met within half a hundredth; it is another file
 _REACHABLE = 0.8  # of the ratio at which nothing would be left for weights
 
@@ -72,65 +69,10 @@ def check_points(search: SearchRecipe, examples: int) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """What one compression came to.
-
-    Attributes:
-        target: the ratio that was asked for.
-        ratio: of the file.
-        bytes: of the file.
-        points: lost on validation data, hundredths; below zero where the file is better than the fp32 network.
-        epochs: that it took.
-    """
-
-    target: float
-    ratio: float
-    bytes: int
-    points: float
-    epochs: float
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search has found.
-
-    Attributes:
-        result: the smallest that was good enough; if none was, the one that lost least.
-        attempts: all, in their order.
-        chosen: index of the result among them.
-        met: whether it is good enough.
-        seconds: of all, as of :class:`~sqs_pyro.compression.finetune.call.CompressionResult`.
-    """
-
-    result: CompressionResult
-    attempts: list[Attempt]
-    chosen: int
-    met: bool
-    seconds: float
-
-    def document(self, points: float) -> dict[str, Any]:
-        """Return the search as ``metrics.json`` holds it; ``unmet`` says why, where nothing was good enough."""
-        best = self.attempts[self.chosen]
-        why = (
-            f"{points:g} points cannot be met; {best.points:.2g} at ratio {best.ratio:.3g} was the best of "
-            f"{len(self.attempts)}: allow more points, start at a lower search.first_ratio, or give more epochs "
-            "or components."
-        )
-        return {
-            "points": points,
-            "attempts": [asdict(attempt) for attempt in self.attempts],
-            "chosen": self.chosen,
-            "unmet": None if self.met else why,
-        }
-
-
 def next_ratio(attempts: Sequence[Attempt], points: float, more: int, largest: float = math.inf) -> float | None:
     """Return the ratio to try next; None: none is expected to be worth its time.
 
-    The loss at ratio r is ``points (r / r₀)^s`` and noise. From what was measured follows the posterior of s and
-    of r₀, the ratio that is looked for, by enumeration. What is tried is the ratio of the largest expected
-    improvement: how much smaller the file becomes (``log r``), times the probability that it is good enough. A
+    The loss at ratio r is ``points (r / r₀)^s`` and noise (:func:`~sqs_pyro.compression.searching.next_place`). A
     file that came out smaller than it was to be is as large as codewords let it be: none is asked to be larger.
 
     Args:
@@ -141,30 +83,17 @@ def next_ratio(attempts: Sequence[Attempt], points: float, more: int, largest: f
     """
     if more <= 0:
         return None
-    noise = _NOISE * points
-    about = math.log(attempts[0].ratio)
-    scale = torch.linspace(about - _SPREAD, about + _SPREAD, 121, dtype=torch.double)  # log r₀: [R]
-    slope = torch.linspace(0.5, 4, 15, dtype=torch.double)  # s: [S]
-
-    def loss(ratios: Tensor) -> Tensor:  # [N] -> [N, S, R]; a loss that is far too large is only that
-        return points * (slope[:, None] * (ratios[:, None, None] - scale)).clamp(max=math.log(_FARTHEST)).exp()
-
-    tried = torch.tensor([math.log(each.ratio) for each in attempts], dtype=torch.double)
-    lost = torch.tensor([min(each.points, _FARTHEST * points) for each in attempts], dtype=torch.double)
-    log_p = -0.5 * ((lost[:, None, None] - loss(tried)) / noise).square().sum(0)
-    log_p -= 0.5 * ((slope[:, None] - _SLOPE) / _SLOPE_WIDTH).square() + 0.5 * ((scale - about) / _WIDTH).square()
-    posterior = log_p.flatten().softmax(0).view_as(log_p)  # [S, R]
-
-    good = max((each.ratio for each in attempts if each.points <= points), default=1.0)
     least = max((each.ratio for each in attempts if each.ratio > _SMALLER * each.target), default=1.0)
-    # A little smaller than that one, which would only be made again.
-    low, high = max(about - _SPREAD, math.log(_APART * least)), min(about + _SPREAD, math.log(largest))
-    ratios = torch.linspace(low, max(low, high), 241, dtype=torch.double)
-    enough = torch.special.ndtr((points - loss(ratios)) / noise)
-    probability = (enough * posterior).sum((1, 2))  # [N]
-    gain = (ratios - math.log(good)) * probability
-    best = int(gain.argmax())
-    return float(ratios[best].exp()) if gain[best] > _ENOUGH else None
+    place = next_place(
+        [math.log(each.ratio) for each in attempts],
+        [each.points for each in attempts],
+        points,
+        _LAW,
+        # A little smaller than that one, which would only be made again.
+        lowest=math.log(_APART * least),
+        highest=math.log(largest),
+    )
+    return None if place is None else math.exp(place)
 
 
 def smallest(
@@ -178,7 +107,7 @@ def smallest(
     directory: Path,
     progress: Callable[[str, StepRecord], None] | None = None,
     **options: Any,
-) -> Found:
+) -> Found[CompressionResult]:
     """Compress a network to several sizes, one after the other, and return the smallest that is good enough.
 
     Args:
@@ -203,13 +132,8 @@ def smallest(
     steps = len(train_loader)
     shared = branching_step(recipe, steps) / steps
     branch = directory / "branch.pt"
-    attempts: list[Attempt] = []
-    seconds = 0.0
-    chosen: tuple[int, CompressionResult] | None = None
-    target: float | None = min(search.first_ratio, largest)
-    while target is not None:
-        number, epochs = len(attempts) + 1, recipe.epochs - shared if attempts else recipe.epochs
-        name = f"try {number}"
+
+    def attempt(number: int, target: float) -> tuple[CompressionResult, Attempt, float]:
         result = compress(
             net,
             train_loader,
@@ -217,27 +141,20 @@ def smallest(
             validation=validation,
             judge=judge,
             checkpoint=directory / f"attempt-{number}.pt",
-            progress=None if progress is None else _named(name, progress),
+            progress=None if progress is None else _named(f"try {number}", progress),
             branch=branch,
             **options,
         )
         size = size_report(result.network)
         lost = 100 * (fp32 - judged(judge, result.network, validation))
-        attempts.append(Attempt(target, size.ratio, size.total, lost, epochs))
-        seconds += result.seconds
-        best = _best(attempts, search.points)
-        if best == number - 1:
-            chosen = best, result
-        target = next_ratio(attempts, search.points, search.attempts - number, largest)
-    assert chosen is not None
-    return Found(chosen[1], attempts, chosen[0], attempts[chosen[0]].points <= search.points, seconds)
+        epochs = recipe.epochs if number == 1 else recipe.epochs - shared
+        return result, Attempt(target, size.ratio, size.total, lost, epochs), result.seconds
 
+    def following(attempts: Sequence[Attempt]) -> float | None:
+        return next_ratio(attempts, search.points, search.attempts - len(attempts), largest)
 
-def _best(attempts: Sequence[Attempt], points: float) -> int:
-    good = [i for i, each in enumerate(attempts) if each.points <= points]
-    if good:
-        return min(good, key=lambda i: attempts[i].bytes)
-    return min(range(len(attempts)), key=lambda i: attempts[i].points)
+    repair = "allow more points, start at a lower search.first_ratio, or give more epochs or components"
+    return searching.smallest(attempt, min(search.first_ratio, largest), following, search.points, repair)
 
 
 def _named(name: str, progress: Callable[[str, StepRecord], None]) -> Callable[[StepRecord], None]:

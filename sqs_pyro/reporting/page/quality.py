@@ -8,6 +8,7 @@ from sqs_pyro.reporting.page.markup import Child, Markup, element
 from sqs_pyro.reporting.page.numbers import written
 from sqs_pyro.reporting.page.plain import Document, is_language_model
 from sqs_pyro.reporting.page.table import table
+from sqs_pyro.reporting.tables import search_column
 
 
 def quality(metrics: Document) -> list[Markup]:
@@ -32,12 +33,12 @@ def search(metrics: Document) -> list[Markup]:
             f"{own['ratio']:.1f}",
             f"{own['points']:+.2f}".replace("-", "−"),
             f"{own['bytes']:,}",
-            str(own["epochs"]),
+            f"{own['target']:.2f}" if own["epochs"] is None else str(own["epochs"]),
             "chosen" if i == found["chosen"] else "",
         ]
         for i, own in enumerate(found["attempts"])
     ]
-    columns = ["", "ratio", "points lost", "bytes", "epochs", ""]
+    columns = ["", "ratio", "points lost", "bytes", search_column(found), ""]
     caption = f"Files on the way to the smallest that loses at most {found['points']:g} points on validation data"
     unmet = element("p", str(found["unmet"]), class_="note") if found.get("unmet") else None
     return [table(caption, columns, rows), *([unmet] if unmet else [])]
