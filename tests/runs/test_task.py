@@ -43,9 +43,12 @@ MAKERS = {
     "bert on questions": kit.question_values,
     "bert on sentences": kit.embedding_values,
 }
+slow = partial(pytest.param, marks=pytest.mark.slow)  # a case that goes the way of another one
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(
+    scope="module", params=["bert on classes", slow("llama on classes"), "qwen2 on classes", *list(MAKERS)[3:]]
+)
 def finished(request, tmp_path_factory):
     """Recipe and directory of a finished run."""
     directory = tmp_path_factory.mktemp("task")
@@ -94,7 +97,7 @@ def test_the_file_becomes_a_checkpoint_of_transformers(finished, tmp_path):
     assert torch.equal(*(each if torch.is_tensor(each) else each.logits for each in (first, second)))
 
 
-@pytest.mark.parametrize("maker", ["llama on classes", "bert on questions", "bert on sentences"])
+@pytest.mark.parametrize("maker", ["bert on questions", *map(slow, ["llama on classes", "bert on sentences"])])
 def test_interrupted_it_goes_on_and_ends_in_the_same_bytes(maker, tmp_path):
     values = MAKERS[maker](tmp_path, rows=48)  # it need not have learned anything
     if "baseline" in values:
