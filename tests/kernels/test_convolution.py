@@ -135,6 +135,27 @@ def test_tiles_are_lossless_and_as_large_as_stated(case):
     assert torch.equal(unpack_tiles(tiles, tiled_bits(bits), tuple(symbols.shape)), symbols)
 
 
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("bits", "shape", "space", "stride", "tables", "scaled"),
+    [  # beside the fewest pixels and channels whose weight is decoded for torch's own convolution
+        (4, (64, 32, 3, 3), (32, 32), 1, 1, False),
+        (4, (64, 32, 3, 3), (32, 31), 1, 1, False),
+        (3, (32, 65, 3, 2), (40, 40), 1, 1, True),
+        (8, (100, 33, 2, 5), (70, 66), 2, 100, True),
+        (1, (63, 63, 3, 3), (40, 40), 1, 3, True),
+        (5, (65, 40, 1, 7), (33, 50), 1, 13, False),
+    ],
+    ids=str,
+)
+def test_wide_ones_of_many_pixels(bits, shape, space, stride, tables, scaled, order):
+    symbols = torch.randint(0, 2**bits, shape, dtype=torch.uint8)
+    x = torch.randn(1, shape[1], *space).contiguous(memory_format=order)
+    geometry = ([stride, 1], [1, 2], [1, 1], *NOT_TRANSPOSED)
+    scales = 0.5 + torch.rand(shape[0]) if scaled else None
+    check(bits, symbols, torch.randn(tables, 2**bits), scales, torch.randn(shape[0]), x, geometry)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("kind", ["ordinary", "pointwise", "depthwise", "grouped", "transposed"])

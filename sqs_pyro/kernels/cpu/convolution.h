@@ -410,6 +410,8 @@ void convolve(const Geometry& g, const Weight& w, const float* bias, const T* x,
 
 // What follows is most of the work of a compiler: each stands in a file of its own, compiled beside the others.
 void convolve_float32(const Geometry& g, const Weight& w, const float* bias, const float* x, float* y);
+// The weight of an ordinary convolution, in the order of x: `[outputs][taps][channels]` or `[outputs][channels][taps]`.
+void decode_float32(const Geometry& g, const Weight& w, float* to);
 #if defined(__AVX512BF16__)
 void convolve_bfloat16(const Geometry& g, const Weight& w, const float* bias, const BFloat16* x, BFloat16* y);
 #endif
