@@ -156,11 +156,14 @@ def _convolution(
         x = F.pad(x, pad_first, mode=padding_mode)
     if torch.compiler.is_compiling() and packed.form == "tiled" and num_dims == 2:
         # The kernel is fastest with channels last. A compiler makes the change of order, there and back, a part of
-        # what comes before and behind. Said by `movedim`, as vmap knows no memory format.
-        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+        # what comes before and behind. Said by `movedim`, as vmap knows no memory format; of one channel there is
+        # nothing to change.
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1) if x.shape[1] != 1 else x
         y = call("convolution", packed, x, bias, *geometry).contiguous()
     else:
         y = call("convolution", packed, x, bias, *geometry)
+        # Of one channel x is in both orders, and the kernel takes that which suits a compiler.
+        y = y.contiguous() if num_dims == 2 and x.shape[1] == 1 else y
     return y if batched else y.squeeze(0)
 
 

@@ -111,8 +111,9 @@ def test_what_networks_have(channels, outputs, groups, transposed, kernel, strid
 
 def check(bits, symbols, table, scales, bias, x, geometry):
     found = convolve(x, bias, geometry, arguments(tiled_bits(bits), symbols, table, scales))
-    # As its fake kernel says: channels are last where they are of x, and of nothing that is in order anyway.
-    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    # As its fake kernel says: channels are last where they are of x, and of what is in order anyway if it has one.
+    last = x.dim() == 4 and (x.shape[1] == 1 or not x.is_contiguous())
+    last = last and x.is_contiguous(memory_format=torch.channels_last)
     order = torch.channels_last if last else torch.contiguous_format
     assert found.dtype == x.dtype and found.is_contiguous(memory_format=order)
     weight = look_up(table.double(), symbols.view(len(table), -1)).view(symbols.shape)
@@ -138,13 +139,14 @@ def test_tiles_are_lossless_and_as_large_as_stated(case):
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
     ("bits", "shape", "space", "stride", "tables", "scaled"),
-    [  # beside the fewest pixels and channels whose weight is decoded for torch's own convolution
-        (4, (64, 32, 3, 3), (32, 32), 1, 1, False),
-        (4, (64, 32, 3, 3), (32, 31), 1, 1, False),
-        (3, (32, 65, 3, 2), (40, 40), 1, 1, True),
-        (8, (100, 33, 2, 5), (70, 66), 2, 100, True),
+    [  # on either side of the pixels, sums and channels from which the weight is decoded for torch's own
+        (4, (67, 66, 5, 5), (21, 24), 1, 1, False),
+        (4, (67, 66, 5, 5), (20, 24), 1, 1, False),
+        (3, (64, 65, 3, 2), (40, 40), 1, 1, True),
+        (3, (64, 65, 3, 2), (30, 40), 1, 1, True),
+        (8, (100, 64, 2, 5), (70, 66), 2, 100, True),
         (1, (63, 63, 3, 3), (40, 40), 1, 3, True),
-        (5, (65, 40, 1, 7), (33, 50), 1, 13, False),
+        (5, (65, 70, 1, 7), (33, 50), 1, 13, False),
     ],
     ids=str,
 )
