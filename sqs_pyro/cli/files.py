@@ -1,5 +1,6 @@
-"""What is done with a packed file: evaluate, inspect, export."""
+"""What is done with a packed file: evaluate, uncertainty, inspect, export, generate."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -143,3 +144,50 @@ def export_command(
         )
         show({"command": command_line(), **document}, export_tables(document), as_json)
         typer.echo(f"Wrote {out}", err=True)
+
+
+@app.command("generate")
+def generate_command(
+    file: FileArgument,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")],
+    tokens: Annotated[int, typer.Option(help="New tokens, at most.")] = 128,
+    temperature: Annotated[float, typer.Option(help="Of the draws; 0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--plain", help="Prompt in the chat template, or as it is [a template, if there is one]."
+        ),
+    ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="By torch.compile: faster, behind minutes of compiling the first time."),
+    ] = False,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Continue a text by a packed language model, as it comes, and say how fast."""
+    with one_sentence_errors():
+        from sqs_pyro.runs.generation import generate_file
+
+        document = generate_file(
+            file,
+            typer.get_text_stream("stdin").read() if prompt == "-" else prompt,
+            tokens=tokens,
+            temperature=temperature,
+            seed=seed,
+            chat=chat,
+            compiled=compiled,
+            device=device or "cpu",
+            tell=(lambda text: None) if as_json else (lambda text: print(text, end="", flush=True)),
+        )
+        if as_json:
+            typer.echo(json.dumps(document, indent=2))
+            return
+        typer.echo()
+        rate = document["tokens_per_second"]
+        speed = "" if rate is None else f", then {rate:.1f} a second"
+        typer.echo(
+            f"{document['tokens']} tokens, the first after {document['first_token_seconds']:.2f} s{speed}",
+            err=True,
+        )

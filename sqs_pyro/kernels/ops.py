@@ -164,7 +164,7 @@ def _as_it_is(result: Tensor, x: Tensor) -> Tensor:
 
 
 def _in_order_of(result: Tensor, x: Tensor) -> Tensor:
-    """Return it with channels last if only that is how ``x`` is in order, or x has one channel; else contiguous."""
+    """Return it with channels last where only that is how ``x`` is in order, or x has one channel."""
     last = x.dim() == 4 and (x.shape[1] == 1 or not x.is_contiguous())
     last = last and x.is_contiguous(memory_format=torch.channels_last)
     return result.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

@@ -243,6 +243,7 @@ CALLS = {
             "sequences": torch.arange(3, 17).view(2, 7),
             "recipe": {**BLOCKWISE, "bits": 2.0},
             "directory": path,
+            "plan_directory": path,
             "residency": Recording(),
             "progress": Told(),
             "metadata": {"owner": "someone"},
