@@ -232,7 +232,7 @@ class TestInterruption:
         assert resumed.records[0].layers == result.records[0].layers
 
     def test_blocks_of_another_recipe_are_left_alone(self, net, result, kept):
-        with pytest.raises(RecipeError, match=r"plan\.pt' was made with another recipe \(bits: 3.0 -> 2.0\)"):
+        with pytest.raises(RecipeError, match=r"block-000\.pt' was made with another recipe \(bits: 3.0 -> 2.0\)"):
             compressed(net, kept, bits=2.0)
 
     def test_also_with_an_even_allocation(self, even):
