@@ -55,8 +55,8 @@ def model_card(name: str, architecture: str, size: CheckpointSize) -> str:
             "```",
             "",
             f"After `import sqs_pyro`, `transformers.{architecture}.from_pretrained` and the Auto classes load it "
-            "as well. **Without this import transformers does not know the format and initialises the compressed "
-            "layers at random.** `dequantize=True` gives a plain dense model.",
+            "as well. **Without this import transformers does not know the format (`sqs`) and refuses it for the "
+            "shape of a tensor.** `dequantize=True` gives a plain dense model.",
             "",
             "## Size",
             "",

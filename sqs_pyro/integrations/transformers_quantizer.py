@@ -5,7 +5,9 @@ Importing this module registers it; :mod:`sqs_pyro.integrations` does that when 
 
 import copy
 import json
+import re
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from sqs_pyro.integrations.records import record_of, stored_bytes
 from sqs_pyro.integrations.transformers_config import METHOD, SQSConfig, stored_name
 from sqs_pyro.kernels.network import after_packing
 from sqs_pyro.kernels.placing import unpack_weights
-from sqs_pyro.networks.linear_form import from_linear_form, to_linear_form
+from sqs_pyro.networks.linear_form import LinearForm, from_linear_form, to_linear_form
 from sqs_pyro.packing.contents import contents_of
 from sqs_pyro.packing.finite import check_finite
 from sqs_pyro.packing.leftovers import checksum, to_bytes
@@ -73,23 +75,25 @@ class SQSQuantizer(HfQuantizer):
         """Check config and files, then replace modules on the meta device."""
         config = self.quantization_config
         tensors = config.stored_tensors()
-        read = None
+        read, guards = None, set()
         if kwargs.get("checkpoint_files"):
             directory = Path(kwargs["checkpoint_files"][0]).parent
             # All files before any module is touched: what is damaged says so, instead of a half-loaded network.
             check_config(read_config(directory, PackedFileError), kwargs["checkpoint_files"])
             sizes = {stored_name(name): tensor.bytes for name, tensor in tensors.items()}
             files = check_files(kwargs["checkpoint_files"], sizes, config.leftovers)
+            guards = files.keys() & tensors.keys()
 
             def read(name: str) -> Tensor:
                 stored = stored_name(saved[name])
                 return read_tensor(files[stored], stored)
 
-        # Tensors of the file that no module asks for: the digest, and what is read when it is decoded, tensor by
-        # tensor; transformers would read all of it before. Without this it would warn of them.
+        # Tensors of the file that no module asks for: the digest, the guard, and what is read when it is decoded,
+        # tensor by tensor; transformers would read all of it before. Without this it would warn of them.
         model._keys_to_ignore_on_load_unexpected = {
             *(model._keys_to_ignore_on_load_unexpected or ()),
             f"^{CONFIG_DIGEST}$",
+            *(f"^{re.escape(name)}$" for name in _every_name(model, guards)),
             *([] if read is None else [_STORED_NAMES]),
         }
         # Tensors of the linear form say that the checkpoint is of a network in that form.
@@ -140,7 +144,8 @@ class SQSQuantizer(HfQuantizer):
             metadata=contents.metadata,
         )
         stored = {stored_name(name): stored_bytes(packed) for name, packed in contents.tensors.items()}
-        return {**stored, **leftovers, CONFIG_DIGEST: config_digest(_config_to_be(model))}, {}
+        own = {**leftovers, **_guard(model, contents.tensors), CONFIG_DIGEST: config_digest(_config_to_be(model))}
+        return {**stored, **own}, {}
 
     def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
         """Make ``model`` a plain dense network, in place."""
@@ -166,6 +171,21 @@ def attach(packed: nn.Module) -> None:
         # Names stay the network's own: those of an original checkpoint would have to be translated twice.
         packed._weight_conversions = []
         _untie(packed, stored_weights(packed, every_name=True))
+
+
+def _guard(model: nn.Module, packed: Iterable[str]) -> dict[str, Tensor]:
+    """Return a tensor of no numbers under the own name of a compressed one.
+
+    Without sqs_pyro transformers would only warn that it does not know the method, and draw what it misses at
+    random; because of a tensor that has another shape than the network's it refuses the whole checkpoint.
+    """
+    names = (name for name in packed if not _in_linear_form(model, name))  # others the plain network does not have
+    return {name: torch.empty(0, dtype=torch.uint8) for name in islice(names, 1)}
+
+
+def _in_linear_form(model: nn.Module, name: str) -> bool:
+    path = name.split(".")[:-1]
+    return any(isinstance(model.get_submodule(".".join(path[:i])), LinearForm) for i in range(1, len(path) + 1))
 
 
 def _check_places(device_map: Any) -> None:

@@ -48,6 +48,17 @@ def test_either_order(imports, checkpoint):
     assert run(imports + LOAD, checkpoint) == "PackedLinear\n"
 
 
+@pytest.mark.parametrize("auto", ["AutoModelForCausalLM", "AutoModel", "LlamaForCausalLM"])
+def test_without_us_a_checkpoint_is_refused_and_not_drawn_at_random(auto, checkpoint, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    from transformers.quantizers import auto as known
+
+    for methods in (known.AUTO_QUANTIZATION_CONFIG_MAPPING, known.AUTO_QUANTIZER_MAPPING):
+        monkeypatch.delitem(methods, "sqs")
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        getattr(transformers, auto).from_pretrained(checkpoint)
+
+
 def test_our_own_function_needs_no_import_of_transformers(checkpoint):
     code = (
         "import sqs_pyro\nassert 'transformers' not in sys.modules\n"

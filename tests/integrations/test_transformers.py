@@ -108,6 +108,7 @@ def test_what_is_in_the_files(tmp_path):
     stored = load_file(tmp_path / "model.safetensors")
     report = size_report(packed)
     assert stored.pop(CONFIG_DIGEST).shape == (32,)
+    assert stored.pop("model.layers.0.self_attn.q_proj.weight").shape == (0,)  # the guard
     by_name = {row.name.replace(".weight", ".packed_weight.stored"): row.bytes for row in report.tensors}
     assert {name: value.numel() for name, value in stored.items() if value.dtype == torch.uint8} == by_name
     others = {name: value for name, value in stored.items() if name not in by_name}

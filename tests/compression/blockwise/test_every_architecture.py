@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from kits import architectures
+from safetensors.torch import load_file
 
 from sqs_pyro import compress_transformer, load, save
 from sqs_pyro.errors import DataError, NetworkError
@@ -52,6 +53,9 @@ def test_contract(case, tmp_path):
     assert equal(architectures.outputs(load(tmp_path / "net.safetensors", net)), packed)
     save_pretrained(result.network, tmp_path / "net")
     assert equal(architectures.outputs(from_pretrained(tmp_path / "net")), packed)
+    stored = load_file(tmp_path / "net/model.safetensors")
+    (guard,) = (name for name, value in stored.items() if value.shape == (0,))
+    assert guard in net.state_dict(), "where this library is missing transformers sees another shape, and refuses"
 
 
 def routed_to_two(net) -> None:
@@ -172,6 +176,7 @@ import sys, torch
 import sqs_pyro
 from pathlib import Path
 from kits import architectures
+from safetensors.torch import load_file
 from sqs_pyro.integrations import from_pretrained
 for directory in Path(sys.argv[1]).iterdir():
     torch.save(architectures.outputs(from_pretrained(directory)), directory / "outputs.pt")
