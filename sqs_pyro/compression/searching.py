@@ -25,9 +25,9 @@ class LossLaw:
         growth: mean of s.
         uncertainty: standard deviation of s.
         width: standard deviation of x₀ around the first attempt's x; three times that is the farthest it may be.
-        noise: of the loss from attempt to attempt, as a share of what is allowed.
+        noise: of the loss from place to place, as a share of what is allowed.
         whole: x of the network as it is, or of what is sure to lose nothing.
-        enough: expected gain of x that is worth an attempt.
+        enough: expected gain of x that is worth an attempt; nearer to each other than that places are the same.
     """
 
     growth: float
@@ -51,7 +51,7 @@ def next_place(
 
     From what was measured follows the posterior of s and of x₀, which is looked for, by enumeration. What is tried
     is the place of the largest expected improvement: how much smaller the file becomes, times the probability that
-    it is good enough.
+    it is good enough. Noise is from place to place: where a file was not good enough the same one would be made again.
 
     Args:
         tried: x of the attempts so far, at least one.
@@ -82,6 +82,7 @@ def next_place(
     probability = (enough * posterior).sum((1, 2))  # [N]
     good = max((each for each, own in zip(tried, lost, strict=True) if own <= points), default=law.whole)
     gain = (candidates - good) * probability
+    gain[((candidates[:, None] - x).abs() < law.enough).any(1)] = 0  # known: the same file, or as good as that
     best = int(gain.argmax())
     return float(candidates[best]) if gain[best] > law.enough else None
 

@@ -42,6 +42,16 @@ def test_what_was_measured_of_smollm2():
     assert len(tried) <= 4 and 2.77 <= found < 2.87
 
 
+def test_no_size_is_tried_twice():
+    # Measured of a small Llama: between 3.2 and 3.48 bits hardly anything is gained, so that 3.48 looks unlucky.
+    measured = {3.2: 5.67, 3.48: 5.40, 3.67: 3.87}
+    attempts = [Attempt(bits, 32 / bits, round(1e6 * bits), lost) for bits, lost in measured.items()]
+    following = next_bits(attempts, BitsSearchRecipe(points=5), BlockwiseRecipe(bits=3.2))
+    assert following is None or min(abs(following - bits) for bits in measured) >= 0.05 - 1e-6
+    rough, _ = searched(lambda bits: 5 * math.exp(1.4 * (3.0 - bits)) + 0.5 * math.sin(40 * bits))
+    assert min(abs(a - b) for a, b in itertools.combinations(rough, 2)) > 0.04
+
+
 def test_limits():
     tried, _ = searched(lambda bits: 0.0)
     assert all(b < a for a, b in itertools.pairwise(tried)) and min(tried) >= 0.5
