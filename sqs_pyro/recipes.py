@@ -125,6 +125,8 @@ def _sentence(section: type[RecipeSection], item: Any, where: str) -> str:
     if item["type"] == "missing":
         return f"Recipe key '{key}' is missing: add it."
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if not key:  # what keys of several sections have to do with each other
+        return f"The recipe needs {message}."
     return f"Recipe key '{key}' is {shown(item['input'])}, but should be {message}."
 
 

@@ -93,7 +93,7 @@ class TaskRecipe(WholeRecipe):
     @model_validator(mode="after")
     def _distillation_is_for_classes(self) -> "TaskRecipe":
         if self.compression.distillation is not None and (why := self.no_classes()):
-            raise ValueError(f"a recipe without compression.distillation, which is for classes: {why}")
+            raise ValueError(f"no compression.distillation, which is for classes: {why}")
         return self
 
 
@@ -159,7 +159,7 @@ class EmbeddingRecipe(TaskRecipe):
     @model_validator(mode="after")
     def _the_fp32_network_is_the_teacher(self) -> "EmbeddingRecipe":
         if self.baseline is not None:  # with what it says itself as its targets it would learn nothing
-            raise ValueError("a recipe without baseline: the network of the checkpoint is the teacher")
+            raise ValueError("no baseline: the network of the checkpoint is the teacher")
         return self
 
 

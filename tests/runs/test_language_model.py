@@ -279,13 +279,18 @@ class TestTheRecipe:
             ("network.dtype=float64", r"Recipe key 'network\.dtype' is 'float64', but should be 'float32' or 'bf"),
             ("network.name=x", r"Recipe key 'network\.name' is unknown: allowed here are dtype, gguf_file, path"),
             ("generated=-1", "Recipe key 'generated' is -1"),
+            # What keys of several sections have to do with each other is of no key.
+            (
+                "search={points: 5}, evaluation.tokens=null",
+                r"^The recipe needs a number as evaluation\.tokens beside search, whose [^']*\.$",
+            ),
         ],
     )
     def test_a_wrong_key_is_one_sentence(self, tmp_path, change, sentence):
         path = tmp_path / "recipe.yaml"
         path.write_text("network: {path: here}\nblockwise: {}\n")
         with pytest.raises(RecipeError, match=sentence):
-            load_any_recipe(path, [change])
+            load_any_recipe(path, change.split(", "))
 
 
 class TestSaysWhatIsWrongBeforeWork:
