@@ -37,8 +37,22 @@ from sqs_pyro.runs.recipe import WholeRecipe
 from sqs_pyro.tasks.task import Judged, Parts, judge, lost
 
 
-def check_compressible(net: nn.Module, recipe: CompressionRecipe) -> None:
+def file_metadata(recipe: WholeRecipe, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what a run's file says of itself: its recipe, and what is told of inputs and targets."""
+    # These change nothing in it; defaults, which recipe.yaml spells out, would be a fiftieth of a small file.
+    kept = {"recipe": recipe.model_dump(mode="json", exclude={"bounds", "loggers"}, exclude_defaults=True)}
+    return {**kept, "data": about} if about else kept
+
+
+def check_compressible(
+    net: nn.Module, recipe: CompressionRecipe, metadata: Mapping[str, Any] | None = None
+) -> None:
     """Check that a network has layers to compress, weights enough in each for its codebook, and a size to reach.
+
+    Args:
+        net: the network.
+        recipe: how it is compressed.
+        metadata: of its file, whose bytes count.
 
     Raises:
         NetworkError, RecipeError: it has not; the sentence names the layer.
@@ -47,7 +61,7 @@ def check_compressible(net: nn.Module, recipe: CompressionRecipe) -> None:
     model = network_model(copy.deepcopy(net), recipe)
     for name, weight in model.site_values().items():
         check_codebooks(name, weight.shape, recipe.components_of(name), recipe.groups)
-    check_target(net, recipe)
+    check_target(net, recipe, metadata)
 
 
 def trained_or_kept(
@@ -57,6 +71,7 @@ def trained_or_kept(
     section: BaselineRecipe,
     kept: Path,
     compression: CompressionRecipe,
+    metadata: Mapping[str, Any],
     tell: Progress,
     log: Log,
     **options: Any,
@@ -69,6 +84,7 @@ def trained_or_kept(
         section: how to train.
         kept: file of the trained weights, or of an interrupted training's.
         compression: what follows; whether the network can be compressed is checked first.
+        metadata: of the file that is to come.
         tell: told of epochs.
         log: told of their figures.
         options: ``loss`` and ``judge`` of :func:`~sqs_pyro.compression.baseline.train_baseline`.
@@ -85,7 +101,7 @@ def trained_or_kept(
         tell("baseline", record.epoch, section.epochs, f"{judged}loss {record.loss:.3f}")
 
     if not kept.exists():
-        check_compressible(net, compression)  # compression checks this too, but after hours of training
+        check_compressible(net, compression, metadata)  # compression checks this too, but after hours of training
     with in_turn(kept.with_suffix(".lock")):  # runs side by side share one baseline: the first trains it
         history = train_baseline(net, train, validation, section, checkpoint=kept, progress=progress, **options)
     tell_kept(tell, "baseline", kept_epoch(history, section))
@@ -138,15 +154,12 @@ def compress_and_measure(
     # Here, on the network that goes into compression: never a figure that was kept with the weights.
     baseline = judged.measure(net, data.test)
     clock.lap("baseline")
-    # These change nothing in it; defaults, which recipe.yaml spells out, would be a fiftieth of a small file.
-    kept = {"recipe": recipe.model_dump(mode="json", exclude={"bounds", "loggers"}, exclude_defaults=True)}
-    metadata = {**kept, "data": about} if about else kept
     options: dict[str, Any] = {
         "validation": data.validation,
         "likelihood": judged.likelihood,
         "judge": judge(judged),
         "seed": recipe.seed,
-        "metadata": metadata,
+        "metadata": file_metadata(recipe, about),
     }
     searched: dict[str, Any] = {}
     tell_step = step_teller(progress)

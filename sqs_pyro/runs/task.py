@@ -26,7 +26,7 @@ from sqs_pyro.recipes import parse
 from sqs_pyro.runs.bookkeeping import Clock, Progress, chosen_device, silent, versions
 from sqs_pyro.runs.directory import METRICS, check_output, run_directory, run_loggers, write_json
 from sqs_pyro.runs.kinds import Document, OpenedFile, TextKind
-from sqs_pyro.runs.measured import check_compressible, compress_and_measure, note_kept, trained_or_kept
+from sqs_pyro.runs.measured import check_compressible, compress_and_measure, file_metadata, note_kept, trained_or_kept
 from sqs_pyro.runs.posterior import write_bounds
 from sqs_pyro.runs.recipe import Goal
 from sqs_pyro.runs.report.pages import write_run_page
@@ -137,7 +137,7 @@ def run(
     # Also before the run directory is made: a refusal leaves nothing behind.
     net = text.network()
     compression = _with_parts(recipe, net)
-    check_compressible(net, compression)
+    check_compressible(net, compression, file_metadata(recipe))
     with (
         run_directory(out_dir, recipe.as_yaml(), overwrite=overwrite) as directory,
         logged(loggers, recipe.name or out_dir.name, recipe.model_dump(mode="json")) as log,
@@ -194,7 +194,8 @@ def _fine_tune(
     how = {"loss": loss(text.task), "judge": judge(text.task)}
     section = recipe.baseline.as_baseline(recipe.seed)
     kept = baselines / f"{key}.pt"
-    return trained_or_kept(net, data.train, data.validation, section, kept, compression, progress, log, **how)
+    told = file_metadata(recipe)
+    return trained_or_kept(net, data.train, data.validation, section, kept, compression, told, progress, log, **how)
 
 
 # ---- the kind ----

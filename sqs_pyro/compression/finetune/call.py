@@ -231,24 +231,27 @@ def compress(
 
 
 @isolating("net")
-def check_target(net: nn.Module, recipe: CompressionRecipe) -> None:
+def check_target(net: nn.Module, recipe: CompressionRecipe, metadata: Mapping[str, Any] | None = None) -> None:
     """Check that a network's file can be as small as a recipe asks, whatever its weights are.
 
-    Before a network is trained: :func:`compress` checks it, too, but then training has been for nothing.
+    Before a network is trained: :func:`compress` checks it, too, but then training has been for nothing. ``metadata``
+    is what its file shall say, which counts.
 
     Raises:
         RecipeError: what is not compressed takes more.
     """
     if recipe.target_ratio is not None:
         model = network_model(copied(net), recipe)
-        _bits_for_symbols(model, _guide(model, recipe), recipe, metadata=None)
+        _bits_for_symbols(model, _guide(model, recipe), recipe, metadata)
 
 
 @isolating("net")
-def reachable_ratio(net: nn.Module, recipe: CompressionRecipe) -> float:
-    """Return how many times smaller than the fp32 network a file would be without a bit for weights."""
+def reachable_ratio(
+    net: nn.Module, recipe: CompressionRecipe, metadata: Mapping[str, Any] | None = None
+) -> float:
+    """Return how many times smaller than the fp32 network a file with such metadata would be without weights."""
     model = network_model(copied(net), recipe)
-    rest, fp32 = _not_symbols(model, _guide(model, recipe), recipe, metadata=None)
+    rest, fp32 = _not_symbols(model, _guide(model, recipe), recipe, metadata)
     return fp32 / rest
 
 

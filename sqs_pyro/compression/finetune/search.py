@@ -123,7 +123,7 @@ def smallest(
             much smaller.
     """
     fp32 = judged(judge, net, validation)
-    largest = _REACHABLE * reachable_ratio(net, recipe)
+    largest = _REACHABLE * reachable_ratio(net, recipe, options.get("metadata"))
     if largest <= 1:
         raise RecipeError(
             f"The file can be {largest / _REACHABLE:.2g} times smaller at most, as most of it is not compressed: "

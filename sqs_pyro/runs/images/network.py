@@ -24,7 +24,7 @@ from sqs_pyro.networks.calling import device_of, move_to, predictions, split_exa
 from sqs_pyro.networks.registry import build_network, network_options
 from sqs_pyro.networks.state import load_weights
 from sqs_pyro.runs.bookkeeping import Progress
-from sqs_pyro.runs.measured import trained_or_kept
+from sqs_pyro.runs.measured import file_metadata, trained_or_kept
 from sqs_pyro.runs.recipe import RunRecipe
 from sqs_pyro.tasks.metrics import data_objective
 from sqs_pyro.tasks.objectives import objective
@@ -109,7 +109,9 @@ def give_weights(
     judged = data_objective(recipe.data, data)
     how: dict[str, Any] = {} if judged.loss is None else {"loss": judged.loss}
     how |= {"judge": judge(judged)} if how or recipe.data.metric is not None else {}
-    return trained_or_kept(net, data.train, data.validation, section, kept, recipe.compression, tell, log, **how)
+    told = file_metadata(recipe, data.about)
+    parts = data.train, data.validation
+    return trained_or_kept(net, *parts, section, kept, recipe.compression, told, tell, log, **how)
 
 
 def made_of(recipe: RunRecipe) -> Fingerprint:

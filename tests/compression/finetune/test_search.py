@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sqs_pyro import compress
+from sqs_pyro.compression.finetune.call import check_target, reachable_ratio
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.compression.finetune.search import Attempt, SearchRecipe, check_points, next_ratio, smallest
 from sqs_pyro.data import ArrayLoader
@@ -132,6 +133,29 @@ def test_where_nothing_is_enough_the_best_comes_with_a_sentence(trained, tmp_pat
     )
     assert not found.met and all(each.points == 100 for each in found.attempts)
     assert found.document(0.6)["unmet"].startswith("0.6 points cannot be met; 1e+02 at ratio")
+
+
+def test_what_a_file_says_of_itself_counts_in_the_ratios_that_can_be_asked_for(trained, tmp_path):
+    # A third of the smallest file, or more: of small networks a recipe's text is.
+    metadata = {"said": np.random.default_rng(0).bytes(1500).hex()}
+    recipe = CompressionRecipe(epochs=1, **LEARNED)
+    plain, told = reachable_ratio(trained, recipe), reachable_ratio(trained, recipe, metadata)
+    assert told < 0.6 * plain
+    asked = recipe.model_copy(update={"target_ratio": (told + plain) / 2})
+    check_target(trained, asked)
+    with pytest.raises(RecipeError, match="what is not compressed"):  # before anything is trained for it
+        check_target(trained, asked, metadata)
+    found = smallest(
+        trained,
+        data(),
+        recipe,
+        SearchRecipe(points=50, first_ratio=1000, attempts=1),
+        validation=data(),
+        judge=accuracy,
+        directory=tmp_path,
+        metadata=metadata,
+    )
+    assert found.attempts[0].target == pytest.approx(0.8 * told)
 
 
 def packed(trained, path, ratio, **call):
