@@ -16,11 +16,16 @@ def is_whole(value: object, least: int, most: float = math.inf) -> bool:
         return False
 
 
-def is_positive(value: object) -> bool:
-    """Return whether an argument is one finite number above 0, of Python, NumPy or torch."""
+def is_finite(value: object) -> bool:
+    """Return whether an argument is one finite number, of Python, NumPy or torch."""
     if isinstance(value, bool) or not isinstance(value, SupportsFloat):
         return False
     try:
-        return 0 < float(value) < math.inf
+        return math.isfinite(value)
     except (TypeError, ValueError, RuntimeError):  # a tensor of several
         return False
+
+
+def is_positive(value: object) -> bool:
+    """Return whether an argument is one finite number above 0, of Python, NumPy or torch."""
+    return is_finite(value) and float(value) > 0  # type: ignore[arg-type]

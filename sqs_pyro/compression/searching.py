@@ -51,7 +51,8 @@ def next_place(
 
     From what was measured follows the posterior of s and of x₀, which is looked for, by enumeration. What is tried
     is the place of the largest expected improvement: how much smaller the file becomes, times the probability that
-    it is good enough. Noise is from place to place: where a file was not good enough the same one would be made again.
+    it is good enough. Noise is from place to place: where a file was not good enough the same one would be made
+    again.
 
     Args:
         tried: x of the attempts so far, at least one.

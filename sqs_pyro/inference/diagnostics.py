@@ -107,6 +107,8 @@ def _of_guide(model: Any, guide: SpikeGMMGuide, averaging: bool, recipe: Trained
         measured = _gate_measures(site, site.gates(guide.gate_temperature), has_spike, "gates_closed" in intended)
         if guide.stage != "dense":
             measured |= _codebook_measures(site, guide)
+        elif name in priors and site.learns_widths:  # inference: later, weights go where the likelihood wants them
+            measured |= _prior_measures(priors[name], site.gates(guide.gate_temperature), site)
         findings += [
             finding(kind, name, value, **words)
             for kind, value in measured.items()
@@ -242,6 +244,20 @@ def _gate_measures(site: SiteGuide, gates: Tensor, has_spike: bool, closed_on_pu
     if has_spike and len(free) == gates.numel():
         measured["gates_open"] = float(1 - free.min())
     return measured
+
+
+def _prior_measures(prior: Any, gates: Tensor, site: SiteGuide) -> dict[str, float]:
+    """Return how wide the prior's slab is beside the weights in it; nothing of a slab without a variance."""
+    while hasattr(prior, "base_dist") and not hasattr(prior, "slab"):
+        prior = prior.base_dist
+    slab = getattr(prior, "slab", prior)
+    try:
+        width = slab.variance + slab.mean.square()  # E w², as that of the posterior
+    except (AttributeError, NotImplementedError):
+        return {}
+    square = gates * (site.latent.square() + site.latent_scale.square())
+    ratio = float((gates * width).sum() / square.sum())
+    return {"narrow_prior": math.sqrt(ratio)} if 0 < ratio < math.inf else {}
 
 
 def _codebook_measures(site: SiteGuide, guide: SpikeGMMGuide) -> dict[str, float]:

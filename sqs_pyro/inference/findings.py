@@ -16,6 +16,7 @@ THRESHOLDS = {
     "unequal_layers": 1e-3,  # root mean square weight of the smallest layer in units of the largest's
     "equal_gates": 1e-6,  # difference of the network's largest and smallest gate logit
     "grown_weights": 0.01,  # root mean square of the pretrained weights in units of the present one
+    "narrow_prior": 0.2,  # width of the prior's slab in units of the root mean square of the weights in it
     "uncompressed": 0.9,  # share of the network's parameters that is compressed
     "shared_batch_norm": 5.0,  # root mean square of a layer's weights in units of the width they are drawn with
     "missed_size": 0.9,  # the file's size over the one asked for, or the other way round, whichever is below 1
@@ -48,6 +49,9 @@ _SENTENCES = {
     "gate_learning_rate above 0, or pruning.saliency to 'magnitude'.",
     "grown_weights": "Training has made the weights of '{site}' {times:.1g} times as large as they were; unless "
     "they had to grow from almost nothing, lower learning_rate{or_kl}.",
+    "narrow_prior": "The prior of '{site}' is {measured:.2g} of the size of the weights that the posterior finds, "
+    "and holds them back; by default it is as wide as the network's own weights, which says nothing of one that "
+    "was not trained: give prior=SpikeAndSlab(0.5, Normal(0.0, 1.0)) of a width that suits, or LearnedSlab().",
     "uncompressed": "Only {measured:.1%} of the network's {total:,} parameters are compressed; the largest others "
     "are {largest}. Name what is to be compressed in include=[...], which replaces the choice by layer type.",
     "shared_batch_norm": "Weights of '{site}' are drawn with a width of {width:.0%} of their size, and what batch "

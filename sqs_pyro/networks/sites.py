@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import nn
 
+from sqs_pyro.documents import shown
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.networks.weight_scale import LARGEST_WEIGHT
 
@@ -82,7 +83,13 @@ def select_sites(
 
 def as_patterns(given: str | Iterable[str]) -> tuple[str, ...]:
     """Return patterns as a tuple; a text is one pattern, not one for each of its letters."""
-    return (given,) if isinstance(given, str) else tuple(given)
+    patterns = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+    if odd := [each for each in patterns if not isinstance(each, str)]:
+        raise NetworkError(
+            f"A pattern of include or exclude is {shown(odd[0])}, but must be a text, a regular expression for "
+            "names of parameters: give one, or a list."
+        )
+    return tuple(patterns)
 
 
 def check_finite(name: str, value: torch.Tensor) -> None:

@@ -26,7 +26,13 @@ from sqs_pyro.recipes import parse
 from sqs_pyro.runs.bookkeeping import Clock, Progress, chosen_device, silent, versions
 from sqs_pyro.runs.directory import METRICS, check_output, run_directory, run_loggers, write_json
 from sqs_pyro.runs.kinds import Document, OpenedFile, TextKind
-from sqs_pyro.runs.measured import check_compressible, compress_and_measure, file_metadata, note_kept, trained_or_kept
+from sqs_pyro.runs.measured import (
+    check_compressible,
+    compress_and_measure,
+    file_metadata,
+    note_kept,
+    trained_or_kept,
+)
 from sqs_pyro.runs.posterior import write_bounds
 from sqs_pyro.runs.recipe import Goal
 from sqs_pyro.runs.report.pages import write_run_page
@@ -195,7 +201,9 @@ def _fine_tune(
     section = recipe.baseline.as_baseline(recipe.seed)
     kept = baselines / f"{key}.pt"
     told = file_metadata(recipe)
-    return trained_or_kept(net, data.train, data.validation, section, kept, compression, told, progress, log, **how)
+    return trained_or_kept(
+        net, data.train, data.validation, section, kept, compression, told, progress, log, **how
+    )
 
 
 # ---- the kind ----

@@ -17,6 +17,7 @@ from sqs_pyro.inference.diagnostics import inert_averaging, uncompressed
 from sqs_pyro.inference.disagreement import expected_disagreement, temperature_for_disagreement
 from sqs_pyro.inference.findings import THRESHOLDS
 from sqs_pyro.inference.guides.windows import EqualMass
+from sqs_pyro.models import Gaussian, LearnedSlab
 from sqs_pyro.models.priors import scale_matched_prior
 from sqs_pyro.networks.coverage import coverage
 
@@ -52,6 +53,34 @@ def posterior(
         options.pop("num_components", 4),
         **{"initial_gate": 3.0, "estimator": "straight_through", **options},
     )
+
+
+WIDE = {
+    "normal": scale_matched_prior(0.5, slab_scale=1.0),
+    "laplace": scale_matched_prior(0.5, slab="laplace", slab_scale=1.0),
+    "no spike": pyro.distributions.Normal(0.0, 1.0),
+    "learned": LearnedSlab(),
+}
+
+
+@pytest.mark.parametrize(
+    "prior", [scale_matched_prior(0.5), scale_matched_prior(0.5, slab="laplace"), *WIDE.values()]
+)
+def test_a_prior_as_wide_as_weights_that_know_nothing(prior):
+    net = nn.Linear(2, 1, bias=False)
+    net.weight.data = torch.tensor([[0.02, -0.06]])  # a network that begins, beside a truth of 1.5
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(1))
+
+    model = BayesianNetwork(net, prior, Gaussian(0.3), num_data=40)
+    guide = SpikeGMMGuide(model)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), loss=SQSELBO())
+    for _ in range(30):
+        svi.step(x, 1.5 * x[:, :1])
+    kinds = found(guide)
+    if prior in WIDE.values():
+        assert "narrow_prior" not in kinds
+    else:
+        assert kinds["narrow_prior"] == ["weight"]
 
 
 def train(guide: SpikeGMMGuide, kl_weight: float, steps: int = 40, lr: float = 0.1) -> SpikeGMMGuide:

@@ -126,6 +126,8 @@ class Spectral(nn.Module):
         (Zoo(), {"exclude": ["haed"]}, "Pattern 'haed' matches no parameter"),
         (Spectral(), {"include": ["response"]}, "'response' of include .* because 'response' is complex64"),
         (Spectral(), {"include": ["gain", "fc"]}, "'gain' is a single number"),
+        (Zoo(), {"include": 3}, r"include or exclude is 3, but must be a text"),
+        (Zoo(), {"exclude": ["conv", None]}, r"include or exclude is None, but must be a text"),
         (Zoo(), {"include": ["(conv"]}, r"Pattern '\(conv' is not a regular expression"),
     ],
 )

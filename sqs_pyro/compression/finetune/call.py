@@ -234,8 +234,8 @@ def compress(
 def check_target(net: nn.Module, recipe: CompressionRecipe, metadata: Mapping[str, Any] | None = None) -> None:
     """Check that a network's file can be as small as a recipe asks, whatever its weights are.
 
-    Before a network is trained: :func:`compress` checks it, too, but then training has been for nothing. ``metadata``
-    is what its file shall say, which counts.
+    Before a network is trained: :func:`compress` checks it, too, but then training has been for nothing.
+    ``metadata`` is what its file shall say, which counts.
 
     Raises:
         RecipeError: what is not compressed takes more.
@@ -246,9 +246,7 @@ def check_target(net: nn.Module, recipe: CompressionRecipe, metadata: Mapping[st
 
 
 @isolating("net")
-def reachable_ratio(
-    net: nn.Module, recipe: CompressionRecipe, metadata: Mapping[str, Any] | None = None
-) -> float:
+def reachable_ratio(net: nn.Module, recipe: CompressionRecipe, metadata: Mapping[str, Any] | None = None) -> float:
     """Return how many times smaller than the fp32 network a file with such metadata would be without weights."""
     model = network_model(copied(net), recipe)
     rest, fp32 = _not_symbols(model, _guide(model, recipe), recipe, metadata)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import constraints
 
-from sqs_pyro.arguments import is_positive, is_whole
+from sqs_pyro.arguments import is_finite, is_positive, is_whole
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import ArgumentError, NetworkError
 from sqs_pyro.inference.called import PyroCallable
@@ -41,6 +41,7 @@ def check_arguments(
     refresh_every: int,
     spike_scale: float | None,
     init_scale: float,
+    initial_gate: float,
 ) -> None:
     """Check the arguments of a guide that its other parts do not check.
 
@@ -55,6 +56,10 @@ def check_arguments(
         raise ArgumentError(f"estimator {estimator!r} is unknown: use one of {', '.join(_ESTIMATORS)}.")
     if not is_whole(refresh_every, 1):
         raise ArgumentError(f"refresh_every is {shown(refresh_every)}, but must be at least 1 step.")
+    if not is_finite(initial_gate):
+        raise ArgumentError(
+            f"initial_gate is {shown(initial_gate)}, but must be a finite number, the gates' logit."
+        )
     if not is_positive(init_scale):
         raise ArgumentError(f"init_scale is {shown(init_scale)}, but must be positive.")
     if spike_scale is not None and not is_positive(spike_scale):

@@ -109,7 +109,7 @@ class SpikeGMMGuide(PosteriorGuide):
         stage: Stage | None = None,
     ) -> None:
         super().__init__(model)
-        check_arguments(windows, estimator, refresh_every, spike_scale, init_scale)
+        check_arguments(windows, estimator, refresh_every, spike_scale, init_scale, initial_gate)
         check_temperatures(
             temperature=temperature,
             evaluation_temperature=evaluation_temperature,

@@ -522,6 +522,8 @@ class TestPyro:
         ({"estimator": "reinforce"}, "estimator 'reinforce' is unknown: use one of local, pathwise, one_hot, str"),
         ({"windows": "equal_mass"}, r"windows is 'equal_mass', but must be a strategy such as PerWeight\(\)"),
         ({"refresh_every": 0}, "refresh_every is 0, but must be at least 1"),
+        ({"initial_gate": float("nan")}, "initial_gate is nan, but must be a finite number"),
+        ({"initial_gate": "open"}, "initial_gate is 'open', but must be a finite number"),
         ({"stage": "warm"}, "stage 'warm' is unknown: use 'dense', 'coded' or 'frozen'"),
     ],
 )
