@@ -18,6 +18,7 @@ EXTRAS = {
     "onnx_ir": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
+    "peft": "adapters",
     "PIL": "vision",
     "pyarrow": "tables",
     "sklearn": "vision",
