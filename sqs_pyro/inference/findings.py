@@ -20,6 +20,7 @@ THRESHOLDS = {
     "uncompressed": 0.9,  # share of the network's parameters that is compressed
     "shared_batch_norm": 5.0,  # root mean square of a layer's weights in units of the width they are drawn with
     "missed_size": 0.9,  # the file's size over the one asked for, or the other way round, whichever is below 1
+    "few_values": 1.0,  # bits a weight that a language model has, over those asked for
     "by_structure": 1.0,  # whether the network's architecture is known: 0 if not
     "unreached_experts": 1.0,  # share of a mixture's experts that calibration reached
     "unrepeatable": 1.0,  # 1 / (1 + relative difference of a network's outputs from one call to the next)
@@ -60,6 +61,9 @@ _SENTENCES = {
     "each draw then has statistics of its own.",
     "missed_size": "The file is {ratio:.1f} times smaller than fp32, and target_ratio={asked:g} was asked "
     "for{repair}.",
+    "few_values": "The network has {measured:.1%} of the {asked:.2f} bits a weight that were asked for, as zero "
+    "and {values} values take no more of them; allow more values (blockwise.num_components, "
+    "blockwise.runtime_bits).",
     "by_structure": "The architecture is unknown, so that its layers were found by structure: {listed}; see that "
     "none is missing, or register an architecture.",
     "unreached_experts": "The router of '{site}' sent no token of the calibration to experts {experts}, which are "

@@ -21,7 +21,7 @@ from sqs_pyro.compression.blockwise.vocabulary import candidates
 from sqs_pyro.compression.checkpoint import check_same, read_checkpoint, write_checkpoint
 from sqs_pyro.compression.layers import check_layers
 from sqs_pyro.compression.searching import Attempt, Found, smallest
-from sqs_pyro.errors import RecipeError
+from sqs_pyro.errors import DataError, RecipeError
 from sqs_pyro.evaluation.classification import largest_difference
 from sqs_pyro.exporting.examples import random_text
 from sqs_pyro.fingerprint import Fingerprint, described, fingerprint
@@ -281,6 +281,10 @@ def _fewest_bits(
 ) -> Found[BlockwiseResult]:
     """Compress to several sizes, one after the other, each kept in a directory of its own, and return the best."""
     before = prepared["baseline"][VALIDATION]["nll"]
+    if before is None:
+        raise DataError(
+            "The network's own perplexity on the validation text is infinite: give text that it foretells."
+        )
     stream = {VALIDATION: subject.streams[VALIDATION]}
 
     def attempt(number: int, bits: float) -> tuple[BlockwiseResult, Attempt, float]:
@@ -299,7 +303,7 @@ def _fewest_bits(
 
     first = recipe.blockwise.bits
     assert first is not None
-    repair = "allow more points, begin at more blockwise.bits, or give more text.count or search.attempts"
+    repair = "allow more points or values (blockwise.num_components), or give more text.count or search.attempts"
     return smallest(attempt, first, lambda done: next_bits(done, search, recipe.blockwise), search.points, repair)
 
 

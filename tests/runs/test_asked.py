@@ -67,7 +67,7 @@ def test_directories_are_images_or_language_models(tmp_path):
     assert asked_recipe(str(tmp_path), "my.txt").text.source == "my.txt"
     small = asked_recipe(str(tmp_path), goal=Goal(megabytes=56)).blockwise
     assert (small.megabytes, small.bits) == (56, None)
-    with pytest.raises(RecipeError, match=r"--ratio is for networks .* --bits or --megabytes"):
+    with pytest.raises(RecipeError, match=r"--ratio is for networks .* --bits, --megabytes or --points"):
         asked_recipe(str(tmp_path), goal=Goal(ratio=9))
 
 
@@ -118,9 +118,34 @@ def test_language_models_have_bits(tmp_path):
     ):
         with pytest.raises(RecipeError, match=sentence):
             asked_recipe(str(tmp_path), goal=goal, **options)
-    few = ["blockwise.num_components=3", "blockwise.megabytes=5"]
-    recipe = asked_recipe(str(tmp_path), goal=Goal(points=4), changes=few)
+    recipe = asked_recipe(str(tmp_path), goal=Goal(points=4), changes=["blockwise.num_components=3"])
     assert recipe.search.points == 4 and (recipe.blockwise.bits, recipe.blockwise.megabytes) == (1.75, None)
+    assert recipe.name == tmp_path.name
+
+
+def test_a_size_is_said_once(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    for source, data, goal, change, sentence in (
+        (
+            tmp_path,
+            None,
+            Goal(points=4),
+            "blockwise.megabytes=5",
+            "--points decides 'blockwise.megabytes', but --set",
+        ),
+        (tmp_path, None, Goal(bits=4), "search.points=5", "--bits decides 'search', but --set search.points says"),
+        (
+            "digits_net",
+            "digits",
+            Goal(ratio=4),
+            "compression.target_ratio=5",
+            "--ratio decides 'compression.target",
+        ),
+        ("digits_net", "digits", Goal(points=4), "search.points=5", "--points decides 'search.points', but --set"),
+    ):
+        with pytest.raises(RecipeError, match=sentence):
+            asked_recipe(str(source), data, goal, changes=[change])
+    assert asked_recipe("digits_net", "digits", Goal(points=4), changes=["search.attempts=2"]).search.attempts == 2
 
 
 def test_a_place_is_found_for_a_run():

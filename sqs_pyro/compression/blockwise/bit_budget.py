@@ -96,10 +96,9 @@ class BitBudget:
         return self._left / sum(layer.weights for layer in self._waiting.values())
 
     @property
-    def most(self) -> float:
-        """Bits a weight that the waiting layers can take, at any β."""
-        weights = sum(layer.weights for layer in self._waiting.values())
-        return sum(layer.weights * (layer.most + layer.extra) for layer in self._waiting.values()) / weights
+    def unspent(self) -> float:
+        """Bits for each weight of all layers that none has taken, once all are finished."""
+        return self._left / self._done if self._done else 0.0
 
     def beta(self) -> float:
         """Return β at which the waiting layers are going to take what is left."""

@@ -47,14 +47,14 @@ from sqs_pyro.compression.blockwise.training import relative_error, settle
 from sqs_pyro.compression.blockwise.vocabulary import Vocabulary, counted_tokens, rows_of
 from sqs_pyro.compression.interruption import deferred_interrupt
 from sqs_pyro.compression.layers import check_layers
-from sqs_pyro.errors import NetworkError, RecipeError
+from sqs_pyro.errors import NetworkError
 from sqs_pyro.fingerprint import (
     Fingerprint,
     described,
     fingerprint,
 )
 from sqs_pyro.inference.diagnostics import uncompressed
-from sqs_pyro.inference.findings import Finding, unrepeatable
+from sqs_pyro.inference.findings import Finding, finding, unrepeatable
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.models.likelihoods import categorical_last
 from sqs_pyro.models.observation import Likelihood
@@ -71,8 +71,8 @@ from sqs_pyro.shipping.agreement import check_agreement
 
 #: Sequences whose gradients are taken at once: autograd keeps the activations of the whole network for each.
 IMPORTANCE_BATCH = 2
-#: Bits a weight by which a few values may take more than was forecast, since codewords settle elsewhere.
-_FORECAST = 0.1
+#: Bits a weight that are missed without a word.
+_UNSPENT = 0.1
 #: Linear layers of a block by name, in groups that share their input, in the order of their calls.
 LayerGroups = Callable[[nn.Module], Sequence[Mapping[str, nn.Linear]]]
 #: Hidden states and the blocks' other arguments, a minibatch each.
@@ -180,7 +180,7 @@ def compress_blocks(
     )
     with torch.no_grad():
         records = run.compress(progress)
-    findings = uncompressed(coverage(net, run.packed))
+    findings = [*run.findings, *uncompressed(coverage(net, run.packed))]
     with residency.held(net, without=blocks):
         finished = run.finished_network()
         packed = packed_network(
@@ -244,6 +244,7 @@ class _Run:
             )
         self.tables = Tables(stacks[-1], vocabulary, recipe, self.minibatches, counts)
         self.table_records: list[TableRecord] = []
+        self.findings: list[Finding] = []
 
     def _entrance(self, number: int, students: Sequence[nn.Module] = ()) -> States:
         """Return what the first block of a stack is called with, and the other arguments of each of its blocks.
@@ -308,6 +309,9 @@ class _Run:
                     progress(record)
         if self.vocabulary.head is not None:
             self._head([hidden for hidden, _ in original], [hidden for hidden, _ in compressed], budget)
+        if budget is not None and self.recipe.few_components(self.bits) and budget.unspent > _UNSPENT:
+            took, values = self.bits - budget.unspent, self.recipe.num_components
+            self.findings.append(finding("few_values", None, took / self.bits, asked=self.bits, values=values))
         return records
 
     def _step(
@@ -445,15 +449,7 @@ class _Run:
             weight, extra = in_units_of(scales, layer.weight), scale_bits(scales, layer.in_features)
             rates[name] = LayerRate.of(weight, plan.precisions[name], extra, few)
         rates |= self.tables.rates(plan, few)
-        budget = BitBudget(rates, self.bits)
-        if budget.waits and self.bits > budget.most + _FORECAST:
-            given = "megabytes" if self.recipe.bits is None else "bits"
-            raise RecipeError(
-                f"Recipe key 'blockwise.{given}' asks for {self.bits:.2f} bits a weight, but zero and "
-                f"{self.recipe.num_components} values take {budget.most:.2f} at most in this network: lower it, "
-                "or allow more values (blockwise.num_components, blockwise.runtime_bits)."
-            )
-        return budget
+        return BitBudget(rates, self.bits)
 
     def _scales(self, weight: Tensor, importance: Tensor) -> Tensor | None:
         return channel_scales(weight, importance) if self.recipe.channel_scales else None

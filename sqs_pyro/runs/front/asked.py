@@ -56,17 +56,17 @@ def asked_recipe(
             raise RecipeError(
                 f"'{source}' is a recipe, which says it itself, but {given[0]} is given: change keys with --set."
             )
-        return _sized(changed(read_yaml(Path(source)), changes), goal)
+        return _sized(read_yaml(Path(source)), goal, changes)
     directory = (Path(source) / CONFIG).is_file()
     if is_gguf(source) or (directory and not is_of_images(source)):
         if given := [name for name, value in extra.items() if value is not None and name != "DATA"]:
             raise RecipeError(
                 f"'{source}' is a language model, but {given[0]} is for other networks: leave it out."
             )
-        values: dict[str, Any] = {"network": {"path": source}, "blockwise": {}}
+        values: dict[str, Any] = {"name": Path(source).name, "network": {"path": source}, "blockwise": {}}
         if data is not None:
             values["text"] = {"source": data}
-        return _sized(changed(values, changes), goal)
+        return _sized(values, goal, changes)
     if data is None:
         raise RecipeError(
             f"'{source}' is no recipe (.yaml) and no language model (a directory with config.json, or *.gguf), "
@@ -78,7 +78,7 @@ def asked_recipe(
             "It is not said how small the file shall be: give --ratio, --megabytes, --bits or --points."
         )
     values = changed(_of_network(source, data, task, checkpoint, trained), changes)
-    return _sized(_of_directory(source, values) if directory else values, goal)
+    return _sized(_of_directory(source, values) if directory else values, goal, changes, made=True)
 
 
 def default_out(source: str, data: str | None, goal: Goal) -> Path:
@@ -125,11 +125,19 @@ def _of_directory(directory: str, values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _sized(values: Any, goal: Goal) -> Any:
+def _sized(values: Any, goal: Goal, changes: Sequence[str], *, made: bool = False) -> Any:
+    """Return the recipe of values with changes, unless they are made already, and of a size."""
+    values = values if made else changed(values, changes)
     if not goal or not isinstance(values, Mapping):
         return parse_any_recipe(values)
     # Without a search, which may be whole only with the goal.
     recipe = parse_any_recipe({key: value for key, value in values.items() if key != "search"})
     for key, value in kind_of(recipe).sized(recipe, goal).items():
+        for other in (change.partition("=")[0] for change in changes):
+            if other == key or other.startswith(f"{key}."):
+                given = next(name for name, size in vars(goal).items() if size is not None)
+                raise RecipeError(
+                    f"--{given} decides '{key}', but --set {other} says it, too: leave out one of them."
+                )
         values = with_value(values, key, value)
     return parse_any_recipe(values)

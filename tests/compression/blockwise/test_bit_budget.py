@@ -71,11 +71,15 @@ class TestBudget:
         mean = sum(layer.weights * layer.bits(beta) for layer in layers.values()) / weights
         assert mean == pytest.approx(bits, abs=0.02)
 
-    def test_most_is_what_few_values_can_take(self):
-        layers = {name: LayerRate.of(torch.randn(50, 40 + i), 1.0, 0.1, 7) for i, name in enumerate("ab")}
-        budget = BitBudget(layers, 2.5)
-        assert 2.5 < budget.most < 3.1
-        assert budget.most == pytest.approx(layers["a"].bits(1e-9), abs=0.1)
+    def test_few_values_take_no_more_at_any_beta(self):
+        layer = LayerRate.of(torch.randn(50, 40), 1.0, 0.1, 7)
+        assert 2.5 < layer.bits(1e-9) == layer.most + 0.1 < 3.1
+
+    def test_what_nobody_took_is_told(self):
+        budget = BitBudget(rates(), 2.5)
+        for name in rates():
+            budget.spend(name, 2.2, 1.0)
+        assert not budget.waits and budget.unspent == pytest.approx(0.3)
 
     def test_layers_that_matter_get_more(self):
         layers = rates()
