@@ -44,7 +44,7 @@ def _lora_class() -> type:
     with needed_for("LoRA adapters"):
         from peft.tuners.lora import Linear
 
-    class LoraPackedLinear(Linear):  # type: ignore[misc]
+    class LoraPackedLinear(Linear):
         """A packed linear layer and its adapters."""
 
         def __init__(self, base_layer: PackedLinear, adapter_name: str, *args: Any, **kwargs: Any) -> None:

@@ -12,7 +12,6 @@ from sqs_pyro.integrations.adapters import lora_on_packed
 
 peft = pytest.importorskip("peft")
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 IDS = torch.arange(1, 17).view(2, 8)
 
 
