@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,6 +101,28 @@ def test_packing_leaves_the_dense_network_alone(tmp_path):
     net.save_pretrained(tmp_path / "dense")
     assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
     assert torch.equal(logits(type(net).from_pretrained(tmp_path / "dense")), logits(net))
+
+
+def test_what_is_pushed_to_the_hub_is_what_is_saved(tmp_path, monkeypatch):
+    hub = pytest.importorskip("transformers.utils.hub")
+    sent = {}
+
+    class Card:
+        save = staticmethod(lambda path: None)
+
+    class Api:
+        create_repo = staticmethod(lambda name, **_: type("Repository", (), {"repo_id": name}))
+
+    def keep(self, directory, repository, *_, **__):
+        sent.update({path.name: path.read_bytes() for path in Path(directory).iterdir()})
+
+    monkeypatch.setattr(hub, "hf_api", Api)
+    monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *_, **__: Card)
+    monkeypatch.setattr(hub.PushToHubMixin, "_upload_modified_files", keep)
+    packed = packed_tiny("llama")
+    packed.push_to_hub("you/small-llama")
+    save_pretrained(packed, tmp_path, model_card=False)
+    assert sent == {path.name: path.read_bytes() for path in tmp_path.iterdir()} and "model.safetensors" in sent
 
 
 def test_what_is_in_the_files(tmp_path):
