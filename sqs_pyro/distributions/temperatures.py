@@ -1,5 +1,6 @@
 """What the logits of codes and gates are divided by."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from sqs_pyro.arguments import is_positive
@@ -18,12 +19,12 @@ class Temperatures(NamedTuple):
     gates: float
 
 
-def check_temperatures(**temperatures: float | None) -> None:
-    """Check that each temperature that is given is above 0.
+def check_temperatures(needed: Collection[str] = (), **temperatures: float | None) -> None:
+    """Check that each temperature that is given, or ``needed``, is above 0.
 
     Raises:
         ArgumentError: it names the one that is not.
     """
     for name, value in temperatures.items():
-        if value is not None and not is_positive(value):
+        if (value is not None or name in needed) and not is_positive(value):
             raise ArgumentError(f"{name} is {value!r}, but must be positive.")

@@ -83,7 +83,8 @@ def diagnose(
     Raises:
         NetworkError: there is no :class:`SpikeGMMGuide` in the guide.
     """
-    parts = [part for part in guide.modules() if isinstance(part, SpikeGMMGuide)]
+    modules = guide.modules() if isinstance(guide, nn.Module) else ()
+    parts = [part for part in modules if isinstance(part, SpikeGMMGuide)]
     if not parts:
         raise NetworkError(
             f"diagnose was given a {type(guide).__name__} without a SpikeGMMGuide: give one, or a module (such as "

@@ -132,6 +132,8 @@ class NaturalGradient(PyroOptim):
 
 
 def _check_guide(guide: SpikeGMMGuide) -> None:
+    if not isinstance(guide, SpikeGMMGuide):
+        raise NetworkError(f"NaturalGradient was given a {type(guide).__name__}, but steps a SpikeGMMGuide.")
     if guide.stage != "dense" or not all(site.learns_widths for site in guide.site_guides().values()):
         raise NetworkError(
             "NaturalGradient steps along a width for each weight, which this guide does not have: make it with "

@@ -9,7 +9,9 @@ from pyro.distributions import constraints
 from pyro.nn import PyroParam
 from torch import Tensor
 
+from sqs_pyro.arguments import is_finite
 from sqs_pyro.distributions import Codebook, SpikeAndMixture
+from sqs_pyro.documents import shown
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.models.network_prior import Codebooks, NetworkPrior, Scope, check_scope
 from sqs_pyro.networks.weight_scale import weight_scale
@@ -37,8 +39,8 @@ class LearnedPrior(NetworkPrior):
 
     def __init__(self, inclusion: float = 0.5, scope: Scope | Literal["structured"] = "layer") -> None:
         super().__init__()
-        if not 0 < inclusion < 1:
-            raise NetworkError(f"inclusion is {inclusion}, but must be above 0 and below 1.")
+        if not is_finite(inclusion) or not 0 < inclusion < 1:
+            raise NetworkError(f"inclusion is {shown(inclusion)}, but must be above 0 and below 1.")
         if scope != "structured":
             check_scope(scope)
         self.scope, self._initial = scope, inclusion

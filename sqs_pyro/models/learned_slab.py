@@ -8,7 +8,9 @@ from pyro.distributions import constraints
 from pyro.nn import PyroParam
 from torch import Tensor
 
+from sqs_pyro.arguments import is_finite
 from sqs_pyro.distributions import SpikeAndSlab
+from sqs_pyro.documents import shown
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.models.network_prior import NetworkPrior
 from sqs_pyro.networks.weight_scale import weight_scale
@@ -35,8 +37,8 @@ class LearnedSlab(NetworkPrior):
         self, inclusion: float = 0.5, slab_scale: float | Callable[[str, Tensor], float] | None = None
     ) -> None:
         super().__init__()
-        if not 0 < inclusion < 1:
-            raise NetworkError(f"inclusion is {inclusion}, but must be above 0 and below 1.")
+        if not is_finite(inclusion) or not 0 < inclusion < 1:
+            raise NetworkError(f"inclusion is {shown(inclusion)}, but must be above 0 and below 1.")
         self.inclusion, self._given = inclusion, slab_scale
 
     def start(self, sites: Mapping[str, Tensor]) -> None:

@@ -133,6 +133,8 @@ def opened_file(path: str | Path) -> Iterator[tuple[PackedContents, Envelope]]:
     Inside of the block they are read again, and their checksums compared, when
     :meth:`~sqs_pyro.packing.layouts.PackedTensor.in_memory` asks for them; errors as :func:`read_packed`.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise PackedFileError(f"A packed file's path is needed, but {shown(path)} was given.")
     with Path(path).open("rb") as stream:
         with _told_of(path):
             found = _read(stream, _OnDisk)

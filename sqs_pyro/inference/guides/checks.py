@@ -11,6 +11,7 @@ from sqs_pyro.documents import shown
 from sqs_pyro.errors import ArgumentError, NetworkError
 from sqs_pyro.inference.called import PyroCallable
 from sqs_pyro.inference.guides.windows import Windows
+from sqs_pyro.packing import CodedTensor
 
 #: Estimators that draw from q; the others make values to train a hard network with.
 DRAWING = ("local", "pathwise")
@@ -42,6 +43,8 @@ def check_arguments(
     spike_scale: float | None,
     init_scale: float,
     initial_gate: float,
+    init: Mapping[str, Tensor] | None,
+    coded: Mapping[str, CodedTensor] | None,
 ) -> None:
     """Check the arguments of a guide that its other parts do not check.
 
@@ -52,6 +55,11 @@ def check_arguments(
         raise ArgumentError(
             f"windows is {shown(windows)}, but must be a strategy such as PerWeight() or EqualMass(256)."
         )
+    for what, given, kind in (("init", init, Tensor), ("coded", coded, CodedTensor)):
+        if given is not None and not (
+            isinstance(given, Mapping) and all(isinstance(value, kind) for value in given.values())
+        ):
+            raise ArgumentError(f"{what} is {shown(given)}, but must be {kind.__name__}s by names of sites.")
     if estimator not in _ESTIMATORS:
         raise ArgumentError(f"estimator {estimator!r} is unknown: use one of {', '.join(_ESTIMATORS)}.")
     if not is_whole(refresh_every, 1):

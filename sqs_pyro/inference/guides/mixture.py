@@ -12,7 +12,7 @@ with equality on the right where members do not overlap, as modes of networks ha
 ``w = softmax(L)``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from typing import Any, ClassVar, Self
 
@@ -71,8 +71,9 @@ class GuideMixture(PosteriorGuide):
     """
 
     def __init__(self, members: Sequence[SpikeGMMGuide], weights: Sequence[float] | None = None) -> None:
-        given = list(members)
-        _check_members(given)
+        # One guide is not a sequence of its parts.
+        given = list(members) if isinstance(members, Iterable) else [members]
+        _check_members(given, several=isinstance(members, Iterable))
         super().__init__(given[0].model)
         self.members = PyroModule[nn.ModuleList](given)
         device = next(given[0].parameters()).device
@@ -259,7 +260,11 @@ def _mixed(weights: Tensor, members: list[Any]) -> SpikeGMM:
     )
 
 
-def _check_members(members: list[SpikeGMMGuide]) -> None:
+def _check_members(members: list[SpikeGMMGuide], *, several: bool) -> None:
+    if not several:
+        raise ArgumentError(
+            f"A GuideMixture was given one {type(members[0]).__name__}, but takes a list of SpikeGMMGuides."
+        )
     if not members or not all(isinstance(member, SpikeGMMGuide) for member in members):
         kinds = ", ".join(sorted({type(member).__name__ for member in members})) or "nothing"
         raise ArgumentError(f"A GuideMixture was given {kinds}, but needs at least one SpikeGMMGuide.")

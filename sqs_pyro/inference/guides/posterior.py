@@ -1,6 +1,6 @@
 """What Pyro's automatic guides answer of a posterior, by guides that know the distribution of each weight."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from pyro.distributions import Beta, TorchDistribution
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
+from sqs_pyro.arguments import is_finite
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import ArgumentError
 from sqs_pyro.inference.called import PyroCallable
@@ -69,11 +70,12 @@ class PosteriorGuide(AutoGuide, OwningModule):
             quantiles: Q probabilities.
 
         Raises:
-            ArgumentError: one that is not between 0 and 1.
+            ArgumentError: there is none, or one that is not between 0 and 1.
         """
-        probabilities = [float(q) for q in quantiles]
-        if not all(0 <= q <= 1 for q in probabilities):
-            raise ArgumentError(f"quantiles are {shown(probabilities)}, but must be between 0 and 1.")
+        given = list(quantiles) if isinstance(quantiles, Iterable) else [None]
+        if not given or not all(is_finite(q) and 0 <= float(q) <= 1 for q in given):
+            raise ArgumentError(f"quantiles are {shown(quantiles)}, but must be numbers between 0 and 1.")
+        probabilities = [float(q) for q in given]
         return {
             # One after the other: of a mixture each holds K numbers a weight.
             name: torch.stack([_quantile(distribution, q) for q in probabilities])

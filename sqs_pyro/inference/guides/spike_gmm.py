@@ -109,8 +109,9 @@ class SpikeGMMGuide(PosteriorGuide):
         stage: Stage | None = None,
     ) -> None:
         super().__init__(model)
-        check_arguments(windows, estimator, refresh_every, spike_scale, init_scale, initial_gate)
+        check_arguments(windows, estimator, refresh_every, spike_scale, init_scale, initial_gate, init, coded)
         check_temperatures(
+            ("temperature", "gate_temperature"),
             temperature=temperature,
             evaluation_temperature=evaluation_temperature,
             evaluation_gate_temperature=evaluation_gate_temperature,
