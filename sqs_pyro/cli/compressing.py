@@ -86,7 +86,8 @@ def compress_command(
     key `blockwise` compresses a language model, block by block; one with the key `task` a transformer, while it is
     fine-tuned. Interrupted with Ctrl-C, the same command goes on where it stopped.
     """
-    with one_sentence_errors(f"the same command goes on from the last checkpoint of '{out or 'the run'}', if it has one"):
+    place = f"'{out or 'the run'}'"
+    with one_sentence_errors(f"the same command goes on from the last checkpoint of {place}, if it has one"):
         from sqs_pyro.reporting.latency import slower
         from sqs_pyro.reporting.tables import run_tables
         from sqs_pyro.reporting.terminal import progress_display
