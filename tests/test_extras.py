@@ -57,6 +57,13 @@ def test_the_whole_is_every_extra_that_users_need():
     assert whole == {*OPTIONAL} - others == {*EXTRAS.values()} - others
 
 
+def test_the_quickstart_tells_every_extra():
+    section = (
+        (ROOT / "docs/quickstart.md").read_text(encoding="utf-8").partition("\n## Extras")[2].partition("\n## ")[0]
+    )
+    assert {*re.findall(r"^\| `(\w+)`", section, re.MULTILINE)} == {*OPTIONAL} - {"dev", "docs", "testing"}
+
+
 def test_nothing_optional_is_required():
     assert not distributions(PROJECT["dependencies"]) & {DISTRIBUTIONS.get(name, name) for name in EXTRAS}
 

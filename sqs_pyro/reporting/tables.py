@@ -151,7 +151,7 @@ def doctor_tables(document: Document) -> Report:
     for check in document["checks"]:
         table.add_row(check["what"], "ok" if check["good"] else "--", check["found"], check["follows"])
     machine = document["machine"]
-    about = f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}"
+    about = f"{machine['processor']}, {machine['threads']} thread(s), torch {machine['torch']}"
     return Report(_title(about), table)
 
 

@@ -64,7 +64,9 @@ def test_directories_are_images_or_language_models(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     recipe = asked_recipe(str(tmp_path), goal=Goal(bits=3))
     assert (recipe.network.path, recipe.blockwise.bits, recipe.text.source) == (str(tmp_path), 3, "pydoc")
-    assert asked_recipe(str(tmp_path), "my.txt").text.source == "my.txt"
+    texts = asked_recipe(str(tmp_path), "my.txt")
+    assert (texts.text.source, texts.name) == ("my.txt", f"{tmp_path}, my.txt")
+    assert asked_recipe(str(tmp_path), changes=["name=mine"]).name == "mine"
     small = asked_recipe(str(tmp_path), goal=Goal(megabytes=56)).blockwise
     assert (small.megabytes, small.bits) == (56, None)
     with pytest.raises(RecipeError, match=r"--ratio is for networks .* --bits, --megabytes or --points"):
@@ -95,6 +97,10 @@ DIGITS = ("digits_net", "digits")
         (typed("digits_net", None), "'digits_net' is no recipe .* needs data to be compressed on"),
         (typed(*DIGITS, goal=Goal(megabytes=9)), "--megabytes is 9, but the fp32 network has 0.379"),
         (typed("digits_net", "x", goal=Goal(ratio=2)), "'data.name' is 'x', but should be one of"),
+        (
+            typed("gone", "my.txt", goal=Goal(bits=3), changes=["text.count=8"]),
+            "'my.txt' is text, .* but 'gone' is no",
+        ),
         (typed("mine.yaml", "digits"), "'mine.yaml' is a recipe, .* but DATA is given"),
         (typed("mine.yaml", None, trained=True), "'mine.yaml' is a recipe, .* but --trained is given"),
         (typed(*DIGITS, goal=Goal(ratio=2), task="regression"), "digits has a class for each"),
@@ -120,7 +126,7 @@ def test_language_models_have_bits(tmp_path):
             asked_recipe(str(tmp_path), goal=goal, **options)
     recipe = asked_recipe(str(tmp_path), goal=Goal(points=4), changes=["blockwise.num_components=3"])
     assert recipe.search.points == 4 and (recipe.blockwise.bits, recipe.blockwise.megabytes) == (1.75, None)
-    assert recipe.name == tmp_path.name
+    assert recipe.name == str(tmp_path)
 
 
 def test_a_size_is_said_once(tmp_path):

@@ -384,7 +384,7 @@ class SpikeGMMGuide(PosteriorGuide):
             codebook_dtype: codewords are rounded to this type, so that the file holds them exactly; a codebook
                 whose values do not survive that (beyond 65504 or below 6e-8 in float16) stays float32.
         """
-        self._check_coded("harden")
+        self._check_coded()
         keep_codes = self.stage == "frozen"  # what was trained is what ships; before, codes follow the latents
         return {name: site.harden(codebook_dtype, keep_codes) for name, site in self.site_guides().items()}
 
@@ -400,7 +400,7 @@ class SpikeGMMGuide(PosteriorGuide):
             temperature, gate_temperature: see :meth:`evaluation_temperatures`.
             codebook_dtype: codewords are rounded to this type.
         """
-        self._check_coded("draw")
+        self._check_coded()
         temperatures = self.evaluation_temperatures(temperature, gate_temperature)
         return {name: site.draw(codebook_dtype, temperatures) for name, site in self.site_guides().items()}
 
@@ -505,9 +505,12 @@ class SpikeGMMGuide(PosteriorGuide):
         found = {name: site.gate_logit / self.gate_temperature - prior[name] for name, site in sites.items()}
         return {name: value.masked_fill(~sites[name].mask, -torch.inf) for name, value in found.items()}
 
-    def _check_coded(self, asked: str) -> None:
+    def _check_coded(self) -> None:
         if self.stage == "dense":
-            raise NetworkError(f"The guide is still in its dense stage: call start_coding() before {asked}().")
+            raise NetworkError(
+                "The guide is still in its dense stage, without codes: "
+                "call start_coding() before pack(), harden() or draw()."
+            )
 
 
 def _hold_loaded_codes(guide: nn.Module, incompatible_keys: Any) -> None:

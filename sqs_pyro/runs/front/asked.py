@@ -16,6 +16,7 @@ from sqs_pyro.runs.kinds import kind_of, parse_any_recipe
 from sqs_pyro.runs.recipe import Goal, changed, with_value
 
 _YAML = (".yaml", ".yml")
+TEXT = ".txt"  # which no other network can read
 IMAGE_FOLDER = "image_folder"
 
 #: How a network is compressed to a size where nobody says how: the learned prior spends the bits.
@@ -63,7 +64,8 @@ def asked_recipe(
             raise RecipeError(
                 f"'{source}' is a language model, but {given[0]} is for other networks: leave it out."
             )
-        values: dict[str, Any] = {"name": Path(source).name, "network": {"path": source}, "blockwise": {}}
+        values: dict[str, Any] = {"network": {"path": source}, "blockwise": {}}
+        values["name"] = source if data is None else f"{source}, {data}"
         if data is not None:
             values["text"] = {"source": data}
         return _sized(values, goal, changes)
@@ -72,6 +74,11 @@ def asked_recipe(
             f"'{source}' is no recipe (.yaml) and no language model (a directory with config.json, or *.gguf), "
             "and another network needs data to be compressed on: give DATA, a data set's name, a file, a "
             "directory of images or module:function."
+        )
+    if not is_own(data) and Path(data).suffix.lower() == TEXT:
+        raise RecipeError(
+            f"'{data}' is text, which language models are compressed on, but '{source}' is none (a directory with "
+            "config.json, or *.gguf): correct its path, or give data for this network."
         )
     if not goal:
         raise RecipeError(

@@ -15,6 +15,7 @@ from sqs_pyro.inference.guides.windows import EqualMass, OutlierAware
 from sqs_pyro.inference.pruning import PruningSchedule
 from sqs_pyro.models import BayesianNetwork
 from sqs_pyro.packing import CodedTensor
+from sqs_pyro.shipping.pack import pack
 
 K = 4
 X, Y = torch.linspace(-1, 1, 48).view(6, 1, 8), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -448,9 +449,9 @@ class TestPruningAndHardening:
 
     def test_dense_stage_cannot_be_hardened(self, model):
         guide = SpikeGMMGuide(model, K, stage="dense", estimator="straight_through")
-        for asked in (guide.harden, guide.draw):
+        for asked in (guide.harden, guide.draw, lambda: pack(guide)):
             with pytest.raises(
-                NetworkError, match=rf"dense stage: call start_coding\(\) before {asked.__name__}\(\)"
+                NetworkError, match=r"without codes: call start_coding\(\) before pack\(\), harden"
             ):
                 asked()
 
