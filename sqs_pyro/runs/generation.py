@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.errors import DataError, RecipeError
-from sqs_pyro.integrations.pretrained import find_pretrained, transformers_package
+from sqs_pyro.integrations.pretrained import transformers_package
 from sqs_pyro.networks.calling import device_of
 from sqs_pyro.networks.modes import evaluating
 from sqs_pyro.networks.tokens import longest_input
 from sqs_pyro.runs.files import opened
 from sqs_pyro.runs.kinds import kind_of
-from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe
 
 
 def generate_file(
@@ -59,11 +58,7 @@ def generate_file(
         raise RecipeError(f"--temperature is {temperature:g}, but must be a number of at least 0.")
     source = opened(file, device=device)
     kind = kind_of(source.document)
-    if "blockwise" not in source.document:
-        raise DataError(f"'{source.path}' holds {kind.said}, but text is continued by language models: give one.")
-    recipe = kind.parse(source.document)
-    assert isinstance(recipe, LanguageModelRecipe)
-    tokenizer = find_pretrained(recipe.network).tokenizer
+    tokenizer = kind.tokenizer(source)
     ids = _prompt_tokens(tokenizer, prompt, chat)
     net = kind.network(source)
     longest = longest_input(net)

@@ -224,6 +224,15 @@ class RunKind(ABC, Generic[Recipe]):
             lengths: of texts, in tokens.
         """
 
+    def tokenizer(self, file: OpenedFile) -> Any:
+        """Return the tokenizer of a packed file's network, which continues texts.
+
+        Raises:
+            DataError: networks of this kind do not.
+            NetworkError: it is missing.
+        """
+        raise DataError(f"'{file.path}' holds {self.said}, but text is continued by language models: give one.")
+
     def plan(self, recipe: Recipe) -> dict[str, Any]:
         """Return the memory that a run is going to take, as a document; see docs/cli.md.
 

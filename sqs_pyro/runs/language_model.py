@@ -408,6 +408,10 @@ class LanguageModels(TextKind[LanguageModelRecipe]):
         """Return the network of the recipe's checkpoint, without its weights: the file has every one of them."""
         return find_pretrained(self.parse(document).network).unloaded_network()
 
+    def tokenizer(self, file: OpenedFile) -> Any:
+        """Return the tokenizer of the recipe's checkpoint."""
+        return find_pretrained(self.parse(file.document).network).tokenizer
+
     def sized(self, recipe: LanguageModelRecipe, goal: Goal) -> dict[str, Any]:
         """Return the bits of a compressed weight, the file's megabytes, or the search for them."""
         if goal.ratio is not None:
