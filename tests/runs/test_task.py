@@ -142,7 +142,7 @@ def test_what_is_wrong_is_one_sentence_before_anything_is_trained(change, error,
 def test_distillation_is_for_classes(make, tmp_path):
     values = make(tmp_path)
     values["compression"]["distillation"] = {}
-    with pytest.raises(RecipeError, match=r"without compression\.distillation"):
+    with pytest.raises(RecipeError, match=r"no compression\.distillation"):
         parse_any_recipe(values)
 
 
