@@ -94,13 +94,21 @@ def dropped(net: nn.Module, rate: float) -> MCDropout:
     return MCDropout(net, DRAWS)
 
 
+def fashion_mnist(root: str | None, seed: int) -> Data:
+    """Its order follows the seed, and compression differs by nothing else."""
+    return load_data(DataRecipe(name="fashion_mnist", batch_size=128, validation=5000, root=root), seed)
+
+
 def predictors(
-    kind: str, seed: int, data: Data, packed: str | None, precision: str
+    kind: str, seed: int, root: str | None, packed: str | None, precision: str
 ) -> Iterator[tuple[str, nn.Module, int]]:
     """Name, predictor and bytes."""
+    data = fashion_mnist(root, seed)
     options = {"precision": precision, "target_ratio": 64 if kind == "ensemble" else 32}
     if kind == "ensemble":
-        members, sizes = zip(*(compressed(data, 10 * seed + i, **options) for i in (1, 2)), strict=True)
+        seeds = [10 * seed + i for i in (1, 2)]
+        made = [compressed(fashion_mnist(root, member), member, **options) for member in seeds]
+        members, sizes = zip(*made, strict=True)
         yield "two files of ratio 64", deep_ensemble(lambda i: unpack_weights(members[i]), 2), sum(sizes)
         return
     estimator = "one_hot" if kind == "trained" else "straight_through"
@@ -120,12 +128,12 @@ def predictors(
 
 
 def measure(kind: str, seed: int, root: str | None, packed: str | None, precision: str) -> dict[str, Any]:
-    data = load_data(DataRecipe(name="fashion_mnist", batch_size=128, validation=5000, root=root), seed)
+    data = fashion_mnist(root, seed)
     digits = load_data(DataRecipe(name="digits")).test
     others = {text: list(islice(ShiftedLoader(data.test, parse_shift(text)), MINIBATCHES)) for text in SHIFTS}
     others["digits"] = list(ShiftedLoader(digits, Resized(data.input_shape)))
     found = {}
-    for name, predictor, size in predictors(kind, seed, data, packed, precision):
+    for name, predictor, size in predictors(kind, seed, root, packed, precision):
         own = evaluate_uncertainty(predictor, data.test, others)
         found[name] = {**own.to_dict(), "bytes": size}
         print(f"  {name}: accuracy {own.figures.accuracy:.4f}, NLL {own.figures.nll:.4f}", flush=True)
