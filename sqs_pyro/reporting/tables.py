@@ -46,8 +46,7 @@ def search_table(search: Document) -> FittedTable:
     table = FittedTable(title, "ratio", "points lost", "bytes", search_column(search), "")
     for i, each in enumerate(search["attempts"]):
         note = "chosen" if i == search["chosen"] else ""
-        last = f"{each['target']:.2f}" if each["epochs"] is None else str(each["epochs"])
-        figures = f"{each['ratio']:.1f}", f"{each['points']:+.2f}", f"{each['bytes']:,}", last
+        figures = f"{each['ratio']:.1f}", f"{each['points']:+.2f}", f"{each['bytes']:,}", search_cell(each)
         table.add_row(f"try {i + 1}", *figures, note)
     return table
 
@@ -55,6 +54,11 @@ def search_table(search: Document) -> FittedTable:
 def search_column(search: Document) -> str:
     """Return what the last column of a search's table has: epochs that attempts took, or the bits they were of."""
     return "bits" if search["attempts"][0]["epochs"] is None else "epochs"
+
+
+def search_cell(attempt: Document) -> str:
+    """Return what an attempt has in that column."""
+    return f"{attempt['target']:.2f}" if attempt["epochs"] is None else str(attempt["epochs"])
 
 
 def latency_table(measured: Document) -> FittedTable:

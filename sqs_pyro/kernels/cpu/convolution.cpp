@@ -128,14 +128,13 @@ Tensor convolution_tiled(Tensor x, std::optional<Tensor> bias, std::vector<int64
   const Geometry g = geometry(x, shape, stride, padding, dilation, transposed, output_padding, groups);
   const ScalarType dtype = x.scalar_type(), inner = computed_in(dtype);
   x = as(g.last ? x : in_order(x), inner);
+  const std::optional<Tensor> offset = bias_for(bias, g.outputs, dtype, inner);
   if (inner == ScalarType::Float && decodes_first(g, shape.size())) {
-    const std::optional<Tensor> offset = bias_for(bias, g.outputs, dtype, inner);
     return as(convolution_of_decoded(g, weight, x, offset, shape, stride, padding, dilation), dtype);
   }
   std::vector<int64_t> sizes{g.images, g.outputs, g.rows.out, g.columns.out};
   if (shape.size() == 3) sizes.erase(sizes.begin() + 2);
   Tensor y = empty(sizes, inner, g.last);
-  const std::optional<Tensor> offset = bias_for(bias, g.outputs, dtype, inner);
   if (y.numel() == 0) return as(y, dtype);
   const void *from = x.const_data_ptr(), *biases = offset ? offset->const_data_ptr() : nullptr;
   void* to = y.mutable_data_ptr();

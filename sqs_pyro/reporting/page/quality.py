@@ -8,7 +8,7 @@ from sqs_pyro.reporting.page.markup import Child, Markup, element
 from sqs_pyro.reporting.page.numbers import written
 from sqs_pyro.reporting.page.plain import Document, is_language_model
 from sqs_pyro.reporting.page.table import table
-from sqs_pyro.reporting.tables import search_column
+from sqs_pyro.reporting.tables import search_cell, search_column
 
 
 def quality(metrics: Document) -> list[Markup]:
@@ -33,7 +33,7 @@ def search(metrics: Document) -> list[Markup]:
             f"{own['ratio']:.1f}",
             f"{own['points']:+.2f}".replace("-", "−"),
             f"{own['bytes']:,}",
-            f"{own['target']:.2f}" if own["epochs"] is None else str(own["epochs"]),
+            search_cell(own),
             "chosen" if i == found["chosen"] else "",
         ]
         for i, own in enumerate(found["attempts"])

@@ -57,7 +57,7 @@ def asked_recipe(
             raise RecipeError(
                 f"'{source}' is a recipe, which says it itself, but {given[0]} is given: change keys with --set."
             )
-        return _sized(read_yaml(Path(source)), goal, changes)
+        return _sized(changed(read_yaml(Path(source)), changes), goal, changes)
     directory = (Path(source) / CONFIG).is_file()
     if is_gguf(source) or (directory and not is_of_images(source)):
         if given := [name for name, value in extra.items() if value is not None and name != "DATA"]:
@@ -68,7 +68,7 @@ def asked_recipe(
         values["name"] = source if data is None else f"{source}, {data}"
         if data is not None:
             values["text"] = {"source": data}
-        return _sized(values, goal, changes)
+        return _sized(changed(values, changes), goal, changes)
     if data is None:
         raise RecipeError(
             f"'{source}' is no recipe (.yaml) and no language model (a directory with config.json, or *.gguf), "
@@ -85,7 +85,7 @@ def asked_recipe(
             "It is not said how small the file shall be: give --ratio, --megabytes, --bits or --points."
         )
     values = changed(_of_network(source, data, task, checkpoint, trained), changes)
-    return _sized(_of_directory(source, values) if directory else values, goal, changes, made=True)
+    return _sized(_of_directory(source, values) if directory else values, goal, changes)
 
 
 def default_out(source: str, data: str | None, goal: Goal) -> Path:
@@ -132,9 +132,8 @@ def _of_directory(directory: str, values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _sized(values: Any, goal: Goal, changes: Sequence[str], *, made: bool = False) -> Any:
-    """Return the recipe of values with changes, unless they are made already, and of a size."""
-    values = values if made else changed(values, changes)
+def _sized(values: Any, goal: Goal, changes: Sequence[str]) -> Any:
+    """Return the recipe of values, in which ``changes`` are made, and of a size that none of them has said."""
     if not goal or not isinstance(values, Mapping):
         return parse_any_recipe(values)
     # Without a search, which may be whole only with the goal.
