@@ -1,6 +1,7 @@
-"""Where documents come from: Python's own help, a file, the Hugging Face hub; each as a list of texts."""
+"""Where documents come from: Python itself, a file, the Hugging Face hub; each as a list of texts."""
 
 import re
+import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,19 @@ def pydoc_documents() -> list[str]:
     from pydoc_data import topics  # 0.7 MB, and only needed here
 
     return [topics.topics[name] for name in sorted(topics.topics)]  # the dictionary's order is nobody's promise
+
+
+def stdlib_documents() -> list[str]:
+    """Return the modules of Python's own library that are single files, ordered by name.
+
+    Raises:
+        DataError: this Python has no source code beside it.
+    """
+    directory = Path(sysconfig.get_path("stdlib"))
+    found = [path.read_text(encoding="utf-8", errors="replace") for path in sorted(directory.glob("*.py"))]
+    if not found:
+        raise DataError(f"'{directory}' has none of Python's own source code: give another text than `stdlib`.")
+    return found
 
 
 def documents_in_file(path: Path, column: str) -> list[str]:

@@ -92,6 +92,15 @@ class LanguageModelRecipe(WholeRecipe):
         return self
 
     @model_validator(mode="after")
+    def _a_foreign_text_is_foreign(self) -> "LanguageModelRecipe":
+        foreign = self.evaluation.foreign
+        if foreign is not None and str(foreign) in (self.text.source, *self.text.further):
+            raise ValueError(
+                f"another file as evaluation.foreign than the texts that are calibrated on, but '{foreign}' is one"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_search_has_bits_and_text(self) -> "LanguageModelRecipe":
         if self.search is not None and self.blockwise.bits is None:
             raise ValueError(
@@ -189,11 +198,22 @@ def judging_streams(
 
 
 def read_sequences(recipe: LanguageModelRecipe, text: Text, tokenizer: Any, vocab_size: int | None) -> Tensor:
-    """Return calibration sequences of the text, ``[n, length]``; errors as :func:`token_sequences`."""
-    asked = recipe.text
-    return token_sequences(
-        tokenizer, text.calibration, asked.length, asked.count, seed=recipe.seed, vocab_size=vocab_size
-    )
+    """Return calibration sequences of the texts, mixed, ``[n, length]``.
+
+    Raises:
+        DataError: naming the text that is too short, or has tokens that the network does not know.
+    """
+    asked, found = recipe.text, []
+    for name, each in {text.name: text.calibration, **text.further}.items():
+        try:
+            found.append(
+                token_sequences(
+                    tokenizer, each, asked.length, asked.count, seed=recipe.seed, vocab_size=vocab_size
+                )
+            )
+        except DataError as error:
+            raise DataError(f"Text '{name}': {error}") from error
+    return mixed(*found)
 
 
 def with_generated(
@@ -208,11 +228,11 @@ def with_generated(
     return mixed(read, said)
 
 
-def mixed(first: Tensor, second: Tensor) -> Tensor:
-    """Mix the rows of two tensors, each in its order, spread evenly, so that every first part has its share."""
+def mixed(*parts: Tensor) -> Tensor:
+    """Mix the rows of tensors, each in its order, spread evenly: every first part has its share of each."""
     # Positions in (0, 1), half a step from either end; batches and `importance_sequences` take the first rows.
-    places = torch.cat([(torch.arange(len(each)) + 0.5) / len(each) for each in (first, second)])
-    return torch.cat([first, second])[places.argsort(stable=True)]
+    places = torch.cat([(torch.arange(len(each)) + 0.5) / len(each) for each in parts])
+    return torch.cat(parts)[places.argsort(stable=True)]
 
 
 def judged(

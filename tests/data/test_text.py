@@ -1,8 +1,10 @@
 """Texts from their sources, and token sequences of them, with tokenizers of a few words."""
 
+import argparse
 import json
 import sys
 import types
+import zipimport
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from sqs_pyro.data import Text, TextRecipe, load_text, token_sequences, token_stream
 from sqs_pyro.data.text import text_of_file
+from sqs_pyro.data.text_sources import pydoc_documents
 from sqs_pyro.errors import DataError, MissingPackageError, RecipeError
 from sqs_pyro.recipes import parse
 
@@ -62,6 +65,29 @@ def test_another_file_is_held_out(tmp_path):
     text = load_text(TextRecipe(source=str(first), held_out=str(second)))
     assert text == Text("\n\n".join(PARAGRAPHS), "Foreign.", "a.txt")
     assert load_text(TextRecipe(held_out=str(second))).held_out == "Foreign."
+
+
+def test_further_texts_are_calibrated_on_and_never_judged_by(tmp_path):
+    first, second = write(tmp_path / "a.txt"), write(tmp_path / "b.csv", ["Of another kind."])
+    text = load_text(TextRecipe(source=str(first), further=[str(second), "pydoc"]))
+    assert text.further == {str(second): "Of another kind.", "pydoc": "\n\n".join(pydoc_documents())}
+    alone = load_text(TextRecipe(source=str(first)))
+    assert (text.calibration, text.held_out) == (alone.calibration, alone.held_out)
+
+
+def test_the_code_of_python_s_library():
+    text = load_text(TextRecipe(source="stdlib"))
+    assert Path(argparse.__file__).read_text(encoding="utf-8") in text.calibration
+    assert Path(zipimport.__file__).read_text(encoding="utf-8") in text.held_out
+    assert "def " in text.held_out and text.name == "stdlib"
+
+
+@pytest.mark.parametrize(
+    "twice", [{"further": ["pydoc"]}, {"further": ["a", "a"]}, {"held_out": "a", "further": ["a"]}]
+)
+def test_a_text_has_one_purpose(twice):
+    with pytest.raises(RecipeError, match=r"none is given twice, as source, held_out or in further: '(pydoc|a)'"):
+        parse(TextRecipe, twice, "text")
 
 
 def test_what_files_may_hold(tmp_path):

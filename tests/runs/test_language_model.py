@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from sqs_pyro import compress_transformer, load, size_report
 from sqs_pyro.compression.blockwise.memory_plan import plan_memory
+from sqs_pyro.data import Text
 from sqs_pyro.errors import DataError, MissingPackageError, NetworkError, RecipeError
 from sqs_pyro.integrations.pretrained import Pretrained
 from sqs_pyro.networks.architectures import block_paths
@@ -22,7 +23,7 @@ from sqs_pyro.recipes import parse
 from sqs_pyro.runs.files import evaluate_file, inspect_file
 from sqs_pyro.runs.kinds import kind_of, load_any_recipe
 from sqs_pyro.runs.language_model import run
-from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe, mixed
+from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe, mixed, read_sequences
 from sqs_pyro.runs.recipe import RunRecipe
 
 transformers = pytest.importorskip("transformers")
@@ -253,6 +254,13 @@ def test_any_first_part_of_mixed_sequences_is_mixed():
     assert torch.equal(mixed(first, second[:0]), first)
 
 
+def test_sequences_of_all_texts_are_mixed(tiny_language_recipe):
+    recipe = changed(tiny_language_recipe, text={"further": ["b.txt", "c.txt"], "count": 2, "length": 3})
+    text = Text("a " * 40, "held out", "a", {"b.txt": "bb " * 9, "c.txt": "ccc " * 7})
+    found = read_sequences(recipe, text, lambda text, **options: {"input_ids": [*map(len, text.split())]}, None)
+    assert found.tolist() == [[1] * 3, [2] * 3, [3] * 3] * 2
+
+
 class TestTheRecipe:
     def test_the_key_blockwise_tells_the_kinds_apart(self, tmp_path):
         path = tmp_path / "recipe.yaml"
@@ -406,6 +414,13 @@ class TestSaysWhatIsWrongBeforeWork:
         refused(DataError, r"gives \d+ sequences of 24 tokens, but 9999 were asked for", text={"count": 9999})
         (tmp_path / "one.txt").write_text("a")
         refused(DataError, "'foreign' has one token", evaluation={"foreign": str(tmp_path / "one.txt")})
+
+    def test_a_further_text(self, refused, tmp_path):
+        (tmp_path / "b.txt").write_text("too short")
+        further = {"text": {"further": [str(tmp_path / "b.txt")]}}
+        refused(DataError, r"Text '.*b\.txt': The text has \d+ tokens, fewer than one sequence", **further)
+        foreign = {"foreign": str(tmp_path / "b.txt")}
+        refused(RecipeError, "than the texts that are calibrated on", **further, evaluation=foreign)
 
     def test_too_long_for_the_network(self, refused):
         sentence = r"Recipe key 'text\.length' is 65, but LlamaForCausalLM takes at most 64 tokens"
