@@ -1,6 +1,5 @@
 """Calibration without data: sequences that the network itself says."""
 
-import inspect
 from typing import Any
 
 import torch
@@ -9,9 +8,7 @@ from torch import Tensor, nn
 from sqs_pyro.errors import DataError, NetworkError
 from sqs_pyro.networks.calling import device_of, output_tensor
 from sqs_pyro.networks.modes import evaluating
-from sqs_pyro.networks.tokens import longest_input
-
-_CACHE_NAMES = ("cache", "past_key_values")  # transformers from 5.24 on, and before
+from sqs_pyro.networks.tokens import cache_name, longest_input
 
 
 @torch.no_grad()
@@ -63,11 +60,13 @@ def generate_calibration(
 
 def _continue(model: nn.Module, tokens: Tensor, draws: Tensor, vocab_size: int, temperature: float) -> Tensor:
     """Add a token ``[B, 1]`` for each column of ``draws`` ``[B, T]``, uniform numbers from 0 to 1."""
-    cache_name, device = _cache_name(model), device_of(model)
+    name, device = cache_name(model), device_of(model)
+    if name is None:
+        raise NetworkError(_no_cache(model))
     cache, sequence = None, [tokens]
     for u in draws.T:
-        output = model(input_ids=sequence[-1].to(device), use_cache=True, **{cache_name: cache})
-        cache = getattr(output, cache_name, None)
+        output = model(input_ids=sequence[-1].to(device), use_cache=True, **{name: cache})
+        cache = getattr(output, name, None)
         if cache is None:
             raise NetworkError(_no_cache(model))
         # On the CPU in float64: the token at a given u hardly depends on the device's rounding.
@@ -121,14 +120,6 @@ def _check_numbers(model: nn.Module, count: int, length: int, temperature: float
             f"Sequences of {length} tokens were asked for, but {type(model).__name__} takes at most {longest}: "
             "give a smaller length."
         )
-
-
-def _cache_name(model: nn.Module) -> str:
-    parameters = inspect.signature(model.forward).parameters
-    for name in _CACHE_NAMES:
-        if name in parameters and "use_cache" in parameters:
-            return name
-    raise NetworkError(_no_cache(model))
 
 
 def _no_cache(model: nn.Module) -> str:

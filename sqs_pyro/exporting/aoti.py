@@ -88,7 +88,7 @@ def native_program(packed: nn.Module, inputs: Any) -> tuple[ExportedProgram, Exp
     """Return the graph of a network in which every packed weight belongs to compiled operators."""
     # Traced packed first: only the graph tells which operators a network calls for each weight.
     program = trace(packed, inputs)
-    used = _operators(program, packed)
+    used = operators(program, packed)
     python = {weight: [op for op in ops if not has_native_kernel(op)] for weight, ops in used.items()}
     # Inductor cannot compile our Python references, and the package would call Python at run time.
     decoded = _whole_modules(packed, {weight for weight, ops in python.items() if ops})
@@ -106,8 +106,13 @@ def native_program(packed: nn.Module, inputs: Any) -> tuple[ExportedProgram, Exp
     return program, Exported(how, why)
 
 
-def _operators(program: ExportedProgram, packed: nn.Module) -> dict[StoredWeight, list[str]]:
-    """Return the names of the operators in a graph that take each packed weight."""
+def operators(program: ExportedProgram, packed: nn.Module) -> dict[StoredWeight, list[str]]:
+    """Return the names of the operators in a graph that take each packed weight.
+
+    Args:
+        program: of a module whose child ``network`` is the packed network.
+        packed: the packed network.
+    """
     # Graph inputs go by names of their own; the signature leads back to the buffers.
     buffers = program.graph_signature.inputs_to_buffers
     owners = {

@@ -21,7 +21,9 @@ class KernelWarning(UserWarning):
     """Some kernels are not there: packed networks run right, but slower, and perhaps larger."""
 
 
-def compiled(kind: str, sources: Iterable[Path], key: Sequence[str], build: Callable[[Path], None]) -> Path:
+def compiled(
+    kind: str, sources: Iterable[Path], key: Sequence[str], build: Callable[[Path], None], *, suffix: str = ".so"
+) -> Path:
     """Return the compiled library; builds it if there is none of these sources and this key, or a damaged one.
 
     Two processes may do so at once: each builds in a directory of its own, and renames. A library ends with its
@@ -32,6 +34,7 @@ def compiled(kind: str, sources: Iterable[Path], key: Sequence[str], build: Call
         sources: the files that it is made from.
         key: what else it depends on: compiler, flags, versions, machine.
         build: writes the library to a path; what else it writes beside it is removed.
+        suffix: of the library.
 
     Raises:
         RuntimeError: ``build`` failed; the message has what the compiler said.
@@ -43,7 +46,7 @@ def compiled(kind: str, sources: Iterable[Path], key: Sequence[str], build: Call
     for source in sources:
         digest.update(source.read_bytes())
     digest.update("\n".join(key).encode())
-    name = f"{kind}-{digest.hexdigest()[:16]}.so"
+    name = f"{kind}-{digest.hexdigest()[:16]}{suffix}"
     directory = cache_directory()
     target = directory / name
     # No lock: whoever finds a whole library takes it, and a rename puts nothing else there.

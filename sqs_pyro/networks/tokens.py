@@ -1,11 +1,14 @@
 """What a language model says about the tokens that it takes, and what tokens must satisfy."""
 
+import inspect
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sqs_pyro.errors import DataError
+
+_CACHE_NAMES = ("cache", "past_key_values")  # transformers from 5.24 on, and before
 
 
 def longest_input(net: Any) -> int | None:
@@ -16,6 +19,13 @@ def longest_input(net: Any) -> int | None:
 def vocabulary_size(net: Any) -> int | None:
     """Return tokens that a network (or its ``.config``'s owner) knows: ``vocab_size`` or None."""
     return _number(net, "vocab_size")
+
+
+def cache_name(net: nn.Module) -> str | None:
+    """Return the argument of a language model's call that is its key-value cache, or None where there is none."""
+    parameters = inspect.signature(net.forward).parameters
+    names = (name for name in _CACHE_NAMES if name in parameters and "use_cache" in parameters)
+    return next(names, None)
 
 
 def _number(net: Any, name: str) -> int | None:

@@ -38,8 +38,9 @@ def generate_file(
         temperature: divides the logits; 0 takes the likeliest token each time.
         seed: of the draws.
         chat: whether the prompt is put into the tokenizer's chat template; None: if it has one.
-        compiled: by ``torch.compile``, with a cache of fixed size: faster, behind a minute of compiling whose
-            result torch keeps on disk.
+        compiled: each token by a step that is compiled: faster, behind a minute or two of compiling the first
+            time, whose result is kept. On a GPU, and of networks with sliding windows, by ``torch.compile``, which
+            traces the network in each process anew.
         device: where: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or ``"auto"``.
         tell: called with each piece of text as it comes.
 
@@ -109,9 +110,7 @@ def _continued(
     if temperature > 0:
         options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
     if compiled:
-        compilation = transformers_package().CompileConfig(fullgraph=True, dynamic=False, mode="default")
-        compilation._compile_all_devices = True  # else transformers compiles for GPUs only
-        options |= {"cache_implementation": "static", "compile_config": compilation}
+        options |= _compilation(net)
     ends = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ids = ids.to(device_of(net))
     generate: Any = net.generate
@@ -125,6 +124,17 @@ def _continued(
         **options,
     )
     return said
+
+
+def _compilation(net: nn.Module) -> dict[str, Any]:
+    """Return what ``generate`` is given, so that tokens come from compiled code."""
+    from sqs_pyro.exporting.decoding import can_be_compiled, decode_compiled  # not before transformers is needed
+
+    if can_be_compiled(net):
+        return {"custom_generate": decode_compiled}
+    compilation = transformers_package().CompileConfig(fullgraph=True, dynamic=False, mode="default")
+    compilation._compile_all_devices = True  # else transformers compiles for GPUs only
+    return {"cache_implementation": "static", "compile_config": compilation}
 
 
 def _streamer(tokenizer: Any, tell: Callable[[str], None]) -> Any:

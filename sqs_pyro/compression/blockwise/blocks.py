@@ -326,15 +326,16 @@ class _Run:
         """Compress a block, or read it, and take both streams of hidden states behind it, in place."""
         with self.residency.held(block):
             targets = _advance(block, original, i)  # what the block's outputs should be
-            kept = self.store.read(i)
+            kept, outputs = self.store.read(i), None
             # Ctrl-C waits until a block is whole and on disk: minutes of work, and never half a file.
             with deferred_interrupt() if kept is None else nullcontext():
                 if kept is None:
-                    kept = self._compress_block(i, original, compressed, targets, importance, budget)
+                    kept, outputs = self._compress_block(i, original, compressed, targets, importance, budget)
                     self.store.write(i, kept)
             self._note(i, kept, budget)  # kept blocks count, too: the budget goes on where it stopped
             student = self._student(i, kept)
-        outputs = _advance(student, compressed, i)  # later blocks see, and make up for, the errors so far
+        # Later blocks see, and make up for, the errors so far.
+        outputs = outputs or _advance(student, compressed, i)
         original[:] = _behind(targets, original)
         compressed[:] = _behind(outputs, compressed)
         return student, kept.record
@@ -489,7 +490,8 @@ class _Run:
         targets: list[Tensor],
         importance: Mapping[str, Tensor],
         budget: BitBudget | None,
-    ) -> FinishedBlock:
+    ) -> tuple[FinishedBlock, list[Tensor]]:
+        """Return a block as it ships, and the hidden states behind it."""
         start = time.perf_counter()
         # The student is coded layer by layer; a later group's inputs come through its earlier, coded layers.
         teacher, student = self.blocks[i], copy.deepcopy(self.blocks[i])
@@ -529,7 +531,7 @@ class _Run:
         bits = sum(sizes[name] * weights[name] for name in coded) / sum(weights.values()) if coded else None
         error = relative_error(outputs, targets)
         record = BlockRecord(i, bits, error, layers, time.perf_counter() - start)
-        return FinishedBlock(coded, leftovers, record)
+        return FinishedBlock(coded, leftovers, record), outputs
 
     def _likelihoods(
         self,
