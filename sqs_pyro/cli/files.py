@@ -161,7 +161,7 @@ def generate_command(
     ] = None,
     compiled: Annotated[
         bool,
-        typer.Option("--compile", help="By torch.compile: faster, behind minutes of compiling the first time."),
+        typer.Option("--compile", help="By compiled code: faster, behind minutes of compiling the first time."),
     ] = False,
     device: DeviceOption = None,
     as_json: JsonOption = False,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sqs_pyro import compress, compress_transformer, load, save, size_report
-from sqs_pyro.compression.blockwise import blocks
+from sqs_pyro.compression.blockwise import one_block
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.kernels.weight import PackedWeight
@@ -31,7 +31,7 @@ class Calls:
             self._watch(kind, "pack_again", lambda _, coded, *__, name=name: self._pack(name, coded))
         self._watch(layouts, "canonical", lambda *_: self._count("canonical"))
         self._watch(PackedWeight, "__init__", lambda *_: self._count("weights"))
-        for module in (leftovers, contents, blocks):
+        for module in (leftovers, contents, one_block):
             self._watch(module, "round_to", lambda *_: self._count("rounded"))
 
     def clear(self) -> None:

@@ -20,19 +20,20 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sqs_pyro.compression.blockwise.bit_budget import BitBudget, LayerRate
-from sqs_pyro.compression.blockwise.channel_scales import channel_scales, in_units_of, scale_bits
-from sqs_pyro.compression.blockwise.coded_weight import coded_weight
+from sqs_pyro.compression.blockwise.bit_budget import BitBudget
+from sqs_pyro.compression.blockwise.block_layers import BlockLayers, LayerGroups
 from sqs_pyro.compression.blockwise.file_size import bits_a_weight
-from sqs_pyro.compression.blockwise.importance import output_importance
-from sqs_pyro.compression.blockwise.laplace import LayerLikelihood, input_moments
+from sqs_pyro.compression.blockwise.forecast import Forecast
+from sqs_pyro.compression.blockwise.one_block import BlockCoder, shipped
 from sqs_pyro.compression.blockwise.recipe import SIZE, WITHOUT_EFFECT, BlockwiseRecipe
+from sqs_pyro.compression.blockwise.states import States, advance, behind
 from sqs_pyro.compression.blockwise.store import (
     BlockRecord,
     BlockStore,
@@ -43,7 +44,6 @@ from sqs_pyro.compression.blockwise.store import (
 )
 from sqs_pyro.compression.blockwise.tables import Tables
 from sqs_pyro.compression.blockwise.token_fisher import HeadFisher
-from sqs_pyro.compression.blockwise.training import relative_error, settle
 from sqs_pyro.compression.blockwise.vocabulary import Vocabulary, counted_tokens, rows_of
 from sqs_pyro.compression.interruption import deferred_interrupt
 from sqs_pyro.compression.layers import check_layers
@@ -58,25 +58,19 @@ from sqs_pyro.inference.findings import Finding, finding, unrepeatable
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.models.likelihoods import categorical_last
 from sqs_pyro.models.observation import Likelihood
-from sqs_pyro.networks.block_stack import BlockArguments, BlockStack, called_as, input_of, run_block
+from sqs_pyro.networks.block_stack import BlockArguments, BlockStack, called_as
 from sqs_pyro.networks.calling import device_of, move_to, split_examples
 from sqs_pyro.networks.coverage import coverage
 from sqs_pyro.networks.residency import InMemory, Residency, resident_fingerprint
-from sqs_pyro.packing import CodedTensor, size_report
+from sqs_pyro.packing import size_report
 from sqs_pyro.packing.layouts import PackedTensor, pack_tensor
-from sqs_pyro.packing.leftovers import round_leftovers, round_to
+from sqs_pyro.packing.leftovers import round_leftovers
 from sqs_pyro.packing.stored import check_storable
 from sqs_pyro.reporting.printed import Printed, Report
 from sqs_pyro.shipping.agreement import check_agreement
 
-#: Sequences whose gradients are taken at once: autograd keeps the activations of the whole network for each.
-IMPORTANCE_BATCH = 2
 #: Bits a weight that are missed without a word.
 _UNSPENT = 0.1
-#: Linear layers of a block by name, in groups that share their input, in the order of their calls.
-LayerGroups = Callable[[nn.Module], Sequence[Mapping[str, nn.Linear]]]
-#: Hidden states and the blocks' other arguments, a minibatch each.
-States = list[tuple[Tensor, list[BlockArguments]]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -211,22 +205,16 @@ class _Run:
         residency: Residency,
         vocabulary: Vocabulary,
     ) -> None:
-        self.net, self.stacks, self.layer_groups = net, stacks, layer_groups
+        self.net, self.stacks = net, stacks
         self.blocks = [block for stack in stacks for block in stack.blocks]
         self.minibatches, self.recipe, self.likelihood = minibatches, recipe, likelihood
         self.residency = residency
         paths = {id(module): path for path, module in net.named_modules()}  # blocks are told by identity
-        self.paths = [paths[id(block)] for block in self.blocks]
-        layers: dict[str, Any] = {
-            f"{path}.{name}": layer
-            for path, block in zip(self.paths, self.blocks, strict=True)
-            for group in layer_groups(block)
-            for name, layer in group.items()
-        } | {path: net.get_submodule(path) for path in vocabulary.paths}
-        check_layers(recipe.layers, layers, "blockwise.layers")
+        self.layers = BlockLayers(self.blocks, [paths[id(block)] for block in self.blocks], layer_groups, recipe)
+        check_layers(recipe.layers, [*self.layers.every(skipped=True), *vocabulary.paths], "blockwise.layers")
         self.vocabulary = vocabulary = vocabulary.without_skipped(recipe)
-        weights = {name: layer.weight for name, layer in layers.items() if not recipe.skips(name)}
-        self.bits = bits_a_weight(net, weights, recipe)
+        chosen = [*self.layers.every(), *vocabulary.paths]
+        self.bits = bits_a_weight(net, {name: net.get_parameter(f"{name}.weight") for name in chosen}, recipe)
         self.store = self._store(directory, plan_directory or directory)
         self.packed: dict[str, PackedTensor] = {}
         self.leftovers: dict[str, Tensor] = {}
@@ -290,8 +278,10 @@ class _Run:
         ]
 
     def compress(self, progress: Callable[[BlockRecord], None] | None) -> list[BlockRecord]:
-        plan = self._plan()
-        importance, budget = (plan.importance, self._budget(plan)) if plan is not None else ({}, None)
+        plan, budget = None, None
+        if self.recipe.allocation == "importance":
+            plan, budget = self._forecast()
+        coder = BlockCoder(self.layers, plan.importance if plan is not None else {}, self.bits)
         records: list[BlockRecord] = []
         students: list[nn.Module] = []
         embedding = None if self.vocabulary.embedding is None else self._embedding(plan, budget)
@@ -301,7 +291,7 @@ class _Run:
             original = self._entrance(number) if number else list(self.states)
             compressed = self._entrance(number, students) if number else list(embedding or original)
             for i, block in enumerate(stack.blocks, self._first(number)):
-                student, record = self._step(i, block, original, compressed, importance, budget)
+                student, record = self._step(i, block, original, compressed, coder, budget)
                 records.append(record)
                 if number + 1 < len(self.stacks):
                     students.append(student)
@@ -320,25 +310,37 @@ class _Run:
         block: nn.Module,
         original: States,
         compressed: States,
-        importance: Mapping[str, Tensor],
+        coder: BlockCoder,
         budget: BitBudget | None,
     ) -> tuple[nn.Module, BlockRecord]:
         """Compress a block, or read it, and take both streams of hidden states behind it, in place."""
         with self.residency.held(block):
-            targets = _advance(block, original, i)  # what the block's outputs should be
+            targets = advance(block, original, i)  # what the block's outputs should be
             kept, outputs = self.store.read(i), None
             # Ctrl-C waits until a block is whole and on disk: minutes of work, and never half a file.
             with deferred_interrupt() if kept is None else nullcontext():
                 if kept is None:
-                    kept, outputs = self._compress_block(i, original, compressed, targets, importance, budget)
+                    beta = budget.beta() if budget is not None and budget.waits else None
+                    kept, outputs = coder.compress(i, original, compressed, targets, beta)
                     self.store.write(i, kept)
             self._note(i, kept, budget)  # kept blocks count, too: the budget goes on where it stopped
-            student = self._student(i, kept)
+            student = shipped(block, kept)
         # Later blocks see, and make up for, the errors so far.
-        outputs = outputs or _advance(student, compressed, i)
-        original[:] = _behind(targets, original)
-        compressed[:] = _behind(outputs, compressed)
+        outputs = outputs or advance(student, compressed, i)
+        original[:] = behind(targets, original)
+        compressed[:] = behind(outputs, compressed)
         return student, kept.record
+
+    def _forecast(self) -> tuple[Plan, BitBudget]:
+        """Return how much layers' outputs matter, found now or by an earlier call, and what spreads the bits."""
+        forecast = Forecast(
+            self.stacks, self.layers, self.tables, lambda number: self._entrance(number) if number else self.states
+        )
+        plan = self.store.read_plan()
+        if plan is None:  # kept before the first block, as gradients may take as long as several blocks
+            plan = forecast.plan(self.minibatches, self.likelihood)
+            self.store.write_plan(plan)
+        return plan, forecast.budget(plan, self.bits)
 
     def _embedding(self, plan: Plan | None, budget: BitBudget | None) -> States:
         """Compress the embedding; return what reaches the blocks from it."""
@@ -370,8 +372,8 @@ class _Run:
         states = self.states
         for i, block in enumerate(self.blocks):
             with self.residency.held(block):  # of a streamed network every block is read once more for it
-                outputs = _advance(block, states, i)
-            states = _behind(outputs, states)
+                outputs = advance(block, states, i)
+            states = behind(outputs, states)
         with self.residency.held(self.net, without=self.blocks):
             hidden = [each for each, _ in states]
             return self.tables.head_fisher(self.vocabulary.tied_head, hidden, hidden)
@@ -402,191 +404,15 @@ class _Run:
         packed = self.packed[name]
         return forecast if self.recipe.megabytes is None else 8 * packed.num_bytes / math.prod(packed.shape)
 
-    def _groups(self, i: int, block: nn.Module) -> list[dict[str, nn.Linear]]:
-        """Return the layers of a block that are compressed, in groups that share their input."""
-        chosen = [
-            {name: layer for name, layer in group.items() if not self.recipe.skips(f"{self.paths[i]}.{name}")}
-            for group in self.layer_groups(block)
-        ]
-        return [group for group in chosen if group]
-
-    def _layers(self) -> dict[str, nn.Linear]:
-        """Return the layers of all blocks that are compressed, by path."""
-        return {
-            f"{self.paths[i]}.{name}": layer
-            for i, block in enumerate(self.blocks)
-            for group in self._groups(i, block)
-            for name, layer in group.items()
-        }
-
-    def _plan(self) -> Plan | None:
-        """Return how much the outputs of layers matter; None for an even allocation."""
-        if self.recipe.allocation == "even":
-            return None
-        plan = self.store.read_plan()
-        if plan is None:  # kept before the first block, as gradients may take as long as several blocks
-            some = self.minibatches[: -(-self.recipe.importance_sequences // self.recipe.batch_size)]
-            # gradients of the whole network need the memory of the whole network's activations
-            some = [part for inputs in some for part in split_examples(inputs, IMPORTANCE_BATCH)]
-            layers: dict[str, nn.Module] = dict(self._layers())
-            path = self.vocabulary.embedding
-            whole = [] if path is None else [path]
-            layers |= {name: self.net.get_submodule(name) for name in whole}
-            importance = output_importance(self.net, layers, some, self.likelihood, self.recipe.seed, whole=whole)
-            precisions, states = self._precisions(importance)
-            head = self.vocabulary.any_head
-            hidden = [each for each, _ in states]
-            fisher = None if head is None else self.tables.head_fisher(head, hidden, hidden)
-            plan = Plan(importance, precisions, fisher)
-            self.store.write_plan(plan)
-        return plan
-
-    def _budget(self, plan: Plan) -> BitBudget:
-        rates, few = {}, self.recipe.few_components(self.bits)
-        for name, layer in self._layers().items():
-            if self.recipe.bits_of(name) is not None:
-                continue
-            scales = self._scales(layer.weight, plan.importance[name])
-            weight, extra = in_units_of(scales, layer.weight), scale_bits(scales, layer.in_features)
-            rates[name] = LayerRate.of(weight, plan.precisions[name], extra, few)
-        rates |= self.tables.rates(plan, few)
-        return BitBudget(rates, self.bits)
-
-    def _scales(self, weight: Tensor, importance: Tensor) -> Tensor | None:
-        return channel_scales(weight, importance) if self.recipe.channel_scales else None
-
-    def _precisions(self, importance: Mapping[str, Tensor]) -> tuple[dict[str, float], States]:
-        """Return the mean precision of layers' weights with the original network's inputs, and its last states."""
-        found: dict[str, float] = {}
-        for number, stack in enumerate(self.stacks):
-            # Of compressed layers there are none yet: this is a forecast.
-            states = self._entrance(number) if number else self.states
-            inside, states = self._stack_precisions(stack, self._first(number), states, importance)
-            found |= inside
-        return found, states
-
-    def _stack_precisions(
-        self, stack: BlockStack, first_block: int, states: States, importance: Mapping[str, Tensor]
-    ) -> tuple[dict[str, float], States]:
-        found: dict[str, float] = {}
-        for i, block in enumerate(stack.blocks, first_block):
-            for group in self._groups(i, block):
-                first = next(iter(group.values()))
-                seen = (input_of(first, block, hidden, arguments[i]) for hidden, arguments in states)
-                _, curvature = input_moments((x, x) for x in seen)
-                for name, layer in group.items():
-                    full = f"{self.paths[i]}.{name}"
-                    own = self._likelihood(layer.weight, curvature, importance[full])
-                    scales = self._scales(layer.weight, own.importance)
-                    found[full] = own.in_units_of(scales).mean_precision
-            states = _behind(_advance(block, states, i), states)
-        return found, states
-
-    def _compress_block(
-        self,
-        i: int,
-        original: States,
-        compressed: States,
-        targets: list[Tensor],
-        importance: Mapping[str, Tensor],
-        budget: BitBudget | None,
-    ) -> tuple[FinishedBlock, list[Tensor]]:
-        """Return a block as it ships, and the hidden states behind it."""
-        start = time.perf_counter()
-        # The student is coded layer by layer; a later group's inputs come through its earlier, coded layers.
-        teacher, student = self.blocks[i], copy.deepcopy(self.blocks[i])
-        coded: dict[str, CodedTensor] = {}
-        layers: dict[str, dict[str, float]] = {}
-        beta = budget.beta() if budget is not None and budget.waits else None
-        for before, group in zip(self._groups(i, teacher), self._groups(i, student), strict=True):
-            likelihoods = self._likelihoods(i, teacher, student, before, group, original, compressed, importance)
-            for name, layer in group.items():
-                own = likelihoods[name]
-                # Of the weight as it was, so that the plan and the coding take the same scales.
-                scales = self._scales(before[name].weight, own.importance)
-                asked = self.recipe.bits_of(f"{self.paths[i]}.{name}")
-                by_bits = asked is not None or beta is None
-                bits = (asked or self.bits) if by_bits else None
-                hard, layers[name] = coded_weight(
-                    own, scales, self.recipe, bits=bits, beta=None if by_bits else beta
-                )
-                coded[f"{name}.weight"] = hard
-                dense = hard.dense().to(own.mean)  # [N, M], codewords as float16 will have them
-                layer.weight.copy_(dense)  # the next group's inputs come through it
-        if self.recipe.settle_steps and coded:
-            inputs = [(hidden, arguments[i]) for hidden, arguments in compressed]
-            # A seed for each block, so that one that goes on from kept blocks draws as it would have drawn.
-            coded = settle(student, coded, inputs, targets, self.recipe, self.recipe.seed + i)
-        leftovers = {
-            name: round_to(value.detach(), self.recipe.leftover_dtype)
-            for name, value in student.named_parameters()
-            if name not in coded
-        }
-        # The error is of the block as it ships, rounded leftovers included; its record is filled in below.
-        finished = FinishedBlock(coded, leftovers, BlockRecord(i, 0.0, 0.0, layers, 0.0))
-        outputs = _advance(self._student(i, finished), compressed, i)
-        sizes = {name: layers[name.removesuffix(".weight")]["bits"] for name in coded}
-        weights = {name: coded[name].mask.numel() for name in coded}
-        # Each layer's bits by how many weights have them, not a mean of layers.
-        bits = sum(sizes[name] * weights[name] for name in coded) / sum(weights.values()) if coded else None
-        error = relative_error(outputs, targets)
-        record = BlockRecord(i, bits, error, layers, time.perf_counter() - start)
-        return FinishedBlock(coded, leftovers, record), outputs
-
-    def _likelihoods(
-        self,
-        i: int,
-        teacher: nn.Module,
-        student: nn.Module,
-        before: Mapping[str, nn.Linear],
-        group: Mapping[str, nn.Linear],
-        original: States,
-        compressed: States,
-        importance: Mapping[str, Tensor],
-    ) -> dict[str, LayerLikelihood]:
-        # Layers of a group share their input: one pass for all of them.
-        first, now = next(iter(before.values())), next(iter(group.values()))
-
-        def pairs() -> Iterable[tuple[Tensor, Tensor]]:
-            for (hidden, arguments), (seen, others) in zip(original, compressed, strict=True):
-                x = input_of(now, student, seen, others[i])
-                yield (input_of(first, teacher, hidden, arguments[i]) if self.recipe.adapt_inputs else x), x
-
-        cross, curvature = input_moments(pairs())  # E x xₛᵀ and E xₛ xₛᵀ, [M, M]
-        found = {}
-        for name, layer in group.items():
-            g = importance.get(f"{self.paths[i]}.{name}", torch.ones(layer.out_features))
-            own = self._likelihood(layer.weight, curvature, g)
-            if self.recipe.adapt_inputs:
-                ridge = own.curvature - curvature  # pulls towards the weight itself
-                own = own.given_inputs(cross + ridge, own.curvature)
-            found[name] = own
-        return found
-
-    def _likelihood(self, weight: Tensor, curvature: Tensor, importance: Tensor) -> LayerLikelihood:
-        own = LayerLikelihood(weight.detach().float(), curvature, importance.to(curvature))
-        return own.damped(self.recipe.damping)
-
     def _note(self, i: int, kept: FinishedBlock, budget: BitBudget | None) -> None:
-        path = self.paths[i]
-        layout = self.recipe.layout
-        self.packed |= {f"{path}.{name}": pack_tensor(value, layout) for name, value in kept.coded.items()}
-        self.leftovers |= {f"{path}.{name}": value for name, value in kept.leftovers.items()}
+        layout, path = self.recipe.layout, partial(self.layers.path, i)
+        self.packed |= {path(name): pack_tensor(value, layout) for name, value in kept.coded.items()}
+        self.leftovers |= {path(name): value for name, value in kept.leftovers.items()}
         if budget is not None:
             for name, layer in kept.record.layers.items():
-                if self.recipe.bits_of(f"{path}.{name}") is not None:
-                    continue
-                # What this layer took beyond its forecast is taken off those to come.
-                bits = self._spent(f"{path}.{name}.weight", layer["bits"])
-                budget.spend(f"{path}.{name}", bits, layer["beta"])
-
-    def _student(self, i: int, kept: FinishedBlock) -> nn.Module:
-        """Return the finished block as it is shipped, dense."""
-        student = copy.deepcopy(self.blocks[i])
-        dense = {name: value.dense() for name, value in kept.coded.items()}
-        for name, value in {**dense, **kept.leftovers}.items():  # everything that a block has
-            student.get_parameter(name).copy_(value)
-        return student
+                if self.recipe.bits_of(path(name)) is None:
+                    # What this layer took beyond its forecast is taken off those to come.
+                    budget.spend(path(name), self._spent(path(f"{name}.weight"), layer["bits"]), layer["beta"])
 
     def finished_network(self) -> nn.Module:
         """Return the network as it ships, but for its compressed weights: what has settled, all of it rounded."""
@@ -620,25 +446,3 @@ def _check_allocation(net: nn.Module, recipe: BlockwiseRecipe, residency: Reside
             "allocation 'importance' needs gradients through the whole network, whose weights alone take "
             f"{weights / 1e9:.2f} GB in memory: load it and call compress_transformer, or take allocation 'even'."
         )
-
-
-def _advance(block: nn.Module, states: States, i: int) -> list[Tensor]:
-    """Return the hidden states behind a block."""
-    return [run_block(block, hidden, arguments[i]) for hidden, arguments in states]
-
-
-def _behind(outputs: Iterable[Tensor], states: States) -> States:
-    """Return states with the outputs of a block in place of the hidden states before it."""
-    return [(output, arguments) for output, (_, arguments) in zip(outputs, states, strict=True)]
-
-
-def every_linear(block: nn.Module) -> list[dict[str, nn.Linear]]:
-    """Return each linear layer of a block as a group of its own, in the order of the block's modules.
-
-    Raises:
-        NetworkError: there is none.
-    """
-    found = [{name: layer} for name, layer in block.named_modules() if isinstance(layer, nn.Linear)]
-    if not found:
-        raise NetworkError(f"{type(block).__name__} has no linear layer to compress.")
-    return found

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sqs_pyro.compression.blockwise.blocks import IMPORTANCE_BATCH
 from sqs_pyro.compression.blockwise.file_size import bits_a_weight
+from sqs_pyro.compression.blockwise.forecast import IMPORTANCE_BATCH
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.compression.blockwise.vocabulary import candidates, vocabulary_of
 from sqs_pyro.compression.layers import check_layers

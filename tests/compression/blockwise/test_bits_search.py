@@ -9,7 +9,7 @@ import torch
 from kits.language_checkpoint import write_checkpoint
 
 from sqs_pyro import compress_transformer
-from sqs_pyro.compression.blockwise import blocks
+from sqs_pyro.compression.blockwise import forecast
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.compression.blockwise.search import BitsSearchRecipe, next_bits
 from sqs_pyro.compression.searching import Attempt
@@ -65,9 +65,9 @@ def test_attempts_share_the_plan_and_are_the_calls_they_would_be_alone(tmp_path,
     recipe = {"importance_sequences": 4, "batch_size": 4}
     alone = compress_transformer(net, sequences, {**recipe, "bits": 2.5})
     took = []
-    gradients = blocks.output_importance
+    gradients = forecast.output_importance
     monkeypatch.setattr(
-        blocks, "output_importance", lambda *args, **rest: took.append(1) or gradients(*args, **rest)
+        forecast, "output_importance", lambda *args, **rest: took.append(1) or gradients(*args, **rest)
     )
     found = [
         compress_transformer(

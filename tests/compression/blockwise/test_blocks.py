@@ -9,7 +9,8 @@ from kits.even_grid import rounded_to
 from torch import nn
 
 from sqs_pyro import load, save, size_report
-from sqs_pyro.compression.blockwise.blocks import compress_blocks, every_linear
+from sqs_pyro.compression.blockwise.block_layers import every_linear
+from sqs_pyro.compression.blockwise.blocks import compress_blocks
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.compression.blockwise.training import relative_error, settle
 from sqs_pyro.errors import NetworkError, RecipeError

@@ -11,7 +11,7 @@ from kits.even_grid import rounded_to
 from torch import nn
 
 from sqs_pyro import compress_transformer, load, save, size_report
-from sqs_pyro.compression.blockwise import blocks as blockwise
+from sqs_pyro.compression.blockwise import one_block
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.compression.blockwise.store import BlockStore
 from sqs_pyro.compression.blockwise.vocabulary import Vocabulary, counted_tokens, rows_of, vocabulary_of
@@ -221,14 +221,14 @@ class TestOutcome:
 
     def test_blocks_see_the_rows_that_ship(self, monkeypatch):
         net, seen = make(tied=False), []
-        real = blockwise.input_moments
+        real = one_block.input_moments
 
         def noted(pairs):
             pairs = list(pairs)
             seen.append(pairs[0])
             return real(iter(pairs))
 
-        monkeypatch.setattr(blockwise, "input_moments", noted)
+        monkeypatch.setattr(one_block, "input_moments", noted)
         result = compress_transformer(net, zipf(), {**RECIPE, "allocation": "even", "batch_size": 12})
         with torch.no_grad():
             rows = result.network.model.embed_tokens(zipf())

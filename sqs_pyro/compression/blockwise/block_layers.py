@@ -1,0 +1,78 @@
+"""The layers of a network's blocks that are compressed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from sqs_pyro.compression.blockwise.channel_scales import channel_scales
+from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
+from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
+from sqs_pyro.errors import NetworkError
+
+#: Linear layers of a block by name, in groups that share their input, in the order of their calls.
+LayerGroups = Callable[[nn.Module], Sequence[Mapping[str, nn.Linear]]]
+
+
+@dataclass(frozen=True, eq=False)
+class BlockLayers:
+    """Which layers of blocks are compressed, and in which units.
+
+    Attributes:
+        blocks: of the network, through all its stacks.
+        paths: of the blocks in the network.
+        layer_groups: a block's linear layers.
+        recipe: what to do; some layers are skipped.
+    """
+
+    blocks: Sequence[nn.Module]
+    paths: Sequence[str]
+    layer_groups: LayerGroups
+    recipe: BlockwiseRecipe
+
+    def path(self, i: int, name: str) -> str:
+        """Return the name in the network of what is ``name`` in block i."""
+        return f"{self.paths[i]}.{name}"
+
+    def groups(self, i: int, block: nn.Module) -> list[dict[str, nn.Linear]]:
+        """Return the layers of a block that are compressed, in groups that share their input.
+
+        Args:
+            i: the block's number.
+            block: it, or what stands for it.
+        """
+        chosen = [
+            {name: layer for name, layer in group.items() if not self.recipe.skips(self.path(i, name))}
+            for group in self.layer_groups(block)
+        ]
+        return [group for group in chosen if group]
+
+    def every(self, *, skipped: bool = False) -> dict[str, nn.Linear]:
+        """Return the layers of all blocks by their names in the network, with those that are skipped if asked."""
+        return {
+            self.path(i, name): layer
+            for i, block in enumerate(self.blocks)
+            for group in (self.layer_groups(block) if skipped else self.groups(i, block))
+            for name, layer in group.items()
+        }
+
+    def likelihood(self, weight: Tensor, curvature: Tensor, importance: Tensor) -> LayerLikelihood:
+        """Return that of a layer's weight, damped."""
+        own = LayerLikelihood(weight.detach().float(), curvature, importance.to(curvature))
+        return own.damped(self.recipe.damping)
+
+    def scales(self, weight: Tensor, importance: Tensor) -> Tensor | None:
+        """Return the scales of a layer's outputs, ``[N]``, where they are worth their bits."""
+        return channel_scales(weight, importance) if self.recipe.channel_scales else None
+
+
+def every_linear(block: nn.Module) -> list[dict[str, nn.Linear]]:
+    """Return each linear layer of a block as a group of its own, in the order of the block's modules.
+
+    Raises:
+        NetworkError: there is none.
+    """
+    found = [{name: layer} for name, layer in block.named_modules() if isinstance(layer, nn.Linear)]
+    if not found:
+        raise NetworkError(f"{type(block).__name__} has no linear layer to compress.")
+    return found

@@ -1,0 +1,101 @@
+"""What is found out before the first block: how much outputs matter, and how many bits each layer is to take."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from sqs_pyro.compression.blockwise.bit_budget import BitBudget, LayerRate
+from sqs_pyro.compression.blockwise.block_layers import BlockLayers
+from sqs_pyro.compression.blockwise.channel_scales import in_units_of, scale_bits
+from sqs_pyro.compression.blockwise.importance import output_importance
+from sqs_pyro.compression.blockwise.laplace import input_moments
+from sqs_pyro.compression.blockwise.states import States, advance, behind
+from sqs_pyro.compression.blockwise.store import Plan
+from sqs_pyro.compression.blockwise.tables import Tables
+from sqs_pyro.models.observation import Likelihood
+from sqs_pyro.networks.block_stack import BlockStack, input_of
+from sqs_pyro.networks.calling import split_examples
+
+#: Sequences whose gradients are taken at once: autograd keeps the activations of the whole network for each.
+IMPORTANCE_BATCH = 2
+
+
+class Forecast:
+    """Of allocation ``importance``, from the original network; its weights must be held.
+
+    Args:
+        stacks: the network's blocks.
+        layers: those that are compressed.
+        tables: embedding and head.
+        entrance: from a stack's number to what its first block is called with.
+    """
+
+    def __init__(
+        self,
+        stacks: Sequence[BlockStack],
+        layers: BlockLayers,
+        tables: Tables,
+        entrance: Callable[[int], States],
+    ) -> None:
+        self.stacks, self.layers, self.tables, self.entrance = stacks, layers, tables, entrance
+        self.recipe = layers.recipe
+
+    def plan(self, minibatches: Sequence[Any], likelihood: Likelihood) -> Plan:
+        """Return how much the outputs of layers matter.
+
+        Args:
+            minibatches: the calibration.
+            likelihood: of the network's output.
+        """
+        net, vocabulary = self.stacks[0].net, self.tables.vocabulary
+        some = minibatches[: -(-self.recipe.importance_sequences // self.recipe.batch_size)]
+        # Gradients of the whole network need the memory of the whole network's activations.
+        some = [part for inputs in some for part in split_examples(inputs, IMPORTANCE_BATCH)]
+        whole = [] if vocabulary.embedding is None else [vocabulary.embedding]
+        watched: dict[str, nn.Module] = {name: net.get_submodule(name) for name in [*self.layers.every(), *whole]}
+        importance = output_importance(net, watched, some, likelihood, self.recipe.seed, whole=whole)
+        precisions, states = self._precisions(importance)
+        head = vocabulary.any_head
+        hidden = [each for each, _ in states]
+        fisher = None if head is None else self.tables.head_fisher(head, hidden, hidden)
+        return Plan(importance, precisions, fisher)
+
+    def budget(self, plan: Plan, bits: float) -> BitBudget:
+        """Return what spreads ``bits`` a weight over all layers and tables without bits of their own."""
+        rates, few = {}, self.recipe.few_components(bits)
+        for name, layer in self.layers.every().items():
+            if self.recipe.bits_of(name) is not None:
+                continue
+            scales = self.layers.scales(layer.weight, plan.importance[name])
+            weight, extra = in_units_of(scales, layer.weight), scale_bits(scales, layer.in_features)
+            rates[name] = LayerRate.of(weight, plan.precisions[name], extra, few)
+        return BitBudget(rates | self.tables.rates(plan, few), bits)
+
+    def _precisions(self, importance: Mapping[str, Tensor]) -> tuple[dict[str, float], States]:
+        """Return the mean precision of layers' weights with the original network's inputs, and its last states."""
+        found: dict[str, float] = {}
+        first = 0
+        for number, stack in enumerate(self.stacks):
+            # Of compressed layers there are none yet: this is a forecast.
+            inside, states = self._stack_precisions(stack, first, self.entrance(number), importance)
+            found |= inside
+            first += len(stack)
+        return found, states
+
+    def _stack_precisions(
+        self, stack: BlockStack, first_block: int, states: States, importance: Mapping[str, Tensor]
+    ) -> tuple[dict[str, float], States]:
+        found: dict[str, float] = {}
+        for i, block in enumerate(stack.blocks, first_block):
+            for group in self.layers.groups(i, block):
+                first = next(iter(group.values()))
+                seen = (input_of(first, block, hidden, arguments[i]) for hidden, arguments in states)
+                _, curvature = input_moments((x, x) for x in seen)
+                for name, layer in group.items():
+                    full = self.layers.path(i, name)
+                    own = self.layers.likelihood(layer.weight, curvature, importance[full])
+                    scales = self.layers.scales(layer.weight, own.importance)
+                    found[full] = own.in_units_of(scales).mean_precision
+            states = behind(advance(block, states, i), states)
+        return found, states

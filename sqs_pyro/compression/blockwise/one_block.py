@@ -1,0 +1,127 @@
+"""One block compressed: its layers in groups, each from the inputs that the groups before it give as they ship."""
+
+import copy
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from sqs_pyro.compression.blockwise.block_layers import BlockLayers
+from sqs_pyro.compression.blockwise.coded_weight import coded_weight
+from sqs_pyro.compression.blockwise.laplace import LayerLikelihood, input_moments
+from sqs_pyro.compression.blockwise.states import States, advance
+from sqs_pyro.compression.blockwise.store import BlockRecord, FinishedBlock
+from sqs_pyro.compression.blockwise.training import relative_error, settle
+from sqs_pyro.networks.block_stack import input_of
+from sqs_pyro.packing import CodedTensor
+from sqs_pyro.packing.leftovers import round_to
+
+
+class BlockCoder:
+    """Compresses the blocks of a network, one at a time.
+
+    Args:
+        layers: those that are compressed.
+        importance: of layers' outputs ``[N]``, by the layers' names in the network; 1 where there is none.
+        bits: a weight, of layers without bits of their own where no β is given.
+    """
+
+    def __init__(self, layers: BlockLayers, importance: Mapping[str, Tensor], bits: float) -> None:
+        self.layers, self.importance, self.bits = layers, importance, bits
+        self.recipe = layers.recipe
+
+    def compress(
+        self, i: int, original: States, compressed: States, targets: list[Tensor], beta: float | None
+    ) -> tuple[FinishedBlock, list[Tensor]]:
+        """Return block i as it ships, and the hidden states behind it.
+
+        Args:
+            i: the block's number.
+            original: hidden states before it in the original network.
+            compressed: those that the blocks compressed so far give.
+            targets: hidden states behind the original block.
+            beta: β of its layers; None gives each ``bits``.
+        """
+        start = time.perf_counter()
+        # The student is coded layer by layer; a later group's inputs come through its earlier, coded layers.
+        teacher = self.layers.blocks[i]
+        student = copy.deepcopy(teacher)
+        coded: dict[str, CodedTensor] = {}
+        figures: dict[str, dict[str, float]] = {}
+        for before, group in zip(self.layers.groups(i, teacher), self.layers.groups(i, student), strict=True):
+            likelihoods = self._likelihoods(i, (teacher, before, original), (student, group, compressed))
+            for name, layer in group.items():
+                coded[f"{name}.weight"], figures[name] = self._code(
+                    self.layers.path(i, name), before[name].weight, likelihoods[name], beta
+                )
+                # As float16 codewords will have it: the next group's inputs come through it.
+                layer.weight.copy_(coded[f"{name}.weight"].dense().to(layer.weight))
+        if self.recipe.settle_steps and coded:
+            inputs = [(hidden, arguments[i]) for hidden, arguments in compressed]
+            # A seed for each block, so that one that goes on from kept blocks draws as it would have drawn.
+            coded = settle(student, coded, inputs, targets, self.recipe, self.recipe.seed + i)
+        leftovers = {
+            name: round_to(value.detach(), self.recipe.leftover_dtype)
+            for name, value in student.named_parameters()
+            if name not in coded
+        }
+        # The error is of the block as it ships, rounded leftovers included.
+        finished = FinishedBlock(coded, leftovers, BlockRecord(i, _mean_bits(coded, figures), 0.0, figures, 0.0))
+        outputs = advance(shipped(teacher, finished), compressed, i)
+        error = relative_error(outputs, targets)
+        record = replace(finished.record, error=error, seconds=time.perf_counter() - start)
+        return replace(finished, record=record), outputs
+
+    def _code(
+        self, path: str, weight: Tensor, own: LayerLikelihood, beta: float | None
+    ) -> tuple[CodedTensor, dict[str, float]]:
+        # Of the weight as it was, so that the forecast and the coding take the same scales.
+        scales = self.layers.scales(weight, own.importance)
+        asked = self.recipe.bits_of(path)
+        if asked is not None or beta is None:
+            return coded_weight(own, scales, self.recipe, bits=asked or self.bits, beta=None)
+        return coded_weight(own, scales, self.recipe, bits=None, beta=beta)
+
+    def _likelihoods(self, i: int, before: "_Side", now: "_Side") -> dict[str, LayerLikelihood]:
+        """Return those of a group of layers, which share their input: one pass for all of them."""
+        (teacher, originals, original), (student, group, compressed) = before, now
+        first, coded_next = next(iter(originals.values())), next(iter(group.values()))
+
+        def pairs() -> Iterable[tuple[Tensor, Tensor]]:
+            for (hidden, arguments), (seen, others) in zip(original, compressed, strict=True):
+                x = input_of(coded_next, student, seen, others[i])
+                yield (input_of(first, teacher, hidden, arguments[i]) if self.recipe.adapt_inputs else x), x
+
+        cross, curvature = input_moments(pairs())  # E x xₛᵀ and E xₛ xₛᵀ, [M, M]
+        found = {}
+        for name, layer in group.items():
+            g = self.importance.get(self.layers.path(i, name), torch.ones(layer.out_features))
+            own = self.layers.likelihood(layer.weight, curvature, g)
+            if self.recipe.adapt_inputs:
+                ridge = own.curvature - curvature  # pulls towards the weight itself
+                own = own.given_inputs(cross + ridge, own.curvature)
+            found[name] = own
+        return found
+
+
+#: A block, layers in it that share their input, and the hidden states before it.
+_Side = tuple[nn.Module, Mapping[str, nn.Linear], States]
+
+
+def shipped(block: nn.Module, finished: FinishedBlock) -> nn.Module:
+    """Return a copy of a block as it is shipped, dense."""
+    student = copy.deepcopy(block)
+    dense = {name: value.dense() for name, value in finished.coded.items()}
+    for name, value in {**dense, **finished.leftovers}.items():  # everything that a block has
+        student.get_parameter(name).copy_(value)
+    return student
+
+
+def _mean_bits(coded: Mapping[str, CodedTensor], figures: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Return each layer's bits by how many weights have them, not a mean of layers; None of no layer."""
+    weights = {name.removesuffix(".weight"): value.mask.numel() for name, value in coded.items()}
+    if not weights:
+        return None
+    return sum(figures[name]["bits"] * count for name, count in weights.items()) / sum(weights.values())
