@@ -10,7 +10,7 @@ WORKERS ?= 2
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo test kernels lint slow docs fuzz reliability sanitize gpu clean fashion-mnist foreign-text
+.PHONY: demo test kernels lint slow docs fuzz reliability sanitize gpu clean fashion-mnist foreign-text calibration-text
 
 demo: $(STAMP)
 	$(BIN)/sqs compress recipes/digits.yaml --out runs/demo --overwrite
@@ -71,13 +71,23 @@ data/fashion-mnist/train-images-idx3-ubyte.gz:
 	mv data/.deb/usr/share/datasets/fashion-mnist/*.gz data/fashion-mnist/
 	rm -rf data/.deb
 
-# English of another kind than Python's help, for the benchmarks of language models: quotations, from Debian.
-foreign-text: data/foreign.txt
-data/foreign.txt:
+# English of other kinds than Python's help, for the benchmarks of language models, from Debian: quotations and a
+# lexicon of slang to judge by; essays and a dictionary of computing to calibrate on, too.
+foreign-text: data/foreign.txt data/jargon.txt
+calibration-text: data/essays.txt data/dictionary.txt
+data/%.txt:
 	rm -rf data/.deb && mkdir -p data/.deb
-	cd data/.deb && apt-get download fortunes && dpkg-deb -x *.deb .
-	sed 's/^%$$//' data/.deb/usr/share/games/fortunes/people > data/foreign.txt
+	cd data/.deb && apt-get download $(PACKAGE) && dpkg-deb -x *.deb .
+	cd data/.deb/usr/share && $(TAKEN) > $(abspath data)/.part && mv $(abspath data)/.part $(abspath $@)
 	rm -rf data/.deb
+data/foreign.txt: PACKAGE = fortunes
+data/foreign.txt: TAKEN = sed 's/^%$$//' games/fortunes/people
+data/jargon.txt: PACKAGE = jargon-text
+data/jargon.txt: TAKEN = zcat doc/jargon-text/jargon.txt.gz
+data/essays.txt: PACKAGE = anarchism
+data/essays.txt: TAKEN = zcat doc/anarchism/markdown/sec*.md.gz
+data/dictionary.txt: PACKAGE = dict-foldoc
+data/dictionary.txt: TAKEN = zcat -f dictd/foldoc.dict.dz
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=20480)
     args = parser.parse_args()
     net, tokenizer = language_model(args.packages)
-    judges = texts(tokenizer, args.foreign, args.tokens)
+    judges = texts(tokenizer, [args.foreign], args.tokens)
     packed = load(args.packed, net)
     layers = [module for module in packed.modules() if isinstance(module, PackedLinear)]
     document: dict[str, Any] = {"bits": size_report(args.packed).bits_per_weight}

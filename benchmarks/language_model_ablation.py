@@ -129,8 +129,8 @@ def main() -> None:
     torch.manual_seed(0)
     args.dir.mkdir(parents=True, exist_ok=True)
     net, tokenizer = language_model(args.packages)
-    judges = texts(tokenizer, args.foreign, args.tokens)
-    sequences = calibration(net, tokenizer, 72, args.dir / "calibration-72.pt").view(-1, LENGTH // 2)
+    judges = texts(tokenizer, [args.foreign], args.tokens)
+    sequences = calibration(net, tokenizer, 72, [], args.dir / "calibration-72.pt").view(-1, LENGTH // 2)
     names = [f"{name}.weight" for name in compressed_layers(net)]
     known = evidence(net, names, sequences, args.steps, args.dir / "evidence.pt")
     base = judged(net, judges)
