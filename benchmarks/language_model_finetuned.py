@@ -18,7 +18,6 @@ Writes ``language_model_finetuned.json`` beside this file; rows of ways that wer
 import argparse
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from packaged_weights import language_model
 from torch import Tensor, nn
 
 from sqs_pyro import SQSELBO, BayesianNetwork, SpikeGMMGuide, compress, load, save, size_report
-from sqs_pyro.compression.blockwise.training import in_units_of_scales
+from sqs_pyro.compression.blockwise.training import in_units_of_scales, with_scales
 from sqs_pyro.compression.finetune.call import StepRecord
 from sqs_pyro.data.next_token_loader import NextTokenLoader
 from sqs_pyro.kernels import packed_network
@@ -83,9 +82,9 @@ def settled(net: nn.Module, loader: NextTokenLoader, args: argparse.Namespace) -
     blockwise = load(args.blockwise, net)
     coded = {name: weight.coded() for name, weight in stored_weights(blockwise).items()}
     plain = unpack_weights(blockwise, torch.float32)
-    with in_units_of_scales(plain, coded) as codewords:
-        for parameter in plain.parameters():
-            parameter.requires_grad_(parameter.dim() == 1)
+    with in_units_of_scales(plain, coded) as (codewords, scaled):
+        for name, parameter in plain.named_parameters():
+            parameter.requires_grad_(parameter.dim() == 1 and not name.endswith(".log_scales"))
         names = [f"^{name.replace('.', '[.]')}$" for name in coded]
         likelihood = DistillationLikelihood(1.0, 1.0)
         model = BayesianNetwork(plain, likelihood=likelihood, num_data=len(loader.dataset), include=names)
@@ -111,7 +110,7 @@ def settled(net: nn.Module, loader: NextTokenLoader, args: argparse.Namespace) -
                 if step == args.steps:
                     break
         found = guide.harden()
-    back = {name: replace(found[name], scales=value.scales) for name, value in coded.items()}
+    back = {name: with_scales(found[name], scaled.get(name)) for name in coded}
     return packed_network(plain, back, layout="entropy")
 
 

@@ -21,6 +21,7 @@ THRESHOLDS = {
     "shared_batch_norm": 5.0,  # root mean square of a layer's weights in units of the width they are drawn with
     "missed_size": 0.9,  # the file's size over the one asked for, or the other way round, whichever is below 1
     "few_values": 1.0,  # bits a weight that a language model has, over those asked for
+    "not_finished": 1.0,  # divergence from the original network before the last steps, over that behind them
     "by_structure": 1.0,  # whether the network's architecture is known: 0 if not
     "unreached_experts": 1.0,  # share of a mixture's experts that calibration reached
     "unrepeatable": 1.0,  # 1 / (1 + relative difference of a network's outputs from one call to the next)
@@ -64,6 +65,9 @@ _SENTENCES = {
     "few_values": "The network has {measured:.1%} of the {asked:.2f} bits a weight that were asked for, as zero "
     "and {values} values take no more of them; allow more values (blockwise.num_components, "
     "blockwise.runtime_bits).",
+    "not_finished": "The last {steps} steps of SVI were not taken, as the network was {measured:.3f} times as far "
+    "from the original one before them as behind them; lower blockwise.codebook_learning_rate and "
+    "leftover_learning_rate, or give more steps or text.",
     "by_structure": "The architecture is unknown, so that its layers were found by structure: {listed}; see that "
     "none is missing, or register an architecture.",
     "unreached_experts": "The router of '{site}' sent no token of the calibration to experts {experts}, which are "

@@ -11,14 +11,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import TorchDistribution, Unit
 from pyro.distributions import constraints as pyro_constraints
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import constraints, kl_divergence
 from torch.nn.functional import one_hot
 
 from sqs_pyro.errors import DataError, NetworkError
 from sqs_pyro.models.likelihoods import Categorical, categorical
+from sqs_pyro.models.observation import Likelihood, examples_of
 from sqs_pyro.networks.calling import device_of, move_to, output_tensor, predictions
 from sqs_pyro.networks.minibatches import minibatches
 
@@ -98,6 +99,37 @@ class DistillationLikelihood:
         """Return the observation's distribution, batch shape ``[B]``."""
         logits = output_tensor(output).float().movedim(self.class_axis, -1)
         return DistilledCategorical(logits, self.weight, self.temperature).to_event(logits.dim() - 2)
+
+
+class TaughtBy:
+    r"""What another network says, observed as a whole distribution instead of a drawn label.
+
+    A likelihood of ``BayesianNetwork`` whose observations are the teacher's outputs: ``E_{y ~ p*} log p(y | x)``
+    without the entropy of p*, a constant: ``-KL(p* ‖ p)``.
+
+    Args:
+        likelihood: from either network's output to a distribution of which torch knows the divergence.
+    """
+
+    def __init__(self, likelihood: Likelihood) -> None:
+        self.likelihood = likelihood
+
+    def __call__(self, output: Any) -> TorchDistribution:
+        """Return the distribution of what would be observed, batch shape ``[B]``."""
+        return self.likelihood(output)
+
+    def settle(self, output: Any, y: Any) -> "TaughtBy":
+        """Return itself: nothing is open."""
+        return self
+
+    def observe(self, output: Any, y: Any) -> tuple[TorchDistribution, Tensor]:
+        """Return a factor for each example, and nothing as its value; ``y`` is the teacher's output."""
+        divergence = self.divergence(output, y)
+        return Unit(-divergence), divergence.new_empty(len(divergence), 0)
+
+    def divergence(self, output: Any, y: Any) -> Tensor:
+        """Return ``KL(p* ‖ p)`` of each example, nats, ``[B]``."""
+        return kl_divergence(examples_of(self.likelihood(y)), examples_of(self.likelihood(output)))
 
 
 class DistilledLoader:

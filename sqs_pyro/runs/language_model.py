@@ -261,6 +261,7 @@ def _compress_and_measure(
         },
         "vocabulary": [asdict(record) for record in result.vocabulary],
         "blocks": records,
+        "finish": None if result.finish is None else asdict(result.finish),
         "findings": [asdict(finding) for finding in result.findings],
         **searched,
         "seconds": seconds,
@@ -338,6 +339,7 @@ def _compress(
         plan_directory=plan_directory,
         residency=None if subject.residency.whole else subject.residency,
         progress=tell,
+        finishing=lambda done, steps, nats: progress(f"{stage}, last steps", done, steps, f"{nats:.3f} nats"),
         # Streamed or not, and whoever is told of it, the file is the same to the byte.
         metadata={"recipe": recipe.model_dump(mode="json", exclude=unsaid)},
     )

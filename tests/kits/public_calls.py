@@ -46,7 +46,14 @@ from sqs_pyro.networks.residency import InMemory
 from sqs_pyro.packing.stored import METADATA
 
 RECIPE = {"epochs": 2, "num_components": 3, "nonzero_rate": 0.5, "batch_norm_batches": 2}
-BLOCKWISE = {"bits": 4.0, "num_components": 31, "importance_sequences": 2, "batch_size": 2, "rounds": 1}
+BLOCKWISE = {
+    "bits": 4.0,
+    "num_components": 31,
+    "importance_sequences": 2,
+    "batch_size": 2,
+    "rounds": 1,
+    "finish_steps": 1,
+}
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -246,6 +253,7 @@ CALLS = {
             "plan_directory": path,
             "residency": Recording(),
             "progress": Told(),
+            "finishing": Told(),
             "metadata": {"owner": "someone"},
         },
     ),

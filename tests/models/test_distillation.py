@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from sqs_pyro import SQSELBO, BayesianNetwork, SpikeGMMGuide
 from sqs_pyro.errors import DataError
 from sqs_pyro.models import Categorical
-from sqs_pyro.models.distillation import DistillationLikelihood, DistilledCategorical, DistilledLoader
+from sqs_pyro.models.distillation import DistillationLikelihood, DistilledCategorical, DistilledLoader, TaughtBy
+from sqs_pyro.models.likelihoods import Gaussian, categorical_last
 from sqs_pyro.testing.statistics import assert_rate
 
 
@@ -135,3 +136,35 @@ def test_tokens_of_a_sequence_are_one_event():
     assert (law.batch_shape, law.event_shape) == ((2,), (5, 2, 3))
     each = DistilledCategorical(logits.view(10, 3), 0.4, 2.0).log_prob(observed.view(10, 2, 3))
     torch.testing.assert_close(law.log_prob(observed), each.view(2, 5).sum(1))
+
+
+class TestTaughtBy:
+    """The divergence from a teacher's distribution is that of torch, and in a model a loss of that many nats."""
+
+    @staticmethod
+    def logits():
+        return torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))  # teacher, student: [B, T, C]
+
+    def test_the_divergence_of_sequences_is_the_sum_over_their_tokens(self):
+        teacher, student = self.logits()
+        p, q = teacher.log_softmax(-1), student.log_softmax(-1)
+        found = TaughtBy(categorical_last).divergence(student, teacher)
+        torch.testing.assert_close(found, (p.exp() * (p - q)).sum((-1, -2)))
+
+    def test_of_gaussians_it_is_half_the_squared_distance(self):
+        teacher, student = self.logits()
+        found = TaughtBy(Gaussian()).divergence(student, teacher)
+        torch.testing.assert_close(found, 0.5 * (teacher - student).square().sum((-1, -2)))
+
+    def test_the_loss_of_a_model_has_its_value_and_gradient(self):
+        torch.manual_seed(0)
+        net, x, teacher = nn.Linear(4, 3), torch.randn(6, 4), torch.randn(6, 3)
+        model = BayesianNetwork(net, likelihood=TaughtBy(categorical_last), num_data=12, include="^weight$")
+        guide = SpikeGMMGuide(model, num_components=2, stage="frozen", estimator="straight_through")
+        loss = SQSELBO(kl_weight=0.0).differentiable_loss(model, guide, x, teacher)
+        weight = guide.harden()["weight"].dense()
+        logits = (x @ weight.T + net.bias).log_softmax(-1)
+        expected = 2 * nn.functional.kl_div(logits, teacher.softmax(-1), reduction="sum")  # N / B = 2
+        torch.testing.assert_close(loss, expected)
+        gradients = [torch.autograd.grad(value, net.bias, retain_graph=True)[0] for value in (loss, expected)]
+        torch.testing.assert_close(*gradients)

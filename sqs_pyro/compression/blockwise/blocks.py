@@ -30,15 +30,17 @@ from torch import Tensor, nn
 from sqs_pyro.compression.blockwise.bit_budget import BitBudget
 from sqs_pyro.compression.blockwise.block_layers import BlockLayers, LayerGroups
 from sqs_pyro.compression.blockwise.file_size import bits_a_weight
+from sqs_pyro.compression.blockwise.finishing import finish
 from sqs_pyro.compression.blockwise.forecast import Forecast
 from sqs_pyro.compression.blockwise.one_block import BlockCoder, shipped
-from sqs_pyro.compression.blockwise.recipe import SIZE, WITHOUT_EFFECT, BlockwiseRecipe
+from sqs_pyro.compression.blockwise.recipe import BEHIND_BLOCKS, SIZE, WITHOUT_EFFECT, BlockwiseRecipe
 from sqs_pyro.compression.blockwise.states import States, advance, behind
 from sqs_pyro.compression.blockwise.store import (
     BlockRecord,
     BlockStore,
     FinishedBlock,
     FinishedTable,
+    FinishRecord,
     Plan,
     TableRecord,
 )
@@ -83,6 +85,7 @@ class BlockwiseResult(Printed):
         seconds: of the whole, without what earlier, interrupted calls took.
         vocabulary: records of embedding and head, if they are compressed.
         findings: what of the network is not compressed, if it is a good part.
+        finish: record of the last steps, if there were any and they were taken.
     """
 
     network: nn.Module
@@ -90,6 +93,7 @@ class BlockwiseResult(Printed):
     seconds: float
     findings: list[Finding] = field(default_factory=list)
     vocabulary: list[TableRecord] = field(default_factory=list)
+    finish: FinishRecord | None = None
 
     def table(self) -> Report:
         """Return a table of a row a block, and what the file weighs."""
@@ -119,6 +123,7 @@ def compress_blocks(
     plan_directory: str | Path | None = None,
     residency: Residency | None = None,
     progress: Callable[[BlockRecord], None] | None = None,
+    finishing: Callable[[int, int, float], None] | None = None,
     metadata: Mapping[str, Any] | None = None,
     vocabulary: Vocabulary | None = None,
 ) -> BlockwiseResult:
@@ -138,6 +143,7 @@ def compress_blocks(
         plan_directory: where gradients are kept, for calls that differ in their size alone; as blocks if left out.
         residency: which weights are in memory; all of them if left out.
         progress: told of each finished block.
+        finishing: told of each of the last steps: done, all of them, and nats an example between the networks.
         metadata: written into the packed file.
         vocabulary: embedding and head to compress, too, of a network of one stack; none if left out.
 
@@ -174,6 +180,7 @@ def compress_blocks(
     )
     with torch.no_grad():
         records = run.compress(progress)
+        finished_by = run.finish(finishing) if recipe.finish_steps else None
     findings = [*run.findings, *uncompressed(coverage(net, run.packed))]
     with residency.held(net, without=blocks):
         finished = run.finished_network()
@@ -186,7 +193,8 @@ def compress_blocks(
         )
         if residency.whole:  # a streamed network cannot be called in one piece
             findings += run.compare(finished, packed)
-    return BlockwiseResult(packed, records, time.perf_counter() - start, findings, run.table_records)
+    seconds = time.perf_counter() - start
+    return BlockwiseResult(packed, records, seconds, findings, run.table_records, finished_by)
 
 
 class _Run:
@@ -258,9 +266,10 @@ class _Run:
         """Return what keeps finished work; of a streamed network every weight is read for its fingerprint once."""
         if plan_directory is None:
             return BlockStore(None, {})
-        # What fixes the size comes after the plan.
-        whole, planned = self._fingerprints(WITHOUT_EFFECT, WITHOUT_EFFECT | SIZE)
-        return BlockStore(directory, whole, (plan_directory, planned))
+        # What fixes the size comes after the plan, the last steps behind the blocks.
+        blocks = WITHOUT_EFFECT | BEHIND_BLOCKS
+        whole, planned, finished = self._fingerprints(blocks, blocks | SIZE, WITHOUT_EFFECT)
+        return BlockStore(directory, whole, (plan_directory, planned), finished)
 
     def _fingerprints(self, *excluded: set[str]) -> list[Fingerprint]:
         """Return what this call is made of, of the recipe all but some keys."""
@@ -413,6 +422,28 @@ class _Run:
                 if self.recipe.bits_of(path(name)) is None:
                     # What this layer took beyond its forecast is taken off those to come.
                     budget.spend(path(name), self._spent(path(f"{name}.weight"), layer["bits"]), layer["beta"])
+
+    def finish(self, told: Callable[[int, int, float], None] | None) -> FinishRecord | None:
+        """Let codebooks, scales, norms and biases of all blocks learn together."""
+        student = self._dense_network()
+        layers = {f"{name}.weight" for name in self.layers.every()}
+        coded = {name: value.unpack() for name, value in self.packed.items() if name in layers}
+        found = finish(self.net, student, coded, self.minibatches, self.recipe, self.likelihood, self.store, told)
+        record = found.record
+        if not record.after < record.before:
+            worse = record.before / record.after
+            self.findings.append(finding("not_finished", None, worse, steps=record.steps))
+            return None
+        self.packed |= {name: pack_tensor(value, self.recipe.layout) for name, value in found.coded.items()}
+        self.leftovers |= found.leftovers
+        return record
+
+    def _dense_network(self) -> nn.Module:
+        """Return the network as it ships, dense."""
+        net = self.finished_network()
+        for name, weight in self.packed.items():
+            net.get_parameter(name).copy_(weight.unpack().dense())
+        return net
 
     def finished_network(self) -> nn.Module:
         """Return the network as it ships, but for its compressed weights: what has settled, all of it rounded."""

@@ -40,6 +40,7 @@ def compress_transformer(
     plan_directory: str | Path | None = None,
     residency: Residency | None = None,
     progress: Callable[[BlockRecord], None] | None = None,
+    finishing: Callable[[int, int, float], None] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> BlockwiseResult:
     """Compress embedding, head and the blocks' linear layers of a transformers network from unlabelled text.
@@ -59,6 +60,7 @@ def compress_transformer(
             blocks if left out.
         residency: which weights are in memory; all of them if left out.
         progress: told of each finished block.
+        finishing: told of each of `finish_steps`: done, all of them, and nats an example between the networks.
         metadata: written into the packed file.
 
     Returns:
@@ -105,6 +107,7 @@ def compress_transformer(
             plan_directory=None if plan_directory is None else resolved(plan_directory),
             residency=residency,
             progress=progress,
+            finishing=finishing,
             metadata=metadata,
             vocabulary=vocabulary,
         )

@@ -14,6 +14,8 @@ from sqs_pyro.recipes import MAX_SEED, RecipeSection
 WITHOUT_EFFECT = {"streamed"}
 #: Keys that say how small the file is.
 SIZE = {"bits", "megabytes"}
+#: Keys of what comes behind all blocks, which calls share that differ in them.
+BEHIND_BLOCKS = {"finish_steps"}
 # Bits by which the entropy of a layer's symbols stays below log2 of their number, about, when none is left out.
 _UNUSED = 0.25
 _NEAR = 1.0  # bits that layers which matter may have beyond the average
@@ -63,7 +65,11 @@ class BlockwiseRecipe(RecipeSection):
         batch_size: sequences that run at once.
         settle_steps: steps of SVI on each block at fixed codes, a minibatch each, in which codebooks, norms and
             biases settle.
-        codebook_learning_rate: of codewords (Adam), relative to the layer's root mean square weight.
+        finish_steps: steps of SVI on the whole network behind its last block, at fixed codes, two examples each:
+            in them codebooks, scales, norms and biases learn what the original network says. What brings the two
+            networks no nearer is not taken.
+        codebook_learning_rate: of codewords (Adam), relative to the layer's root mean square weight, and of
+            scales, relative to themselves.
         leftover_learning_rate: of norms and biases (Adam), relative to each tensor's root mean square.
         layout: of packed tensors in the file, see `compression.layout`.
         leftover_dtype: of everything that is not compressed.
@@ -89,6 +95,7 @@ class BlockwiseRecipe(RecipeSection):
     token_prior: float = Field(default=0.5, gt=0)
     batch_size: int = Field(default=8, ge=1)
     settle_steps: int = Field(default=0, ge=0)
+    finish_steps: int = Field(default=0, ge=0)
     codebook_learning_rate: float = Field(default=2e-3, ge=0)
     leftover_learning_rate: float = Field(default=1e-3, ge=0)
     layout: Literal["auto", "dense", "bitmap", "entropy"] = "auto"
@@ -151,6 +158,11 @@ class BlockwiseRecipe(RecipeSection):
 
     @model_validator(mode="after")
     def _streamed_blocks_have_even_bits(self) -> "BlockwiseRecipe":
+        if self.streamed and self.finish_steps:
+            raise ValueError(
+                f"finish_steps: 0 beside streamed: true, but it is {self.finish_steps}: gradients go through the "
+                "whole network"
+            )
         if self.streamed and self.allocation != "even":
             raise ValueError(
                 f"allocation: even beside streamed: true, for '{self.allocation}' takes gradients through the "

@@ -89,6 +89,24 @@ class FinishedTable:
     record: TableRecord
 
 
+@dataclass(frozen=True)
+class FinishRecord:
+    """What became of the last steps, of the whole network.
+
+    Attributes:
+        steps: of SVI.
+        before: mean divergence of the compressed network from the original one, nats an example, on calibration
+            data that was not learned from.
+        after: the same behind the steps, as it ships.
+        seconds: they took, without those of earlier, interrupted calls.
+    """
+
+    steps: int
+    before: float
+    after: float
+    seconds: float
+
+
 class BlockStore:
     """Plan and finished blocks on disk, one file each, written whole or not at all.
 
@@ -96,13 +114,20 @@ class BlockStore:
         directory: where to; None keeps nothing.
         fingerprint: of the call at hand; what another one kept is refused.
         planned: where the plan is, and the fingerprint of all calls that share it; as the blocks if left out.
+        finished: fingerprint of the call with its last steps, which come behind blocks that calls share; as the
+            blocks' if left out.
     """
 
     def __init__(
-        self, directory: Path | None, fingerprint: Fingerprint, planned: tuple[Path, Fingerprint] | None = None
+        self,
+        directory: Path | None,
+        fingerprint: Fingerprint,
+        planned: tuple[Path, Fingerprint] | None = None,
+        finished: Fingerprint | None = None,
     ) -> None:
         self.directory, self.fingerprint = directory, fingerprint
         self.planned = planned or (directory, fingerprint)
+        self.finished = finished or fingerprint
 
     def read_plan(self) -> Plan | None:
         """Return the plan of an interrupted run, or None; errors as :meth:`read`."""
@@ -147,6 +172,14 @@ class BlockStore:
     def write_table(self, part: str, table: FinishedTable) -> None:
         """Keep a finished ``"embedding"`` or ``"head"``."""
         self._write(part, {"coded": _parts(table.coded), "record": asdict(table.record)})
+
+    def read_finish(self) -> dict[str, Any] | None:
+        """Return the state of interrupted last steps, or None; errors as :meth:`read`."""
+        return _read(self.directory, self.finished, "finish", {"step", "values", "optimizer"})
+
+    def write_finish(self, state: dict[str, Any]) -> None:
+        """Keep the state of the last steps."""
+        _write(self.directory, self.finished, "finish", state)
 
     def _read(self, name: str, keys: set[str]) -> dict[str, Any] | None:
         return _read(self.directory, self.fingerprint, name, keys)

@@ -71,7 +71,7 @@ def settle(
     sites = {f"block.{name}": value for name, value in coded.items()}
     elbo = SQSELBO(kl_weight=0.0)  # with codes and gates fixed the learned prior's KL is a constant
     generator = torch.Generator().manual_seed(seed)
-    with in_units_of_scales(block, coded) as codewords:
+    with in_units_of_scales(block, coded) as (codewords, scaled):
         for parameter in block.parameters():
             parameter.requires_grad_(parameter.dim() < 2)  # a weight without codes is one that was to stay
         model = BayesianNetwork(
@@ -83,7 +83,7 @@ def settle(
         )
         start = {f"block.{name}": value for name, value in codewords.items()}
         guide = SpikeGMMGuide(model, coded=start, stage="frozen", estimator="straight_through")
-        optimizer = _optimizer(model, guide, recipe)
+        optimizer = settling_optimizer(model, guide, recipe)
         # Blockwise compression runs without gradients but for here; parameters stay in the modules.
         with pyro.get_param_store().scope(), torch.enable_grad():
             for step in range(recipe.settle_steps):
@@ -91,36 +91,42 @@ def settle(
                 i = int(torch.randint(len(inputs), (1,), generator=generator))
                 hidden, arguments = inputs[i]
                 size = token_sizes(targets[i])
-                for group in optimizer.param_groups:
-                    # Linearly to 0; the sum over N examples need not be divided, for Adam knows no size.
-                    group["lr"] = group["highest_lr"] * (1 - step / recipe.settle_steps)
+                falling_rates(optimizer, 1 - step / recipe.settle_steps)
                 optimizer.zero_grad(set_to_none=True)
                 elbo.terms(model, guide, (hidden, arguments, size), targets[i] / size).loss.backward()
                 optimizer.step()
         settled = guide.harden()
-    # The guide has known codewords only: scales are beside them again.
-    return {name: replace(settled[f"block.{name}"], scales=value.scales) for name, value in coded.items()}
+    return {name: with_scales(settled[f"block.{name}"], scaled.get(name)) for name in coded}
 
 
-class _ScaledLinear(nn.Module):
-    """``s (W x) + b``: a linear layer with the weight W in units of its outputs' scales s."""
+class ScaledLinear(nn.Module):
+    """``s (W x) + b``: a linear layer with the weight W in units of its outputs' scales s, which are learned."""
 
     bias: nn.Parameter | None
 
     def __init__(self, linear: nn.Linear, scales: Tensor) -> None:
         super().__init__()
-        self.scales = scales.to(linear.weight)
+        # Positive, and steps of any length are relative ones.
+        self.log_scales = nn.Parameter(scales.to(linear.weight).log())
         self.weight = nn.Parameter(in_units_of(scales, linear.weight.detach()))
         self.register_parameter("bias", linear.bias)  # the same tensor: what it learns stays in the block
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x ``[..., M]``. Returns ``[..., N]``."""
-        out = nn.functional.linear(x, self.weight) * self.scales
+        out = nn.functional.linear(x, self.weight) * self.log_scales.exp()
         return out if self.bias is None else out + self.bias
+
+    @property
+    def scales(self) -> Tensor:
+        """The scales as a file has them: float16 in float32, ``[N]``."""
+        limits = torch.finfo(torch.float16)
+        return self.log_scales.detach().float().exp().clamp(limits.tiny, limits.max).half().float().cpu()
 
 
 @contextmanager
-def in_units_of_scales(block: nn.Module, coded: Mapping[str, CodedTensor]) -> Iterator[dict[str, CodedTensor]]:
+def in_units_of_scales(
+    block: nn.Module, coded: Mapping[str, CodedTensor]
+) -> Iterator[tuple[dict[str, CodedTensor], dict[str, ScaledLinear]]]:
     """Put linear layers of ``block`` with scales in units of them, so that their weights are codewords.
 
     Args:
@@ -128,23 +134,39 @@ def in_units_of_scales(block: nn.Module, coded: Mapping[str, CodedTensor]) -> It
         coded: its compressed weights, by parameter name; those with scales must be of linear layers.
 
     Yields:
-        the compressed weights of those layers, which have no scales.
+        the compressed weights of those layers, which have no scales; and those layers, by parameter name.
     """
     kept: dict[str, nn.Module] = {}
+    scaled: dict[str, ScaledLinear] = {}
     try:
         for name, value in coded.items():
             if value.scales is not None:
                 path = name.removesuffix(".weight")
                 linear = kept[path] = block.get_submodule(path)
                 assert isinstance(linear, nn.Linear)
-                block.set_submodule(path, _ScaledLinear(linear, value.scales))
-        yield {name: replace(value, scales=None) for name, value in coded.items()}
+                scaled[name] = ScaledLinear(linear, value.scales)
+                block.set_submodule(path, scaled[name])
+        yield {name: replace(value, scales=None) for name, value in coded.items()}, scaled
     finally:
         for path, linear in kept.items():
             block.set_submodule(path, linear)
 
 
-def _optimizer(model: BayesianNetwork, guide: SpikeGMMGuide, recipe: BlockwiseRecipe) -> torch.optim.Optimizer:
+def with_scales(coded: CodedTensor, layer: ScaledLinear | None) -> CodedTensor:
+    """Return codewords, which are all that a guide has known, with the scales of their layer."""
+    return coded if layer is None else replace(coded, scales=layer.scales)
+
+
+def falling_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Set learning rates to a share of their highest."""
+    for group in optimizer.param_groups:
+        # The sum over N examples need not be divided, for Adam knows no size.
+        group["lr"] = group["highest_lr"] * share
+
+
+def settling_optimizer(
+    model: BayesianNetwork, guide: SpikeGMMGuide, recipe: BlockwiseRecipe
+) -> torch.optim.Optimizer:
     """Return Adam, whose steps are as long as the learning rate: given in units of what it moves."""
     groups = []
     for site in guide.site_guides().values():
@@ -152,9 +174,13 @@ def _optimizer(model: BayesianNetwork, guide: SpikeGMMGuide, recipe: BlockwiseRe
         groups.append(
             {"params": [site.loc_unconstrained], "highest_lr": size * recipe.codebook_learning_rate},
         )
-    for parameter in model.net.parameters():
-        if parameter.requires_grad:
-            size = float(parameter.detach().square().mean().sqrt())
-            # Biases of zeros have no size of their own.
-            groups.append({"params": [parameter], "highest_lr": (size or 1.0) * recipe.leftover_learning_rate})
+    for name, parameter in model.net.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.endswith(".log_scales"):  # scales are of the codewords' kind, and logarithms are relative
+            groups.append({"params": [parameter], "highest_lr": recipe.codebook_learning_rate})
+            continue
+        size = float(parameter.detach().square().mean().sqrt())
+        # Biases of zeros have no size of their own.
+        groups.append({"params": [parameter], "highest_lr": (size or 1.0) * recipe.leftover_learning_rate})
     return torch.optim.Adam(groups, lr=0.0)

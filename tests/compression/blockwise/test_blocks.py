@@ -297,7 +297,13 @@ class TestSettling:
             assert torch.equal(settled[name].codes, coded[name].codes)
             assert torch.equal(settled[name].mask, coded[name].mask)
             assert not torch.equal(settled[name].codebook, coded[name].codebook)
-            assert settled[name].scales is coded[name].scales
+            if scales:
+                learned = settled[name].scales
+                assert not torch.equal(learned, coded[name].scales) and torch.equal(
+                    learned, learned.half().float()
+                )
+            else:
+                assert settled[name].scales is None
         assert dict(block.named_modules()) == layers
         assert not torch.equal(block.input_layernorm.weight, norm)
 
