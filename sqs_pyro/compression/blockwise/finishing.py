@@ -94,7 +94,7 @@ def finish(
     leftovers = {
         name: round_to(value.detach(), recipe.leftover_dtype)
         for name, value in student.named_parameters()
-        if value.requires_grad
+        if value.dim() < 2
     }
     with torch.no_grad():
         for name, value in {**{n: v.dense() for n, v in after_coded.items()}, **leftovers}.items():
