@@ -147,7 +147,13 @@ def test_blockwise(device, tmp_path):
     plain = tiny("llama")
     net, sequences = copy.deepcopy(plain).to(device), torch.randint(3, 60, (6, 12))
     with torch.enable_grad():
-        recipe = {"bits": 3.0, "num_components": 8, "allocation": "importance", "settle_steps": 2}
+        recipe = {
+            "bits": 3.0,
+            "num_components": 8,
+            "allocation": "importance",
+            "settle_steps": 2,
+            "finish_steps": 2,
+        }
         result = sqs_pyro.compress_transformer(net, sequences, recipe)
     sqs_pyro.save(result.network, tmp_path / "packed.safetensors")
     there, here = (sqs_pyro.load(tmp_path / "packed.safetensors", each) for each in (net, plain))

@@ -163,7 +163,7 @@ def report_tables(run: Document) -> Report:
     """Return all that a finished run measured: networks, tensors, and the bounds on the KL."""
     metrics = run["metrics"]
     parts: list[RenderableType] = [*run_tables(metrics), *finding_lines(metrics.get("findings", ()))]
-    parts += [_block_table(metrics)] if "blocks" in metrics else []
+    parts += [_block_table(metrics), *_finish_lines(metrics)] if "blocks" in metrics else []
     parts += [_tensor_table(metrics["size"]), *_others(metrics["size"]), *_own_lines(run.get("recipe") or {})]
     return Report(*parts, *(bounds_tables(run["bounds"]) if "bounds" in run else ()))
 
@@ -181,9 +181,15 @@ def result_tables(result: Document) -> Report:
 
 
 def block_tables(result: Document) -> Report:
-    """Return the outcome of a compression block after block: ``blocks``, ``vocabulary``, ``size``, ``seconds``."""
+    """Return the outcome of a compression block after block.
+
+    Args:
+        result: ``blocks``, ``vocabulary``, ``finish``, ``size``, ``seconds``.
+    """
     size = result["size"]
-    return Report(_block_table(result), *_others(size), _size_table(result, result["seconds"]))
+    return Report(
+        _block_table(result), *_finish_lines(result), *_others(size), _size_table(result, result["seconds"])
+    )
 
 
 def finding_lines(findings: Sequence[Document]) -> list[Line]:
@@ -226,6 +232,15 @@ def _perplexity_table(metrics: Document) -> FittedTable:
             cells = [_number(metrics["baseline"][name]["perplexity"], ".3f"), *cells, ratio]
         table.add_row(name, *cells, *(f"{packed[key]:,}" for key in ("tokens", "window", "stride")))
     return table
+
+
+def _finish_lines(result: Document) -> list[Line]:
+    """Return what the last steps of SVI did, if there were some that were taken."""
+    done = result.get("finish")
+    if not done:
+        return []
+    apart = f"{done['before']:.3f} to {done['after']:.3f} nats an example"
+    return [Line(f"{done['steps']} last steps: from {apart} away from the original network")]
 
 
 def _block_table(result: Document) -> FittedTable:

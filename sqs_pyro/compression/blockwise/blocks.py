@@ -103,6 +103,7 @@ class BlockwiseResult(Printed):
             {
                 "vocabulary": [asdict(record) for record in self.vocabulary],
                 "blocks": [asdict(record) for record in self.records],
+                "finish": None if self.finish is None else asdict(self.finish),
                 "size": size_report(self.network).to_dict(),
                 "seconds": self.seconds,
             }

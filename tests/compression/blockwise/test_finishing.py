@@ -85,6 +85,7 @@ def test_codes_stay_and_the_networks_come_nearer(net, sequences, finished, monke
     unseen = torch.randint(3, 64, (64, 12), generator=torch.Generator().manual_seed(9))
     assert divergence(net, result.network, unseen) < divergence(net, plain.network, unseen)
     assert result.finish.after < result.finish.before
+    assert "40 last steps: from" in str(result) and "last steps" not in str(plain)
     # As it ships: the record is the packed network's, of sequences that were not learned from.
     judged = torch.cat([part for i, part in enumerate(sequences.split(2), 1) if i % 20 == 0])
     assert 12 * divergence(net, result.network, judged) == pytest.approx(result.finish.after, rel=1e-3)
