@@ -1,5 +1,6 @@
 """What is found out before the first block: how much outputs matter, and how many bits each layer is to take."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from sqs_pyro.networks.calling import split_examples
 
 #: Sequences whose gradients are taken at once: autograd keeps the activations of the whole network for each.
 IMPORTANCE_BATCH = 2
+# Tokens for each of a layer's inputs whose moments say how precise its weights are: more only make it longer.
+_TOKENS_AN_INPUT = 16
 
 
 class Forecast:
@@ -90,8 +93,10 @@ class Forecast:
         for i, block in enumerate(stack.blocks, first_block):
             for group in self.layers.groups(i, block):
                 first = next(iter(group.values()))
-                seen = (input_of(first, block, hidden, arguments[i]) for hidden, arguments in states)
+                some, share = _enough(states, first.in_features)
+                seen = (input_of(first, block, hidden, arguments[i]) for hidden, arguments in some)
                 _, curvature = input_moments((x, x) for x in seen)
+                curvature /= share  # of all inputs, as the coding will have it
                 for name, layer in group.items():
                     full = self.layers.path(i, name)
                     own = self.layers.likelihood(layer.weight, curvature, importance[full])
@@ -99,3 +104,11 @@ class Forecast:
                     found[full] = own.in_units_of(scales).mean_precision
             states = behind(advance(block, states, i), states)
         return found, states
+
+
+def _enough(states: States, inputs: int) -> tuple[States, float]:
+    """Return the first minibatches, enough for a layer of so many inputs, and their share of all tokens."""
+    tokens = [hidden.shape[:-1].numel() for hidden, _ in states]
+    reached = itertools.accumulate(tokens)
+    count = next((n for n, total in enumerate(reached, 1) if total >= _TOKENS_AN_INPUT * inputs), len(states))
+    return states[:count], sum(tokens[:count]) / sum(tokens)

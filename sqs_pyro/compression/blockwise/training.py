@@ -74,6 +74,8 @@ def settle(
     with in_units_of_scales(block, coded) as (codewords, scaled):
         for parameter in block.parameters():
             parameter.requires_grad_(parameter.dim() < 2)  # a weight without codes is one that was to stay
+        for layer in scaled.values():  # a block's few tokens know little of each output
+            layer.log_scales.requires_grad_(False)
         model = BayesianNetwork(
             RelativeOutput(block),
             likelihood="gaussian",
@@ -100,7 +102,7 @@ def settle(
 
 
 class ScaledLinear(nn.Module):
-    """``s (W x) + b``: a linear layer with the weight W in units of its outputs' scales s, which are learned."""
+    """``s (W x) + b``: a linear layer with the weight W in units of its outputs' scales s, which can learn."""
 
     bias: nn.Parameter | None
 
