@@ -41,9 +41,10 @@ def decode_compiled(
 ) -> Tensor:
     """Decode a text as transformers' ``generate`` does, each token by the network's compiled step.
 
-    It is what ``net.generate(..., custom_generate=decode_compiled)`` calls: processors of logits, stopping
-    criteria and streamers are those of ``generate``. The first call for a network's shapes compiles for a minute
-    or two; what comes of it is kept beside the compiled kernels, for every file of these shapes.
+    It is what ``net.generate(..., custom_generate=decode_compiled)`` calls: processors of logits and stopping
+    criteria are those of ``generate``; a streamer, which it keeps to itself, is given beside it and by
+    ``functools.partial(decode_compiled, streamer=...)``. The first call for a network's shapes compiles for a
+    minute or two; what comes of it is kept beside the compiled kernels, for every file of these shapes.
 
     Returns:
         The prompt and what follows on it, int64 ``[1, T]``.

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def _continued(
     if temperature > 0:
         options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
     if compiled:
-        options |= _compilation(net)
+        options |= _compilation(net, told)
     ends = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ids = ids.to(device_of(net))
     generate: Any = net.generate
@@ -126,12 +127,13 @@ def _continued(
     return said
 
 
-def _compilation(net: nn.Module) -> dict[str, Any]:
-    """Return what ``generate`` is given, so that tokens come from compiled code."""
+def _compilation(net: nn.Module, told: Any) -> dict[str, Any]:
+    """Return what ``generate`` is given for compiled code, of whose tokens the streamer ``told`` hears, too."""
     from sqs_pyro.exporting.decoding import can_be_compiled, decode_compiled  # not before transformers is needed
 
     if can_be_compiled(net):
-        return {"custom_generate": decode_compiled}
+        # transformers hands a streamer to its own ways of decoding alone.
+        return {"custom_generate": partial(decode_compiled, streamer=told)}
     compilation = transformers_package().CompileConfig(fullgraph=True, dynamic=False, mode="default")
     compilation._compile_all_devices = True  # else transformers compiles for GPUs only
     return {"cache_implementation": "static", "compile_config": compilation}
