@@ -58,7 +58,8 @@ def decode_compiled(
     only_last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     with torch.inference_mode():
         logits = _called(model, input_ids, cache, **only_last)
-        step: Callable[[Tensor], Tensor] | None = None
+        # Before the first token, so that those behind it come as fast as they do; a single one needs no step.
+        step = compiled_step(model, cache) if generation_config.max_length > input_ids.shape[1] + 1 else None
         while True:
             scores = logits_processor(input_ids, logits.float())
             if generation_config.do_sample:
@@ -68,10 +69,8 @@ def decode_compiled(
             input_ids = torch.cat([input_ids, token], 1)
             if streamer is not None:
                 streamer.put(token.flatten())
-            if bool(stopping_criteria(input_ids, scores).all()):
+            if step is None or bool(stopping_criteria(input_ids, scores).all()):
                 break
-            # Behind the first token, which has come by then; and a single one needs no step.
-            step = step or compiled_step(model, cache)
             logits = step(token)
     if streamer is not None:
         streamer.end()
