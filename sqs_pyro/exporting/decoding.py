@@ -181,7 +181,9 @@ def _key(step: _Step) -> list[str]:
     tensors = _tensors(step) | {str(i): value for i, value in enumerate(step.seen)}
     shapes = {name: [str(value.dtype), *value.shape, *value.stride()] for name, value in tensors.items()}
     network: Any = step.network
-    said = json.dumps([network.config.to_json_string(use_diff=False), arguments, shapes, repr(network)])
+    # Where the network was read from is no part of it.
+    config = {key: value for key, value in network.config.to_dict().items() if key != "_name_or_path"}
+    said = json.dumps([config, arguments, shapes, repr(network)], default=str, sort_keys=True)
     return [
         hashlib.sha256(said.encode()).hexdigest(),
         str(torch.__version__),

@@ -57,6 +57,22 @@ def test_logits_are_those_of_a_call(compiler_cache):
             torch.testing.assert_close(step(seen[:, -1:]), net(input_ids=seen).logits[:, -1])
 
 
+def test_the_step_is_of_a_network_wherever_it_lies_and_of_no_other():
+    def key(net):
+        cache = static_cache(net, 8)
+        net(input_ids=PROMPT, cache=cache, use_cache=True)
+        return decoding._key(decoding._Step(net, cache))
+
+    net = packed_tiny("llama")
+    first = key(net)
+    net.config._name_or_path = "elsewhere"
+    assert key(net) == first
+    assert first not in (
+        key(packed_tiny("llama", exclude=("lm_head",))),
+        key(packed_tiny("llama", rms_norm_eps=0.1)),
+    )
+
+
 @pytest.mark.parametrize(("length", "size"), [(1, 256), (256, 256), (257, 512), (1025, 2048)])
 def test_few_lengths_are_compiled(length, size):
     assert {layer.max_cache_len for layer in static_cache(tiny("llama"), length).layers} == {size}
