@@ -204,7 +204,8 @@ def read_sequences(recipe: LanguageModelRecipe, text: Text, tokenizer: Any, voca
         DataError: naming the text that is too short, or has tokens that the network does not know.
     """
     asked, found = recipe.text, []
-    for name, each in {text.name: text.calibration, **text.further}.items():
+    # Pairs: a further file may have the name of the first, whose directory is not told.
+    for name, each in [(text.name, text.calibration), *text.further.items()]:
         try:
             found.append(
                 token_sequences(

@@ -259,6 +259,9 @@ def test_sequences_of_all_texts_are_mixed(tiny_language_recipe):
     text = Text("a " * 40, "held out", "a", {"b.txt": "bb " * 9, "c.txt": "ccc " * 7})
     found = read_sequences(recipe, text, lambda text, **options: {"input_ids": [*map(len, text.split())]}, None)
     assert found.tolist() == [[1] * 3, [2] * 3, [3] * 3] * 2
+    same = Text("a " * 40, "held out", "b.txt", {"b.txt": "bb " * 9})  # of two directories
+    found = read_sequences(recipe, same, lambda text, **options: {"input_ids": [*map(len, text.split())]}, None)
+    assert found.tolist() == [[1] * 3, [2] * 3] * 2
 
 
 class TestTheRecipe:

@@ -426,7 +426,7 @@ class _Run:
 
     def finish(self, told: Callable[[int, int, float], None] | None) -> FinishRecord | None:
         """Let codebooks, scales, norms and biases of all blocks learn together."""
-        student = self._dense_network()
+        student = self._with_weights(self.finished_network())
         layers = {f"{name}.weight" for name in self.layers.every()}
         coded = {name: value.unpack() for name, value in self.packed.items() if name in layers}
         found = finish(self.net, student, coded, self.minibatches, self.recipe, self.likelihood, self.store, told)
@@ -439,9 +439,8 @@ class _Run:
         self.leftovers |= found.leftovers
         return record
 
-    def _dense_network(self) -> nn.Module:
-        """Return the network as it ships, dense."""
-        net = self.finished_network()
+    def _with_weights(self, net: nn.Module) -> nn.Module:
+        """Return a finished network with the coded weights in it, dense."""
         for name, weight in self.packed.items():
             net.get_parameter(name).copy_(weight.unpack().dense())
         return net
@@ -464,8 +463,7 @@ class _Run:
     @torch.no_grad()
     def compare(self, finished: nn.Module, packed: nn.Module) -> list[Finding]:
         """Check on one example that the packed network computes what ``finished`` does with the coded weights."""
-        for name, weight in self.packed.items():
-            finished.get_parameter(name).copy_(weight.unpack().dense())
+        finished = self._with_weights(finished)
         example = next(split_examples(self.minibatches[0], 1))  # enough to tell networks apart
         found = check_agreement(finished, packed, example)
         return [] if found is None else [unrepeatable(found.relative)]

@@ -97,7 +97,9 @@ def finish(
         if value.dim() < 2
     }
     with torch.no_grad():
-        for name, value in {**{n: v.dense() for n, v in after_coded.items()}, **leftovers}.items():
+        for name, weight in after_coded.items():  # one dense weight at a time
+            student.get_parameter(name).copy_(weight.dense())
+        for name, value in leftovers.items():
             student.get_parameter(name).copy_(value)
     after = _divergence(teacher, student, judged, taught)  # as it ships
     record = FinishRecord(recipe.finish_steps, before, after, time.perf_counter() - start)
