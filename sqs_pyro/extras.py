@@ -8,6 +8,7 @@ from sqs_pyro.errors import MissingPackageError
 #: Import name of a package, and the extra of ``pip install 'sqs-pyro[extra]'`` that brings it.
 EXTRAS = {
     "accelerate": "transformers",
+    "compressed_tensors": "compressed-tensors",
     "datasets": "text",
     "gguf": "gguf",
     "laplace": "peers",
@@ -18,6 +19,7 @@ EXTRAS = {
     "onnx_ir": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
+    "openvino": "openvino",
     "peft": "adapters",
     "PIL": "vision",
     "pyarrow": "tables",

@@ -106,10 +106,10 @@ def inspect_command(
 @app.command("export")
 def export_command(
     file: FileArgument,
-    export_format: Annotated[str, typer.Option("--format", metavar="FORMAT", help="dense, aoti or onnx.")],
-    out: Annotated[Path, typer.Option("--out", metavar="PATH", help="File to make; of aoti a directory.")],
+    export_format: Annotated[str, typer.Option("--format", metavar="FORMAT", help="See below.")],
+    out: Annotated[Path, typer.Option("--out", metavar="PATH", help="File or directory to make.")],
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="Of dense: float32, bfloat16 or float16 [float32].")
+        str | None, typer.Option("--dtype", help="Of what has no codes: float32, bfloat16 or float16 [float32].")
     ] = None,
     input_shape: Annotated[
         str | None,
@@ -124,7 +124,8 @@ def export_command(
     """Write the network of a packed file for other programs, run what was written, and compare.
 
     dense: a plain checkpoint. aoti: a compiled network on packed weights that needs only PyTorch, Python or not.
-    onnx: a model of codes and codebooks.
+    onnx, openvino: a model of codes and codebooks. Of a packed Hugging Face directory whose codewords are whole
+    numbers also compressed-tensors (vLLM) and gguf (llama.cpp).
     """
     with one_sentence_errors():
         from sqs_pyro.reporting.tables import export_tables

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from sqs_pyro.errors import OutputError
 
-_FILES = {"dense": ".safetensors", "onnx": ".onnx"}
-_KNOWN = (*_FILES.values(), ".pt", ".pth", ".pt2", ".bin", ".so", ".zip", ".json", ".gguf")
+_FILES = {"dense": ".safetensors", "onnx": ".onnx", "gguf": ".gguf"}
+_KNOWN = (*_FILES.values(), ".pt", ".pth", ".pt2", ".bin", ".so", ".zip", ".json", ".xml")
 
 
 def check_suffix(path: str | Path, export_format: str, *, directory: bool) -> None:
@@ -13,7 +13,7 @@ def check_suffix(path: str | Path, export_format: str, *, directory: bool) -> No
 
     Args:
         path: its name; one without a suffix is always right.
-        export_format: ``"dense"``, ``"aoti"`` or ``"onnx"``.
+        export_format: by its name.
         directory: whether a directory is written, whose name may have any suffix that is not a known file's.
 
     Raises:

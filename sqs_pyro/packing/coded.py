@@ -12,6 +12,7 @@ from torch import Tensor
 from sqs_pyro.errors import NetworkError
 
 MAX_COMPONENTS = 256  # codes are uint8
+_FEWEST = 8  # steps that the least value of a codebook may be
 _CHUNK = 1 << 16  # weights indexed at once: their int64 indices stay in the cache
 
 
@@ -86,6 +87,34 @@ class CodedTensor:
         values = scaled(values, self.scales)
         # Not times the mask: a negative value times 0 is -0.0, and packed forms are compared bit for bit.
         return torch.where(self.mask, values, values.new_zeros(()))
+
+    def whole_numbers(self) -> tuple[Tensor, Tensor] | None:
+        """Return the weights as whole numbers, int8 ``[*shape]``, times scales of out-channels, float32 ``[N]``.
+
+        None where a codebook is no whole numbers times one step, or its weights are no whole out-channels.
+        """
+        channels, groups = self.shape[0], self.num_groups
+        found = _steps(self.codebook)
+        if found is None or channels % groups:
+            return None
+        numbers, steps = found
+        values = look_up(numbers, self.codes.reshape(groups, -1)).view(self.shape)
+        steps = steps.repeat_interleave(channels // groups)  # [G] -> [N]
+        scales = steps if self.scales is None else steps * self.scales
+        return torch.where(self.mask, values, values.new_zeros(())), scales
+
+
+def _steps(codebook: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return whole numbers, int8 ``[G, K]``, and steps, ``[G]``, whose products are the codebook's values."""
+    least = codebook.abs().masked_fill(codebook == 0, torch.inf).amin(1, keepdim=True)
+    numbers, steps = torch.zeros_like(codebook), least.isinf().to(codebook)  # 1 of a weight of zeros alone
+    # The least value is one step, or a few where those below it are not used.
+    for few in range(_FEWEST, 0, -1):
+        step = least / few
+        places = (codebook / step).round()
+        fits = ((places * step == codebook) & (places >= -128) & (places <= 127)).all(1, keepdim=True)
+        numbers, steps = torch.where(fits, places, numbers), torch.where(fits, step, steps)
+    return (numbers.to(torch.int8), steps[:, 0]) if bool((steps > 0).all()) else None
 
 
 def stack_draws(draws: Sequence[CodedTensor]) -> CodedTensor:

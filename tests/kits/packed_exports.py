@@ -1,5 +1,7 @@
 """Packed networks of every kind that an export has to carry, with inputs."""
 
+from dataclasses import replace
+
 import torch
 from kits.exported import Residual, Words
 
@@ -19,6 +21,9 @@ CODES = {  # options of the codes of every matrix and convolution
     "256 values and zeros": {"components": 256, "nonzero_rate": 0.9},
     "codebooks of channels": {"components": 5, "by_channel": True},
     "scales": {"components": 7, "scales": True},
+    "whole numbers of 2 bits": {"components": 3, "whole": True},
+    "whole numbers of 4 bits": {"components": 15, "whole": True},
+    "whole numbers of 8 bits": {"components": 255, "whole": True},
 }
 
 
@@ -40,9 +45,26 @@ def packed(kind, *codes):
         if value.dim() > 1:
             options = dict(CODES[codes[len(coded) % len(codes)]])
             groups = value.shape[0] if options.pop("by_channel", False) else 1
+            whole = options.pop("whole", False)
             coded[name] = random_coded(tuple(value.shape), groups=groups, seed=seed, **options)
             coded[name].codebook.mul_(16)
+            coded[name] = on_whole_numbers(coded[name]) if whole else on_no_grid(coded[name])
     return packed_network(net, coded)
+
+
+def on_whole_numbers(coded):
+    """The same codes of whole numbers about zero, times a scale of each output."""
+    k = coded.num_components
+    places = torch.tensor([float(n) for n in range(-((k + 1) // 2), k // 2 + 1) if n])
+    scales = (torch.linspace(0.5, 2.0, coded.shape[0]) / k).half().float()
+    return replace(coded, codebook=places[None], scales=scales)
+
+
+def on_no_grid(coded):
+    """The same codes of values that are no whole numbers times one step."""
+    values = coded.codebook
+    bent = values + values * values.abs() / 8
+    return replace(coded, codebook=bent.half().float() if coded.codebook_dtype == "float16" else bent)
 
 
 def first_rows(inputs, count):

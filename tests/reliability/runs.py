@@ -63,7 +63,7 @@ def _blockwise(out: Path) -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2}
     net = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, vocab_size=32, pad_token_id=0)).eval()
     sequences = torch.randint(32, (8, 12), generator=torch.Generator().manual_seed(0))
-    keys = {"bits": 4.0, "batch_size": 4, "settle_steps": 4, "importance_sequences": 4}
+    keys = {"bits": 4.0, "batch_size": 4, "settle_steps": 4, "importance_sequences": 4, "finish_steps": 24}
     save(compress_transformer(net, sequences, keys, directory=out / "blocks").network, out / "packed")
 
 

@@ -76,13 +76,13 @@ def test_aoti_of_a_run(file, tmp_path, monkeypatch):
 
 def test_what_is_written_is_what_is_compared(file, tmp_path, monkeypatch):
     """A format that forgets something is found out by its figure."""
-    export = sqs_pyro.runs.export.export_dense
+    export = sqs_pyro.runs.export.formats.export_dense
 
     def forgetful(net, path, dtype):
         net.fc.bias.data.add_(1.0)
         return export(net, path, dtype)
 
-    monkeypatch.setattr(sqs_pyro.runs.export, "export_dense", forgetful)
+    monkeypatch.setattr(sqs_pyro.runs.export.formats, "export_dense", forgetful)
     assert export_file(file, "dense", tmp_path / "dense")["max_difference"] == pytest.approx(1.0, rel=1e-4)
 
 
@@ -101,7 +101,7 @@ def test_data_that_is_not_here_costs_dense_only_the_comparison(file, tmp_path, m
 @pytest.mark.parametrize(
     ("options", "error", "sentence"),
     [
-        ({"export_format": "gguf"}, OutputError, "Format 'gguf' is unknown: give one of dense, aoti, onnx."),
+        ({"export_format": "tflite"}, OutputError, "Format 'tflite' is unknown: give one of dense, aoti, onnx, "),
         ({"dtype": "int8"}, NetworkError, "dtype is 'int8', but should be one of float32"),
         ({"export_format": "aoti", "dtype": "float16"}, OutputError, "--dtype float16 is for --format dense"),
         ({"input_shape": (1, 0)}, RecipeError, r"The input shape is \[1, 0\], but should be whole numbers above"),
@@ -132,7 +132,7 @@ def test_what_is_in_the_way(file, tmp_path):
     assert len(load_file(out)) > 4
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("mine")
-    for export_format in ("dense", "onnx", "aoti"):
+    for export_format in ("dense", "onnx", "aoti", "openvino"):
         with pytest.raises(OutputError, match="exists and is no export of format"):
             export_file(file, export_format, tmp_path / "full", overwrite=True)
 
@@ -146,7 +146,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(file, tmp_path, mo
         path.write_bytes(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sqs_pyro.runs.export, "export_dense", full)
+    monkeypatch.setattr(sqs_pyro.runs.export.formats, "export_dense", full)
     with pytest.raises(OutputError, match=r"dense' cannot be written \(No space left on device\): make room"):
         export_file(file, "dense", out, overwrite=True)
     assert out.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["dense"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sqs_pyro.compression.blockwise.channel_scales import channel_scales
+from sqs_pyro.compression.blockwise.coded_weight import scales_of
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.errors import NetworkError
@@ -63,7 +63,7 @@ class BlockLayers:
 
     def scales(self, weight: Tensor, importance: Tensor) -> Tensor | None:
         """Return the scales of a layer's outputs, ``[N]``, where they are worth their bits."""
-        return channel_scales(weight, importance) if self.recipe.channel_scales else None
+        return scales_of(weight, importance, self.recipe)
 
 
 def every_linear(block: nn.Module) -> list[dict[str, nn.Linear]]:

@@ -1,12 +1,32 @@
 """One weight coded as it is packed: in units of its scales, at a size or at a β."""
 
+from dataclasses import replace
+
+import torch
 from torch import Tensor
 
-from sqs_pyro.compression.blockwise.channel_scales import scale_bits
+from sqs_pyro.compression.blockwise.channel_scales import channel_scales, scale_bits
+from sqs_pyro.compression.blockwise.codebooks import UniformCodebook
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
-from sqs_pyro.compression.blockwise.sequential_coding import fit
+from sqs_pyro.compression.blockwise.sequential_coding import Coding, fit
 from sqs_pyro.packing import CodedTensor
+
+
+def scales_of(
+    weight: Tensor, importance: Tensor, recipe: BlockwiseRecipe, *, by_size: bool = False
+) -> Tensor | None:
+    """Return the scales of a weight's rows, ``[N]``: where they are worth their bits, or the grid needs them.
+
+    Args:
+        weight: w, ``[N, M]``.
+        importance: g, ``[N]``.
+        recipe: whether it may have scales, and its grid.
+        by_size: whether scales by the size of each row are tried, too.
+    """
+    uniform = recipe.grid == "uniform"
+    found = channel_scales(weight, importance, by_size=by_size or uniform) if recipe.channel_scales else None
+    return torch.ones(len(weight)) if found is None and uniform else found
 
 
 def coded_weight(
@@ -21,7 +41,7 @@ def coded_weight(
 
     Args:
         own: its likelihood.
-        scales: of its rows.
+        scales: of its rows; a uniform grid needs them.
         recipe: codewords and rounds.
         bits: for each weight, its scales' included; or
         beta: β.
@@ -36,7 +56,17 @@ def coded_weight(
         beta=beta,
         max_components=recipe.num_components,
         rounds=recipe.rounds,
+        uniform=recipe.grid == "uniform",
     )
-    hard = coding.coded(scales)
+    hard = coding.coded(scales) if recipe.grid == "free" else _whole_numbers(coding, own, scales)
     error = own.relative_error(hard.dense().to(own.mean))  # codewords as float16 will have them
     return hard, {"bits": coding.bits_per_weight + extra, "beta": coding.beta, "error": error}
+
+
+def _whole_numbers(coding: Coding, own: LayerLikelihood, scales: Tensor | None) -> CodedTensor:
+    """Return it with whole numbers as codewords, and in each row's scale the step that suits it best."""
+    assert scales is not None
+    grid = UniformCodebook(len(coding.codewords))
+    step = coding.codewords[-1] / grid.places[-1]
+    rows = grid.row_scales(own, coding.symbols, step * scales.to(step))
+    return replace(coding, codewords=grid.places.float()).coded(rows.cpu())

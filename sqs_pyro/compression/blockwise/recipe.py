@@ -52,6 +52,8 @@ class BlockwiseRecipe(RecipeSection):
         runtime_bits: bits that the code of a weight takes in memory, which bounds K by `2^runtime_bits - 1`; left
             out, K decides. Kernels keep 5 codes of 3 bits in 16, so that they take 3.2. Without `bits` and
             `megabytes` the file has a quarter of a bit less.
+        grid: `free` lets codewords be any numbers; with `uniform` they are whole numbers, `-⌈K/2⌉` to `⌊K/2⌋`,
+            times a scale of each output, as integer kernels of other runtimes multiply.
         channel_scales: whether outputs of a layer that matter more, and rows of an embedding, may have a finer
             grid, by a scale of 16 bits for each; layers where it is not worth its bits have none, nor has any
             layer of a block with allocation `even`.
@@ -87,6 +89,7 @@ class BlockwiseRecipe(RecipeSection):
     allocation: Literal["importance", "even"] = "importance"
     num_components: int = Field(default=31, ge=1, le=255)
     runtime_bits: Literal[2, 3, 4] | None = None
+    grid: Literal["free", "uniform"] = "free"
     channel_scales: bool = True
     rounds: int = Field(default=2, ge=1)
     damping: float = Field(default=0.01, gt=0)

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from sqs_pyro.compression.blockwise.bit_budget import LayerRate
-from sqs_pyro.compression.blockwise.channel_scales import channel_scales, in_units_of, scale_bits
-from sqs_pyro.compression.blockwise.coded_weight import coded_weight
+from sqs_pyro.compression.blockwise.channel_scales import in_units_of, scale_bits
+from sqs_pyro.compression.blockwise.coded_weight import coded_weight, scales_of
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.compression.blockwise.store import FinishedTable, Plan, TableRecord
@@ -116,4 +116,4 @@ class Tables:
         return weight
 
     def _scales(self, weight: Tensor, own: LayerLikelihood) -> Tensor | None:
-        return channel_scales(weight, own.importance, by_size=True) if self.recipe.channel_scales else None
+        return scales_of(weight, own.importance, self.recipe, by_size=True)

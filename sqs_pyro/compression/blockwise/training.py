@@ -74,7 +74,7 @@ def settle(
     with in_units_of_scales(block, coded) as (codewords, scaled):
         for parameter in block.parameters():
             parameter.requires_grad_(parameter.dim() < 2)  # a weight without codes is one that was to stay
-        for layer in scaled.values():  # a block's few tokens know little of each output
+        for layer in scaled.values() if recipe.grid == "free" else ():  # few tokens know little of each output
             layer.log_scales.requires_grad_(False)
         model = BayesianNetwork(
             RelativeOutput(block),
@@ -171,7 +171,8 @@ def settling_optimizer(
 ) -> torch.optim.Optimizer:
     """Return Adam, whose steps are as long as the learning rate: given in units of what it moves."""
     groups = []
-    for site in guide.site_guides().values():
+    # Whole numbers stay: of a uniform grid the scales alone learn.
+    for site in guide.site_guides().values() if recipe.grid == "free" else ():
         size = float(site.latent.detach().square().mean().sqrt())
         groups.append(
             {"params": [site.loc_unconstrained], "highest_lr": size * recipe.codebook_learning_rate},

@@ -280,6 +280,7 @@ def _guide(model: BayesianNetwork, recipe: CompressionRecipe) -> SpikeGMMGuide:
         recipe.temperature,
         estimator=recipe.estimator,
         groups=recipe.groups,
+        grid=recipe.grid,
         initial_gate=recipe.initial_gate,
         refresh_every=recipe.refresh_every,
         stage="dense",

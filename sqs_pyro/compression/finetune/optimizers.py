@@ -8,7 +8,6 @@ from torch import nn
 
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
-from sqs_pyro.networks.weight_scale import weight_scale
 
 _OF_THE_MODEL = ("prior.", "likelihood.")
 
@@ -46,8 +45,8 @@ def optimizers(model: nn.Module, guide: SpikeGMMGuide, recipe: CompressionRecipe
     groups: list[dict[str, Any]] = [{"params": own, "highest_lr": recipe.codebook_learning_rate}] if own else []
     for site in sites:
         # Adam's step has the size of its learning rate: give it in units of the layer's weights.
-        size = float(weight_scale(site.latent))
-        groups.append({"params": [site.loc_unconstrained], "highest_lr": recipe.codebook_learning_rate * size})
+        unit = site.codebook_unit
+        groups.append({"params": [site.loc_unconstrained], "highest_lr": recipe.codebook_learning_rate * unit})
         shape = [p for p in (site.scale_unconstrained, site.mixing_logits_unconstrained) if p.requires_grad]
         if shape:  # not under `straight_through`, where no draw depends on them
             groups.append({"params": shape, "highest_lr": recipe.codebook_learning_rate})

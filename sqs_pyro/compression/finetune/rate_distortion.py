@@ -226,6 +226,7 @@ class RateDistortion:
             if move_codewords:
                 # A codeword without weights has no mean; it stays, and may be chosen at another β.
                 loc = torch.where(counts[:, 1:] > 0, means[:, 1:].to(loc.dtype), loc)
+                loc = self._on_grids(loc, counts[:, 1:])
             self.beta = beta_now()
             totals, counts, means = latents.symbols(loc, self.symbol_prior, self.beta / h)
         self._write(loc, self.beta / h)
@@ -244,6 +245,17 @@ class RateDistortion:
 
     def _codewords(self) -> Tensor:
         return torch.cat([self._padded(site.loc.detach()) for site in self.sites.values()])
+
+    def _on_grids(self, loc: Tensor, counts: Tensor) -> Tensor:
+        """Return codewords in the form that each site's have, given how many weights have each."""
+        sizes = self._groups.tolist()
+        parts = zip(self.sites.values(), loc.split(sizes), counts.split(sizes), strict=True)
+        return torch.cat(
+            [
+                self._padded(site.on_grid(own[:, : site.num_components], mass[:, : site.num_components]))
+                for site, own, mass in parts
+            ]
+        )
 
     def _padded(self, values: Tensor) -> Tensor:
         return pad(values, (0, self._most - values.shape[-1]))

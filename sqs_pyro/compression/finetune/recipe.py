@@ -135,6 +135,8 @@ class CompressionRecipe(RecipeSection):
             matches. It chooses among what `include` and `exclude` leave.
         groups: weights that share a codebook: `layer`, `channel` (out-channel), or a number of consecutive
             weights.
+        grid: `free` lets codewords be any numbers; with `uniform` they are whole numbers, `-⌈K/2⌉` to `⌊K/2⌋`,
+            times a step of each codebook, as integer kernels of other runtimes multiply.
         windows: how weights share responsibilities.
         prior: of every weight.
         pruning: when and which weights become zero; of `rate_distortion` only when.
@@ -188,6 +190,7 @@ class CompressionRecipe(RecipeSection):
     exclude: tuple[str, ...] = ()
     layers: dict[str, LayerRecipe] = Field(default_factory=dict)
     groups: Literal["layer", "channel"] | Annotated[int, Field(ge=1)] = "layer"
+    grid: Literal["free", "uniform"] = "free"
     windows: WindowsRecipe = Field(default_factory=WindowsRecipe)
     prior: PriorRecipe = Field(default_factory=PriorRecipe)
     pruning: PruningRecipe = Field(default_factory=PruningRecipe)

@@ -14,6 +14,7 @@ from sqs_pyro.distributions import Codebook, CodebookGMM, LatentSpikeAndSlab
 from sqs_pyro.distributions.assignment import HardValue
 from sqs_pyro.distributions.kmeans import kmeans_1d
 from sqs_pyro.distributions.temperatures import Temperatures
+from sqs_pyro.distributions.uniform_grid import UniformGrid, best_step, grid_numbers, uniform_codebook
 from sqs_pyro.errors import ArgumentError, NetworkError
 from sqs_pyro.inference.guides.windows import Windows
 from sqs_pyro.models.ownership import OwningModule
@@ -24,6 +25,8 @@ from sqs_pyro.packing.leftovers import round_to
 
 #: Weights that share a codebook: a layer's, an out-channel's, or so many consecutive ones.
 Groups = Literal["layer", "channel"] | int
+#: Codewords of any values, or whole numbers times a step of each codebook.
+Grid = Literal["free", "uniform"]
 
 
 class SiteGuide(OwningModule):
@@ -57,6 +60,7 @@ class SiteGuide(OwningModule):
         windows: Windows,
         initial_gate: float,
         coded: CodedTensor | None = None,
+        grid: Grid = "free",
     ) -> None:
         super().__init__()
         self.site_name = name
@@ -75,7 +79,12 @@ class SiteGuide(OwningModule):
         )
         self.register_buffer("edges", initial.new_empty(0))  # as many as the windows' strategy finds
         codebook = initial.new_zeros(self.num_groups, num_components)  # [G, K], filled below
-        self.loc = PyroParam(codebook, constraints.real)
+        self.grid = grid
+        if grid == "uniform":  # what learns is the logarithm of the step
+            numbers = grid_numbers(num_components).to(codebook)
+            self.loc = PyroParam(codebook + numbers, UniformGrid(num_components))
+        else:
+            self.loc = PyroParam(codebook, constraints.real)
         self.scale = PyroParam(codebook + 1.0, constraints.positive)
         self.mixing_logits = PyroParam(codebook.clone(), constraints.real)  # memory of its own
         self.register_buffer("spike_scale", None)
@@ -133,6 +142,18 @@ class SiteGuide(OwningModule):
     def fit_codebook(self) -> None:
         """Fit codebooks anew by K-means of the surviving latents, with window edges and codes."""
         fit_shared_codebook([self])
+
+    @property
+    def codebook_unit(self) -> float:
+        """Return what a learning rate of the codebook is given in units of."""
+        # The logarithm of a step has none: a change of it is relative to the codewords.
+        return 1.0 if self.grid == "uniform" else float(weight_scale(self.latent))
+
+    def on_grid(self, values: Tensor, mass: Tensor) -> Tensor:
+        """Return the codebooks that are nearest to values ``[G, K]`` of which each counts ``mass``."""
+        if self.grid == "free":
+            return values
+        return best_step(values, mass.to(values)) * grid_numbers(self.num_components).to(values)
 
     def share_codebook(self, other: "SiteGuide") -> None:
         """Have another site's codebook for its own: the same parameters, whoever trains them."""
@@ -291,6 +312,11 @@ class SiteGuide(OwningModule):
                 f"The codebook of '{self.site_name}' holds NaN or infinite values: training has diverged, so "
                 "lower learning_rate or kl_weight."
             )
+        if self.grid == "uniform":
+            # Of 8 bits, as bfloat16 has them: the products of K ≤ 15 numbers are exact in float16, all in float32.
+            step = (self.loc[:, -1:] / grid_numbers(self.num_components)[-1]).bfloat16().float()
+            codebook = step * grid_numbers(self.num_components).to(step)
+            return CodedTensor(codes.masked_fill(~mask, 0).cpu(), mask.cpu(), codebook.detach().cpu())
         # A clone: values that do not survive rounding come back as they are, in the parameter's own memory.
         codebook = round_to(self.loc.detach().float(), str(codebook_dtype).removeprefix("torch.")).clone()
         # Codes of zeros are 0, so that equal networks have equal files.
@@ -310,7 +336,8 @@ def fit_shared_codebook(sites: Sequence[SiteGuide]) -> None:
         # A site that is pruned to nothing still needs edges that fit its latents.
         site.edges = site.windows.edges(survivors if survivors.numel() else site.latent)
     # Pruned weights stay in place with weight 0: each group keeps its n columns.
-    codebook = kmeans_1d(
+    fit = uniform_codebook if sites[0].grid == "uniform" else kmeans_1d
+    codebook = fit(
         torch.cat([site.grouped(site.anchor()) for site in sites], 1),  # [G, M n]
         sites[0].num_components,
         torch.cat([site.grouped(site.precision(own)) for site, own in zip(sites, kept, strict=True)], 1),

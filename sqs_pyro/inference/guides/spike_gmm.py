@@ -29,7 +29,7 @@ from sqs_pyro.inference.guides.inclusion import InclusionGuide
 from sqs_pyro.inference.guides.joint_coding import code_together
 from sqs_pyro.inference.guides.posterior import PosteriorGuide
 from sqs_pyro.inference.guides.progress import GuideProgress, Stage
-from sqs_pyro.inference.guides.site import Groups, SiteGuide
+from sqs_pyro.inference.guides.site import Grid, Groups, SiteGuide
 from sqs_pyro.inference.guides.windows import PerWeight, Windows
 from sqs_pyro.models.prediction import guide_predicts
 from sqs_pyro.packing import CodedTensor
@@ -73,6 +73,7 @@ class SpikeGMMGuide(PosteriorGuide):
         init: pretrained value of each site, by site name; by default ``model.site_values()``.
         coded: codes, mask and codebook that a site starts from instead of K-means, by site name; they also say its
             ``num_components`` and ``groups``.
+        grid: ``"free"`` codewords, or ``"uniform"``: whole numbers times a step of each codebook, which learns.
         initial_gate: g at the start.
         init_scale: widths s at the start, in units of the layer's root mean square weight.
         refresh_every: draws between two renewals of cached hard codes in training.
@@ -102,6 +103,7 @@ class SpikeGMMGuide(PosteriorGuide):
         groups: Groups = "layer",
         init: Mapping[str, Tensor] | None = None,
         coded: Mapping[str, CodedTensor] | None = None,
+        grid: Grid = "free",
         initial_gate: float = 5.0,
         init_scale: float = 0.1,
         refresh_every: int = 1,
@@ -119,6 +121,9 @@ class SpikeGMMGuide(PosteriorGuide):
         )
         values = initial_values(model, init)  # by site, in the order in which the model samples
         check_components(num_components, values)
+        if grid not in ("free", "uniform") or (grid == "uniform" and coded):
+            beside = " beside coded, whose codewords are what they are" if coded else ""
+            raise ArgumentError(f"grid is {grid!r}{beside}, but must be {'free' if coded else 'free or uniform'}.")
         unknown = sorted(set(coded or ()) - set(values))
         if unknown:
             raise NetworkError(
@@ -129,6 +134,7 @@ class SpikeGMMGuide(PosteriorGuide):
             stage = "dense" if draws and coded is None else "coded"
         priors = getattr(model, "priors", {})  # of a plain Pyro model nothing is known
         self.num_components = dict(num_components) if isinstance(num_components, Mapping) else num_components
+        self.grid = grid
         self.estimator = estimator
         self.temperature = temperature
         self.evaluation_temperature = evaluation_temperature
@@ -142,7 +148,7 @@ class SpikeGMMGuide(PosteriorGuide):
             components = self._components(name)
             if stage == "dense" and draws:
                 components = min(components, value.numel())
-            site = SiteGuide(name, value, components, groups, windows or PerWeight(), initial_gate, start)
+            site = SiteGuide(name, value, components, groups, windows or PerWeight(), initial_gate, start, grid)
             prior = getattr(priors.get(name), "base_dist", None)  # of single weights: to_event is taken off
             check_support(name, prior, value)
             # Against a density a point mass has an infinite KL: the spike takes a width of its own.

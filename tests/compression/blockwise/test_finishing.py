@@ -1,7 +1,12 @@
 """The last steps: everything without a code learns together, is kept on its way, and is taken only if it helps."""
 
+import os
+import signal
+from contextlib import contextmanager
+
 import pytest
 import torch
+from kits import forks
 from kits.tiny_transformers import tiny
 
 from sqs_pyro import compress_transformer, save
@@ -24,12 +29,18 @@ def network(name="llama"):
     return net
 
 
-@pytest.fixture(scope="module", autouse=True)
-def scales():
+@contextmanager
+def scales_everywhere():
     """Scales in every layer of the blocks: in layers this small they are not worth their bits."""
     with pytest.MonkeyPatch.context() as patch:
         some = lambda weight, importance: torch.linspace(0.5, 2.0, len(weight)).half().float()  # noqa: E731
         patch.setattr("sqs_pyro.compression.blockwise.block_layers.channel_scales", some)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scales():
+    with scales_everywhere():
         yield
 
 
@@ -108,6 +119,40 @@ def test_interrupted_steps_go_on_and_end_in_the_same_bytes(net, sequences, finis
     save(result.network, tmp_path / "packed.safetensors")
     expected = finished[1] / "packed.safetensors"
     assert (tmp_path / "packed.safetensors").read_bytes() == expected.read_bytes()
+
+
+def killed(directory):
+    """Kill this process between two of the states that are kept."""
+    torch.set_num_threads(1)
+    sequences = torch.randint(3, 64, (160, 12), generator=torch.Generator().manual_seed(0))
+
+    def die(step, steps, nats):
+        if step == 27:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with scales_everywhere():
+        compress_transformer(
+            network(), sequences, {**FAST, "finish_steps": 40}, directory=directory, finishing=die
+        )
+
+
+@pytest.mark.slow
+def test_killed_steps_go_on_and_end_in_the_same_bytes(net, sequences, tmp_path):
+    script = "import sys; from compression.blockwise.test_finishing import killed; killed(sys.argv[1])"
+    found = forks.run(script, tmp_path / "blocks", imported=forks.LIBRARY)
+    assert found.returncode == -signal.SIGKILL, found.stderr
+    done = []
+    for name, directory in (("resumed", tmp_path / "blocks"), ("whole", None)):
+        result = compress_transformer(
+            net,
+            sequences,
+            {**FAST, "finish_steps": 40},
+            directory=directory,
+            finishing=lambda step, *_: done.append(step),
+        )
+        save(result.network, tmp_path / name)
+    assert done == [*range(21, 41), *range(1, 41)]
+    assert (tmp_path / "resumed").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
 def test_steps_that_do_not_help_are_not_taken(net, sequences, tmp_path):

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sqs_pyro.compression.blockwise.codebooks import best_codewords, grid
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
-from sqs_pyro.compression.blockwise.sequential_coding import best_codewords, code_sequentially, fit, grid, improve
+from sqs_pyro.compression.blockwise.sequential_coding import code_sequentially, fit, improve
 from sqs_pyro.compression.finetune.rate_distortion import fit_symbol_prior, posterior
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.packing import pack_tensor

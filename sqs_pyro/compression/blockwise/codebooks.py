@@ -1,0 +1,238 @@
+r"""The codewords of a layer: free ones, or whole numbers times one step.
+
+**Free.** Each of the K codewords goes where the likelihood of the weights that have it is highest, the M-step of
+:mod:`~sqs_pyro.compression.blockwise.sequential_coding`.
+
+**Uniform.** Codewords are ``s n`` with n the whole numbers from ``-⌈K/2⌉`` to ``⌊K/2⌋``, as the integer kernels of
+other runtimes multiply. Given the n of all weights the likelihood is a quadratic in s, whose best is
+
+    s = Σ_i g_i n_iᵀ H w̄_i / Σ_i g_i n_iᵀ H n_i,
+
+over all rows i while symbols are chosen, and of each row for itself once they are: the scales of outputs, 16 bits
+each, that such runtimes keep anyway.
+"""
+
+import math
+from heapq import heapify, heappop, heappush
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
+from sqs_pyro.compression.finetune.rate_distortion import fit_symbol_prior
+from sqs_pyro.distributions.uniform_grid import grid_numbers
+from sqs_pyro.packing.coded import MAX_COMPONENTS
+
+_FINEST = 2000  # points of the first grid on either side of zero
+_PRECISION = 1e-8  # of the codewords' normal equations, as a share of the squared residual at the start
+_STEPS = 24  # tried between that of β and one that reaches the largest weight
+_SAMPLE = 1 << 16  # weights on which they are
+
+
+class Codebook(Protocol):
+    """How codewords are chosen: first, and given the symbols."""
+
+    def start(self, likelihood: LayerLikelihood, beta: float) -> tuple[Tensor, Tensor]:
+        """Return codewords ``[K]``, ascending, and rates in nats ``[1 + K]``, zero first, to begin with."""
+
+    def best(self, likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor) -> Tensor:
+        """Return the codewords ``[K]`` under which symbols ``[N, M]`` are most likely; unused ones may stay."""
+
+
+class FreeCodebook:
+    """At most so many codewords of any values."""
+
+    def __init__(self, max_components: int) -> None:
+        self.max_components = max_components
+
+    def start(self, likelihood: LayerLikelihood, beta: float) -> tuple[Tensor, Tensor]:
+        """Return the even grid of β, see :func:`grid`."""
+        return grid(likelihood, beta, self.max_components)
+
+    def best(self, likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor) -> Tensor:
+        """Return the best value of each, see :func:`best_codewords`."""
+        return best_codewords(likelihood, symbols, codewords)
+
+
+class UniformCodebook:
+    """K codewords that are whole numbers times one step."""
+
+    def __init__(self, num_components: int) -> None:
+        self.places = grid_numbers(num_components)  # n of the symbols 1 to K
+
+    def start(self, likelihood: LayerLikelihood, beta: float) -> tuple[Tensor, Tensor]:
+        """Return whole numbers times the step that β asks for, or a wider one where they must reach farther."""
+        weight, low, high = likelihood.mean, int(self.places[0]), max(int(self.places[-1]), 0)
+        step = self._first_step(likelihood, beta)
+        places = (weight / step).round_().clamp_(low, high).long().reshape(-1) - low
+        counts = torch.bincount(places, minlength=high - low + 1).double()
+        kept = torch.cat([counts[:-low], counts[1 - low :]])
+        rates = fit_symbol_prior(torch.cat([counts[-low, None], kept])[None]).rates[0]
+        return step * self.places.to(weight), rates
+
+    def _first_step(self, likelihood: LayerLikelihood, beta: float) -> float:
+        """Return the step that β asks for, or the best wider one where K values do not reach far enough."""
+        weight, low, high = likelihood.mean, int(self.places[0]), max(int(self.places[-1]), 0)
+        reach = float(weight.abs().max())
+        asked = min(math.sqrt(12 * beta / likelihood.mean_precision), reach) or 1.0
+        widest = reach / max(high, 1)  # the side of fewer values decides how wide is wide enough
+        if widest <= asked:
+            return asked
+        g = likelihood.importance[:, None]
+        some = weight[:, :: max(1, weight.numel() // _SAMPLE)]  # some inputs of all outputs
+
+        def error(step: float) -> float:
+            rounded = (some / step).round_().clamp_(low, high).mul_(step)
+            return float((g * (some - rounded).square_()).sum())
+
+        # Values that do not even reach one root mean square are never best.
+        least = max(asked, float(some.square().mean().sqrt()) / -low)
+        # Where weights are cut off the error is no smooth function of the step: a few of them are looked at.
+        return min((least * (widest / least) ** (i / (_STEPS - 1)) for i in range(_STEPS)), key=error)
+
+    def best(self, likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor) -> Tensor:
+        """Return the whole numbers times the best step."""
+        along, square = self._quadratic(likelihood, symbols)
+        g = likelihood.importance
+        size = float(square @ g)
+        # Of zeros alone any step is as good.
+        step = float(along @ g) / size if size > 0 else float(codewords[-1] / self.places[-1])
+        return (step * self.places.double()).to(codewords)
+
+    def row_scales(self, likelihood: LayerLikelihood, symbols: Tensor, otherwise: Tensor) -> Tensor:
+        """Return the best step of each row, float16 in float32 ``[N]``.
+
+        Args:
+            likelihood: of the layer.
+            symbols: uint8 ``[N, M]``.
+            otherwise: ``[N]``, of rows of which the symbols say nothing, or nothing positive.
+        """
+        along, square = self._quadratic(likelihood, symbols)
+        found = along / square
+        usable = (square > 0) & (found > 0)
+        limits = torch.finfo(torch.float16)
+        found = torch.where(usable, found, otherwise.to(found)).float()
+        return found.clamp(limits.smallest_normal, limits.max).half().float()
+
+    def _quadratic(self, likelihood: LayerLikelihood, symbols: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``n_iᵀ H w̄_i`` and ``n_iᵀ H n_i`` of each row, ``[N]``."""
+        n = with_zero(self.places).to(likelihood.mean)[symbols.long()]
+        image = n @ likelihood.curvature
+        return (image * likelihood.mean).sum(1), (image * n).sum(1)
+
+
+def best_codewords(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor) -> Tensor:
+    """Return the codewords ``[K]`` that maximise the likelihood given the symbols, the M-step; unused ones stay.
+
+    They solve the normal equations ``A c = b`` with ``A_kl = Σ_i g_i 1[z_i = k]ᵀ H 1[z_i = l]`` and
+    ``b_k = Σ_i g_i 1[z_i = k]ᵀ H w̄_i``: here by conjugate gradients from the present codewords, each step of which
+    takes one product of the size of the weight with H instead of the K that A itself would take.
+
+    Args:
+        likelihood: of the layer.
+        symbols: uint8 ``[N, M]``.
+        codewords: c at present, ``[K]``.
+    """
+    size = 1 + len(codewords)
+    flat, g = symbols.reshape(-1).long(), likelihood.importance[:, None]  # [N M], [N, 1]
+
+    def by_symbol(value: Tensor) -> Tensor:
+        # Sums over all weights of a symbol: in float64, where millions of them do not cancel.
+        return torch.bincount(flat, weights=(g * value).reshape(-1).double(), minlength=size)[1:]
+
+    def normal(c: Tensor) -> Tensor:
+        """A c."""
+        return by_symbol(with_zero(c).to(likelihood.mean)[symbols.long()] @ likelihood.curvature)
+
+    # A's part on the diagonal of H: all of it where inputs are uncorrelated, 0 for codewords that are not used.
+    scale = by_symbol(likelihood.curvature.diagonal().expand(symbols.shape))
+    inverse = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
+    found = codewords.double()
+    residual = (by_symbol(likelihood.mean @ likelihood.curvature) - normal(found)) * (inverse > 0)
+    direction = inverse * residual
+    power = first_power = float(residual @ direction)
+    for _ in range(size):  # K steps would be enough, were numbers exact
+        if power <= _PRECISION * first_power:
+            break
+        image = normal(direction)
+        length = power / float(direction @ image)
+        found = found + length * direction
+        residual = residual - length * image
+        before, power = power, float(residual @ (inverse * residual))
+        direction = inverse * residual + power / before * direction
+    return found.to(codewords)
+
+
+def grid(likelihood: LayerLikelihood, beta: float, max_components: int = MAX_COMPONENTS) -> tuple[Tensor, Tensor]:
+    """Return codewords and rates to start from: the even grid that high-resolution theory gives for β.
+
+    An even grid of step Δ loses ``h Δ²/24`` a weight of precision h and takes ``-log Δ`` plus a constant, so that
+    the best is ``Δ = √(12 β / h)``, h the mean of ``g_i / v_j``.
+
+    Args:
+        likelihood: of the layer.
+        beta: β.
+        max_components: the outermost points of a grid with more are merged until so many are left.
+
+    Returns:
+        codewords ``[K]``, ascending, and their rates in nats, ``[1 + K]``, zero first.
+    """
+    weight = likelihood.mean
+    reach = float(weight.abs().max())
+    # No finer than the counts below can have places for.
+    step = max(math.sqrt(12 * beta / likelihood.mean_precision), reach / _FINEST)
+    step = min(step, reach) or 1.0  # at least the largest weight is no zero, unless all are
+    half = max(math.ceil(reach / step), 1)
+    places = (weight / step).round_().long().reshape(-1) + half  # 0 .. 2 half, zero in the middle
+    counts = torch.bincount(places, minlength=2 * half + 1).double()
+    used = counts > 0
+    used[half] = False  # zero is no codeword
+    if not used.any():
+        used[-1] = True  # of a layer of zeros: a codeword that is never chosen
+    values = step * torch.arange(-half, half + 1, dtype=torch.float64, device=weight.device)
+    values, others = _merged(values[used], counts[used], max_components)
+    return values.to(weight), fit_symbol_prior(torch.cat([counts[half, None], others])[None]).rates[0]
+
+
+def with_zero(codewords: Tensor) -> Tensor:
+    """Return the values of all symbols, ``[1 + K]``."""
+    return torch.cat([codewords.new_zeros(1), codewords])
+
+
+def _merged(values: Tensor, counts: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Merge neighbours, the pair that adds least squared error first, until ``size`` values are left."""
+    n = len(values)
+    if n <= size:
+        return values, counts
+    value, count = values.tolist(), counts.tolist()
+    before, after = list(range(-1, n - 1)), list(range(1, n + 1))  # neighbours among those that are left
+
+    def added(i: int) -> float:
+        j = after[i]
+        if j == n:
+            return math.inf  # the last has no next to be merged with
+        apart = value[j] - value[i]
+        return count[i] * count[j] / (count[i] + count[j]) * (apart * apart)
+
+    errors = [added(i) for i in range(n)]
+    queue = [(error, i) for i, error in enumerate(errors)]
+    heapify(queue)
+    merged: set[int] = set()
+    while n - len(merged) > size:
+        error, i = heappop(queue)
+        if i in merged or error != errors[i]:
+            continue  # of a pair that there is no longer
+        j = after[i]
+        total = count[i] + count[j]
+        value[i] = (count[i] * value[i] + count[j] * value[j]) / total
+        count[i], after[i] = total, after[j]
+        merged.add(j)
+        if after[i] < n:
+            before[after[i]] = i
+        for k in (before[i], i):  # the pairs that the merged value is in
+            if k >= 0:
+                errors[k] = added(k)
+                heappush(queue, (errors[k], k))
+    left = [i for i in range(n) if i not in merged]
+    return values.new_tensor([value[i] for i in left]), counts.new_tensor([count[i] for i in left])

@@ -1,0 +1,71 @@
+"""Networks of OpenVINO, with codes of 2, 4 and 8 bits where its products take them."""
+
+import importlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sqs_pyro.atomic import merging
+from sqs_pyro.exporting.exported import Exported
+from sqs_pyro.exporting.installed import check_installed
+from sqs_pyro.exporting.onnx import export_onnx
+from sqs_pyro.exporting.suffixes import check_suffix
+from sqs_pyro.exporting.trace import input_names, input_tensors, one_sentence
+
+_NETWORK = "network.xml"
+
+
+def export_openvino(packed: nn.Module, inputs: Any, directory: str | Path) -> Exported:
+    """Write a network of OpenVINO, ``network.xml`` and ``network.bin``, with a dynamic batch.
+
+    It is translated from the model of :func:`~sqs_pyro.exporting.export_onnx`. Products with whole numbers times a
+    scale of each output multiply with the codes, as OpenVINO's own compressed weights do, embeddings look up
+    codes; other weights are decoded once when the network is compiled.
+
+    Args:
+        packed: a packed network on the CPU.
+        inputs: an example of a minibatch, two rows or more.
+        directory: made if it is missing.
+
+    Raises:
+        NetworkError: as of ``export_onnx``, or OpenVINO cannot translate the network.
+        MissingPackageError: openvino, onnx or onnxscript is not installed.
+        OutputError: its name has a file's suffix, or it cannot be written.
+    """
+    check_suffix(directory, "openvino", directory=True)
+    check_installed("openvino", "openvino")
+    openvino: Any = importlib.import_module("openvino")
+    with tempfile.TemporaryDirectory() as place, merging(Path(directory), last=_NETWORK) as made:
+        model = Path(place, "network.onnx")
+        exported = export_onnx(packed, inputs, model)
+        with one_sentence("translated to OpenVINO"):
+            # Not to float16, which would be another network.
+            openvino.save_model(openvino.convert_model(model), made / _NETWORK, compress_to_fp16=False)
+    return exported
+
+
+def run_openvino(directory: str | Path, inputs: Any) -> tuple[Tensor, ...]:
+    """Run a network of OpenVINO on the CPU, in float32.
+
+    Args:
+        directory: of the network.
+        inputs: a minibatch; the network has the inputs' names or, of tensors in a row, their order.
+
+    Returns:
+        The network's outputs.
+
+    Raises:
+        MissingPackageError: openvino is not installed.
+    """
+    check_installed("openvino", "openvino")
+    openvino: Any = importlib.import_module("openvino")
+    # Else it computes in bfloat16 where the processor can.
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(Path(directory, _NETWORK), "CPU", options)
+    given = dict(zip(input_names(inputs), input_tensors(inputs), strict=True))
+    taken = {name for value in compiled.inputs for name in value.names}
+    found = compiled({name: tensor.numpy() for name, tensor in given.items() if name in taken})
+    return tuple(torch.from_numpy(found[value].copy()) for value in compiled.outputs)
