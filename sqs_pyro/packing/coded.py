@@ -12,7 +12,7 @@ from torch import Tensor
 from sqs_pyro.errors import NetworkError
 
 MAX_COMPONENTS = 256  # codes are uint8
-_FEWEST = 8  # steps that the least value of a codebook may be
+_FEWEST = 128  # steps that the least value of a codebook may be
 _CHUNK = 1 << 16  # weights indexed at once: their int64 indices stay in the cache
 
 

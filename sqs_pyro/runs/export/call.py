@@ -55,7 +55,8 @@ def export_file(
         ``file``, ``format``, ``out``, ``dtype``, ``bytes`` (by file), ``total_bytes``, ``packed_bytes`` (of
         ``file``), ``dense_bytes`` (of the network in float32), ``packed`` and ``decoded`` (see
         :class:`~sqs_pyro.exporting.exported.Exported`), ``example``, ``max_difference`` (to the packed network's
-        output, over the example and its first row alone; None: there is no example, or an output is not finite).
+        output, over the example and its first row alone; None: there is no example, an output is not finite, or
+        the format runs on other systems alone).
 
     Raises:
         OutputError: the format is unknown, the output's suffix is another one's, it is in the way or cannot be
@@ -82,7 +83,7 @@ def export_file(
     # Run from where it is made: the target only appears if what was written loads and computes.
     with appearing(target, parents=True) as made:
         exported, run = form.write(Source(path, net, example.inputs, dtype or "float32"), made)
-        difference = _difference(run, example.expected)
+        difference = None if run is None else _difference(run, example.expected)
     sizes = _tree_bytes(target)
     return {
         "file": str(path),

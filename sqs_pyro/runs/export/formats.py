@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sqs_pyro import integrations
 from sqs_pyro.errors import OutputError
 from sqs_pyro.exporting.aoti import export_aoti, run_aoti
+from sqs_pyro.exporting.coreml import export_coreml, is_coreml_export
 from sqs_pyro.exporting.dense import DTYPES, export_dense, is_dense_export
 from sqs_pyro.exporting.exported import Exported
 from sqs_pyro.exporting.installed import check_installed
@@ -95,8 +96,8 @@ class Format(ABC):
         return is_our_directory(out)
 
     @abstractmethod
-    def write(self, source: Source, made: Path) -> tuple[Exported, Run]:
-        """Write a network; return what is in it, and what runs it from what was written."""
+    def write(self, source: Source, made: Path) -> tuple[Exported, Run | None]:
+        """Write a network; return what is in it, and what runs it from what was written, if anything does here."""
 
 
 class Dense(Format):
@@ -169,6 +170,24 @@ class OpenVINO(Format):
         return exported, lambda inputs: run_openvino(made, inputs)
 
 
+class CoreML(Format):
+    """A package of Core ML, which runs on Apple's systems alone."""
+
+    name, packages = "coreml", ("coremltools",)
+
+    def is_directory(self, path: Path) -> bool:
+        """Return that it has a file's suffix."""
+        return False
+
+    def is_ours(self, out: Path) -> bool:
+        """Return whether a package of ours is there."""
+        return is_coreml_export(out)
+
+    def write(self, source: Source, made: Path) -> tuple[Exported, Run | None]:
+        """Write a package; its weights are compared, its outputs cannot be."""
+        return export_coreml(source.net, source.inputs, made), None
+
+
 class CompressedTensors(Format):
     """A checkpoint of compressed-tensors."""
 
@@ -216,7 +235,7 @@ class GGUF(Format):
 
 
 FORMATS: dict[str, Format] = {
-    each.name: each for each in (Dense(), AOTI(), ONNX(), OpenVINO(), CompressedTensors(), GGUF())
+    each.name: each for each in (Dense(), AOTI(), ONNX(), OpenVINO(), CoreML(), CompressedTensors(), GGUF())
 }
 
 
