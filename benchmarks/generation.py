@@ -1,10 +1,13 @@
 """How fast `sqs generate` continues a text, as it is and with `--compile`: processes of their own, in turns.
 
     python benchmarks/generation.py --packed DIRECTORY [--threads 1 2] [--rounds 3] [--tokens 200]
+        [--llama-cpp PYTHON --gguf FILE]
 
 ``DIRECTORY`` is a packed checkpoint; here SmolLM2-135M, all matrices at eight values with a scale a row, as
 ``write`` of load_memory.py saves it. The first process with `--compile` compiles the step, which is kept, and is
-not counted. Writes ``generation.json`` beside this file.
+not counted. ``PYTHON`` has llama-cpp-python, built for this machine, and ``FILE`` is the same network in GGUF,
+here in Q4_0. A prompt of 64 tokens is read five times in one process, of which the median counts. Writes
+``generation.json`` beside this file.
 """
 
 import argparse
@@ -22,6 +25,46 @@ from sqs_pyro.kernels.processor import processor
 
 PROMPT = "The history of the compass begins with"
 WAYS = {"generate": [], "generate --compile": ["--compile"]}
+LONG = 64  # tokens of a prompt
+LLAMA_CPP = """
+import json, sys, time
+import llama_cpp
+
+path, prompt, tokens, threads, long = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+llm = llama_cpp.Llama(path, n_ctx=512, n_threads=threads, n_threads_batch=threads, verbose=False)
+start, times = time.perf_counter(), []
+for token in llm.generate(llm.tokenize(prompt.encode()), temp=0.0, repeat_penalty=1.0):
+    times.append(time.perf_counter())
+    if len(times) == tokens:
+        break
+read = []
+for _ in range(5):
+    llm.reset()
+    begun = time.perf_counter()
+    llm.eval(list(range(100, 100 + long)))
+    read.append(time.perf_counter() - begun)
+print(json.dumps({
+    "tokens": tokens,
+    "first_token_seconds": times[0] - start,
+    "tokens_per_second": (tokens - 1) / (times[-1] - times[0]),
+    "prompt_tokens_per_second": long / sorted(read)[2],
+}))
+"""
+OURS = """
+import json, sys, time
+import torch
+import sqs_pyro
+from sqs_pyro import integrations
+
+net = integrations.from_pretrained(sys.argv[1])
+ids, read = torch.arange(100, 100 + int(sys.argv[2]))[None], []
+with torch.inference_mode():
+    for _ in range(6):
+        begun = time.perf_counter()
+        net(ids, logits_to_keep=1)
+        read.append(time.perf_counter() - begun)
+print(json.dumps(ids.numel() / sorted(read[1:])[2]))
+"""
 
 
 def generated(packed: Path, options: list[str], threads: int, tokens: int) -> dict[str, Any]:
@@ -34,12 +77,21 @@ def generated(packed: Path, options: list[str], threads: int, tokens: int) -> di
     return found
 
 
+def printed(python: str, script: str, threads: int, *arguments: object) -> Any:
+    """What a script prints as JSON, run by another Python."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    command = [python, "-c", script, *map(str, arguments)]
+    return json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packed", type=Path, required=True)
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--llama-cpp", metavar="PYTHON")
+    parser.add_argument("--gguf", type=Path)
     args = parser.parse_args()
     rows = []
     for threads in args.threads:
@@ -48,14 +100,23 @@ def main() -> None:
         for _ in range(args.rounds):
             for way, options in WAYS.items():
                 found[way].append(generated(args.packed, options, threads, args.tokens))
+            found["generate"][-1]["prompt_tokens_per_second"] = printed(
+                sys.executable, OURS, threads, args.packed, LONG
+            )
+            if args.llama_cpp:
+                one = (args.gguf, PROMPT, args.tokens, threads, LONG)
+                found.setdefault("llama.cpp", []).append(printed(args.llama_cpp, LLAMA_CPP, threads, *one))
         for way, runs in found.items():
             figures = {
                 key: statistics.median(run[key] for run in runs)
-                for key in ("first_token_seconds", "tokens_per_second")
+                for key in ("first_token_seconds", "tokens_per_second", "prompt_tokens_per_second")
+                if key in runs[0]
             }
             rows.append({"way": way, "threads": threads, "tokens": runs[0]["tokens"], **figures})
             print(rows[-1], flush=True)
     document = {"network": args.packed.name, "processor": processor()[0], "rounds": args.rounds, "rows": rows}
+    if args.gguf:
+        document["gguf"] = {"file": args.gguf.name, "bytes": args.gguf.stat().st_size}
     write_figures(Path(__file__).with_suffix(".json"), document)
 
 

