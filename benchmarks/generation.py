@@ -1,13 +1,14 @@
 """How fast `sqs generate` continues a text, as it is and with `--compile`: processes of their own, in turns.
 
-    python benchmarks/generation.py --packed DIRECTORY [--threads 1 2] [--rounds 3] [--tokens 200]
-        [--llama-cpp PYTHON --gguf FILE]
+    python benchmarks/generation.py --packed DIRECTORY [--packages DIRECTORY] [--threads 1 2] [--rounds 3]
+        [--tokens 200] [--llama-cpp PYTHON]
 
-``DIRECTORY`` is a packed checkpoint; here SmolLM2-135M, all matrices at eight values with a scale a row, as
-``write`` of load_memory.py saves it. The first process with `--compile` compiles the step, which is kept, and is
-not counted. ``PYTHON`` has llama-cpp-python, built for this machine, and ``FILE`` is the same network in GGUF,
-here in Q4_0. A prompt of 64 tokens is read five times in one process, of which the median counts. Writes
-``generation.json`` beside this file.
+``DIRECTORY`` is a packed checkpoint; one that is not there is made of SmolLM2-135M (``--packages``, see
+language_model.py), all matrices rounded to whole numbers from -8 to 7 times a scale a row: for its speed, not for
+what it says. The first process with `--compile` compiles the step, which is kept, and is not counted. ``PYTHON``
+has llama-cpp-python, built for this machine, and runs the same network to the bit, `sqs export --format gguf`:
+Q4_0. Of a prompt of 64 tokens, read five times in one process, the median counts. Writes ``generation.json``
+beside this file.
 """
 
 import argparse
@@ -19,12 +20,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from figures import write_figures
+from packaged_weights import language_model
+from torch import Tensor
 
+from sqs_pyro.distributions.uniform_grid import grid_numbers
+from sqs_pyro.integrations import save_pretrained
+from sqs_pyro.kernels import packed_network
 from sqs_pyro.kernels.processor import processor
+from sqs_pyro.packing import CodedTensor
+from sqs_pyro.runs.export import export_file
 
 PROMPT = "The history of the compass begins with"
-WAYS = {"generate": [], "generate --compile": ["--compile"]}
+WAYS = {"generate": [], "generate --compile": ["--compile"], "generate --compile --int8": ["--compile", "--int8"]}
 LONG = 64  # tokens of a prompt
 LLAMA_CPP = """
 import json, sys, time
@@ -56,7 +65,11 @@ import torch
 import sqs_pyro
 from sqs_pyro import integrations
 
+from sqs_pyro.kernels.int8 import round_inputs
+
 net = integrations.from_pretrained(sys.argv[1])
+if sys.argv[3] == "True":
+    assert round_inputs(net)
 ids, read = torch.arange(100, 100 + int(sys.argv[2]))[None], []
 with torch.inference_mode():
     for _ in range(6):
@@ -65,6 +78,23 @@ with torch.inference_mode():
         read.append(time.perf_counter() - begun)
 print(json.dumps(ids.numel() / sorted(read[1:])[2]))
 """
+
+
+def write(packages: Path | None, directory: Path) -> None:
+    """Write SmolLM2 with whole numbers as a packed checkpoint, tokenizer included."""
+    net, tokenizer = language_model(packages)
+    matrices = {name: value.detach() for name, value in net.named_parameters() if value.dim() == 2}
+    packed = packed_network(net, {name: rounded(value) for name, value in matrices.items()})
+    save_pretrained(packed, directory, tokenizer)
+
+
+def rounded(weight: Tensor) -> CodedTensor:
+    """Whole numbers from -8 to 7 times a scale of each row."""
+    scales = (weight.abs().amax(1) / 7.5).half().float()
+    numbers = (weight / scales[:, None]).round().clamp(-8, 7)
+    mask = numbers != 0
+    codes = torch.where(numbers < 0, numbers + 8, numbers + 7).masked_fill(~mask, 0)  # of -8 .. -1, 1 .. 7
+    return CodedTensor(codes.to(torch.uint8), mask, grid_numbers(15).float()[None], scales)
 
 
 def generated(packed: Path, options: list[str], threads: int, tokens: int) -> dict[str, Any]:
@@ -90,21 +120,29 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--packages", type=Path)
     parser.add_argument("--llama-cpp", metavar="PYTHON")
-    parser.add_argument("--gguf", type=Path)
     args = parser.parse_args()
+    gguf = args.packed.with_suffix(".gguf")
+    if not args.packed.exists():
+        write(args.packages, args.packed)
+    if args.llama_cpp and not gguf.exists():
+        export_file(args.packed, "gguf", gguf)
     rows = []
     for threads in args.threads:
-        generated(args.packed, WAYS["generate --compile"], threads, 2)
+        for options in WAYS.values():
+            generated(args.packed, options, threads, 2)  # what is compiled once
         found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
         for _ in range(args.rounds):
             for way, options in WAYS.items():
                 found[way].append(generated(args.packed, options, threads, args.tokens))
-            found["generate"][-1]["prompt_tokens_per_second"] = printed(
-                sys.executable, OURS, threads, args.packed, LONG
-            )
+                whole = "--int8" in options
+                if "--compile" in options and not whole:
+                    continue  # a prompt is read as without it
+                read = printed(sys.executable, OURS, threads, args.packed, LONG, whole)
+                found[way][-1]["prompt_tokens_per_second"] = read
             if args.llama_cpp:
-                one = (args.gguf, PROMPT, args.tokens, threads, LONG)
+                one = (gguf, PROMPT, args.tokens, threads, LONG)
                 found.setdefault("llama.cpp", []).append(printed(args.llama_cpp, LLAMA_CPP, threads, *one))
         for way, runs in found.items():
             figures = {
@@ -115,8 +153,8 @@ def main() -> None:
             rows.append({"way": way, "threads": threads, "tokens": runs[0]["tokens"], **figures})
             print(rows[-1], flush=True)
     document = {"network": args.packed.name, "processor": processor()[0], "rounds": args.rounds, "rows": rows}
-    if args.gguf:
-        document["gguf"] = {"file": args.gguf.name, "bytes": args.gguf.stat().st_size}
+    if args.llama_cpp:
+        document["gguf_bytes"] = gguf.stat().st_size
     write_figures(Path(__file__).with_suffix(".json"), document)
 
 

@@ -164,6 +164,9 @@ def generate_command(
         bool,
         typer.Option("--compile", help="By compiled code: faster, behind minutes of compiling the first time."),
     ] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Round inputs to 8 bits where weights are whole numbers: faster.")
+    ] = False,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -179,6 +182,7 @@ def generate_command(
             seed=seed,
             chat=chat,
             compiled=compiled,
+            int8=int8,
             device=device or "cpu",
             tell=(lambda text: None) if as_json else (lambda text: print(text, end="", flush=True)),
         )

@@ -59,11 +59,17 @@ class PackedModule(nn.Module):
 
 
 class PackedLinear(PackedModule):
-    """``x @ W.T + bias`` for x ``[..., in_features]`` with a packed W ``[out_features, in_features]``."""
+    """``x @ W.T + bias`` for x ``[..., in_features]`` with a packed W ``[out_features, in_features]``.
+
+    Attributes:
+        int8_block: so many inputs in a row are rounded to 8 bits together before they are multiplied; 0: none are.
+            See :func:`~sqs_pyro.kernels.int8.round_inputs`.
+    """
 
     def __init__(self, linear: nn.Linear, weight: StoredWeight) -> None:
         super().__init__(linear, weight)
         self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.int8_block = 0
         self.register_parameter("bias", linear.bias)
 
     @classmethod
@@ -74,11 +80,15 @@ class PackedLinear(PackedModule):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[..., out_features]`` in the dtype of x."""
         weight: Any = self._modules["packed_weight"]  # faster than as attributes
+        if self.int8_block and weight.args.form == "tiled":  # elsewhere there is no kernel for it
+            return call("linear_int8", weight.args, x, self._parameters["bias"], self.int8_block)
         return call("linear", weight.args, x, self._parameters["bias"])
 
     def extra_repr(self) -> str:
         """Say what the replaced module would."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        rounded = f", int8_block={self.int8_block}" if self.int8_block else ""
+        said = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return said + rounded
 
 
 class PackedEmbedding(PackedModule):

@@ -3,9 +3,10 @@
 The forms are ``dense``, ``bitmap``, and of CPU kernels ``tiled`` and ``rows`` (:mod:`sqs_pyro.kernels.decode`).
 
 ``sqs::linear_dense(x, bias, codes, table, scales, shape, bits)``; the bitmap form has ``mask`` behind ``table``.
-Likewise ``convolution_*``, ``embedding_*``, ``weight_*`` (just the weight) and the gradients
-``linear_grad_*`` and ``convolution_grad_*``. Packed weights are constants: gradients of any order flow to ``x``
-and ``bias``. Under a transform of ``torch.func`` (``vmap``, ``jvp``, ``grad``, ...) or forward differentiation,
+``linear_int8_tiled(x, bias, block, ...)`` rounds each ``block`` inputs of x to 8 bits first. Likewise
+``convolution_*``, ``embedding_*``, ``weight_*`` (just the weight) and the gradients ``linear_grad_*`` and
+``convolution_grad_*``. Packed weights are constants: gradients of any order flow to ``x`` and ``bias``, but for
+rounded inputs. Under a transform of ``torch.func`` (``vmap``, ``jvp``, ``grad``, ...) or forward differentiation,
 :func:`call` multiplies with the decoded weight.
 
 The implementations here decode once and keep the result (:mod:`sqs_pyro.kernels.decode`): always right, never
@@ -106,6 +107,18 @@ def _linear(weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
 
+def _linear_int8(weight: Tensor, x: Tensor, bias: Tensor | None, block: int) -> Tensor:
+    return _linear(weight, rounded_inputs(x, block), bias)
+
+
+def rounded_inputs(x: Tensor, block: int) -> Tensor:
+    """Return x ``[..., M]`` as whole numbers from -127 to 127 times a scale of each ``block`` inputs in a row."""
+    parts = F.pad(x, (0, -x.shape[-1] % block)).unflatten(-1, (-1, block))
+    largest = parts.abs().amax(-1, keepdim=True)
+    whole = (parts * (127 / largest.masked_fill(largest == 0, 1))).round()
+    return (whole * (largest / 127)).flatten(-2)[..., : x.shape[-1]]
+
+
 def _linear_grad(weight: Tensor, grad: Tensor) -> Tensor:
     return grad @ weight
 
@@ -138,6 +151,8 @@ def _define(name: str, operands: str, compute: Callable[..., Tensor]) -> None:
 
 def _forms(name: str) -> list[str]:
     """Return the forms that an op has: weights in rows are matrices, so that no convolution has them."""
+    if name == "linear_int8":  # for compiled kernels alone: without them nothing is gained
+        return ["tiled"]
     return [form for form in _FORMS if form != "rows" or not name.startswith("convolution")]
 
 
@@ -188,6 +203,7 @@ def result_dtype(operands: tuple[Any, ...]) -> torch.dtype:
 
 
 _define("linear", "Tensor x, Tensor? bias", _linear)
+_define("linear_int8", "Tensor x, Tensor? bias, int block", _linear_int8)
 _define("linear_grad", "Tensor grad", _linear_grad)
 _define("convolution", f"Tensor x, Tensor? bias, {_CONVOLUTION}", _convolution)
 _define("convolution_grad", f"Tensor grad, SymInt[] size, {_CONVOLUTION}", _convolution_grad)

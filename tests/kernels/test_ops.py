@@ -109,6 +109,8 @@ def test_opcheck(form, scales):
         image = torch.randn(2, 7, 9, 9, requires_grad=True)
         cases["convolution"] = (conv, (image, bias, *GEOMETRY))
         cases["convolution_grad"] = (conv, (torch.randn(2, 8, 9, 9), [2, 7, 9, 9], *GEOMETRY))
+    if form == "tiled":
+        cases["linear_int8"] = (linear, (torch.randn(3, 80), bias.detach(), 32))
     assert {f"{name}_{form}" for name in cases} == {name for name in OPS if name.endswith(form)}
     for name, (weight, operands) in cases.items():
         torch.library.opcheck(OPS[f"{name}_{form}"], (*operands, *packed_arguments(weight)))

@@ -2,6 +2,7 @@
 //
 // Compiled on first use for the machine at hand (sqs_pyro/kernels/native.py). Only PyTorch's stable C interface is used.
 
+#include "integers.h"
 #include "operators.h"
 #include "products.h"
 
@@ -20,6 +21,36 @@ Tensor linear_tiled(Tensor x, std::optional<Tensor> bias, Tensor codes, Tensor t
   });
 }
 
+// Inputs rounded to 8 bits, a table of whole numbers times one step.
+Tensor linear_int8_tiled(Tensor x, std::optional<Tensor> bias, int64_t block, Tensor codes, Tensor table,
+                         std::optional<Tensor> scales, std::vector<int64_t> shape, int64_t bits) {
+  const Weight weight(Layout::kTiled, codes, table, scales, shape, bits);
+  STD_TORCH_CHECK(weight.tables() == 1, "a product with tiled codes takes one table, not ", weight.tables());
+  STD_TORCH_CHECK(2 <= bits && bits <= 4, "a product with inputs of 8 bits takes codes of 2 to 4 bits, not ", bits);
+  STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == weight.inputs, "the last dimension of x should be ",
+                  weight.inputs);
+  const ScalarType dtype = x.scalar_type();
+  x = in_order(as(x, ScalarType::Float));
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = weight.outputs;
+  Tensor y = empty(sizes, ScalarType::Float);
+  const std::optional<Tensor> offset = bias_for(bias, weight.outputs, dtype, ScalarType::Float);
+  const int64_t rows = x.numel() / weight.inputs;
+  const float* biases = offset ? static_cast<const float*>(offset->const_data_ptr()) : nullptr;
+  const Problem p{weight.words_data(), weight.words, rows, weight.inputs, weight.outputs, biases, weight.scale()};
+  const float* from = static_cast<const float*>(x.const_data_ptr());
+  float* to = static_cast<float*>(y.mutable_data_ptr());
+  const auto multiply = [&]<int B>(const Integers<B>& integers) {
+    constexpr int own = Integers<B>::kWords * Integers<B>::kInputs;
+    STD_TORCH_CHECK(block == own, "codes of ", bits, " bits have blocks of ", own, " inputs, not ", block);
+    integers.multiply(p, from, to);
+  };
+  if (bits == 2) multiply(Integers<2>(weight.values(), weight.size()));
+  if (bits == 3) multiply(Integers<3>(weight.values(), weight.size()));
+  if (bits == 4) multiply(Integers<4>(weight.values(), weight.size()));
+  return as(y, dtype);
+}
+
 Tensor embedding_tiled(Tensor indices, ScalarType dtype, Tensor codes, Tensor table, std::optional<Tensor> scales,
                        std::vector<int64_t> shape, int64_t bits) {
   return embedding(Weight(Layout::kTiled, codes, table, scales, shape, bits), shape, indices, dtype);
@@ -30,11 +61,13 @@ Tensor embedding_tiled(Tensor indices, ScalarType dtype, Tensor codes, Tensor ta
 #if defined(SQS_STANDALONE)  // without our Python nobody else has said what the operators look like
 STABLE_TORCH_LIBRARY_FRAGMENT(sqs, m) {
   m.def("linear_tiled(Tensor x, Tensor? bias, Tensor codes, Tensor table, Tensor? scales, int[] shape, int bits) -> Tensor");
+  m.def("linear_int8_tiled(Tensor x, Tensor? bias, int block, Tensor codes, Tensor table, Tensor? scales, int[] shape, int bits) -> Tensor");
   m.def("embedding_tiled(Tensor indices, ScalarType dtype, Tensor codes, Tensor table, Tensor? scales, int[] shape, int bits) -> Tensor");
 }
 #endif
 
 STABLE_TORCH_LIBRARY_IMPL(sqs, CPU, m) {
   m.impl("linear_tiled", TORCH_BOX(&sqs::linear_tiled));
+  m.impl("linear_int8_tiled", TORCH_BOX(&sqs::linear_int8_tiled));
   m.impl("embedding_tiled", TORCH_BOX(&sqs::embedding_tiled));
 }
