@@ -105,7 +105,14 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "codebooks of channels",
+        "rate_distortion",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("schedule", "soft")),
+    ],
+)
 def test_what_ships_are_whole_numbers_times_a_step(name, tmp_path):
     recipe = {"epochs": 4, "grid": "uniform", **RECIPES[name]}
     result = compress(network(), batches(), recipe)

@@ -94,7 +94,11 @@ def test_a_weight_at_so_many_bits(k):
 
 
 @pytest.mark.parametrize(
-    "keys", [{}, {"settle_steps": 8}, {"finish_steps": 12}, {"num_components": 7, "bits": 2.5}]
+    "keys",
+    [
+        {"settle_steps": 8, "finish_steps": 12},
+        *(pytest.param(keys, marks=pytest.mark.slow) for keys in ({}, {"num_components": 7, "bits": 2.5})),
+    ],
 )
 def test_every_codeword_of_a_network_is_a_whole_number(keys, tmp_path):
     torch.manual_seed(0)
