@@ -15,6 +15,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 OPTIONAL = PROJECT["optional-dependencies"]
 #: What brings a package, where the name is not that of the import.
 DISTRIBUTIONS = {
+    "compressed_tensors": "compressed-tensors",
     "laplace": "laplace-torch",
     "lm_eval": "lm-eval",
     "onnx_ir": "onnxscript",
@@ -45,7 +46,7 @@ def test_every_optional_package_is_in_its_extra():
 
 
 def test_the_whole_is_every_extra_that_users_need():
-    whole = set(re.findall(r"\w+", OPTIONAL["all"][0].partition("[")[2]))
+    whole = set(re.findall(r"[\w-]+", OPTIONAL["all"][0].partition("[")[2]))
     others = {
         "all",
         "dev",
@@ -61,7 +62,7 @@ def test_the_quickstart_tells_every_extra():
     section = (
         (ROOT / "docs/quickstart.md").read_text(encoding="utf-8").partition("\n## Extras")[2].partition("\n## ")[0]
     )
-    assert {*re.findall(r"^\| `(\w+)`", section, re.MULTILINE)} == {*OPTIONAL} - {"dev", "docs", "testing"}
+    assert {*re.findall(r"^\| `([\w-]+)`", section, re.MULTILINE)} == {*OPTIONAL} - {"dev", "docs", "testing"}
 
 
 def test_nothing_optional_is_required():
