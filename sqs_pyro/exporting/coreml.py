@@ -87,14 +87,14 @@ def _translated(program: Any, packed: nn.Module) -> tuple[Any, dict[str, str]]:
 
 def _coded_weights(function: Any, packed: nn.Module) -> dict[str, str]:
     """Put codes in the place of constants that are compressed weights; return what became of each."""
-    names = {f"p_{NETWORK}_{name.replace('.', '_')}": name for name in stored_weights(packed, every_name=True)}
-    by_name = stored_weights(packed, every_name=True)
+    weights = stored_weights(packed, every_name=True).items()
+    by_constant = {f"p_{NETWORK}_{name.replace('.', '_')}": weight for name, weight in weights}
     first = {weight: name for name, weight in reversed(stored_weights(packed).items())}
     said = {}
     for constant in list(function.operations):
-        if constant.op_type != "const" or constant.name not in names:
+        if constant.op_type != "const" or constant.name not in by_constant:
             continue
-        weight = by_name[names[constant.name]]
+        weight = by_constant[constant.name]
         coded = weight.coded()
         value = constant.outputs[0].val
         if not np.array_equal(value, coded.dense().numpy()):

@@ -16,7 +16,7 @@ from sqs_pyro.exporting.exported import Exported, check_one_network
 from sqs_pyro.exporting.installed import check_installed
 from sqs_pyro.exporting.onnx_weights import WrittenWeight, dtype_of, has_mask
 from sqs_pyro.exporting.suffixes import check_suffix
-from sqs_pyro.exporting.trace import NETWORK, input_names, input_tensors, one_sentence, trace
+from sqs_pyro.exporting.trace import NETWORK, input_names, named_arrays, one_sentence, trace
 from sqs_pyro.kernels.placing import unpack_weights
 from sqs_pyro.packing.coded import CodedTensor
 from sqs_pyro.packing.stored import StoredWeight, stored_weights
@@ -91,10 +91,7 @@ def run_onnx(path: str | Path, inputs: Any) -> tuple[Tensor, ...]:
     check_installed("onnx", "onnxruntime")
     runtime: Any = importlib.import_module("onnxruntime")
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    # Inputs that the network does not use are not in the model.
-    given = dict(zip(input_names(inputs), input_tensors(inputs), strict=True))
-    taken = {value.name for value in session.get_inputs()}
-    found = session.run(None, {name: tensor.numpy() for name, tensor in given.items() if name in taken})
+    found = session.run(None, named_arrays(inputs, (value.name for value in session.get_inputs())))
     return tuple(map(torch.from_numpy, found))
 
 

@@ -13,7 +13,7 @@ from sqs_pyro.exporting.exported import Exported
 from sqs_pyro.exporting.installed import check_installed
 from sqs_pyro.exporting.onnx import export_onnx
 from sqs_pyro.exporting.suffixes import check_suffix
-from sqs_pyro.exporting.trace import input_names, input_tensors, one_sentence
+from sqs_pyro.exporting.trace import named_arrays, one_sentence
 
 _NETWORK = "network.xml"
 
@@ -65,7 +65,5 @@ def run_openvino(directory: str | Path, inputs: Any) -> tuple[Tensor, ...]:
     # Else it computes in bfloat16 where the processor can.
     options = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(Path(directory, _NETWORK), "CPU", options)
-    given = dict(zip(input_names(inputs), input_tensors(inputs), strict=True))
-    taken = {name for value in compiled.inputs for name in value.names}
-    found = compiled({name: tensor.numpy() for name, tensor in given.items() if name in taken})
+    found = compiled(named_arrays(inputs, (name for value in compiled.inputs for name in value.names)))
     return tuple(torch.from_numpy(found[value].copy()) for value in compiled.outputs)

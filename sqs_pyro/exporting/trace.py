@@ -1,7 +1,7 @@
 """A network as a graph with a dynamic batch: where AOTInductor and ONNX begin."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,6 +62,13 @@ def input_names(inputs: Any) -> list[str]:
         return list(inputs)
     count = len(input_tensors(inputs))
     return ["x"] if count == 1 else [f"x_{i}" for i in range(count)]
+
+
+def named_arrays(inputs: Any, taken: Iterable[str]) -> dict[str, Any]:
+    """Return a minibatch's inputs as NumPy arrays by name, those that a model takes: unused ones it has not."""
+    given = dict(zip(input_names(inputs), input_tensors(inputs), strict=True))
+    wanted = set(taken)
+    return {name: tensor.numpy() for name, tensor in given.items() if name in wanted}
 
 
 def outputs(net: nn.Module, inputs: Any) -> tuple[Tensor, ...]:
