@@ -16,10 +16,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from sqs_pyro.compiling import compiled
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.exporting.aoti import operators
 from sqs_pyro.exporting.trace import one_sentence
-from sqs_pyro.kernels.compiled import compiled
 from sqs_pyro.kernels.native import has_native_kernel
 from sqs_pyro.kernels.processor import processor_text
 from sqs_pyro.networks.calling import device_of

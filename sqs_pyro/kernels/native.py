@@ -9,7 +9,6 @@ Environment:
 
 import os
 import shlex
-import shutil
 import subprocess
 import warnings
 from functools import cache
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from sqs_pyro.kernels.compiled import KernelWarning, compiled, run_together
+from sqs_pyro.compiling import KernelWarning, compiled, compiler, run_together
 from sqs_pyro.kernels.processor import processor_text
 
 _DIRECTORY = Path(__file__).parent / "cpu"
@@ -26,7 +25,6 @@ SOURCES = {
     "tiled": ("tiled.cpp", "convolution_float32.cpp", "convolution_bfloat16.cpp", "convolution.cpp"),
     "rows": ("rows.cpp",),
 }
-_COMPILERS = ("c++", "g++", "clang++")
 
 
 @cache
@@ -86,23 +84,6 @@ def compiled_kernels(form: str, standalone: bool = False) -> Path:
     key = [*command, str(torch.__version__), processor_text()]
     # Every header counts, included or not: rather once too often than a stale library.
     return compiled(form, [*sources, *sorted(_DIRECTORY.glob("*.h"))], key, build)
-
-
-def compiler() -> list[str]:
-    """Return the command of this machine's C++ compiler.
-
-    Raises:
-        RuntimeError: there is none.
-    """
-    if given := os.environ.get("CXX"):
-        # CXX may bring options, as make has it: "ccache g++".
-        if shutil.which(shlex.split(given)[0]) is None:
-            raise RuntimeError(f"CXX is {given!r}, which is no program")
-        return shlex.split(given)
-    found = next((path for name in _COMPILERS if (path := shutil.which(name))), None)
-    if found is None:
-        raise RuntimeError(f"none of {', '.join(_COMPILERS)} is there")
-    return [found]
 
 
 def _flags(standalone: bool) -> list[str]:

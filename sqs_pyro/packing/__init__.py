@@ -4,6 +4,8 @@ from sqs_pyro.packing import conditional as conditional  # layouts register them
 from sqs_pyro.packing import entropy as entropy
 from sqs_pyro.packing import fixed as fixed
 from sqs_pyro.packing import structured as structured
+
+from sqs_pyro.packing import adaptive as adaptive  # isort: skip: of layouts of equal size the older one
 from sqs_pyro.packing.bits import pack_bits, unpack_bits
 from sqs_pyro.packing.canonical import canonical
 from sqs_pyro.packing.coded import CodedTensor

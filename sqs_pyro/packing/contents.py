@@ -21,6 +21,9 @@ from sqs_pyro.packing.leftovers import check_leftover_dtype, leftover_state, rou
 from sqs_pyro.packing.record import TensorRecord
 from sqs_pyro.packing.stored import METADATA, StoredEnsemble, StoredWeight, stored_weights
 
+# The first version of files that have them.
+_VERSIONS = {"structured": 4, "adaptive": 5}
+
 
 @dataclass(frozen=True, eq=False)
 class PackedContents:
@@ -187,11 +190,11 @@ def with_metadata(known: Mapping[str, Any], own: Mapping[str, Any] | None) -> di
 def format_version(tensors: Iterable[tuple[str, Iterable[str]]], draws: int | None) -> int:
     """Return the oldest version for tensors of these layouts and parts.
 
-    Version 2 can say draws, 3 scales of out-channels as well, 4 structured zeros as well.
+    Version 2 can say draws, 3 scales of out-channels as well, 4 structured zeros as well, 5 adaptive streams too.
     """
     version = 1 if draws is None else 2
     for layout, parts in tensors:
-        version = max(version, 4 if layout == "structured" else 3 if "scales" in parts else 1)
+        version = max(version, _VERSIONS.get(layout, 3 if "scales" in parts else 1))
     return version
 
 

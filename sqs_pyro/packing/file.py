@@ -27,7 +27,7 @@ from sqs_pyro.packing.manifest import Source, read_manifest, write_manifest
 from sqs_pyro.packing.record import TensorRecord
 
 FORMAT = "sqs-pyro"
-FORMAT_VERSION = 4  # the newest; a file that needs no newer one keeps an older version, which older programs read
+FORMAT_VERSION = 5  # the newest; a file that needs no newer one keeps an older version, which older programs read
 _VERSIONS = tuple(str(version) for version in range(1, FORMAT_VERSION + 1))
 _DIGEST = 2 * hashlib.sha256().digest_size  # hexadecimal digits
 _MAX_HEADER = 4096  # a canonical header is a tenth of it

@@ -157,6 +157,8 @@ class Layout(ABC):
     name: ClassVar[str]
     #: Whether ``"auto"`` tries it: not where it only pays for tensors of a certain meaning.
     automatic: ClassVar[bool] = True
+    #: Weights of a tensor up to which ``"auto"`` tries it.
+    automatic_weights: ClassVar[float] = math.inf
 
     @abstractmethod
     def bits(self, num_components: int, has_zeros: bool) -> int:
@@ -271,7 +273,8 @@ def _smallest(coded: CodedTensor) -> PackedTensor:
     tried: dict[str, PackedTensor] = {}
     for name, layout in _layouts.items():
         structure = _structure(coded, layout)
-        if not layout.automatic or structure.bits > MAX_BITS:
+        tried_for_it = layout.automatic and structure.numel <= layout.automatic_weights
+        if not tried_for_it or structure.bits > MAX_BITS:
             continue
         parts = part_sizes(structure, coded.scales is not None).values()
         # Only an entropy coder's size is known no earlier than its bytes.

@@ -15,7 +15,8 @@ from sqs_pyro.errors import PackedFileError
 from sqs_pyro.packing.coded import CodedTensor, count_codes
 from sqs_pyro.packing.entropy import categorical, frequency_bytes, open_stream, stream_bytes
 from sqs_pyro.packing.layouts import Layout, PackedTensor, Structure, register_layout
-from sqs_pyro.packing.urns import MIXING_BYTES, UNIT, Urns, as_kernels, inclusion_before, probabilities
+from sqs_pyro.packing.odds import UNIT, probabilities
+from sqs_pyro.packing.urns import MIXING_BYTES, Urns, as_kernels, inclusion_before
 
 _BERNOULLI = constriction.stream.model.Bernoulli(perfect=False)
 

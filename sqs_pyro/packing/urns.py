@@ -15,7 +15,7 @@ all the zeros of a tensor, and ``-log2`` of it their code length.
 The order is by diagonal, o + i, then by position, then by out-channel. Weights of one diagonal and position have
 no context in common, so that a decoder takes them at once.
 
-Logarithms are to base 2, in 256ths, and all is in whole numbers: every machine finds the same probabilities.
+All is in whole numbers (:mod:`~sqs_pyro.packing.odds`): every machine finds the same probabilities.
 """
 
 import math
@@ -27,6 +27,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad, softplus
+
+from sqs_pyro.packing.odds import MOST, UNIT, log2, probabilities
 
 Numbers = TypeVar("Numbers", Tensor, NDArray[np.int64])
 
@@ -40,19 +42,8 @@ CONTEXTS = {
 }
 _KERNEL = list(CONTEXTS).index("kernel")
 MIXING_BYTES = 1 + len(CONTEXTS)  # bias and weights
-UNIT = 256  # of a logarithm
-
 _BALL = 16  # what a ball counts: the few at the start can be shared finely
 _MIXING_BITS = 5  # bias and weights are multiples of 1/32
-_MOST = 12 * UNIT  # log odds: a zero among zeros costs 0.00035 bit
-_MANTISSA = 11  # bits of a number that its logarithm looks at
-# Rounded to whole numbers far from any tie: the same on every machine.
-_LOGARITHMS = (
-    torch.arange(1 << _MANTISSA, 2 << _MANTISSA).double().log2_().sub_(_MANTISSA).mul_(UNIT).round_().long()
-)
-_ODDS = torch.arange(-_MOST, _MOST + 1).double().div_(UNIT).exp2_()
-_PROBABILITIES = (_ODDS / (1 + _ODDS)).mul_(1 << 16).round_().div_(1 << 16)
-
 _NATS = math.log(2) / UNIT
 _RIDGE = 1.0  # precision of a Gaussian prior on bias and weights
 _NEWTON_STEPS = 8
@@ -95,24 +86,12 @@ class Urns:
     def log_odds(self, mixed: Numbers) -> Numbers:
         """Return the log odds of a non-zero, of bias and evidence, each times its weight, added up."""
         # A shift rounds down, negative numbers too, wherever it is done.
-        return ((mixed >> _MIXING_BITS) + self.base).clip(-_MOST, _MOST)
+        return ((mixed >> _MIXING_BITS) + self.base).clip(-MOST, MOST)
 
 
 def as_kernels(weights: Tensor) -> Tensor:
     """Return ``[O, I, ...]`` or ``[O]`` as ``[O, I, P]``."""
     return weights.reshape(len(weights), weights.shape[1] if weights.dim() > 1 else 1, -1)
-
-
-def log2(numbers: Tensor) -> Tensor:
-    """Return logarithms of positive whole numbers, below 2^53, in 256ths."""
-    mantissa, exponent = torch.frexp(numbers.double())  # exact; mantissa in [½, 1)
-    index = mantissa.mul_(2 << _MANTISSA).long() - (1 << _MANTISSA)
-    return _LOGARITHMS.to(numbers.device)[index] + UNIT * (exponent.long() - 1)
-
-
-def probabilities(log_odds: Tensor) -> Tensor:
-    """Return probabilities of a non-zero, float64: multiples of 2^-16, above 0 and below 1."""
-    return _PROBABILITIES.to(log_odds.device)[log_odds + _MOST]
 
 
 def inclusion_before(mask: Tensor, mixing: Tensor | None = None) -> tuple[Tensor, Tensor]:

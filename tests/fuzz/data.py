@@ -14,10 +14,10 @@ from PIL import Image
 
 from fuzz.kind import Documents, Kind
 from fuzz.mutations import changed, damaged, json_text
+from sqs_pyro.compiling import compiled
 from sqs_pyro.data.idx import read_idx
 from sqs_pyro.data.image_folder import read_image
 from sqs_pyro.data.text_sources import documents_in_file
-from sqs_pyro.kernels.compiled import compiled
 
 
 class Idx(Documents):

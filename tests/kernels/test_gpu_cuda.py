@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kits.gpu import random_packed
 
-from sqs_pyro.kernels.compiled import KernelWarning
+from sqs_pyro.compiling import KernelWarning
 from sqs_pyro.kernels.gpu import cuda
 
 SHIM = Path(__file__).parents[1] / "kits" / "cuda_on_cpu"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kits import forks
 from kits.gpu import random_packed
 
-from sqs_pyro.kernels.compiled import KernelWarning
+from sqs_pyro.compiling import KernelWarning
 from sqs_pyro.kernels.gpu import register
 from sqs_pyro.kernels.gpu.dispatch import CHUNK, MOST_ROWS, for_cuda, plan, unit_of
 from sqs_pyro.kernels.ops import OPS, call

@@ -9,7 +9,7 @@ import torch
 from kits import forks
 from torch import nn
 
-from sqs_pyro.kernels.compiled import compiled
+from sqs_pyro.compiling import compiled
 from sqs_pyro.kernels.native import compiled_kernels, has_native_kernel, native_kernels
 from sqs_pyro.kernels.ops import OPS
 

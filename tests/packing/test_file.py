@@ -155,9 +155,9 @@ def test_damage_is_reported_with_the_tensor(packed_file, tensors, leftovers):
 
 
 def test_newer_version(packed_file):
-    content = packed_file.read_bytes().replace(b'"format_version":"1"', b'"format_version":"5"')
+    content = packed_file.read_bytes().replace(b'"format_version":"1"', b'"format_version":"6"')
     packed_file.write_bytes(content)
-    with pytest.raises(PackedFileError, match="format version 5, this program reads up to 4: update sqs-pyro"):
+    with pytest.raises(PackedFileError, match="format version 6, this program reads up to 5: update sqs-pyro"):
         read_packed(packed_file)
 
 

@@ -41,6 +41,10 @@ class TestStructured(LayoutContract):
     layout = "structured"
 
 
+class TestAdaptive(LayoutContract):
+    layout = "adaptive"
+
+
 class TestAuto(LayoutContract):
     layout = "auto"
 

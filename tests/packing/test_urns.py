@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqs_pyro.packing import CodedTensor, pack_tensor
-from sqs_pyro.packing.urns import CONTEXTS, code_length, full_conditionals, inclusion_before, log2
+from sqs_pyro.packing.odds import log2
+from sqs_pyro.packing.urns import CONTEXTS, code_length, full_conditionals, inclusion_before
 
 SHAPES = [(5, 4, 3, 3), (6, 7), (3, 1, 2, 2), (12,), (2, 9, 1)]
 

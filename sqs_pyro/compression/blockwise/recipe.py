@@ -101,7 +101,7 @@ class BlockwiseRecipe(RecipeSection):
     finish_steps: int = Field(default=0, ge=0)
     codebook_learning_rate: float = Field(default=2e-3, ge=0)
     leftover_learning_rate: float = Field(default=1e-3, ge=0)
-    layout: Literal["auto", "dense", "bitmap", "entropy"] = "auto"
+    layout: Literal["auto", "dense", "bitmap", "entropy", "adaptive"] = "auto"
     leftover_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     streamed: bool = False
     seed: int = Field(default=0, ge=0, le=MAX_SEED)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sqs_pyro.compression.finetune.input_scales import InputScales
 from sqs_pyro.compression.finetune.rate_distortion import RateDistortion, coded_bits
@@ -17,10 +18,15 @@ from sqs_pyro.errors import RecipeError
 from sqs_pyro.inference.guides.site import SiteGuide
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.inference.pruning import PruningSchedule
+from sqs_pyro.packing import CodedTensor, pack_tensor
+from sqs_pyro.packing.coded import count_codes
 
 _RESIZE_EVERY = 5  # renewals of the masks between two corrections of the target rate: each is a K-means of all
 _OBSERVE_EVERY = 4  # steps between two looks at the gradients
 _MEMORY = 0.95  # of the running mean of squared gradients, per look
+_FITS = 4  # at the end, each for the coder's share of the one before
+_CLOSE = 2e-3  # to the size asked for
+_OWN_LAWS = ("auto", "adaptive")  # layouts that may code symbols otherwise than by their frequencies
 
 
 class Allocation(ABC):
@@ -144,7 +150,8 @@ class ScheduledPruning(Allocation):
     @torch.no_grad()
     def _resize(self) -> None:
         """Correct the target rate by what K-means of the weights that would be left now takes."""
-        needed = _kmeans_bits(self.guide.site_guides(), self._masks(self.schedule.end_step))
+        layout = self.recipe.storage.layout
+        needed = _kmeans_bits(self.guide.site_guides(), self._masks(self.schedule.end_step), layout)
         own = sum(needed.pop(name) for name in self.own_rates)  # which this rate does not change
         assert self.bits is not None
         # Bits are nearly proportional to survivors. The bounds are those that a recipe's own rate has.
@@ -226,6 +233,7 @@ class LearnedAllocation(Allocation):
         # Its rate, from 1 to almost 0, is the share of the bits to be saved that are not saved yet.
         self.schedule = PruningSchedule(1e-9, total_steps, pruning.start, pruning.end, pruning.every)
         self._first_bits: float | None = None
+        self._share = 1.0  # of what a fit counts, that the file's layout takes
         self._curvature: dict[str, Tensor] = {}
         self._kl = 0.0
 
@@ -235,8 +243,12 @@ class LearnedAllocation(Allocation):
             self._fit(step, rounds=1)
 
     def finish(self) -> None:
-        """Fit the target once more."""
-        self._fit(self.schedule.end_step, rounds=3)
+        """Fit the target once more, until the file's layout takes it."""
+        for _ in range(_FITS):
+            before = self._share
+            self._fit(self.schedule.end_step, rounds=3)
+            if abs(self._share - before) < _CLOSE * before:
+                break
 
     @torch.no_grad()
     def after_backward(self, step: int, batch_size: int) -> None:
@@ -265,7 +277,11 @@ class LearnedAllocation(Allocation):
         if self.bits is None:
             found = self.fitting.fit(precision, beta=self.recipe.kl_weight, **options)
         else:
-            found = self.fitting.fit(precision, bits=self._bits_at(step, precision), **options)
+            found = self.fitting.fit(precision, bits=self._bits_at(step, precision) / self._share, **options)
+            sites = self.guide.site_guides().values()
+            coded = [site.harden(self.recipe.storage.codebook, keep_codes=True) for site in sites]
+            if self.recipe.storage.layout in _OWN_LAWS:
+                self._share = _stored_bits(coded, self.recipe.storage.layout) / found.bits
         self._kl = found.kl
         # Findings and reports ask the model, not this fit, what ρ has come to.
         self.prior.set_inclusion(self.fitting.inclusions())
@@ -302,6 +318,7 @@ class LearnedAllocation(Allocation):
             **self.fitting.state_dict(),
             "curvature": self._curvature,
             "first_bits": self._first_bits,
+            "share": self._share,
             "kl": self._kl,
         }
 
@@ -310,7 +327,7 @@ class LearnedAllocation(Allocation):
         self.fitting.load_state_dict(state)
         device = self.fitting.symbol_prior.inclusion.device
         self._curvature = {name: value.to(device) for name, value in state["curvature"].items()}
-        self._first_bits, self._kl = state["first_bits"], state["kl"]
+        self._first_bits, self._share, self._kl = state["first_bits"], state["share"], state["kl"]
 
 
 def own_rates(names: Iterable[str], recipe: CompressionRecipe) -> dict[str, float]:
@@ -349,7 +366,7 @@ def check_own_bits(guide: SpikeGMMGuide, recipe: CompressionRecipe, bits: float)
         name: PruningSchedule(own, 1).masks({name: sites[name].latent.abs()}, 1)[name]
         for name, own in own_rates(sites, recipe).items()
     }
-    needed = sum(_kmeans_bits(sites, masks).values())
+    needed = sum(_kmeans_bits(sites, masks, recipe.storage.layout).values())
     if needed >= bits:
         raise RecipeError(
             f"target_ratio={recipe.target_ratio:g} leaves {bits / 8:,.0f} bytes to weights, but the layers with a "
@@ -357,20 +374,31 @@ def check_own_bits(guide: SpikeGMMGuide, recipe: CompressionRecipe, bits: float)
         )
 
 
-def _kmeans_bits(sites: Mapping[str, SiteGuide], masks: Mapping[str, Tensor]) -> dict[str, float]:
+def _stored_bits(coded: Iterable[CodedTensor], layout: str) -> float:
+    """Return what weights take in the file."""
+    return 8.0 * sum(pack_tensor(each, layout).num_bytes for each in coded)
+
+
+def _kmeans_bits(sites: Mapping[str, SiteGuide], masks: Mapping[str, Tensor], layout: str) -> dict[str, float]:
     """Return what sites would take in the file if K-means coded the weights that masks leave."""
     found = {}
     for name, site in sites.items():
-        counts = _kmeans_counts(site.latent[masks[name]], site.mask.numel(), site.num_components)
-        found[name] = float(coded_bits(counts[None], site.num_groups))
+        coded = _kmeans_coded(site, masks[name])
+        counts = count_codes(coded.codes.view(1, -1), coded.mask.view(1, -1), coded.num_components)
+        zeros = coded.mask.numel() - coded.nonzeros
+        found[name] = float(coded_bits(pad(counts, (1, 0), value=zeros), site.num_groups))
+        if layout in _OWN_LAWS:
+            found[name] += _stored_bits([coded], layout) - _stored_bits([coded], "entropy")
     return found
 
 
-def _kmeans_counts(survivors: Tensor, weights: int, num_components: int) -> Tensor:
-    """Return counts of zero and of the codes, ``[1 + K]``, if K-means coded the survivors of so many weights."""
-    left = len(survivors)
-    if left > num_components:  # else each has a codeword of its own
-        shares = kmeans_1d(survivors.reshape(1, -1), num_components).mixing[0]
-    else:
-        shares = (torch.arange(num_components) < left) / max(left, 1)
-    return torch.cat([torch.tensor([float(weights - left)]), left * shares.cpu()])  # [1 + K]
+def _kmeans_coded(site: SiteGuide, mask: Tensor) -> CodedTensor:
+    """Return a site's weights if K-means coded the survivors, with one codebook."""
+    survivors = site.latent[mask]
+    if len(survivors) > site.num_components:
+        codewords = kmeans_1d(survivors.reshape(1, -1), site.num_components).loc[0]
+    else:  # each has a codeword of its own
+        codewords = pad(survivors, (0, site.num_components - len(survivors)))
+    codewords = codewords.sort().values
+    codes = torch.bucketize(site.latent.detach(), (codewords[1:] + codewords[:-1]) / 2).byte() * mask
+    return CodedTensor(codes.cpu(), mask.cpu(), codewords.detach().float()[None].cpu())

@@ -123,7 +123,7 @@ class CompressionRecipe(RecipeSection):
         allocation: what decides which weights are zero: a `schedule` of pruning, or `rate_distortion`: the
             `learned` prior, by E- and M-steps in closed form, at β or at a target size.
         target_ratio: fp32 size of the whole network over the size of the whole file to reach; the non-zero rate,
-            or with `rate_distortion` β, is then found. Needs layout `entropy` or `auto`.
+            or with `rate_distortion` β, is then found. Needs layout `auto`, `entropy` or `adaptive`.
         curvature: for `rate_distortion`, h of the likelihood's expansion: one mean squared gradient for the whole
             `network`, or that of each `layer`.
         num_components: K, values in a codebook besides zero.
@@ -167,8 +167,9 @@ class CompressionRecipe(RecipeSection):
         precision: of the network's multiplications in training. `bfloat16` is fast on GPUs and on CPUs with
             AVX-512; elsewhere it takes ten times as long as `float32`.
         batch_norm_batches: minibatches from which batch-norm statistics are estimated anew at the end.
-        layout: of packed tensors in the file: `auto` takes the smallest of `dense`, `bitmap` and `entropy`, or
-            `structured` beside a prior of that scope.
+        layout: of packed tensors in the file: `auto` takes the smallest of `dense`, `bitmap`, `entropy` and, for
+            tensors of up to 65,536 weights, `adaptive`; or `structured` beside a prior of that scope. `adaptive`
+            is the smallest where kernels have structure, and is read ten times as slowly as `entropy`.
         leftover_dtype: of parameters that are not compressed (norms, biases), each where its values survive it;
             buffers stay exact.
         codebook_dtype: of codebook values; a codebook whose values do not survive it is stored as `float32`.
@@ -213,7 +214,7 @@ class CompressionRecipe(RecipeSection):
     initial_gate: float = Field(default=5.0, ge=1e-3, le=100)
     precision: Literal["float32", "bfloat16"] = "float32"
     batch_norm_batches: int = Field(default=60, ge=0)
-    layout: Literal["auto", "dense", "bitmap", "entropy", "structured"] = "auto"
+    layout: Literal["auto", "dense", "bitmap", "entropy", "adaptive", "structured"] = "auto"
     leftover_dtype: Literal["float16", "float32"] = "float16"
     codebook_dtype: Literal["float16", "float32"] = "float16"
     evaluate_every: int = Field(default=1, ge=1)
@@ -246,15 +247,15 @@ class CompressionRecipe(RecipeSection):
                     f"allocation 'rate_distortion' beside prior.scope 'structured', not {self.allocation!r}: that "
                     "is what gives zeros their structure"
                 )
-            if self.layout not in ("auto", "structured"):
+            if self.layout not in ("auto", "structured", "adaptive"):
                 raise ValueError(
-                    f"layout 'auto' or 'structured' beside prior.scope 'structured', not {self.layout!r}: other "
-                    "layouts take no notice of structure"
+                    f"layout 'auto', 'structured' or 'adaptive' beside prior.scope 'structured', not "
+                    f"{self.layout!r}: other layouts take no notice of structure"
                 )
-        elif self.target_ratio is not None and self.layout not in ("auto", "entropy"):
+        elif self.target_ratio is not None and self.layout not in ("auto", "entropy", "adaptive"):
             raise ValueError(
-                f"layout 'auto' or 'entropy' beside target_ratio, not {self.layout!r}: the size is predicted for "
-                "entropy-coded weights"
+                f"layout 'auto', 'entropy' or 'adaptive' beside target_ratio, not {self.layout!r}: the size is "
+                "predicted for entropy-coded weights"
             )
         return self
 

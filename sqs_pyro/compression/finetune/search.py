@@ -48,10 +48,10 @@ def check_searchable(search: SearchRecipe | None, recipe: CompressionRecipe) -> 
         return
     if recipe.target_ratio is not None:
         raise ValueError(f"no compression.target_ratio ({recipe.target_ratio:g}) beside search, which decides it")
-    if recipe.storage.layout not in ("auto", "entropy", "structured"):
+    if recipe.storage.layout not in ("auto", "entropy", "adaptive", "structured"):
         raise ValueError(
-            f"compression.layout 'auto' or 'entropy' beside search, not {recipe.storage.layout!r}: the size is "
-            "predicted for entropy-coded weights"
+            "compression.layout 'auto', 'entropy' or 'adaptive' beside search, not "
+            f"{recipe.storage.layout!r}: the size is predicted for entropy-coded weights"
         )
 
 

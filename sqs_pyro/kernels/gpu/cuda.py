@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sqs_pyro.kernels.compiled import KernelWarning, compiled, run_together
+from sqs_pyro.compiling import KernelWarning, compiled, run_together
 
 SOURCE = Path(__file__).parent / "dense.cu"
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sqs_pyro.kernels.compiled import KernelWarning
+from sqs_pyro.compiling import KernelWarning
 from sqs_pyro.kernels.decode import PackedArgs
 from sqs_pyro.kernels.ops import OPS, REFERENCES, result_dtype, split_arguments
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from sqs_pyro.compiling import KernelWarning, cache_directory, compiler
 from sqs_pyro.data import DataRecipe, load_data
 from sqs_pyro.errors import DataError, MissingPackageError
 from sqs_pyro.extras import EXTRAS
-from sqs_pyro.kernels.compiled import KernelWarning, cache_directory
-from sqs_pyro.kernels.native import SOURCES, compiler, native_kernels
+from sqs_pyro.kernels.native import SOURCES, native_kernels
 from sqs_pyro.kernels.processor import multiplies_bfloat16
 from sqs_pyro.runs.bookkeeping import machine, versions
 

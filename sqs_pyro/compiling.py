@@ -2,10 +2,13 @@
 
 Environment:
     SQS_CACHE: directory of compiled kernels instead of ``~/.cache/sqs_pyro``.
+    CXX: the compiler instead of ``c++``, ``g++`` or ``clang++``.
 """
 
 import hashlib
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -13,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+_COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 300  # of one compiler, on a machine that does other things as well
 _SEAL, _DIGEST = b"sqs-pyro sha256 ", 32
 
@@ -88,6 +92,23 @@ def _is_whole(library: Path) -> bool:
         return False
     end = len(content) - len(_SEAL) - _DIGEST
     return end > 0 and content[end:] == _SEAL + hashlib.sha256(memoryview(content)[:end]).digest()
+
+
+def compiler() -> list[str]:
+    """Return the command of this machine's C++ compiler.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    if given := os.environ.get("CXX"):
+        # CXX may bring options, as make has it: "ccache g++".
+        if shutil.which(shlex.split(given)[0]) is None:
+            raise RuntimeError(f"CXX is {given!r}, which is no program")
+        return shlex.split(given)
+    found = next((path for name in _COMPILERS if (path := shutil.which(name))), None)
+    if found is None:
+        raise RuntimeError(f"none of {', '.join(_COMPILERS)} is there")
+    return [found]
 
 
 def run_together(commands: Iterable[Sequence[str]]) -> None:
