@@ -38,8 +38,8 @@ def packed_network(
         net: the network; it stays as it is. Its other tensors are taken over.
         coded: the compressed weights by parameter name; of a shared parameter, one of its names. What is
             packed already stays in its layout.
-        layout: ``"dense"``, ``"bitmap"``, ``"entropy"``, ``"structured"``, or ``"auto"`` for the smallest of the
-            first three, tensor by tensor.
+        layout: ``"dense"``, ``"bitmap"``, ``"entropy"``, ``"adaptive"``, ``"structured"``, or ``"auto"`` for the
+            smallest of the first three, and for tensors of up to 65,536 weights the fourth.
         leftover_dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``: other parameters are rounded to it at once,
             so that the packed network and its file agree bit for bit; they keep their own dtype to compute. A
             tensor whose values do not survive that is left as it is, and so are all buffers; None leaves all.

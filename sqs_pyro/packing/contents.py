@@ -7,6 +7,7 @@
 """
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from sqs_pyro.packing.leftovers import check_leftover_dtype, leftover_state, rou
 from sqs_pyro.packing.record import TensorRecord
 from sqs_pyro.packing.stored import METADATA, StoredEnsemble, StoredWeight, stored_weights
 
+_ANOTHER_LAYOUT = 16  # bytes of the manifest for a tensor that is not in the layout of the others, at least
 # The first version of files that have them.
 _VERSIONS = {"structured": 4, "adaptive": 5}
 
@@ -71,6 +73,8 @@ def pack(
         name: value if isinstance(value, PackedTensor) else pack_tensor(value, layout)
         for name, value in coded.items()
     }
+    if layout == "auto":
+        tensors = _with_few_layouts(tensors, coded)
     leftovers = _leftovers(net, parameters, leftover_dtype)
     return PackedContents(_in_file_order(net, parameters, tensors), leftovers, about(net, metadata))
 
@@ -196,6 +200,26 @@ def format_version(tensors: Iterable[tuple[str, Iterable[str]]], draws: int | No
     for layout, parts in tensors:
         version = max(version, _VERSIONS.get(layout, 3 if "scales" in parts else 1))
     return version
+
+
+def _with_few_layouts(
+    tensors: Mapping[str, PackedTensor], coded: Mapping[str, CodedTensor | PackedTensor]
+) -> dict[str, PackedTensor]:
+    """Return tensors in the layout that most of them have, but where their own saves more than saying so takes."""
+    # The first of equals, so that the same network has the same file.
+    common = Counter(packed.layout for packed in tensors.values()).most_common(1)[0][0] if tensors else "auto"
+    found = dict(tensors)
+    for name, packed in tensors.items():
+        value = coded[name]
+        if packed.layout == common or isinstance(value, PackedTensor):
+            continue
+        try:
+            other = pack_tensor(value, common)
+        except NetworkError:  # it cannot hold so many symbols
+            continue
+        if other.num_bytes <= packed.num_bytes + _ANOTHER_LAYOUT:
+            found[name] = other
+    return found
 
 
 def _smallest(draws: CodedTensor, layout: str) -> PackedTensor:

@@ -88,7 +88,7 @@ class Packed(Kind):
         nets = [
             *(
                 packed_network(network(0), coded(0), layout=x, metadata=metadata)
-                for x in ("dense", "bitmap", "entropy")
+                for x in ("dense", "bitmap", "entropy", "adaptive", "structured")
             ),
             packed_network(network(1), coded(1, scales=True), leftover_dtype="float32"),
             packed_ensemble(network(2), [coded(2, draw=d) for d in range(3)], metadata=metadata),

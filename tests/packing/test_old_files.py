@@ -47,7 +47,7 @@ def test_every_version_and_layout_is_there():
         assert {f"version{version}_{layout}" for layout in LAYOUTS} <= set(FILES)
     layouts = {packed.layout for name in FILES for packed in read_packed(path_of(name)).tensors.values()}
     assert layouts == LAYOUTS
-    assert set(layout_names()) == LAYOUTS | {"structured"}  # came with version 4
+    assert set(layout_names()) == LAYOUTS | {"structured", "adaptive"}  # came with versions 4 and 5
 
 
 @pytest.mark.parametrize("name", FILES)

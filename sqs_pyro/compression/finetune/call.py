@@ -53,7 +53,7 @@ from sqs_pyro.shipping.batch_norm import batch_norm_statistics, reestimate_batch
 from sqs_pyro.shipping.pack import hard_network
 from sqs_pyro.shipping.rehearsal import rehearse
 from sqs_pyro.shipping.shipped import check_stands_alone, copied, shipped_network
-from sqs_pyro.shipping.widths import with_widths
+from sqs_pyro.shipping.widths import WIDTHS, with_widths
 
 __all__ = ["CompressionResult", "Finding", "StepRecord", "compress"]
 
@@ -210,10 +210,7 @@ def compress(
                 reestimate_batch_norm(unrounded, train_loader, recipe.batch_norm_batches)
             # Folded and rounded first, then packed: the file holds exactly these values.
             hard = shipped_network(unrounded, coded, recipe.leftover_dtype, inputs)
-            # K-means' widths are those of its cells; only an E-step's are a posterior's.
-            drawable = recipe.allocation == "rate_distortion"
-            about = with_widths(metadata, guide) if drawable else metadata
-            packed = running_network(hard, _packed(hard, coded, recipe, about))
+            packed = running_network(hard, _packed(hard, coded, recipe, _about(recipe, metadata, guide)))
             difference = None if inputs is None else check_agreement(hard, packed, inputs)
             anew = recipe.batch_norm_batches and batch_norm_statistics(unrounded)
         earlier = driver.kept is not None and driver.kept.best != history[-1].step
@@ -385,8 +382,19 @@ def _not_symbols(
                 spread = torch.linspace(0, 1, parameter.numel(), device=parameter.device)
                 parameter.add_(spread.view_as(parameter))
     shipped = shipped_network(hard, coded, recipe.leftover_dtype)
-    size = size_report(_packed(shipped, coded, recipe, metadata))
+    about = _about(recipe, metadata, guide)
+    if WIDTHS in about and recipe.curvature == "network":  # √(β/h), then one number for all
+        about = {**about, WIDTHS: 0.01234}
+    size = size_report(_packed(shipped, coded, recipe, about))
     return size.total - size.codes - size.masks - size.codebooks - size.tables, size.fp32_bytes
+
+
+def _about(
+    recipe: CompressionRecipe, metadata: Mapping[str, Any] | None, guide: SpikeGMMGuide
+) -> Mapping[str, Any]:
+    """Return a file's metadata, with the posterior's widths where they are such."""
+    # K-means' widths are those of its cells; only an E-step's are a posterior's.
+    return with_widths(metadata, guide) if recipe.allocation == "rate_distortion" else metadata or {}
 
 
 def _prior(recipe: PriorRecipe) -> Prior:

@@ -20,6 +20,7 @@ from sqs_pyro.packing.layouts import pack_tensor
 from sqs_pyro.recipes import parse
 
 RATE_DISTORTION = {"allocation": "rate_distortion", "prior": {"kind": "learned"}}
+ADAPTIVE = {**RATE_DISTORTION, "layout": "adaptive"}
 STRUCTURED = {**RATE_DISTORTION, "prior": {"kind": "learned", "scope": "structured"}}
 QUICK = {"epochs": 4, "num_components": 5, "learning_rate": 0.02, "pruning": {"every": 5}}
 
@@ -49,13 +50,15 @@ def driver(net, digits, recipe, bits=None) -> Driver:
 
 
 def packed_bits(d: Driver) -> int:
-    layout = "structured" if d.recipe.prior.scope == "structured" else "entropy"
+    layout = d.recipe.storage.layout
     return 8 * sum(pack_tensor(tensor, layout).num_bytes for tensor in d.guide.harden().values())
 
 
 class TestSizes:
     @pytest.mark.parametrize(
-        "recipe", [{}, RATE_DISTORTION, STRUCTURED], ids=["schedule", "rate_distortion", "structured"]
+        "recipe",
+        [{}, RATE_DISTORTION, ADAPTIVE, STRUCTURED],
+        ids=["schedule", "rate_distortion", "adaptive", "structured"],
     )
     def test_a_budget_is_kept(self, trained, digits, recipe):
         d = driver(trained, digits, recipe, bits=12_000)
@@ -74,7 +77,9 @@ class TestSizes:
             bits.append(packed_bits(d))
         assert bits[0] > 1.5 * bits[1]
 
-    @pytest.mark.parametrize("recipe", [RATE_DISTORTION, STRUCTURED], ids=["layer", "structured"])
+    @pytest.mark.parametrize(
+        "recipe", [RATE_DISTORTION, ADAPTIVE, STRUCTURED], ids=["layer", "adaptive", "structured"]
+    )
     def test_the_file_has_the_ratio_asked_for(self, trained, digits, recipe, tmp_path):
         result = compress(trained, digits.train, {**QUICK, **recipe, "target_ratio": 14})
         save(result.network, tmp_path / "packed.safetensors")
@@ -150,12 +155,15 @@ class TestRecipe:
             ({"allocation": "rate_distortion"}, "prior.kind 'learned' beside allocation"),
             ({**RATE_DISTORTION, "gate_learning_rate": 0.1}, "a gate_learning_rate of 0 beside"),
             ({**RATE_DISTORTION, "kl_weight": 0.0}, "a target_ratio or a positive kl_weight"),
-            ({"target_ratio": 20, "layout": "bitmap"}, "layout 'auto' or 'entropy' beside target_ratio"),
+            (
+                {"target_ratio": 20, "layout": "bitmap"},
+                "layout 'auto', 'entropy' or 'adaptive' beside target_ratio",
+            ),
             (
                 {"prior": {"kind": "learned", "scope": "structured"}},
                 "allocation 'rate_distortion' beside prior.scope",
             ),
-            ({**STRUCTURED, "layout": "entropy"}, "layout 'auto' or 'structured' beside prior.scope"),
+            ({**STRUCTURED, "layout": "entropy"}, "layout 'auto', 'structured' or 'adaptive' beside prior.scope"),
             ({"target_ratio": 0.5}, "target_ratio"),
         ],
     )

@@ -213,5 +213,5 @@ def test_a_search_and_a_size_do_not_go_together():
     base = {"network": {"name": "digits_net"}, "data": {"name": "digits"}, "search": {"points": 1}}
     with pytest.raises(RecipeError, match=r"no compression\.target_ratio \(20\) beside search"):
         parse(RunRecipe, {**base, "compression": {"target_ratio": 20}})
-    with pytest.raises(RecipeError, match=r"layout 'auto' or 'entropy' beside search, not 'bitmap'"):
+    with pytest.raises(RecipeError, match=r"layout 'auto', 'entropy' or 'adaptive' beside search, not 'bitmap'"):
         parse(RunRecipe, {**base, "compression": {"layout": "bitmap"}})
