@@ -40,9 +40,10 @@ def packed_network(
             packed already stays in its layout.
         layout: ``"dense"``, ``"bitmap"``, ``"entropy"``, ``"adaptive"``, ``"structured"``, or ``"auto"`` for the
             smallest of the first three, and for tensors of up to 65,536 weights the fourth.
-        leftover_dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``: other parameters are rounded to it at once,
-            so that the packed network and its file agree bit for bit; they keep their own dtype to compute. A
-            tensor whose values do not survive that is left as it is, and so are all buffers; None leaves all.
+        leftover_dtype: ``"float16"``, ``"bfloat16"``, ``"float32"`` or ``"fixed8"`` (8 bits, multiples of a power
+            of two): other parameters are rounded to it at once, so that the packed network and its file agree bit
+            for bit; they keep their own dtype to compute. A tensor whose values do not survive that is left as it
+            is, and so are all buffers; None leaves all.
         metadata: plain JSON to keep in the file; ``"network"`` is filled in where
             :mod:`sqs_pyro.networks.registry` has built the network. The result's ``packed_metadata`` can be edited
             until it is saved.

@@ -7,7 +7,6 @@
 """
 
 import difflib
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +17,16 @@ from sqs_pyro.errors import NetworkError
 from sqs_pyro.packing.coded import CodedTensor, stack_draws
 from sqs_pyro.packing.finite import check_finite
 from sqs_pyro.packing.layouts import PackedTensor, pack_tensor
-from sqs_pyro.packing.leftovers import check_leftover_dtype, leftover_state, round_to, smallest_exact
+from sqs_pyro.packing.leftovers import (
+    check_leftover_dtype,
+    in_fixed_point,
+    leftover_state,
+    round_to,
+    smallest_exact,
+)
 from sqs_pyro.packing.record import TensorRecord
 from sqs_pyro.packing.stored import METADATA, StoredEnsemble, StoredWeight, stored_weights
 
-_ANOTHER_LAYOUT = 16  # bytes of the manifest for a tensor that is not in the layout of the others, at least
 # The first version of files that have them.
 _VERSIONS = {"structured": 4, "adaptive": 5}
 
@@ -50,7 +54,8 @@ class PackedContents:
     @property
     def format_version(self) -> int:
         """The oldest version of the file format that can say what there is."""
-        return format_version(((packed.layout, packed.parts) for packed in self.tensors.values()), self.draws)
+        tensors = ((packed.layout, packed.parts) for packed in self.tensors.values())
+        return format_version(tensors, self.draws, self.leftovers.values())
 
 
 def pack(
@@ -73,8 +78,6 @@ def pack(
         name: value if isinstance(value, PackedTensor) else pack_tensor(value, layout)
         for name, value in coded.items()
     }
-    if layout == "auto":
-        tensors = _with_few_layouts(tensors, coded)
     leftovers = _leftovers(net, parameters, leftover_dtype)
     return PackedContents(_in_file_order(net, parameters, tensors), leftovers, about(net, metadata))
 
@@ -191,35 +194,20 @@ def with_metadata(known: Mapping[str, Any], own: Mapping[str, Any] | None) -> di
     return {**known, **(own or {})}
 
 
-def format_version(tensors: Iterable[tuple[str, Iterable[str]]], draws: int | None) -> int:
-    """Return the oldest version for tensors of these layouts and parts.
+def format_version(
+    tensors: Iterable[tuple[str, Iterable[str]]], draws: int | None, leftovers: Iterable[Tensor]
+) -> int:
+    """Return the oldest version for tensors of these layouts and parts, and for what is not compressed.
 
-    Version 2 can say draws, 3 scales of out-channels as well, 4 structured zeros as well, 5 adaptive streams too.
+    Version 2 can say draws, 3 scales of out-channels as well, 4 structured zeros as well, 5 adaptive streams and
+    numbers in fixed point, too.
     """
+    if any(in_fixed_point(value) for value in leftovers):
+        return 5
     version = 1 if draws is None else 2
     for layout, parts in tensors:
         version = max(version, _VERSIONS.get(layout, 3 if "scales" in parts else 1))
     return version
-
-
-def _with_few_layouts(
-    tensors: Mapping[str, PackedTensor], coded: Mapping[str, CodedTensor | PackedTensor]
-) -> dict[str, PackedTensor]:
-    """Return tensors in the layout that most of them have, but where their own saves more than saying so takes."""
-    # The first of equals, so that the same network has the same file.
-    common = Counter(packed.layout for packed in tensors.values()).most_common(1)[0][0] if tensors else "auto"
-    found = dict(tensors)
-    for name, packed in tensors.items():
-        value = coded[name]
-        if packed.layout == common or isinstance(value, PackedTensor):
-            continue
-        try:
-            other = pack_tensor(value, common)
-        except NetworkError:  # it cannot hold so many symbols
-            continue
-        if other.num_bytes <= packed.num_bytes + _ANOTHER_LAYOUT:
-            found[name] = other
-    return found
 
 
 def _smallest(draws: CodedTensor, layout: str) -> PackedTensor:

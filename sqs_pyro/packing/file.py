@@ -89,7 +89,8 @@ def envelope(
     """
     manifest, others = write_manifest(records, leftovers, metadata, draws)
     size = sum(record.bytes for record in records) + sum(part.numel() for part in others)
-    version = format_version(((record.layout, record.lengths) for record in records), draws)
+    tensors = ((record.layout, record.lengths) for record in records)
+    version = format_version(tensors, draws, leftovers.values())
     # Of a real digest only its length would count here.
     return Envelope(_header(str(version), "0" * _DIGEST, len(manifest), size), len(manifest), size)
 

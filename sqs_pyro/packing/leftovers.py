@@ -6,6 +6,7 @@ elements are all equal is a constant of the manifest, not data.
 """
 
 import math
+import struct
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -24,7 +25,12 @@ DTYPES: dict[str, torch.dtype] = {
     )
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-LEFTOVER_DTYPES = ("float16", "bfloat16", "float32")  # what parameters may be rounded to
+LEFTOVER_DTYPES = ("float16", "bfloat16", "float32", "fixed8")  # what parameters may be rounded to
+
+_STEPS = 255  # from the smallest to the largest of a tensor's numbers in fixed point
+_HEAD = 3  # bytes in front of such numbers: their exponent, and the least of them
+_FEWEST = 8  # numbers, of which they pay for that
+_SAMPLE = 4096  # numbers that are looked at before all of a large tensor
 
 
 def round_to(value: Tensor, dtype: str) -> Tensor:
@@ -33,9 +39,15 @@ def round_to(value: Tensor, dtype: str) -> Tensor:
     They survive if none overflows, no error is larger than the rounding of a number as large as the tensor's root
     mean square, and none is more than 1/32 of its own element: below 6e-5 float16 has fewer and fewer digits, and
     below 6e-8 none. Otherwise the tensor comes back as it is, as integers and two-byte floats do.
+
+    ``"fixed8"`` is fixed point of 8 bits: multiples of a power of two, 256 neighbouring ones. Where half a step is
+    more than 1/16 of the median size, the tensor is rounded to float16 instead.
     """
     if value.dtype not in (torch.float32, torch.float64) or not value.numel():
         return value
+    if dtype == "fixed8":
+        fixed = _to_fixed_point(value)
+        return round_to(value, "float16") if fixed is None else fixed
     rounded = value.to(DTYPES[dtype]).to(value.dtype)  # there and back: what the file will give
     if not torch.equal(rounded.isfinite(), value.isfinite()):
         return value
@@ -47,6 +59,47 @@ def round_to(value: Tensor, dtype: str) -> Tensor:
     half_step = torch.finfo(DTYPES[dtype]).eps / 2
     survives = (error <= half_step * size.clamp(min=float(typical))) & (error <= size / 32)
     return rounded if bool(survives.all()) else value
+
+
+def _to_fixed_point(value: Tensor) -> Tensor | None:
+    """Return a tensor's values rounded to 8 bits in fixed point; None where that loses too much."""
+    exact = value.detach().double()
+    span = float(exact.max() - exact.min())
+    if value.numel() < _FEWEST or not 0 < span < math.inf:
+        return None
+    exponent = math.ceil(math.log2(span / _STEPS))
+    numbers = torch.round(exact * 2.0**-exponent)
+    if numbers.max() - numbers.min() > _STEPS:  # both ends were rounded away from each other
+        exponent += 1
+        numbers = torch.round(exact * 2.0**-exponent)
+    if 2.0 ** (exponent - 1) > float(exact.abs().median()) / 16 or numbers.min().abs() >= 1 << 15:
+        return None
+    return (numbers * 2.0**exponent + 0.0).to(value.dtype)  # no -0.0
+
+
+def fixed_point(value: Tensor) -> tuple[int, int, Tensor] | None:
+    """Return exponent, least number and what the others are above it, uint8 ``[n]``.
+
+    The values are ``(least + code) 2^exponent`` exactly. None where they are not, or nothing is saved.
+    """
+    flat = value.detach().reshape(-1)
+    if value.dtype not in (torch.float16, torch.bfloat16, torch.float32) or len(flat) < _FEWEST:
+        return None
+    if len(flat) > _SAMPLE and fixed_point(flat[:_SAMPLE]) is None:
+        return None
+    exact = flat.double()
+    zero = exact == 0
+    if not exact.isfinite().all() or zero.all() or (zero & exact.signbit()).any():
+        return None
+    mantissa, exponents = torch.frexp(exact[~zero])
+    numbers = mantissa.mul(2.0**53).long()  # exact
+    lowest = torch.frexp((numbers & -numbers).double())[1] - 1  # the place of the last bit that is set
+    exponent = int((exponents - 53 + lowest).min())
+    numbers = exact * 2.0**-exponent
+    least, most = float(numbers.min()), float(numbers.max())
+    if most - least > _STEPS or abs(least) >= 1 << 15 or not -128 <= exponent < 128:
+        return None
+    return exponent, int(least), (numbers - least).byte()
 
 
 def smallest_exact(value: Tensor) -> Tensor:
@@ -124,7 +177,7 @@ def describe(leftovers: Mapping[str, Tensor]) -> tuple[list[dict[str, Any]], lis
         fields = [_field(name, value) for name, value in tensors.items()]
         key = repr(fields)  # modules of the same kinds of tensors, constants included, share a description
         kind = kinds.setdefault(key, {"fields": fields, "modules": [], "shapes": [], "crc32": []})
-        parts = [to_bytes(v) for f, v in zip(fields, tensors.values(), strict=True) if "constant" not in f]
+        parts = [_data(f, v) for f, v in zip(fields, tensors.values(), strict=True) if "constant" not in f]
         kind["modules"].append(module)
         kind["shapes"].append([list(value.shape) for value in tensors.values()])
         kind["crc32"].append(checksum(parts))
@@ -157,7 +210,9 @@ def restore(kinds: list[dict[str, Any]], data: Tensor) -> Iterator[tuple[str, Te
 
 def field_bytes(field: Mapping[str, Any], shape: list[int]) -> int:
     """Return the bytes of one described leftover in the data; constants have none."""
-    return 0 if "constant" in field else math.prod(shape) * DTYPES[field["dtype"]].itemsize
+    if "constant" in field:
+        return 0
+    return math.prod(shape) + _HEAD if "bits" in field else math.prod(shape) * DTYPES[field["dtype"]].itemsize
 
 
 def to_bytes(value: Tensor) -> Tensor:
@@ -191,13 +246,34 @@ def _by_module(leftovers: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _field(name: str, value: Tensor) -> dict[str, Any]:
-    field = {"name": name, "dtype": _NAMES[value.dtype]}
-    if value.numel():
-        first = to_bytes(value.reshape(-1)[:1])
-        # Fresh norms, zero biases and counters are one number: no data.
-        if (to_bytes(value).view(-1, len(first)) == first).all():  # bits, so that NaN and -0.0 count as well
-            field["constant"] = bytes(first.tolist()).hex()
+    field: dict[str, Any] = {"name": name, "dtype": _NAMES[value.dtype]}
+    if _is_constant(value):
+        field["constant"] = bytes(to_bytes(value.reshape(-1)[:1]).tolist()).hex()
+    elif fixed_point(value) is not None:
+        field["bits"] = 8
     return field
+
+
+def in_fixed_point(value: Tensor) -> bool:
+    """Return whether a leftover is written in fixed point."""
+    return not _is_constant(value) and fixed_point(value) is not None
+
+
+def _is_constant(value: Tensor) -> bool:
+    # Fresh norms, zero biases and counters are one number: no data. Bits, so that NaN and -0.0 count as well.
+    if not value.numel():
+        return False
+    first = to_bytes(value.reshape(-1)[:1])
+    return bool((to_bytes(value).view(-1, len(first)) == first).all())
+
+
+def _data(field: Mapping[str, Any], value: Tensor) -> Tensor:
+    fixed = fixed_point(value) if "bits" in field else None
+    if fixed is None:
+        return to_bytes(value)
+    exponent, least, codes = fixed
+    head = np.frombuffer(struct.pack("<bh", exponent, least), dtype=np.uint8)
+    return torch.cat([torch.from_numpy(head.copy()), codes])
 
 
 def _value(name: str, field: Mapping[str, Any], shape: list[int], data: Tensor) -> Tensor:
@@ -206,6 +282,8 @@ def _value(name: str, field: Mapping[str, Any], shape: list[int], data: Tensor) 
         raw = data.numpy()  # a view
         if raw.size != field_bytes(field, shape):
             raise PackedFileError(f"tensor {name!r} is cut off: {raw.size} bytes are left of it")
+        if "bits" in field:
+            return _from_fixed_point(name, raw, dtype).view(shape)
         # torch would take any byte for a bool, and computes as with one only if it is 0 or 1.
         if dtype is torch.bool and raw.size and raw.max() > 1:
             raise PackedFileError(f"tensor {name!r} holds bytes that are not boolean")
@@ -215,6 +293,18 @@ def _value(name: str, field: Mapping[str, Any], shape: list[int], data: Tensor) 
         raise PackedFileError(f"tensor {name!r} has the constant {field['constant']!r}, which is no {dtype}")
     # A view of one element: a file of a few bytes cannot make a reader take gigabytes.
     return _from_bytes(raw, dtype).expand(shape) if shape else _from_bytes(raw, dtype).view(())
+
+
+def _from_fixed_point(name: str, raw: np.ndarray, dtype: torch.dtype) -> Tensor:
+    exponent, least = struct.unpack("<bh", raw[:_HEAD].tobytes())
+    exact = (torch.from_numpy(raw[_HEAD:].astype(np.float64)) + least) * 2.0**exponent
+    value = exact.to(dtype)
+    # Else several files would have the same numbers, or some that the dtype does not have.
+    fixed = fixed_point(value)
+    written = fixed is not None and not _is_constant(value) and fixed[:2] == (exponent, least)
+    if not written or not torch.equal(value.double(), exact):
+        raise PackedFileError(f"tensor {name!r} holds numbers that are not in fixed point")
+    return value
 
 
 def _from_bytes(raw: np.ndarray, dtype: torch.dtype) -> Tensor:

@@ -251,9 +251,12 @@ def _kinds(value: Any) -> list[dict[str, Any]]:
 
 
 def _field(value: Any, place: str) -> dict[str, Any]:
-    field = checked.record(value, place, ("name", "dtype"), ("constant",))
+    field = checked.record(value, place, ("name", "dtype"), ("constant", "bits"))
     checked.name(field["name"], f"{place}.name")
     checked.choice(field["dtype"], f"{place}.dtype", DTYPES)
+    if "bits" in field:  # in fixed point
+        checked.integer(field["bits"], f"{place}.bits", least=8, most=8)
+        checked.choice(field["dtype"], f"{place}.dtype", ("float16", "bfloat16", "float32"))
     constant = field.get("constant", "00")
     if not isinstance(constant, str) or not _CONSTANT.fullmatch(constant):
         raise checked.wrong(f"{place}.constant", constant, "1 to 16 bytes in hexadecimal digits")

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from torch import nn
 
 from sqs_pyro.errors import NetworkError, OutputError, PackedFileError
-from sqs_pyro.packing import PackedContents, pack, pack_tensor, read_packed, size_report, write_packed
+from sqs_pyro.packing import PackedContents, pack_tensor, read_packed, write_packed
 from sqs_pyro.packing.file import _header, file_image, opened_file
 from sqs_pyro.packing.manifest import MAX_MANIFEST_BYTES
 from sqs_pyro.testing.layouts import random_coded
@@ -384,16 +383,3 @@ def test_adaptive_streams_are_a_file_of_version_5(tensors, leftovers, tmp_path):
     assert all(
         torch.equal(found[name].unpack().dense(), packed.unpack().dense()) for name, packed in coded.items()
     )
-
-
-def test_a_layout_of_its_own_is_worth_its_words():
-    """Saying that one tensor is not in the layout of the others takes more than it saves there."""
-    net = nn.Sequential(*(nn.Linear(40, 40) for _ in range(4)), nn.Linear(40, 2))
-    coded = {f"{i}.weight": random_coded((40, 40), 9, seed=i) for i in range(4)}
-    coded["4.weight"] = random_coded((2, 40), 2, nonzero_rate=1.0)
-    alone = {name: pack_tensor(value).layout for name, value in coded.items()}
-    assert len(set(alone.values())) == 2
-    together = pack(net, coded)
-    assert {packed.layout for packed in together.tensors.values()} == {alone["0.weight"]}
-    as_they_are = pack(net, {name: pack_tensor(value) for name, value in coded.items()})
-    assert size_report(together).total < size_report(as_they_are).total

@@ -171,7 +171,7 @@ class CompressionRecipe(RecipeSection):
             tensors of up to 65,536 weights, `adaptive`; or `structured` beside a prior of that scope. `adaptive`
             is the smallest where kernels have structure, and is read ten times as slowly as `entropy`.
         leftover_dtype: of parameters that are not compressed (norms, biases), each where its values survive it;
-            buffers stay exact.
+            buffers stay exact. `fixed8` is fixed point of 8 bits: multiples of a power of two.
         codebook_dtype: of codebook values; a codebook whose values do not survive it is stored as `float32`.
         evaluate_every: epochs between two evaluations of the hard network on the validation data.
         patience: of these, evaluations without improvement after which compression stops, once codes are frozen:
@@ -215,7 +215,7 @@ class CompressionRecipe(RecipeSection):
     precision: Literal["float32", "bfloat16"] = "float32"
     batch_norm_batches: int = Field(default=60, ge=0)
     layout: Literal["auto", "dense", "bitmap", "entropy", "adaptive", "structured"] = "auto"
-    leftover_dtype: Literal["float16", "float32"] = "float16"
+    leftover_dtype: Literal["float16", "float32", "fixed8"] = "float16"
     codebook_dtype: Literal["float16", "float32"] = "float16"
     evaluate_every: int = Field(default=1, ge=1)
     patience: int | None = Field(default=None, ge=1)
