@@ -135,7 +135,7 @@ def test_evaluate_and_inspect_a_file_of_draws(small_run):
         name: averaged[name] for name in ("accuracy", "nll", "ece", "brier", "entropy")
     }
     inspection = json.loads(_sqs("inspect", ensemble, "--json").stdout)
-    assert (inspection["size"]["draws"], inspection["format_version"]) == (averaged["samples"], 2)
+    assert (inspection["size"]["draws"], inspection["format_version"]) == (averaged["samples"], 5)
     assert sum(inspection["size"]["parts"].values()) == ensemble.stat().st_size == averaged["file_bytes"]
     assert "draws in it" in _sqs("inspect", ensemble).stdout
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from sqs_pyro.packing.coded import CodedTensor
 from sqs_pyro.packing.layouts import Layout, PackedTensor, Structure, register_layout
 from sqs_pyro.packing.mixing import CodedShape
-from sqs_pyro.packing.mixing_native import decode_weights, encode_weights
+from sqs_pyro.packing.mixing_native import decode_weights, encode_weights, is_compiled
 
 
 @register_layout
@@ -20,6 +20,11 @@ class AdaptiveLayout(Layout):
     name = "adaptive"
     # Its decoder takes ten times as long as that of `entropy`, and where there is no compiler seconds for so many.
     automatic_weights = 1 << 16
+
+    @property
+    def automatic(self) -> bool:  # type: ignore[override]
+        """Whether it is compiled here: nobody waits for plain Python who has not asked for it."""
+        return is_compiled()
 
     def bits(self, num_components: int, has_zeros: bool) -> int:
         """Return 0: symbols have no fixed width."""

@@ -273,7 +273,7 @@ def _smallest(coded: CodedTensor) -> PackedTensor:
     tried: dict[str, PackedTensor] = {}
     for name, layout in _layouts.items():
         structure = _structure(coded, layout)
-        tried_for_it = layout.automatic and structure.numel <= layout.automatic_weights
+        tried_for_it = structure.numel <= layout.automatic_weights and layout.automatic
         if not tried_for_it or structure.bits > MAX_BITS:
             continue
         parts = part_sizes(structure, coded.scales is not None).values()

@@ -73,26 +73,41 @@ def _address(array: Any) -> int:
     return int(array.ctypes.data)
 
 
-@cache
+def is_compiled() -> bool:
+    """Return whether the compiled coder is there; compiles it at the first call."""
+    return not isinstance(_loaded(), Exception)
+
+
 def _library() -> Any:
     """Return the compiled coder, or None after one warning."""
+    if is_compiled():
+        return _loaded()
+    _warn()
+    return None
+
+
+@cache
+def _loaded() -> Any:
+    """Return the compiled coder, or the error that there was instead."""
     try:
         command = [*compiler(), *_FLAGS]
-        path = compiled("mixing", [_SOURCE], [*command, platform.machine()], _build)
-        library = ctypes.CDLL(str(path))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        warnings.warn(
-            f"The coder of layout 'adaptive' could not be compiled ({error}): plain Python takes its place, some "
-            "seconds for a hundred thousand weights. Install a C++20 compiler (say g++ 11; CXX names another).",
-            KernelWarning,
-            stacklevel=2,
-        )
-        return None
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    library.sqs_encode.argtypes = [pointer] * 7 + [number, pointer]
-    library.sqs_decode.argtypes = [pointer] * 7 + [number, pointer]
-    library.sqs_encode.restype = library.sqs_decode.restype = number
+        library = ctypes.CDLL(str(compiled("mixing", [_SOURCE], [*command, platform.machine()], _build)))
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        for function in (library.sqs_encode, library.sqs_decode):
+            function.argtypes, function.restype = [pointer] * 7 + [number, pointer], number
+    except (OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:
+        return error
     return library
+
+
+@cache
+def _warn() -> None:
+    warnings.warn(
+        f"The coder of layout 'adaptive' could not be compiled ({_loaded()}): plain Python takes its place, some "
+        "seconds for a hundred thousand weights. Install a C++20 compiler (say g++ 11; CXX names another).",
+        KernelWarning,
+        stacklevel=4,
+    )
 
 
 def _build(target: Path) -> None:

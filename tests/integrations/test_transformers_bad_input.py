@@ -22,7 +22,7 @@ STORED = "model.layers.0.self_attn.q_proj.packed_weight.stored"
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    save_pretrained(packed_tiny("llama_tied"), tmp_path)
+    save_pretrained(packed_tiny("llama_tied", layout="entropy"), tmp_path)
     return tmp_path
 
 

@@ -110,7 +110,8 @@ def test_size_is_the_files(net, draws, tmp_path):
 
 def test_layout_for_draws_is_taken_where_they_agree(net, draws):
     alike = packed_ensemble(net, [draws[0]] * 10)
-    assert {row.layout for row in size_report(alike).tensors} == {"conditional"}
+    layouts = [row.layout for row in size_report(alike).tensors]
+    assert "conditional" in layouts and set(layouts) <= {"conditional", "adaptive"}
     assert size_report(alike).total < 1.3 * size_report(packed_network(net, draws[0])).total
 
 

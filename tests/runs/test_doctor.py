@@ -6,9 +6,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from sqs_pyro import compiling
 from sqs_pyro.cli import app
 from sqs_pyro.extras import EXTRAS
-from sqs_pyro.kernels import native
 from sqs_pyro.runs.front.doctor import examine
 
 
@@ -19,7 +19,7 @@ def found(checks):
 @pytest.fixture
 def nothing(monkeypatch, tmp_path):
     """A machine without compiler, optional packages and data."""
-    monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in EXTRAS else there(name))

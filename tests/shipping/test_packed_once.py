@@ -116,7 +116,7 @@ def test_compress_save_size_and_load(calls, tmp_path):
 def test_a_layout_whose_size_is_known_is_only_tried_if_it_is_the_smallest(calls, components, nonzero_rate):
     coded = random_coded((64, 50), components, nonzero_rate=nonzero_rate)
     packed = layouts.pack_tensor(coded)
-    assert set(calls.layouts()) == {"entropy", packed.layout} and set(calls.packed.values()) == {1}
+    assert set(calls.layouts()) == {"entropy", "adaptive", packed.layout} and set(calls.packed.values()) == {1}
     each = []
     for layout in layouts.layout_names():
         if layouts.get_layout(layout).automatic and not (
@@ -128,7 +128,7 @@ def test_a_layout_whose_size_is_known_is_only_tried_if_it_is_the_smallest(calls,
 
 
 def test_a_target_size_builds_no_network_to_count_bytes(calls):
-    recipe = {**RECIPE, "target_ratio": 1.3, "epochs": 3}
+    recipe = {**RECIPE, "target_ratio": 1.3, "epochs": 3, "layout": "entropy"}
     result = compress(network(), data(), recipe)
     assert calls.weights == 2 * SITES  # in the rehearsal and at the end
     assert set(calls.packed.values()) == {1}

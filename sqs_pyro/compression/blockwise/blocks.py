@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from sqs_pyro.compression.blockwise.bit_budget import BitBudget
 from sqs_pyro.compression.blockwise.block_layers import BlockLayers, LayerGroups
+from sqs_pyro.compression.blockwise.channel_scales import check_room_for_scales
 from sqs_pyro.compression.blockwise.file_size import bits_a_weight
 from sqs_pyro.compression.blockwise.finishing import finish
 from sqs_pyro.compression.blockwise.forecast import Forecast
@@ -224,6 +225,10 @@ class _Run:
         self.vocabulary = vocabulary = vocabulary.without_skipped(recipe)
         chosen = [*self.layers.every(), *vocabulary.paths]
         self.bits = bits_a_weight(net, {name: net.get_parameter(f"{name}.weight") for name in chosen}, recipe)
+        if recipe.grid == "uniform":
+            inputs = {name: net.get_parameter(f"{name}.weight").shape[1] for name in chosen}
+            shared = self.bits if recipe.allocation == "even" else None
+            check_room_for_scales(inputs, {name: recipe.bits_of(name) or shared for name in chosen})
         self.store = self._store(directory, plan_directory or directory)
         self.packed: dict[str, PackedTensor] = {}
         self.leftovers: dict[str, Tensor] = {}

@@ -14,11 +14,13 @@ the two optima, ``g^-¼ σ^½``, are tried as well.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from sqs_pyro.compression.blockwise.bit_budget import rounded_entropy
+from sqs_pyro.errors import RecipeError
 
 _POWERS = ((0.5, 0.0), (1.0, 0.0))  # of g^-½, and of σ
 _WITH_SIZES = (*_POWERS, (0.0, 1.0), (0.5, 0.5))
@@ -57,6 +59,26 @@ def channel_scales(weight: Tensor, importance: Tensor, *, by_size: bool = False)
 def scale_bits(scales: Tensor | None, inputs: int) -> float:
     """Return what a scale for each output costs, bits for each of its M weights; no scales cost nothing."""
     return 0.0 if scales is None else _SCALE_BITS / inputs
+
+
+def check_room_for_scales(inputs: Mapping[str, int], bits: Mapping[str, float | None]) -> None:
+    """Check that layers whose outputs need scales have bits left for their weights.
+
+    Args:
+        inputs: of each layer.
+        bits: a weight of each layer, scales included; None where they are not fixed beforehand.
+
+    Raises:
+        RecipeError: the first layer that has not.
+    """
+    for name, each in inputs.items():
+        given, taken = bits[name], _SCALE_BITS / each
+        if given is not None and given <= taken:
+            raise RecipeError(
+                f"With blockwise.grid 'uniform' the scales of layer '{name}' take {taken:.3g} bits a weight, as "
+                f"it has {each} inputs, but {given:.3g} are asked for: ask for more, skip it in blockwise.layers, "
+                "or take grid 'free'."
+            )
 
 
 def in_units_of(scales: Tensor | None, weight: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from sqs_pyro.compression.blockwise.codebooks import UniformCodebook
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.compression.blockwise.sequential_coding import Coding, fit
-from sqs_pyro.errors import RecipeError
 from sqs_pyro.packing import CodedTensor
 
 
@@ -50,13 +49,7 @@ def coded_weight(
     Returns:
         What is packed, and ``bits``, ``beta`` and ``error`` of it.
     """
-    inputs = own.mean.shape[1]
-    extra = scale_bits(scales, inputs)
-    if bits is not None and bits <= extra:
-        raise RecipeError(
-            f"Scales of outputs take {extra:.2f} bits a weight of a layer of {inputs} inputs, but {bits:.2f} are "
-            "left for all of it: ask for more bits, or take blockwise.grid: free."
-        )
+    extra = scale_bits(scales, own.mean.shape[1])
     coding = fit(
         own.in_units_of(scales),
         bits=None if bits is None else bits - extra,

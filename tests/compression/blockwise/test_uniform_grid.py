@@ -12,6 +12,7 @@ from sqs_pyro.compression.blockwise.codebooks import UniformCodebook
 from sqs_pyro.compression.blockwise.coded_weight import coded_weight
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.compression.blockwise.sequential_coding import fit
+from sqs_pyro.errors import RecipeError
 from sqs_pyro.packing.stored import stored_weights
 
 
@@ -117,3 +118,17 @@ def test_every_codeword_of_a_network_is_a_whole_number(keys, tmp_path):
         assert torch.equal(coded.codebook, coded.codebook.round())
         assert coded.scales is not None
     assert torch.equal(loaded(sequences).logits, result.network(sequences).logits)
+
+
+@pytest.mark.parametrize(
+    "keys", [{"bits": 0.5, "allocation": "even"}, {"bits": 3.0, "layers": {"*.0.*q_proj": {"bits": 0.4}}}]
+)
+def test_scales_that_leave_nothing_are_told_before_the_network_runs(keys):
+    net = tiny("llama")
+    net.forward = None  # never called
+    sequences = torch.randint(3, 64, (8, 12), generator=torch.Generator().manual_seed(0))
+    sentence = (
+        r"scales of layer '.*q_proj' take 0\.5 bits a weight, as it has 32 inputs, but 0\.[45] are asked for"
+    )
+    with pytest.raises(RecipeError, match=sentence):
+        compress_transformer(net, sequences, {"grid": "uniform", "batch_size": 4, "num_components": 7, **keys})
