@@ -27,6 +27,7 @@ EXTRAS = {
     "sklearn": "vision",
     "tensorboard": "loggers",
     "timm": "timm",
+    "torchao": "torchao",
     "torchmetrics": "metrics",
     "torchvision": "vision",
     "transformers": "transformers",

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from sqs_pyro.errors import OutputError
 
-_FILES = {"dense": ".safetensors", "onnx": ".onnx", "gguf": ".gguf", "coreml": ".mlpackage"}
-_KNOWN = (*_FILES.values(), ".pt", ".pth", ".pt2", ".bin", ".so", ".zip", ".json", ".xml")
+_FILES = {"dense": ".safetensors", "onnx": ".onnx", "gguf": ".gguf", "coreml": ".mlpackage", "torchao": ".pt"}
+_KNOWN = (*_FILES.values(), ".pth", ".pt2", ".bin", ".so", ".zip", ".json", ".xml")
 
 
 def check_suffix(path: str | Path, export_format: str, *, directory: bool) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from sqs_pyro.exporting.exported import Exported
 from sqs_pyro.exporting.installed import check_installed
 from sqs_pyro.exporting.onnx import export_onnx, is_onnx_export, run_onnx
 from sqs_pyro.exporting.openvino import export_openvino, run_openvino
+from sqs_pyro.exporting.torchao import export_torchao, is_torchao_export
 from sqs_pyro.exporting.trace import outputs
 from sqs_pyro.integrations.checkpoint_size import checkpoint_size
 from sqs_pyro.integrations.compressed_tensors_checkpoint import save_compressed_tensors
@@ -188,6 +190,27 @@ class CoreML(Format):
         return export_coreml(source.net, source.inputs, made), None
 
 
+class TorchAO(Format):
+    """A state dict of torchao's tensors."""
+
+    name, packages, needs_example = "torchao", ("torchao",), False
+
+    def is_directory(self, path: Path) -> bool:
+        """Return that it is a file."""
+        return False
+
+    def is_ours(self, out: Path) -> bool:
+        """Return whether a state dict of ours is there."""
+        return is_torchao_export(out)
+
+    def write(self, source: Source, made: Path) -> tuple[Exported, Run]:
+        """Write whole numbers and their scales, and load them as torchao's users do."""
+        exported = export_torchao(source.net, made)
+        plain = unpack_weights(copy.deepcopy(source.net))
+        plain.load_state_dict(torch.load(made, weights_only=True), strict=True, assign=True)
+        return exported, lambda inputs: outputs(plain, inputs)
+
+
 class CompressedTensors(Format):
     """A checkpoint of compressed-tensors."""
 
@@ -235,7 +258,8 @@ class GGUF(Format):
 
 
 FORMATS: dict[str, Format] = {
-    each.name: each for each in (Dense(), AOTI(), ONNX(), OpenVINO(), CoreML(), CompressedTensors(), GGUF())
+    each.name: each
+    for each in (Dense(), AOTI(), ONNX(), OpenVINO(), CoreML(), TorchAO(), CompressedTensors(), GGUF())
 }
 
 
