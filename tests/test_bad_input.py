@@ -3,6 +3,7 @@
 import copy
 import gzip
 import json
+import re
 import struct
 
 import numpy as np
@@ -211,7 +212,7 @@ def _altered(content):
 
 
 def _newer(content):
-    return content.replace(b'"format_version":"1"', b'"format_version":"9"')
+    return re.sub(rb'"format_version":"\d"', b'"format_version":"9"', content)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "inspect"])

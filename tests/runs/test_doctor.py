@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from sqs_pyro import compiling
 from sqs_pyro.cli import app
 from sqs_pyro.extras import EXTRAS
+from sqs_pyro.kernels import native
 from sqs_pyro.runs.front.doctor import examine
 
 
