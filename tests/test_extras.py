@@ -54,7 +54,8 @@ def test_the_whole_is_every_extra_that_users_need():
         "testing",
         "peers",
         "loggers",
-    }  # the last two: to compare with, and with servers
+        "torchao",
+    }  # the last three: to compare with, with servers, and what transformers would import unasked
     assert whole == {*OPTIONAL} - others == {*EXTRAS.values()} - others
 
 
