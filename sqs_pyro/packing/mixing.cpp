@@ -4,6 +4,7 @@
 #include <array>
 #include <bit>
 #include <cstdint>
+#include <new>
 #include <type_traits>
 #include <vector>
 
@@ -221,17 +222,21 @@ int64_t run(Coder& coder, const int32_t* tables, const int64_t* sizes, const int
   const Tables of{tables, tables + 2048, tables + 2048 + 4096};
   const Values values{count, place, code, sizes[5], sizes[6], sizes[7]};
   const Shape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
-  const bool good = shape.positions > 1 ? code_weights<kContexts>(coder, of, shape, values, codes, mask)
-                                        : code_weights<4>(coder, of, shape, values, codes, mask);
-  range[0] = coder.low, range[1] = coder.high;
-  return good ? coder.size : -1;
+  try {
+    const bool good = shape.positions > 1 ? code_weights<kContexts>(coder, of, shape, values, codes, mask)
+                                          : code_weights<4>(coder, of, shape, values, codes, mask);
+    range[0] = coder.low, range[1] = coder.high;
+    return good ? coder.size : -1;
+  } catch (const std::bad_alloc&) {  // no exception may leave for Python
+    return -2;
+  }
 }
 
 }  // namespace
 
 // `tables`: logarithms, log odds, probabilities, one after the other. `sizes`: outs, ins, positions, width, nonzeros,
 // components, most values of a sign, weights of a group. `range` becomes the last interval. Each returns how many bytes
-// were settled, or -1 where the weights cannot be of these codebooks.
+// were settled; -1 where the weights cannot be of these codebooks, -2 where there is not enough memory.
 
 extern "C" __attribute__((visibility("default"))) int64_t sqs_encode(
     const int32_t* tables, const int64_t* sizes, const int32_t* count, const int32_t* place, const uint8_t* codes,

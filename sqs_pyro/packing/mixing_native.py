@@ -32,7 +32,7 @@ def encode_weights(shape: CodedShape, codes: Bytes, mask: Bits) -> Bytes:
             room, ends = size, np.zeros(2, np.uint32)
             stream = np.empty(room, np.uint8)
             arrays = [_TABLES, _sizes(shape, values), values.count, values.place, codes, mask, stream]
-            size = library.sqs_encode(*map(_address, arrays), room, _address(ends))
+            size = _checked(library.sqs_encode(*map(_address, arrays), room, _address(ends)))
         settled, low, high = stream[:size].tobytes(), int(ends[0]), int(ends[1])
     return np.frombuffer(closed(settled, low, high), np.uint8).copy()
 
@@ -52,7 +52,7 @@ def decode_weights(shape: CodedShape, stream: Bytes) -> tuple[Bytes, Bits]:
     else:
         ends = np.zeros(2, np.uint32)
         arrays = [_TABLES, _sizes(shape, values), values.count, values.code, codes, mask, stream]
-        size = library.sqs_decode(*map(_address, arrays), len(stream), _address(ends))
+        size = _checked(library.sqs_decode(*map(_address, arrays), len(stream), _address(ends)))
         possible, low, high = size >= 0, int(ends[0]), int(ends[1])
     # Else any number of files would decode to these weights.
     if not possible or closed(given[:size].ljust(size, b"\0"), low, high) != given:
@@ -67,6 +67,12 @@ def _sizes(shape: CodedShape, values: Values) -> Any:
     groups, components = shape.codebook.shape
     known = [*shape.kernels, shape.width, shape.nonzeros, components, values.code.shape[2], shape.numel // groups]
     return np.array(known, np.int64)
+
+
+def _checked(size: int) -> int:
+    if size == -2:
+        raise MemoryError("There is not enough memory for the contexts of a tensor in layout 'adaptive'.")
+    return size
 
 
 def _address(array: Any) -> int:
