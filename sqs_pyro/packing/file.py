@@ -28,6 +28,7 @@ from sqs_pyro.packing.record import TensorRecord
 
 FORMAT = "sqs-pyro"
 FORMAT_VERSION = 5  # the newest; a file that needs no newer one keeps an older version, which older programs read
+_WITH_WORDS = 5  # the first version whose manifests are compressed with words that all have in common
 _VERSIONS = tuple(str(version) for version in range(1, FORMAT_VERSION + 1))
 _DIGEST = 2 * hashlib.sha256().digest_size  # hexadecimal digits
 _MAX_HEADER = 4096  # a canonical header is a tenth of it
@@ -64,7 +65,9 @@ class Envelope:
 
 def file_image(contents: PackedContents) -> FileImage:
     """Return the file that :func:`write_packed` would write. Same input, same bytes."""
-    manifest, others = write_manifest(contents.records(), contents.leftovers, contents.metadata, contents.draws)
+    version = contents.format_version
+    described = contents.records(), contents.leftovers, contents.metadata, contents.draws
+    manifest, others = write_manifest(*described, words=version >= _WITH_WORDS)
     # In the manifest's order: it says how long each part is, not where it stands.
     data = [part for packed in contents.tensors.values() for part in packed.parts.values()] + others
     # Of all bytes but the header's, which holds the digest and follows from it and the two lengths.
@@ -72,7 +75,7 @@ def file_image(contents: PackedContents) -> FileImage:
     for part in data:
         digest.update(buffer(part))
     size = sum(part.numel() for part in data)
-    header = _header(str(contents.format_version), digest.hexdigest(), len(manifest), size)
+    header = _header(str(version), digest.hexdigest(), len(manifest), size)
     return FileImage(header, manifest, data)
 
 
@@ -87,10 +90,10 @@ def envelope(
     Raises:
         NetworkError: if something cannot be stored.
     """
-    manifest, others = write_manifest(records, leftovers, metadata, draws)
-    size = sum(record.bytes for record in records) + sum(part.numel() for part in others)
     tensors = ((record.layout, record.lengths) for record in records)
     version = format_version(tensors, draws, leftovers.values())
+    manifest, others = write_manifest(records, leftovers, metadata, draws, words=version >= _WITH_WORDS)
+    size = sum(record.bytes for record in records) + sum(part.numel() for part in others)
     # Of a real digest only its length would count here.
     return Envelope(_header(str(version), "0" * _DIGEST, len(manifest), size), len(manifest), size)
 

@@ -15,6 +15,7 @@ from sqs_pyro.packing import checked
 from sqs_pyro.packing.layouts import PackedTensor
 from sqs_pyro.packing.leftovers import DTYPES, checksum, describe, restore
 from sqs_pyro.packing.record import TensorRecord
+from sqs_pyro.packing.words import WORDS
 
 # What a reader takes in follows from the file's own size, before anything is built from it. Honest manifests
 # shrink to a twentieth; a writer whose manifest shrinks more leaves it as it is.
@@ -43,10 +44,13 @@ def write_manifest(
     leftovers: Mapping[str, Tensor],
     metadata: Mapping[str, Any],
     draws: int | None = None,
+    *,
+    words: bool = False,
 ) -> tuple[bytes, list[Tensor]]:
     """Return the compressed manifest, and the data of the leftovers, uint8, which follows that of the tensors.
 
-    With ``draws``, every tensor holds that many draws in its last dimension.
+    With ``draws``, every tensor holds that many draws in its last dimension. With ``words`` a reader has to know
+    those that manifests have in common, as one of version 5 does.
 
     Raises:
         NetworkError: for a name given twice, a leftover of a dtype that cannot be stored, or metadata that
@@ -72,7 +76,7 @@ def write_manifest(
     except (TypeError, ValueError, RecursionError) as error:
         raise NetworkError(f"Metadata of a packed file must be plain JSON, but {error}.") from None
     parse_json(about, NetworkError, "Metadata of a packed file", "shorten or flatten it")  # else no reader would
-    return _compressed(text.encode()), data
+    return _compressed(text.encode(), WORDS if words else b""), data
 
 
 class Source(Protocol):
@@ -171,14 +175,15 @@ def _check_names(names: list[str]) -> None:
         )
 
 
-def _compressed(text: bytes) -> bytes:
+def _compressed(text: bytes, words: bytes) -> bytes:
     """Return the text compressed, or only wrapped where it would shrink to less than a reader believes."""
     if len(text) > MAX_MANIFEST_BYTES:
         raise NetworkError(
             f"The network's description has {len(text)} bytes, and a packed file takes {MAX_MANIFEST_BYTES}: "
             "shorten the metadata (recipe, metrics)."
         )
-    smallest = zlib.compress(text, level=9)
+    compressor = zlib.compressobj(9, zdict=words) if words else zlib.compressobj(9)
+    smallest = compressor.compress(text) + compressor.flush()
     # Level 0 wraps without shrinking: then the text is no longer than its own size allows.
     return smallest if len(text) <= _most_bytes(smallest) else zlib.compress(text, level=0)
 
@@ -188,7 +193,8 @@ def _most_bytes(manifest: bytes) -> int:
 
 
 def _parse(manifest: bytes) -> _Manifest:
-    unzip, most = zlib.decompressobj(), _most_bytes(manifest)
+    # The words are asked for by manifests that were written with them alone.
+    unzip, most = zlib.decompressobj(zdict=WORDS), _most_bytes(manifest)
     try:
         text = unzip.decompress(manifest, most)  # no more is unpacked than such a manifest can honestly have
     except zlib.error as error:

@@ -17,6 +17,7 @@ from sqs_pyro.kernels.network import packed_ensemble, packed_network, save
 from sqs_pyro.networks.registry import build_network, register_network
 from sqs_pyro.packing.file import _header
 from sqs_pyro.packing.leftovers import field_bytes
+from sqs_pyro.packing.words import WORDS
 from sqs_pyro.runs.files import inspect_file
 from sqs_pyro.testing.layouts import random_coded
 
@@ -66,7 +67,7 @@ def split(content: bytes) -> tuple[str, dict[str, Any], bytes]:
     header = json.loads(content[8 : 8 + length])
     size = header["manifest"]["shape"][0]
     start = 8 + length
-    manifest = json.loads(zlib.decompress(content[start : start + size]))
+    manifest = json.loads(zlib.decompressobj(zdict=WORDS).decompress(content[start : start + size]))
     return header["__metadata__"]["format_version"], manifest, content[start + size :]
 
 

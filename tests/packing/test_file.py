@@ -383,3 +383,16 @@ def test_adaptive_streams_are_a_file_of_version_5(tensors, leftovers, tmp_path):
     assert all(
         torch.equal(found[name].unpack().dense(), packed.unpack().dense()) for name, packed in coded.items()
     )
+
+
+def test_manifests_of_version_5_share_their_words(leftovers, tmp_path):
+    coded = random_coded((6, 5, 3, 3), 4)
+    sizes = {}
+    for layout in ("entropy", "adaptive"):
+        contents = PackedContents({"conv1.weight": pack_tensor(coded, layout)}, leftovers, METADATA)
+        write_packed(tmp_path / layout, contents)
+        assert read_packed(tmp_path / layout).metadata == METADATA
+        sizes[layout] = len(file_image(contents).manifest)
+    assert sizes["adaptive"] < 0.8 * sizes["entropy"]
+    with pytest.raises(zlib.error, match="Error 2"):  # it needs a dictionary
+        zlib.decompress(file_image(contents).manifest)
