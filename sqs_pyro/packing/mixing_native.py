@@ -27,8 +27,8 @@ def encode_weights(shape: CodedShape, codes: Bytes, mask: Bits) -> Bytes:
         code_weights(coder, shape, values, codes, mask.copy())
         settled, low, high = bytes(coder.settled), coder.low, coder.high
     else:
-        size, room = 64, 0
-        while size > room:  # the library counts what there is no room for
+        size, room = 64 + shape.numel, 0
+        while size > room:  # rarely twice: the library counts what there is no room for
             room, ends = size, np.zeros(2, np.uint32)
             stream = np.empty(room, np.uint8)
             arrays = [_TABLES, _sizes(shape, values), values.count, values.place, codes, mask, stream]

@@ -278,13 +278,15 @@ class LearnedAllocation(Allocation):
             found = self.fitting.fit(precision, beta=self.recipe.kl_weight, **options)
         else:
             found = self.fitting.fit(precision, bits=self._bits_at(step, precision) / self._share, **options)
-            sites = self.guide.site_guides().values()
-            coded = [site.harden(self.recipe.storage.codebook, keep_codes=True) for site in sites]
             if self.recipe.storage.layout in _OWN_LAWS:
-                self._share = _stored_bits(coded, self.recipe.storage.layout) / found.bits
+                self._share = self._bits_in_the_file() / found.bits
         self._kl = found.kl
         # Findings and reports ask the model, not this fit, what ρ has come to.
         self.prior.set_inclusion(self.fitting.inclusions())
+
+    def _bits_in_the_file(self) -> float:
+        sites, storage = self.guide.site_guides().values(), self.recipe.storage
+        return _stored_bits((site.harden(storage.codebook, keep_codes=True) for site in sites), storage.layout)
 
     def _bits_at(self, step: int, precision: Mapping[str, float]) -> float:
         """Return the target, to which the bits of the first fit fall with the cube of the time left."""
