@@ -10,7 +10,7 @@ from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.packing.leftovers import leftover_state
 
-_ENVELOPE = 1000  # bytes of a file's header and of what its manifest says once
+_ENVELOPE = 700  # bytes of a file's header and of what its manifest says once
 _ENTRY = 20  # bytes that a compressed tensor has in the manifest, which is compressed itself
 _LEAST, _MOST = 0.5, 8.0  # bits a weight: fewer are met by zeros alone, more no recipe has
 _UNUSED = 0.75  # bits below log2 of the values' number at which an even grid still has a place for every weight

@@ -42,9 +42,10 @@ from sqs_pyro.networks.calling import device_of
 from sqs_pyro.networks.checks import check_network
 from sqs_pyro.networks.loaders import check_training_loader
 from sqs_pyro.networks.sites import select_sites
-from sqs_pyro.packing import CodedTensor, PackedContents, pack, size_report
+from sqs_pyro.packing import CodedTensor, PackedContents, PackedTensor, pack, pack_tensor, size_report
 from sqs_pyro.packing.contents import with_metadata
 from sqs_pyro.packing.finite import check_finite
+from sqs_pyro.packing.layouts import get_layout
 from sqs_pyro.recipes import parse
 from sqs_pyro.reporting.printed import Printed, Report
 from sqs_pyro.resources import enough_resources
@@ -338,7 +339,7 @@ def _distilled(
 
 def _packed(
     hard: nn.Module,
-    coded: Mapping[str, CodedTensor],
+    coded: Mapping[str, CodedTensor | PackedTensor],
     recipe: CompressionRecipe,
     metadata: Mapping[str, Any] | None,
 ) -> PackedContents:
@@ -385,8 +386,16 @@ def _not_symbols(
     about = _about(recipe, metadata, guide)
     if WIDTHS in about and recipe.curvature == "network":  # √(β/h), then one number for all
         about = {**about, WIDTHS: 0.01234}
-    size = size_report(_packed(shipped, coded, recipe, about))
+    packed = {name: pack_tensor(value, _likely_layout(value, recipe)) for name, value in coded.items()}
+    size = size_report(_packed(shipped, packed, recipe, about))
     return size.total - size.codes - size.masks - size.codebooks - size.tables, size.fp32_bytes
+
+
+def _likely_layout(weights: CodedTensor, recipe: CompressionRecipe) -> str:
+    """Return the layout of weights once some are zero; what surrounds them depends on it."""
+    layout, adaptive = recipe.storage.layout, get_layout("adaptive")
+    small = weights.codes.numel() <= adaptive.automatic_weights
+    return "adaptive" if layout == "auto" and small and adaptive.automatic else layout
 
 
 def _about(
