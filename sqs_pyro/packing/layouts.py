@@ -160,6 +160,10 @@ class Layout(ABC):
     #: Weights of a tensor up to which ``"auto"`` tries it.
     automatic_weights: ClassVar[float] = math.inf
 
+    def is_automatic(self, numel: int) -> bool:
+        """Return whether ``"auto"`` tries it for a tensor of so many weights."""
+        return numel <= self.automatic_weights and self.automatic
+
     @abstractmethod
     def bits(self, num_components: int, has_zeros: bool) -> int:
         """Return the bits of one stored code; more than 8 means that the layout cannot hold the tensor."""
@@ -273,8 +277,7 @@ def _smallest(coded: CodedTensor) -> PackedTensor:
     tried: dict[str, PackedTensor] = {}
     for name, layout in _layouts.items():
         structure = _structure(coded, layout)
-        tried_for_it = structure.numel <= layout.automatic_weights and layout.automatic
-        if not tried_for_it or structure.bits > MAX_BITS:
+        if not layout.is_automatic(structure.numel) or structure.bits > MAX_BITS:
             continue
         parts = part_sizes(structure, coded.scales is not None).values()
         # Only an entropy coder's size is known no earlier than its bytes.

@@ -82,9 +82,10 @@ def fixed_point(value: Tensor) -> tuple[int, int, Tensor] | None:
 
     The values are ``(least + code) 2^exponent`` exactly. None where they are not, or nothing is saved.
     """
-    flat = value.detach().reshape(-1)
-    if value.dtype not in (torch.float16, torch.bfloat16, torch.float32) or len(flat) < _FEWEST:
+    floating = value.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    if not floating or value.numel() < _FEWEST or _is_one_element(value):
         return None
+    flat = value.detach().reshape(-1)
     if len(flat) > _SAMPLE and fixed_point(flat[:_SAMPLE]) is None:
         return None
     exact = flat.double()
@@ -256,15 +257,22 @@ def _field(name: str, value: Tensor) -> dict[str, Any]:
 
 def in_fixed_point(value: Tensor) -> bool:
     """Return whether a leftover is written in fixed point."""
-    return not _is_constant(value) and fixed_point(value) is not None
+    return fixed_point(value) is not None and not _is_constant(value)
 
 
 def _is_constant(value: Tensor) -> bool:
     # Fresh norms, zero biases and counters are one number: no data. Bits, so that NaN and -0.0 count as well.
     if not value.numel():
         return False
+    if _is_one_element(value):
+        return True
     first = to_bytes(value.reshape(-1)[:1])
     return bool((to_bytes(value).view(-1, len(first)) == first).all())
+
+
+def _is_one_element(value: Tensor) -> bool:
+    """Return whether a tensor is a view of one element, as a file's constants are: of any size, in no memory."""
+    return value.numel() > 0 and not any(value.stride())
 
 
 def _data(field: Mapping[str, Any], value: Tensor) -> Tensor:

@@ -115,10 +115,9 @@ class Values:
         for sign in (0, 1):
             mine = there & (negative == bool(sign))
             size = np.where(mine, np.abs(codebook), np.inf)
-            order = size.argsort(1, kind="stable")[:, : code.shape[2]]  # [G, most], those of the sign first
-            rank = size.argsort(1, kind="stable").argsort(1, kind="stable")
-            place[mine] = 2 * rank[mine] + sign
-            code[:, sign, : order.shape[1]] = order
+            order = size.argsort(1, kind="stable")  # [G, K], those of the sign first
+            place[mine] = 2 * order.argsort(1, kind="stable")[mine] + sign
+            code[:, sign] = order[:, : code.shape[2]]
         return cls(count, place, code)
 
 

@@ -133,6 +133,13 @@ class TestFixedPoint:
         with pytest.raises(PackedFileError, match=r"norm\.weight.*not in fixed point"):
             list(restore([{**kind, "crc32": [checksum([data])]}], data))
 
+    def test_a_constant_of_any_size_is_not_spread_out(self):
+        """A file of a few bytes can have one; read, written or asked for its form it takes no memory."""
+        value = torch.tensor(0.5).expand(1 << 38)
+        assert fixed_point(value) is None and not in_fixed_point(value)
+        kinds, data = describe({"norm.bias": value})
+        assert kinds[0]["fields"][0]["constant"] == "0000003f" and not data
+
     def test_files_with_them_are_of_version_5(self, tmp_path):
         net = nn.Sequential(nn.Linear(20, 30), nn.LayerNorm(30), nn.Linear(30, 2)).eval()
         nn.init.normal_(net[1].weight, 1.0, 0.2)

@@ -393,9 +393,9 @@ def _not_symbols(
 
 def _likely_layout(weights: CodedTensor, recipe: CompressionRecipe) -> str:
     """Return the layout of weights once some are zero; what surrounds them depends on it."""
-    layout, adaptive = recipe.storage.layout, get_layout("adaptive")
-    small = weights.codes.numel() <= adaptive.automatic_weights
-    return "adaptive" if layout == "auto" and small and adaptive.automatic else layout
+    layout = recipe.storage.layout
+    adaptive = layout == "auto" and get_layout("adaptive").is_automatic(weights.codes.numel())
+    return "adaptive" if adaptive else layout
 
 
 def _about(
