@@ -48,6 +48,10 @@ class ResourceError(SQSError, RuntimeError):
     """Memory or threads are not enough for what was asked."""
 
 
+class RankError(SQSError, RuntimeError):
+    """Another rank has ended, or cannot be reached."""
+
+
 class MissingPackageError(SQSError, ModuleNotFoundError):
     """An optional package is not installed; see :mod:`sqs_pyro.extras`."""
 

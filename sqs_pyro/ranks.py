@@ -1,0 +1,223 @@
+"""Ranks: processes that `torchrun` has started to compute one thing together, by torch.distributed.
+
+What comes out must not depend on how many there are. Floating-point sums depend on their order, so work is
+divided into *units* (shards of a minibatch, sequences of a text), whose number is given and not a matter of ranks,
+and what units give is summed in the order of one binary tree over them (:class:`OrderedSum`). Each rank has
+consecutive units; a rank more or less moves where additions are done, never which.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sqs_pyro.errors import RankError, RecipeError, first_line
+
+T = TypeVar("T")
+
+#: Of a rank that waits for another. A killed one is noticed at once, by its closed connection.
+_PATIENCE = timedelta(hours=6)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this is.
+
+    Attributes:
+        rank: from 0.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one that writes files and speaks."""
+        return self.rank == 0
+
+    def share(self, units: int) -> range:
+        """Return the numbers of the units that are this rank's: consecutive, as even as can be."""
+        return _share(self.rank, self.size, units)
+
+    def check(self, units: int, key: str) -> None:
+        """Check that every rank has a unit.
+
+        Raises:
+            RecipeError: there are more ranks than units.
+        """
+        if self.size > units:
+            raise RecipeError(
+                f"{self.size} ranks share the {units} unit{'s' * (units != 1)} of {key}: start as many, or "
+                f"set {key} to at least {self.size} (the file depends on it, but not on how many ranks there are)."
+            )
+
+    def summed(self, parts: "OrderedSum") -> Tensor:
+        """Return the sum over all ranks' units, the same on each, bit for bit.
+
+        Each rank adds up a slice of all ranks' parts and hands it on: what a rank sends and receives is twice the
+        tensor, however many there are (as of a ring), as long as its units make one branch of the tree.
+
+        Raises:
+            RankError: another rank has ended.
+        """
+        if self.size == 1:
+            return parts.total()
+        own = [value for _, value in parts.branches]
+        shape, (first, *_) = own[0].shape, own
+        slice_length = -(-first.numel() // self.size)
+        padded = first.new_zeros(len(own), self.size * slice_length)
+        for row, value in zip(padded, own, strict=True):
+            row[: value.numel()] = value.reshape(-1)
+        places = [_branches(_share(rank, self.size, parts.units)) for rank in range(self.size)]
+        mine = first.new_empty(sum(map(len, places)), slice_length)
+        with failing_together():
+            dist.all_to_all_single(
+                mine,
+                # [branches, ranks, slice] -> [ranks, branches, slice]: what goes to a rank lies together.
+                padded.view(len(own), self.size, slice_length).transpose(0, 1).reshape(-1, slice_length),
+                [len(each) for each in places],
+                [len(own)] * self.size,
+            )
+            whole = OrderedSum(parts.units)
+            for (level, index), value in zip((place for each in places for place in each), mine, strict=True):
+                whole.join(level, index, value)
+            gathered = first.new_empty(self.size * slice_length)
+            dist.all_gather_into_tensor(gathered, whole.total())
+        return gathered[: first.numel()].reshape(shape)
+
+    def from_rank(self, value: T | None, rank: int = 0) -> T:
+        """Return a rank's value on each of them; it is pickled, so that each has its own.
+
+        Raises:
+            RankError: another rank has ended.
+        """
+        if self.size == 1:
+            return value  # type: ignore[return-value]
+        box: list[Any] = [value]
+        with failing_together():
+            dist.broadcast_object_list(box, src=rank)
+        return box[0]
+
+    def gathered(self, value: T) -> list[T]:
+        """Return every rank's value, in their order, on each of them.
+
+        Raises:
+            RankError: another rank has ended.
+        """
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with failing_together():
+            dist.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Wait until every rank is here.
+
+        Raises:
+            RankError: another rank has ended.
+        """
+        if self.size > 1:
+            with failing_together():
+                dist.barrier()
+
+
+class OrderedSum:
+    """A sum over units in the order of one binary tree: ``((0 + 1) + (2 + 3)) + ((4 + 5) + ...)``.
+
+    Args:
+        units: how many there are, on all ranks together; at least 1.
+
+    Attributes:
+        branches: what has been added so far, as ``((level, index), sum)``: the sum over units
+            ``index 2**level ... (index + 1) 2**level - 1``. At most two for each level, so that summing units in
+            turn needs memory for ``log2(units)`` tensors and not for all of them.
+    """
+
+    def __init__(self, units: int) -> None:
+        self.units = units
+        self.branches: list[tuple[tuple[int, int], Tensor]] = []
+
+    def add(self, unit: int, value: Tensor) -> None:
+        """Add what the next unit gives; the tensor is ours from now on, and changed."""
+        self.join(0, unit, value)
+
+    def join(self, level: int, index: int, value: Tensor) -> None:
+        """Add the sum over a branch of the tree, whose units follow those of the last one."""
+        # A right child is added to its left sibling, in place: that is where the order of additions is made.
+        while index % 2 and self.branches and self.branches[-1][0] == (level, index - 1):
+            value = self.branches.pop()[1].add_(value)
+            level, index = level + 1, index // 2
+        self.branches.append(((level, index), value))
+
+    def total(self) -> Tensor:
+        """Return the sum over all units; what is beyond the last whole branch is added from the right."""
+        values = [value for _, value in self.branches]
+        total = values.pop()
+        while values:
+            total = values.pop().add_(total)
+        self.branches = [((self.units.bit_length(), 0), total)]
+        return total
+
+
+def _share(rank: int, size: int, units: int) -> range:
+    return range(rank * units // size, (rank + 1) * units // size)
+
+
+def _branches(units: range) -> list[tuple[int, int]]:
+    """Return which branches summing these units leaves."""
+    places = OrderedSum(len(units))
+    for unit in units:
+        places.add(unit, torch.zeros(()))
+    return [place for place, _ in places.branches]
+
+
+def ranks() -> Ranks:
+    """Return which rank this process is; one alone where torch.distributed has not been started."""
+    if not dist.is_available() or not dist.is_initialized():
+        return Ranks()
+    return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+@contextmanager
+def started() -> Iterator[Ranks]:
+    """Join the ranks that `torchrun` has started, if it has started this process; else be alone.
+
+    Raises:
+        RankError: the others cannot be reached.
+    """
+    if dist.is_initialized() or "WORLD_SIZE" not in os.environ or "MASTER_ADDR" not in os.environ:
+        yield ranks()
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        backend = "cpu:gloo,cuda:nccl"
+    with failing_together():
+        dist.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        yield ranks()
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Say in one sentence that another rank is gone, where a message to it fails."""
+    try:
+        yield
+    except (RuntimeError, dist.DistError) as error:
+        if isinstance(error, RankError):
+            raise
+        raise RankError(
+            f"Rank {os.environ.get('RANK', '?')} can no longer reach the others ({first_line(error, 120)}): one "
+            "of them has ended, and says above why. The same command goes on from what is finished, with another "
+            "number of ranks too."
+        ) from error

@@ -1,0 +1,106 @@
+"""Sums that do not depend on how many ranks there are."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from kits.ranks import run_on_ranks, start_ranks
+
+from sqs_pyro.errors import RecipeError
+from sqs_pyro.ranks import OrderedSum, Ranks
+
+UNITS = 7
+
+
+def _unit(number: int) -> torch.Tensor:
+    # Magnitudes that differ: another order of additions gives other last bits.
+    generator = torch.Generator().manual_seed(number)
+    return torch.randn(5, 3, generator=generator) * 10.0 ** (number % 4)
+
+
+def _recursive(first: int, units: int) -> torch.Tensor:
+    """Return the sum by the definition of the tree: the largest power of two on the left."""
+    if units == 1:
+        return _unit(first)
+    left = 1 << (units - 1).bit_length() - 1
+    return _recursive(first, left) + _recursive(first + left, units - left)
+
+
+@pytest.mark.parametrize("units", [1, 2, 3, 5, 7, 8, 13])
+def test_the_order_is_that_of_the_tree(units: int):
+    parts = OrderedSum(units)
+    for number in range(units):
+        parts.add(number, _unit(number))
+    assert torch.equal(parts.total(), _recursive(0, units))
+
+
+def test_few_tensors_are_held():
+    parts = OrderedSum(1024)
+    for number in range(1023):
+        parts.add(number, torch.ones(()))
+        assert len(parts.branches) <= 10
+    assert parts.total() == 1023
+
+
+@pytest.mark.parametrize(("size", "units"), [(1, 4), (3, 7), (4, 4), (5, 23)])
+def test_each_unit_has_one_rank(size: int, units: int):
+    shares = [list(Ranks(rank, size).share(units)) for rank in range(size)]
+    assert [unit for share in shares for unit in share] == list(range(units))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_ranks_without_a_unit_are_refused():
+    Ranks(0, 4).check(4, "compression.shards")
+    with pytest.raises(RecipeError, match=r"8 ranks share the 4 units of compression.shards: start as many, or set"):
+        Ranks(0, 8).check(4, "compression.shards")
+
+
+SUMS = """
+import sys
+import torch
+from sqs_pyro.ranks import OrderedSum, started
+
+with started() as ranks:
+    units = torch.load(sys.argv[1])
+    parts = OrderedSum(len(units))
+    for number in ranks.share(len(units)):
+        parts.add(number, units[number])
+    torch.save(ranks.summed(parts), f"{sys.argv[1]}.{ranks.rank}")
+    assert ranks.gathered(ranks.rank) == list(range(ranks.size))
+    assert ranks.from_rank({"of": ranks.rank}, ranks.size - 1) == {"of": ranks.size - 1}
+    ranks.wait()
+"""
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_sum_is_the_same_bit_for_bit(size: int, tmp_path: Path):
+    units = tmp_path / "units.pt"
+    torch.save([_unit(number) for number in range(7)], units)
+    run_on_ranks(size, SUMS, units)
+    for rank in range(size):
+        assert torch.equal(torch.load(f"{units}.{rank}"), _recursive(0, 7))
+
+
+LOSS = """
+import os
+import sys
+from sqs_pyro.errors import RankError
+from sqs_pyro.ranks import started
+
+try:
+    with started() as ranks:
+        ranks.wait()
+        if ranks.rank == 1:
+            os._exit(9)
+        ranks.wait()
+except RankError as error:
+    print(error)
+    sys.exit(1)
+"""
+
+
+def test_a_rank_that_is_lost_is_told_at_once():
+    ended = [started.wait() for started in start_ranks(2, LOSS)]
+    assert [each.returncode for each in ended] == [1, 9]
+    assert "Rank 0 can no longer reach the others" in ended[0].stdout
+    assert "goes on from what is finished" in ended[0].stdout
