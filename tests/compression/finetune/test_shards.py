@@ -153,7 +153,7 @@ def test_what_cannot_be_divided_is_refused():
 # ---- on ranks ----
 
 QUICK = {
-    "epochs": 4,
+    "epochs": 3,
     "nonzero_rate": 0.4,
     "num_components": 3,
     "pruning": {"every": 2},
@@ -177,8 +177,8 @@ RUN = """
 import json, os, signal, sys, time
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 from sqs_pyro import compress, save
+from sqs_pyro.data import ArrayLoader
 from sqs_pyro.compression.interruption import interruptions_as_exceptions
 from sqs_pyro.errors import SQSError
 from sqs_pyro.ranks import started
@@ -204,7 +204,7 @@ net = nn.Sequential(
 )
 y = torch.arange(66) % 3
 x = torch.randn(66, 1, 6, 6) + 2.0 * (y.float() - 1)[:, None, None, None]
-data = DataLoader(TensorDataset(x, y), 24, shuffle=True)
+data = ArrayLoader(x, y, 24, shuffle=True)
 try:
     with interruptions_as_exceptions(), started() as ranks:
         if ranks.rank != ranks.size - 1:
