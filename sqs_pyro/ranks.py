@@ -230,6 +230,11 @@ def ranks() -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
+def number_started() -> int:
+    """Return how many processes `torchrun` has started, this one and others like it; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "MASTER_ADDR" in os.environ else 1
+
+
 @contextmanager
 def started() -> Iterator[Ranks]:
     """Join the ranks that `torchrun` has started, if it has started this process; else be alone.
