@@ -1,4 +1,4 @@
-"""The ELBO as a module under DistributedDataParallel: two ranks with half a minibatch each, as one with all of it."""
+"""The ELBO as a module under DistributedDataParallel: two ranks with half a minibatch each, as one with all."""
 
 from pathlib import Path
 
