@@ -34,11 +34,14 @@ Backward = Callable[[Any, Tensor, float, bool], ElboTerms]
 _KEY = "compression.shards"
 
 
-def divisible_examples(loader: Any, net: nn.Module, shards: int) -> int:
-    """Return how many examples a whole minibatch has: the first one.
+def check_divisible(loader: Any, net: nn.Module, shards: int) -> int:
+    """Check that the minibatches of a loader can be divided into so many shards.
+
+    Returns:
+        How many examples a whole minibatch has: the first one.
 
     Raises:
-        RecipeError: it cannot be divided into so many shards.
+        RecipeError: it cannot be divided.
     """
     with undisturbed(loader):
         x, y = next(minibatches(loader, net, "training"))
