@@ -202,7 +202,7 @@ def _observed(
             parts.append(_real(new).to(dtype) * share)
         else:
             parts.append((new.to(dtype) - old.to(dtype)) * counts)
-    return torch.cat([part.to(dtype).reshape(-1) for part in parts])
+    return torch.cat([part.to(parts[0].device, dtype).reshape(-1) for part in parts])
 
 
 def _mean(before: Tensor, total: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ def _mean(before: Tensor, total: Tensor) -> Tensor:
     if before.is_complex():
         return torch.view_as_complex(total.view(*before.shape, 2)).to(before.dtype)
     total = total.view(before.shape)
-    return (total if before.is_floating_point() else before.to(total.dtype) + total).to(before.dtype)
+    return (total if before.is_floating_point() else before.to(total) + total).to(before.dtype)
 
 
 @torch.no_grad()
