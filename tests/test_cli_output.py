@@ -167,6 +167,7 @@ def test_a_directory_of_data_where_none_is_used_is_refused(small_run, tmp_path):
         *(("dense", f"plain{suffix}") for suffix in (".pt", ".pth", ".onnx", ".pt2", ".json", ".txt")),
         ("onnx", "net.pt"),
         ("onnx", "net.safetensors"),
+        ("onnx-qdq", "net.pt"),
         ("aoti", "net.pt2"),
         ("aoti", "net.safetensors"),
     ],

@@ -124,7 +124,8 @@ def export_command(
     """Write the network of a packed file for other programs, run what was written, and compare.
 
     dense: a plain checkpoint. aoti: a compiled network on packed weights that needs only PyTorch, Python or not.
-    onnx, openvino, coreml: a model of codes and codebooks. torchao: a state dict of its tensors, of whole numbers.
+    onnx, openvino, coreml: a model of codes and codebooks. onnx-qdq: an ONNX model that stays small in memory.
+    torchao: a state dict of its tensors, of whole numbers.
     Of a packed Hugging Face directory of whole numbers also compressed-tensors (vLLM) and gguf (llama.cpp).
     """
     with one_sentence_errors():

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sqs_pyro.compiling import compiled
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.exporting.aoti import operators
+from sqs_pyro.exporting.cached_attention import reading_what_is_seen
 from sqs_pyro.exporting.trace import one_sentence
 from sqs_pyro.kernels.native import has_native_kernel
 from sqs_pyro.kernels.processor import processor_text
@@ -145,7 +146,8 @@ class _Step(nn.Module):
 def _compile(step: _Step, file: Path) -> None:
     with torch.no_grad(), one_sentence("compiled"):
         try:
-            program = torch.export.export(step, (torch.zeros(1, 1, dtype=torch.int64), *step.seen))
+            with reading_what_is_seen(step.network):
+                program = torch.export.export(step, (torch.zeros(1, 1, dtype=torch.int64), *step.seen))
         finally:
             step.let_write_to(step.seen)
     python = {op for ops in operators(program, step.network).values() for op in ops if not has_native_kernel(op)}
@@ -191,6 +193,7 @@ def _key(step: _Step) -> list[str]:
         processor_text(),
         torch.backends.cpu.get_cpu_capability(),
         str(torch.get_num_threads()),
+        str(has_native_kernel("cached_attention")),
     ]
 
 

@@ -26,7 +26,7 @@ _PRODUCER = "sqs-pyro"
 _LARGEST = 2**31 - 2**20  # what a file may have, bytes: a limit of protobuf
 
 
-def export_onnx(packed: nn.Module, inputs: Any, path: str | Path) -> Exported:
+def export_onnx(packed: nn.Module, inputs: Any, path: str | Path, *, quantized: bool = False) -> Exported:
     """Write an ONNX model with a dynamic batch, in which each compressed weight is ``Gather(codebook, codes)``.
 
     Codes are UINT2, UINT4 or UINT8, the smallest that holds them and zero. With several codebooks the look-up is
@@ -37,6 +37,9 @@ def export_onnx(packed: nn.Module, inputs: Any, path: str | Path) -> Exported:
         packed: a packed network on the CPU.
         inputs: an example of a minibatch, two rows or more.
         path: the file.
+        quantized: whether weights of whole numbers that ``MatMulNBits`` does not take, such as those of
+            convolutions, are ``DequantizeLinear`` of int4 or int8. A runtime keeps them so, and makes numbers of
+            them in each run.
 
     Raises:
         NetworkError: an ensemble, a network that cannot be traced or translated, one too large for a file of ONNX,
@@ -53,7 +56,7 @@ def export_onnx(packed: nn.Module, inputs: Any, path: str | Path) -> Exported:
     program = trace(unpack_weights(copy.deepcopy(packed)), inputs)
     model = _translated(program, _opset(coded.values()))
     names = {f"{NETWORK}.{name}": weight for name, weight in weights.items()}
-    used = _look_up(model, {name: (weight, coded[weight]) for name, weight in names.items()})
+    used = _look_up(model, {name: (weight, coded[weight]) for name, weight in names.items()}, quantized)
     _rename(model.graph, input_names(inputs))
     _strip(model)
     _check_size(model.graph)
@@ -112,7 +115,7 @@ def _translated(program: ExportedProgram, opset: int) -> Any:
 
 
 def _look_up(
-    model: Any, weights: Mapping[str, tuple[StoredWeight, CodedTensor]]
+    model: Any, weights: Mapping[str, tuple[StoredWeight, CodedTensor]], quantized: bool
 ) -> dict[StoredWeight, WrittenWeight]:
     """Put codes in the place of decoded weights, by name; return which weights there were.
 
@@ -132,7 +135,8 @@ def _look_up(
     for weight, names in places.items():  # one that stands in several places is written once
         graph.inputs[:] = [value for value in graph.inputs if value not in [holes[name] for name in names]]
         first = names[0].removeprefix(f"{NETWORK}.")
-        found[weight] = WrittenWeight(graph, first, [holes[name] for name in names], weights[names[0]][1])
+        those = [holes[name] for name in names]
+        found[weight] = WrittenWeight(graph, first, those, weights[names[0]][1], quantized)
         found[weight].fill()
     return found
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from sqs_pyro.packing.bits import pack_bits
 from sqs_pyro.packing.coded import CodedTensor
 
-_BITS = {"UINT2": 2, "UINT4": 4, "UINT8": 8}
+_BITS = {"UINT2": 2, "UINT4": 4, "INT4": 4, "UINT8": 8}
 _CONTRIB = "com.microsoft"  # operators of ONNX Runtime
 _LINEAR = {"transA": 0, "transB": 1, "alpha": 1.0, "beta": 1.0}  # of a Gemm that is x Wᵀ + b
 _BLOCKS = (256, 128, 64, 32, 16)  # inputs that share a scale, as it has kernels for them
@@ -23,18 +23,20 @@ class WrittenWeight:
     * A product ``x Wᵀ`` with whole numbers times a scale of each output is ONNX Runtime's ``MatMulNBits``, which
       multiplies with the codes.
     * A look-up of rows, as of an embedding, looks up codes, and decodes what it has found.
-    * For all else the weight is ``Gather(codebook, codes)``, which runtimes compute when they load.
+    * For all else the weight is ``Gather(codebook, codes)``, which runtimes compute when they load; or, where that
+      is asked for, whole numbers are ``DequantizeLinear`` of int4 or int8, which they keep.
 
     Args:
         graph: of onnx_ir.
         name: of the parameter.
         holes: values that stand for the weight; no inputs of the graph any more.
         coded: the weight.
+        kept: whether whole numbers that no product takes are kept as quantized weights.
     """
 
-    def __init__(self, graph: Any, name: str, holes: Sequence[Any], coded: CodedTensor) -> None:
+    def __init__(self, graph: Any, name: str, holes: Sequence[Any], coded: CodedTensor, kept: bool) -> None:
         self.ir, self.graph, self.holes, self.hole = importlib.import_module("onnx_ir"), graph, holes, holes[0]
-        self.name, self.coded = name, coded
+        self.name, self.coded, self.kept = name, coded, kept
         self.count, self.first = 0, graph[0]  # what is there already comes after the weight
         self.ways: list[str] = []
 
@@ -65,7 +67,23 @@ class WrittenWeight:
 
     @cached_property
     def decoded(self) -> Any:
-        """The value of the whole weight, looked up in front of the graph."""
+        """The value of the whole weight, made in front of the graph."""
+        whole = self._whole if self.kept else None
+        value = self._looked_up() if whole is None else self._dequantized(*whole)
+        if self.hole.dtype != self.ir.DataType.FLOAT:
+            value = self._op(self.first, "Cast", value, to=self.hole.dtype)
+        # It takes over the hole's name: the graph's users find it under the parameter's.
+        value.name, value.shape, value.dtype = self.name, self.hole.shape, self.hole.dtype
+        return value
+
+    def _dequantized(self, numbers: Tensor, scales: Tensor) -> Any:
+        bits = max(self.whole_bits, 4)
+        self.ways.append(f"DequantizeLinear of int{bits}")
+        low = (numbers & 15).to(torch.uint8)  # the bits of a number of 4
+        codes = self._codes(low, "INT4") if bits == 4 else self._constant("codes", numbers)
+        return self._op(self.first, "DequantizeLinear", codes, self._floats("scales", scales), axis=0)
+
+    def _looked_up(self) -> Any:
         coded, at = self.coded, self.first
         self.ways.append(f"Gather of {dtype_of(coded)} codes")
         symbols, table = _symbols(coded)
@@ -87,10 +105,6 @@ class WrittenWeight:
             kept = self._op(at, "Cast", self._codes(coded.mask.to(torch.uint8), "UINT2", "mask"), to=int32)
             kept = self._op(at, "Cast", kept, to=self.ir.DataType.BOOL)
             value = self._op(at, "Where", kept, value, self._constant("zero", torch.tensor(0.0)))
-        if self.hole.dtype != self.ir.DataType.FLOAT:
-            value = self._op(at, "Cast", value, to=self.hole.dtype)
-        # It takes over the hole's name: the graph's users find it under the parameter's.
-        value.name, value.shape, value.dtype = self.name, self.hole.shape, self.hole.dtype
         return value
 
     # -- rows of it
@@ -222,7 +236,7 @@ class WrittenWeight:
         self.graph.remove(node, safe=True)
 
     def _codes(self, symbols: Tensor, dtype: str, part: str = "codes") -> Any:
-        """Return an initializer of small unsigned integers."""
+        """Return an initializer of small integers, given by their bits."""
         bits, name = _BITS[dtype], f"{self.name}.{part}"
         if bits == 8:
             return self._constant(part, symbols)

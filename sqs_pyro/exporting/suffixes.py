@@ -4,7 +4,14 @@ from pathlib import Path
 
 from sqs_pyro.errors import OutputError
 
-_FILES = {"dense": ".safetensors", "onnx": ".onnx", "gguf": ".gguf", "coreml": ".mlpackage", "torchao": ".pt"}
+_FILES = {
+    "dense": ".safetensors",
+    "onnx": ".onnx",
+    "onnx-qdq": ".onnx",
+    "gguf": ".gguf",
+    "coreml": ".mlpackage",
+    "torchao": ".pt",
+}
 _KNOWN = (*_FILES.values(), ".pth", ".pt2", ".bin", ".so", ".zip", ".json", ".xml")
 
 

@@ -20,10 +20,11 @@ from sqs_pyro.compiling import KernelWarning, compiled, compiler, run_together
 from sqs_pyro.kernels.processor import processor_text
 
 _DIRECTORY = Path(__file__).parent / "cpu"
-#: What is compiled together, side by side: the form of weights that needs it, and its sources.
+#: What is compiled together, side by side: the form of weights, or the operation, that needs it, and its sources.
 SOURCES = {
     "tiled": ("tiled.cpp", "convolution_float32.cpp", "convolution_bfloat16.cpp", "convolution.cpp"),
     "rows": ("rows.cpp",),
+    "attention": ("attention.cpp",),
 }
 
 
@@ -52,7 +53,7 @@ def native_kernels(form: str) -> bool:
 
 def has_native_kernel(op: str) -> bool:
     """Return whether ``sqs::<op>`` is compiled for CPUs: the dispatcher knows what its form's library brings."""
-    form = op.rpartition("_")[2]  # "linear_tiled" -> "tiled"
+    form = op.rpartition("_")[2]  # "linear_tiled" -> "tiled", "cached_attention" -> "attention"
     if form not in SOURCES or not native_kernels(form):
         return False
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"sqs::{op}", "CPU")
@@ -64,7 +65,7 @@ def compiled_kernels(form: str, standalone: bool = False) -> Path:
     Two processes may do so at once: each writes a file of its own and renames it.
 
     Args:
-        form: ``"tiled"`` or ``"rows"``.
+        form: one of ``SOURCES``.
         standalone: a library that declares its operators, too, for processes without Python.
 
     Raises:

@@ -8,7 +8,9 @@ transformers = pytest.importorskip("transformers")
 
 from sqs_pyro.errors import NetworkError  # noqa: E402
 from sqs_pyro.exporting import decoding  # noqa: E402
+from sqs_pyro.exporting.cached_attention import reading_what_is_seen  # noqa: E402
 from sqs_pyro.exporting.decoding import can_be_compiled, decode_compiled, static_cache  # noqa: E402
+from sqs_pyro.kernels.native import has_native_kernel  # noqa: E402
 
 PROMPT = torch.tensor([[3, 1, 4, 1, 5]])
 
@@ -55,6 +57,22 @@ def test_logits_are_those_of_a_call(compiler_cache):
         for token in (7, 2):
             seen = torch.cat([seen, torch.tensor([[token]])], 1)
             torch.testing.assert_close(step(seen[:, -1:]), net(input_ids=seen).logits[:, -1])
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_reading_what_is_seen_changes_no_logits(name):
+    net = tiny(name).eval()
+    cache = static_cache(net, 8)
+    with torch.inference_mode():
+        net(input_ids=PROMPT, cache=cache, use_cache=True)
+        seen = torch.cat([PROMPT, torch.tensor([[7]])], 1)
+        expected = net(input_ids=seen).logits[:, -1:]
+        with reading_what_is_seen(net), torch.profiler.profile() as profile:
+            found = net(input_ids=seen[:, -1:], cache=cache, use_cache=True).logits
+    torch.testing.assert_close(found, expected)
+    ours = [event.count for event in profile.key_averages() if event.key == "sqs::cached_attention"]
+    assert ours == [net.config.num_hidden_layers] or not has_native_kernel("cached_attention")
+    assert net.config._attn_implementation == "sdpa"
 
 
 def test_the_step_is_of_a_network_wherever_it_lies_and_of_no_other():

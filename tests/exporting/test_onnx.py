@@ -22,11 +22,14 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+#: The weights that are kept as quantized ones.
+QUANTIZED = ("whole numbers of 4 bits", "whole numbers of 8 bits")
 #: A network each, its weights by each of the codes in turn: an export takes seconds.
 CHECKED = [
     ("residual", ("256 values and zeros", "codebooks of channels")),
     ("words", ("scales",)),
     ("words", ("whole numbers of 4 bits",)),
+    ("residual", QUANTIZED),
 ]
 OTHERS = [(kind, (codes,)) for kind, codes in zip(cycle(INPUTS), CODES)]
 #: By name the transformer's length is dynamic, too.
@@ -40,7 +43,7 @@ def exported(tmp_path_factory):
     @cache
     def export(kind, codes):
         net, file = packed(kind, *codes), tmp_path_factory.mktemp("onnx") / "net.onnx"
-        return net, export_onnx(net, EXAMPLES[kind], file), file
+        return net, export_onnx(net, EXAMPLES[kind], file, quantized=codes == QUANTIZED), file
 
     return export
 
@@ -61,10 +64,10 @@ def test_codes_inside_and_the_packed_networks_outputs(kind, codes, exported):
         (y,) = run_onnx(file, {"tokens": some} if kind == "words" else some)
         expected = net(some).detach()
         torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
-    assert_codes(model, net)
+    assert_codes(model, net, codes == QUANTIZED)
 
 
-def assert_codes(model, net):
+def assert_codes(model, net, quantized):
     """Every compressed weight is codes of as many bits as it needs and little more, and decodes to what it is."""
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, weight in stored_weights(net, every_name=True).items():
@@ -82,7 +85,9 @@ def assert_codes(model, net):
         numel, values = math.prod(coded.shape), coded.num_groups * (coded.num_components + 1)
         around = 64 + 4 * values + (0 if coded.scales is None else 4 * coded.shape[0])
         assert sum(len(tensor.raw_data) for tensor in parts) <= -(-numel * bits // 8) + around
-        if any(name in node.output for node in model.graph.node):
+        made = [node.op_type for node in model.graph.node if name in node.output]
+        if made:
+            assert (made == ["DequantizeLinear"]) == quantized
             np.testing.assert_array_equal(_decoded(model, name, coded.shape), coded.dense().numpy())
         else:  # read by rows: the outputs say whether rightly
             assert onnx.numpy_helper.to_array(stored[f"{name}.codes"]).shape == (len(coded.codes), bits * 2)

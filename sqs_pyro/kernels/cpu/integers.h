@@ -15,6 +15,15 @@
 
 namespace sqs {
 
+typedef int32_t Numbers __attribute__((vector_size(4 * kLanes)));
+
+// The whole numbers next to numbers of at most 2^22: 1.5 2^23 and one of them has no digits behind the point, so that
+// it stands in the last bits.
+inline Numbers nearest(Floats values) {
+  const Floats start = 12582912.0f - Floats{};
+  return (Numbers)(values + start) - (Numbers)start;
+}
+
 template <int B>
 struct Integers {
   static_assert(B == 2 || B == 3 || B == 4);
@@ -22,6 +31,8 @@ struct Integers {
   static constexpr int kSteps = B == 3 ? kPairs<3> : 8 / B;  // shifts of a word
   static constexpr int kInputs = 2 * kPairs<B>;             // of a word
   static constexpr int kWords = B == 3 ? 3 : 32 / kInputs;  // of a block
+  static constexpr int kBlock = kWords * kInputs;           // inputs that are rounded together
+  static constexpr int kPadded = 32;                        // of them, in whole registers
   int8_t numbers[16];  // by code, repeated
   float step;          // what they are multiplied with to be the table's values
 
@@ -66,20 +77,27 @@ struct Integers {
               std::vector<float>(width)};
     for (int64_t m = 0; m < rows; ++m) {
       for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t first = b * kWords * kInputs, end = std::min(inputs, first + kWords * kInputs);
-        float largest = 0, odd = 0;
-        for (int64_t k = first; k < end; ++k) {
-          largest = std::max(largest, std::fabs(float(x[m * inputs + k])));
-          odd += float(x[m * inputs + k]) * 0;  // NaN of what is not finite, which no comparison would tell
+        const int64_t first = b * kBlock, count = std::min<int64_t>(kBlock, inputs - first);
+        float values[kPadded] = {};
+        for (int64_t k = 0; k < count; ++k) values[k] = float(x[m * inputs + first + k]);
+        Floats most = {}, odd = {};
+        for (int k = 0; k < kPadded; k += kLanes) {
+          const Floats here = load<Floats>(values + k), size = here < 0 ? -here : here;
+          most = size > most ? size : most;
+          odd += here * 0;  // NaN of what is not finite, which no comparison would tell
         }
-        const float scale = largest / 127 + odd, inverse = scale > 0 && largest < INFINITY ? 127 / largest : 0;
+        float largest = 0, none = 0;
+        for (int i = 0; i < kLanes; ++i) largest = std::max(largest, most[i]), none += odd[i];
+        const float scale = largest / 127 + none, inverse = scale > 0 && largest < INFINITY ? 127 / largest : 0;
+        int32_t numbers[kPadded];
+        for (int k = 0; k < kPadded; k += kLanes) store(numbers + k, nearest(load<Floats>(values + k) * inverse));
+        int8_t* to = made.bytes.data() + m * 4;
         int sum = 0;
-        for (int64_t k = first; k < end; ++k) {
-          const int number = int(std::nearbyint(float(x[m * inputs + k]) * inverse));
-          const int64_t word = k / kInputs;
-          const int place = int(k % kInputs);
-          made.bytes[((word * kSteps + shift_of(place)) * width + m) * 4 + byte_of(place)] = int8_t(number);
-          sum += number;
+        for (int k = 0; k < int(count); ++k) {
+          const int64_t word = b * kWords + k / kInputs;
+          const int place = k % kInputs;
+          to[(word * kSteps + shift_of(place)) * width * 4 + byte_of(place)] = int8_t(numbers[k]);
+          sum += numbers[k];
         }
         made.scales[b * width + m] = scale * step;
         made.excess[m] += scale * step * float(sum * kOffset);

@@ -41,7 +41,7 @@ Tensor linear_int8_tiled(Tensor x, std::optional<Tensor> bias, int64_t block, Te
   const float* from = static_cast<const float*>(x.const_data_ptr());
   float* to = static_cast<float*>(y.mutable_data_ptr());
   const auto multiply = [&]<int B>(const Integers<B>& integers) {
-    constexpr int own = Integers<B>::kWords * Integers<B>::kInputs;
+    constexpr int own = Integers<B>::kBlock;
     STD_TORCH_CHECK(block == own, "codes of ", bits, " bits have blocks of ", own, " inputs, not ", block);
     integers.multiply(p, from, to);
   };

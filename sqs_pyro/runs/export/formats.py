@@ -160,6 +160,17 @@ class ONNX(Format):
         return export_onnx(source.net, source.inputs, made), lambda inputs: run_onnx(made, inputs)
 
 
+class QuantizedONNX(ONNX):
+    """The same, in which convolutions, too, keep whole numbers while they run."""
+
+    name = "onnx-qdq"
+
+    def write(self, source: Source, made: Path) -> tuple[Exported, Run]:
+        """Write a model."""
+        exported = export_onnx(source.net, source.inputs, made, quantized=True)
+        return exported, lambda inputs: run_onnx(made, inputs)
+
+
 class OpenVINO(Format):
     """A network of OpenVINO."""
 
@@ -259,7 +270,17 @@ class GGUF(Format):
 
 FORMATS: dict[str, Format] = {
     each.name: each
-    for each in (Dense(), AOTI(), ONNX(), OpenVINO(), CoreML(), TorchAO(), CompressedTensors(), GGUF())
+    for each in (
+        Dense(),
+        AOTI(),
+        ONNX(),
+        QuantizedONNX(),
+        OpenVINO(),
+        CoreML(),
+        TorchAO(),
+        CompressedTensors(),
+        GGUF(),
+    )
 }
 
 
