@@ -2,7 +2,7 @@
 
 The spike of such a mixture is a Gaussian around zero like any other component, so that responsibilities alone
 decide: DGMS (Dong et al. 2022, "Finding the task-optimal low-bit sub-distribution in deep neural networks") is
-soft responsibilities of it, LSQ (Esser et al. 2020) the nearest of evenly spaced ones, TTQ (Zhu et al. 2017) three.
+soft responsibilities of it, LSQ (Esser et al. 2020) the nearest of even steps, TTQ (Zhu et al. 2017) of three.
 """
 
 from typing import Any

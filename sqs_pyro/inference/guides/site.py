@@ -36,8 +36,8 @@ from sqs_pyro.packing.leftovers import round_to
 Groups = Literal["layer", "channel"] | int
 #: Codewords of any values, or whole numbers times a step of each codebook.
 Grid = Literal["free", "uniform"]
-#: What is zero: weights whose gate is closed; those whose codeword it is; or those up to a share of the largest, the
-#: others having the codeword of their sign.
+#: What is zero: weights whose gate is closed; those whose codeword it is; or those up to a share of the largest,
+#: the others having the codeword of their sign.
 Zero = Literal["gate", "codeword"] | float
 
 _OPEN = 100.0  # logit of gates that say nothing: λ is 1 in float32
@@ -147,7 +147,7 @@ class SiteGuide(OwningModule):
         return torch.sigmoid(logit) * self.mask  # no gradient to pruned gates
 
     def kept(self, gate_temperature: float = 1.0) -> Tensor:
-        """Return which weights are not zero, bool, the site's shape; where zero is a codeword, by the hard codes."""
+        """Return which weights are not zero, bool, the site's shape: by gates, or where zero is coded by codes."""
         kept = self.gates(gate_temperature) > 0.5
         return kept if self.zero == "gate" else kept & (self.codes.view(self.shape) > 0)
 

@@ -66,9 +66,10 @@ class SpikeGMMGuide(PosteriorGuide):
         estimator: ``"local"`` (draws of q, linear and convolutional layers output by output) and ``"pathwise"``
             (draws of q with unbiased gradients of higher variance) train the ELBO of q, widths and gates included.
             ``"straight_through"`` (hard value forward, identity gradient to survivors' latents; σ and π stay as
-            K-means found them; ``"ttq"`` and ``"lsq"`` have the gradients of these methods instead), ``"soft"`` (the expectation) and ``"concrete"`` (Gumbel-softmax codes and relaxed
-            gates) train the network that ships, and ``"one_hot"`` what is drawn around it: the first of these with
-            the components' widths, in training and evaluation mode. See :class:`~sqs_pyro.distributions.SpikeGMM`.
+            K-means found them; ``"ttq"`` and ``"lsq"`` have the gradients of these methods instead), ``"soft"``
+            (the expectation) and ``"concrete"`` (Gumbel-softmax codes and relaxed gates) train the network that
+            ships, and ``"one_hot"`` what is drawn around it: the first of these with the components' widths, in
+            training and evaluation mode. See :class:`~sqs_pyro.distributions.SpikeGMM`.
         groups: weights that share a codebook: ``"layer"``, ``"channel"`` (first dimension), or the number of
             consecutive weights of a tile.
         init: pretrained value of each site, by site name; by default ``model.site_values()``.
@@ -386,7 +387,7 @@ class SpikeGMMGuide(PosteriorGuide):
             site.gate_logit_unconstrained.clamp_(min=_LEAST_OPEN_LOGIT * self.gate_temperature)
 
     def nonzero_rate(self) -> float:
-        """Return the share of weights that are not zero: whose gate is open (above ½) and whose codeword is not 0."""
+        """Return the share of weights that are not zero: gate open (above ½), and codeword not 0."""
         sites = list(self.site_guides().values())
         # As `harden` counts: a drawn network's share of non-zeros is the mean of the gates instead.
         kept = sum(int(site.kept(self.gate_temperature).sum()) for site in sites)
