@@ -59,7 +59,7 @@ def summarise(name: str, results: Sequence[Document], reference: str | None = No
     Returns:
         ``schema``, ``name``, ``versions``, ``reference``, and ``points``: for each variant and point of its grid
         ``seeds``, ``errors`` (seed to sentence), ``by_seed`` (figure to list), ``mean``, ``sd`` (of a sample; None
-        for one seed), ``front``: whether no other point has a smaller file and a better accuracy, or F1, or a better
+        for one seed), ``front``: whether no other point has a smaller file and a better accuracy (F1), or a better
         NLL, and ``difference`` from the reference's point of the same values, or its only one: for each figure
         ``mean``, ``interval``, ``p`` and ``p_holm`` (see :mod:`sqs_pyro.reporting.paired`).
     """
