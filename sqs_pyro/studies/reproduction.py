@@ -1,6 +1,6 @@
 """The paper, table by table: each row's recipe beside baselines, the paper's figure, and bytes as they are.
 
-Recipes of rows and tables are the package's own, in ``paper/``, to which ``recipes/paper`` of the repository leads.
+Recipes of rows and tables are the package's own, in ``paper/``; ``recipes/paper`` of the repository leads there.
 A table is a study for each of its rows.
 """
 
