@@ -99,7 +99,8 @@ def topics(directory: Path, classes: int) -> dict[str, Any]:
 
     directory.mkdir(parents=True, exist_ok=True)
     chosen = sorted(texts, key=lambda name: (-len(texts[name]), name))[:classes]
-    train, test = [], []
+    train: list[dict[str, Any]] = []
+    test: list[dict[str, Any]] = []
     for label, name in enumerate(chosen):
         sentences = [" ".join(part.split()) for part in texts[name].replace("\n\n", ". ").split(". ")]
         kept = list(dict.fromkeys(each for each in sentences if len(each.split()) >= _LEAST_WORDS))

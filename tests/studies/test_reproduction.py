@@ -48,9 +48,9 @@ def test_every_method_is_a_valid_change_of_every_row(name, row, tmp_path):
 
 
 class TestTinyText:
-    """Three methods on a network of one block, with rows as SST-2 has them; others are in a slow test."""
+    """Two methods on a network of one block, with rows as SST-2 has them; others are in a slow test."""
 
-    METHODS = ("SQS", "DGMS", "pruning + K-means, no training")
+    METHODS = ("SQS", "DGMS")
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -80,7 +80,7 @@ class TestTinyText:
 
     def test_zeros_are_where_each_method_has_them(self, finished):
         rates = {line["method"]: line["nonzero_rate"] for line in finished[1]["rows"]}
-        assert rates["SQS"] == rates["pruning + K-means, no training"] == pytest.approx(0.5, abs=1e-3)
+        assert rates["SQS"] == pytest.approx(0.5, abs=1e-3)
         assert 0.5 < rates["DGMS"] < 1
 
     def test_published_figures_stand_beside(self, finished):
@@ -98,7 +98,7 @@ class TestTinyText:
 
 def test_a_row_of_images_by_the_command(tmp_path):
     asked = ["reproduce", "cifar10", "--scale", "tiny", "--row", "cifar10_resnet20", "--method", "SQS"]
-    few = ["--set", "compression.include=[stage1.0, fc]"]  # the other layers take their time
+    few = ["--set", "compression.include=[stage1.0.conv1, fc]"]  # the other layers take their time
     result = CliRunner().invoke(app, [*asked, *few, "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert "ResNet-20 on CIFAR-10 (tiny)" in result.stdout and "that it runs is all that it says" in result.stdout
