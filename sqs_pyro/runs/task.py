@@ -37,7 +37,7 @@ from sqs_pyro.runs.measured import (
 from sqs_pyro.runs.posterior import write_bounds
 from sqs_pyro.runs.recipe import Goal
 from sqs_pyro.runs.report.pages import write_run_page
-from sqs_pyro.runs.task_recipe import TASK_RECIPES, ClassificationRecipe, TaskRecipe
+from sqs_pyro.runs.task_recipe import TASK_RECIPES, TaskRecipe
 from sqs_pyro.tasks.task import Parts, Task, judge, loss
 
 
@@ -286,7 +286,7 @@ class Tasks(TextKind[TaskRecipe]):
 
     def check_comparable(self, recipe: TaskRecipe) -> None:
         """Check that there is the accuracy, or F1 of questions, that studies compare."""
-        numbers = isinstance(recipe, ClassificationRecipe) and recipe.data.metric in ("pearson", "spearman")
+        numbers = getattr(recipe.data, "metric", None) in ("pearson", "spearman")
         if recipe.task == "embedding" or numbers:
             raise RecipeError(
                 f"Recipe key 'base.task' is {recipe.task}{' of numbers' if numbers else ''}, but studies compare "
