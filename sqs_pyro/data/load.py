@@ -54,7 +54,9 @@ _SOURCES: dict[str, Callable[[DataRecipe], ImageArrays]] = {
 
 
 def _in_memory(arrays: ImageArrays, recipe: DataRecipe, seed: int) -> Data:
-    images, labels = with_channels(arrays.train_images, recipe.channels), arrays.train_labels
+    # These sets are in no order of classes: their first examples are of all of them.
+    few = slice(recipe.limit)
+    images, labels = with_channels(arrays.train_images[few], recipe.channels), arrays.train_labels[few]
     kept, held_out = stratified_split(labels, held_out_size(recipe, len(labels)), SPLIT_SEED)
 
     def evaluation(images: Tensor, labels: Tensor) -> ArrayLoader:
@@ -77,7 +79,7 @@ def _in_memory(arrays: ImageArrays, recipe: DataRecipe, seed: int) -> Data:
     return Data(
         train=train,
         validation=evaluation(images[held_out], labels[held_out]),
-        test=evaluation(with_channels(arrays.test_images, recipe.channels), arrays.test_labels),
+        test=evaluation(with_channels(arrays.test_images[few], recipe.channels), arrays.test_labels[few]),
         num_classes=arrays.num_classes,
         input_shape=tuple(images.shape[1:]),
         name=recipe.name,

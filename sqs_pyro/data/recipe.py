@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -58,7 +58,11 @@ class DataRecipe(RecipeSection):
         std: by which they are divided then, likewise.
         num_workers: processes that decode such images, or load a function's data set.
         download: fetch the data set when it is not there.
+        limit: of digits, Fashion-MNIST and CIFAR, the first so many training examples and as many of the test
+            examples, to try a recipe with.
     """
+
+    later_keys: ClassVar[frozenset[str]] = frozenset({"limit"})
 
     name: str = Field(min_length=1)
     task: Task = "classification"
@@ -80,6 +84,7 @@ class DataRecipe(RecipeSection):
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     num_workers: int = Field(default=2, ge=0, le=256)
     download: bool = False
+    limit: int | None = Field(default=None, ge=20)
 
     @field_validator("name")
     @classmethod
@@ -113,6 +118,8 @@ class DataRecipe(RecipeSection):
         for key in ("mean", "std"):
             if getattr(self, key) is not None and self.name != "image_folder" and not self.is_table:
                 raise ValueError(f"a section without {key}, which is of image folders and hub/NAME")
+        if self.limit is not None and self.name not in IMAGE_SETS:
+            raise ValueError(f"a section without limit, which is of {', '.join(IMAGE_SETS)}")
         if self.metric_options and self.metric is None:
             raise ValueError("a section with a metric beside metric_options")
         if self.name.startswith(HUB):

@@ -1,5 +1,7 @@
 """Spike-and-GMM whose responsibilities follow from a latent weight and a shared codebook, computed when needed."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal, kl_divergence
@@ -30,6 +32,8 @@ class CodebookGMM(GroupedMixture):
         temperature: τ.
         estimator: see :class:`SpikeGMM`; ``"straight_through"`` here has the identity gradient.
         spike_scale: see :class:`SpikeGMM`.
+        hard_value: what makes the straight-through value of grouped latents, gates, means and codes, with another
+            gradient than :class:`~sqs_pyro.distributions.assignment.HardValue`'s.
     """
 
     def __init__(
@@ -45,8 +49,10 @@ class CodebookGMM(GroupedMixture):
         temperature: float = 1.0,
         estimator: str = "straight_through",
         spike_scale: Tensor | float | None = None,
+        hard_value: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        self._hard_value = HardValue.apply if hard_value is None else hard_value
         # Before the base class sets up: what it checks is computed from these.
         self.latent = latent
         self.anchor = latent if anchor is None else anchor
@@ -97,7 +103,7 @@ class CodebookGMM(GroupedMixture):
         return first.view(self.base_shape), second.view(self.base_shape)
 
     def _rsample_straight_through(self, shape: torch.Size) -> Tensor:
-        value = HardValue.apply(
+        value = self._hard_value(
             self.grouped(self.latent), self.grouped(self._gates), self.codebook.loc, self._current_codes()
         )
         return value.view(self.base_shape).expand(shape)

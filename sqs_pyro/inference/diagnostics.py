@@ -268,11 +268,14 @@ def _codebook_measures(site: SiteGuide, guide: SpikeGMMGuide) -> dict[str, float
     if not bool(latent.isfinite().all()):
         return {}  # training has failed, which is told elsewhere
     codes = (site.codes if guide.stage == "frozen" else site.most_probable_codes()).long()
+    kept = kept if site.zero == "gate" else kept & (codes > 0)
 
     def sum_by_code(values: Tensor) -> Tensor:
         return torch.zeros_like(loc).scatter_add_(1, codes, values * kept)  # [G, K]
 
     count, square = sum_by_code(torch.ones_like(latent)), sum_by_code(latent.square())
+    if site.zero != "gate":  # the first codeword is zero itself, which no survivor uses
+        loc, scale, count, square = loc[:, 1:], scale[:, 1:], count[:, 1:], square[:, 1:]
     used = count > 0
     large = kept.sum(1) >= site.num_components  # a group of fewer weights cannot use all
     spread = (square.sum(1, keepdim=True) / count.sum(1, keepdim=True)).sqrt()  # [G, 1]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sqs_pyro.extras import needed_for
-from sqs_pyro.reporting.study_tables import ACCURACY, ECE, NLL, Column, point_name
+from sqs_pyro.reporting.study_tables import ACCURACY, ECE, F1, NLL, Column, of_questions, point_name
 from sqs_pyro.reporting.style import (
     BLACK,
     BLUE,
@@ -31,10 +31,7 @@ Document = Mapping[str, Any]
 
 _COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK, GREY)
 _MARKERS = "osD^vPX<"
-_PANELS = (
-    ACCURACY,
-    NLL,
-    ECE,
+_SIZES = (
     Column("bits a weight", "bits_per_weight", "{:.2f}"),
     Column("zeros, %", "nonzero_rate", "{:.1f}", -100, 100),
 )
@@ -46,9 +43,10 @@ def comparison_figure(summary: Document) -> Figure:
     Points of which every run failed have a row without dots. The dashed line is the mean of the fp32 networks.
     """
     points = summary["points"]
-    figure = new_figure(2.3 + 2.1 * len(_PANELS), 0.32 * len(points) + 1.0)
-    panels = figure.subplots(1, len(_PANELS), sharey=True)
-    for axes, column in zip(panels, _PANELS, strict=True):
+    columns = ((F1, NLL) if of_questions(summary) else (ACCURACY, NLL, ECE)) + _SIZES
+    figure = new_figure(2.3 + 2.1 * len(columns), 0.32 * len(points) + 1.0)
+    panels = figure.subplots(1, len(columns), sharey=True)
+    for axes, column in zip(panels, columns, strict=True):
         for row, point in enumerate(points):
             _draw_row(axes, row, point, column)
         _fp32_line(axes, points, column, vertical=True)
@@ -83,7 +81,8 @@ def sweep_figure(summary: Document) -> Figure:
     points = summary["points"]
     figure = new_figure(10.4, 4.6)
     panels = figure.subplots(1, 2)
-    for axes, column in zip(panels, (ACCURACY, NLL), strict=True):
+    quality = F1 if of_questions(summary) else ACCURACY
+    for axes, column in zip(panels, (quality, NLL), strict=True):
         for i, variant in enumerate(dict.fromkeys(point["variant"] for point in points)):
             curve = [point for point in points if point["variant"] == variant and point["mean"]]
             _draw_curve(axes, curve, column, i, variant)
@@ -120,7 +119,7 @@ def _draw_curve(axes: Axes, curve: Sequence[Document], column: Column, index: in
 
 
 def _draw_front(axes: Axes, points: Sequence[Document], column: Column) -> None:
-    front = [point for point in points if point["front"][column.figure]]
+    front = [point for point in points if point["front"]["nll" if column is NLL else "accuracy"]]
     axes.plot(
         [point["mean"]["file_bytes"] for point in front],
         [column.value(point["mean"][column.figure]) for point in front],

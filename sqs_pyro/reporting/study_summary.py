@@ -19,21 +19,27 @@ SAME_SIZE = 1.005
 FIGURES = {
     "accuracy": "compressed.accuracy",
     "accuracy_drop": "accuracy_drop",
+    "f1": "compressed.f1",  # of questions, which have no accuracy
+    "f1_drop": "f1_drop",
+    "exact_match": "compressed.exact_match",
     "nll": "compressed.nll",
     "ece": "compressed.ece",
     "brier": "compressed.brier",
     "validation_accuracy": "validation.accuracy",
+    "validation_f1": "validation.f1",
     "validation_nll": "validation.nll",
     "averaged_accuracy": "averaged.accuracy",
     "averaged_nll": "averaged.nll",
     "averaged_ece": "averaged.ece",
     "averaged_brier": "averaged.brier",
     "baseline_accuracy": "baseline.accuracy",
+    "baseline_f1": "baseline.f1",
     "baseline_nll": "baseline.nll",
     "bits_per_weight": "size.bits_per_weight",
     "file_bytes": "size.file_bytes",
     "fp32_bytes": "size.fp32_bytes",
     "ratio": "size.ratio",
+    "paper_ratio": "size.paper_ratio",
     "nonzero_rate": "nonzero_rate",
     "beta": "beta",
     "seconds": "seconds",
@@ -53,18 +59,18 @@ def summarise(name: str, results: Sequence[Document], reference: str | None = No
     Returns:
         ``schema``, ``name``, ``versions``, ``reference``, and ``points``: for each variant and point of its grid
         ``seeds``, ``errors`` (seed to sentence), ``by_seed`` (figure to list), ``mean``, ``sd`` (of a sample; None
-        for one seed), ``front``: whether no other point has a smaller file and a better accuracy, or a better NLL,
-        and ``difference`` from the reference's point of the same values, or its only one: for each figure
+        for one seed), ``front``: whether no other point has a smaller file and a better accuracy (F1), or a better
+        NLL, and ``difference`` from the reference's point of the same values, or its only one: for each figure
         ``mean``, ``interval``, ``p`` and ``p_holm`` (see :mod:`sqs_pyro.reporting.paired`).
     """
     points: dict[tuple[str, str], list[Document]] = {}
     for result in results:
         points.setdefault((result["variant"], result["point"]), []).append(result)
     summed_up = [_point(of_point) for of_point in points.values()]
-    finished = [point for point in summed_up if point["mean"]]
-    for figure, best in (("accuracy", max), ("nll", min)):
-        pairs = [(point["mean"]["file_bytes"], point["mean"][figure]) for point in finished]
-        for point, is_on_front in zip(finished, on_front(pairs, larger_is_better=best is max), strict=True):
+    for figure, better in (("accuracy", "accuracy"), ("accuracy", "f1"), ("nll", "nll")):
+        known = [point for point in summed_up if better in point["mean"]]
+        pairs = [(point["mean"]["file_bytes"], point["mean"][better]) for point in known]
+        for point, is_on_front in zip(known, on_front(pairs, larger_is_better=better != "nll"), strict=True):
             point["front"][figure] = is_on_front
     reference = reference or next((point["variant"] for point in summed_up), None)
     _compare(summed_up, reference)

@@ -68,6 +68,8 @@ class Column:
 
 ACCURACY = Column("accuracy, %", "accuracy", "{:.2f}", 100, with_sd=True)
 DROP = Column("below fp32", "accuracy_drop", "{:.2f}", 100, with_sd=True)
+F1 = Column("F1, %", "f1", "{:.2f}", 100, with_sd=True)
+F1_DROP = Column("below fp32", "f1_drop", "{:.2f}", 100, with_sd=True)
 NLL = Column("NLL, nats", "nll", "{:.4f}", with_sd=True)
 ECE = Column("ECE, %", "ece", "{:.2f}", 100, with_sd=True)
 BRIER = Column("Brier", "brier", "{:.4f}")
@@ -89,12 +91,19 @@ AVERAGED = (
 
 def comparison_tables(summary: Document) -> Report:
     """Return a table of variants side by side: how good, how well calibrated, how large."""
-    return _tables(summary, (ACCURACY, DROP, NLL, ECE, BRIER, *SIZE))
+    quality = (F1, F1_DROP, NLL) if of_questions(summary) else (ACCURACY, DROP, NLL, ECE, BRIER)
+    return _tables(summary, (*quality, *SIZE))
 
 
 def sweep_tables(summary: Document) -> Report:
     """Return a table of all points; a star marks those that no other beats in both size and accuracy."""
-    return _tables(summary, (ACCURACY, DROP, VALIDATION, NLL, *SIZE), mark_front=True)
+    quality = (F1, F1_DROP) if of_questions(summary) else (ACCURACY, DROP, VALIDATION)
+    return _tables(summary, (*quality, NLL, *SIZE), mark_front=True)
+
+
+def of_questions(summary: Document) -> bool:
+    """Return whether a study's networks are judged by F1, as questions are, rather than by accuracy."""
+    return any("f1" in point["mean"] for point in summary["points"])
 
 
 def point_name(point: Document) -> str:
@@ -126,7 +135,9 @@ def _differences(summary: Document) -> list[RenderableType]:
         return [Line(f"{title}: from {FEWEST} seeds on they can be told from chance", style="dim")]
     return [
         Line(f"{title}: mean±half of the {100 * LEVEL:.0f} % interval (paired t)", style="bold"),
-        _table(points, (ACCURACY, NLL, ECE, BRIER), text=Column.difference),
+        _table(
+            points, (F1, NLL) if of_questions(summary) else (ACCURACY, NLL, ECE, BRIER), text=Column.difference
+        ),
         Line(
             f"* the interval excludes 0; ** so it does with Holm's correction for {len(points)} comparisons", "dim"
         ),
@@ -155,12 +166,14 @@ def _table(
 def _heading(summary: Document) -> str:
     counts = sorted({len(point["seeds"]) for point in summary["points"]})
     seeds = " or ".join(str(count) for count in counts)
-    fp32 = [point["mean"]["baseline_accuracy"] for point in summary["points"] if point["mean"]]
+    figure = "f1" if of_questions(summary) else "accuracy"
+    fp32 = [point["mean"][f"baseline_{figure}"] for point in summary["points"] if point["mean"]]
     if not fp32:
         return f"{summary['name']}: every run failed"
     # Seeds or variants may have fp32 networks of their own.
     spread = "" if math.isclose(min(fp32), max(fp32)) else f" to {100 * max(fp32):.2f}"
     return (
-        f"{summary['name']}: mean±standard deviation of {seeds} seed{'' if counts == [1] else 's'}; fp32 accuracy "
+        f"{summary['name']}: mean±standard deviation of {seeds} seed{'' if counts == [1] else 's'}; fp32 "
+        f"{'F1' if figure == 'f1' else figure} "
         f"{100 * min(fp32):.2f}{spread} %"
     )

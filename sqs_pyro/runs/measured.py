@@ -173,7 +173,8 @@ def compress_and_measure(
     clock.lap("compression")
     packed = directory / PACKED
     save(result.network, packed)
-    write_csv(directory / HISTORY, [record.row() for record in result.history])
+    if result.history:  # without epochs there is none
+        write_csv(directory / HISTORY, [record.row() for record in result.history])
     report = size_report(packed)  # of the file, not of the network in memory: honest bytes
     pictures = layer_pictures(result, report)
     write_lines(directory / LAYERS, "layers", [layer_document(picture) for picture in pictures])
@@ -198,7 +199,7 @@ def compress_and_measure(
         "size": report.to_dict(),
         "nonzero_rate": report.nonzero_rate,
         "coverage": asdict(coverage(result.hard, result.model.site_values())),
-        "beta": result.history[-1].kl_weight,
+        "beta": result.history[-1].kl_weight if result.history else compression.kl_weight,
         "findings": [asdict(finding) for finding in result.findings],
         **searched,
         "latency": latency(result.hard, loaded, next(iter(data.test))[0]),
@@ -279,7 +280,7 @@ def layer_pictures(result: CompressionResult, report: SizeReport) -> list[LayerP
                 name=name,
                 weights=_array(site.latent),
                 values=_array(shipped[name]),
-                nonzero=_array(site.gates() > 0.5),
+                nonzero=_array(site.kept()),
                 loc=_array(site.loc[0]),  # of several codebooks the first: a picture has room for one
                 scale=_array(site.scale[0]),
                 mixing=_array(site.mixing_logits[0].softmax(-1)),

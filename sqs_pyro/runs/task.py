@@ -16,7 +16,8 @@ from sqs_pyro.data.token_loader import TokenDataset, TokenLoader
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.exporting.examples import first_rows
-from sqs_pyro.fingerprint import network_fingerprint
+from sqs_pyro.fingerprint import Fingerprint, fingerprint, loader_fingerprint, network_fingerprint
+from sqs_pyro.integrations.image_directory import weights_digest
 from sqs_pyro.integrations.pretrained import Pretrained, find_pretrained, pad_token
 from sqs_pyro.loggers.logger import Log, logged
 from sqs_pyro.networks.state import fp32_bytes
@@ -246,6 +247,7 @@ class Tasks(TextKind[TaskRecipe]):
     said = "a recipe of a task"
     on_ranks = True
     masked = True
+    in_studies = True
 
     def parse(self, document: Document, where: str = "") -> TaskRecipe:
         """Validate a recipe of the task that it names."""
@@ -300,6 +302,32 @@ class Tasks(TextKind[TaskRecipe]):
     def sized(self, recipe: TaskRecipe, goal: Goal) -> dict[str, Any]:
         """Return the ratio of the file, or the search for it."""
         return goal.keys(lambda: fp32_bytes(task_text(recipe).network()))
+
+    def made_of(self, recipe: TaskRecipe) -> Fingerprint:
+        """Return the fingerprint of a checkpoint, where it is here, and of all texts as tokens."""
+        loaders = task_text(recipe).loaders()
+        said = {
+            f"{name} {key}": value
+            for name in ("train", "validation", "test")
+            for key, value in loader_fingerprint(getattr(loaders, name)).items()
+        }
+        path = recipe.network.path
+        here = Path(path).is_dir() and recipe.network.gguf_file is None
+        return fingerprint({}, {path: f"directory digest {weights_digest(path)}"} if here else {}, said)
+
+    def check_comparable(self, recipe: TaskRecipe) -> None:
+        """Check that there is the accuracy, or F1 of questions, that studies compare."""
+        numbers = getattr(recipe.data, "metric", None) in ("pearson", "spearman")
+        if recipe.task == "embedding" or numbers:
+            raise RecipeError(
+                f"Recipe key 'base.task' is {recipe.task}{' of numbers' if numbers else ''}, but studies compare "
+                "accuracies, or F1 of questions: run each variant with `sqs compress`."
+            )
+
+    def baseline_key(self, recipe: TaskRecipe) -> str:
+        """Return the key of what is fine-tuned: network, data and training."""
+        sections = recipe.model_dump(mode="json", include={"task", "network", "data", "baseline", "seed"})
+        return sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()[:16]
 
     def transformer(self, net: nn.Module) -> nn.Module:
         """Return the network behind which the task's head stands."""

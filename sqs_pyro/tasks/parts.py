@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field
 
@@ -34,7 +34,10 @@ class TextData(RecipeSection):
         max_length: tokens of an example that the network sees at most; what is longer is cut off.
         batch_size: examples in a training minibatch.
         evaluation_batch_size: examples in a minibatch of validation and test.
+        limit: the first so many examples of each file or split, to try a recipe with.
     """
+
+    later_keys: ClassVar[frozenset[str]] = frozenset({"limit"})
 
     source: str = Field(min_length=1)
     subset: str | None = None
@@ -44,6 +47,7 @@ class TextData(RecipeSection):
     max_length: int = Field(default=128, ge=8)
     batch_size: int = Field(default=32, ge=1)
     evaluation_batch_size: int = Field(default=64, ge=1)
+    limit: int | None = Field(default=None, ge=20)
 
 
 def read_parts(
@@ -67,6 +71,12 @@ def split_parts(
         DataError: as ``part``; there is no example, or there are too few to hold some out.
     """
     keep = hold_out or _last
+    if data.limit is not None:
+        whole, few = part, slice(data.limit)
+
+        def part(where: str) -> list[Example]:
+            return whole(where)[few]
+
     train = _not_empty(part, data.source if is_file(data.source) or data.source == PYDOC else data.split)
     test, validation = (
         None if where is None else _not_empty(part, where) for where in (data.test, data.validation)

@@ -1,11 +1,10 @@
 import gzip
-import hashlib
-import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from kits.cifar import write_cifar
 from kits.idx import idx_bytes
 
 from sqs_pyro.data import DataRecipe, fashion_mnist, load_data
@@ -156,25 +155,7 @@ def test_real_fashion_mnist():
 
 @pytest.fixture
 def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray]:
-    """CIFAR-10's layout with 8 images a batch; torchvision is told the MD5 of these files."""
-    from torchvision.datasets import CIFAR10
-
-    directory = tmp_path / CIFAR10.base_folder
-    directory.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3072)).astype(np.uint8)  # planes R, G, B
-
-    def write(name: str, content: dict) -> list[str]:
-        (directory / name).write_bytes(pickle.dumps(content))
-        return [name, hashlib.md5((directory / name).read_bytes()).hexdigest()]
-
-    batches = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
-    labels = list(range(8))
-    lists = [write(name, {"data": pixels[i], "labels": labels}) for i, name in enumerate(batches)]
-    name, md5 = write("batches.meta", {"label_names": [str(i) for i in range(10)]})
-    monkeypatch.setattr(CIFAR10, "train_list", lists[:5])
-    monkeypatch.setattr(CIFAR10, "test_list", lists[5:])
-    monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": md5})
-    return tmp_path, pixels
+    return tmp_path, write_cifar(tmp_path, monkeypatch, list(range(8)))
 
 
 def cifar(root: Path) -> DataRecipe:
@@ -187,6 +168,19 @@ def test_cifar(small_cifar: tuple[Path, np.ndarray]):
     assert [len(loader.dataset) for loader in (data.train, data.validation, data.test)] == [36, 4, 8]
     assert (data.num_classes, data.input_shape) == (10, (3, 32, 32))
     assert np.array_equal(data.test.dataset.tensors[0].numpy(), pixels[5].reshape(8, 3, 32, 32))
+
+
+def test_limit_takes_the_first_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pixels = write_cifar(tmp_path, monkeypatch, [i % 10 for i in range(30)])
+    data = load_data(DataRecipe(name="cifar10", root=tmp_path, batch_size=4, limit=40, validation=10))
+    assert [len(loader.dataset) for loader in (data.train, data.validation, data.test)] == [30, 10, 30]
+    seen = {image.tobytes() for loader in (data.train, data.validation) for image in loader.dataset.tensors[0].numpy()}
+    assert seen == {image.tobytes() for image in pixels[:2].reshape(-1, 3072)[:40]}
+
+
+def test_limit_is_of_the_sets_known_by_name():
+    with pytest.raises(RecipeError, match="a section without limit"):
+        parse(DataRecipe, {"name": "data.npz", "limit": 100}, "data")
 
 
 def test_cifar_missing_half_there_and_altered(small_cifar: tuple[Path, np.ndarray], tmp_path: Path):

@@ -415,6 +415,7 @@ CALLS = {
             "init": {name: 2 * value for name, value in posterior().model.site_values().items()},
             "coded": posterior(1).harden(),
             "grid": "uniform",
+            "zero": "codeword",
             "initial_gate": 0.3,
             "init_scale": 0.5,
             "refresh_every": 2,

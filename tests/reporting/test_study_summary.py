@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kits.study import metrics, result
 
+from sqs_pyro.reporting.page.study import study_page
+from sqs_pyro.reporting.study_plots import comparison_figure, sweep_figure
 from sqs_pyro.reporting.study_summary import FIGURES, SAME_SIZE, SCHEMA, on_front, summarise, write_csv
+from sqs_pyro.reporting.study_tables import comparison_tables
 
 
 def front_by_sorting(pairs):
@@ -96,8 +99,30 @@ def test_the_keys_of_the_document_stay():
     assert set(point) == {
         *("variant", "point", "values", "seeds", "errors", "mean", "sd", "by_seed", "front", "difference"),
     }
-    assert set(point["mean"]) == set(point["sd"]) == set(point["by_seed"]) == set(FIGURES)
+    of_questions = {name for name in FIGURES if "f1" in name} | {"exact_match"}
+    assert set(point["mean"]) == set(point["sd"]) == set(point["by_seed"]) == set(FIGURES) - of_questions
     assert set(FIGURES) >= {"accuracy", "nll", "ece", "brier", "file_bytes", "ratio", "nonzero_rate", "seconds"}
+
+
+def test_questions_are_compared_by_f1():
+    results = []
+    for label, f1, size in (("small", 0.80, 900), ("good", 0.85, 1200), ("neither", 0.79, 1100)):
+        found = metrics(nll=1 - f1, file_bytes=size, f1_drop=0.9 - f1)
+        for part in ("baseline", "compressed", "validation"):
+            found[part] = {"f1": 0.9 if part == "baseline" else f1, "exact_match": 0.7, "nll": 1 - f1}
+        del found["accuracy_drop"]
+        results += [result(label, seed, found) for seed in range(3)]
+    summary = summarise("study", results)
+    assert [point["front"] for point in summary["points"]] == [
+        {"accuracy": True, "nll": True},
+        {"accuracy": True, "nll": True},
+        {"accuracy": False, "nll": False},
+    ]
+    assert summary["points"][1]["difference"]["f1"]["mean"] == pytest.approx(0.05)
+    text = comparison_tables(summary).text(160)
+    assert "fp32 F1 90.00 %" in text and "85.00" in text and "accuracy" not in text
+    assert len(comparison_figure(summary).axes) == len(sweep_figure(summary).axes) + 2
+    assert "F1, %" in study_page(summary)
 
 
 def test_csv_has_a_row_for_each_finished_run(tmp_path):

@@ -191,3 +191,19 @@ def test_studies_compare_accuracies():
     study = StudyRecipe(name="study", base=base)
     with pytest.raises(RecipeError, match=r"'base.data.task' is regression, but studies compare accuracies"):
         cells(study)
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ({"task": "embedding", "network": {"path": "net"}}, "is embedding, but studies compare accuracies"),
+        (
+            {"task": "classification", "network": {"path": "net"}, "data": {"glue": "stsb"}},
+            "is classification of numbers, but studies compare accuracies",
+        ),
+    ],
+)
+def test_tasks_without_accuracy_are_refused(base, said):
+    pytest.importorskip("transformers")
+    with pytest.raises(RecipeError, match=said):
+        cells(StudyRecipe(name="study", base=base))

@@ -220,10 +220,11 @@ def compress(
             packed = running_network(hard, _packed(hard, coded, recipe, _about(recipe, metadata, guide)))
             difference = None if inputs is None else check_agreement(hard, packed, inputs)
             anew = recipe.batch_norm_batches and batch_norm_statistics(unrounded)
-        earlier = driver.kept is not None and driver.kept.best != history[-1].step
-        changed = anew or earlier or history[-1].stage != "frozen"  # since it was judged last
-        if validation is not None and history[-1].score is not None and changed:
-            history[-1] = replace(history[-1], score=judged(judge, copied(hard), validation))
+        last = history[-1] if history else None  # without epochs there is none
+        earlier = last is not None and driver.kept is not None and driver.kept.best != last.step
+        changed = last is not None and (anew or earlier or last.stage != "frozen")  # since it was judged last
+        if validation is not None and last is not None and last.score is not None and changed:
+            history[-1] = replace(last, score=judged(judge, copied(hard), validation))
     findings = driver.findings + ([] if difference is None else [unrepeatable(difference.relative)])
     if recipe.target_ratio is not None:
         most = max(site.num_components for site in guide.site_guides().values())
@@ -285,6 +286,7 @@ def _guide(model: BayesianNetwork, recipe: CompressionRecipe) -> SpikeGMMGuide:
         estimator=recipe.estimator,
         groups=recipe.groups,
         grid=recipe.grid,
+        zero=recipe.zero,
         initial_gate=recipe.initial_gate,
         refresh_every=recipe.refresh_every,
         stage="dense",

@@ -162,7 +162,8 @@ class Driver:
         self.labels = labels
         self.total_steps = recipe.epochs * len(train)
         self.elbo = SQSELBO(kl=recipe.kl)  # its weight is set anew at each step
-        self.allocation = allocation(model, guide, recipe, self.total_steps, self.num_data, labels, bits)
+        steps = max(1, self.total_steps)  # without any the schedule has come to its end
+        self.allocation = allocation(model, guide, recipe, steps, self.num_data, labels, bits)
         # At least one step is dense and one is coded, however few there are.
         self.coding_step = max(round(recipe.coding_start * self.total_steps), 1)
         self.freeze_step = max(round(recipe.freeze_start * self.total_steps), self.coding_step + 1)
@@ -240,6 +241,8 @@ class Driver:
 
     def _complete_schedule(self) -> None:
         """Do what, with few steps, falls after the last one: the last masks, the codebooks, the freezing."""
+        if self.total_steps == 0:
+            self.allocation.finish()  # first, so that K-means is of the survivors
         if self.guide.stage == "dense":
             self._start_coding()
         if self.guide.stage != "frozen":

@@ -117,7 +117,7 @@ class CompressionRecipe(RecipeSection):
     frozen codes while codebooks, norms and biases settle.
 
     Attributes:
-        epochs: passes over the training data.
+        epochs: passes over the training data; without any, weights are pruned and coded by K-means as they are.
         nonzero_rate: target share of weights that are not zero; reached to the weight. Without effect beside
             `target_ratio` or `rate_distortion`.
         allocation: what decides which weights are zero: a `schedule` of pruning, or `rate_distortion`: the
@@ -137,6 +137,10 @@ class CompressionRecipe(RecipeSection):
             weights.
         grid: `free` lets codewords be any numbers; with `uniform` they are whole numbers, `-⌈K/2⌉` to `⌊K/2⌋`,
             times a step of each codebook, as integer kernels of other runtimes multiply.
+        zero: what is zero. `gate`: the weights that pruning, or a prior, leaves out. `codeword`: zero is one more
+            codeword, to which weights fall and which they leave again: with `estimator: soft` DGMS, with `lsq`
+            LSQ. A number t, with two components: the weights of at most t times the largest of their codebook; the
+            others have the codeword of their sign, as in TTQ (t = 0.05).
         windows: how weights share responsibilities.
         prior: of every weight.
         pruning: when and which weights become zero; of `rate_distortion` only when.
@@ -150,7 +154,8 @@ class CompressionRecipe(RecipeSection):
         final_temperature: τ at the end; in between it falls geometrically.
         estimator: of the gradient through the draw: `straight_through`, `soft` or `concrete`; or `one_hot`, which
             adds the posterior's widths to the first and trains under them. It needs `rate_distortion`, whose
-            E-step sets them.
+            E-step sets them. `ttq` and `lsq` are the first with these methods' own gradients of latents and step,
+            beside a `zero` that is theirs.
         coding_start: fraction of the steps at which K-means makes the codebooks.
         freeze_start: fraction of the steps from which codes are frozen.
         refresh_every: steps between two renewals of the hard codes.
@@ -182,9 +187,9 @@ class CompressionRecipe(RecipeSection):
             kept, also where it does not stop. None goes to the end and keeps the last.
     """
 
-    later_keys: ClassVar[frozenset[str]] = frozenset({"patience", "shards"})
+    later_keys: ClassVar[frozenset[str]] = frozenset({"patience", "shards", "zero"})
 
-    epochs: int = Field(default=6, ge=1)
+    epochs: int = Field(default=6, ge=0)
     nonzero_rate: float = Field(default=0.25, ge=1e-4, le=1)
     allocation: Literal["schedule", "rate_distortion"] = "schedule"
     target_ratio: float | None = Field(default=None, gt=1)
@@ -195,6 +200,7 @@ class CompressionRecipe(RecipeSection):
     layers: dict[str, LayerRecipe] = Field(default_factory=dict)
     groups: Literal["layer", "channel"] | Annotated[int, Field(ge=1)] = "layer"
     grid: Literal["free", "uniform"] = "free"
+    zero: Literal["gate", "codeword"] | Annotated[float, Field(ge=0, lt=1)] = "gate"
     windows: WindowsRecipe = Field(default_factory=WindowsRecipe)
     prior: PriorRecipe = Field(default_factory=PriorRecipe)
     pruning: PruningRecipe = Field(default_factory=PruningRecipe)
@@ -204,7 +210,7 @@ class CompressionRecipe(RecipeSection):
     kl_every: int = Field(default=4, ge=1, le=100)
     temperature: float = Field(default=1.0, ge=1e-6, le=1e6)
     final_temperature: float = Field(default=0.05, ge=1e-6, le=1e6)
-    estimator: Literal["straight_through", "one_hot", "soft", "concrete"] = "straight_through"
+    estimator: Literal["straight_through", "one_hot", "soft", "concrete", "ttq", "lsq"] = "straight_through"
     coding_start: float = Field(default=0.5, ge=0, lt=1)
     freeze_start: float = Field(default=0.8, gt=0, le=1)
     refresh_every: int = Field(default=4, ge=1)
@@ -272,6 +278,50 @@ class CompressionRecipe(RecipeSection):
             raise ValueError(
                 f"num_components of at most 255 beside layout 'dense', not {most}: its 8 bits must tell zero "
                 "apart, too"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _zero_is_decided_once(self) -> "CompressionRecipe":
+        rates = [self.nonzero_rate, *(own.nonzero_rate or 1 for own in self.layers.values())]
+        if self.zero != "gate":
+            if self.allocation != "schedule" or self.target_ratio is not None or min(rates) < 1:
+                raise ValueError(
+                    f"allocation 'schedule', a nonzero_rate of 1 and no target_ratio beside zero {self.zero!r}, "
+                    "under which weights become zero by themselves"
+                )
+            if self.gate_learning_rate > 0:
+                raise ValueError(
+                    f"a gate_learning_rate of 0 beside zero {self.zero!r}, not {self.gate_learning_rate}: gates "
+                    "say nothing there"
+                )
+            most = max([self.num_components, *(own.num_components or 1 for own in self.layers.values())])
+            if most > 255:
+                raise ValueError(f"num_components of at most 255 beside zero {self.zero!r}, not {most}")
+        sizes = {self.num_components, *(own.num_components or self.num_components for own in self.layers.values())}
+        if isinstance(self.zero, float) and (sizes != {2} or self.grid != "free"):
+            raise ValueError(
+                f"num_components 2 and grid 'free' beside zero {self.zero:g}, not {max(sizes)} and {self.grid!r}: "
+                "a threshold leaves one codeword to each sign"
+            )
+        if isinstance(self.zero, float) != (self.estimator == "ttq"):
+            raise ValueError(
+                f"estimator 'ttq' and a number as zero beside each other, not {self.estimator!r} and {self.zero!r}"
+            )
+        if self.estimator == "lsq" and (self.zero != "codeword" or self.grid != "uniform" or min(sizes) < 2):
+            raise ValueError(
+                f"grid 'uniform', zero 'codeword' and at least 2 num_components beside estimator 'lsq', not "
+                f"{self.grid!r}, {self.zero!r} and {min(sizes)}: it rounds to whole numbers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _epochs_are_for_what_learns(self) -> "CompressionRecipe":
+        learns = self.allocation == "rate_distortion" or self.distillation or self.patience
+        if self.epochs == 0 and (learns or self.gate_learning_rate > 0 or self.pruning.saliency == "activation"):
+            raise ValueError(
+                "at least 1 epoch for what is learned from data (allocation 'rate_distortion', distillation, "
+                "patience, gate_learning_rate, saliency 'activation'): without epochs weights are pruned and coded"
             )
         return self
 

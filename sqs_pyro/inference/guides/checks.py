@@ -1,7 +1,7 @@
 """What a guide is made of, checked before it is: arguments, priors, initial values."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.distributions import constraints
@@ -16,7 +16,7 @@ from sqs_pyro.packing import CodedTensor
 #: Estimators that draw from q; the others make values to train a hard network with.
 DRAWING = ("local", "pathwise")
 #: Estimators whose codes are hard: widths and mixing weights stay as K-means, or an E-step, has set them.
-HARD = ("one_hot", "straight_through")
+HARD = ("one_hot", "straight_through", "ttq", "lsq")
 _ESTIMATORS = (*DRAWING, *HARD, "soft", "concrete")
 
 
@@ -34,6 +34,49 @@ def check_components(given: int | Mapping[str, int], sites: Collection[str]) -> 
     if isinstance(given, Mapping) and (odd := sorted(set(given) ^ set(sites))):
         what = "no number for" if odd[0] in sites else "a number for what is no site,"
         raise ArgumentError(f"num_components has {what} '{odd[0]}': name each of {', '.join(sites)}.")
+
+
+def check_zero(
+    zero: Any,
+    num_components: int | Mapping[str, int],
+    estimator: str,
+    grid: str,
+    coded: Mapping[str, CodedTensor] | None,
+) -> Literal["gate", "codeword"] | float:
+    """Return what is zero in a guide's sites, checked against its other arguments.
+
+    Raises:
+        ArgumentError: it is impossible, or does not go with one of them.
+    """
+    if zero in ("gate", "codeword"):
+        found: Literal["gate", "codeword"] | float = "gate" if zero == "gate" else "codeword"
+    elif is_finite(zero) and 0 <= zero < 1:
+        found = float(zero)
+    else:
+        raise ArgumentError(f"zero is {shown(zero)}, but must be gate, codeword or a number from 0 to below 1.")
+    given = num_components.values() if isinstance(num_components, Mapping) else [num_components]
+    if found != "gate" and (coded or estimator in (*DRAWING, "one_hot")):
+        what = (
+            "coded, whose zeros are what they are" if coded else f"estimator {estimator!r}, whose gates are drawn"
+        )
+        raise ArgumentError(f"zero is {shown(zero)} beside {what}: use 'gate'.")
+    if found != "gate" and max(given) > 255:
+        raise ArgumentError(f"num_components is {max(given)} beside zero {shown(zero)}, but must be at most 255.")
+    if isinstance(found, float) and (set(given) != {2} or grid != "free"):
+        raise ArgumentError(
+            f"zero is {shown(zero)} beside num_components {sorted(set(given))} and grid {grid!r}, but a threshold "
+            "leaves a codeword for each sign: use 2 and 'free'."
+        )
+    if estimator == "ttq" and not isinstance(found, float):
+        raise ArgumentError(
+            f"estimator 'ttq' is of weights with a threshold: give zero as a number, not {zero!r}."
+        )
+    if estimator == "lsq" and (found != "codeword" or grid != "uniform" or min(given) < 2):
+        raise ArgumentError(
+            f"estimator 'lsq' rounds to whole numbers and 0: use grid 'uniform', zero 'codeword' and 2 or more "
+            f"num_components, not {grid!r}, {shown(zero)} and {min(given)}."
+        )
+    return found
 
 
 def check_arguments(

@@ -12,9 +12,18 @@ from torch import Tensor
 from sqs_pyro.arguments import is_whole
 from sqs_pyro.distributions import Codebook, CodebookGMM, LatentSpikeAndSlab
 from sqs_pyro.distributions.assignment import HardValue
-from sqs_pyro.distributions.kmeans import kmeans_1d
+from sqs_pyro.distributions.kmeans import Clustering, kmeans_1d
 from sqs_pyro.distributions.temperatures import Temperatures
 from sqs_pyro.distributions.uniform_grid import UniformGrid, best_step, grid_numbers, uniform_codebook
+from sqs_pyro.distributions.zero_codeword import (
+    ZeroFirst,
+    kmeans_with_zero,
+    lsq_codebook,
+    lsq_value,
+    ternary_codebook,
+    ternary_codes,
+    ttq_value,
+)
 from sqs_pyro.errors import ArgumentError, NetworkError
 from sqs_pyro.inference.guides.windows import Windows
 from sqs_pyro.models.ownership import OwningModule
@@ -27,6 +36,12 @@ from sqs_pyro.packing.leftovers import round_to
 Groups = Literal["layer", "channel"] | int
 #: Codewords of any values, or whole numbers times a step of each codebook.
 Grid = Literal["free", "uniform"]
+#: What is zero: weights whose gate is closed; those whose codeword it is; or those up to a share of the largest,
+#: the others having the codeword of their sign.
+Zero = Literal["gate", "codeword"] | float
+
+_OPEN = 100.0  # logit of gates that say nothing: λ is 1 in float32
+_HARD_VALUES = {"ttq": ttq_value, "lsq": lsq_value}  # by estimator
 
 
 class SiteGuide(OwningModule):
@@ -61,30 +76,34 @@ class SiteGuide(OwningModule):
         initial_gate: float,
         coded: CodedTensor | None = None,
         grid: Grid = "free",
+        zero: Zero = "gate",
     ) -> None:
         super().__init__()
         self.site_name = name
         self.shape = weight.shape
-        self.num_components = num_components = num_components if coded is None else coded.num_components
+        beside_zero = num_components if coded is None else coded.num_components
+        # Where zero is a codeword it is the first of K + 1.
+        self.num_components = num_components = beside_zero if zero == "gate" else beside_zero + 1
         self.num_groups = _num_groups(name, weight.shape, groups) if coded is None else coded.num_groups
         self.windows = windows
         per_group = weight.numel() // self.num_groups
         _check_components(name, per_group, num_components)
         initial = weight.detach().clone().float()  # guides work in float32, whatever the network does
         self.latent = PyroParam(initial, constraints.real)
-        self.gate_logit = PyroParam(torch.full_like(initial, initial_gate), constraints.real)
+        gate = initial_gate if zero == "gate" else _OPEN
+        self.gate_logit = PyroParam(torch.full_like(initial, gate), constraints.real)
         self.register_buffer("mask", torch.ones_like(initial, dtype=torch.bool))
         self.register_buffer(
             "codes", torch.zeros(self.num_groups, per_group, dtype=torch.uint8, device=weight.device)
         )
         self.register_buffer("edges", initial.new_empty(0))  # as many as the windows' strategy finds
         codebook = initial.new_zeros(self.num_groups, num_components)  # [G, K], filled below
-        self.grid = grid
+        self.grid, self.zero = grid, zero
+        form = UniformGrid(beside_zero) if grid == "uniform" else constraints.independent(constraints.real, 1)
         if grid == "uniform":  # what learns is the logarithm of the step
-            numbers = grid_numbers(num_components).to(codebook)
-            self.loc = PyroParam(codebook + numbers, UniformGrid(num_components))
-        else:
-            self.loc = PyroParam(codebook, constraints.real)
+            codebook[:, -beside_zero:] = grid_numbers(beside_zero).to(codebook)
+        self.loc = PyroParam(codebook, form if zero == "gate" else ZeroFirst(form))
+        codebook = torch.zeros_like(codebook)
         self.scale = PyroParam(codebook + 1.0, constraints.positive)
         self.mixing_logits = PyroParam(codebook.clone(), constraints.real)  # memory of its own
         self.register_buffer("spike_scale", None)
@@ -126,6 +145,21 @@ class SiteGuide(OwningModule):
         """λ, the site's shape: posterior inclusion probabilities, exactly 0 for pruned weights."""
         logit = self.gate_logit if gate_temperature == 1 else self.gate_logit / gate_temperature
         return torch.sigmoid(logit) * self.mask  # no gradient to pruned gates
+
+    def kept(self, gate_temperature: float = 1.0) -> Tensor:
+        """Return which weights are not zero, bool, the site's shape: by gates, or where zero is coded by codes."""
+        kept = self.gates(gate_temperature) > 0.5
+        return kept if self.zero == "gate" else kept & (self.codes.view(self.shape) > 0)
+
+    def fitted(self, values: Tensor, weights: Tensor) -> Clustering:
+        """Return codebooks fitted to values ``[G, n]`` that count as ``weights`` say, in this site's form."""
+        if self.zero == "gate":
+            fit = uniform_codebook if self.grid == "uniform" else kmeans_1d
+            return fit(values, self.num_components, weights)
+        if isinstance(self.zero, float):
+            return ternary_codebook(values, self.zero, weights)
+        fit = lsq_codebook if self.grid == "uniform" else kmeans_with_zero
+        return fit(values, self.num_components - 1, weights)
 
     def grouped(self, value: Tensor) -> Tensor:
         """Return a tensor of the site's shape as ``[G, n]``."""
@@ -216,6 +250,8 @@ class SiteGuide(OwningModule):
 
     def most_probable_codes(self) -> Tensor:
         """Return ``argmax_k φ_k`` of each weight, uint8 ``[G, n]``."""
+        if isinstance(self.zero, float):
+            return ternary_codes(self.grouped(self.latent), self.zero)
         # The argmax does not depend on temperatures.
         return self.coded_distribution(Temperatures(1.0, 1.0), "straight_through").map_codes()
 
@@ -229,7 +265,7 @@ class SiteGuide(OwningModule):
             self.gates(gate_temperature),
             self.latent,
             scale,
-            estimator=estimator,
+            estimator="straight_through" if estimator in _HARD_VALUES else estimator,  # no codewords yet
             spike_scale=self.spike_scale,
             validate_args=False,
         )
@@ -270,7 +306,8 @@ class SiteGuide(OwningModule):
             anchor=self.anchor(),
             codes=codes,
             temperature=temperatures.codes,
-            estimator=estimator,
+            estimator="straight_through" if estimator in _HARD_VALUES else estimator,
+            hard_value=_HARD_VALUES.get(estimator),
             spike_scale=self.spike_scale,
             validate_args=False,  # a check waits for the device, at every draw of every site
         )
@@ -312,13 +349,17 @@ class SiteGuide(OwningModule):
                 f"The codebook of '{self.site_name}' holds NaN or infinite values: training has diverged, so "
                 "lower learning_rate or kl_weight."
             )
+        loc = self.loc.detach().float()
+        if self.zero != "gate":  # what ships has zeros, and no codeword for them
+            mask, loc = mask & (codes > 0), loc[:, 1:]
+            codes = codes.clamp(min=1) - 1
         if self.grid == "uniform":
             # Of 8 bits, as bfloat16 has them: the products of K ≤ 15 numbers are exact in float16, all in float32.
-            step = (self.loc[:, -1:] / grid_numbers(self.num_components)[-1]).bfloat16().float()
-            codebook = step * grid_numbers(self.num_components).to(step)
-            return CodedTensor(codes.masked_fill(~mask, 0).cpu(), mask.cpu(), codebook.detach().cpu())
+            numbers = grid_numbers(loc.shape[1])
+            codebook = (loc[:, -1:] / numbers[-1]).bfloat16().float() * numbers.to(loc)
+            return CodedTensor(codes.masked_fill(~mask, 0).cpu(), mask.cpu(), codebook.cpu())
         # A clone: values that do not survive rounding come back as they are, in the parameter's own memory.
-        codebook = round_to(self.loc.detach().float(), str(codebook_dtype).removeprefix("torch.")).clone()
+        codebook = round_to(loc, str(codebook_dtype).removeprefix("torch.")).clone()
         # Codes of zeros are 0, so that equal networks have equal files.
         return CodedTensor(codes.masked_fill(~mask, 0).cpu(), mask.cpu(), codebook.cpu())
 
@@ -336,16 +377,15 @@ def fit_shared_codebook(sites: Sequence[SiteGuide]) -> None:
         # A site that is pruned to nothing still needs edges that fit its latents.
         site.edges = site.windows.edges(survivors if survivors.numel() else site.latent)
     # Pruned weights stay in place with weight 0: each group keeps its n columns.
-    fit = uniform_codebook if sites[0].grid == "uniform" else kmeans_1d
-    codebook = fit(
+    codebook = sites[0].fitted(
         torch.cat([site.grouped(site.anchor()) for site in sites], 1),  # [G, M n]
-        sites[0].num_components,
         torch.cat([site.grouped(site.precision(own)) for site, own in zip(sites, kept, strict=True)], 1),
     )
     first = sites[0]
     first.loc, first.scale, first.mixing_logits = codebook.loc, codebook.scale, codebook.mixing.log()
     # K-means of one value gives K equal components, which no gradient could tell apart.
-    if survivors.numel() and float(survivors.max() - survivors.min()) < LEAST_SCALE:
+    equal = survivors.numel() and float(survivors.max() - survivors.min()) < LEAST_SCALE
+    if equal and not isinstance(first.zero, float):  # whose codewords are of a sign each
         first.spread_codebook(float(survivors[0]))
     for site in sites:
         if site is not first:

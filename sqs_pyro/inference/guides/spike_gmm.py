@@ -23,6 +23,7 @@ from sqs_pyro.inference.guides.checks import (
     check_components,
     check_like_sites,
     check_support,
+    check_zero,
     initial_values,
 )
 from sqs_pyro.inference.guides.evidence import prior_logits
@@ -30,12 +31,12 @@ from sqs_pyro.inference.guides.inclusion import InclusionGuide
 from sqs_pyro.inference.guides.joint_coding import code_together
 from sqs_pyro.inference.guides.posterior import PosteriorGuide
 from sqs_pyro.inference.guides.progress import GuideProgress, Stage
-from sqs_pyro.inference.guides.site import Grid, Groups, SiteGuide
+from sqs_pyro.inference.guides.site import Grid, Groups, SiteGuide, Zero
 from sqs_pyro.inference.guides.windows import PerWeight, Windows
 from sqs_pyro.models.prediction import guide_predicts
 from sqs_pyro.packing import CodedTensor
 
-Estimator = Literal["local", "pathwise", "one_hot", "straight_through", "soft", "concrete"]
+Estimator = Literal["local", "pathwise", "one_hot", "straight_through", "ttq", "lsq", "soft", "concrete"]
 
 _LEAST_OPEN_LOGIT = 1e-3  # of the gate: λ = 0.50025
 
@@ -66,15 +67,20 @@ class SpikeGMMGuide(PosteriorGuide):
         estimator: ``"local"`` (draws of q, linear and convolutional layers output by output) and ``"pathwise"``
             (draws of q with unbiased gradients of higher variance) train the ELBO of q, widths and gates included.
             ``"straight_through"`` (hard value forward, identity gradient to survivors' latents; σ and π stay as
-            K-means found them), ``"soft"`` (the expectation) and ``"concrete"`` (Gumbel-softmax codes and relaxed
-            gates) train the network that ships, and ``"one_hot"`` what is drawn around it: the first of these with
-            the components' widths, in training and evaluation mode. See :class:`~sqs_pyro.distributions.SpikeGMM`.
+            K-means found them; ``"ttq"`` and ``"lsq"`` have the gradients of these methods instead), ``"soft"``
+            (the expectation) and ``"concrete"`` (Gumbel-softmax codes and relaxed gates) train the network that
+            ships, and ``"one_hot"`` what is drawn around it: the first of these with the components' widths, in
+            training and evaluation mode. See :class:`~sqs_pyro.distributions.SpikeGMM`.
         groups: weights that share a codebook: ``"layer"``, ``"channel"`` (first dimension), or the number of
             consecutive weights of a tile.
         init: pretrained value of each site, by site name; by default ``model.site_values()``.
         coded: codes, mask and codebook that a site starts from instead of K-means, by site name; they also say its
             ``num_components`` and ``groups``.
         grid: ``"free"`` codewords, or ``"uniform"``: whole numbers times a step of each codebook, which learns.
+        zero: ``"gate"``: closed gates say which weights are zero. ``"codeword"``: zero is one more codeword, which
+            responsibilities, or the nearest, give to weights; gates stay open. A number t below 1, with two
+            ``num_components``: weights of at most t times the largest of their codebook are zero, the others have
+            the codeword of their sign.
         initial_gate: g at the start.
         init_scale: widths s at the start, in units of the layer's root mean square weight.
         refresh_every: draws between two renewals of cached hard codes in training.
@@ -105,6 +111,7 @@ class SpikeGMMGuide(PosteriorGuide):
         init: Mapping[str, Tensor] | None = None,
         coded: Mapping[str, CodedTensor] | None = None,
         grid: Grid = "free",
+        zero: Zero = "gate",
         initial_gate: float = 5.0,
         init_scale: float = 0.1,
         refresh_every: int = 1,
@@ -122,6 +129,7 @@ class SpikeGMMGuide(PosteriorGuide):
         )
         values = initial_values(model, init)  # by site, in the order in which the model samples
         check_components(num_components, values)
+        zero = check_zero(zero, num_components, estimator, grid, coded)
         if grid not in ("free", "uniform") or (grid == "uniform" and coded):
             beside = " beside coded, whose codewords are what they are" if coded else ""
             raise ArgumentError(f"grid is {grid!r}{beside}, but must be {'free' if coded else 'free or uniform'}.")
@@ -135,7 +143,7 @@ class SpikeGMMGuide(PosteriorGuide):
             stage = "dense" if draws and coded is None else "coded"
         priors = getattr(model, "priors", {})  # of a plain Pyro model nothing is known
         self.num_components = dict(num_components) if isinstance(num_components, Mapping) else num_components
-        self.grid = grid
+        self.grid, self.zero = grid, zero
         self.estimator = estimator
         self.temperature = temperature
         self.evaluation_temperature = evaluation_temperature
@@ -149,7 +157,9 @@ class SpikeGMMGuide(PosteriorGuide):
             components = self._components(name)
             if stage == "dense" and draws:
                 components = min(components, value.numel())
-            site = SiteGuide(name, value, components, groups, windows or PerWeight(), initial_gate, start, grid)
+            site = SiteGuide(
+                name, value, components, groups, windows or PerWeight(), initial_gate, start, grid, zero
+            )
             prior = getattr(priors.get(name), "base_dist", None)  # of single weights: to_event is taken off
             check_support(name, prior, value)
             # Against a density a point mass has an infinite KL: the spike takes a width of its own.
@@ -251,7 +261,7 @@ class SpikeGMMGuide(PosteriorGuide):
             return site.coded_distribution(self.evaluation_temperatures(), "discrete")
         # Frozen codes are the shipped network's: whatever came before, it is trained as it will be.
         estimator = "straight_through" if self.stage == "frozen" else self.estimator
-        codes = site.codes if estimator == "straight_through" else None  # others take φ itself, or draw
+        codes = site.codes if estimator in HARD else None  # others take φ itself, or draw
         return site.coded_distribution(Temperatures(self.temperature, self.gate_temperature), estimator, codes)
 
     def _one_hot(self, site: SiteGuide, temperature: float | None = None) -> LatentSpikeAndSlab:
@@ -393,10 +403,10 @@ class SpikeGMMGuide(PosteriorGuide):
             site.gate_logit_unconstrained.clamp_(min=_LEAST_OPEN_LOGIT * self.gate_temperature)
 
     def nonzero_rate(self) -> float:
-        """Return the share of weights whose gate is open (above ½)."""
+        """Return the share of weights that are not zero: gate open (above ½), and codeword not 0."""
         sites = list(self.site_guides().values())
         # As `harden` counts: a drawn network's share of non-zeros is the mean of the gates instead.
-        kept = sum(int((site.gates(self.gate_temperature) > 0.5).sum()) for site in sites)
+        kept = sum(int(site.kept(self.gate_temperature).sum()) for site in sites)
         return kept / sum(site.mask.numel() for site in sites)
 
     def harden(self, codebook_dtype: torch.dtype = torch.float16) -> dict[str, CodedTensor]:

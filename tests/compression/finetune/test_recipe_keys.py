@@ -50,6 +50,7 @@ OTHER: dict[str, Any] = {
     "layers.3.nonzero_rate": 0.25,
     "groups": "channel",
     "grid": "uniform",
+    "zero": ("codeword", {"nonzero_rate": 1.0}),
     "windows.kind": "equal_mass",
     "windows.count": (4, {"windows": {"kind": "equal_mass", "count": 5}}),
     "windows.tail_count": (1, OUTLIERS),
