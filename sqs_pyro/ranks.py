@@ -59,7 +59,7 @@ class Ranks:
             )
 
     def summed(self, parts: "OrderedSum") -> Tensor:
-        """Return the sum over all ranks' units, the same on each, bit for bit.
+        """Return the sum over all ranks' units, the same on each, bit for bit; also where a rank has none.
 
         Each rank adds up a slice of all ranks' parts and hands it on: what a rank sends and receives is twice the
         tensor, however many there are (as of a ring), as long as its units make one branch of the tree.
@@ -70,7 +70,12 @@ class Ranks:
         if self.size == 1:
             return parts.total()
         own = [value for _, value in parts.branches]
-        shape, (first, *_) = own[0].shape, own
+        first = own[0] if own else torch.empty(0)
+        if parts.units < self.size:
+            shapes = self.gathered((first.shape, first.dtype, first.device.type) if own else None)
+            shape, dtype, device = next(each for each in shapes if each is not None)
+            first = first if own else torch.empty(shape, dtype=dtype, device=device)
+        shape = first.shape
         slice_length = -(-first.numel() // self.size)
         padded = first.new_zeros(len(own), self.size * slice_length)
         for row, value in zip(padded, own, strict=True):
@@ -129,6 +134,10 @@ class Ranks:
                 dist.barrier()
 
 
+#: A process that nothing is shared with.
+ALONE = Ranks()
+
+
 class OrderedSum:
     """A sum over units in the order of one binary tree: ``((0 + 1) + (2 + 3)) + ((4 + 5) + ...)``.
 
@@ -182,7 +191,7 @@ def _branches(units: range) -> list[tuple[int, int]]:
 def ranks() -> Ranks:
     """Return which rank this process is; one alone where torch.distributed has not been started."""
     if not dist.is_available() or not dist.is_initialized():
-        return Ranks()
+        return ALONE
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 

@@ -51,7 +51,9 @@ def test_each_unit_has_one_rank(size: int, units: int):
 
 def test_ranks_without_a_unit_are_refused():
     Ranks(0, 4).check(4, "compression.shards")
-    with pytest.raises(RecipeError, match=r"8 ranks share the 4 units of compression.shards: start as many, or set"):
+    with pytest.raises(
+        RecipeError, match=r"8 ranks share the 4 units of compression.shards: start as many, or set"
+    ):
         Ranks(0, 8).check(4, "compression.shards")
 
 

@@ -40,14 +40,17 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[None]:
+def deferred_interrupt() -> Iterator[list[int]]:
     """Let Ctrl-C and SIGTERM take effect when the body ends; a second one takes effect at once.
 
     What they do then is up to the handlers that were there before: Python's own raises KeyboardInterrupt. Only the
     main thread may change handlers; elsewhere, and of a signal that no Python handler waits for, nothing changes.
+
+    Yields:
+        numbers of the signals that have come and those that are still to be raised, which the body may add to.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield []
         return
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     # SIG_DFL and SIG_IGN are no functions: what the system does with those signals stays its own business.
@@ -65,7 +68,7 @@ def deferred_interrupt() -> Iterator[None]:
     for waited in before:
         signal.signal(waited, remember)
     try:
-        yield
+        yield received
     finally:
         put_back()
     # Not after an error in the body: that is on its way out, and would be lost in an interruption.
