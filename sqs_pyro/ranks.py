@@ -7,7 +7,7 @@ consecutive units; a rank more or less moves where additions are done, never whi
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,12 +17,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sqs_pyro.errors import RankError, RecipeError, first_line
+from sqs_pyro.errors import RankError, RecipeError, SQSError, first_line
 
 T = TypeVar("T")
 
 #: Of a rank that waits for another. A killed one is noticed at once, by its closed connection.
-_PATIENCE = timedelta(hours=6)
+_PATIENCE = timedelta(days=3)  # the leader may be training the fp32 network
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,15 @@ class Ranks:
                 f"set {key} to at least {self.size} (the file depends on it, but not on how many ranks there are)."
             )
 
-    def summed(self, parts: "OrderedSum") -> Tensor:
-        """Return the sum over all ranks' units, the same on each, bit for bit; also where a rank has none.
+    def summed(self, parts: "OrderedSum", like: Tensor | None = None) -> Tensor:
+        """Return the sum over all ranks' units, the same on each, bit for bit.
 
         Each rank adds up a slice of all ranks' parts and hands it on: what a rank sends and receives is twice the
         tensor, however many there are (as of a ring), as long as its units make one branch of the tree.
+
+        Args:
+            parts: the sum over this rank's units.
+            like: of the shape of what a unit gives, for a rank that may have none.
 
         Raises:
             RankError: another rank has ended.
@@ -70,11 +74,7 @@ class Ranks:
         if self.size == 1:
             return parts.total()
         own = [value for _, value in parts.branches]
-        first = own[0] if own else torch.empty(0)
-        if parts.units < self.size:
-            shapes = self.gathered((first.shape, first.dtype, first.device.type) if own else None)
-            shape, dtype, device = next(each for each in shapes if each is not None)
-            first = first if own else torch.empty(shape, dtype=dtype, device=device)
+        first = own[0] if like is None else like
         shape = first.shape
         slice_length = -(-first.numel() // self.size)
         padded = first.new_zeros(len(own), self.size * slice_length)
@@ -86,7 +86,9 @@ class Ranks:
             dist.all_to_all_single(
                 mine,
                 # [branches, ranks, slice] -> [ranks, branches, slice]: what goes to a rank lies together.
-                padded.view(len(own), self.size, slice_length).transpose(0, 1).reshape(-1, slice_length),
+                padded.view(len(own), self.size, slice_length)
+                .transpose(0, 1)
+                .reshape(self.size * len(own), slice_length),
                 [len(each) for each in places],
                 [len(own)] * self.size,
             )
@@ -94,7 +96,9 @@ class Ranks:
             for (level, index), value in zip((place for each in places for place in each), mine, strict=True):
                 whole.join(level, index, value)
             gathered = first.new_empty(self.size * slice_length)
-            dist.all_gather_into_tensor(gathered, whole.total())
+            # Its older name, which warns from torch 2.13 on.
+            all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+            all_gather(gathered, whole.total())
         return gathered[: first.numel()].reshape(shape)
 
     def from_rank(self, value: T | None, rank: int = 0) -> T:
@@ -109,6 +113,26 @@ class Ranks:
         with failing_together():
             dist.broadcast_object_list(box, src=rank)
         return box[0]
+
+    def of_leader(self, call: Callable[[], T]) -> T:
+        """Return on each rank what a call gives on the leader, where alone it is made.
+
+        Raises:
+            SQSError: the call's own, on each rank.
+            RankError: another rank has ended.
+        """
+        if self.size == 1:
+            return call()
+        found: tuple[T | None, SQSError | None] | None = None
+        if self.leads:
+            try:
+                found = call(), None
+            except SQSError as error:
+                found = None, error
+        value, failed = self.from_rank(found)
+        if failed is not None:
+            raise failed
+        return value  # type: ignore[return-value]
 
     def gathered(self, value: T) -> list[T]:
         """Return every rank's value, in their order, on each of them.
@@ -188,11 +212,31 @@ def _branches(units: range) -> list[tuple[int, int]]:
     return [place for place, _ in places.branches]
 
 
+def check_alike(values: list[Any], differ: str) -> None:
+    """Check that what ranks have gathered is the same of all.
+
+    Args:
+        values: of each rank.
+        differ: what it means if they are not: a clause, behind which it is said which differ.
+
+    Raises:
+        RankError: they are not.
+    """
+    others = [str(rank) for rank, value in enumerate(values) if value != values[0]]
+    if others:
+        raise RankError(f"{differ} (rank{'s' * (len(others) > 1)} {', '.join(others)} and rank 0 differ).")
+
+
 def ranks() -> Ranks:
     """Return which rank this process is; one alone where torch.distributed has not been started."""
     if not dist.is_available() or not dist.is_initialized():
         return ALONE
     return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def number_started() -> int:
+    """Return how many processes `torchrun` has started, this one and others like it; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "MASTER_ADDR" in os.environ else 1
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,10 +88,13 @@ def compress_command(
     fine-tuned. Interrupted with Ctrl-C, the same command goes on where it stopped.
     """
     place = f"'{out or 'the run'}'"
-    with one_sentence_errors(f"the same command goes on from the last checkpoint of {place}, if it has one"):
+    goes_on = f"the same command goes on from the last checkpoint of {place}, if it has one"
+    with one_sentence_errors(goes_on, on_ranks=True):
+        from sqs_pyro.ranks import started
         from sqs_pyro.reporting.latency import slower
         from sqs_pyro.reporting.tables import run_tables
         from sqs_pyro.reporting.terminal import progress_display
+        from sqs_pyro.runs.bookkeeping import silent
         from sqs_pyro.runs.front.asked import asked_recipe, default_out
         from sqs_pyro.runs.kinds import kind_of
         from sqs_pyro.runs.recipe import Goal
@@ -101,10 +105,13 @@ def compress_command(
         asked = [*(changes or []), *asked]
         recipe = asked_recipe(source, data, goal, task=task, checkpoint=checkpoint, trained=trained, changes=asked)
         out = out or default_out(source, data, goal)
-        with progress_display() as progress:
-            metrics = kind_of(recipe).run(
-                recipe, out, overwrite=overwrite, baselines_dir=baselines, progress=progress
-            )
+        kind = kind_of(recipe)
+        with started() as among, progress_display() if among.leads else nullcontext(silent) as progress:
+            if among.size > 1 and not kind.on_ranks:
+                raise RecipeError(f"{among.size} ranks cannot share {kind.said}: start it without torchrun.")
+            metrics = kind.run(recipe, out, overwrite=overwrite, baselines_dir=baselines, progress=progress)
+        if not among.leads:
+            return
         show(metrics, run_tables(metrics), as_json)
         # To stderr: stdout is the table or the one JSON document, which has them, too.
         found = [finding["sentence"] for finding in metrics.get("findings", ())]

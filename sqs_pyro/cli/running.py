@@ -18,13 +18,25 @@ BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143  # the last two as shells have 
 
 
 @contextmanager
-def one_sentence_errors(resume: str = "") -> Iterator[None]:
-    """Let errors of the input become one sentence on stderr; bugs pass with their traceback."""
+def one_sentence_errors(resume: str = "", on_ranks: bool = False) -> Iterator[None]:
+    """Let errors of the input become one sentence on stderr; bugs pass with their traceback.
+
+    Args:
+        resume: what to do after an interruption.
+        on_ranks: whether the command knows what to do where `torchrun` has started several of it; others are
+            refused, for all of them would do and write the same.
+    """
     from sqs_pyro.compression.interruption import Terminated, interruptions_as_exceptions
+    from sqs_pyro.ranks import number_started
     from sqs_pyro.resources import enough_resources
 
     try:
         with interruptions_as_exceptions(), enough_resources("This command"):
+            if not on_ranks and (number := number_started()) > 1:
+                raise RecipeError(
+                    f"{number} processes of this command were started by torchrun (WORLD_SIZE), but it is one "
+                    "process's: start it without; ranks share `sqs compress`."
+                )
             yield
     except SQSError as error:
         typer.echo(f"error: {error}", err=True)

@@ -13,6 +13,11 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which is taken like Ctrl-C."""
 
 
+def interruption(number: int) -> KeyboardInterrupt:
+    """Return the exception for a signal."""
+    return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+
+
 @contextmanager
 def interruptions_as_exceptions() -> Iterator[None]:
     """Let Ctrl-C raise KeyboardInterrupt, and SIGTERM :class:`Terminated`, in the body.
@@ -40,26 +45,30 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[list[int]]:
+def deferred_interrupt(insistent: bool = True) -> Iterator[list[int]]:
     """Let Ctrl-C and SIGTERM take effect when the body ends; a second one takes effect at once.
 
     What they do then is up to the handlers that were there before: Python's own raises KeyboardInterrupt. Only the
     main thread may change handlers; elsewhere, and of a signal that no Python handler waits for, nothing changes.
 
+    Args:
+        insistent: whether a second one takes effect at once.
+
     Yields:
-        numbers of the signals that have come and those that are still to be raised, which the body may add to.
+        The signals that have come so far, which grow while the body runs.
     """
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield []
+        yield received
         return
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     # SIG_DFL and SIG_IGN are no functions: what the system does with those signals stays its own business.
     before = {number: handler for number, handler in handlers.items() if callable(handler)}
-    received: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        put_back()  # a second one finds the handlers of before
+        if insistent:
+            put_back()  # a second one finds the handlers of before
 
     def put_back() -> None:
         for waited, handler in before.items():

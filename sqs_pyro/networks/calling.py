@@ -104,14 +104,15 @@ def split_examples(inputs: Any, size: int) -> Iterator[Any]:
     What is no tensor of as many examples goes with each of them.
     """
     count = len(tensors_in(inputs)[0])
-
-    def cut(value: Any, part: slice) -> Any:
-        if isinstance(value, Tensor):
-            return value[part] if value.dim() and len(value) == count else value
-        return _each(lambda inside: cut(inside, part), value)
-
     for start in range(0, count, size):
-        yield cut(inputs, slice(start, start + size))
+        yield some_examples(inputs, slice(start, start + size), count)
+
+
+def some_examples(inputs: Any, part: slice, count: int) -> Any:
+    """Return a part of a minibatch's ``count`` examples; what is no tensor of as many stays as it is."""
+    if isinstance(inputs, Tensor):
+        return inputs[part] if inputs.dim() and len(inputs) == count else inputs
+    return _each(lambda inside: some_examples(inside, part, count), inputs)
 
 
 def tensors_in(inputs: Any) -> list[Tensor]:

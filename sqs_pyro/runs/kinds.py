@@ -111,11 +111,13 @@ class RunKind(ABC, Generic[Recipe]):
         recipe: class of its recipes.
         said: what such a recipe is, for sentences.
         in_studies: whether studies take it: :meth:`made_of` and :meth:`baseline_key` are then there.
+        on_ranks: whether :meth:`run` may be called on ranks, on all of them.
     """
 
     recipe: type[Recipe]
     said: str
     in_studies = False
+    on_ranks = False
 
     def parse(self, document: Document, where: str = "") -> Recipe:
         """Validate a whole recipe.

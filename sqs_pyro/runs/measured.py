@@ -1,7 +1,7 @@
 """The common part of every run that fine-tunes while it compresses: fp32 weights, a packed file, and its worth."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from sqs_pyro.networks.calling import device_of
 from sqs_pyro.networks.coverage import coverage
 from sqs_pyro.own_code import is_own
 from sqs_pyro.packing.size import SizeReport
+from sqs_pyro.ranks import ranks
 from sqs_pyro.reporting.kept import kept_in_words
 from sqs_pyro.reporting.layers import LayerPicture, layer_document
 from sqs_pyro.reporting.plots import write_pictures
@@ -154,31 +155,17 @@ def compress_and_measure(
     # Here, on the network that goes into compression: never a figure that was kept with the weights.
     baseline = judged.measure(net, data.test)
     clock.lap("baseline")
-    options: dict[str, Any] = {
-        "validation": data.validation,
-        "likelihood": judged.likelihood,
-        "judge": judge(judged),
-        "seed": recipe.seed,
-        "metadata": file_metadata(recipe, about),
-    }
-    searched: dict[str, Any] = {}
     tell_step = step_teller(progress)
 
     def tell(stage: str, record: StepRecord) -> None:
         log.steps(stage)(record)
         tell_step(stage, record)
 
+    if search is not None:
+        (directory / BLOCKS).mkdir(exist_ok=True)
+    result, seconds, searched = shared(recipe, compression, judged, net, data, directory, tell, about, search)
     if search is None:
-        kept_at, tell_of = directory / CHECKPOINT, partial(tell, "compression")
-        result = compress(net, data.train, compression, checkpoint=kept_at, progress=tell_of, **options)
         tell_kept(progress, "compression", result.kept)
-        seconds = result.seconds
-    else:
-        attempts = directory / BLOCKS
-        attempts.mkdir(exist_ok=True)
-        found = smallest(net, data.train, compression, search, directory=attempts, progress=tell, **options)
-        result, seconds = found.result, found.seconds
-        searched = {"search": found.document(search.points)}
     clock.lap("compression")
     packed = directory / PACKED
     save(result.network, packed)
@@ -217,6 +204,50 @@ def compress_and_measure(
     }
     note_kept(metrics, "compression", result.kept)
     return result, metrics
+
+
+def shared(
+    recipe: WholeRecipe,
+    compression: CompressionRecipe,
+    judged: Judged,
+    net: nn.Module,
+    data: Data | Parts[Any],
+    directory: Path,
+    tell: Callable[[str, StepRecord], None] | None = None,
+    about: Mapping[str, Any] | None = None,
+    search: SearchRecipe | None = None,
+) -> tuple[CompressionResult, float, dict[str, Any]]:
+    """Compress a network: the part of :func:`compress_and_measure` that ranks share, its arguments as there.
+
+    Args:
+        tell: told of steps, with the name of what is going on; None on ranks that do not lead.
+
+    Returns:
+        The result, what it took in seconds, and what a search tells.
+    """
+    options: dict[str, Any] = {
+        "validation": data.validation,
+        "likelihood": judged.likelihood,
+        "judge": judge(judged),
+        "seed": recipe.seed,
+        "metadata": file_metadata(recipe, about),
+    }
+    if search is None:
+        told = False if tell is None else partial(tell, "compression")
+        kept_at = directory / CHECKPOINT
+        result = compress(net, data.train, compression, checkpoint=kept_at, progress=told, **options)
+        return result, result.seconds, {}
+    attempts = directory / BLOCKS
+    found = smallest(net, data.train, compression, search, directory=attempts, progress=tell, **options)
+    return found.result, found.seconds, {"search": found.document(search.points)}
+
+
+def take_leaders_weights(net: nn.Module) -> None:
+    """Give a network on each rank the weights that it has on the leader, which has trained or read them."""
+    among = ranks()
+    if among.size > 1:
+        state = {name: value.cpu() for name, value in net.state_dict().items()} if among.leads else None
+        net.load_state_dict(among.from_rank(state))
 
 
 def _own_name(net: nn.Module) -> str | None:

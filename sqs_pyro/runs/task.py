@@ -22,15 +22,25 @@ from sqs_pyro.loggers.logger import Log, logged
 from sqs_pyro.networks.state import fp32_bytes
 from sqs_pyro.networks.task_networks import AUTO_CLASSES, include_parts, task_network, transformer_in
 from sqs_pyro.networks.tokens import longest_input, vocabulary_size
+from sqs_pyro.ranks import ranks
 from sqs_pyro.recipes import parse
 from sqs_pyro.runs.bookkeeping import Clock, Progress, chosen_device, silent, versions
-from sqs_pyro.runs.directory import METRICS, check_output, run_directory, run_loggers, write_json
+from sqs_pyro.runs.directory import (
+    METRICS,
+    check_output,
+    partial_directory,
+    run_directory,
+    run_loggers,
+    write_json,
+)
 from sqs_pyro.runs.kinds import Document, OpenedFile, TextKind
 from sqs_pyro.runs.measured import (
     check_compressible,
     compress_and_measure,
     file_metadata,
     note_kept,
+    shared,
+    take_leaders_weights,
     trained_or_kept,
 )
 from sqs_pyro.runs.posterior import write_bounds
@@ -116,6 +126,8 @@ def run(
 ) -> dict[str, Any]:
     """Load a network, fine-tune it if asked to, compress it by SVI on the task, and judge the file from disk.
 
+    On ranks all of them call this: they share the compression, and the leader does the rest.
+
     Everything that can be checked is checked before anything is trained. The finished directory holds
     ``packed.safetensors``, ``metrics.json``, ``recipe.yaml`` with all defaults filled in, ``history.csv``,
     ``layers.json``, the pictures and ``report.html``. An interrupted run is taken up where it was by the same
@@ -129,12 +141,18 @@ def run(
         progress: called often, for a progress bar.
 
     Returns:
-        What ``metrics.json`` holds. All figures of a task but its NLL (nats) are fractions.
+        What ``metrics.json`` holds; nothing on ranks that do not lead. All figures of a task but its NLL
+        (nats) are fractions.
 
     Raises:
         SQSError: one sentence that says what is wrong with recipe, data, network or output directory.
     """
+    among = ranks()
+    among.check(recipe.compression.shards, "compression.shards")
     out_dir = resolved(out_dir)
+    if not among.leads:
+        _follow(recipe, out_dir)
+        return {}
     baselines = resolved(baselines_dir) if baselines_dir is not None else out_dir.parent / "baselines"
     check_output(out_dir, recipe.as_yaml(), overwrite=overwrite)
     loggers = run_loggers(recipe, out_dir)
@@ -150,6 +168,7 @@ def run(
     ):
         clock = Clock()
         epochs = _fine_tune(text, net, compression, baselines, progress, log)
+        take_leaders_weights(net)
         text = text.observed(net)  # after fine-tuning: targets are of the network that is compressed
         clock.lap("fine_tuning")
         result, metrics = compress_and_measure(
@@ -176,6 +195,17 @@ def run(
         log.finish(metrics)
         write_run_page(directory)
     return metrics
+
+
+def _follow(recipe: TaskRecipe, out_dir: Path) -> None:
+    """Take part in the compression that another rank leads; nothing is written."""
+    text = task_text(recipe)
+    net = text.network()
+    compression = _with_parts(recipe, net)
+    take_leaders_weights(net)
+    text = text.observed(net)
+    place = partial_directory(out_dir)
+    shared(recipe, compression, text.task, net, text.loaders(), place, search=recipe.search)
 
 
 def _with_parts(recipe: TaskRecipe, net: nn.Module) -> CompressionRecipe:
@@ -214,6 +244,7 @@ class Tasks(TextKind[TaskRecipe]):
 
     recipe = TaskRecipe
     said = "a recipe of a task"
+    on_ranks = True
     masked = True
 
     def parse(self, document: Document, where: str = "") -> TaskRecipe:

@@ -1,8 +1,8 @@
 """What ranks share: things that are counted, minibatches or rows of a matrix, in consecutive units.
 
 The number of units is given, and not a matter of ranks: within a unit work is done in turn, sums over units are
-those of one tree (:class:`~sqs_pyro.ranks.OrderedSum`). What depends on how many rows a product of matrices has, as
-its last bits do, is computed a unit at a time.
+those of one tree (:class:`~sqs_pyro.ranks.OrderedSum`). What depends on how many rows a product of matrices has,
+as its last bits do, is computed a unit at a time.
 """
 
 import itertools
@@ -69,10 +69,15 @@ class Shares:
             found = found or [OrderedSum(self.units) for _ in values]
             for total, value in zip(found, values, strict=True):
                 total.add(unit, value)
-        if self.units < self.ranks.size:  # some ranks have none, and do not know of what
-            most = max(self.ranks.gathered(len(found)))
-            found = found or [OrderedSum(self.units) for _ in range(most)]
-        return [self.ranks.summed(total) for total in found]
+        if self.units >= self.ranks.size:
+            return [self.ranks.summed(total) for total in found]
+        # Some ranks have no unit, and learn of what the sums are.
+        values = [total.branches[0][1] for total in found]
+        own = [(value.shape, value.dtype, value.device.type) for value in values]
+        told = next(each for each in self.ranks.gathered(own) if each)
+        found = found or [OrderedSum(self.units) for _ in told]
+        likes = (torch.empty(shape, dtype=dtype, device=device) for shape, dtype, device in told)
+        return [self.ranks.summed(total, like) for total, like in zip(found, likes, strict=True)]
 
     def sum(self, of: Callable[[slice], Tensor]) -> Tensor:
         """Return the sum of one tensor over all units, see :meth:`sums`."""
@@ -117,10 +122,12 @@ class _Everywhere(Sequence[T]):
 def stopping_together(ranks: Ranks) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM take effect when the body ends, on all ranks if any has received one.
 
+    On several ranks a second signal, too, waits for the end: of Ctrl-C `torchrun` makes a SIGTERM as well.
+
     Raises:
         RankError: another rank has ended.
     """
-    with deferred_interrupt() as received:
+    with deferred_interrupt(insistent=ranks.size == 1) as received:
         yield
         received[:] = sorted({number for each in ranks.gathered(received) for number in each})
 

@@ -45,6 +45,10 @@ class Allocation(ABC):
     def finish(self) -> None:
         """Decide finally, before codes are frozen."""
 
+    def statistics(self) -> list[Tensor]:
+        """Return what a forward pass changes."""
+        return []
+
     def after_backward(self, step: int, batch_size: int) -> None:  # noqa: B027
         """Look at the gradients of a step."""
 
@@ -98,6 +102,10 @@ class ScheduledPruning(Allocation):
         self.input_scales = input_scales
         self._renewals = 0
         self._done = False
+
+    def statistics(self) -> list[Tensor]:
+        """Return the mean squares of inputs, while they are followed."""
+        return [] if self.input_scales is None else list(self.input_scales.state_dict().values())
 
     def before_step(self, step: int) -> None:
         """Renew the masks where the schedule says so."""

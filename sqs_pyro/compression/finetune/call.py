@@ -46,6 +46,7 @@ from sqs_pyro.packing import CodedTensor, PackedContents, PackedTensor, pack, pa
 from sqs_pyro.packing.contents import with_metadata
 from sqs_pyro.packing.finite import check_finite
 from sqs_pyro.packing.layouts import get_layout
+from sqs_pyro.ranks import ranks
 from sqs_pyro.recipes import parse
 from sqs_pyro.reporting.printed import Printed, Report
 from sqs_pyro.resources import enough_resources
@@ -168,12 +169,15 @@ def compress(
     check_training_loader(train_loader)
     if recipe.patience is not None and validation is None:
         raise RecipeError("Recipe key 'compression.patience' needs validation data: give it, or remove the key.")
+    among = ranks()
+    among.check(recipe.shards, "compression.shards")
     if checkpoint is not None:
         checkpoint = resolved(checkpoint)
-        check_place(checkpoint)
     if branch is not None:
         branch = resolved(branch)
-        check_place(branch)
+    for kept in (checkpoint, branch):
+        if kept is not None and among.leads:
+            check_place(kept)
     with isolated(net, seed=seed):
         begun = copied(net)
         model = network_model(
@@ -197,11 +201,13 @@ def compress(
         with (
             _distilled(model, net, recipe, train_loader) as observed,
             enough_resources("Training", _LOWER),
-            told(progress) as tell,
+            told(progress if among.leads else False) as tell,
         ):
             # A checkpoint knows recipe, network and data by itself; these decide the outcome, too.
             setting = {"seed": seed, "likelihood": described(likelihood)}
-            driver = Driver(model, guide, recipe, observed, validation, tell, bits, judge, setting, inputs, labels)
+            driver = Driver(
+                model, guide, recipe, observed, validation, tell, bits, judge, setting, inputs, labels, seed
+            )
             history = driver.run(checkpoint, branch)
         with enough_resources("Packing"):
             coded = guide.harden(recipe.storage.codebook)

@@ -30,8 +30,9 @@ class InputScales:
     """
 
     def __init__(self, net: nn.Module, weights: Sequence[str]) -> None:
-        self._squares: dict[str, Tensor] = {}
         self._layers = {name: _layer(net, name) for name in weights}
+        # NaN where nothing was seen yet.
+        self._squares = {name: _nothing_seen(layer) for name, layer in self._layers.items()}
         self._hooks = [
             layer.register_forward_pre_hook(partial(self._see, name)) for name, layer in self._layers.items()
         ]
@@ -39,7 +40,7 @@ class InputScales:
     def scales(self) -> dict[str, Tensor]:
         """Return that of each weight, in a shape that broadcasts against it; 1 where no minibatch was seen."""
         return {
-            name: _beside_weight(layer, self._squares[name].sqrt()) if name in self._squares else torch.ones(1)
+            name: _beside_weight(layer, self._squares[name].sqrt().nan_to_num(nan=1.0, posinf=torch.inf))
             for name, layer in self._layers.items()
         }
 
@@ -50,22 +51,28 @@ class InputScales:
         self._hooks = []
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the mean squares of each layer's inputs, ``[inputs]``."""
+        """Return the mean squares of each layer's inputs, ``[inputs]``, NaN where none was seen."""
         return dict(self._squares)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from mean squares that were kept."""
-        self._squares = {
-            name: value.to(next(self._layers[name].parameters()).device) for name, value in state.items()
-        }
+        for name, value in state.items():
+            self._squares[name] = value.to(self._squares[name].device)
 
     @torch.no_grad()
     def _see(self, name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         if not layer.training:
             return  # validation would tell of data that must not decide anything
         seen = _channels_last(layer, inputs[0].detach()).float().square().mean(0)  # [n, inputs] -> [inputs]
-        before = self._squares.get(name, seen)  # the first minibatch stands for all before it: no bias to 0
+        before = self._squares[name].to(seen.device)
+        before = torch.where(before.isnan(), seen, before)  # the first stands for all before it: no bias to 0
         self._squares[name] = before * _MEMORY + seen * (1 - _MEMORY)
+
+
+def _nothing_seen(layer: nn.Module) -> Tensor:
+    assert isinstance(layer, (nn.Linear, *_CONVOLUTIONS))
+    inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    return torch.full((inputs,), torch.nan, device=layer.weight.device)
 
 
 def _layer(net: nn.Module, name: str) -> nn.Module:

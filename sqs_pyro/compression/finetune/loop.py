@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from sqs_pyro.compression.finetune.allocation import allocation
 from sqs_pyro.compression.finetune.optimizers import make_gradients_dense, optimizers
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.compression.finetune.recomputation import check_not_recomputed, no_recomputation
-from sqs_pyro.compression.interruption import deferred_interrupt
+from sqs_pyro.compression.finetune.shards import Shards, divisible_examples
+from sqs_pyro.compression.finetune.together import check_same_call, check_same_state, stopping_together
+from sqs_pyro.compression.interruption import deferred_interrupt, interruption
 from sqs_pyro.compression.patience import Kept, best_of, is_over
 from sqs_pyro.compression.precision import training_dtype
 from sqs_pyro.errors import DataError, DivergenceError, NetworkError, SQSError, first_line
@@ -24,12 +26,13 @@ from sqs_pyro.evaluation.input_checks import check_inputs, check_minibatch
 from sqs_pyro.evaluation.judging import Judge, judge_by, judged
 from sqs_pyro.fingerprint import Fingerprint, fingerprint, loader_fingerprint, network_fingerprint
 from sqs_pyro.inference.diagnostics import diagnose
-from sqs_pyro.inference.elbo import SQSELBO
+from sqs_pyro.inference.elbo import SQSELBO, ElboTerms
 from sqs_pyro.inference.findings import Finding
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.networks.calling import device_of, move_to
 from sqs_pyro.networks.loaders import examples_an_epoch
 from sqs_pyro.networks.minibatches import minibatches
+from sqs_pyro.ranks import Ranks, ranks
 from sqs_pyro.shipping.pack import hard_network, network_with
 from sqs_pyro.shipping.shipped import folded_and_rounded, keeps_outputs, shipped_network
 
@@ -127,6 +130,7 @@ class Driver:
         inputs: of a minibatch, on which what is not compressed must keep outputs; see
             :func:`~sqs_pyro.shipping.shipped.shipped_network`.
         labels: that an example has: more than 1 of pixels or tokens.
+        seed: of the draws of shards.
 
     Attributes:
         findings: what was wrong with the posterior when it was last looked over, at the end of an epoch or stage.
@@ -147,6 +151,7 @@ class Driver:
         setting: Mapping[str, Any] | None = None,
         inputs: Any | None = None,
         labels: float = 1.0,
+        seed: int = 0,
     ) -> None:
         self.model, self.guide, self.recipe = model, guide, recipe
         self.train, self.validation, self.progress = train, validation, progress
@@ -162,6 +167,11 @@ class Driver:
         self.coding_step = max(round(recipe.coding_start * self.total_steps), 1)
         self.freeze_step = max(round(recipe.freeze_start * self.total_steps), self.coding_step + 1)
         self.optimizers = optimizers(model, guide, recipe)
+        self.ranks, self.shards = Ranks(), None
+        if recipe.shards > 1:
+            self.ranks = ranks()
+            examples = divisible_examples(train, model.net, recipe.shards)
+            self.shards = Shards(guide, recipe.shards, examples, seed, self.ranks)
         self.step = 0
         self.kl = 0.0
         self.earlier_seconds = 0.0
@@ -192,30 +202,38 @@ class Driver:
                 with other data a DataError.
             OutputError: the checkpoint cannot be written.
         """
+        alone = self.ranks.size == 1
+        if checkpoint is not None or not alone:
+            self._fingerprint = self._of_this_call()  # before training: of what is given, not of what it becomes
+            check_same_call(self.ranks, self._fingerprint)
         if checkpoint is not None:
             checkpoint = Path(checkpoint)
-            self._fingerprint = self._of_this_call()  # before training: of what is given, not of what it becomes
-            if checkpoint.exists():
+            if self.ranks.of_leader(checkpoint.exists):
                 self._restore(checkpoint, self._fingerprint)
         branching = None
         if branch is not None:
             branch = Path(branch)
             of_any_size = self._of_this_call(target_ratio=None)
-            if branch.exists() and self.step == 0:
+            there = self.ranks.of_leader(branch.exists)
+            if there and self.step == 0:
                 self._restore(branch, of_any_size)
                 self.earlier_seconds = 0.0  # another run's
-            branching = None if branch.exists() else branching_step(self.recipe, len(self.train))
+            branching = None if there else branching_step(self.recipe, len(self.train))
         try:
-            with pyro.get_param_store().scope():  # the parameters stay in the modules
+            # The store's scope: the parameters stay in the modules.
+            with pyro.get_param_store().scope(), stopping_together(self.ranks) as signal_to_any:
                 for x, y in self._minibatches(checkpoint):
                     with deferred_interrupt():  # a step is done whole or not at all
                         self._train_step(move_to(x, self.device), y.to(self.device))
                     if branch is not None and self.step == branching:
-                        write_checkpoint(Path(branch), self._state() | {"fingerprint": of_any_size})
+                        self._keep(branch, of_any_size)
+                    if (number := signal_to_any()) is not None:
+                        self._keep(checkpoint, self._fingerprint)
+                        raise interruption(number)
         except KeyboardInterrupt:
             # A second signal strikes within a step, where state is half old and half new: that is not kept.
-            if checkpoint is not None and self._between_steps:
-                write_checkpoint(checkpoint, self._state())
+            if alone and self._between_steps:
+                self._keep(checkpoint, self._fingerprint)
             raise
         self._complete_schedule()
         return self.history
@@ -268,8 +286,13 @@ class Driver:
                     f"epoch {epoch + 1}: its length must be the number of minibatches it yields."
                 )
             # No step is under way: the loop in `run` has come back for the next epoch's first minibatch.
-            if checkpoint is not None:
-                write_checkpoint(checkpoint, self._state())
+            self._keep(checkpoint, self._fingerprint)
+
+    def _keep(self, path: Path | None, of_call: Fingerprint) -> None:
+        """Keep the state, if there is a place for it: on ranks it is the same on each, and the leader writes."""
+        check_same_state(self.ranks, self._state, self.step)
+        if path is not None:
+            self.ranks.of_leader(lambda: write_checkpoint(path, self._state() | {"fingerprint": of_call}))
 
     def _train_step(self, x: Any, y: Tensor) -> None:
         self._between_steps = False
@@ -284,15 +307,39 @@ class Driver:
             and self.guide.stage != "frozen"  # gates and codes, which it is about, are decided
             and not self.allocation.optimises_kl
         )
-        # Where the KL is evaluated it stands for the steps that skip it: the expected objective is unchanged.
-        self.elbo.kl_weight = recipe.kl_weight * recipe.kl_every if with_kl else 0.0
         for optimizer in self.optimizers:
             # None, not 0: momentum and decay must not move frozen latents, which get no gradient any more.
             optimizer.zero_grad(set_to_none=True)
+        if self.shards is None:
+            terms = self._backward(x, y, 1.0, with_kl)
+            nll, kl = terms.nll.detach(), terms.kl.detach()
+        else:
+            learning = [p for each in self.optimizers for g in each.param_groups for p in g["params"]]
+            learning = [p for p in learning if p.requires_grad]
+            nll, kl = self.shards.backward(x, y, self.step, with_kl, learning, self._statistics, self._backward)
+        make_gradients_dense(self.optimizers)
+        self.allocation.after_backward(self.step, len(y))
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.allocation.after_step()  # what the optimizers have opened or closed against the masks
+        self.step += 1
+        record = self._look(nll, kl if with_kl else None, x, y)
+        # Whole again before the caller's own function runs, which may raise or be interrupted.
+        self._between_steps = True
+        if record is not None and self.progress is not None:
+            self.progress(record)
+
+    def _backward(self, x: Any, y: Tensor, share: float, with_kl: bool) -> ElboTerms:
+        """Add the gradients of a minibatch, or of a shard that is a share of it."""
+        recipe = self.recipe
+        # Where the KL is evaluated it stands for the steps that skip it: the expected objective is unchanged.
+        self.elbo.kl_weight = recipe.kl_weight * recipe.kl_every if with_kl else 0.0
         dtype = training_dtype(recipe.precision)
         try:
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
                 terms = self.elbo.terms(self.model, self.guide, x, y)
+                if share < 1:  # a shard stands for all data as the minibatch does
+                    terms = replace(terms, nll=terms.nll * share)
             if not self.history:  # once, at the first step
                 check_not_recomputed(terms.loss)
             with no_recomputation():
@@ -305,17 +352,11 @@ class Driver:
             if not isinstance(error, SQSError) or isinstance(error, DataError):
                 self._explain(error, x, y)
             raise
-        make_gradients_dense(self.optimizers)
-        self.allocation.after_backward(self.step, len(y))
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self.allocation.after_step()  # what the optimizers have opened or closed against the masks
-        self.step += 1
-        record = self._look(terms, x, y)
-        # Whole again before the caller's own function runs, which may raise or be interrupted.
-        self._between_steps = True
-        if record is not None and self.progress is not None:
-            self.progress(record)
+        return terms
+
+    def _statistics(self) -> list[Tensor]:
+        """Return what a forward pass changes."""
+        return [*self.model.buffers(), *self.allocation.statistics()]
 
     def _follow_schedule(self) -> None:
         """Set learning rate, temperature, masks and stage for the coming step."""
@@ -344,15 +385,15 @@ class Driver:
         progress = (step - self.coding_step) / max(1, self.freeze_step - self.coding_step)
         return first * (last / first) ** min(max(progress, 0.0), 1.0)
 
-    def _look(self, terms: Any, x: Any, y: Tensor) -> StepRecord | None:
+    def _look(self, nll_now: Tensor, kl_now: Tensor | None, x: Any, y: Tensor) -> StepRecord | None:
         """Check every few steps that all is finite, and record it."""
-        if terms.kl_by_site:
-            self._latest_kl = terms.kl.detach()  # read only when looked at: reading waits for the device
+        if kl_now is not None:
+            self._latest_kl = kl_now  # read only when looked at: reading waits for the device
         last_of_epoch = self.step % len(self.train) == 0
         # The first three steps are looked at one by one: what diverges at once is told at once.
         if self.step > 3 and self.step % _LOOK_EVERY and not last_of_epoch:
             return None
-        nll = float(terms.nll.detach()) / self.num_data
+        nll = float(nll_now) / self.num_data
         self._read_kl()
         if not math.isfinite(nll) or not math.isfinite(self.kl):  # is it the data, or has training diverged?
             check_inputs((x, y), f"Training minibatch {self.step}")
@@ -401,8 +442,16 @@ class Driver:
             self.kl = float(self._latest_kl) / self.num_data
 
     def _validation_score(self) -> float | None:
-        if self.validation is None:
+        validation = self.validation
+        if validation is None:
             return None
+        # Loaders and judges may draw random numbers, from which each rank goes on.
+        score, drawn = self.ranks.of_leader(lambda: (self._judged(validation), pyro.util.get_rng_state()))
+        if not self.ranks.leads:
+            pyro.util.set_rng_state(drawn)
+        return score
+
+    def _judged(self, validation: Any) -> float:
         sites = self.guide.site_guides()
         if self.guide.stage == "dense":  # there are no codes yet: latents, with the zeros so far
             net = network_with(
@@ -410,7 +459,7 @@ class Driver:
             )
         else:
             net = hard_network(self.model.net, self.guide.harden(self.recipe.storage.codebook))
-        return judged(self.judge, self._shipped(net), self.validation)
+        return judged(self.judge, self._shipped(net), validation)
 
     def _shipped(self, hard: nn.Module) -> nn.Module:
         """A hard network as it ships.
@@ -483,7 +532,7 @@ class Driver:
         }
 
     def _restore(self, path: Path, expected: Fingerprint) -> None:
-        state = read_checkpoint(path, _STATE_KEYS)
+        state = self.ranks.of_leader(lambda: read_checkpoint(path, _STATE_KEYS))
         check_same(state["fingerprint"], expected, path)
         try:
             self.model.load_state_dict(state["model"])

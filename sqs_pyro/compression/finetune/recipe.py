@@ -164,6 +164,9 @@ class CompressionRecipe(RecipeSection):
         gate_learning_rate: of gate logits (Adam); 0 leaves gates to pruning. Once the target rate is reached,
             gates of kept weights stay above ½, so that the count is exact.
         initial_gate: g, gate logit at the start.
+        shards: equal parts of a minibatch, each with draws and batch-norm statistics of its own; a smaller last
+            minibatch has fewer. As many ranks (docs/ranks.md) may share them: the file depends on the shards, and
+            not on the ranks.
         precision: of the network's multiplications in training. `bfloat16` is fast on GPUs and on CPUs with
             AVX-512; elsewhere it takes ten times as long as `float32`.
         batch_norm_batches: minibatches from which batch-norm statistics are estimated anew at the end.
@@ -179,7 +182,7 @@ class CompressionRecipe(RecipeSection):
             kept, also where it does not stop. None goes to the end and keeps the last.
     """
 
-    later_keys: ClassVar[frozenset[str]] = frozenset({"patience"})
+    later_keys: ClassVar[frozenset[str]] = frozenset({"patience", "shards"})
 
     epochs: int = Field(default=6, ge=1)
     nonzero_rate: float = Field(default=0.25, ge=1e-4, le=1)
@@ -212,6 +215,7 @@ class CompressionRecipe(RecipeSection):
     codebook_learning_rate: float = Field(default=1e-2, ge=0, le=1)
     gate_learning_rate: float = Field(default=0.0, ge=0, le=100)
     initial_gate: float = Field(default=5.0, ge=1e-3, le=100)
+    shards: int = Field(default=1, ge=1, le=65536)
     precision: Literal["float32", "bfloat16"] = "float32"
     batch_norm_batches: int = Field(default=60, ge=0)
     layout: Literal["auto", "dense", "bitmap", "entropy", "adaptive", "structured"] = "auto"

@@ -1,6 +1,7 @@
 """The variational family over a network: a spike-and-GMM guide for every compressed tensor."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import pyro
@@ -165,7 +166,7 @@ class SpikeGMMGuide(PosteriorGuide):
             self.inclusions[_key(name)] = inclusion
         # The stage is a buffer of a module of its own: state dicts and Pyro's store carry it with the parameters.
         self.progress = GuideProgress(stage)
-        self._codes_are_held = self._warned = False
+        self._codes_are_held = self._warned = self._counts_once = False
         self._hold_codes()
         self.register_load_state_dict_post_hook(_hold_loaded_codes)  # a loaded stage decides what learns
         if hasattr(model, "bind_codebooks"):
@@ -203,16 +204,31 @@ class SpikeGMMGuide(PosteriorGuide):
         self._hold_codes()  # a stage may have been loaded into Pyro's store since the last draw
         # Temperatures are plain attributes that schedules set: checked where they are used.
         check_temperatures(temperature=self.temperature, gate_temperature=self.gate_temperature)
+        if not self._counts_once:
+            self._count_draw()
+        if self.stage == "dense" and guide_predicts() and not self._warned:
+            self._warned = True  # once: an average calls this for every draw of every minibatch
+            warn_of_batch_norm(self.model, self)
+        return {name: pyro.sample(name, drawn) for name, drawn in self.site_distributions().items()}
+
+    @contextmanager
+    def counted_once(self) -> Iterator[None]:
+        """Count the draws of the body as one: those of one step, for the parts of a minibatch."""
+        self._hold_codes()
+        self._count_draw()
+        self._counts_once = True
+        try:
+            yield
+        finally:
+            self._counts_once = False
+
+    def _count_draw(self) -> None:
         if self._trains() and self.stage == "coded" and self.estimator in HARD:
             # Hard codes follow the latents every few draws only: an argmax over K of every weight takes its time.
             if self.draws % self.refresh_every == 0:
                 for site in self.site_guides().values():
                     site.refresh_codes()
             self.draws += 1
-        if self.stage == "dense" and guide_predicts() and not self._warned:
-            self._warned = True  # once: an average calls this for every draw of every minibatch
-            warn_of_batch_norm(self.model, self)
-        return {name: pyro.sample(name, drawn) for name, drawn in self.site_distributions().items()}
 
     def site_distributions(self) -> dict[str, TorchDistribution]:
         """Return what a call samples, by name of site and in this order."""

@@ -39,6 +39,7 @@ class Images(RunKind[RunRecipe]):
     recipe = RunRecipe
     said = "a recipe of images"
     in_studies = True
+    on_ranks = True
 
     def run(
         self,

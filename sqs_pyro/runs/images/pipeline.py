@@ -11,10 +11,19 @@ from sqs_pyro.compression.baseline import kept_epoch
 from sqs_pyro.data import Data, load_data
 from sqs_pyro.inference.diagnostics import inert_averaging
 from sqs_pyro.loggers.logger import Log, logged
+from sqs_pyro.ranks import ranks
 from sqs_pyro.runs.bookkeeping import Clock, Progress, chosen_device, silent
-from sqs_pyro.runs.directory import MADE_OF, METRICS, check_output, run_directory, run_loggers, write_json
+from sqs_pyro.runs.directory import (
+    MADE_OF,
+    METRICS,
+    check_output,
+    partial_directory,
+    run_directory,
+    run_loggers,
+    write_json,
+)
 from sqs_pyro.runs.images.network import give_weights, made_of, untrained_network
-from sqs_pyro.runs.measured import compress_and_measure, note_kept
+from sqs_pyro.runs.measured import compress_and_measure, note_kept, shared, take_leaders_weights
 from sqs_pyro.runs.posterior import run_averaging, write_bounds
 from sqs_pyro.runs.recipe import RunRecipe
 from sqs_pyro.runs.report.pages import write_run_page
@@ -33,6 +42,8 @@ def run(
 ) -> dict[str, Any]:
     """Train or find the baseline, compress it, write the packed file, and evaluate that file from disk.
 
+    On ranks all of them call this: they share the compression, and the leader does the rest.
+
     Everything that can be checked is checked before anything is trained. The finished directory holds
     ``packed.safetensors``, ``metrics.json``, ``bounds.json``, ``recipe.yaml`` with all defaults filled in,
     ``history.csv``, ``layers.json``, the pictures and ``report.html``. An interrupted run is taken up where
@@ -46,12 +57,18 @@ def run(
         progress: called often, for a progress bar.
 
     Returns:
-        What ``metrics.json`` holds. Accuracies and calibration errors are fractions, NLL is in nats.
+        What ``metrics.json`` holds; nothing on ranks that do not lead. Accuracies and calibration errors are
+        fractions, NLL is in nats.
 
     Raises:
         SQSError: one sentence that says what is wrong with recipe, data, network or output directory.
     """
+    among = ranks()
+    among.check(recipe.compression.shards, "compression.shards")
     out_dir = resolved(out_dir)
+    if not among.leads:
+        _follow(recipe, out_dir)
+        return {}
     baselines = resolved(baselines_dir) if baselines_dir is not None else out_dir.parent / "baselines"
     check_output(out_dir, recipe.as_yaml(), overwrite=overwrite)
     loggers = run_loggers(recipe, out_dir)
@@ -66,6 +83,7 @@ def run(
     ):
         # Inside, so that one process at a time trains for this run, but kept outside: a failed run leaves it.
         epochs = give_weights(recipe, net, data, baselines, progress, log)
+        take_leaders_weights(net)
         data = load_data(recipe.data, recipe.seed)  # afresh: the same order whether a baseline was kept or not
         clock = Clock()
         metrics = _compress_and_measure(recipe, net, data, directory, clock, progress, log)
@@ -78,6 +96,15 @@ def run(
         log.finish(metrics)
         write_run_page(directory)
     return metrics
+
+
+def _follow(recipe: RunRecipe, out_dir: Path) -> None:
+    """Take part in the compression that another rank leads; nothing is written."""
+    net = untrained_network(recipe, load_data(recipe.data, recipe.baseline.seed)).to(chosen_device(recipe.device))
+    take_leaders_weights(net)
+    data = load_data(recipe.data, recipe.seed)
+    judged, place = data_objective(recipe.data, data), partial_directory(out_dir)
+    shared(recipe, recipe.compression, judged, net, data, place, about=data.about, search=recipe.search)
 
 
 def _compress_and_measure(

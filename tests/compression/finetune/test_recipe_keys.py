@@ -85,6 +85,7 @@ OTHER: dict[str, Any] = {
     "codebook_learning_rate": 0.2,
     "gate_learning_rate": 0.1,
     "initial_gate": 1.0,
+    "shards": 2,
     "precision": "bfloat16",
     "batch_norm_batches": 0,
     "layout": "dense",
