@@ -6,7 +6,7 @@ from kits import forks
 
 #: What is there already in a rank that compresses transformers.
 TRANSFORMERS = (
-    f"{forks.LIBRARY}, torch.distributed, torch.distributed.tensor, transformers, sqs_pyro.integrations.checkpoint, "
+    f"{forks.LIBRARY}, torch.distributed, torch.distributed.tensor, sqs_pyro.integrations.checkpoint, "
     "transformers.models.llama.modeling_llama, transformers.models.bert.modeling_bert"
 )
 

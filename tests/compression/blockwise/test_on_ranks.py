@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 from kits.ranks import TRANSFORMERS, run_on_ranks, start_ranks
 
 from sqs_pyro.compression.blockwise.shares import Shares
