@@ -82,7 +82,7 @@ def compress_transformer(
         )
     # Before hours of work: can a block's file be made there?
     for place, name in ((directory, "block-000.pt"), (plan_directory, "plan.pt")):
-        if place is not None:
+        if place is not None and ranks().leads:  # others keep nothing
             check_place(Path(place) / name)
     (check_network if residency is None else check_replaceable)(net)  # others may have weights elsewhere
     metadata = {

@@ -20,6 +20,7 @@ from sqs_pyro.compression.blockwise.states import States, advance
 from sqs_pyro.compression.blockwise.store import BlockRecord, FinishedBlock
 from sqs_pyro.compression.blockwise.training import relative_error, settle
 from sqs_pyro.networks.block_stack import input_of
+from sqs_pyro.networks.calling import device_of
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.packing.leftovers import round_to
 
@@ -126,9 +127,11 @@ class BlockCoder:
         pairs = zip(compressed, targets, strict=True)
         inputs = [(hidden, arguments[i], target) for (hidden, arguments), target in pairs]
         # A seed for each block, so that one that goes on from kept blocks draws as it would have drawn.
-        settled = settle(student, coded, self.shares.everywhere(inputs), self.recipe, self.recipe.seed + i)
+        minibatches = self.shares.everywhere(inputs, device_of(student))
+        settled = settle(student, coded, minibatches, self.recipe, self.recipe.seed + i)
         # One rank's, as a minibatch that was sent may lie elsewhere in memory than one that was computed.
-        found, values = self.shares.ranks.from_rank((settled, [value.detach() for value in student.parameters()]))
+        values = [value.detach().cpu() for value in student.parameters()]
+        found, values = self.shares.ranks.from_rank((settled, values))
         for parameter, value in zip(student.parameters(), values, strict=True):
             parameter.copy_(value)
         return found

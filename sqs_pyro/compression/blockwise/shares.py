@@ -17,6 +17,7 @@ from torch import Tensor
 from sqs_pyro.compression.interruption import deferred_interrupt
 from sqs_pyro.errors import DataError, NetworkError, RecipeError
 from sqs_pyro.fingerprint import Fingerprint, first_difference
+from sqs_pyro.networks.calling import move_to
 from sqs_pyro.ranks import ALONE, OrderedSum, Ranks
 
 T = TypeVar("T")
@@ -86,19 +87,27 @@ class Shares:
 
     def joined(self, own: Tensor) -> Tensor:
         """Return what there is of all things, ``[count, ...]``, from each rank's own, ``[n, ...]``."""
-        return own if self.ranks.size == 1 else torch.cat(self.ranks.gathered(own))
+        if self.ranks.size == 1:
+            return own
+        # By way of the CPU: another rank's GPU is not this one's.
+        return torch.cat(self.ranks.gathered(own.cpu())).to(own.device)
 
-    def everywhere(self, own: Sequence[T]) -> Sequence[T]:
-        """Return all things as a sequence, each of which comes from its rank when all ranks ask for it."""
-        return own if self.ranks.size == 1 else _Everywhere(self, own)
+    def everywhere(self, own: Sequence[T], device: torch.device) -> Sequence[T]:
+        """Return all things as a sequence, each of which comes from its rank when all ranks ask for it.
+
+        Args:
+            own: this rank's.
+            device: where tensors in them are to be.
+        """
+        return own if self.ranks.size == 1 else _Everywhere(self, own, device)
 
     def _start(self, unit: int) -> int:
         return unit * self.count // self.units
 
 
 class _Everywhere(Sequence[T]):
-    def __init__(self, shares: Shares, own: Sequence[T]) -> None:
-        self.shares, self.own = shares, own
+    def __init__(self, shares: Shares, own: Sequence[T], device: torch.device) -> None:
+        self.shares, self.own, self.device = shares, own, device
         ranks = shares.ranks
         every = (Shares(shares.count, shares.most, Ranks(rank, ranks.size)) for rank in range(ranks.size))
         self.firsts = [each.own.start for each in every]
@@ -115,7 +124,8 @@ class _Everywhere(Sequence[T]):
             return [self[j] for j in range(len(self))[i]]
         owner = max(rank for rank, first in enumerate(self.firsts) if first <= i)
         mine = owner == self.shares.ranks.rank
-        return self.shares.ranks.from_rank(self.own[i - self.firsts[owner]] if mine else None, owner)
+        value = self.own[i - self.firsts[owner]] if mine else None
+        return move_to(self.shares.ranks.from_rank(value, owner), self.device)
 
 
 @contextmanager
@@ -129,7 +139,8 @@ def stopping_together(ranks: Ranks) -> Iterator[None]:
     """
     with deferred_interrupt(insistent=ranks.size == 1) as received:
         yield
-        received[:] = sorted({number for each in ranks.gathered(received) for number in each})
+        every = dict.fromkeys(number for each in ranks.gathered(received) for number in each)
+        received += [number for number in every if number not in received]
 
 
 def check_same_call(ranks: Ranks, made_of: Fingerprint) -> None:
@@ -139,11 +150,12 @@ def check_same_call(ranks: Ranks, made_of: Fingerprint) -> None:
         RecipeError, NetworkError, DataError: naming the first thing that differs.
         RankError: another rank has ended.
     """
-    for rank, other in enumerate(ranks.gathered(made_of)):
-        if (found := first_difference(other, made_of)) is not None:
+    first, *others = ranks.gathered(made_of)
+    for rank, other in enumerate(others, 1):
+        if (found := first_difference(first, other)) is not None:
             part, said = found
             kind = {"recipe": RecipeError, "data": DataError}.get(part, NetworkError)
             raise kind(
-                f"Ranks {rank} and {ranks.rank} were given another {part} ({said}): give all of them the same "
-                "files and seeds, and install the same versions."
+                f"Ranks 0 and {rank} were given another {part} ({said}): give all of them the same files and "
+                "seeds, and install the same versions."
             )

@@ -27,10 +27,10 @@ from sqs_pyro.integrations.checkpoint import compress_checkpoint
 from sqs_pyro.ranks import ranks, started
 
 place = Path(sys.argv[1])
-RECIPE = {"bits": 3.0, "importance_sequences": 4, "batch_size": 2, "rounds": 1}
+RECIPE = {"bits": 2.5, "num_components": 7, "importance_sequences": 4, "batch_size": 2, "rounds": 1, "units": 4}
 CASES = {
     "llama_tied": {},
-    "llama": {"allocation": "even", "grid": "uniform", "settle_steps": 2},
+    "llama": {"grid": "uniform", "settle_steps": 2},
     "bert": {"units": 5, "finish_steps": 1},
 }
 
@@ -160,7 +160,7 @@ with started() as here:
     own = torch.arange(2)[shares.own]
     assert shares.sum(lambda part: own[part].sum()) == 1
     assert shares.joined(own).tolist() == [0, 1]
-    every = shares.everywhere(own.tolist())
+    every = shares.everywhere(own.tolist(), torch.device("cpu"))
     assert [every[i] for i in range(len(every))] == [0, 1] == every[:]
 """
 
