@@ -37,7 +37,7 @@ CASES = {
 
 def network(name):
     torch.manual_seed(0)
-    return tiny(name, **({"num_hidden_layers": 1} if name == "bert" else {}))
+    return tiny(name, num_hidden_layers=2 if name == "llama_tied" else 1)
 
 
 def sequences(seed=1):
@@ -79,7 +79,7 @@ def test_the_file_is_the_same(size: int, alone: Path, tmp_path: Path):
     for name in ("llama_tied", "llama", "bert", "streamed"):
         for rank in range(size):
             assert (tmp_path / f"{name}.{rank}").read_bytes() == (alone / f"{name}.0").read_bytes(), name
-    assert len(list((tmp_path / "kept").glob("block-*.pt"))) == 2
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"embedding.pt", "head.pt", "block-000.pt"}
 
 
 # Of a rank that ends in the middle of the second block, or is asked to end in the middle of the first.
