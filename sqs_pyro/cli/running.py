@@ -1,6 +1,7 @@
 """How every command runs: errors become one sentence, results go to stdout, everything else to stderr."""
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -50,7 +51,8 @@ def one_sentence_errors(resume: str = "", on_ranks: bool = False) -> Iterator[No
             raise typer.Exit(BAD_INPUT) from None
         if interruption is None:
             raise
-        typer.echo(f"Interrupted{': ' + resume if resume else ''}.", err=True)
+        if number_started() == 1 or os.environ.get("RANK") == "0":  # of several one says it
+            typer.echo(f"Interrupted{': ' + resume if resume else ''}.", err=True)
         # Python notes an interruption that leaves executed text (dataclasses are made so), forgets it only when it
         # executes text again, and at the end of `python -m` would die of the signal, whatever became of it.
         exec("")

@@ -16,6 +16,7 @@ from sqs_pyro.compression.baseline import BaselineRecipe, EpochRecord, kept_epoc
 from sqs_pyro.compression.finetune.call import CompressionResult, StepRecord, check_target, compress, network_model
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.compression.finetune.search import SearchRecipe, smallest
+from sqs_pyro.compression.finetune.shards import check_divisible
 from sqs_pyro.compression.finetune.telling import step_teller
 from sqs_pyro.compression.patience import Kept
 from sqs_pyro.data import Data
@@ -102,7 +103,10 @@ def trained_or_kept(
         tell("baseline", record.epoch, section.epochs, f"{judged}loss {record.loss:.3f}")
 
     if not kept.exists():
-        check_compressible(net, compression, metadata)  # compression checks this too, but after hours of training
+        # Compression checks this, too, but after hours of training.
+        check_compressible(net, compression, metadata)
+        if compression.shards > 1:
+            check_divisible(train, net, compression.shards)
     with in_turn(kept.with_suffix(".lock")):  # runs side by side share one baseline: the first trains it
         history = train_baseline(net, train, validation, section, checkpoint=kept, progress=progress, **options)
     tell_kept(tell, "baseline", kept_epoch(history, section))

@@ -16,7 +16,7 @@ from sqs_pyro.compression.finetune.allocation import allocation
 from sqs_pyro.compression.finetune.optimizers import make_gradients_dense, optimizers
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.compression.finetune.recomputation import check_not_recomputed, no_recomputation
-from sqs_pyro.compression.finetune.shards import Shards, divisible_examples
+from sqs_pyro.compression.finetune.shards import Shards, check_divisible
 from sqs_pyro.compression.finetune.together import check_same_call, check_same_state, stopping_together
 from sqs_pyro.compression.interruption import deferred_interrupt, interruption
 from sqs_pyro.compression.patience import Kept, best_of, is_over
@@ -170,7 +170,7 @@ class Driver:
         self.ranks, self.shards = Ranks(), None
         if recipe.shards > 1:
             self.ranks = ranks()
-            examples = divisible_examples(train, model.net, recipe.shards)
+            examples = check_divisible(train, model.net, recipe.shards)
             self.shards = Shards(guide, recipe.shards, examples, seed, self.ranks)
         self.step = 0
         self.kl = 0.0

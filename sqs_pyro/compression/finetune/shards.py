@@ -34,11 +34,14 @@ Backward = Callable[[Any, Tensor, float, bool], ElboTerms]
 _KEY = "compression.shards"
 
 
-def divisible_examples(loader: Any, net: nn.Module, shards: int) -> int:
-    """Return how many examples a whole minibatch has: the first one.
+def check_divisible(loader: Any, net: nn.Module, shards: int) -> int:
+    """Check that the minibatches of a loader can be divided into so many shards.
+
+    Returns:
+        How many examples a whole minibatch has: the first one.
 
     Raises:
-        RecipeError: it cannot be divided into so many shards.
+        RecipeError: it cannot be divided.
     """
     with undisturbed(loader):
         x, y = next(minibatches(loader, net, "training"))
@@ -199,7 +202,7 @@ def _observed(
             parts.append(_real(new).to(dtype) * share)
         else:
             parts.append((new.to(dtype) - old.to(dtype)) * counts)
-    return torch.cat([part.to(dtype).reshape(-1) for part in parts])
+    return torch.cat([part.to(parts[0].device, dtype).reshape(-1) for part in parts])
 
 
 def _mean(before: Tensor, total: Tensor) -> Tensor:
@@ -207,7 +210,7 @@ def _mean(before: Tensor, total: Tensor) -> Tensor:
     if before.is_complex():
         return torch.view_as_complex(total.view(*before.shape, 2)).to(before.dtype)
     total = total.view(before.shape)
-    return (total if before.is_floating_point() else before.to(total.dtype) + total).to(before.dtype)
+    return (total if before.is_floating_point() else before.to(total) + total).to(before.dtype)
 
 
 @torch.no_grad()

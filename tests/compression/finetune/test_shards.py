@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ RECIPES = {
     },
 }
 RUN = """
-import json, os, signal, sys, time
+import json, os, sys, threading
 import torch
 from torch import nn
 from sqs_pyro import compress, save
@@ -183,8 +184,7 @@ from sqs_pyro.compression.interruption import interruptions_as_exceptions
 from sqs_pyro.errors import SQSError
 from sqs_pyro.ranks import started
 
-recipe, out, checkpoint, passes, number = json.loads(sys.argv[1])
-left = passes
+recipe, out, checkpoint, left, number, seconds = json.loads(sys.argv[1])
 
 
 class Faulty(nn.Module):
@@ -202,13 +202,15 @@ net = nn.Sequential(
     nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.1), nn.AdaptiveAvgPool2d(2),
     nn.Flatten(), Faulty(), nn.Linear(24, 64), nn.ReLU(), nn.Linear(64, 3),
 )
-y = torch.arange(66) % 3
-x = torch.randn(66, 1, 6, 6) + 2.0 * (y.float() - 1)[:, None, None, None]
+y = torch.arange(58) % 3  # the last minibatch has two shards: fewer than ranks
+x = torch.randn(58, 1, 6, 6) + 2.0 * (y.float() - 1)[:, None, None, None]
 data = ArrayLoader(x, y, 24, shuffle=True)
 try:
     with interruptions_as_exceptions(), started() as ranks:
         if ranks.rank != ranks.size - 1:
-            left = 0
+            left = seconds = 0
+        if seconds:
+            threading.Timer(seconds, os._exit, [9]).start()
         result = compress(net, data, recipe, validation=data, checkpoint=checkpoint, seed=3)
         save(result.network, f"{out}-{ranks.size}-{ranks.rank}.safetensors")
 except KeyboardInterrupt as error:
@@ -220,9 +222,11 @@ except SQSError as error:
 """
 
 
-def arguments(recipe: str, out: Path, checkpoint: Path | None = None, passes: int = 0, signal: int = 0) -> str:
-    """What `RUN` is told: its last rank sends itself a signal in so many passes."""
-    return json.dumps([RECIPES[recipe], str(out), None if checkpoint is None else str(checkpoint), passes, signal])
+def arguments(
+    recipe: str, out: Path, kept: Path | None = None, passes: int = 0, signal: int = 0, seconds: float = 0.0
+) -> str:
+    """What `RUN` is told: its last rank sends itself a signal in so many passes, or is gone after seconds."""
+    return json.dumps([RECIPES[recipe], str(out), kept and str(kept), passes, signal, seconds])
 
 
 @pytest.fixture(scope="module")
@@ -256,9 +260,27 @@ def test_faults_and_resumption_with_other_numbers_of_ranks(of_one: dict, tmp_pat
     assert read_checkpoint(kept)["step"] % 3
     # The last of three is killed: the others say so, and what was kept stays.
     before = kept.read_bytes()
-    killed = ended(3, 2, 9)
+    killed = ended(3, 1, 9)
     assert [each.returncode for each in killed] == [2, 2, -9], killed
     assert all("can no longer reach the others" in each.stdout for each in killed[:2])
     assert kept.read_bytes() == before
     run_on_ranks(1, RUN, arguments("schedule", tmp_path / "file", kept))
     assert (tmp_path / "file-1-0.safetensors").read_bytes() == of_one["schedule"]
+
+
+@pytest.mark.slow
+def test_thirty_losses_at_random_times(of_one: dict, tmp_path: Path):
+    chance, lost = random.Random(0), 0
+    for number in range(30):
+        kept, file = tmp_path / f"{number}.pt", tmp_path / str(number)
+        size, later = chance.randint(2, 3), chance.randint(1, 3)
+        told = arguments("schedule", file, kept, seconds=chance.uniform(0.3, 4.0))
+        ended = [started.wait() for started in start_ranks(size, RUN, told)]
+        gone = [each.returncode for each in ended]
+        if gone[-1]:  # else it was faster
+            assert gone == [2] * (size - 1) + [9], ended
+            assert all("can no longer reach the others" in each.stdout for each in ended[:-1])
+            lost += 1
+        run_on_ranks(later, RUN, arguments("schedule", file, kept))
+        assert Path(f"{file}-{later}-0.safetensors").read_bytes() == of_one["schedule"]
+    assert lost > 10
