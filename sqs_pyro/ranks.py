@@ -24,6 +24,9 @@ T = TypeVar("T")
 #: Of a rank that waits for another. A killed one is noticed at once, by its closed connection.
 _PATIENCE = timedelta(days=3)  # the leader may be training the fp32 network
 
+#: Numbers of a tensor that is sent whole: what a message takes is then the time until it arrives.
+_SMALL = 4096
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -76,11 +79,13 @@ class Ranks:
         own = [value for _, value in parts.branches]
         first = own[0] if like is None else like
         shape = first.shape
+        places = [_branches(_share(rank, self.size, parts.units)) for rank in range(self.size)]
+        if first.numel() <= _SMALL:
+            return self._summed_at_once(own, places, first, parts.units)
         slice_length = -(-first.numel() // self.size)
         padded = first.new_zeros(len(own), self.size * slice_length)
         for row, value in zip(padded, own, strict=True):
             row[: value.numel()] = value.reshape(-1)
-        places = [_branches(_share(rank, self.size, parts.units)) for rank in range(self.size)]
         mine = first.new_empty(sum(map(len, places)), slice_length)
         with failing_together():
             dist.all_to_all_single(
@@ -96,10 +101,24 @@ class Ranks:
             for (level, index), value in zip((place for each in places for place in each), mine, strict=True):
                 whole.join(level, index, value)
             gathered = first.new_empty(self.size * slice_length)
-            # Its older name, which warns from torch 2.13 on.
-            all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-            all_gather(gathered, whole.total())
+            _all_gather(gathered, whole.total())
         return gathered[: first.numel()].reshape(shape)
+
+    def _summed_at_once(
+        self, own: list[Tensor], places: list[list[tuple[int, int]]], like: Tensor, units: int
+    ) -> Tensor:
+        """Return the sum from all branches of all ranks, which each adds up for itself: one message, not two."""
+        most = max(map(len, places))
+        sent, received = like.new_zeros(most, like.numel()), like.new_empty(self.size * most, like.numel())
+        for row, value in zip(sent, own, strict=False):
+            row.copy_(value.reshape(-1))
+        with failing_together():
+            _all_gather(received, sent)
+        whole = OrderedSum(units)
+        for rank, each in enumerate(places):
+            for (level, index), value in zip(each, received[rank * most :], strict=False):
+                whole.join(level, index, value)
+        return whole.total().reshape(like.shape)
 
     def from_rank(self, value: T | None, rank: int = 0) -> T:
         """Return a rank's value on each of them; it is pickled, so that each has its own.
@@ -158,6 +177,10 @@ class Ranks:
                 dist.barrier()
 
 
+#: A process that nothing is shared with.
+ALONE = Ranks()
+
+
 class OrderedSum:
     """A sum over units in the order of one binary tree: ``((0 + 1) + (2 + 3)) + ((4 + 5) + ...)``.
 
@@ -196,6 +219,12 @@ class OrderedSum:
         return total
 
 
+def _all_gather(into: Tensor, own: Tensor) -> None:
+    # Its older name, which warns from torch 2.13 on.
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    all_gather(into, own)
+
+
 def _share(rank: int, size: int, units: int) -> range:
     return range(rank * units // size, (rank + 1) * units // size)
 
@@ -226,7 +255,7 @@ def check_alike(values: list[Any], differ: str) -> None:
 def ranks() -> Ranks:
     """Return which rank this process is; one alone where torch.distributed has not been started."""
     if not dist.is_available() or not dist.is_initialized():
-        return Ranks()
+        return ALONE
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 

@@ -60,14 +60,17 @@ def test_ranks_without_a_unit_are_refused():
 SUMS = """
 import sys
 import torch
+import sqs_pyro.ranks
 from sqs_pyro.ranks import OrderedSum, started
 
 with started() as ranks:
     units = torch.load(sys.argv[1])
-    parts = OrderedSum(len(units))
-    for number in ranks.share(len(units)):
-        parts.add(number, units[number])
-    torch.save(ranks.summed(parts), f"{sys.argv[1]}.{ranks.rank}")
+    for small in (sqs_pyro.ranks._SMALL, 0):  # sent whole, and in slices
+        sqs_pyro.ranks._SMALL = small
+        parts = OrderedSum(len(units))
+        for number in ranks.share(len(units)):
+            parts.add(number, units[number].clone())
+        torch.save(ranks.summed(parts), f"{sys.argv[1]}.{ranks.rank}.{small}")
     assert ranks.gathered(ranks.rank) == list(range(ranks.size))
     assert ranks.from_rank({"of": ranks.rank}, ranks.size - 1) == {"of": ranks.size - 1}
     ranks.wait()
@@ -79,8 +82,9 @@ def test_the_sum_is_the_same_bit_for_bit(size: int, tmp_path: Path):
     units = tmp_path / "units.pt"
     torch.save([_unit(number) for number in range(7)], units)
     run_on_ranks(size, SUMS, units)
-    for rank in range(size):
-        assert torch.equal(torch.load(f"{units}.{rank}"), _recursive(0, 7))
+    files = sorted(tmp_path.glob("units.pt.*"))
+    assert len(files) == 2 * size
+    assert all(torch.equal(torch.load(path), _recursive(0, 7)) for path in files)
 
 
 LOSS = """

@@ -178,6 +178,9 @@ def plan_command(
     whole: Annotated[
         bool, typer.Option("--whole", help="Of a checkpoint: all of it in memory, not one block at a time.")
     ] = False,
+    ranks: Annotated[
+        int, typer.Option("--ranks", min=1, help="That share the work: what each of them takes.")
+    ] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Tell how much memory blockwise compression is going to take, from the checkpoint's config.json alone.
@@ -199,5 +202,5 @@ def plan_command(
             recipe = load_any_recipe(source, changes or [])
         else:
             recipe = checkpoint_recipe(source, sequences or 128, length or 512, changes or [], whole=whole)
-        plan = kind_of(recipe).plan(recipe)
+        plan = kind_of(recipe).plan(recipe, ranks=ranks)
         show(plan, plan_tables(plan), as_json)

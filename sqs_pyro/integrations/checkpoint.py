@@ -71,21 +71,25 @@ def streamed_network(checkpoint: str | Path, dtype: torch.dtype) -> tuple[nn.Mod
     return net, StreamedWeights(net, Path(checkpoint))
 
 
-def plan_checkpoint(checkpoint: str | Path, sequences: int, length: int, recipe: BlockwiseRecipe) -> MemoryPlan:
+def plan_checkpoint(
+    checkpoint: str | Path, sequences: int, length: int, recipe: BlockwiseRecipe, *, ranks: int = 1
+) -> MemoryPlan:
     """Return the memory that compression of a checkpoint takes, from config.json; the weights need not be there.
 
     Args:
         checkpoint: directory with config.json.
         sequences, length: n and T of the calibration's ``[n, T]``.
         recipe: what is going to be done; ``streamed`` says whether the whole network is in memory.
+        ranks: how many share the work: the plan is of one of them.
 
     Raises:
-        NetworkError, MissingPackageError: the architecture is unknown, or a package is missing.
+        NetworkError, RecipeError, MissingPackageError: the architecture is unknown, there are more ranks than
+            units, or a package is missing.
     """
     with needed_for("Plans"):
         from sqs_pyro.integrations.streamed_weights import empty_network
     net = empty_network(Path(checkpoint), torch.float32)
-    return plan_memory(net, sequences, length, recipe, streamed=recipe.streamed)
+    return plan_memory(net, sequences, length, recipe, streamed=recipe.streamed, ranks=ranks)
 
 
 @contextmanager

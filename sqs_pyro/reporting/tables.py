@@ -200,7 +200,8 @@ def finding_lines(findings: Sequence[Document]) -> list[Line]:
 def plan_tables(plan: Document) -> Report:
     """Return what memory a compression takes: a row a part, the moments in turn."""
     how = "one block at a time" if plan["streamed"] else "the whole network in memory"
-    text = f"{plan['checkpoint']}: {plan['parameters']:,} parameters, {plan['tokens']:,} tokens, {how}"
+    ranks = f", each of {plan['ranks']} ranks" if plan["ranks"] > 1 else ""
+    text = f"{plan['checkpoint']}: {plan['parameters']:,} parameters, {plan['tokens']:,} tokens, {how}{ranks}"
     table = FittedTable("moment", "part", "GB", words=("part",))
     for moment, parts in plan["moments"].items():
         for part, size in parts.items():

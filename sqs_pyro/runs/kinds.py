@@ -235,8 +235,8 @@ class RunKind(ABC, Generic[Recipe]):
         """
         raise DataError(f"'{file.path}' holds {self.said}, but text is continued by language models: give one.")
 
-    def plan(self, recipe: Recipe) -> dict[str, Any]:
-        """Return the memory that a run is going to take, as a document; see docs/cli.md.
+    def plan(self, recipe: Recipe, *, ranks: int = 1) -> dict[str, Any]:
+        """Return the memory that a run is going to take, or each of several ranks, as a document; see docs/cli.md.
 
         Raises:
             RecipeError: it cannot be told.

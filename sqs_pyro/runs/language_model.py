@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from sqs_pyro.networks.linear_form import in_linear_form
 from sqs_pyro.networks.residency import InMemory, Residency, called_whole, resident_fingerprint
 from sqs_pyro.networks.structure import known_or_found
 from sqs_pyro.networks.tokens import vocabulary_size
+from sqs_pyro.ranks import ranks
 from sqs_pyro.recipes import parse
 from sqs_pyro.reporting.blocks_plot import write_blocks_picture
 from sqs_pyro.runs.bookkeeping import Clock, Progress, chosen_device, machine, silent, versions
@@ -104,6 +105,8 @@ def run(
     ``blocks.png`` and ``report.html``. An interrupted run is taken up behind its last finished
     block by the same call, with the same calibration sequences, and ends in the same bytes.
 
+    On ranks all of them call this: they share the compression, and the leader does the rest.
+
     Args:
         recipe: what to do.
         out_dir: directory to make.
@@ -111,11 +114,16 @@ def run(
         progress: called after each block.
 
     Returns:
-        What ``metrics.json`` holds. NLL is in nats a token, sizes are in bytes.
+        What ``metrics.json`` holds; nothing on ranks that do not lead. NLL is in nats a token, sizes are in bytes.
 
     Raises:
         SQSError: one sentence that says what is wrong with recipe, network, text or output directory.
     """
+    among = ranks()
+    among.check(recipe.blockwise.units, "blockwise.units")
+    if not among.leads:
+        _follow(recipe)
+        return {}
     out_dir = resolved(out_dir)
     check_output(out_dir, recipe.as_yaml(), overwrite=overwrite)
     loggers = run_loggers(recipe, out_dir)
@@ -133,6 +141,22 @@ def run(
         log.finish(metrics)
         write_run_page(directory)
     return metrics
+
+
+#: What the leader is about to compress: calibration sequences, and bits a weight.
+_Task = tuple[Tensor, float | None]
+
+
+def _follow(recipe: LanguageModelRecipe) -> None:
+    """Take part in compressions, as long as the leader begins one; nothing is written."""
+    subject, nothing = _subject(recipe), None
+    while (task := ranks().from_rank(cast("_Task | None", nothing))) is not None:
+        sequences, bits = task
+        _compressed(_sized(recipe, bits), subject, sequences)
+
+
+def _sized(recipe: LanguageModelRecipe, bits: float | None) -> LanguageModelRecipe:
+    return recipe.model_copy(update={"blockwise": recipe.blockwise.model_copy(update={"bits": bits})})
 
 
 def _subject(recipe: LanguageModelRecipe) -> _Subject:
@@ -229,6 +253,7 @@ def _compress_and_measure(
         found = _fewest_bits(recipe, recipe.search, subject, prepared, kept, progress, log)
         result, seconds = found.result, found.seconds
         searched = {"search": found.document(recipe.search.points)}
+    ranks().from_rank(None)  # the last one
     clock.lap("compression")
     packed = directory / PACKED
     save(result.network, packed)
@@ -289,7 +314,7 @@ def _fewest_bits(
     stream = {VALIDATION: subject.streams[VALIDATION]}
 
     def attempt(number: int, bits: float) -> tuple[BlockwiseResult, Attempt, float]:
-        sized = recipe.model_copy(update={"blockwise": recipe.blockwise.model_copy(update={"bits": bits})})
+        sized = _sized(recipe, bits)
         own, stage = directory / f"attempt-{number}", f"try {number}"
         progress(stage, 0, len(subject.blocks), f"{bits:.2f} bits a weight")
         result, seconds = _compress(
@@ -330,21 +355,34 @@ def _compress(
         text = f"{bits}, error {record.error:.4f}"
         progress(stage, record.block + 1, total, text)
 
-    unsaid: Any = {"blockwise": WITHOUT_EFFECT, "loggers": True}
-    result = compress_transformer(
-        subject.net,
+    ranks().from_rank((sequences, recipe.blockwise.bits))
+    result = _compressed(
+        recipe,
+        subject,
         sequences,
-        recipe.blockwise,
         directory=kept,
         plan_directory=plan_directory,
-        residency=None if subject.residency.whole else subject.residency,
         progress=tell,
         finishing=lambda done, steps, nats: progress(f"{stage}, last steps", done, steps, f"{nats:.3f} nats"),
-        # Streamed or not, and whoever is told of it, the file is the same to the byte.
-        metadata={"recipe": recipe.model_dump(mode="json", exclude=unsaid)},
     )
     # A block's own seconds; a plan or a half block that was lost with an interruption is nowhere noted.
     return result, result.seconds + sum(record.seconds for record in result.records[:before])
+
+
+def _compressed(
+    recipe: LanguageModelRecipe, subject: _Subject, sequences: Tensor, **options: Any
+) -> BlockwiseResult:
+    """Compress a recipe's network, which ranks do together; options as of :func:`compress_transformer`."""
+    unsaid: Any = {"blockwise": WITHOUT_EFFECT, "loggers": True}
+    return compress_transformer(
+        subject.net,
+        sequences,
+        recipe.blockwise,
+        residency=None if subject.residency.whole else subject.residency,
+        # Streamed or not, and whoever is told of it, the file is the same to the byte.
+        metadata={"recipe": recipe.model_dump(mode="json", exclude=unsaid)},
+        **options,
+    )
 
 
 def _row(record: BlockRecord) -> dict[str, Any]:
@@ -372,6 +410,7 @@ class LanguageModels(TextKind[LanguageModelRecipe]):
 
     recipe = LanguageModelRecipe
     said = "a recipe of a language model"
+    on_ranks = True
     masked = False
 
     def run(
@@ -432,11 +471,12 @@ class LanguageModels(TextKind[LanguageModelRecipe]):
         """Return random tokens: any are a text."""
         return random_text(net, file.path)
 
-    def plan(self, recipe: LanguageModelRecipe) -> dict[str, Any]:
+    def plan(self, recipe: LanguageModelRecipe, *, ranks: int = 1) -> dict[str, Any]:
         """Return bytes by moment and part, from the checkpoint's ``config.json`` alone.
 
         Returns:
-            ``checkpoint``, ``parameters``, ``tokens``, ``streamed``, ``peak`` and ``moments``.
+            ``checkpoint``, ``parameters``, ``tokens``, ``streamed``, ``ranks``, ``peak`` and ``moments``, the last
+            two of one rank.
 
         Raises:
             NetworkError, RecipeError: one sentence.
@@ -449,12 +489,13 @@ class LanguageModels(TextKind[LanguageModelRecipe]):
         if recipe.text.count is None:
             raise RecipeError("Recipe key 'text.count' is null, but a plan needs a number: give one with --set.")
         sequences = recipe.text.count + recipe.generated
-        plan = plan_checkpoint(recipe.network.path, sequences, recipe.text.length, recipe.blockwise)
+        plan = plan_checkpoint(recipe.network.path, sequences, recipe.text.length, recipe.blockwise, ranks=ranks)
         return {
             "checkpoint": recipe.network.path,
             "parameters": plan.parameters,
             "tokens": plan.tokens,
             "streamed": recipe.blockwise.streamed,
+            "ranks": ranks,
             "peak": plan.peak,
             "moments": plan.moments,
         }

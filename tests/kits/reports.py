@@ -134,7 +134,7 @@ def _export() -> dict:
 def _plan() -> dict:
     moments = {"coding a block": {"weights of the block": 123_456_789, "curvature of its inputs": 9_876_543_210}}
     about = {"checkpoint": "checkpoints/some-model", "parameters": 7_000_000_000, "tokens": 65_536}
-    return {**about, "streamed": True, "moments": moments, "peak": 10_000_000_000}
+    return {**about, "streamed": True, "ranks": 1, "moments": moments, "peak": 10_000_000_000}
 
 
 def model_bench() -> dict:

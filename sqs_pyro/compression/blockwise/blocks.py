@@ -11,6 +11,9 @@ the finished block is kept: an interrupted run goes on behind it and ends in the
 
 An embedding comes before all blocks, a head of its own behind them
 (:mod:`~sqs_pyro.compression.blockwise.vocabulary`).
+
+On several ranks each has the hidden states of its own minibatches and codes rows of its own, see
+:mod:`~sqs_pyro.compression.blockwise.shares`; all have the same blocks behind it, and the first one keeps them.
 """
 
 import copy
@@ -35,6 +38,7 @@ from sqs_pyro.compression.blockwise.finishing import finish
 from sqs_pyro.compression.blockwise.forecast import Forecast
 from sqs_pyro.compression.blockwise.one_block import BlockCoder, shipped
 from sqs_pyro.compression.blockwise.recipe import BEHIND_BLOCKS, SIZE, WITHOUT_EFFECT, BlockwiseRecipe
+from sqs_pyro.compression.blockwise.shares import Shares, check_same_call, stopping_together
 from sqs_pyro.compression.blockwise.states import States, advance, behind
 from sqs_pyro.compression.blockwise.store import (
     BlockRecord,
@@ -48,7 +52,6 @@ from sqs_pyro.compression.blockwise.store import (
 from sqs_pyro.compression.blockwise.tables import Tables
 from sqs_pyro.compression.blockwise.token_fisher import HeadFisher
 from sqs_pyro.compression.blockwise.vocabulary import Vocabulary, counted_tokens, rows_of
-from sqs_pyro.compression.interruption import deferred_interrupt
 from sqs_pyro.compression.layers import check_layers
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.fingerprint import (
@@ -69,6 +72,7 @@ from sqs_pyro.packing import size_report
 from sqs_pyro.packing.layouts import PackedTensor, pack_tensor
 from sqs_pyro.packing.leftovers import round_leftovers
 from sqs_pyro.packing.stored import check_storable
+from sqs_pyro.ranks import ranks
 from sqs_pyro.reporting.printed import Printed, Report
 from sqs_pyro.shipping.agreement import check_agreement
 
@@ -131,6 +135,9 @@ def compress_blocks(
 ) -> BlockwiseResult:
     """Compress the linear layers of a network's blocks, and embedding and head if asked to, from calibration data.
 
+    Where torch.distributed has been started all ranks call this with the same arguments, and return the same
+    network; the first one writes to the directories and tells of progress.
+
     Args:
         net: the network; it stays as it is.
         blocks: its blocks, see :class:`~sqs_pyro.networks.block_stack.BlockStack`.
@@ -155,8 +162,10 @@ def compress_blocks(
     Raises:
         NetworkError, DataError, RecipeError, OutputError: one sentence; what was finished before stays in
             ``directory``.
+        RankError: another rank has ended.
     """
-    start = time.perf_counter()
+    start, here = time.perf_counter(), ranks()
+    here.check(recipe.units, "blockwise.units")
     residency = residency or InMemory()
     _check_allocation(net, recipe, residency)
     check_storable(net)
@@ -167,7 +176,8 @@ def compress_blocks(
             f"{type(net).__name__} has {len(parts)} stacks of blocks, but {', '.join(vocabulary.paths)} can be "
             "compressed of a network of one only: leave out vocabulary."
         )
-    kept, planned = (None if place is None else Path(place) for place in (directory, plan_directory))
+    places = (directory, plan_directory) if here.leads else (None, None)
+    kept, planned = (None if place is None else Path(place) for place in places)
     run = _Run(
         net,
         parts,
@@ -181,7 +191,7 @@ def compress_blocks(
         vocabulary or Vocabulary(),
     )
     with torch.no_grad():
-        records = run.compress(progress)
+        records = run.compress(progress if here.leads else None)
         finished_by = run.finish(finishing) if recipe.finish_steps else None
     findings = [*run.findings, *uncompressed(coverage(net, run.packed))]
     with residency.held(net, without=blocks):
@@ -218,7 +228,8 @@ class _Run:
         self.net, self.stacks = net, stacks
         self.blocks = [block for stack in stacks for block in stack.blocks]
         self.minibatches, self.recipe, self.likelihood = minibatches, recipe, likelihood
-        self.residency = residency
+        self.residency, self.ranks = residency, ranks()
+        self.shares = Shares(len(minibatches), recipe.units, self.ranks)
         paths = {id(module): path for path, module in net.named_modules()}  # blocks are told by identity
         self.layers = BlockLayers(self.blocks, [paths[id(block)] for block in self.blocks], layer_groups, recipe)
         check_layers(recipe.layers, [*self.layers.every(skipped=True), *vocabulary.paths], "blockwise.layers")
@@ -236,15 +247,17 @@ class _Run:
             device = device_of(net)
             if device.type != "meta":  # of a streamed network, whose weights are the CPU's
                 self.minibatches = [move_to(inputs, device) for inputs in minibatches]
+        self.own = self.minibatches[self.shares.own]
         read = None if vocabulary.embedding is None else net.get_submodule(vocabulary.embedding)
         with nullcontext(torch.empty(0)) if read is None else counted_tokens(read) as counts:
             self.states = self._entrance(0)  # here, so that what cannot be called is told at once
+        counts = sum(self.ranks.gathered(counts), torch.zeros(()))  # whole numbers: in any order
         if read is not None and not counts.any():
             raise NetworkError(
                 f"{type(net).__name__} reads nothing from its embedding '{vocabulary.embedding}' for these "
                 "inputs: leave it as it is with blockwise.embedding: false."
             )
-        self.tables = Tables(stacks[-1], vocabulary, recipe, self.minibatches, counts)
+        self.tables = Tables(stacks[-1], vocabulary, recipe, self.own, self.shares, counts)
         self.table_records: list[TableRecord] = []
         self.findings: list[Finding] = []
 
@@ -260,7 +273,7 @@ class _Run:
             self.residency.held(self.net, without=self.blocks),
             called_as(self.blocks[: len(students)], students),
         ):
-            entrances = [self.stacks[number].entrance(inputs) for inputs in self.minibatches]
+            entrances = [self.stacks[number].entrance(inputs) for inputs in self.own]
         # Blocks are numbered through all stacks: of earlier ones there are no arguments here.
         earlier: list[BlockArguments] = [((), {})] * first
         return [(entrance.hidden, earlier + entrance.arguments) for entrance in entrances]
@@ -270,12 +283,14 @@ class _Run:
 
     def _store(self, directory: Path | None, plan_directory: Path | None) -> BlockStore:
         """Return what keeps finished work; of a streamed network every weight is read for its fingerprint once."""
-        if plan_directory is None:
+        if plan_directory is None and self.ranks.size == 1:
             return BlockStore(None, {})
         # What fixes the size comes after the plan, the last steps behind the blocks.
         blocks = WITHOUT_EFFECT | BEHIND_BLOCKS
         whole, planned, finished = self._fingerprints(blocks, blocks | SIZE, WITHOUT_EFFECT)
-        return BlockStore(directory, whole, (plan_directory, planned), finished)
+        check_same_call(self.ranks, finished)
+        place = None if plan_directory is None else (plan_directory, planned)
+        return BlockStore(directory, whole, place, finished, self.ranks)
 
     def _fingerprints(self, *excluded: set[str]) -> list[Fingerprint]:
         """Return what this call is made of, of the recipe all but some keys."""
@@ -296,7 +311,7 @@ class _Run:
         plan, budget = None, None
         if self.recipe.allocation == "importance":
             plan, budget = self._forecast()
-        coder = BlockCoder(self.layers, plan.importance if plan is not None else {}, self.bits)
+        coder = BlockCoder(self.layers, plan.importance if plan is not None else {}, self.bits, self.shares)
         records: list[BlockRecord] = []
         students: list[nn.Module] = []
         embedding = None if self.vocabulary.embedding is None else self._embedding(plan, budget)
@@ -329,15 +344,14 @@ class _Run:
         budget: BitBudget | None,
     ) -> tuple[nn.Module, BlockRecord]:
         """Compress a block, or read it, and take both streams of hidden states behind it, in place."""
-        with self.residency.held(block):
+        kept, outputs = self.store.read(i), None
+        # Ctrl-C waits until a block is whole and on disk: minutes of work, and never half a file.
+        with self.residency.held(block), stopping_together(self.ranks) if kept is None else nullcontext():
             targets = advance(block, original, i)  # what the block's outputs should be
-            kept, outputs = self.store.read(i), None
-            # Ctrl-C waits until a block is whole and on disk: minutes of work, and never half a file.
-            with deferred_interrupt() if kept is None else nullcontext():
-                if kept is None:
-                    beta = budget.beta() if budget is not None and budget.waits else None
-                    kept, outputs = coder.compress(i, original, compressed, targets, beta)
-                    self.store.write(i, kept)
+            if kept is None:
+                beta = budget.beta() if budget is not None and budget.waits else None
+                kept, outputs = coder.compress(i, original, compressed, targets, beta)
+                self.store.write(i, kept)
             self._note(i, kept, budget)  # kept blocks count, too: the budget goes on where it stopped
             student = shipped(block, kept)
         # Later blocks see, and make up for, the errors so far.
@@ -349,7 +363,11 @@ class _Run:
     def _forecast(self) -> tuple[Plan, BitBudget]:
         """Return how much layers' outputs matter, found now or by an earlier call, and what spreads the bits."""
         forecast = Forecast(
-            self.stacks, self.layers, self.tables, lambda number: self._entrance(number) if number else self.states
+            self.stacks,
+            self.layers,
+            self.tables,
+            lambda number: self._entrance(number) if number else self.states,
+            self.shares,
         )
         plan = self.store.read_plan()
         if plan is None:  # kept before the first block, as gradients may take as long as several blocks
@@ -363,7 +381,7 @@ class _Run:
         head = plan.head if plan is not None else self._tied_head() if kept is None else None
         with self.residency.held(self.net, without=self.blocks):
             if kept is None:
-                with deferred_interrupt():
+                with stopping_together(self.ranks):
                     own = self.tables.embedding_likelihood(plan, head)
                     asked = self.recipe.bits_of(path)
                     by_bits = asked is not None or budget is None
@@ -397,7 +415,7 @@ class _Run:
         """Compress a head of its own, for the hidden states that the compressed blocks give."""
         path, kept = str(self.vocabulary.head), self.store.read_table("head")
         if kept is None:
-            with self.residency.held(self.net, without=self.blocks), deferred_interrupt():
+            with self.residency.held(self.net, without=self.blocks), stopping_together(self.ranks):
                 own = self.tables.head_likelihood(before, after)
                 asked = self.recipe.bits_of(path)
                 # The last of all has what the others have left, so that what was asked for is met.
@@ -431,10 +449,16 @@ class _Run:
 
     def finish(self, told: Callable[[int, int, float], None] | None) -> FinishRecord | None:
         """Let codebooks, scales, norms and biases of all blocks learn together."""
-        student = self._with_weights(self.finished_network())
-        layers = {f"{name}.weight" for name in self.layers.every()}
-        coded = {name: value.unpack() for name, value in self.packed.items() if name in layers}
-        found = finish(self.net, student, coded, self.minibatches, self.recipe, self.likelihood, self.store, told)
+        found = None
+        if self.ranks.leads:  # a step takes two sequences: there is little to share
+            student = self._with_weights(self.finished_network())
+            layers = {f"{name}.weight" for name in self.layers.every()}
+            coded = {name: value.unpack() for name, value in self.packed.items() if name in layers}
+            found = finish(
+                self.net, student, coded, self.minibatches, self.recipe, self.likelihood, self.store, told
+            )
+        found = self.ranks.from_rank(found)
+        assert found is not None
         record = found.record
         if not record.after < record.before:
             worse = record.before / record.after

@@ -26,6 +26,7 @@ from sqs_pyro.networks.linear_form import LinearForm, Reached, every_token_to_ev
 from sqs_pyro.networks.residency import Residency
 from sqs_pyro.networks.structure import found_by_structure
 from sqs_pyro.networks.tokens import check_tokens, longest_input, vocabulary_size
+from sqs_pyro.ranks import ranks
 from sqs_pyro.recipes import parse
 from sqs_pyro.resources import enough_resources
 
@@ -44,6 +45,9 @@ def compress_transformer(
     metadata: Mapping[str, Any] | None = None,
 ) -> BlockwiseResult:
     """Compress embedding, head and the blocks' linear layers of a transformers network from unlabelled text.
+
+    Where torch.distributed has been started all ranks call this with the same arguments and share the work; the
+    file is the same, byte for byte, as that of one.
 
     Args:
         net: of an architecture that :mod:`~sqs_pyro.networks.architectures` knows or
@@ -64,10 +68,11 @@ def compress_transformer(
         metadata: written into the packed file.
 
     Returns:
-        The packed network and a record of each block.
+        The packed network and a record of each block, on each rank.
 
     Raises:
         NetworkError, DataError, RecipeError, OutputError: one sentence that says what to repair.
+        RankError: another rank has ended.
     """
     recipe = parse(BlockwiseRecipe, recipe or {}, "blockwise")
     if recipe.streamed and residency is None:
@@ -77,7 +82,7 @@ def compress_transformer(
         )
     # Before hours of work: can a block's file be made there?
     for place, name in ((directory, "block-000.pt"), (plan_directory, "plan.pt")):
-        if place is not None:
+        if place is not None and ranks().leads:  # others keep nothing
             check_place(Path(place) / name)
     (check_network if residency is None else check_replaceable)(net)  # others may have weights elsewhere
     metadata = {
@@ -111,7 +116,7 @@ def compress_transformer(
             metadata=metadata,
             vocabulary=vocabulary,
         )
-    return replace(result, findings=[*said, *result.findings, *_unreached(reached)])
+    return replace(result, findings=[*said, *result.findings, *_unreached(_of_all_ranks(reached))])
 
 
 def _architecture(net: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Architecture, list[Finding]]:
@@ -120,6 +125,12 @@ def _architecture(net: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Archite
         return architecture_of(net), []
     found = found_by_structure(net, inputs)
     return found.architecture, [finding("by_structure", None, 0.0, listed=str(found))]
+
+
+def _of_all_ranks(reached: Reached) -> Reached:
+    every = ranks().gathered(reached)
+    paths = dict.fromkeys(path for each in every for path in each)
+    return {path: sum((each[path] for each in every if path in each), torch.zeros(())) for path in paths}
 
 
 def _unreached(reached: Reached) -> list[Finding]:

@@ -13,6 +13,7 @@ each, that such runtimes keep anyway.
 """
 
 import math
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
@@ -37,7 +38,7 @@ class Codebook(Protocol):
         """Return codewords ``[K]``, ascending, and rates in nats ``[1 + K]``, zero first, to begin with."""
 
     def best(self, likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor) -> Tensor:
-        """Return the codewords ``[K]`` under which symbols ``[N, M]`` are most likely; unused ones may stay."""
+        """Return the codewords ``[K]`` under which symbols ``[n, M]`` are most likely; unused ones may stay."""
 
 
 class FreeCodebook:
@@ -65,61 +66,72 @@ class UniformCodebook:
         """Return whole numbers times the step that β asks for, or a wider one where they must reach farther."""
         weight, low, high = likelihood.mean, int(self.places[0]), max(int(self.places[-1]), 0)
         step = self._first_step(likelihood, beta)
-        places = (weight / step).round_().clamp_(low, high).long().reshape(-1) - low
-        counts = torch.bincount(places, minlength=high - low + 1).double()
+
+        def occurrences(part: slice) -> Tensor:
+            places = (weight[part] / step).round_().clamp_(low, high).long().reshape(-1) - low
+            return torch.bincount(places, minlength=high - low + 1).double()
+
+        counts = likelihood.shares.sum(occurrences)
         kept = torch.cat([counts[:-low], counts[1 - low :]])
         rates = fit_symbol_prior(torch.cat([counts[-low, None], kept])[None]).rates[0]
         return step * self.places.to(weight), rates
 
     def _first_step(self, likelihood: LayerLikelihood, beta: float) -> float:
         """Return the step that β asks for, or the best wider one where K values do not reach far enough."""
-        weight, low, high = likelihood.mean, int(self.places[0]), max(int(self.places[-1]), 0)
-        reach = float(weight.abs().max())
+        weight, shares = likelihood.mean, likelihood.shares
+        low, high = int(self.places[0]), max(int(self.places[-1]), 0)
+        reach = likelihood.reach
         asked = min(math.sqrt(12 * beta / likelihood.mean_precision), reach) or 1.0
         widest = reach / max(high, 1)  # the side of fewer values decides how wide is wide enough
         if widest <= asked:
             return asked
-        g = likelihood.importance[:, None]
-        some = weight[:, :: max(1, weight.numel() // _SAMPLE)]  # some inputs of all outputs
+        g, inputs = likelihood.importance[:, None], weight.shape[1]
+        some = weight[:, :: max(1, shares.count * inputs // _SAMPLE)]  # some inputs of all outputs
 
-        def error(step: float) -> float:
-            rounded = (some / step).round_().clamp_(low, high).mul_(step)
-            return float((g * (some - rounded).square_()).sum())
+        def error(step: float, part: slice) -> Tensor:
+            rounded = (some[part] / step).round_().clamp_(low, high).mul_(step)
+            return (g[part] * (some[part] - rounded).square_()).sum()
 
+        squares = float(shares.sum(lambda part: some[part].square().sum()))
         # Values that do not even reach one root mean square are never best.
-        least = max(asked, float(some.square().mean().sqrt()) / -low)
+        least = max(asked, math.sqrt(squares / (shares.count * some.shape[1])) / -low)
         # Where weights are cut off the error is no smooth function of the step: a few of them are looked at.
-        return min((least * (widest / least) ** (i / (_STEPS - 1)) for i in range(_STEPS)), key=error)
+        tried = [least * (widest / least) ** (i / (_STEPS - 1)) for i in range(_STEPS)]
+        return tried[int(shares.sum(lambda part: torch.stack([error(step, part) for step in tried])).argmin())]
 
     def best(self, likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor) -> Tensor:
         """Return the whole numbers times the best step."""
-        along, square = self._quadratic(likelihood, symbols)
-        g = likelihood.importance
-        size = float(square @ g)
+
+        def totals(part: slice) -> Tensor:
+            g = likelihood.importance[part].clone()
+            return torch.stack([value @ g for value in self._quadratic(likelihood, symbols, part)])
+
+        along, size = likelihood.shares.sum(totals).tolist()
         # Of zeros alone any step is as good.
-        step = float(along @ g) / size if size > 0 else float(codewords[-1] / self.places[-1])
+        step = along / size if size > 0 else float(codewords[-1] / self.places[-1])
         return (step * self.places.double()).to(codewords)
 
     def row_scales(self, likelihood: LayerLikelihood, symbols: Tensor, otherwise: Tensor) -> Tensor:
-        """Return the best step of each row, float16 in float32 ``[N]``.
+        """Return the best step of each own row, float16 in float32 ``[n]``.
 
         Args:
             likelihood: of the layer.
-            symbols: uint8 ``[N, M]``.
-            otherwise: ``[N]``, of rows of which the symbols say nothing, or nothing positive.
+            symbols: uint8 ``[n, M]``.
+            otherwise: ``[n]``, of rows of which the symbols say nothing, or nothing positive.
         """
-        along, square = self._quadratic(likelihood, symbols)
+        units = [torch.stack(self._quadratic(likelihood, symbols, part)) for part in likelihood.shares.parts]
+        along, square = torch.cat(units, 1) if units else otherwise.new_zeros(2, 0)
         found = along / square
         usable = (square > 0) & (found > 0)
         limits = torch.finfo(torch.float16)
         found = torch.where(usable, found, otherwise.to(found)).float()
         return found.clamp(limits.smallest_normal, limits.max).half().float()
 
-    def _quadratic(self, likelihood: LayerLikelihood, symbols: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``n_iᵀ H w̄_i`` and ``n_iᵀ H n_i`` of each row, ``[N]``."""
-        n = with_zero(self.places).to(likelihood.mean)[symbols.long()]
+    def _quadratic(self, likelihood: LayerLikelihood, symbols: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """Return ``n_iᵀ H w̄_i`` and ``n_iᵀ H n_i`` of each row of a unit."""
+        n = with_zero(self.places).to(likelihood.mean)[symbols[part].long()]
         image = n @ likelihood.curvature
-        return (image * likelihood.mean).sum(1), (image * n).sum(1)
+        return (image * likelihood.mean[part]).sum(1), (image * n).sum(1)
 
 
 def best_codewords(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor) -> Tensor:
@@ -131,25 +143,35 @@ def best_codewords(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tens
 
     Args:
         likelihood: of the layer.
-        symbols: uint8 ``[N, M]``.
+        symbols: uint8 ``[n, M]``, of the likelihood's own rows.
         codewords: c at present, ``[K]``.
     """
-    size = 1 + len(codewords)
-    flat, g = symbols.reshape(-1).long(), likelihood.importance[:, None]  # [N M], [N, 1]
+    size, shares = 1 + len(codewords), likelihood.shares
+    g = likelihood.importance[:, None]  # [n, 1]
+    flat = [symbols[part].reshape(-1).long() for part in shares.parts]  # of each unit
 
-    def by_symbol(value: Tensor) -> Tensor:
-        # Sums over all weights of a symbol: in float64, where millions of them do not cancel.
-        return torch.bincount(flat, weights=(g * value).reshape(-1).double(), minlength=size)[1:]
+    def by_symbol(value: Callable[[slice], Tensor]) -> Tensor:
+        """Sum ``value`` of all units' weights by symbol, each row times its g: ``[K]``."""
+        unit = iter(flat)
+
+        def total(part: slice) -> Tensor:
+            # Sums over all weights of a symbol: in float64, where millions of them do not cancel.
+            weights = (g[part] * value(part)).reshape(-1).double()
+            return torch.bincount(next(unit), weights=weights, minlength=size)[1:]
+
+        return shares.sum(total)
 
     def normal(c: Tensor) -> Tensor:
         """A c."""
-        return by_symbol(with_zero(c).to(likelihood.mean)[symbols.long()] @ likelihood.curvature)
+        values = with_zero(c).to(likelihood.mean)
+        return by_symbol(lambda part: values[symbols[part].long()] @ likelihood.curvature)
 
     # A's part on the diagonal of H: all of it where inputs are uncorrelated, 0 for codewords that are not used.
-    scale = by_symbol(likelihood.curvature.diagonal().expand(symbols.shape))
+    scale = by_symbol(lambda part: likelihood.curvature.diagonal().expand(symbols[part].shape))
     inverse = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
     found = codewords.double()
-    residual = (by_symbol(likelihood.mean @ likelihood.curvature) - normal(found)) * (inverse > 0)
+    wanted = by_symbol(lambda part: likelihood.image(likelihood.mean, part))
+    residual = (wanted - normal(found)) * (inverse > 0)
     direction = inverse * residual
     power = first_power = float(residual @ direction)
     for _ in range(size):  # K steps would be enough, were numbers exact
@@ -178,14 +200,17 @@ def grid(likelihood: LayerLikelihood, beta: float, max_components: int = MAX_COM
     Returns:
         codewords ``[K]``, ascending, and their rates in nats, ``[1 + K]``, zero first.
     """
-    weight = likelihood.mean
-    reach = float(weight.abs().max())
+    weight, reach = likelihood.mean, likelihood.reach
     # No finer than the counts below can have places for.
     step = max(math.sqrt(12 * beta / likelihood.mean_precision), reach / _FINEST)
     step = min(step, reach) or 1.0  # at least the largest weight is no zero, unless all are
     half = max(math.ceil(reach / step), 1)
-    places = (weight / step).round_().long().reshape(-1) + half  # 0 .. 2 half, zero in the middle
-    counts = torch.bincount(places, minlength=2 * half + 1).double()
+
+    def occurrences(part: slice) -> Tensor:
+        places = (weight[part] / step).round_().long().reshape(-1) + half  # 0 .. 2 half, zero in the middle
+        return torch.bincount(places, minlength=2 * half + 1).double()
+
+    counts = likelihood.shares.sum(occurrences)
     used = counts > 0
     used[half] = False  # zero is no codeword
     if not used.any():

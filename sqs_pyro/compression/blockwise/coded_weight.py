@@ -40,8 +40,8 @@ def coded_weight(
     """Code a weight ``[N, M]``.
 
     Args:
-        own: its likelihood.
-        scales: of its rows; a uniform grid needs them.
+        own: its likelihood, of a rank's own rows; all ranks call this together.
+        scales: of all its rows; a uniform grid needs them.
         recipe: codewords and rounds.
         bits: for each weight, its scales' included; or
         beta: β.
@@ -59,7 +59,7 @@ def coded_weight(
         uniform=recipe.grid == "uniform",
     )
     hard = coding.coded(scales) if recipe.grid == "free" else _whole_numbers(coding, own, scales)
-    error = own.relative_error(hard.dense().to(own.mean))  # codewords as float16 will have them
+    error = own.relative_error(hard.dense()[own.shares.own].to(own.mean))  # codewords as float16 will have them
     return hard, {"bits": coding.bits_per_weight + extra, "beta": coding.beta, "error": error}
 
 
@@ -68,5 +68,6 @@ def _whole_numbers(coding: Coding, own: LayerLikelihood, scales: Tensor | None) 
     assert scales is not None
     grid = UniformCodebook(len(coding.codewords))
     step = coding.codewords[-1] / grid.places[-1]
-    rows = grid.row_scales(own, coding.symbols, step * scales.to(step))
-    return replace(coding, codewords=grid.places.float()).coded(rows.cpu())
+    mine = own.shares.own
+    rows = grid.row_scales(own, coding.symbols[mine], step * scales[mine].to(step))
+    return replace(coding, codewords=grid.places.float()).coded(own.shares.joined(rows).cpu())

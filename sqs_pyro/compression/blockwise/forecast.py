@@ -1,7 +1,9 @@
 """What is found out before the first block: how much outputs matter, and how many bits each layer is to take."""
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from sqs_pyro.compression.blockwise.block_layers import BlockLayers
 from sqs_pyro.compression.blockwise.channel_scales import in_units_of, scale_bits
 from sqs_pyro.compression.blockwise.importance import output_importance
 from sqs_pyro.compression.blockwise.laplace import input_moments
+from sqs_pyro.compression.blockwise.shares import Shares
 from sqs_pyro.compression.blockwise.states import States, advance, behind
 from sqs_pyro.compression.blockwise.store import Plan
 from sqs_pyro.compression.blockwise.tables import Tables
@@ -31,7 +34,8 @@ class Forecast:
         stacks: the network's blocks.
         layers: those that are compressed.
         tables: embedding and head.
-        entrance: from a stack's number to what its first block is called with.
+        entrance: from a stack's number to what its first block is called with, of this rank's minibatches.
+        shares: the minibatches of the calibration.
     """
 
     def __init__(
@@ -40,15 +44,16 @@ class Forecast:
         layers: BlockLayers,
         tables: Tables,
         entrance: Callable[[int], States],
+        shares: Shares,
     ) -> None:
         self.stacks, self.layers, self.tables, self.entrance = stacks, layers, tables, entrance
-        self.recipe = layers.recipe
+        self.recipe, self.shares = layers.recipe, shares
 
     def plan(self, minibatches: Sequence[Any], likelihood: Likelihood) -> Plan:
-        """Return how much the outputs of layers matter.
+        """Return how much the outputs of layers matter; all ranks call it together.
 
         Args:
-            minibatches: the calibration.
+            minibatches: the calibration, all of it.
             likelihood: of the network's output.
         """
         net, vocabulary = self.stacks[0].net, self.tables.vocabulary
@@ -57,7 +62,11 @@ class Forecast:
         some = [part for inputs in some for part in split_examples(inputs, IMPORTANCE_BATCH)]
         whole = [] if vocabulary.embedding is None else [vocabulary.embedding]
         watched: dict[str, nn.Module] = {name: net.get_submodule(name) for name in [*self.layers.every(), *whole]}
-        importance = output_importance(net, watched, some, likelihood, self.recipe.seed, whole=whole)
+        # Of these each rank has others than of the calibration, in as many units.
+        shares = Shares(len(some), self.recipe.units, self.shares.ranks)
+        importance = output_importance(
+            net, watched, some, likelihood, self.recipe.seed, whole=whole, shares=shares
+        )
         precisions, states = self._precisions(importance)
         head = vocabulary.any_head
         hidden = [each for each, _ in states]
@@ -86,16 +95,22 @@ class Forecast:
             first += len(stack)
         return found, states
 
+    def _tokens(self, states: States) -> list[list[int]]:
+        """Return how many tokens the minibatches have, of each unit of all ranks."""
+        own = [math.prod(hidden.shape[:-1]) for hidden, _ in states]
+        every = self.shares.ranks.gathered([own[part] for part in self.shares.parts])
+        return list(itertools.chain.from_iterable(every))
+
     def _stack_precisions(
         self, stack: BlockStack, first_block: int, states: States, importance: Mapping[str, Tensor]
     ) -> tuple[dict[str, float], States]:
         found: dict[str, float] = {}
+        tokens = self._tokens(states)
         for i, block in enumerate(stack.blocks, first_block):
             for group in self.layers.groups(i, block):
                 first = next(iter(group.values()))
-                some, share = _enough(states, first.in_features)
-                seen = (input_of(first, block, hidden, arguments[i]) for hidden, arguments in some)
-                _, curvature = input_moments((x, x) for x in seen)
+                each, share = _enough(tokens, first.in_features)
+                curvature = self.shares.sum(partial(_moments, i, block, first, states, each))
                 curvature /= share  # of all inputs, as the coding will have it
                 for name, layer in group.items():
                     full = self.layers.path(i, name)
@@ -106,9 +121,24 @@ class Forecast:
         return found, states
 
 
-def _enough(states: States, inputs: int) -> tuple[States, float]:
-    """Return the first minibatches, enough for a layer of so many inputs, and their share of all tokens."""
-    tokens = [hidden.shape[:-1].numel() for hidden, _ in states]
-    reached = itertools.accumulate(tokens)
-    count = next((n for n, total in enumerate(reached, 1) if total >= _TOKENS_AN_INPUT * inputs), len(states))
-    return states[:count], sum(tokens[:count]) / sum(tokens)
+def _moments(i: int, block: nn.Module, layer: nn.Module, states: States, each: int, part: slice) -> Tensor:
+    """Return ``Σ x xᵀ`` of a layer's inputs in the first minibatches of a unit, ``each`` of them."""
+    some = states[part][:each]
+    seen = (input_of(layer, block, hidden, arguments[i]) for hidden, arguments in some)
+    return input_moments((x, x) for x in seen)[1]
+
+
+def _enough(tokens: Sequence[Sequence[int]], inputs: int) -> tuple[int, float]:
+    """Return how many minibatches of each unit are enough for a layer of so many inputs, their first ones.
+
+    Args:
+        tokens: of each unit's minibatches.
+        inputs: M.
+
+    Returns:
+        how many, and their share of all tokens.
+    """
+    most = max(map(len, tokens))
+    reached = [sum(sum(unit[:each]) for unit in tokens) for each in range(1, most + 1)]
+    each = next((n for n, total in enumerate(reached, 1) if total >= _TOKENS_AN_INPUT * inputs), most)
+    return each, reached[each - 1] / reached[-1]

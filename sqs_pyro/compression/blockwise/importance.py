@@ -1,6 +1,6 @@
 """How much each output of a layer matters to what the network says: the Fisher information of its outputs."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sqs_pyro.compression.blockwise.shares import Shares
 from sqs_pyro.errors import DataError
 from sqs_pyro.models.likelihoods import categorical_last
 from sqs_pyro.models.observation import Likelihood
@@ -17,11 +18,12 @@ from sqs_pyro.networks.calling import call_arguments
 def output_importance(
     net: nn.Module,
     layers: Mapping[str, nn.Module],
-    minibatches: Iterable[Any],
+    minibatches: Sequence[Any],
     likelihood: Likelihood = categorical_last,
     seed: int = 0,
     *,
     whole: Collection[str] = (),
+    shares: Shares | None = None,
 ) -> dict[str, Tensor]:
     """Return the mean squared gradient of ``log p(y | x)`` in every layer's outputs, y drawn from the network.
 
@@ -30,11 +32,12 @@ def output_importance(
 
     Args:
         net: the network, in evaluation mode; gradients of its parameters are left as they were.
-        layers: by name; modules whose outputs are ``[..., N]``.
-        minibatches: inputs of the network.
+        layers: by name; embeddings, and modules with a weight ``[N, M]`` whose outputs are ``[..., N]``.
+        minibatches: inputs of the network, all of them on every rank.
         likelihood: from the network's output to the distribution of y.
-        seed: of the draws.
+        seed: of the draws; each minibatch has its own.
         whole: names of layers whose outputs' information is wanted with what is beside its diagonal.
+        shares: the minibatches, each rank takes gradients of its own; if left out, there is no other rank.
 
     Returns:
         ``[N]`` float32 for each layer, nats over squared units of the output, a mean over all its calls' inputs;
@@ -43,20 +46,28 @@ def output_importance(
     Raises:
         DataError: there is no minibatch.
     """
+    shares = shares or Shares(len(minibatches))
+    own = range(len(minibatches))[shares.own]
     watch = _OutputGradients(layers, whole)
     devices = [p.device for p in net.parameters() if p.device.type == "cuda"][:1]
-    with watch, _frozen(net), torch.random.fork_rng(devices), torch.enable_grad():
-        torch.manual_seed(seed)
-        for inputs in minibatches:
-            args, kwargs = call_arguments(inputs, net)
+
+    def gradients(part: slice) -> list[Tensor]:
+        watch.start()
+        for number in own[part]:
+            torch.manual_seed(seed + number)  # draws do not depend on which rank makes them
+            args, kwargs = call_arguments(minibatches[number], net)
             observation = likelihood(net(*args, **kwargs))
             drawn = observation.sample().detach()
             # Summed: examples do not meet in the network, so each keeps the gradient of its own log-density.
             torch.autograd.grad(observation.log_prob(drawn).sum(), watch.leaves)
             watch.leaves.clear()  # lets go of the graph, too
-    if not all(watch.counts.values()):
+        return [torch.tensor(list(watch.counts.values())), *watch.totals.values()]
+
+    with watch, _frozen(net), torch.random.fork_rng(devices), torch.enable_grad():
+        counts, *totals = shares.sums(gradients)
+    if not bool(counts.all()):
         raise DataError("The importance of outputs needs at least one minibatch that reaches every layer.")
-    found = {name: total / watch.counts[name] for name, total in watch.totals.items()}
+    found = {name: total / int(count) for name, total, count in zip(layers, totals, counts, strict=True)}
     return {name: value if value.any() else _of_the_least(name, found) for name, value in found.items()}
 
 
@@ -79,9 +90,18 @@ class _OutputGradients:
 
     def __init__(self, layers: Mapping[str, nn.Module], whole: Collection[str]) -> None:
         self.layers, self.whole = layers, whole
-        self.totals: dict[str, Tensor] = {}
-        self.counts = dict.fromkeys(layers, 0)
         self.leaves: list[Tensor] = []
+        self.start()
+
+    def start(self) -> None:
+        """Begin sums anew."""
+        self.counts = dict.fromkeys(self.layers, 0)
+        self.totals = {name: self._nothing(name, layer) for name, layer in self.layers.items()}
+
+    def _nothing(self, name: str, layer: nn.Module) -> Tensor:
+        weight: Any = layer.weight
+        size = weight.shape[1] if isinstance(layer, nn.Embedding) else weight.shape[0]
+        return torch.zeros(size, size) if name in self.whole else torch.zeros(size)
 
     def __enter__(self) -> "_OutputGradients":
         self._hooks = [
@@ -102,7 +122,7 @@ class _OutputGradients:
     def _add(self, name: str, gradient: Tensor) -> None:
         each = gradient.detach().float().reshape(-1, gradient.shape[-1])  # [B, T, N] -> [B T, N]
         added = (each.T @ each if name in self.whole else each.square().sum(0)).cpu()
-        self.totals[name] = self.totals[name].add_(added) if name in self.totals else added
+        self.totals[name] += added
         self.counts[name] += len(each)
 
 

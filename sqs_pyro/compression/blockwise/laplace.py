@@ -9,8 +9,11 @@ one quadratic for each row w_i, all with the same H; g_i is the mean squared gra
 output i, 1 where the outputs themselves are observed with unit noise. ``w̄`` is where the likelihood is highest:
 the pretrained weight, or what explains the original layer's outputs best from other inputs
 (:meth:`LayerLikelihood.given_inputs`).
+
+Rows are independent given H and the codebook, so ranks share them (:class:`~.shares.Shares`), in units.
 """
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,27 +22,48 @@ import torch
 from torch import Tensor
 
 from sqs_pyro.compression.blockwise.channel_scales import in_units_of
+from sqs_pyro.compression.blockwise.shares import Shares
 from sqs_pyro.errors import NetworkError
 
 
 @dataclass(frozen=True, eq=False)
 class LayerLikelihood:
-    """A Gaussian in the weight of a linear layer of N outputs and M inputs.
+    """A Gaussian in the weight of a linear layer of N outputs and M inputs, of all its rows or of a rank's own.
 
     Attributes:
-        mean: w̄, ``[N, M]``.
+        mean: w̄, ``[n, M]``: of the own rows.
         curvature: H, ``[M, M]``, symmetric, not negative.
-        importance: g, ``[N]``, positive.
+        importance: g, ``[n]``, positive.
+        rows: of the layer, and which of them are own; None: all of them are, in one unit.
     """
 
     mean: Tensor
     curvature: Tensor
     importance: Tensor
+    rows: Shares | None = None
+
+    @property
+    def shares(self) -> Shares:
+        """The rows of the layer, and which of them are own."""
+        return self.rows or Shares(len(self.mean))
+
+    def of_rows(self, rows: Shares) -> "LayerLikelihood":
+        """Return that of a rank's own rows, of one that has all."""
+        return replace(self, mean=self.mean[rows.own], importance=self.importance[rows.own], rows=rows)
+
+    def image(self, weight: Tensor, part: slice) -> Tensor:
+        """Return ``W H`` of a unit of the own rows of ``weight``, ``[n, M]``."""
+        # In memory of its own: last bits of a product depend on how many rows it has, and on where they lie.
+        return weight[part].clone() @ self.curvature
 
     def excess(self, weight: Tensor) -> float:
-        """``1/2 Σ_i g_i (w_i - w̄_i)ᵀ H (w_i - w̄_i)``, nats: what a weight ``[N, M]`` costs beyond the best."""
-        difference = weight - self.mean
-        return 0.5 * float(((difference @ self.curvature) * difference).sum(1) @ self.importance)
+        """``1/2 Σ_i g_i (w_i - w̄_i)ᵀ H (w_i - w̄_i)``, nats: what a weight ``[n, M]`` costs beyond the best."""
+
+        def cost(part: slice) -> Tensor:
+            difference = weight[part] - self.mean[part]
+            return ((difference @ self.curvature) * difference).sum(1) @ self.importance[part].clone()
+
+        return 0.5 * float(self.shares.sum(cost))
 
     def relative_error(self, weight: Tensor) -> float:
         """:meth:`excess` relative to that of a weight of zeros: the share of the outputs' energy that is lost."""
@@ -60,9 +84,12 @@ class LayerLikelihood:
             cross: ``Σ x x'ᵀ``, ``[M, M]``.
             curvature: ``Σ x' x'ᵀ``, ``[M, M]``, positive definite.
         """
-        factor = _cholesky(curvature)
-        mean = torch.cholesky_solve((self.mean.double() @ cross.double()).T, factor).T
-        return replace(self, mean=mean.to(self.mean), curvature=curvature)
+        factor, product = _cholesky(curvature), cross.double()
+        units = [
+            torch.cholesky_solve((self.mean[part].double() @ product).T, factor).T.to(self.mean)
+            for part in self.shares.parts
+        ]
+        return replace(self, mean=torch.cat(units) if units else self.mean, curvature=curvature)
 
     def plus(self, other: "LayerLikelihood") -> "LayerLikelihood":
         """Return that of what both say of one weight, in the Kronecker product that is nearest to their sum.
@@ -87,15 +114,23 @@ class LayerLikelihood:
         """Return that of the weight whose rows are divided by ``scales``, ``[N]``, if there are any."""
         if scales is None:
             return self
+        scales = scales[self.shares.own]
         squares = scales.to(self.importance).square()
         # An error e in w / s is one of s e in w: what it costs grows with s².
         return replace(self, mean=in_units_of(scales, self.mean), importance=self.importance * squares)
 
-    @property
+    @cached_property
+    def reach(self) -> float:
+        """The largest size of a mean."""
+        own = float(self.mean.abs().max()) if len(self.mean) else 0.0
+        return max(self.shares.ranks.gathered(own))
+
+    @cached_property
     def mean_precision(self) -> float:
         """Mean over weights of ``g_i / v_j``: the precision of each given those that are coded before it."""
         _, upper = self.conditioning
-        return float(self.importance.mean() * upper.diagonal().pow(-2).mean())
+        total = float(self.shares.sum(lambda part: self.importance[part].sum()))
+        return total / self.shares.count * float(upper.diagonal().pow(-2).mean())
 
     @cached_property
     def conditioning(self) -> tuple[Tensor, Tensor]:
@@ -128,25 +163,37 @@ def _cholesky(matrix: Tensor) -> Tensor:
     return factor
 
 
-def input_moments(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def input_moments(pairs: Iterable[tuple[Tensor, Tensor]], shares: Shares | None = None) -> tuple[Tensor, Tensor]:
     """Sum ``x x'ᵀ`` and ``x' x'ᵀ``, float32 ``[M, M]`` each, over a layer's inputs before and after compression.
 
     Args:
-        pairs: x and x', ``[..., M]``, of the same examples; x' may be x itself.
+        pairs: x and x', ``[..., M]``, of the same examples, a minibatch each; x' may be x itself, in all of them.
+        shares: the minibatches, of which ``pairs`` are this rank's own; if left out, there is no other rank.
+
+    Returns:
+        the two, which are one tensor where x' is x itself.
 
     Raises:
         NetworkError: there is no pair.
     """
-    cross = curvature = None
+    left = iter(pairs)
+    if shares is None:
+        found = _moments(left)
+    else:
+        found = shares.sums(lambda part: _moments(itertools.islice(left, part.stop - part.start)))
+    return found[-1], found[0]
+
+
+def _moments(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Return ``Σ x' x'ᵀ`` and, unless x' is x itself, ``Σ x x'ᵀ``."""
+    found: list[Tensor] = []
     for before, after in pairs:
         with torch.autocast(after.device.type, enabled=False):  # sums in bfloat16 are not positive definite
             x, seen = (value.reshape(-1, value.shape[-1]).float() for value in (before, after))
-            square = seen.T @ seen  # [n, M] -> [M, M]
-            product = square if before is after else x.T @ seen
+            # [n, M] -> [M, M]
+            products = [seen.T @ seen] if before is after else [seen.T @ seen, x.T @ seen]
         # Added in place: a second [M, M] of the widest layer would be the peak of memory.
-        curvature = square if curvature is None else curvature.add_(square)
-        # A clone, as `product` may be `square` itself, to which later minibatches are added.
-        cross = product.clone() if cross is None else cross.add_(product)
-    if cross is None or curvature is None:
+        found = [total.add_(each) for total, each in zip(found, products, strict=True)] if found else products
+    if not found:
         raise NetworkError("The curvature of a layer needs at least one minibatch of its inputs.")
-    return cross, curvature
+    return found

@@ -4,6 +4,8 @@ A plan follows what :mod:`~sqs_pyro.compression.blockwise.blocks` holds at its m
 the importance of outputs, while an embedding or a head is coded, in the middle of a block, and when the packed
 network is put together. Tensors that live
 through a moment are counted; the allocator's overhead and the libraries themselves (some 0.5 GB) are not.
+
+Of ranks it tells what one takes: hidden states and rows that are coded are divided, all else each of them has.
 """
 
 from collections.abc import Mapping
@@ -16,10 +18,12 @@ from torch import Tensor, nn
 from sqs_pyro.compression.blockwise.file_size import bits_a_weight
 from sqs_pyro.compression.blockwise.forecast import IMPORTANCE_BATCH
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
+from sqs_pyro.compression.blockwise.shares import Shares
 from sqs_pyro.compression.blockwise.vocabulary import candidates, vocabulary_of
 from sqs_pyro.compression.layers import check_layers
 from sqs_pyro.networks.architectures import blocks, layer_names
 from sqs_pyro.networks.linear_form import in_linear_form
+from sqs_pyro.ranks import Ranks
 from sqs_pyro.recipes import parse
 
 _FLOAT, _DOUBLE = 4, 8
@@ -30,6 +34,9 @@ _STATES = 4
 #: Of one input's row of H, in bytes: two moments and their sum in float32; H in order, its Cholesky factor, the
 #: inverse and the inverse's factor in float64; U and H in order in float32.
 _CURVATURE = 3 * _FLOAT + 4 * _DOUBLE + 2 * _FLOAT
+#: The same while two moments are summed: for each of the tree's branches that a rank's units have, and one more
+#: that is added; and, on several ranks, for what one sum sends and receives.
+_SUMMED, _SENT = 2 * _FLOAT, 3 * _FLOAT
 #: Of one weight of the layer that is coded: its mean, that in units of scales, and in order; prices; symbols; in
 #: the M-step its symbol's number and the products that are summed in float64.
 _WEIGHT = 5 * _FLOAT + 1 + 2 * _DOUBLE + 2 * _FLOAT
@@ -52,7 +59,7 @@ class MemoryPlan:
         coding: of the largest layer, while its symbols are chosen.
         table: the same, with its curvature, of the larger of embedding and head; 0 where neither is compressed.
         held: of a streamed network, all beside the blocks, which are in memory then.
-        states: hidden states of all calibration sequences.
+        states: hidden states of all calibration sequences, or of a rank's own.
         inside: what a block computes for one minibatch.
         packed: finished blocks in their packed form.
         gradients: what autograd keeps for the importance of outputs; 0 with allocation `even`.
@@ -108,6 +115,7 @@ def plan_memory(
     recipe: BlockwiseRecipe | Mapping[str, Any] | None = None,
     *,
     streamed: bool = True,
+    ranks: int = 1,
 ) -> MemoryPlan:
     """Return what compression of a network takes; its weights may be on the meta device.
 
@@ -115,19 +123,23 @@ def plan_memory(
         net: of an architecture that :mod:`~sqs_pyro.networks.architectures` knows.
         sequences: n of the calibration's ``[n, T]``.
         length: T.
-        recipe: what is going to be done; ``bits``, ``batch_size`` and the file's layout matter.
+        recipe: what is going to be done; ``bits``, ``batch_size``, ``units`` and the file's layout matter.
         streamed: whether one block at a time is read from the checkpoint
             (:func:`~sqs_pyro.integrations.checkpoint.compress_checkpoint`) or the whole network is in memory.
+        ranks: how many share the work; the plan is of the one that has most.
 
     Raises:
-        NetworkError, RecipeError: an unknown architecture, an impossible recipe.
+        NetworkError, RecipeError: an unknown architecture, an impossible recipe, more ranks than units.
     """
     recipe = parse(BlockwiseRecipe, recipe or {}, "blockwise")
+    Ranks(0, ranks).check(recipe.units, "blockwise.units")
     with in_linear_form(net):
-        return _plan(net, sequences, length, recipe, streamed)
+        return _plan(net, sequences, length, recipe, streamed, ranks)
 
 
-def _plan(net: nn.Module, sequences: int, length: int, recipe: BlockwiseRecipe, streamed: bool) -> MemoryPlan:
+def _plan(
+    net: nn.Module, sequences: int, length: int, recipe: BlockwiseRecipe, streamed: bool, ranks: int
+) -> MemoryPlan:
     found, layers = blocks(net), layer_names(net).values()
     in_block = max(map(_count, found))
     weights = _compressed(net, recipe)
@@ -136,15 +148,17 @@ def _plan(net: nn.Module, sequences: int, length: int, recipe: BlockwiseRecipe, 
     outside = total - sum(_count(block) for block in found)
     config: Any = net.config
     tokens, width = sequences * length, config.hidden_size
+    own = min(sequences, recipe.batch_size * _most(-(-sequences // recipe.batch_size), recipe.units, ranks))
+    row = max(_SUMMED * (1 + _units(recipe.units, ranks).bit_length()) + _SENT * (ranks > 1), _CURVATURE)
     widest = max(max(layer.in_features, layer.out_features) for layer in layers)
     return MemoryPlan(
         weights=_FLOAT * (in_block if streamed else total),
         block=(_BLOCKS - 1) * _FLOAT * in_block,
-        curvature=_CURVATURE * max(layer.in_features for layer in layers) ** 2,
-        coding=_WEIGHT * max(layer.weight.numel() for layer in layers),
-        table=max((_CURVATURE * each.shape[1] ** 2 + _WEIGHT * each.numel() for each in tables), default=0),
+        curvature=row * max(layer.in_features for layer in layers) ** 2,
+        coding=max(_coding(layer.weight, recipe, ranks) for layer in layers),
+        table=max((row * each.shape[1] ** 2 + _coding(each, recipe, ranks) for each in tables), default=0),
         held=_FLOAT * outside if streamed else 0,
-        states=_STATES * _FLOAT * tokens * width,
+        states=_STATES * _FLOAT * own * length * width,
         inside=_INSIDE * _FLOAT * min(recipe.batch_size, sequences) * length * widest,
         packed=_finished(net, weights, recipe),
         gradients=_gradients(net, recipe, length, widest),
@@ -153,6 +167,23 @@ def _plan(net: nn.Module, sequences: int, length: int, recipe: BlockwiseRecipe, 
         parameters=total,
         tokens=tokens,
     )
+
+
+def _units(units: int, ranks: int) -> int:
+    """Return how many units the rank has that has most."""
+    return -(-units // ranks)
+
+
+def _most(count: int, units: int, ranks: int) -> int:
+    """Return how many of ``count`` things in units the rank has that has most."""
+    every = (Shares(count, units, Ranks(rank, ranks)).own for rank in range(ranks))
+    return max(own.stop - own.start for own in every)
+
+
+def _coding(weight: Tensor, recipe: BlockwiseRecipe, ranks: int) -> int:
+    """Return bytes while a weight is coded: of a rank's own rows, and on several ranks all symbols twice."""
+    rows, inputs = weight.shape
+    return _WEIGHT * _most(rows, recipe.units, ranks) * inputs + 2 * weight.numel() * (ranks > 1)
 
 
 def _compressed(net: nn.Module, recipe: BlockwiseRecipe) -> dict[str, Tensor]:

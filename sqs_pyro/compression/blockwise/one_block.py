@@ -1,4 +1,8 @@
-"""One block compressed: its layers in groups, each from the inputs that the groups before it give as they ship."""
+"""One block compressed: its layers in groups, each from the inputs that the groups before it give as they ship.
+
+Ranks share it twice over: each runs the block on minibatches of its own, and then codes rows of its own of every
+layer, so that a layer alone in its group is shared, too. Behind each layer every rank has the same student.
+"""
 
 import copy
 import time
@@ -11,10 +15,12 @@ from torch import Tensor, nn
 from sqs_pyro.compression.blockwise.block_layers import BlockLayers
 from sqs_pyro.compression.blockwise.coded_weight import coded_weight
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood, input_moments
+from sqs_pyro.compression.blockwise.shares import Shares
 from sqs_pyro.compression.blockwise.states import States, advance
 from sqs_pyro.compression.blockwise.store import BlockRecord, FinishedBlock
 from sqs_pyro.compression.blockwise.training import relative_error, settle
 from sqs_pyro.networks.block_stack import input_of
+from sqs_pyro.networks.calling import device_of
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.packing.leftovers import round_to
 
@@ -26,20 +32,21 @@ class BlockCoder:
         layers: those that are compressed.
         importance: of layers' outputs ``[N]``, by the layers' names in the network; 1 where there is none.
         bits: a weight, of layers without bits of their own where no β is given.
+        shares: the minibatches of the calibration.
     """
 
-    def __init__(self, layers: BlockLayers, importance: Mapping[str, Tensor], bits: float) -> None:
-        self.layers, self.importance, self.bits = layers, importance, bits
+    def __init__(self, layers: BlockLayers, importance: Mapping[str, Tensor], bits: float, shares: Shares) -> None:
+        self.layers, self.importance, self.bits, self.shares = layers, importance, bits, shares
         self.recipe = layers.recipe
 
     def compress(
         self, i: int, original: States, compressed: States, targets: list[Tensor], beta: float | None
     ) -> tuple[FinishedBlock, list[Tensor]]:
-        """Return block i as it ships, and the hidden states behind it.
+        """Return block i as it ships, and the hidden states behind it; all ranks call it together.
 
         Args:
             i: the block's number.
-            original: hidden states before it in the original network.
+            original: hidden states before it in the original network, of this rank's minibatches, as all below.
             compressed: those that the blocks compressed so far give.
             targets: hidden states behind the original block.
             beta: β of its layers; None gives each ``bits``.
@@ -59,9 +66,7 @@ class BlockCoder:
                 # As float16 codewords will have it: the next group's inputs come through it.
                 layer.weight.copy_(coded[f"{name}.weight"].dense().to(layer.weight))
         if self.recipe.settle_steps and coded:
-            inputs = [(hidden, arguments[i]) for hidden, arguments in compressed]
-            # A seed for each block, so that one that goes on from kept blocks draws as it would have drawn.
-            coded = settle(student, coded, inputs, targets, self.recipe, self.recipe.seed + i)
+            coded = self._settled(i, student, coded, compressed, targets)
         leftovers = {
             name: round_to(value.detach(), self.recipe.leftover_dtype)
             for name, value in student.named_parameters()
@@ -70,7 +75,7 @@ class BlockCoder:
         # The error is of the block as it ships, rounded leftovers included.
         finished = FinishedBlock(coded, leftovers, BlockRecord(i, _mean_bits(coded, figures), 0.0, figures, 0.0))
         outputs = advance(shipped(teacher, finished), compressed, i)
-        error = relative_error(outputs, targets)
+        error = relative_error(outputs, targets, self.shares)
         record = replace(finished.record, error=error, seconds=time.perf_counter() - start)
         return replace(finished, record=record), outputs
 
@@ -78,7 +83,7 @@ class BlockCoder:
         self, path: str, weight: Tensor, own: LayerLikelihood, beta: float | None
     ) -> tuple[CodedTensor, dict[str, float]]:
         # Of the weight as it was, so that the forecast and the coding take the same scales.
-        scales = self.layers.scales(weight, own.importance)
+        scales = self.layers.scales(weight, self._importance(path, weight))
         asked = self.recipe.bits_of(path)
         if asked is not None or beta is None:
             return coded_weight(own, scales, self.recipe, bits=asked or self.bits, beta=None)
@@ -94,15 +99,41 @@ class BlockCoder:
                 x = input_of(coded_next, student, seen, others[i])
                 yield (input_of(first, teacher, hidden, arguments[i]) if self.recipe.adapt_inputs else x), x
 
-        cross, curvature = input_moments(pairs())  # E x xₛᵀ and E xₛ xₛᵀ, [M, M]
+        cross, curvature = input_moments(pairs(), self.shares)  # E x xₛᵀ and E xₛ xₛᵀ, [M, M]
         found = {}
         for name, layer in group.items():
-            g = self.importance.get(self.layers.path(i, name), torch.ones(layer.out_features))
-            own = self.layers.likelihood(layer.weight, curvature, g)
+            g = self._importance(self.layers.path(i, name), layer.weight)
+            rows = Shares(layer.out_features, self.recipe.units, self.shares.ranks)
+            own = self.layers.likelihood(layer.weight, curvature, g).of_rows(rows)
             if self.recipe.adapt_inputs:
                 ridge = own.curvature - curvature  # pulls towards the weight itself
                 own = own.given_inputs(cross + ridge, own.curvature)
             found[name] = own
+        return found
+
+    def _importance(self, path: str, weight: Tensor) -> Tensor:
+        """Return how much each output of a layer matters, ``[N]``."""
+        return self.importance.get(path, torch.ones(len(weight))).to(weight.device)
+
+    def _settled(
+        self,
+        i: int,
+        student: nn.Module,
+        coded: Mapping[str, CodedTensor],
+        compressed: States,
+        targets: list[Tensor],
+    ) -> dict[str, CodedTensor]:
+        """Let what has no code settle, in place, and return the coded weights: each rank makes every step."""
+        pairs = zip(compressed, targets, strict=True)
+        inputs = [(hidden, arguments[i], target) for (hidden, arguments), target in pairs]
+        # A seed for each block, so that one that goes on from kept blocks draws as it would have drawn.
+        minibatches = self.shares.everywhere(inputs, device_of(student))
+        settled = settle(student, coded, minibatches, self.recipe, self.recipe.seed + i)
+        # One rank's, as a minibatch that was sent may lie elsewhere in memory than one that was computed.
+        values = [value.detach().cpu() for value in student.parameters()]
+        found, values = self.shares.ranks.from_rank((settled, values))
+        for parameter, value in zip(student.parameters(), values, strict=True):
+            parameter.copy_(value)
         return found
 
 

@@ -65,6 +65,9 @@ class BlockwiseRecipe(RecipeSection):
         token_prior: pseudo-count of each token beside those of the calibration, which say how much each row of an
             embedding or a head matters; 1/2 is Jeffreys' prior of their frequencies.
         batch_size: sequences that run at once.
+        units: into how many parts minibatches, and rows of a layer, are divided among the ranks that `torchrun`
+            starts: as many ranks at most. The file depends on their number in its last bits, and not on how many
+            ranks there are.
         settle_steps: steps of SVI on each block at fixed codes, a minibatch each, in which codebooks, norms and
             biases settle.
         finish_steps: steps of SVI on the whole network behind its last block, at fixed codes, two examples each:
@@ -97,6 +100,7 @@ class BlockwiseRecipe(RecipeSection):
     importance_sequences: int = Field(default=24, ge=1)
     token_prior: float = Field(default=0.5, gt=0)
     batch_size: int = Field(default=8, ge=1)
+    units: int = Field(default=8, ge=1)
     settle_steps: int = Field(default=0, ge=0)
     finish_steps: int = Field(default=0, ge=0)
     codebook_learning_rate: float = Field(default=2e-3, ge=0)

@@ -10,6 +10,7 @@ from sqs_pyro.compression.blockwise.token_fisher import HeadFisher
 from sqs_pyro.compression.checkpoint import check_same, read_checkpoint, write_checkpoint
 from sqs_pyro.fingerprint import Fingerprint
 from sqs_pyro.packing import CodedTensor
+from sqs_pyro.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class BlockStore:
         planned: where the plan is, and the fingerprint of all calls that share it; as the blocks if left out.
         finished: fingerprint of the call with its last steps, which come behind blocks that calls share; as the
             blocks' if left out.
+        ranks: that read plan, blocks and tables together: what the first has kept is told to all of them.
     """
 
     def __init__(
@@ -124,14 +126,15 @@ class BlockStore:
         fingerprint: Fingerprint,
         planned: tuple[Path, Fingerprint] | None = None,
         finished: Fingerprint | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.directory, self.fingerprint = directory, fingerprint
+        self.directory, self.fingerprint, self.ranks = directory, fingerprint, ranks
         self.planned = planned or (directory, fingerprint)
         self.finished = finished or fingerprint
 
     def read_plan(self) -> Plan | None:
         """Return the plan of an interrupted run, or None; errors as :meth:`read`."""
-        state = _read(*self.planned, "plan", {"importance", "precisions", "head"})
+        state = self.ranks.from_rank(_read(*self.planned, "plan", {"importance", "precisions", "head"}))
         if state is None:
             return None
         head = state["head"]
@@ -182,7 +185,7 @@ class BlockStore:
         _write(self.directory, self.finished, "finish", state)
 
     def _read(self, name: str, keys: set[str]) -> dict[str, Any] | None:
-        return _read(self.directory, self.fingerprint, name, keys)
+        return self.ranks.from_rank(_read(self.directory, self.fingerprint, name, keys))
 
     def _write(self, name: str, state: dict[str, Any]) -> None:
         _write(self.directory, self.fingerprint, name, state)

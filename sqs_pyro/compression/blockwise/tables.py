@@ -11,6 +11,7 @@ from sqs_pyro.compression.blockwise.channel_scales import in_units_of, scale_bit
 from sqs_pyro.compression.blockwise.coded_weight import coded_weight, scales_of
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
+from sqs_pyro.compression.blockwise.shares import Shares
 from sqs_pyro.compression.blockwise.store import FinishedTable, Plan, TableRecord
 from sqs_pyro.compression.blockwise.token_fisher import HeadFisher, embedding_likelihood, head_fisher
 from sqs_pyro.compression.blockwise.vocabulary import Vocabulary
@@ -24,8 +25,9 @@ class Tables:
         stack: the network and its blocks.
         vocabulary: which of the two are compressed.
         recipe: what to do.
-        minibatches: the calibration.
-        counts: how often it reads each token, ``[V]``.
+        minibatches: of the calibration, this rank's own.
+        shares: which these are.
+        counts: how often all of them read each token, ``[V]``.
     """
 
     def __init__(
@@ -34,13 +36,14 @@ class Tables:
         vocabulary: Vocabulary,
         recipe: BlockwiseRecipe,
         minibatches: Sequence[Any],
+        shares: Shares,
         counts: Tensor,
     ) -> None:
         self.stack, self.vocabulary, self.recipe = stack, vocabulary, recipe
-        self.minibatches, self.counts = minibatches, counts
+        self.minibatches, self.shares, self.counts = minibatches, shares, counts
 
     def embedding_likelihood(self, plan: Plan | None, head: HeadFisher | None) -> LayerLikelihood:
-        """Return that of the embedding.
+        """Return that of the embedding, of all its rows.
 
         Args:
             plan: with the information of its outputs; without one these have a noise as large as they are.
@@ -54,16 +57,17 @@ class Tables:
         return own.plus(head.likelihood(weight, prior).damped(self.recipe.damping))
 
     def head_likelihood(self, before: Sequence[Tensor], after: Sequence[Tensor]) -> LayerLikelihood:
-        """Return that of a head of its own, which sees what the compressed blocks give.
+        """Return that of a head of its own, which sees what the compressed blocks give; of this rank's rows.
 
         Args:
-            before: hidden states behind the original blocks, a minibatch each.
+            before: hidden states behind the original blocks, one of each own minibatch.
             after: those behind the compressed ones.
         """
         path = str(self.vocabulary.head)
         adapts = self.recipe.adapt_inputs
         fisher = self.head_fisher(path, before if adapts else after, after)
-        plain = fisher.likelihood(self._weight(path), self.recipe.token_prior)
+        weight = self._weight(path)
+        plain = fisher.likelihood(weight, self.recipe.token_prior).of_rows(self._rows(weight))
         own = plain.damped(self.recipe.damping)
         if not adapts:
             return own
@@ -79,7 +83,7 @@ class Tables:
                 x = self.stack.exit_input(inputs, hidden, head)
                 yield x, (x if seen is hidden else self.stack.exit_input(inputs, seen, head))
 
-        return head_fisher(head, pairs())
+        return head_fisher(head, pairs(), self.shares)
 
     def rates(self, plan: Plan, max_components: int | None) -> dict[str, LayerRate]:
         """Return how many bits each takes at any β, by path; of those without bits of their own.
@@ -98,16 +102,26 @@ class Tables:
             else:
                 assert plan.head is not None  # of this very head, with the original network's inputs: a forecast
                 own = plan.head.likelihood(weight, self.recipe.token_prior).damped(self.recipe.damping)
-            scales = self._scales(weight, own)
+            scales = self._scales(weight, own.importance)
             precision, extra = own.in_units_of(scales).mean_precision, scale_bits(scales, weight.shape[1])
             # By columns: a stride along the rows might meet the same few inputs in each of them.
             found[path] = LayerRate.of(in_units_of(scales, weight).T, precision, extra, max_components)
         return found
 
     def code(self, path: str, own: LayerLikelihood, *, bits: float | None, beta: float | None) -> FinishedTable:
-        """Code one of them for so many bits a weight, or at β."""
+        """Code one of them for so many bits a weight, or at β; all ranks call it together.
+
+        Args:
+            path: which.
+            own: its likelihood, of all rows or of this rank's own.
+            bits: for each weight; or
+            beta: β.
+        """
         start = time.perf_counter()
-        scales = self._scales(self._weight(path), own)
+        weight = self._weight(path)
+        if own.rows is None:
+            own = own.of_rows(self._rows(weight))
+        scales = self._scales(weight, own.shares.joined(own.importance))
         coded, row = coded_weight(own, scales, self.recipe, bits=bits, beta=beta)
         return FinishedTable(coded, TableRecord(path, **row, seconds=time.perf_counter() - start))
 
@@ -115,5 +129,8 @@ class Tables:
         weight: Any = self.stack.net.get_submodule(path).weight
         return weight
 
-    def _scales(self, weight: Tensor, own: LayerLikelihood) -> Tensor | None:
-        return scales_of(weight, own.importance, self.recipe, by_size=True)
+    def _rows(self, weight: Tensor) -> Shares:
+        return Shares(len(weight), self.recipe.units, self.shares.ranks)
+
+    def _scales(self, weight: Tensor, importance: Tensor) -> Tensor | None:
+        return scales_of(weight, importance, self.recipe, by_size=True)

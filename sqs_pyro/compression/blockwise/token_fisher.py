@@ -15,6 +15,7 @@ posterior's mean. At 1/2, Jeffreys' prior, the mean is the estimate of Krichevsk
 log-loss is asymptotically minimax whatever text comes: an unseen token counts a third of one that was seen once.
 """
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
+from sqs_pyro.compression.blockwise.shares import Shares
 from sqs_pyro.errors import NetworkError
 
 _LOGITS = 1 << 24  # at once
@@ -100,17 +102,31 @@ class HeadFisher:
 
 
 @torch.no_grad()
-def head_fisher(head: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> HeadFisher:
+def head_fisher(
+    head: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], shares: Shares | None = None
+) -> HeadFisher:
     """Sum up what a head's inputs say of its weight.
 
     Args:
         head: the module that gives the logits of a softmax, ``[..., V]``.
         pairs: inputs h of the original network and h' of the compressed one, ``[..., D]``, of the same places; h'
             may be h itself. Probabilities are those of the original.
+        shares: the minibatches, of which ``pairs`` are this rank's own; if left out, there is no other rank.
 
     Raises:
         NetworkError: there is no pair.
     """
+    left = iter(pairs)
+    if shares is None:
+        found = _sums(head, left)
+    else:
+        found = shares.sums(lambda part: _sums(head, itertools.islice(left, part.stop - part.start)))
+    rows, cross, curvature, places = found
+    return HeadFisher(rows.float().cpu(), cross.cpu(), curvature.cpu(), int(places))
+
+
+def _sums(head: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Return rows, cross, curvature and places of :class:`HeadFisher`."""
     rows = cross = curvature = None
     places = 0
     for before, after in pairs:
@@ -130,4 +146,4 @@ def head_fisher(head: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> Head
         places += len(h)
     if rows is None or cross is None or curvature is None:
         raise NetworkError("The information of a head needs at least one minibatch of its inputs.")
-    return HeadFisher(rows.float().cpu(), cross.cpu(), curvature.cpu(), places)
+    return [rows, cross, curvature, torch.tensor(places)]

@@ -1,6 +1,6 @@
 """SVI on one block: a Gaussian likelihood of the original block's output, given the compressed blocks' inputs."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sqs_pyro.compression.blockwise.channel_scales import in_units_of
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
+from sqs_pyro.compression.blockwise.shares import Shares
 from sqs_pyro.inference.elbo import SQSELBO
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
@@ -38,20 +39,30 @@ def token_sizes(target: Tensor) -> Tensor:
     return target.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
 
-def relative_error(outputs: Iterable[Tensor], targets: Iterable[Tensor]) -> float:
-    """Return the mean over tokens of ``|output - target|² / |target|²``, of minibatches ``[..., D]``."""
-    total, tokens = 0.0, 0
-    for output, target in zip(outputs, targets, strict=True):
-        each = ((output - target) / token_sizes(target)).square().sum(-1)
-        total, tokens = total + float(each.sum(dtype=torch.float64)), tokens + each.numel()
-    return total / tokens
+def relative_error(outputs: Sequence[Tensor], targets: Sequence[Tensor], shares: Shares | None = None) -> float:
+    """Return the mean over tokens of ``|output - target|² / |target|²``.
+
+    Args:
+        outputs: minibatches ``[..., D]``.
+        targets: what they should be.
+        shares: the minibatches, of which these are a rank's own; if left out, there is no other rank.
+    """
+
+    def total(part: slice) -> Tensor:
+        found = torch.zeros(2, dtype=torch.float64)  # errors, and tokens
+        for output, target in zip(outputs[part], targets[part], strict=True):
+            each = ((output - target) / token_sizes(target)).square().sum(-1)
+            found += torch.tensor([float(each.sum(dtype=torch.float64)), each.numel()], dtype=torch.float64)
+        return found
+
+    error, tokens = (shares or Shares(len(outputs))).sum(total).tolist()
+    return error / tokens
 
 
 def settle(
     block: nn.Module,
     coded: Mapping[str, CodedTensor],
-    inputs: Sequence[tuple[Tensor, BlockArguments]],
-    targets: Sequence[Tensor],
+    minibatches: Sequence[tuple[Tensor, BlockArguments, Tensor]],
     recipe: BlockwiseRecipe,
     seed: int,
 ) -> dict[str, CodedTensor]:
@@ -60,8 +71,8 @@ def settle(
     Args:
         block: its weights stay, coded or not, its norms and biases are changed in place.
         coded: its compressed weights, by parameter name.
-        inputs: minibatches of what reaches the block from the compressed blocks before it.
-        targets: what the original block gave for them, ``[B, T, D]`` each.
+        minibatches: what reaches the block from the compressed blocks before it, the block's other arguments, and
+            what the original block gave, ``[B, T, D]``.
         recipe: steps and learning rates.
         seed: of the order of minibatches.
 
@@ -79,7 +90,7 @@ def settle(
         model = BayesianNetwork(
             RelativeOutput(block),
             likelihood="gaussian",
-            num_data=sum(len(target) for target in targets),
+            num_data=recipe.batch_size * len(minibatches),
             # Names, not patterns: exactly these sites, to the letter.
             include=[f"^{site.replace('.', '[.]')}$" for site in sites],
         )
@@ -90,12 +101,12 @@ def settle(
         with pyro.get_param_store().scope(), torch.enable_grad():
             for step in range(recipe.settle_steps):
                 # Of a generator of its own: which minibatches a block sees does not depend on the blocks before.
-                i = int(torch.randint(len(inputs), (1,), generator=generator))
-                hidden, arguments = inputs[i]
-                size = token_sizes(targets[i])
+                i = int(torch.randint(len(minibatches), (1,), generator=generator))
+                hidden, arguments, target = minibatches[i]
+                size = token_sizes(target)
                 falling_rates(optimizer, 1 - step / recipe.settle_steps)
                 optimizer.zero_grad(set_to_none=True)
-                elbo.terms(model, guide, (hidden, arguments, size), targets[i] / size).loss.backward()
+                elbo.terms(model, guide, (hidden, arguments, size), target / size).loss.backward()
                 optimizer.step()
         settled = guide.harden()
     return {name: with_scales(settled[f"block.{name}"], scaled.get(name)) for name in coded}

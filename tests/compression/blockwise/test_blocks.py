@@ -259,7 +259,7 @@ class TestSettling:
         block = stack.blocks[0]
         with torch.no_grad():
             targets = [run_block(block, *each) for each in inputs]
-        return block, inputs, targets
+        return block, [(*each, target) for each, target in zip(inputs, targets, strict=True)]
 
     def coded(self, block, scales=False):
         """Three values a layer, or a row where there are scales."""
@@ -277,7 +277,7 @@ class TestSettling:
 
     @pytest.mark.parametrize("scales", [False, True])
     def test_moves_codewords_and_norms_but_no_code(self, scales):
-        block, inputs, targets = self.block()
+        block, minibatches = self.block()
         coded = self.coded(block, scales)
         layers = dict(block.named_modules())
         norm = block.input_layernorm.weight.detach().clone()
@@ -287,13 +287,13 @@ class TestSettling:
             with torch.no_grad():
                 outputs = [
                     torch.func.functional_call(block, state, (hidden, *args[0]), args[1])
-                    for hidden, args in inputs
+                    for hidden, args, _ in minibatches
                 ]
-            return relative_error(torch.cat(outputs), torch.cat(targets))
+            return relative_error(outputs, [target for _, _, target in minibatches])
 
         before = error(coded)
         recipe = BlockwiseRecipe(settle_steps=60, codebook_learning_rate=1e-2)
-        settled = settle(block, coded, inputs, targets, recipe, seed=0)
+        settled = settle(block, coded, minibatches, recipe, seed=0)
         assert error(settled) < 0.9 * before
         for name in coded:
             assert torch.equal(settled[name].codes, coded[name].codes)
@@ -307,9 +307,9 @@ class TestSettling:
     def test_follows_its_seed(self):
         found = []
         for _ in range(2):
-            block, inputs, targets = self.block()
+            block, minibatches = self.block()
             recipe = BlockwiseRecipe(settle_steps=5)
-            found.append(settle(block, self.coded(block), inputs, targets, recipe, seed=3))
+            found.append(settle(block, self.coded(block), minibatches, recipe, seed=3))
         assert all(torch.equal(found[0][name].codebook, found[1][name].codebook) for name in found[0])
 
 

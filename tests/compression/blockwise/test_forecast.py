@@ -16,7 +16,7 @@ def test_some_tokens_tell_as_much_as_all(tmp_path, monkeypatch):
     seen = []
     moments = forecast.input_moments
     monkeypatch.setattr(
-        forecast, "input_moments", lambda pairs: moments(seen.append(len(x)) or (x, y) for x, y in pairs)
+        forecast, "input_moments", lambda pairs: moments(seen.append(len(x)) or (x, x) for x, _ in pairs)
     )
 
     def precisions(name):

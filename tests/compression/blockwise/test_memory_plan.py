@@ -10,7 +10,7 @@ import torch
 from kits import architectures
 
 from sqs_pyro.compression.blockwise.memory_plan import plan_memory
-from sqs_pyro.errors import NetworkError
+from sqs_pyro.errors import NetworkError, RecipeError
 
 transformers = pytest.importorskip("transformers")
 EVEN = {"allocation": "even", "bits": 3.0}
@@ -48,6 +48,21 @@ def test_what_makes_it_grow():
     assert plan_memory(net, 20, 32, EVEN).states == 2 * streamed.states
     assert plan_memory(net, 10, 32, {"bits": 3.0}, streamed=False).gradients > 0
     assert plan_memory(net, 10, 32, {**EVEN, "bits": 6.0, "num_components": 255}).packed == 2 * streamed.packed
+
+
+def test_of_a_rank():
+    """Hidden states and the rows that are coded are divided, the rest is as it was."""
+    net = llama(hidden_size=64, intermediate_size=96, num_hidden_layers=6)
+    one, two, three = (plan_memory(net, 48, 32, EVEN, ranks=ranks) for ranks in (1, 2, 3))
+    # Six minibatches of eight sequences; rows in eight units, of which one of three ranks has three.
+    assert (two.states, three.states) == (one.states // 2, one.states // 3)
+    assert two.coding == 45 * 64 * 48 + 2 * 64 * 96 and three.coding == 45 * 64 * 36 + 2 * 64 * 96
+    assert (two.weights, two.curvature, two.packed) == (one.weights, one.curvature, one.packed)
+    assert three.peak < two.peak < one.peak
+    many = plan_memory(net, 48, 32, {**EVEN, "units": 1 << 9})  # whose sums have more branches
+    assert many.curvature == 2 * 4 * 11 * 96**2 > one.curvature
+    with pytest.raises(RecipeError, match=r"9 ranks share the 8 units of blockwise\.units"):
+        plan_memory(net, 48, 32, EVEN, ranks=9)
 
 
 def test_an_unknown_architecture():

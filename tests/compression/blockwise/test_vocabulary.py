@@ -223,10 +223,10 @@ class TestOutcome:
         net, seen = make(tied=False), []
         real = one_block.input_moments
 
-        def noted(pairs):
+        def noted(pairs, shares):
             pairs = list(pairs)
             seen.append(pairs[0])
-            return real(iter(pairs))
+            return real(iter(pairs), shares)
 
         monkeypatch.setattr(one_block, "input_moments", noted)
         result = compress_transformer(net, zipf(), {**RECIPE, "allocation": "even", "batch_size": 12})

