@@ -38,7 +38,7 @@ from sqs_pyro.compression.blockwise.finishing import finish
 from sqs_pyro.compression.blockwise.forecast import Forecast
 from sqs_pyro.compression.blockwise.one_block import BlockCoder, shipped
 from sqs_pyro.compression.blockwise.recipe import BEHIND_BLOCKS, SIZE, WITHOUT_EFFECT, BlockwiseRecipe
-from sqs_pyro.compression.blockwise.shares import Shares, check_same_call, stopping_together
+from sqs_pyro.compression.blockwise.shares import Shares
 from sqs_pyro.compression.blockwise.states import States, advance, behind
 from sqs_pyro.compression.blockwise.store import (
     BlockRecord,
@@ -53,6 +53,7 @@ from sqs_pyro.compression.blockwise.tables import Tables
 from sqs_pyro.compression.blockwise.token_fisher import HeadFisher
 from sqs_pyro.compression.blockwise.vocabulary import Vocabulary, counted_tokens, rows_of
 from sqs_pyro.compression.layers import check_layers
+from sqs_pyro.compression.together import check_same_call, stopping_together
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.fingerprint import (
     Fingerprint,

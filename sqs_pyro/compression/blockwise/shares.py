@@ -6,17 +6,13 @@ as its last bits do, is computed a unit at a time.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, overload
 
 import torch
 from torch import Tensor
 
-from sqs_pyro.compression.interruption import deferred_interrupt
-from sqs_pyro.errors import DataError, NetworkError, RecipeError
-from sqs_pyro.fingerprint import Fingerprint, first_difference
 from sqs_pyro.networks.calling import move_to
 from sqs_pyro.ranks import ALONE, OrderedSum, Ranks
 
@@ -126,36 +122,3 @@ class _Everywhere(Sequence[T]):
         mine = owner == self.shares.ranks.rank
         value = self.own[i - self.firsts[owner]] if mine else None
         return move_to(self.shares.ranks.from_rank(value, owner), self.device)
-
-
-@contextmanager
-def stopping_together(ranks: Ranks) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM take effect when the body ends, on all ranks if any has received one.
-
-    On several ranks a second signal, too, waits for the end: of Ctrl-C `torchrun` makes a SIGTERM as well.
-
-    Raises:
-        RankError: another rank has ended.
-    """
-    with deferred_interrupt(insistent=ranks.size == 1) as received:
-        yield
-        every = dict.fromkeys(number for each in ranks.gathered(received) for number in each)
-        received += [number for number in every if number not in received]
-
-
-def check_same_call(ranks: Ranks, made_of: Fingerprint) -> None:
-    """Check that all ranks were called with the same network, data and recipe.
-
-    Raises:
-        RecipeError, NetworkError, DataError: naming the first thing that differs.
-        RankError: another rank has ended.
-    """
-    first, *others = ranks.gathered(made_of)
-    for rank, other in enumerate(others, 1):
-        if (found := first_difference(first, other)) is not None:
-            part, said = found
-            kind = {"recipe": RecipeError, "data": DataError}.get(part, NetworkError)
-            raise kind(
-                f"Ranks 0 and {rank} were given another {part} ({said}): give all of them the same files and "
-                "seeds, and install the same versions."
-            )

@@ -17,10 +17,10 @@ from sqs_pyro.compression.finetune.optimizers import make_gradients_dense, optim
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.compression.finetune.recomputation import check_not_recomputed, no_recomputation
 from sqs_pyro.compression.finetune.shards import Shards, check_divisible
-from sqs_pyro.compression.finetune.together import check_same_call, check_same_state, stopping_together
 from sqs_pyro.compression.interruption import deferred_interrupt, interruption
 from sqs_pyro.compression.patience import Kept, best_of, is_over
 from sqs_pyro.compression.precision import training_dtype
+from sqs_pyro.compression.together import check_same_call, check_same_state, stoppable_together
 from sqs_pyro.errors import DataError, DivergenceError, NetworkError, SQSError, first_line
 from sqs_pyro.evaluation.input_checks import check_inputs, check_minibatch
 from sqs_pyro.evaluation.judging import Judge, judge_by, judged
@@ -222,7 +222,7 @@ class Driver:
             branching = None if there else branching_step(self.recipe, len(self.train))
         try:
             # The store's scope: the parameters stay in the modules.
-            with pyro.get_param_store().scope(), stopping_together(self.ranks) as signal_to_any:
+            with pyro.get_param_store().scope(), stoppable_together(self.ranks) as signal_to_any:
                 for x, y in self._minibatches(checkpoint):
                     with deferred_interrupt():  # a step is done whole or not at all
                         self._train_step(move_to(x, self.device), y.to(self.device))
