@@ -7,6 +7,7 @@ consecutive units; a rank more or less moves where additions are done, never whi
 """
 
 import os
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from sqs_pyro.errors import RankError, RecipeError, SQSError, first_line
 
 T = TypeVar("T")
 
+_SLOW = 1.5  # times the others' median
 #: Of a rank that waits for another. A killed one is noticed at once, by its closed connection.
 _PATIENCE = timedelta(days=3)  # the leader may be training the fp32 network
 
@@ -235,6 +237,22 @@ def _branches(units: range) -> list[tuple[int, int]]:
     for unit in units:
         places.add(unit, torch.zeros(()))
     return [place for place, _ in places.branches]
+
+
+class RankWarning(UserWarning):
+    """A rank holds the others up."""
+
+
+def slow_rank(seconds: list[float]) -> tuple[int, float] | None:
+    """Return the rank that takes longest for the same work, and how many times the median of the others.
+
+    None if that is less than one and a half times, or there is no other rank.
+    """
+    slowest = max(range(len(seconds)), key=seconds.__getitem__)
+    others = seconds[:slowest] + seconds[slowest + 1 :]
+    if not others or not (usual := statistics.median(others)) or seconds[slowest] < _SLOW * usual:
+        return None
+    return slowest, seconds[slowest] / usual
 
 
 def check_alike(values: list[Any], differ: str) -> None:

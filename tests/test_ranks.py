@@ -7,7 +7,7 @@ import torch
 from kits.ranks import run_on_ranks, start_ranks
 
 from sqs_pyro.errors import RecipeError
-from sqs_pyro.ranks import OrderedSum, Ranks
+from sqs_pyro.ranks import OrderedSum, Ranks, slow_rank
 
 UNITS = 7
 
@@ -55,6 +55,14 @@ def test_ranks_without_a_unit_are_refused():
         RecipeError, match=r"8 ranks share the 4 units of compression.shards: start as many, or set"
     ):
         Ranks(0, 8).check(4, "compression.shards")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "found"),
+    [([1.0], None), ([1.0, 1.4], None), ([1.0, 1.6], (1, 1.6)), ([3.0, 1.0, 2.0, 1.0], (0, 3.0)), ([0, 0], None)],
+)
+def test_a_slow_rank_is_one_that_takes_half_as_long_again(seconds: list[float], found: tuple[int, float] | None):
+    assert slow_rank(seconds) == found
 
 
 SUMS = """

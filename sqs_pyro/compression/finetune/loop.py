@@ -288,6 +288,8 @@ class Driver:
                     f"The training data ended after {self.step - epoch * per_epoch} of {per_epoch} minibatches in "
                     f"epoch {epoch + 1}: its length must be the number of minibatches it yields."
                 )
+            if self.shards is not None:
+                self.shards.compare_paces()
             # No step is under way: the loop in `run` has come back for the next epoch's first minibatch.
             self._keep(checkpoint, self._fingerprint)
 

@@ -9,6 +9,8 @@ shards', each of which starts from the same ones. What a shard gives depends on 
 who computes it: the same bits come out of any number of ranks.
 """
 
+import time
+import warnings
 from collections.abc import Callable, Sequence
 from functools import reduce
 from itertools import pairwise
@@ -27,7 +29,7 @@ from sqs_pyro.isolation import random_states_kept
 from sqs_pyro.networks.calling import some_examples, tensors_in
 from sqs_pyro.networks.loaders import undisturbed
 from sqs_pyro.networks.minibatches import minibatches
-from sqs_pyro.ranks import OrderedSum, Ranks, check_alike
+from sqs_pyro.ranks import OrderedSum, Ranks, RankWarning, check_alike, slow_rank
 
 #: Puts gradients of (inputs, labels, share of the minibatch, whether with the KL) in place, and returns the terms.
 Backward = Callable[[Any, Tensor, float, bool], ElboTerms]
@@ -76,6 +78,7 @@ class Shards:
 
     def __init__(self, guide: SpikeGMMGuide, count: int, examples: int, seed: int, ranks: Ranks) -> None:
         self.guide, self.count, self.examples, self.seed, self.ranks = guide, count, examples, seed, ranks
+        self._seconds, self._computed, self._warned = 0.0, 0, False  # of own shards, since paces were compared
 
     def parts(self, examples: int) -> list[slice]:
         """Return the examples of each shard of a minibatch."""
@@ -115,6 +118,7 @@ class Shards:
         before = [tensor.clone() for tensor in statistics()]
         gradients, others = OrderedSum(len(parts)), OrderedSum(len(parts))
         learned = [False] * len(parameters)
+        begun = time.perf_counter()
         with self.guide.counted_once():
             for shard in own:
                 part, share = parts[shard], (parts[shard].stop - parts[shard].start) / len(y)
@@ -124,6 +128,7 @@ class Shards:
                 learned = [has or p.grad is not None for has, p in zip(learned, parameters, strict=True)]
                 gradients.add(shard, _taken(parameters))
                 others.add(shard, _observed(terms, before, statistics(), share, counts=shard == 0))
+        self._seconds, self._computed = self._seconds + time.perf_counter() - begun, self._computed + len(own)
         # Who has a gradient is known without a look at the device; a sum of zeros is not the same for momentum.
         learned = self._agreed(x, y, learned)
         # A rank without a shard in a small minibatch knows by shapes alone what the others give.
@@ -136,6 +141,22 @@ class Shards:
         nll, kl, *means = self.ranks.summed(others, like_others).split([1, 1, *map(_numel, before)])
         _put(statistics(), [_mean(old, mean) for old, mean in zip(before, means, strict=True)])
         return nll.squeeze(), kl.squeeze()
+
+    def compare_paces(self) -> None:
+        """Warn once, on the leader, of a rank that takes longer for a shard than the others do."""
+        if self.ranks.size == 1 or self._warned:
+            return
+        # A GPU computes behind the clock's back: there it is the processor that is compared.
+        found = slow_rank(self.ranks.gathered(self._seconds / max(self._computed, 1)))
+        self._seconds, self._computed = 0.0, 0
+        self._warned = found is not None  # on each rank alike
+        if found is not None and self.ranks.leads:
+            warnings.warn(
+                f"Rank {found[0]} takes {found[1]:.1f} times as long for a shard as the others, who wait for it: "
+                "look at what else runs on its machine, or start fewer ranks there.",
+                RankWarning,
+                stacklevel=2,
+            )
 
     def _seed(self, step: int, shard: int) -> int:
         return int(np.random.SeedSequence((self.seed % 2**64, step, shard)).generate_state(1, np.uint64)[0])

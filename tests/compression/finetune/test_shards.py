@@ -20,7 +20,7 @@ from sqs_pyro.compression.finetune.loop import Driver
 from sqs_pyro.compression.finetune.recipe import CompressionRecipe
 from sqs_pyro.compression.finetune.shards import Shards
 from sqs_pyro.errors import RecipeError
-from sqs_pyro.ranks import Ranks
+from sqs_pyro.ranks import Ranks, RankWarning
 
 
 def loader(examples: int = 22, batch_size: int = 8) -> DataLoader:
@@ -119,6 +119,15 @@ def test_smaller_minibatches_have_fewer_shards_and_no_smaller_ones():
         assert [each.stop - each.start for each in found] == wanted
         assert [found[0].start, found[-1].stop] == [0, examples]
         assert all(a.stop == b.start for a, b in itertools.pairwise(found))
+
+
+def test_a_slow_rank_is_named_once(monkeypatch: pytest.MonkeyPatch):
+    _, guide = parts(network(), {})
+    shards = Shards(guide, 4, 8, 0, Ranks(0, 3))
+    monkeypatch.setattr(Ranks, "gathered", lambda ranks, seconds: [0.4, 1.0, 0.4])
+    with pytest.warns(RankWarning, match="Rank 1 takes 2.5 times as long for a shard as the others"):
+        shards.compare_paces()
+    shards.compare_paces()  # without a further word
 
 
 @pytest.mark.parametrize(
