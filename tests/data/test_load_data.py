@@ -174,7 +174,8 @@ def test_limit_takes_the_first_examples(tmp_path: Path, monkeypatch: pytest.Monk
     pixels = write_cifar(tmp_path, monkeypatch, [i % 10 for i in range(30)])
     data = load_data(DataRecipe(name="cifar10", root=tmp_path, batch_size=4, limit=40, validation=10))
     assert [len(loader.dataset) for loader in (data.train, data.validation, data.test)] == [30, 10, 30]
-    seen = {image.tobytes() for loader in (data.train, data.validation) for image in loader.dataset.tensors[0].numpy()}
+    loaders = (data.train, data.validation)
+    seen = {image.tobytes() for loader in loaders for image in loader.dataset.tensors[0].numpy()}
     assert seen == {image.tobytes() for image in pixels[:2].reshape(-1, 3072)[:40]}
 
 
