@@ -27,7 +27,7 @@ def network(outputs=37, inputs=75, bits=4, make=on_whole_numbers, scales=True, b
 
 
 @pytest.mark.parametrize("bits", COMPONENTS)
-@pytest.mark.parametrize("rows", [1, 2, 4, 7, 33])
+@pytest.mark.parametrize("rows", [1, 2, 4, 7, 33, 259])
 @pytest.mark.parametrize("shape", [(37, 75), (16, 32), (37, 3), (48, 576)])
 def test_the_kernel_multiplies_rounded_inputs(bits, rows, shape):
     net = network(*shape, bits=bits)

@@ -24,6 +24,8 @@ inline Numbers nearest(Floats values) {
   return (Numbers)(values + start) - (Numbers)start;
 }
 
+constexpr int kTogether = 256;  // rows of x that are rounded before they are multiplied: as bytes they fit in the cache
+
 template <int B>
 struct Integers {
   static_assert(B == 2 || B == 3 || B == 4);
@@ -167,25 +169,33 @@ struct Integers {
 #endif
   }
 
+  // Rows of x in panels of M, which share what is looked up; for all of them the codes of a tile stay in the cache.
   template <int M, class T>
-  void few_rows(const Problem& p, const T* x, T* y) const {
-    const Rows rows = rounded(x, p.rows, p.inputs, p.words, M);
+  void panels(const Problem& p, const T* x, T* y) const {
+    const int64_t count = (p.rows + M - 1) / M;
+    const auto rows = [&](int64_t i) { return std::min<int64_t>(M, p.rows - i * M); };
+    std::vector<Rows> inputs(count);
+    torch::stable::parallel_for(0, count, 1, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) inputs[i] = rounded(x + i * M * p.inputs, rows(i), p.inputs, p.words, M);
+    });
     torch::stable::parallel_for(0, (p.outputs + kRows - 1) / kRows, 1, [&](int64_t from, int64_t to) {
       for (int64_t t = from; t < to; ++t) {
-        float sums[M][kRows];
-        tile<M>(p.codes + t * p.words * kRows, p.words, rows, sums);
-        for (int64_t m = 0; m < p.rows; ++m) finish(p, t, m, sums[m], y);
+        for (int64_t i = 0; i < count; ++i) {
+          float sums[M][kRows];
+          tile<M>(p.codes + t * p.words * kRows, p.words, inputs[i], sums);
+          for (int64_t m = 0; m < rows(i); ++m) finish(p, t, i * M + m, sums[m], y);
+        }
       }
     });
   }
 
   template <class T>
   void multiply(const Problem& p, const T* x, T* y) const {
-    if (p.rows == 1) return few_rows<1>(p, x, y);
-    for (int64_t m = 0; m < p.rows; m += 4) {
+    if (p.rows == 1) return panels<1>(p, x, y);
+    for (int64_t m = 0; m < p.rows; m += kTogether) {
       Problem part = p;
-      part.rows = std::min<int64_t>(4, p.rows - m);
-      few_rows<4>(part, x + m * p.inputs, y + m * p.outputs);
+      part.rows = std::min<int64_t>(kTogether, p.rows - m);
+      panels<4>(part, x + m * p.inputs, y + m * p.outputs);
     }
   }
 };
