@@ -39,7 +39,12 @@ _NEEDED = {  # what else a key needs to have an effect
     "initial_gate": {"gate_learning_rate": 0.01},
 }
 # Their limit is the network's or the data's size, checked with the sentence that says so.
-_OF_THE_NETWORK = {("num_components", 256), ("nonzero_rate", 1e-4), ("layers.0.num_components", 256)}
+_OF_THE_NETWORK = {
+    ("num_components", 256),
+    ("nonzero_rate", 1e-4),
+    ("layers.0.num_components", 256),
+    ("shards", 65536),
+}
 
 
 def limits(section: type[RecipeSection], path: str = "") -> Iterator[tuple[str, float]]:

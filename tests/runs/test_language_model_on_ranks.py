@@ -34,6 +34,7 @@ def recipe(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same(recipe: Path, tmp_path: Path):
     found = {}
     for size in (1, 2):

@@ -102,7 +102,8 @@ class TestTinyText:
 def test_a_row_of_images_by_the_command(tmp_path):
     asked = ["reproduce", "cifar10", "--scale", "tiny", "--row", "cifar10_resnet20", "--method", "SQS"]
     few = ["--set", "compression.include=[stage1.0.conv1, fc.weight]"]  # the other layers take their time
-    result = CliRunner().invoke(app, [*asked, *few, "--out", str(tmp_path / "out")])
+    wide = CliRunner(env={"COLUMNS": "150"})
+    result = wide.invoke(app, [*asked, *few, "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert "ResNet-20 on CIFAR-10 (tiny)" in result.stdout and "that it runs is all that it says" in result.stdout
     (line,) = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]

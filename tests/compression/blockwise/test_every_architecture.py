@@ -45,7 +45,7 @@ def test_contract(case, tmp_path):
 
     for name in before.keys() - {"generated"}:
         lost = (packed[name] - before[name]).square().sum() / before[name].square().sum()
-        assert 0 < float(lost) < 0.2, name
+        assert 0 < float(lost) < 0.25, name
     # Heads of four numbers and norms of 32: of a network of ordinary width much less is left.
     assert share(net, result.network) > 0.95
 

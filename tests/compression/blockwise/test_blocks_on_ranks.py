@@ -73,7 +73,7 @@ def alone(tmp_path_factory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_file_is_the_same(size: int, alone: Path, tmp_path: Path):
     run_on_ranks(size, EVERY, tmp_path, imported=TRANSFORMERS)
     for name in ("llama_tied", "llama", "bert", "streamed"):
@@ -108,7 +108,10 @@ with started() as here:
 )
 
 
-@pytest.mark.parametrize(("how", "others"), [("killed", "RankError"), ("stopped", "KeyboardInterrupt")])
+@pytest.mark.parametrize(
+    ("how", "others"),
+    [("killed", "RankError"), pytest.param("stopped", "KeyboardInterrupt", marks=pytest.mark.slow)],
+)
 def test_a_rank_that_ends(how: str, others: str, alone: Path, tmp_path: Path):
     ended = [each.wait() for each in start_ranks(2, ENDING, tmp_path, how, imported=TRANSFORMERS)]
     assert [each.returncode for each in ended] == [1, 9 if how == "killed" else 1], ended
@@ -166,4 +169,4 @@ with started() as here:
 
 
 def test_ranks_without_things():
-    run_on_ranks(3, UNEVEN)
+    run_on_ranks(3, UNEVEN, imported=TRANSFORMERS)  # which is there already
