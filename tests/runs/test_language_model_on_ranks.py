@@ -8,6 +8,8 @@ import yaml
 from kits.language_checkpoint import recipe_values
 from kits.ranks import TRANSFORMERS, start_ranks
 
+pytestmark = pytest.mark.slow  # the command is imported anew, where nothing has run yet
+
 COMMAND = """
 import sys
 from kits.pictures import blank
@@ -34,7 +36,6 @@ def recipe(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.slow
 def test_a_run_is_the_same(recipe: Path, tmp_path: Path):
     found = {}
     for size in (1, 2):

@@ -108,10 +108,8 @@ with started() as here:
 )
 
 
-@pytest.mark.parametrize(
-    ("how", "others"),
-    [("killed", "RankError"), pytest.param("stopped", "KeyboardInterrupt", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "others"), [("killed", "RankError"), ("stopped", "KeyboardInterrupt")])
 def test_a_rank_that_ends(how: str, others: str, alone: Path, tmp_path: Path):
     ended = [each.wait() for each in start_ranks(2, ENDING, tmp_path, how, imported=TRANSFORMERS)]
     assert [each.returncode for each in ended] == [1, 9 if how == "killed" else 1], ended
