@@ -269,11 +269,18 @@ class CompressionRecipe(RecipeSection):
             )
         return self
 
+    @property
+    def _least_rate(self) -> float:
+        return min([self.nonzero_rate, *(own.nonzero_rate or 1 for own in self.layers.values())])
+
+    @property
+    def _numbers_of_components(self) -> set[int]:
+        return {self.num_components, *(own.num_components or self.num_components for own in self.layers.values())}
+
     @model_validator(mode="after")
     def _codes_fit_the_layout(self) -> "CompressionRecipe":
-        rates = [self.nonzero_rate, *(own.nonzero_rate or 1 for own in self.layers.values())]
-        has_zeros = min(rates) < 1 or self.allocation != "schedule" or self.target_ratio is not None
-        most = max([self.num_components, *(own.num_components or 1 for own in self.layers.values())])
+        has_zeros = self._least_rate < 1 or self.allocation != "schedule" or self.target_ratio is not None
+        most = max(self._numbers_of_components)
         if self.layout == "dense" and has_zeros and most > 255:
             raise ValueError(
                 f"num_components of at most 255 beside layout 'dense', not {most}: its 8 bits must tell zero "
@@ -283,9 +290,9 @@ class CompressionRecipe(RecipeSection):
 
     @model_validator(mode="after")
     def _zero_is_decided_once(self) -> "CompressionRecipe":
-        rates = [self.nonzero_rate, *(own.nonzero_rate or 1 for own in self.layers.values())]
+        sizes = self._numbers_of_components
         if self.zero != "gate":
-            if self.allocation != "schedule" or self.target_ratio is not None or min(rates) < 1:
+            if self.allocation != "schedule" or self.target_ratio is not None or self._least_rate < 1:
                 raise ValueError(
                     f"allocation 'schedule', a nonzero_rate of 1 and no target_ratio beside zero {self.zero!r}, "
                     "under which weights become zero by themselves"
@@ -295,10 +302,8 @@ class CompressionRecipe(RecipeSection):
                     f"a gate_learning_rate of 0 beside zero {self.zero!r}, not {self.gate_learning_rate}: gates "
                     "say nothing there"
                 )
-            most = max([self.num_components, *(own.num_components or 1 for own in self.layers.values())])
-            if most > 255:
-                raise ValueError(f"num_components of at most 255 beside zero {self.zero!r}, not {most}")
-        sizes = {self.num_components, *(own.num_components or self.num_components for own in self.layers.values())}
+            if max(sizes) > 255:
+                raise ValueError(f"num_components of at most 255 beside zero {self.zero!r}, not {max(sizes)}")
         if isinstance(self.zero, float) and (sizes != {2} or self.grid != "free"):
             raise ValueError(
                 f"num_components 2 and grid 'free' beside zero {self.zero:g}, not {max(sizes)} and {self.grid!r}: "
