@@ -17,7 +17,7 @@ from sqs_pyro.errors import NetworkError
 from sqs_pyro.exporting.exported import Exported, check_one_network
 from sqs_pyro.exporting.suffixes import check_suffix
 from sqs_pyro.exporting.trace import NETWORK, input_tensors, one_sentence, trace
-from sqs_pyro.kernels.native import compiled_kernels, has_native_kernel
+from sqs_pyro.kernels.native import DECLARATIONS, compiled_kernels, has_native_kernel
 from sqs_pyro.kernels.placing import unpack_weights
 from sqs_pyro.packing.stored import StoredWeight, stored_weights
 
@@ -28,8 +28,8 @@ def export_aoti(packed: nn.Module, inputs: Any, directory: str | Path) -> Export
     """Compile a packed network for this machine's CPU, into a directory that needs nothing but PyTorch.
 
     It holds the package ``model.pt2``, the operators that it calls, ``libsqs_<form>.so`` of each form of weights
-    in it, and two programs that load both: ``run.py``, which needs only torch, and ``run.cpp``, which needs no
-    Python. Weights whose operators have no compiled kernel are decoded first.
+    in it beside what declares them, and two programs that load all: ``run.py``, which needs only torch, and
+    ``run.cpp``, which needs no Python. Weights whose operators have no compiled kernel are decoded first.
 
     Args:
         packed: a packed network on the CPU.
@@ -52,7 +52,7 @@ def export_aoti(packed: nn.Module, inputs: Any, directory: str | Path) -> Export
     with merging(directory, last=PACKAGE, stale=("libsqs_*.so",)) as made:
         with one_sentence("compiled"):
             torch._inductor.aoti_compile_and_package(program, package_path=str(made / PACKAGE))
-        for form in forms:
+        for form in (DECLARATIONS, *forms) if forms else ():
             shutil.copyfile(_library(form), made / f"libsqs_{form}.so")
         for name in (RUNNER, CPP_RUNNER):
             shutil.copyfile(Path(__file__).with_name(f"aoti_{name}"), made / name)
@@ -141,7 +141,7 @@ def _whole_modules(net: nn.Module, chosen: set[StoredWeight]) -> set[StoredWeigh
 
 def _library(form: str) -> Path:
     try:
-        return compiled_kernels(form, standalone=True)
+        return compiled_kernels(form)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         raise NetworkError(
             f"The library of operators could not be compiled ({error}): install a C++20 compiler, or set CXX."

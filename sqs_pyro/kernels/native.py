@@ -26,6 +26,8 @@ SOURCES = {
     "rows": ("rows.cpp",),
     "attention": ("attention.cpp",),
 }
+#: What declares the operators for processes without our Python, which has them from :mod:`sqs_pyro.kernels.ops`.
+DECLARATIONS = "declarations"
 
 
 @cache
@@ -59,21 +61,20 @@ def has_native_kernel(op: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"sqs::{op}", "CPU")
 
 
-def compiled_kernels(form: str, standalone: bool = False) -> Path:
+def compiled_kernels(form: str) -> Path:
     """Return the compiled library; compiles it if there is none for this source, compiler, torch and machine.
 
     Two processes may do so at once: each writes a file of its own and renames it.
 
     Args:
-        form: one of ``SOURCES``.
-        standalone: a library that declares its operators, too, for processes without Python.
+        form: one of ``SOURCES``, or ``DECLARATIONS``.
 
     Raises:
         RuntimeError: there is no compiler, or it failed; the message has what it said.
         OSError: neither the cache nor a temporary directory can be written to.
     """
-    command = [*compiler(), *_flags(standalone)]
-    sources = [_DIRECTORY / source for source in SOURCES[form]]
+    command = [*compiler(), *_flags()]
+    sources = [_DIRECTORY / source for source in SOURCES.get(form, (f"{form}.cpp",))]
 
     def build(library: Path) -> None:
         # Beside the library, in the directory that is removed afterwards.
@@ -87,7 +88,7 @@ def compiled_kernels(form: str, standalone: bool = False) -> Path:
     return compiled(form, [*sources, *sorted(_DIRECTORY.glob("*.h"))], key, build)
 
 
-def _flags(standalone: bool) -> list[str]:
+def _flags() -> list[str]:
     root = Path(torch.__file__).parent / "include"
     flags = [
         "-O2",
@@ -101,8 +102,7 @@ def _flags(standalone: bool) -> list[str]:
         f"-I{root}",
         f"-I{root / 'torch/csrc/api/include'}",
     ]
-    machine = shlex.split(os.environ.get("SQS_CXXFLAGS", "-march=native"))
-    return [*flags, *machine, *(["-DSQS_STANDALONE"] if standalone else [])]
+    return [*flags, *shlex.split(os.environ.get("SQS_CXXFLAGS", "-march=native"))]
 
 
 def _linked() -> list[str]:

@@ -155,12 +155,4 @@ Tensor convolution_tiled(Tensor x, std::optional<Tensor> bias, std::vector<int64
 
 }  // namespace sqs
 
-#if defined(SQS_STANDALONE)  // without our Python nobody else has said what the operator looks like
-STABLE_TORCH_LIBRARY_FRAGMENT(sqs, m) {
-  m.def(
-      "convolution_tiled(Tensor x, Tensor? bias, int[] stride, int[] padding, int[] dilation, bool transposed, "
-      "int[] output_padding, int groups, Tensor codes, Tensor table, Tensor? scales, int[] shape, int bits) -> Tensor");
-}
-#endif
-
 STABLE_TORCH_LIBRARY_IMPL(sqs, CPU, m) { m.impl("convolution_tiled", TORCH_BOX(&sqs::convolution_tiled)); }

@@ -137,13 +137,6 @@ Tensor embedding_rows(Tensor indices, ScalarType dtype, Tensor codes, Tensor tab
 
 }  // namespace sqs
 
-#if defined(SQS_STANDALONE)  // without our Python nobody else has said what the operators look like
-STABLE_TORCH_LIBRARY_FRAGMENT(sqs, m) {
-  m.def("linear_rows(Tensor x, Tensor? bias, Tensor codes, Tensor table, Tensor? scales, int[] shape, int bits) -> Tensor");
-  m.def("embedding_rows(Tensor indices, ScalarType dtype, Tensor codes, Tensor table, Tensor? scales, int[] shape, int bits) -> Tensor");
-}
-#endif
-
 STABLE_TORCH_LIBRARY_IMPL(sqs, CPU, m) {
   m.impl("linear_rows", TORCH_BOX(&sqs::linear_rows));
   m.impl("embedding_rows", TORCH_BOX(&sqs::embedding_rows));

@@ -58,14 +58,6 @@ Tensor embedding_tiled(Tensor indices, ScalarType dtype, Tensor codes, Tensor ta
 
 }  // namespace sqs
 
-#if defined(SQS_STANDALONE)  // without our Python nobody else has said what the operators look like
-STABLE_TORCH_LIBRARY_FRAGMENT(sqs, m) {
-  m.def("linear_tiled(Tensor x, Tensor? bias, Tensor codes, Tensor table, Tensor? scales, int[] shape, int bits) -> Tensor");
-  m.def("linear_int8_tiled(Tensor x, Tensor? bias, int block, Tensor codes, Tensor table, Tensor? scales, int[] shape, int bits) -> Tensor");
-  m.def("embedding_tiled(Tensor indices, ScalarType dtype, Tensor codes, Tensor table, Tensor? scales, int[] shape, int bits) -> Tensor");
-}
-#endif
-
 STABLE_TORCH_LIBRARY_IMPL(sqs, CPU, m) {
   m.impl("linear_tiled", TORCH_BOX(&sqs::linear_tiled));
   m.impl("linear_int8_tiled", TORCH_BOX(&sqs::linear_int8_tiled));
