@@ -4,8 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DOCS   := $(VENV)/.docs-installed
-# Tests run in as many processes, of one thread each; `make test WORKERS=8` on a larger machine.
-WORKERS ?= 2
+# Tests run in as many processes, of one thread and up to 1.5 GB each: one a processor, but no more than 8.
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n : 8)))
 # What one process has compiled to bytecode the others read.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal

@@ -17,7 +17,7 @@ hypothesis.settings.load_profile("sqs")
 
 
 #: They compile, or wait for what does: begun last, they would run alone.
-_FIRST = ("test_native.py::test_other_instruction_sets", "test_fuzz.py")
+_FIRST = ("test_native.py::test_other_instruction_sets", "test_fuzz.py", "test_blocks_on_ranks.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -32,6 +32,7 @@ def inferred():
     return model.eval(), guide, data
 
 
+@pytest.mark.slow
 def test_draws_need_statistics_of_their_own(inferred):
     model, guide, data = inferred
     with pytest.warns(UserWarning, match="batch_norm_batches=15"):

@@ -29,7 +29,11 @@ RECIPE = {"bits": 3.5, "allocation": "even", "batch_size": 4, "rounds": 1}
 KINDS = [("Llama", "ForCausalLM"), ("Qwen2", "ForCausalLM"), ("Bert", "Model"), ("Bert", "ForMaskedLM")]
 STORED = [(torch.float32, "6KB"), (torch.bfloat16, "1GB")]
 #: Each kind with its ends tied and not, stored in either way.
-CASES = [(*kind, tied, *STORED[(i + tied) % 2]) for i, kind in enumerate(KINDS) for tied in (False, True)]
+CASES = [
+    pytest.param(*kind, tied, *STORED[(i + tied) % 2], marks=[pytest.mark.slow] * (i % 2 != tied))
+    for i, kind in enumerate(KINDS)
+    for tied in (False, True)
+]
 
 
 def write(path, kind="Llama", head="ForCausalLM", tied=False, dtype=torch.float32, shard="6KB"):
@@ -60,6 +64,7 @@ def test_same_file_as_in_memory(kind, head, tied, dtype, shard, tmp_path):
     assert (tmp_path / "streamed").read_bytes() == in_memory(cls, tmp_path / "net", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_settled_leftovers_are_the_same(tmp_path):
     cls = write(tmp_path / "net")
     recipe = RECIPE | {"settle_steps": 3}
@@ -93,6 +98,7 @@ def _killed_in_second_block(path, blocks):
     compress_checkpoint(path, sequences(), RECIPE, directory=blocks)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(tmp_path):
     cls = write(tmp_path / "net")
     script = (

@@ -40,8 +40,13 @@ def checkpoint(tmp_path_factory):
     [
         "import sqs_pyro\nfrom transformers import AutoModelForCausalLM\n",
         "from transformers import AutoModelForCausalLM\nimport sqs_pyro\n",
-        "import transformers.quantizers.auto\nimport sqs_pyro\nfrom transformers import AutoModelForCausalLM\n",
-        "import sqs_pyro.packing\nfrom transformers import AutoModelForCausalLM\n",
+        pytest.param(
+            "import transformers.quantizers.auto, sqs_pyro\nfrom transformers import AutoModelForCausalLM\n",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "import sqs_pyro.packing\nfrom transformers import AutoModelForCausalLM\n", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_either_order(imports, checkpoint):

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="no Triton")
 SOME = "test_linear_and_embedding and dtype1"
 
 
+@pytest.mark.slow
 def test_some_modules():
     interpret(SUITE / "test_gpu_modules.py", "-k", SOME)
 

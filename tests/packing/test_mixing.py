@@ -1,14 +1,13 @@
 """The law that learns as it goes: compiled and in plain Python the same, near the entropy, and below it."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kits import forks
 
 from sqs_pyro.errors import PackedFileError
 from sqs_pyro.packing import CodedTensor, mixing_native, pack_tensor
@@ -137,7 +136,7 @@ def test_without_a_compiler_one_warning_says_so(tmp_path):
         "print(*[each.message for each in told])\n"
     )
     environment = {"PATH": str(tmp_path), "SQS_CACHE": str(tmp_path), "HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    done = forks.run(program, environment=environment, imported=forks.LIBRARY)
     assert done.stdout.count("plain Python takes its place") == 1, done.stderr
 
 

@@ -65,6 +65,7 @@ def test_ranges_of_outliers_are_marked():
     assert [text.get_text() for text in shaded.figure.legends[0].get_texts()][-1] == "windows of outliers"
 
 
+@pytest.mark.slow
 def test_many_layers_go_on_several_pages(tmp_path):
     layers = [_layer(f"layer{index}.weight", 40, index) for index in range(45)]
     with unpainted():

@@ -8,6 +8,7 @@ import struct
 import termios
 import threading
 from collections import Counter
+from itertools import product
 
 import pytest
 from kits.reports import REPORTS
@@ -38,9 +39,15 @@ def _check(text: str, width: int, whole: str) -> None:
         assert trouble not in text
 
 
+_PAGES = product((60, 80, 120), ("utf-8", "ascii", "latin-1"))
+_FEW = {(60, "ascii"), (80, "utf-8"), (120, "latin-1")}  # each width and each encoding once
+
+
 @_EVERY
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
-@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize(
+    ("width", "encoding"),
+    [page if page in _FEW else pytest.param(*page, marks=pytest.mark.slow) for page in _PAGES],
+)
 def test_text_fits_every_width_in_every_encoding(name, width, encoding):
     report = _report(name)
     text = report.text(width, encoding)

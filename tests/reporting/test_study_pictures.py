@@ -124,8 +124,15 @@ def test_rows_are_points_and_dots_are_seeds(summary):
     np.testing.assert_allclose(dots[0].get_xdata(), [100 * (0.95 - 50 / 3000), 100 * (0.94 - 50 / 3000)])
 
 
-@pytest.mark.parametrize("draw", [comparison_figure, sweep_figure])
-@pytest.mark.parametrize("failed", [False, True])
+@pytest.mark.parametrize(
+    ("draw", "failed"),
+    [
+        (comparison_figure, False),
+        (sweep_figure, True),
+        pytest.param(sweep_figure, False, marks=pytest.mark.slow),
+        pytest.param(comparison_figure, True, marks=pytest.mark.slow),
+    ],
+)
 def test_pictures_are_written_and_not_blank(summary, tmp_path, draw, failed):
     if failed:
         summary = summarise("s", [result("a", 0, None, error="No.")])

@@ -113,6 +113,7 @@ def recipe_of(place, tmp_path, *changes):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_pictures")
 def test_training_begins_anew_from_other_weights(place, tmp_path):
     shutil.copytree(place / "net", tmp_path / "net")
@@ -152,6 +153,7 @@ def test_classes_in_another_order_are_refused(place, tmp_path):
         run(recipe, tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_pictures")
 def test_a_copy_of_the_hub_s_is_data_for_it(place, tmp_path):
     datasets = pytest.importorskip("datasets")

@@ -83,7 +83,13 @@ def recipe(task, place, **sections):
     return parse(RunRecipe, {**values, **sections})
 
 
-@pytest.mark.parametrize("task", FIGURES)
+@pytest.mark.parametrize(
+    "task",
+    [
+        "classification",
+        *(pytest.param(task, marks=pytest.mark.slow) for task in FIGURES if task != "classification"),
+    ],
+)
 def test_from_network_and_data_to_a_file_and_back(task, place, tmp_path):
     of = recipe(task, place)
     metrics = run(of, tmp_path / "run")

@@ -25,6 +25,7 @@ def file(small_run):
     return small_run / "packed.safetensors"
 
 
+@pytest.mark.slow
 def test_dense_loads_into_the_network_of_the_recipe(file, small_recipe, tmp_path):
     out = tmp_path / "new" / "dense.safetensors"
     document = export_file(file, "dense", out)
@@ -185,6 +186,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_a_hugging_face_directory_that_transformers_loads_alone(tmp_path):
     kit = pytest.importorskip("kits.tiny_transformers")
     net = kit.packed_tiny("llama_tied")

@@ -28,6 +28,7 @@ class TestImages(RunKindContract):
         return build_network(recipe.network.name, **recipe.network.options)
 
 
+@pytest.mark.slow
 class TestSearches(TestImages):
     stage, checkpoint = "try 2", "blocks/attempt-2.pt"
 
@@ -62,6 +63,7 @@ class TestLanguageModels(RunKindContract):
         return {f"{text} {key}": value for text, each in document.items() for key, value in each.items()}
 
 
+@pytest.mark.slow
 class TestBitSearches(TestLanguageModels):
     stage = "try 2"
 

@@ -128,6 +128,7 @@ def interrupt(stage, done, total, said):
         raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_ends_the_same(
     tiny_language_run, tiny_language_recipe, tmp_path, monkeypatch
 ):

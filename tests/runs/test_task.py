@@ -46,9 +46,7 @@ MAKERS = {
 slow = partial(pytest.param, marks=pytest.mark.slow)  # a case that goes the way of another one
 
 
-@pytest.fixture(
-    scope="module", params=["bert on classes", slow("llama on classes"), "qwen2 on classes", *list(MAKERS)[3:]]
-)
+@pytest.fixture(scope="module", params=["bert on classes", slow("llama on classes"), *map(slow, list(MAKERS)[2:])])
 def finished(request, tmp_path_factory):
     """Recipe and directory of a finished run."""
     directory = tmp_path_factory.mktemp("task")
@@ -146,6 +144,7 @@ def test_distillation_is_for_classes(make, tmp_path):
         parse_any_recipe(values)
 
 
+@pytest.mark.slow
 def test_distillation_of_classes(tmp_path):
     values = kit.classification_values(tmp_path)
     values["compression"] |= {"distillation": {"weight": 0.5}, "epochs": 2}

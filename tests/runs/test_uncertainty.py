@@ -83,6 +83,7 @@ def test_fewer_draws_and_a_single_file(small_run):
     assert single["predictors"]["packed file"]["entropy_auroc"] == {}
 
 
+@pytest.mark.slow
 def test_a_file_with_widths_is_drawn_from(small_run, small_recipe, tmp_path):
     values = small_recipe.model_dump(mode="json", exclude_unset=True)
     values["compression"] |= {

@@ -100,6 +100,7 @@ def test_a_study_can_grow(copied, study, baselines):
     assert [text for stage, _, _, text in told if stage == "study"][-1] == "new, seed 0"
 
 
+@pytest.mark.slow
 @BLANK
 def test_an_interrupted_study_goes_on(finished, study, baselines, tmp_path):
     def interrupt(stage, done, total, text):

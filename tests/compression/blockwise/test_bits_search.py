@@ -59,6 +59,7 @@ def test_limits():
     assert found is None and max(tried) <= 2  # a bit below what zero and seven values can take
 
 
+@pytest.mark.slow
 def test_attempts_share_the_plan_and_are_the_calls_they_would_be_alone(tmp_path, monkeypatch):
     net = transformers.AutoModelForCausalLM.from_pretrained(write_checkpoint(tmp_path / "net"))
     sequences = torch.randint(0, 300, (4, 16))

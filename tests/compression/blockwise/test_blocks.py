@@ -148,11 +148,13 @@ class TestResult:
 
 
 class TestChoices:
+    @pytest.mark.slow
     def test_more_bits_lose_less(self, net, result):
         results = compressed(net, bits=2.0), result, compressed(net, bits=4.5)
         errors = [each.records[-1].error for each in results]
         assert errors[0] > 1.5 * errors[1] > 2 * errors[2]
 
+    @pytest.mark.slow
     def test_even_allocation_gives_every_layer_the_same(self, even):
         for record in even[1].records:
             assert all(row["bits"] == pytest.approx(3.0, abs=0.2) for row in record.layers.values())
@@ -167,6 +169,7 @@ class TestChoices:
         other = calibration(seed=5)
         assert hidden_error(net, result.network, other) < 0.95 * hidden_error(net, rounded, other)
 
+    @pytest.mark.slow
     def test_scales_undo_units_that_outputs_happen_to_have(self, in_units):
         net, results = in_units
         inputs = calibration(seed=5)
@@ -180,6 +183,7 @@ class TestChoices:
         assert with_scales < 0.8 * without
         assert size_report(results[True].network).bits_per_weight == pytest.approx(3.0, abs=0.1)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("scales", [True, False])
     def test_settling_lowers_the_error(self, in_units, scales):
         net, results = in_units
@@ -275,7 +279,7 @@ class TestSettling:
                 found[f"{name}.weight"] = CodedTensor(codes * mask, mask, values, each)
         return found
 
-    @pytest.mark.parametrize("scales", [False, True])
+    @pytest.mark.parametrize("scales", [pytest.param(False, marks=pytest.mark.slow), True])
     def test_moves_codewords_and_norms_but_no_code(self, scales):
         block, minibatches = self.block()
         coded = self.coded(block, scales)

@@ -62,8 +62,13 @@ def test_units_change_nothing_but_the_weight():
     )
 
 
-@pytest.mark.parametrize("bits", [2.5, 3.5])
-@pytest.mark.parametrize("matched", [True, False])
+@pytest.mark.parametrize(
+    ("bits", "matched"),
+    [
+        (2.5, True),
+        *(pytest.param(*other, marks=pytest.mark.slow) for other in ((2.5, False), (3.5, True), (3.5, False))),
+    ],
+)
 def test_save_about_what_theory_promises(bits, matched):
     """At equal bits, those of the scales included, in bits: the loss falls by up to mean g / geometric mean."""
     own = layer(1.2, matched)

@@ -33,7 +33,14 @@ def equal(first, second) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("case", architectures.CASES)
+#: Of each kind one: decoders with and without experts, an encoder, both; the others go their ways.
+FAST = ("llama", "gpt2", "mixtral", "bert", "t5")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [*FAST, *(pytest.param(case, marks=pytest.mark.slow) for case in architectures.CASES if case not in FAST)],
+)
 def test_contract(case, tmp_path):
     net = architectures.make(case)
     before = architectures.outputs(net)

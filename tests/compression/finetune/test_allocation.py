@@ -125,7 +125,12 @@ def uninterrupted(trained, digits):
 class TestResumption:
     # How a schedule goes on is known from test_loop.py: here only its budget's share of it.
     @pytest.mark.parametrize(
-        ("recipe", "step"), [({}, 10), *((RATE_DISTORTION, step) for step in (2, 10, 20, 30)), (STRUCTURED, 20)]
+        ("recipe", "step"),
+        [
+            ({}, 10),
+            *((RATE_DISTORTION, step) for step in (2, 10, 20, 30)),
+            pytest.param(STRUCTURED, 20, marks=pytest.mark.slow),
+        ],
     )
     def test_interrupted_equals_uninterrupted_bit_for_bit(
         self, trained, digits, uninterrupted, recipe, step, tmp_path

@@ -249,7 +249,9 @@ def of_one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return files
 
 
-@pytest.mark.parametrize(("recipe", "size"), [("schedule", 3), ("rate_distortion", 2)])
+@pytest.mark.parametrize(
+    ("recipe", "size"), [pytest.param("schedule", 3, marks=pytest.mark.slow), ("rate_distortion", 2)]
+)
 def test_any_number_of_ranks_gives_the_same_bytes(recipe: str, size: int, of_one: dict, tmp_path: Path):
     run_on_ranks(size, RUN, arguments(recipe, tmp_path / "file"))
     for rank in range(size):
