@@ -91,12 +91,11 @@ data/dictionary.txt: TAKEN = zcat -f dictd/foldoc.dict.dz
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > $(VENV)/compileall.txt || true   # on all cores; templates are no Python
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'   # of it little is ever imported
 	touch $@
 
 $(DOCS): $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 clean:

@@ -180,6 +180,7 @@ def test_the_file_alone_can_be_judged_and_inspected(tiny_language_run, tiny_lang
 class TestStreamed:
     """One block of the checkpoint at a time, from the first step to the last."""
 
+    @pytest.mark.slow
     def test_the_same_file_and_figures_as_in_memory(self, tiny_language_recipe, tmp_path, monkeypatch):
         even = changed(tiny_language_recipe, blockwise={"allocation": "even"}, generated=0)
         whole = run(even, tmp_path / "whole")

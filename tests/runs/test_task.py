@@ -95,7 +95,8 @@ def test_the_file_becomes_a_checkpoint_of_transformers(finished, tmp_path):
     assert torch.equal(*(each if torch.is_tensor(each) else each.logits for each in (first, second)))
 
 
-@pytest.mark.parametrize("maker", ["bert on questions", *map(slow, ["llama on classes", "bert on sentences"])])
+@pytest.mark.slow
+@pytest.mark.parametrize("maker", ["bert on questions", "llama on classes", "bert on sentences"])
 def test_interrupted_it_goes_on_and_ends_in_the_same_bytes(maker, tmp_path):
     values = MAKERS[maker](tmp_path, rows=48)  # it need not have learned anything
     if "baseline" in values:

@@ -291,7 +291,7 @@ class TestInterruption:
     @pytest.mark.parametrize(
         ("part", "left"),
         [
-            ("embedding", ["plan.pt"]),
+            pytest.param("embedding", ["plan.pt"], marks=pytest.mark.slow),
             pytest.param("head", ["block-000.pt", "embedding.pt", "plan.pt"], marks=pytest.mark.slow),
         ],
     )

@@ -57,7 +57,7 @@ def packed_bits(d: Driver) -> int:
 class TestSizes:
     @pytest.mark.parametrize(
         "recipe",
-        [{}, RATE_DISTORTION, ADAPTIVE, STRUCTURED],
+        [{}, RATE_DISTORTION, ADAPTIVE, pytest.param(STRUCTURED, marks=pytest.mark.slow)],
         ids=["schedule", "rate_distortion", "adaptive", "structured"],
     )
     def test_a_budget_is_kept(self, trained, digits, recipe):
@@ -99,7 +99,11 @@ class TestSizes:
         with pytest.raises(RecipeError, match=r"asks for a file of .* bytes, but .* go to what is not compressed"):
             compress(trained, digits.train, {**QUICK, "target_ratio": 5000})
 
-    @pytest.mark.parametrize("recipe", [RATE_DISTORTION, STRUCTURED], ids=["layer", "structured"])
+    @pytest.mark.parametrize(
+        "recipe",
+        [RATE_DISTORTION, pytest.param(STRUCTURED, marks=pytest.mark.slow)],
+        ids=["layer", "structured"],
+    )
     def test_the_prior_in_the_model_is_what_was_found(self, trained, digits, recipe):
         d = driver(trained, digits, recipe, bits=12_000)
         d.run()
