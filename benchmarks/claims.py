@@ -80,6 +80,7 @@ _SPIKE = {
 _CALIBRATES = {
     "compare.md": "better than no prior and than a Normal without a spike, the learned prior better than these"
 }
+_SLABS = {"priors.md": "the hierarchical inclusion and a Gaussian spike cannot be told from spike + Normal"}
 _NO_ACCURACY = {
     "priors.md": "no difference of accuracy is beyond chance",
     "compare.md": "accuracies of 500 test images cannot be told apart",
@@ -304,6 +305,39 @@ CLAIMS = [
             ("learned prior less spike + Normal", "learned", "spike + Normal", -1),
             ("learned prior less no prior", "learned", "no prior", -1),
         )
+    ),
+    *(
+        Claim(
+            _SLABS if prior != "learned, rate-distortion" else {"priors.md": "Rate-distortion gains nothing here"},
+            f"{prior} less spike + Normal, NLL, other images too",
+            crossed,
+            (
+                "paired_losses.json",
+                "rows",
+                {"variant": prior, "reference": "spike + Normal"},
+                "nll",
+                "seeds and images",
+            ),
+            0,
+            0,
+            **NATS,
+        )
+        for prior in ("spike + Laplace", "hierarchical", "Gaussian spike", "learned, rate-distortion")
+    ),
+    Claim(
+        {"priors.md": "and 0.0070 (Student-t); all four stay beyond chance with Holm's correction"},
+        "spike + Student-t less spike + Normal, NLL, other images too",
+        crossed,
+        (
+            "paired_losses.json",
+            "rows",
+            {"variant": "spike + Student-t", "reference": "spike + Normal"},
+            "nll",
+            "seeds and images",
+        ),
+        0,
+        1,
+        **NATS,
     ),
     *(
         Claim(
@@ -675,6 +709,30 @@ CLAIMS = [
             ("HQQ", "HQQ, 4 bits, groups of 64", "foreign", 1000, 0),
         )
     ),
+    Claim(
+        {"blockwise.md": "as near as 29.5 MB whose embedding is left alone, on foreign text nearer"},
+        "10.9 MB with its embedding over 29.5 MB, cosine foreign",
+        run,
+        (
+            "sentence_embedding_whole_file.json",
+            "rows",
+            {"method": "blockwise, megabytes=11.0"},
+            "foreign",
+            "cosine",
+        ),
+        ("sentence_embedding.json", "rows", {"method": "blockwise, bits=4"}, "foreign", "cosine"),
+        1,
+        **TIMES,
+    ),
+    Claim(
+        {"blockwise.md": "Under an entropy coder an even grid loses nothing"},
+        "whole numbers over free codewords at 3.2 bits, squared error of seven layers",
+        counted,
+        ("uniform_grid.json", "rows", {"bits": 3.2, "grid": "uniform"}, "error"),
+        ("uniform_grid.json", "rows", {"bits": 3.2, "grid": "free"}, "error"),
+        0,
+        **TIMES,
+    ),
     *(
         Claim(
             _INT8,
@@ -729,6 +787,46 @@ CLAIMS = [
         of_network("model_resnet20", "packed, float32", 32),
         of_network("model_resnet20", "float32", 32),
         -1,
+        **TIMES,
+    ),
+    Claim(
+        {"kernels.md": "Two threads at 4096 × 4096, 4 bits: 1.7 times one at M = 1"},
+        "4096 × 4096, 4 bits, one row, two threads, as fast as one",
+        medians,
+        (
+            "kernels_2_threads.json",
+            "rows",
+            {"outputs": 4096, "inputs": 4096, "rows": 1, "method": "packed, 4 bits, bfloat16"},
+        ),
+        of_product("packed, 4 bits, bfloat16", 1),
+        1,
+        **TIMES,
+    ),
+    Claim(
+        {"kernels.md": "At batch 32 nothing is gained in bfloat16"},
+        "MobileNetV3-small, packed, bfloat16, batch 32, as fast as dense",
+        medians,
+        of_network("model_mobilenet_v3_small", "packed, bfloat16", 32),
+        of_network("model_mobilenet_v3_small", "bfloat16", 32),
+        0,
+        **TIMES,
+    ),
+    Claim(
+        {"kernels.md": "beyond a few rows of x a codebook for each output costs half of the speed"},
+        "a codebook for each output, 16 rows, bfloat16, as fast as one codebook",
+        medians,
+        ("packed_products.json", "matrices", {"rows": 16, "dtype": "bfloat16", "method": "one for each output"}),
+        ("packed_products.json", "matrices", {"rows": 16, "dtype": "bfloat16", "method": "one codebook"}),
+        -1,
+        **TIMES,
+    ),
+    Claim(
+        {"averaging.md": "relative to the loop, in one run"},
+        "ten draws of a ResNet-20 by vmap over the loop, processor time",
+        run,
+        ("draws.json", "relative processor time", "resnet20, batch 50", "vmap 10"),
+        ("draws.json", "relative processor time", "resnet20, batch 50", "loop"),
+        1,
         **TIMES,
     ),
     *(
