@@ -141,6 +141,54 @@ def test_a_full_row_starts_with_a_part_of_its_data(tmp_path, monkeypatch):
     assert len(list((tmp_path / "out" / "baselines").glob("*.pt"))) == 1
 
 
+def _part_of_full(name, row, root, monkeypatch):
+    """Changes of a row at scale full: a part of made data; of transformers a small checkpoint, too."""
+    single = ["compression.precision=float32"]
+    if name.startswith("cifar"):
+        classes = int(name.removeprefix("cifar"))
+        write_cifar(root, monkeypatch, [i % classes for i in range(4 * classes)], classes)
+        sizes = [f"data.limit={4 * classes}", f"data.validation={classes}", f"data.batch_size={classes}"]
+        return [*single, *sizes, f"data.root={root}", "data.download=false", "baseline.precision=float32"]
+    monkeypatch.setitem(made._SIZES, "max_position_embeddings", 512)  # rows ask for sequences of 384
+    keys = made.text(root / "made", row.rpartition("_")[2], questions=name == "squad")
+    path = keys["network"]["path"]
+    if name == "squad":  # no baseline: the checkpoint answers questions already
+        import transformers
+
+        config = transformers.AutoConfig.from_pretrained(path)
+        transformers.AutoModelForQuestionAnswering.from_config(config).save_pretrained(path)
+    else:
+        single.append("baseline.precision=float32")
+    data = [f"data.{key}={keys[f'data.{key}']}" for key in ("source", "test")]
+    return [*single, *data, f"network.path={path}", "data.limit=40", "data.batch_size=8"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "row"), ROWS)
+def test_every_full_row_starts_with_a_part_of_its_data(name, row, tmp_path, monkeypatch):
+    """To the end of the baseline's first epoch, then of the compression's, with all other settings as they are."""
+    pytest.importorskip("transformers")
+    changes = _part_of_full(name, row, tmp_path, monkeypatch)
+    epochs = load_any_recipe(PAPER / f"{row}.yaml").compression.epochs
+
+    def first_epoch(wanted, epochs, *, changes):
+        def stop(stage, done, total, text):
+            seen.append(stage)
+            if stage == wanted and done >= total / epochs:
+                raise KeyboardInterrupt
+
+        seen = []
+        with pytest.raises(KeyboardInterrupt):
+            reproduce(name, "full", tmp_path / wanted, rows=[row], methods=["SQS"], changes=changes, progress=stop)
+        assert seen[-1] == wanted
+
+    if name != "squad":
+        planned = load_any_recipe(PAPER / f"{row}.yaml").baseline.epochs
+        first_epoch("baseline", planned, changes=changes)
+        changes.append("baseline.epochs=1")
+    first_epoch("compression", epochs, changes=changes)
+
+
 def test_sentences_are_of_their_topics(tmp_path):
     from pydoc_data.topics import topics
 
