@@ -59,8 +59,12 @@ def load_image_folder(recipe: DataRecipe, seed: int) -> Data:
     root = _existing_root(recipe.root)
     train_transform, plain_transform = image_transforms(recipe)
     # The same files twice: held-out images must not be augmented.
-    train, train_plain = _folder(root / "train", train_transform), _folder(root / "train", plain_transform)
-    held_out_folders = [_folder(root / n, plain_transform) for n in ("val", "test") if (root / n).is_dir()]
+    train, train_plain = (
+        _folder(root / "train", each, recipe.limit) for each in (train_transform, plain_transform)
+    )
+    held_out_folders = [
+        _folder(root / n, plain_transform, recipe.limit) for n in ("val", "test") if (root / n).is_dir()
+    ]
     if not held_out_folders:
         raise DataError(f"'{root}' has neither 'val' nor 'test': add one, with a directory for each class.")
     for folder in held_out_folders:
@@ -144,7 +148,8 @@ def _existing_root(root: Path | None) -> Path:
     return root
 
 
-def _folder(directory: Path, transform: Any) -> Any:
+def _folder(directory: Path, transform: Any, limit: int | None) -> Any:
+    """Return the images of a directory, or so many of them, from its first class to its last."""
     with needed_for("Image folders"):
         from torchvision.datasets import ImageFolder  # heavy, and only needed here
         from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -158,7 +163,12 @@ def _folder(directory: Path, transform: Any) -> Any:
                 f"Class '{entry.name}' in '{directory}' has no images ({', '.join(IMG_EXTENSIONS)}): add "
                 f"some or remove the directory."
             )
-    return ImageFolder(directory, transform, loader=read_image)
+    folder = ImageFolder(directory, transform, loader=read_image)
+    count = len(folder.samples)
+    if limit is not None and limit < count:
+        folder.samples = folder.imgs = [folder.samples[i * count // limit] for i in range(limit)]
+        folder.targets = [label for _, label in folder.samples]
+    return folder
 
 
 def read_image(path: str) -> Any:

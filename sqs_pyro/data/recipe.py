@@ -58,8 +58,8 @@ class DataRecipe(RecipeSection):
         std: by which they are divided then, likewise.
         num_workers: processes that decode such images, or load a function's data set.
         download: fetch the data set when it is not there.
-        limit: of digits, Fashion-MNIST and CIFAR, the first so many training examples and as many of the test
-            examples, to try a recipe with.
+        limit: so many training examples and as many of the test examples, to try a recipe with: of digits,
+            Fashion-MNIST and CIFAR the first, of an image folder from all classes alike.
     """
 
     later_keys: ClassVar[frozenset[str]] = frozenset({"limit"})
@@ -118,8 +118,8 @@ class DataRecipe(RecipeSection):
         for key in ("mean", "std"):
             if getattr(self, key) is not None and self.name != "image_folder" and not self.is_table:
                 raise ValueError(f"a section without {key}, which is of image folders and hub/NAME")
-        if self.limit is not None and self.name not in IMAGE_SETS:
-            raise ValueError(f"a section without limit, which is of {', '.join(IMAGE_SETS)}")
+        if self.limit is not None and self.name not in (*IMAGE_SETS, "image_folder"):
+            raise ValueError(f"a section without limit, which is of {', '.join(IMAGE_SETS)} and image_folder")
         if self.metric_options and self.metric is None:
             raise ValueError("a section with a metric beside metric_options")
         if self.name.startswith(HUB):

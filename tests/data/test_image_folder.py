@@ -44,6 +44,16 @@ def test_train_val_and_test(root: Path):
     assert [len(loader.dataset) for loader in (data.train, data.validation, data.test)] == [12, 4, 5]
 
 
+def test_limit_takes_images_of_all_classes(tmp_path: Path):
+    write_images(tmp_path / "train", {"bird": 20, "cat": 30, "dog": 10})
+    write_images(tmp_path / "val", {"bird": 5, "cat": 5, "dog": 5})
+    data = load_data(recipe(tmp_path, validation=5, limit=24))
+    parts = (data.train, data.validation, data.test)
+    assert [len(loader.dataset) for loader in parts] == [19, 5, 15]
+    seen = torch.cat([y for loader in parts[:2] for _, y in loader])
+    assert seen.bincount().tolist() == pytest.approx([8, 12, 4], abs=3)  # the last minibatch is left out
+
+
 def test_held_out_images_are_not_augmented(root: Path):
     data = load_data(recipe(root, validation=4))
     for (x, _), (x2, _) in zip(data.validation, data.validation, strict=True):
