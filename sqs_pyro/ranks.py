@@ -239,6 +239,20 @@ def _branches(units: range) -> list[tuple[int, int]]:
     return [place for place, _ in places.branches]
 
 
+def numbers_sent(numbers: int, units: int, ranks: int) -> int:
+    """Return how many numbers the rank that sends most sends for one sum of tensors, see :meth:`Ranks.summed`.
+
+    Args:
+        numbers: of the tensor.
+        units: that give one each, on all ranks together.
+        ranks: how many there are.
+    """
+    most = max(len(_branches(_share(rank, ranks, units))) for rank in range(ranks))
+    if numbers <= _SMALL:
+        return (ranks - 1) * most * numbers
+    return (ranks - 1) * (most + 1) * -(-numbers // ranks)  # its slices of branches, and of the sum one
+
+
 class RankWarning(UserWarning):
     """A rank holds the others up."""
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sqs_pyro.compression.blockwise.file_size import bits_a_weight
 from sqs_pyro.compression.blockwise.forecast import IMPORTANCE_BATCH
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
-from sqs_pyro.compression.blockwise.shares import Shares
+from sqs_pyro.compression.blockwise.shares import largest_share
 from sqs_pyro.compression.blockwise.vocabulary import candidates, vocabulary_of
 from sqs_pyro.compression.layers import check_layers
 from sqs_pyro.networks.architectures import blocks, layer_names
@@ -148,7 +148,9 @@ def _plan(
     outside = total - sum(_count(block) for block in found)
     config: Any = net.config
     tokens, width = sequences * length, config.hidden_size
-    own = min(sequences, recipe.batch_size * _most(-(-sequences // recipe.batch_size), recipe.units, ranks))
+    own = min(
+        sequences, recipe.batch_size * largest_share(-(-sequences // recipe.batch_size), recipe.units, ranks)
+    )
     row = max(_SUMMED * (1 + _units(recipe.units, ranks).bit_length()) + _SENT * (ranks > 1), _CURVATURE)
     widest = max(max(layer.in_features, layer.out_features) for layer in layers)
     return MemoryPlan(
@@ -174,16 +176,10 @@ def _units(units: int, ranks: int) -> int:
     return -(-units // ranks)
 
 
-def _most(count: int, units: int, ranks: int) -> int:
-    """Return how many of ``count`` things in units the rank has that has most."""
-    every = (Shares(count, units, Ranks(rank, ranks)).own for rank in range(ranks))
-    return max(own.stop - own.start for own in every)
-
-
 def _coding(weight: Tensor, recipe: BlockwiseRecipe, ranks: int) -> int:
     """Return bytes while a weight is coded: of a rank's own rows, and on several ranks all symbols twice."""
     rows, inputs = weight.shape
-    return _WEIGHT * _most(rows, recipe.units, ranks) * inputs + 2 * weight.numel() * (ranks > 1)
+    return _WEIGHT * largest_share(rows, recipe.units, ranks) * inputs + 2 * weight.numel() * (ranks > 1)
 
 
 def _compressed(net: nn.Module, recipe: BlockwiseRecipe) -> dict[str, Tensor]:

@@ -101,6 +101,12 @@ class Shares:
         return unit * self.count // self.units
 
 
+def largest_share(count: int, units: int, ranks: int) -> int:
+    """Return how many of ``count`` things in units the rank has that has most."""
+    every = (Shares(count, units, Ranks(rank, ranks)).own for rank in range(ranks))
+    return max(own.stop - own.start for own in every)
+
+
 class _Everywhere(Sequence[T]):
     def __init__(self, shares: Shares, own: Sequence[T], device: torch.device) -> None:
         self.shares, self.own, self.device = shares, own, device
