@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -239,6 +240,7 @@ def _branches(units: range) -> list[tuple[int, int]]:
     return [place for place, _ in places.branches]
 
 
+@cache
 def numbers_sent(numbers: int, units: int, ranks: int) -> int:
     """Return how many numbers the rank that sends most sends for one sum of tensors, see :meth:`Ranks.summed`.
 

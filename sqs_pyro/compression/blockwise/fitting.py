@@ -31,26 +31,30 @@ def unfit(
     here = needs({})
     if here <= memory:
         return None
-    found = [f"{most} ranks" for most in range(ranks + 1, recipe.units + 1) if needs({}, most) <= memory][:1]
-    found += [said for said, changes in _repairs(recipe) if needs(changes) <= memory]
-    every: dict[str, Any] = {}
-    for _, changes in _repairs(recipe):
-        every |= changes
-    least, all_said = needs(every, recipe.units), ", ".join(said for said, _ in _repairs(recipe))
-    together = ", ".join(
-        [*([f"{recipe.units} ranks"] if ranks < recipe.units else []), *([all_said] * bool(all_said))]
-    )
+    repairs = dict(_repairs(recipe))
+    found = [said for said, changes in repairs.items() if needs(changes) <= memory]
+    more = list(_more(ranks, recipe.units))
+    found = [f"{most} ranks" for most in more if needs({}, most) <= memory][:1] + found
+    every = {key: value for changes in repairs.values() for key, value in changes.items()}
+    least = needs(every, max(more, default=ranks))
+    together = ", ".join([*(f"{most} ranks" for most in more[-1:]), *repairs])
     if found:
         repair = f"take {' or '.join(found)}"
     elif least <= memory:
         repair = f"take {together}, all together"
+    elif together:
+        repair = f"with {together} it would still need {least / 1e9:.1f} GB"
     else:
-        together = (
-            f"with {together} it would still need" if together else "there is nothing to divide further: give"
-        )
-        repair = f"{together} {least / 1e9:.1f} GB"
+        repair = "there is nothing to divide further"
     of = f"Each of {ranks} ranks" if ranks > 1 else "Compression"
     return f"{of} needs {here / 1e9:.1f} GB, libraries included, but {memory / 1e9:.1f} GB are given: {repair}."
+
+
+def _more(ranks: int, units: int) -> Iterator[int]:
+    """Yield twice as many ranks, and so on, up to as many as there are units."""
+    while ranks < units:
+        ranks = min(2 * ranks, units)
+        yield ranks
 
 
 def _repairs(recipe: BlockwiseRecipe) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -8,6 +8,7 @@ as its last bits do, is computed a unit at a time.
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar, overload
 
 import torch
@@ -101,6 +102,7 @@ class Shares:
         return unit * self.count // self.units
 
 
+@cache  # of a thousand ranks it is asked for each of a network's layers
 def largest_share(count: int, units: int, ranks: int) -> int:
     """Return how many of ``count`` things in units the rank has that has most."""
     every = (Shares(count, units, Ranks(rank, ranks)).own for rank in range(ranks))

@@ -31,6 +31,7 @@ from kits.tiny_transformers import tiny
 import sqs_pyro.ranks
 from sqs_pyro import compress_transformer, save
 from sqs_pyro.errors import DataError, RankError, RecipeError
+from sqs_pyro.compression.blockwise import codebooks
 from sqs_pyro.compression.blockwise.one_block import BlockCoder
 from sqs_pyro.integrations.checkpoint import compress_checkpoint
 from sqs_pyro.ranks import Ranks, ranks, started
@@ -84,9 +85,14 @@ def summed(value, *rest):
     large = value.dim() and (value.dtype == torch.float32 or len(value) == 64)
     if not (bytes_sent := sent.pop("bytes", 0)):
         return {}  # a rank's own
-    if large:
-        return {"large": 1, "summed": bytes_sent}
-    return {"small": 1, "of codewords": value.shape == (7,) and value.dtype == torch.float64}
+    return {"large": 1, "summed": bytes_sent} if large else {"small": 1}
+
+
+def best_codewords(*args, best=codebooks.best_codewords):
+    before = sent["small"]
+    found = best(*args)
+    sent["of codewords"] += sent["small"] - before
+    return found
 
 
 def gathered(values, *rest):
@@ -104,6 +110,7 @@ with started() as here:
         counted(dist, "all_to_all_single", bytes_to_others)
         counted(Ranks, "summed", summed)
         counted(Ranks, "gathered", gathered)
+        codebooks.best_codewords = best_codewords
     for name in CASES:
         save(compressed(name), place / f"{name}.{here.rank}")
         if name == "llama_tied":
