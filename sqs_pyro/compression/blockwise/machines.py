@@ -41,20 +41,20 @@ class Machine:
 #: By name, for `sqs plan --machine`.
 MACHINES = {
     "cpu": Machine(
-        about="ranks of one thread of an AMD EPYC with AVX2, gloo: measured, but for reading, far and hop",
+        about="ranks of one thread of an AMD EPYC with AVX2, gloo: measured, but for memory, disk and what is between nodes",
         # Phases of one rank in benchmarks/ranks.json, over their counts.
         products=54e9,
         elements=0.55e9,
         doubles=12.4e9,
         parameters=4.2e6,
-        # benchmarks/scaling.py --measure.
+        # benchmarks/scaling.py: 115 to 165 µs, as others used the machine, too.
         step=115e-6,
-        memory=8e9,
         # Messages of two ranks in benchmarks/ranks.json, most of which are small.
         latency=2.5e-3,
         near=1e9,
         symbols=0.5e9,
-        # Assumed: a local disk; ranks of two to a machine with 10 Gbit/s between them, in a ring.
+        # Assumed: memory that other ranks read, too; a local disk; ranks of two to a machine with 10 Gbit/s between them, in a ring.
+        memory=8e9,
         reading=1e9,
         node=2,
         far=1e9,
