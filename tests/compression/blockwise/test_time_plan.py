@@ -1,5 +1,6 @@
 """The plan of blockwise compression's time, against what torch counts, by hand, and at its limits."""
 
+import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,7 @@ PRODUCTS = replace(CPU, products=1.0, elements=1e30, step=0.0, doubles=1e30, par
 
 @cache
 def network(name):
-    config = transformers.AutoConfig.from_pretrained(NETWORKS / name)
+    config = transformers.LlamaConfig(**json.loads((NETWORKS / name / "config.json").read_text()))
     with torch.device("meta"):
         return transformers.LlamaForCausalLM(config)
 
@@ -42,7 +43,7 @@ def small(**changes):
 )
 def test_large_networks_from_their_configurations(name, parameters):
     net = network(name)
-    plan = plan_memory(net, 128, 512, EVEN, ranks=8)
+    plan = plan_memory(net, 128, 512, {**EVEN, "units": 8}, ranks=8)
     assert plan.parameters == pytest.approx(parameters, rel=1e-3)
     assert plan.curvature == 52 * net.config.intermediate_size**2
     time = plan_time(net, 128, 512, EVEN, CPU, ranks=8)
