@@ -41,7 +41,7 @@ class Machine:
 #: By name, for `sqs plan --machine`.
 MACHINES = {
     "cpu": Machine(
-        about="ranks of one thread of an AMD EPYC with AVX2, gloo: measured, but for memory, disk and what is between nodes",
+        about="ranks of one thread of an AMD EPYC, gloo: measured, but for memory, disk and what is between nodes",
         # Phases of one rank in benchmarks/ranks.json, over their counts.
         products=54e9,
         elements=0.55e9,
@@ -53,7 +53,7 @@ MACHINES = {
         latency=2.5e-3,
         near=1e9,
         symbols=0.5e9,
-        # Assumed: memory that other ranks read, too; a local disk; ranks of two to a machine with 10 Gbit/s between them, in a ring.
+        # Assumed: memory that others read, too; a local disk; two ranks a node, 10 Gbit/s between nodes, a ring.
         memory=8e9,
         reading=1e9,
         node=2,
