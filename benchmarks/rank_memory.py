@@ -85,9 +85,9 @@ def measure(place: Path) -> None:
     torch.set_num_threads(1)
     with started() as here:
         compress(place, SMALL, here)
-        every = here.gathered(compress(place, LARGE, here))
+        every = json.dumps(here.gathered(compress(place, LARGE, here)))
         if here.leads:
-            (place / "figures").write_text(json.dumps(every))
+            (place / "figures").write_text(every)
 
 
 def started_on(ranks: int) -> list[int]:
