@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -237,6 +238,21 @@ def _branches(units: range) -> list[tuple[int, int]]:
     for unit in units:
         places.add(unit, torch.zeros(()))
     return [place for place, _ in places.branches]
+
+
+@cache
+def numbers_sent(numbers: int, units: int, ranks: int) -> int:
+    """Return how many numbers the rank that sends most sends for one sum of tensors, see :meth:`Ranks.summed`.
+
+    Args:
+        numbers: of the tensor.
+        units: that give one each, on all ranks together.
+        ranks: how many there are.
+    """
+    most = max(len(_branches(_share(rank, ranks, units))) for rank in range(ranks))
+    if numbers <= _SMALL:
+        return (ranks - 1) * most * numbers
+    return (ranks - 1) * (most + 1) * -(-numbers // ranks)  # its slices of branches, and of the sum one
 
 
 class RankWarning(UserWarning):

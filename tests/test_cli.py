@@ -159,6 +159,17 @@ def test_plan_needs_no_weights(tmp_path):
     assert plan["peak"] == max(sum(parts.values()) for parts in plan["moments"].values())
     table = " ".join(_sqs("plan", tmp_path, "--whole", "--set", "bits=4").stdout.split())  # long paths break lines
     assert "the whole network in memory" in table and "gradients" in table
+    assert plan["unfit"] is plan["device_memory"] is None and plan["time"]["efficiency"] == 1
+    assert sum(plan["time"]["parts"].values()) == plan["time"]["seconds"]
+    shared = ["plan", tmp_path / "config.json", "--ranks", "4", "--machine", "h100"]
+    enough = " ".join(_sqs(*shared, "--device-memory", "1GB").stdout.split())
+    assert "1.00 GB are enough" in enough and "each of 4 ranks" in enough and "H100" in enough
+    refused = _sqs(*shared, "--device-memory", "400MB")
+    assert refused.exit_code == 2 and "Each of 4 ranks needs 0.5 GB" in refused.stderr
+    refused = _sqs(*shared, "--device-memory", "large")
+    assert refused.exit_code == 2 and "--device-memory is 'large', but must be a size such as" in refused.stderr
+    refused = _sqs(*shared, "--machine", "abacus")
+    assert refused.exit_code == 2 and "Machine 'abacus' is unknown: give one of cpu, h100." in refused.stderr
     refused = _sqs("plan", tmp_path, "--set", "allocation=importance")
     assert refused.exit_code == 2 and "add --whole" in refused.stderr
     recipe = tmp_path / "recipe.yaml"

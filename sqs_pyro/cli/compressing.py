@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from sqs_pyro.cli.application import app
-from sqs_pyro.cli.options import DeviceOption, JsonOption
+from sqs_pyro.cli.options import DeviceOption, JsonOption, size_in_bytes
 from sqs_pyro.cli.running import BAD_INPUT, one_sentence_errors, show
-from sqs_pyro.errors import RecipeError
+from sqs_pyro.errors import RecipeError, ResourceError
 
 
 @app.command("compress")
@@ -163,7 +163,7 @@ def _has_terminal() -> bool:
 @app.command("plan")
 def plan_command(
     source: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT|RECIPE", help="Directory with a config.json, or a YAML recipe.")
+        Path, typer.Argument(metavar="CHECKPOINT|RECIPE", help="A config.json or its directory, or a YAML recipe.")
     ],
     sequences: Annotated[
         int | None, typer.Option("--sequences", min=1, help="Of a checkpoint: calibration sequences [128].")
@@ -181,11 +181,19 @@ def plan_command(
     ranks: Annotated[
         int, typer.Option("--ranks", min=1, help="That share the work: what each of them takes.")
     ] = 1,
+    device_memory: Annotated[
+        str | None,
+        typer.Option("--device-memory", metavar="SIZE", help="That a rank has, such as 80GB: is it enough?"),
+    ] = None,
+    machine: Annotated[
+        str, typer.Option("--machine", metavar="NAME", help="That time is told of: cpu or h100.")
+    ] = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Tell how much memory blockwise compression is going to take, from the checkpoint's config.json alone.
+    """Tell how much memory and time blockwise compression is going to take, from a config.json alone.
 
-    Of a recipe, what `sqs compress` takes; of a checkpoint, what it takes with `blockwise.streamed`.
+    Of a recipe, what `sqs compress` takes; of a checkpoint, what it takes with `blockwise.streamed`. Where a
+    device's memory is not enough, it is said what would fit, and the exit status is 2.
     """
     with one_sentence_errors():
         from sqs_pyro.reporting.tables import plan_tables
@@ -193,6 +201,8 @@ def plan_command(
         from sqs_pyro.runs.language_model_recipe import checkpoint_recipe
 
         recipe: Any
+        memory = None if device_memory is None else size_in_bytes(device_memory, "--device-memory")
+        source = source.parent if source.name == "config.json" else source
         if source.is_file():
             if whole or (sequences, length) != (None, None):
                 raise RecipeError(
@@ -202,5 +212,7 @@ def plan_command(
             recipe = load_any_recipe(source, changes or [])
         else:
             recipe = checkpoint_recipe(source, sequences or 128, length or 512, changes or [], whole=whole)
-        plan = kind_of(recipe).plan(recipe, ranks=ranks)
+        plan = kind_of(recipe).plan(recipe, ranks=ranks, device_memory=memory, machine=machine)
         show(plan, plan_tables(plan), as_json)
+        if plan["unfit"]:
+            raise ResourceError(plan["unfit"])

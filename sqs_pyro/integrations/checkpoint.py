@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 
 from sqs_pyro.compression.blockwise.blocks import BlockwiseResult
 from sqs_pyro.compression.blockwise.call import compress_transformer
+from sqs_pyro.compression.blockwise.fitting import unfit
+from sqs_pyro.compression.blockwise.machines import MACHINES, Machine
 from sqs_pyro.compression.blockwise.memory_plan import MemoryPlan, plan_memory
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.compression.blockwise.store import BlockRecord
+from sqs_pyro.compression.blockwise.time_plan import TimePlan, plan_time
 from sqs_pyro.errors import OutputError, ResourceError
 from sqs_pyro.extras import needed_for
 from sqs_pyro.networks.residency import Residency
@@ -71,16 +75,42 @@ def streamed_network(checkpoint: str | Path, dtype: torch.dtype) -> tuple[nn.Mod
     return net, StreamedWeights(net, Path(checkpoint))
 
 
+@dataclass(frozen=True)
+class CheckpointPlan:
+    """What compression of a checkpoint takes.
+
+    Attributes:
+        memory: of a rank.
+        time: of all ranks together, and
+        alone: of one.
+        unfit: why it does not fit the memory that was given, and how it would; None where it does.
+    """
+
+    memory: MemoryPlan
+    time: TimePlan
+    alone: TimePlan
+    unfit: str | None
+
+
 def plan_checkpoint(
-    checkpoint: str | Path, sequences: int, length: int, recipe: BlockwiseRecipe, *, ranks: int = 1
-) -> MemoryPlan:
-    """Return the memory that compression of a checkpoint takes, from config.json; the weights need not be there.
+    checkpoint: str | Path,
+    sequences: int,
+    length: int,
+    recipe: BlockwiseRecipe,
+    *,
+    ranks: int = 1,
+    device_memory: float | None = None,
+    machine: Machine = MACHINES["cpu"],
+) -> CheckpointPlan:
+    """Return what compression of a checkpoint takes, from config.json alone; the weights need not be there.
 
     Args:
         checkpoint: directory with config.json.
         sequences, length: n and T of the calibration's ``[n, T]``.
         recipe: what is going to be done; ``streamed`` says whether the whole network is in memory.
         ranks: how many share the work: the plan is of one of them.
+        device_memory: bytes that a rank has, if it is to be said whether they are enough.
+        machine: whose throughputs tell the time.
 
     Raises:
         NetworkError, RecipeError, MissingPackageError: the architecture is unknown, there are more ranks than
@@ -89,7 +119,12 @@ def plan_checkpoint(
     with needed_for("Plans"):
         from sqs_pyro.integrations.streamed_weights import empty_network
     net = empty_network(Path(checkpoint), torch.float32)
-    return plan_memory(net, sequences, length, recipe, streamed=recipe.streamed, ranks=ranks)
+    what, streamed = (net, sequences, length, recipe), recipe.streamed
+    memory = plan_memory(*what, streamed=streamed, ranks=ranks)
+    time, alone = (plan_time(*what, machine, streamed=streamed, ranks=each) for each in (ranks, 1))
+    return CheckpointPlan(
+        memory, time, alone, None if device_memory is None else unfit(*what, device_memory, ranks=ranks)
+    )
 
 
 @contextmanager

@@ -198,7 +198,7 @@ def finding_lines(findings: Sequence[Document]) -> list[Line]:
 
 
 def plan_tables(plan: Document) -> Report:
-    """Return what memory a compression takes: a row a part, the moments in turn."""
+    """Return what memory and time a compression takes: a row a part, the moments in turn."""
     how = "one block at a time" if plan["streamed"] else "the whole network in memory"
     ranks = f", each of {plan['ranks']} ranks" if plan["ranks"] > 1 else ""
     text = f"{plan['checkpoint']}: {plan['parameters']:,} parameters, {plan['tokens']:,} tokens, {how}{ranks}"
@@ -207,7 +207,15 @@ def plan_tables(plan: Document) -> Report:
         for part, size in parts.items():
             table.add_row(moment, part, f"{size / 1e9:.2f}")
         table.add_row(moment, "together", f"{sum(parts.values()) / 1e9:.2f}", bold=True)
-    return Report(_title(text), table, Line(f"peak {plan['peak'] / 1e9:.2f} GB, libraries (0.5 GB) not counted"))
+    peak = f"peak {plan['peak'] / 1e9:.2f} GB, libraries (0.5 GB) not counted"
+    if plan["device_memory"] is not None and plan["unfit"] is None:
+        peak += f": {plan['device_memory'] / 1e9:.2f} GB are enough"
+    time, parts = plan["time"], FittedTable("part", "minutes")
+    for part, seconds in time["parts"].items():
+        parts.add_row(part, f"{seconds / 60:,.1f}")
+    parts.add_row("together", f"{time['seconds'] / 60:,.1f}", bold=True)
+    several = f"; {time['efficiency']:.0%} of what as many times one rank's speed would be" if ranks else ""
+    return Report(_title(text), table, Line(peak), parts, Line(f"time of {time['machine']}{several}"))
 
 
 def _figures_table(networks: Mapping[str, Document], *, entropy: bool = True) -> FittedTable:

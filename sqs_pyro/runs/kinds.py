@@ -235,8 +235,16 @@ class RunKind(ABC, Generic[Recipe]):
         """
         raise DataError(f"'{file.path}' holds {self.said}, but text is continued by language models: give one.")
 
-    def plan(self, recipe: Recipe, *, ranks: int = 1) -> dict[str, Any]:
-        """Return the memory that a run is going to take, or each of several ranks, as a document; see docs/cli.md.
+    def plan(
+        self, recipe: Recipe, *, ranks: int = 1, device_memory: float | None = None, machine: str = "cpu"
+    ) -> dict[str, Any]:
+        """Return the memory and the time that a run is going to take, as a document; see docs/cli.md.
+
+        Args:
+            recipe: of the run.
+            ranks: how many share it.
+            device_memory: bytes that each has.
+            machine: name of what they run on.
 
         Raises:
             RecipeError: it cannot be told.

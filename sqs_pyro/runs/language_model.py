@@ -14,6 +14,7 @@ from sqs_pyro import load, save, size_report
 from sqs_pyro.atomic import resolved
 from sqs_pyro.compression.blockwise.blocks import BlockwiseResult
 from sqs_pyro.compression.blockwise.call import compress_transformer
+from sqs_pyro.compression.blockwise.machines import MACHINES
 from sqs_pyro.compression.blockwise.recipe import WITHOUT_EFFECT, BlockwiseRecipe
 from sqs_pyro.compression.blockwise.search import BitsSearchRecipe, next_bits
 from sqs_pyro.compression.blockwise.store import BlockRecord
@@ -471,12 +472,20 @@ class LanguageModels(TextKind[LanguageModelRecipe]):
         """Return random tokens: any are a text."""
         return random_text(net, file.path)
 
-    def plan(self, recipe: LanguageModelRecipe, *, ranks: int = 1) -> dict[str, Any]:
-        """Return bytes by moment and part, from the checkpoint's ``config.json`` alone.
+    def plan(
+        self,
+        recipe: LanguageModelRecipe,
+        *,
+        ranks: int = 1,
+        device_memory: float | None = None,
+        machine: str = "cpu",
+    ) -> dict[str, Any]:
+        """Return bytes by moment and part, and seconds by part, from the checkpoint's ``config.json`` alone.
 
         Returns:
-            ``checkpoint``, ``parameters``, ``tokens``, ``streamed``, ``ranks``, ``peak`` and ``moments``, the last
-            two of one rank.
+            ``checkpoint``, ``parameters``, ``tokens``, ``streamed``, ``ranks``; ``peak`` and ``moments`` of one
+            rank, and ``device_memory`` with ``unfit``, None where it is enough; ``time`` with its ``machine``,
+            ``seconds``, ``parts``, and the ``efficiency`` of the ranks.
 
         Raises:
             NetworkError, RecipeError: one sentence.
@@ -489,7 +498,18 @@ class LanguageModels(TextKind[LanguageModelRecipe]):
         if recipe.text.count is None:
             raise RecipeError("Recipe key 'text.count' is null, but a plan needs a number: give one with --set.")
         sequences = recipe.text.count + recipe.generated
-        plan = plan_checkpoint(recipe.network.path, sequences, recipe.text.length, recipe.blockwise, ranks=ranks)
+        if machine not in MACHINES:
+            raise RecipeError(f"Machine {machine!r} is unknown: give one of {', '.join(MACHINES)}.")
+        found = plan_checkpoint(
+            recipe.network.path,
+            sequences,
+            recipe.text.length,
+            recipe.blockwise,
+            ranks=ranks,
+            device_memory=device_memory,
+            machine=MACHINES[machine],
+        )
+        plan, seconds = found.memory, found.time.seconds
         return {
             "checkpoint": recipe.network.path,
             "parameters": plan.parameters,
@@ -498,4 +518,12 @@ class LanguageModels(TextKind[LanguageModelRecipe]):
             "ranks": ranks,
             "peak": plan.peak,
             "moments": plan.moments,
+            "device_memory": device_memory,
+            "unfit": found.unfit,
+            "time": {
+                "machine": MACHINES[machine].about,
+                "seconds": seconds,
+                "efficiency": found.alone.seconds / (ranks * seconds),
+                "parts": found.time.parts,
+            },
         }

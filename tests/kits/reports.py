@@ -134,7 +134,9 @@ def _export() -> dict:
 def _plan() -> dict:
     moments = {"coding a block": {"weights of the block": 123_456_789, "curvature of its inputs": 9_876_543_210}}
     about = {"checkpoint": "checkpoints/some-model", "parameters": 7_000_000_000, "tokens": 65_536}
-    return {**about, "streamed": True, "ranks": 1, "moments": moments, "peak": 10_000_000_000}
+    time = {"machine": "ranks of one thread", "seconds": 7200.0, "efficiency": 0.9, "parts": {"coding": 7200.0}}
+    memory = {"moments": moments, "peak": 10_000_000_000, "device_memory": 24_000_000_000, "unfit": None}
+    return {**about, "streamed": True, "ranks": 2, **memory, "time": time}
 
 
 def model_bench() -> dict:

@@ -23,8 +23,8 @@ from sqs_pyro.networks.calling import split_examples
 
 #: Sequences whose gradients are taken at once: autograd keeps the activations of the whole network for each.
 IMPORTANCE_BATCH = 2
-# Tokens for each of a layer's inputs whose moments say how precise its weights are: more only make it longer.
-_TOKENS_AN_INPUT = 16
+#: Tokens for each of a layer's inputs whose moments say how precise its weights are: more only make it longer.
+TOKENS_AN_INPUT = 16
 
 
 class Forecast:
@@ -140,5 +140,5 @@ def _enough(tokens: Sequence[Sequence[int]], inputs: int) -> tuple[int, float]:
     """
     most = max(map(len, tokens))
     reached = [sum(sum(unit[:each]) for unit in tokens) for each in range(1, most + 1)]
-    each = next((n for n, total in enumerate(reached, 1) if total >= _TOKENS_AN_INPUT * inputs), most)
+    each = next((n for n, total in enumerate(reached, 1) if total >= TOKENS_AN_INPUT * inputs), most)
     return each, reached[each - 1] / reached[-1]

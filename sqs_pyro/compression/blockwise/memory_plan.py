@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sqs_pyro.compression.blockwise.file_size import bits_a_weight
 from sqs_pyro.compression.blockwise.forecast import IMPORTANCE_BATCH
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
-from sqs_pyro.compression.blockwise.shares import Shares
+from sqs_pyro.compression.blockwise.shares import largest_share
 from sqs_pyro.compression.blockwise.vocabulary import candidates, vocabulary_of
 from sqs_pyro.compression.layers import check_layers
 from sqs_pyro.networks.architectures import blocks, layer_names
@@ -63,7 +63,8 @@ class MemoryPlan:
         inside: what a block computes for one minibatch.
         packed: finished blocks in their packed form.
         gradients: what autograd keeps for the importance of outputs; 0 with allocation `even`.
-        ends: embeddings, head and norms, as often as they are held when the packed network is put together.
+        ends: embeddings, head, norms, and layers that are left as they are, as often as they are held when the
+            packed network is put together.
         parameters: of the whole network.
         tokens: of the calibration.
     """
@@ -144,11 +145,14 @@ def _plan(
     in_block = max(map(_count, found))
     weights = _compressed(net, recipe)
     tables = [weights[path] for path in vocabulary_of(net, recipe).without_skipped(recipe).paths]
+    left = sum(layer.weight.numel() for name, layer in layer_names(net).items() if name not in weights)
     total = _count(net)
     outside = total - sum(_count(block) for block in found)
     config: Any = net.config
     tokens, width = sequences * length, config.hidden_size
-    own = min(sequences, recipe.batch_size * _most(-(-sequences // recipe.batch_size), recipe.units, ranks))
+    own = min(
+        sequences, recipe.batch_size * largest_share(-(-sequences // recipe.batch_size), recipe.units, ranks)
+    )
     row = max(_SUMMED * (1 + _units(recipe.units, ranks).bit_length()) + _SENT * (ranks > 1), _CURVATURE)
     widest = max(max(layer.in_features, layer.out_features) for layer in layers)
     return MemoryPlan(
@@ -160,10 +164,11 @@ def _plan(
         held=_FLOAT * outside if streamed else 0,
         states=_STATES * _FLOAT * own * length * width,
         inside=_INSIDE * _FLOAT * min(recipe.batch_size, sequences) * length * widest,
-        packed=_finished(net, weights, recipe),
+        packed=_finished(net, weights, left, recipe),
         gradients=_gradients(net, recipe, length, widest),
-        # The network as it is held, a copy that is rounded, and the packed network's own.
-        ends=_FLOAT * ((3 * outside) if streamed else (2 * total + outside)),
+        # The network as it is held, a copy that is rounded, and the packed network's own; the last has of blocks
+        # what is left as it is, and of a streamed network the copy has no more of them, either.
+        ends=_FLOAT * ((3 * outside + 2 * left) if streamed else (2 * total + outside + left)),
         parameters=total,
         tokens=tokens,
     )
@@ -174,16 +179,10 @@ def _units(units: int, ranks: int) -> int:
     return -(-units // ranks)
 
 
-def _most(count: int, units: int, ranks: int) -> int:
-    """Return how many of ``count`` things in units the rank has that has most."""
-    every = (Shares(count, units, Ranks(rank, ranks)).own for rank in range(ranks))
-    return max(own.stop - own.start for own in every)
-
-
 def _coding(weight: Tensor, recipe: BlockwiseRecipe, ranks: int) -> int:
     """Return bytes while a weight is coded: of a rank's own rows, and on several ranks all symbols twice."""
     rows, inputs = weight.shape
-    return _WEIGHT * _most(rows, recipe.units, ranks) * inputs + 2 * weight.numel() * (ranks > 1)
+    return _WEIGHT * largest_share(rows, recipe.units, ranks) * inputs + 2 * weight.numel() * (ranks > 1)
 
 
 def _compressed(net: nn.Module, recipe: BlockwiseRecipe) -> dict[str, Tensor]:
@@ -193,12 +192,11 @@ def _compressed(net: nn.Module, recipe: BlockwiseRecipe) -> dict[str, Tensor]:
     return {name: module.weight for name, module in found.items() if not recipe.skips(name)}
 
 
-def _finished(net: nn.Module, weights: Mapping[str, Tensor], recipe: BlockwiseRecipe) -> int:
-    """Return bytes of what is coded, and of the blocks' layers that are as they were but rounded."""
+def _finished(net: nn.Module, weights: Mapping[str, Tensor], left: int, recipe: BlockwiseRecipe) -> int:
+    """Return bytes of what is coded, and of ``left`` weights of blocks that are as they were but rounded."""
     rounded = 8 * getattr(torch, recipe.leftover_dtype).itemsize
     bits = bits_a_weight(net, weights, recipe)
     coded = sum(value.numel() * (recipe.bits_of(name) or bits) for name, value in weights.items())
-    left = sum(layer.weight.numel() for name, layer in layer_names(net).items() if name not in weights)
     return int((coded + rounded * left) / 8)
 
 

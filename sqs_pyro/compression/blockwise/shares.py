@@ -8,6 +8,7 @@ as its last bits do, is computed a unit at a time.
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar, overload
 
 import torch
@@ -99,6 +100,13 @@ class Shares:
 
     def _start(self, unit: int) -> int:
         return unit * self.count // self.units
+
+
+@cache  # of a thousand ranks it is asked for each of a network's layers
+def largest_share(count: int, units: int, ranks: int) -> int:
+    """Return how many of ``count`` things in units the rank has that has most."""
+    every = (Shares(count, units, Ranks(rank, ranks)).own for rank in range(ranks))
+    return max(own.stop - own.start for own in every)
 
 
 class _Everywhere(Sequence[T]):

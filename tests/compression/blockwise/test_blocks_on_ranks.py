@@ -1,32 +1,42 @@
 """Blockwise compression on ranks: the same file from one or many, whatever becomes of them on the way."""
 
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
 from kits.ranks import TRANSFORMERS, run_on_ranks, start_ranks
+from kits.tiny_transformers import tiny
 
+from sqs_pyro.compression.blockwise import time_plan
+from sqs_pyro.compression.blockwise.machines import MACHINES
 from sqs_pyro.compression.blockwise.shares import Shares
+from sqs_pyro.compression.blockwise.time_plan import plan_time
 from sqs_pyro.ranks import Ranks
 
 #: What each of these has in common: a network, sequences, and what is done with them.
 SETUP = """
 import contextlib
 import io
+import json
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from kits.tiny_transformers import tiny
 
+import sqs_pyro.ranks
 from sqs_pyro import compress_transformer, save
 from sqs_pyro.errors import DataError, RankError, RecipeError
+from sqs_pyro.compression.blockwise import codebooks
 from sqs_pyro.compression.blockwise.one_block import BlockCoder
 from sqs_pyro.integrations.checkpoint import compress_checkpoint
-from sqs_pyro.ranks import ranks, started
+from sqs_pyro.ranks import Ranks, ranks, started
 
 place = Path(sys.argv[1])
 RECIPE = {"bits": 2.5, "num_components": 7, "importance_sequences": 4, "batch_size": 2, "rounds": 1, "units": 4}
@@ -54,7 +64,44 @@ def compressed(name="llama_tied", **options):
 EVERY = (
     SETUP
     + """
+sent = Counter()  # bytes and calls of what is summed and gathered
 
+
+def counted(owner, name, what):
+    call = getattr(owner, name)
+
+    def counting(*args, **kwargs):
+        value = call(*args, **kwargs)
+        sent.update(what(value, *args))
+        return value
+
+    setattr(owner, name, counting)
+
+
+def bytes_to_others(value, into, own, *sizes):
+    others = here.size - 1
+    return {"bytes": own.nbytes * others // (here.size if sizes else 1)}  # to each a slice, or the same to all
+
+
+def summed(value, *rest):
+    # Moments, squared gradients, what a head says of each token; else a few numbers.
+    large = value.dim() and (value.dtype == torch.float32 or len(value) == 64)
+    if not (bytes_sent := sent.pop("bytes", 0)):
+        return {}  # a rank's own
+    return {"large": 1, "summed": bytes_sent} if large else {"small": 1}
+
+
+def best_codewords(*args, best=codebooks.best_codewords):
+    before = sent["small"]
+    found = best(*args)
+    sent["of codewords"] += sent["small"] - before
+    return found
+
+
+def gathered(values, *rest):
+    sent.pop("bytes", None)
+    symbols = isinstance(values[0], torch.Tensor) and values[0].dtype == torch.uint8
+    return {"symbols": sum(map(len, values)) * values[0].shape[1]} if symbols else {}
 
 
 def streamed():
@@ -67,8 +114,16 @@ def streamed():
 
 
 with started() as here:
+    if here.size == 2:
+        counted(sqs_pyro.ranks, "_all_gather", bytes_to_others)
+        counted(dist, "all_to_all_single", bytes_to_others)
+        counted(Ranks, "summed", summed)
+        counted(Ranks, "gathered", gathered)
+        codebooks.best_codewords = best_codewords
     for name in sys.argv[2:]:
         save(streamed() if name == "streamed" else compressed(name), place / f"{name}.{here.rank}")
+        if name == "llama_tied":
+            print(json.dumps(sent))
 """
 )
 
@@ -98,13 +153,36 @@ OTHERS = ("llama", "streamed")
         pytest.param(3, OTHERS, marks=pytest.mark.slow),
     ],
 )
-def test_the_file_is_the_same(size: int, names: tuple[str, ...], alone: Callable[..., Path], tmp_path: Path):
-    run_on_ranks(size, EVERY, tmp_path, *names, imported=TRANSFORMERS)
+def test_the_file_is_the_same(
+    size: int, names: tuple[str, ...], alone: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    printed = run_on_ranks(size, EVERY, tmp_path, *names, imported=TRANSFORMERS)
     for name in names:
         for rank in range(size):
             assert (tmp_path / f"{name}.{rank}").read_bytes() == (alone(*names) / f"{name}.0").read_bytes(), name
     kept = {path.name for path in tmp_path.glob("kept/*")}
     assert kept == ({"embedding.pt", "head.pt", "block-000.pt"} if "streamed" in names else set())
+    for sent in map(json.loads, filter(None, printed)) if size == 2 else ():
+        _check_counts(sent, monkeypatch)
+
+
+def _check_counts(sent: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a rank has sent is what is planned, but for the steps that codewords took, which nobody can know."""
+    net = tiny("llama_tied", num_hidden_layers=2)
+    recipe = {
+        "bits": 2.5,
+        "num_components": 7,
+        "importance_sequences": 4,
+        "batch_size": 2,
+        "rounds": 1,
+        "units": 4,
+    }
+    weights = 2 * 7 + 1  # of each codewords are chosen twice
+    monkeypatch.setattr(time_plan, "_GRADIENT_STEPS", sent["of codewords"] / (2 * weights) - 3)
+    planned = plan_time(net, 14, 10, recipe, MACHINES["cpu"], streamed=False, ranks=2).sent
+    assert (planned.summed, planned.symbols) == (sent["summed"], sent["symbols"])
+    gathered = 2 * weights + 2  # the largest weight, its symbols; behind each block whether to stop
+    assert planned.number == 2 * sent["large"] + sent["small"] + gathered
 
 
 # Of a rank that ends in the middle of the second block, or is asked to end in the middle of the first.

@@ -37,6 +37,8 @@ def test_counts_by_hand():
     assert (alone.packed, alone.table) == (3 * linear * 3 // 8, 0) and "vocabulary" not in alone.moments
     assert plan.parameters == 3 * block + 2 * 1000 * 64 + 64
     assert plan.ends == 3 * 4 * (2 * 1000 * 64 + 64)
+    left = {**EVEN, "layers": {"*.down_proj": {"skip": True}}}  # of which two copies are in float32 at the end
+    assert plan_memory(net, 10, 32, left).ends == plan.ends + 2 * 4 * 3 * 64 * 96
     assert plan.gradients == 0
     assert plan.peak == max(sum(parts.values()) for parts in plan.moments.values())
 
