@@ -40,9 +40,8 @@ from sqs_pyro.packing import CodedTensor
 Estimator = Literal["local", "pathwise", "one_hot", "straight_through", "ttq", "lsq", "soft", "concrete"]
 
 _OF_ALL_WEIGHTS = (
-    "This needs all weights of a site, but ranks have rows of each (shard_sites): gather the guide's state by "
-    "get_model_state_dict(..., options=StateDictOptions(full_state_dict=True)) of torch.distributed.checkpoint, "
-    "and load it into a guide of a model that is not divided."
+    "This needs all weights of a site, but ranks have rows of each (shard_sites): gather the guide's state dict "
+    "(full_tensor() of each DTensor), and load it into a guide of a model that is not divided."
 )
 _LEAST_OPEN_LOGIT = 1e-3  # of the gate: λ = 0.50025
 
