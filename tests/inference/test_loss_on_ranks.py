@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from kits.ranks import run_on_ranks
+from torch import nn
+
+from sqs_pyro import BayesianNetwork, SpikeGMMGuide
 
 TRAINING = """
 import sys
@@ -103,6 +106,13 @@ def test_two_ranks_with_half_a_minibatch_are_one_with_all_of_it(tmp_path: Path):
     for name, weight in alone["hard"].items():
         assert torch.equal(first["hard"][name], second["hard"][name])
         torch.testing.assert_close(first["hard"][name], weight)
+    # What ranks have learned goes on in a guide that is not divided.
+    net = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 2))
+    guide = SpikeGMMGuide(BayesianNetwork(net, num_data=120), 3, estimator="straight_through")
+    own = {name.removeprefix("guide."): value for name, value in first["state"].items() if "guide." in name}
+    guide.load_state_dict(own)
+    for name, coded in guide.harden().items():
+        torch.testing.assert_close(coded.dense(), alone["hard"][name])
     words = [
         "all weights",
         "all weights",
