@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from sqs_pyro.distributions.sharded_tensor import ShardedTensor, made_again
+
 _LEAST_VARIANCE = 1e-24
 
 
@@ -62,7 +64,64 @@ class LocalDraw(Tensor):
             if func in _VIEWS and isinstance(args[0], LocalDraw):
                 return _viewed(func, args[0], args[1:], kwargs)
             parts = _LINEAR_MAPS[func](*args, **kwargs) if func in _LINEAR_MAPS else None
-            return func(*args, **kwargs) if parts is None else _draw_outputs(parts)
+            if parts is None:
+                return func(*args, **kwargs)
+        return _draw_outputs(parts)
+
+
+class ShardedLocalDraw(ShardedTensor, LocalDraw):
+    """A :class:`LocalDraw` of which each rank holds rows: linear maps gather the moments, others the draw."""
+
+    _mean: ShardedTensor
+    _variance: ShardedTensor
+
+    @classmethod
+    def of(cls, rows: Tensor, like: Any) -> Self:  # type: ignore[override]
+        """Return the draw of which a rank holds rows.
+
+        Args:
+            rows: a :class:`LocalDraw`, this rank's.
+            like: a ``DTensor`` that is sharded so, of the whole shape.
+        """
+        assert isinstance(rows, LocalDraw)
+        with torch._C.DisableTorchFunctionSubclass():
+            new = super().of(rows.as_subclass(Tensor), like)
+        new._mean, new._variance = (ShardedTensor.of(moment, like) for moment in rows.moments)
+        return new
+
+    def whole_draw(self) -> LocalDraw:
+        """Gather the draw and its moments; differentiable."""
+        return LocalDraw.of(self.whole(), self._mean.whole(), self._variance.whole())
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Answer linear maps by moments, views by views of what is gathered, anything else by the whole draw."""
+        kwargs = kwargs or {}
+        if func in _LINEAR_MAPS:
+            with torch._C.DisableTorchFunctionSubclass():
+                parts = _LINEAR_MAPS[func](*args, **kwargs)
+            if parts is not None:
+                return _draw_outputs(parts)
+        if func in _VIEWS and isinstance(args[0], ShardedLocalDraw):
+            return func(args[0].whole_draw(), *args[1:], **kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def when_used(rows: Tensor, like: Any) -> Tensor:
+    """Return the draw, with its moments if it knows them, of which a rank holds rows: gathered when it is used.
+
+    Args:
+        rows: this rank's, of the first dimension.
+        like: a ``DTensor`` that is sharded so, of the whole shape.
+    """
+    known = isinstance(rows, LocalDraw)
+    draw: Any = (ShardedLocalDraw if known else ShardedTensor).of(rows, like)
+    if draw.dim() > 1:
+        return draw
+    # A bias: as small as it is, it need not be gathered twice.
+    return draw.whole_draw() if known else draw.whole()
 
 
 class _Parts(NamedTuple):
@@ -133,15 +192,14 @@ def _of_squares(parts: _Parts, variance: Tensor) -> Tensor:
     dtype = torch.bfloat16 if half else x.dtype
     squares = _Square.apply(x, dtype)
 
-    def pack(saved: Tensor) -> Tensor | tuple[torch.Size, tuple[int, ...]]:
-        same = saved.data_ptr() == squares.data_ptr() and saved.numel() == squares.numel()
-        return (saved.shape, saved.stride()) if same else saved  # itself, or a view of it
-
-    def unpack(packed: Tensor | tuple[torch.Size, tuple[int, ...]]) -> Tensor:
-        return packed if isinstance(packed, Tensor) else _square(x.detach(), dtype).as_strided(*packed)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        return parts.apply(squares, variance.to(dtype))
+    variance = variance.to(dtype)
+    made: list[tuple[Tensor, Callable[[], Tensor]]] = [(squares, lambda: _square(x.detach(), dtype))]
+    if isinstance(variance, ShardedTensor):
+        again = variance.again
+        variance = variance.whole()
+        made.append((variance, again))
+    with made_again(*made):
+        return parts.apply(squares, variance)
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """The evidence lower bound with analytic bounds on the KL of spike-and-GMM sites."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,12 +15,14 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from sqs_pyro.arguments import is_positive, is_whole
 from sqs_pyro.distributions import kl_bound, sampled_kl
 from sqs_pyro.distributions.monte_carlo import draws_exactly
 from sqs_pyro.errors import ArgumentError, ModelError, NotReparametrisedError
 from sqs_pyro.inference.called import Args, Kwargs, PyroCallable
+from sqs_pyro.models.sharding import added_over_ranks
 
 KL_KINDS = ("jensen", "dominant", "monte_carlo")
 Site = dict[str, Any]
@@ -178,7 +181,9 @@ class SQSELBO(TraceMeanField_ELBO):
                     f"SQSELBO: the model samples '{name}' but the guide does not; add the site to the guide "
                     "or give the model an observed value for it."
                 )
-            by_site[name] = _site_kl(model_site, guide_site, kind)
+            mesh = guide_site["infer"].get("mesh")
+            kl = partial(_site_kl, model_site, guide_site, kind)
+            by_site[name] = kl() if mesh is None else _kl_of_rows(kl, mesh)
         # After the latent sites: what is left of the guide has no counterpart, and adds log q.
         for name, guide_site in sample_sites(guide_trace):
             if name not in model_trace.nodes:  # an auxiliary site of the guide
@@ -269,6 +274,11 @@ def _site_kl(model_site: Site, guide_site: Site, kind: str) -> Tensor:
             "weight of q, and prior and guide must sample the site in the same plates."
         )
     return kl.sum()
+
+
+def _kl_of_rows(kl: Callable[[], Tensor], mesh: Any) -> Tensor:
+    """Return the KL of a site of which ranks have rows; the backward pass computes it anew."""
+    return added_over_ranks(checkpoint(kl, use_reentrant=False), mesh)
 
 
 def _sampled_site_kl(model_site: Site, guide_site: Site) -> Tensor:

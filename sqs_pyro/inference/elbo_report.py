@@ -203,6 +203,11 @@ def _latent_sites(
         raise ModelError(
             "elbo_report: the guide observes data and the model none: give the model first, then its guide."
         )
+    if any(site["infer"].get("mesh") is not None for _, site in sample_sites(guide_trace)):
+        raise ModelError(
+            "elbo_report: ranks have rows of each site (shard_sites), but a report is of all weights: load the "
+            "guide's state into one of a model that is not divided."
+        )
     # Told here, in a sentence with its name; the look-up below would raise KeyError.
     missing = [name for name in latent if name not in guide_trace]
     if missing:

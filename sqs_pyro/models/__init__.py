@@ -20,6 +20,7 @@ from sqs_pyro.models.priors import (
     normal_prior,
     scale_matched_prior,
 )
+from sqs_pyro.models.sharding import shard_sites
 from sqs_pyro.networks.architectures import Architecture, architecture_of, include_patterns, register_architecture
 
 __all__ = [
@@ -49,4 +50,5 @@ __all__ = [
     "resnet50",
     "resnet56",
     "scale_matched_prior",
+    "shard_sites",
 ]

@@ -20,6 +20,7 @@ from sqs_pyro.models.observation import Likelihood, examples_of, observe, settle
 from sqs_pyro.models.ownership import OwningModule, claim, point_estimate, show_buffer, take_over_in_place
 from sqs_pyro.models.prediction import predicting
 from sqs_pyro.models.priors import scale_matched_prior
+from sqs_pyro.models.sharding import mean_over_ranks, whole_when_used
 from sqs_pyro.models.stacked import StackedDistribution, drawn_networks, plates_around, stack_networks
 from sqs_pyro.networks.batch_statistics import statistics_of
 from sqs_pyro.networks.calling import call_arguments, device_of, output_tensor
@@ -73,6 +74,8 @@ class BayesianNetwork(OwningModule):
 
     evaluates_predictions = True
     batch_norm_inputs: Any = None
+    #: Ranks among which :func:`~sqs_pyro.models.sharding.shard_sites` has divided the sites.
+    mesh: Any = None
 
     def __init__(
         self,
@@ -183,6 +186,8 @@ class BayesianNetwork(OwningModule):
         net = self._modules["net"]
         args, kwargs = call_arguments(inputs, net)
         evaluates = self.evaluates_predictions and predicting()
+        if self.mesh is not None:
+            tensors = whole_when_used(net, tensors)
         if evaluates and self.batch_norm_inputs is not None:
             tensors = tensors | statistics_of(net, tensors, self.batch_norm_inputs)
         with evaluating(net) if evaluates else nullcontext():
@@ -205,7 +210,8 @@ class BayesianNetwork(OwningModule):
         for name, buffer in self._statistics():
             take_over_in_place(self._store_name(name), buffer)
             show_buffer(self, self._store_name(name), buffer)
-        return {name: point_estimate(self, self._store_name(name), own) for name, own in self._learned()}
+        found = {name: point_estimate(self, self._store_name(name), own) for name, own in self._learned()}
+        return found if self.mesh is None else {name: mean_over_ranks(own) for name, own in found.items()}
 
     def take_loaded(self) -> None:
         """Take over what was loaded into Pyro's store for the parameters that are no sites."""

@@ -87,6 +87,20 @@ class FixedPrior(NetworkPrior):
             _check_prior(name, prior, weight.shape)
             self._priors[name], self._shapes[name] = prior, weight.shape
 
+    def take_shapes(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Be of other shapes from here on, by the name of a site: of the rows that a rank keeps.
+
+        Raises:
+            NetworkError: a site's weights have priors of their own, one by one.
+        """
+        for name, prior in self._priors.items():
+            if prior.batch_shape.numel() > 1:
+                raise NetworkError(
+                    f"The prior of '{name}' has batch shape {tuple(prior.batch_shape)}, but sites that ranks "
+                    "share need one distribution for all weights of a layer: give one of batch shape ()."
+                )
+        self._shapes = dict(shapes)
+
     def _prior(self, name: str, weight: Tensor) -> Any:
         given = self.prior
         # What is neither is told by `_check_prior`, with the site's name.

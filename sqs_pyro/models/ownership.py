@@ -239,7 +239,11 @@ def _before_loading(module: OwningModule, *args: Any) -> None:
 
 def _same_memory(found: Tensor, own: Tensor | None) -> bool:
     # The store shows aliases, other objects of the same memory.
-    return own is not None and found.data_ptr() == own.data_ptr() and found.shape == own.shape
+    if own is None or found.shape != own.shape:
+        return False
+    # Of a DTensor, which has no memory of its own, it is that of this rank's part.
+    found, own = (each.to_local() if hasattr(each, "to_local") else each for each in (found, own))
+    return found.data_ptr() == own.data_ptr()
 
 
 def _owner_of(found: Tensor) -> nn.Module | None:

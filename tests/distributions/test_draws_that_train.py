@@ -1,5 +1,7 @@
 """Estimators that draw from q: values and gradients against quadrature; linear maps of draws against moments."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from sqs_pyro.distributions import Codebook, CodebookGMM, LatentSpikeAndSlab, SpikeGMM
-from sqs_pyro.distributions.local_draw import LocalDraw, output_moments
+from sqs_pyro.distributions.local_draw import LocalDraw, _square, output_moments
 
 DRAWS = 100_000
 DOUBLE = {"dtype": torch.float64}
@@ -243,14 +245,21 @@ def test_what_is_no_draw_has_no_moments():
     assert output_moments(out) is None
 
 
-def test_squares_are_not_kept():
-    kept = []
+def test_squares_are_not_kept(monkeypatch):
+    kept, made = [], []
+
+    def squared(x, dtype):
+        made.append(weakref.ref(new := _square(x, dtype)))
+        return new
+
+    monkeypatch.setattr("sqs_pyro.distributions.local_draw._square", squared)
     x = torch.randn(64, 8, requires_grad=True)
     mean, variance = torch.randn(4, 8).requires_grad_(), torch.rand(4, 8).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         out = F.linear(x, LocalDraw.of(mean * 1, mean, variance))
     squares = [t for t in kept if t.shape == x.shape and torch.equal(t, x.square())]
     assert not squares
+    assert made and not any(each() is not None for each in made)  # not by what makes them anew either
     # and what is made anew is right: the gradient is that of the same draw by hand
     noise = ((out - F.linear(x, mean)) / F.linear(x.square(), variance).sqrt()).detach()
     by_hand = F.linear(x, mean) + F.linear(x.square(), variance).sqrt() * noise

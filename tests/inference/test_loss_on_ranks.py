@@ -1,10 +1,13 @@
-"""The ELBO as a module under DDP and FSDP: two ranks with half a minibatch each, as one with all of it."""
+"""The ELBO as a module under DDP, FSDP and on divided sites: two ranks with half a minibatch each, as one."""
 
 from pathlib import Path
 
 import pytest
 import torch
 from kits.ranks import run_on_ranks
+from torch import nn
+
+from sqs_pyro import BayesianNetwork, SpikeGMMGuide
 
 TRAINING = """
 import sys
@@ -15,51 +18,120 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from sqs_pyro import BayesianNetwork, SpikeGMMGuide, SQSELBO
+from sqs_pyro import BayesianNetwork, SpikeGMMGuide, SQSELBO, elbo_report
+from sqs_pyro.errors import SQSError
+from sqs_pyro.inference import EqualMass
+from sqs_pyro.models import LearnedPrior, shard_sites
 from sqs_pyro.ranks import started
 
-torch.manual_seed(0)
-net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
-x, y = torch.randn(12, 4), torch.arange(12) % 2
-model = BayesianNetwork(net, num_data=120)
-guide = SpikeGMMGuide(model, 3, estimator=sys.argv[2])  # which are draws that differ, and which are none
-with started() as ranks:
+
+REFUSED = [
+    lambda model, guide, x, y: guide.nonzero_rate(),
+    lambda model, guide, x, y: guide.start_coding(),
+    lambda model, guide, x, y: elbo_report(model, guide, x, y),
+    lambda model, guide, x, y: SpikeGMMGuide(model, 3, windows=EqualMass(2)),
+    lambda model, guide, x, y: SpikeGMMGuide(model, 3, groups=6),
+    lambda model, guide, x, y: shard_sites(model, model.mesh),
+    lambda model, guide, x, y: shard_sites(guide, model.mesh),
+    lambda model, guide, x, y: shard_sites(BayesianNetwork(nn.Linear(4, 3), LearnedPrior()), model.mesh),
+]
+
+
+def trained(estimator, how):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 2))
+    x, y = torch.randn(12, 4), torch.arange(12) % 2
+    model = BayesianNetwork(net, num_data=120)
+    if how == "rows":
+        shard_sites(model, mesh=init_device_mesh("cpu", (ranks.size,)))
+    guide = SpikeGMMGuide(model, 3, estimator=estimator)  # which are draws that differ, and which are none
     loss = SQSELBO()(model, guide)
-    if ranks.size > 1 and sys.argv[3] == "whole":  # codebooks have no gradient while the guide is dense
+    if ranks.size > 1 and how == "whole":  # codebooks have no gradient while the guide is dense
         loss = DistributedDataParallel(loss, find_unused_parameters=True)
-    elif ranks.size > 1:
-        mesh = init_device_mesh("cpu", (ranks.size,))
-        fully_shard(loss, mesh=mesh)
+    elif ranks.size > 1 and how == "sharded":
+        fully_shard(loss, mesh=init_device_mesh("cpu", (ranks.size,)))
     torch.manual_seed(ranks.rank)
     optimizer = torch.optim.SGD([p for p in loss.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
     rows = slice(12 * ranks.rank // ranks.size, 12 * (ranks.rank + 1) // ranks.size)
     for _ in range(4):
         optimizer.zero_grad()
-        loss(x[rows], y[rows]).backward()
+        value = loss(x[rows], y[rows])
+        value.backward()
         optimizer.step()
     state = {**model.state_dict(), **guide.state_dict(prefix="guide.")}
-    sharded = [value for value in state.values() if isinstance(value, DTensor)]
+    own = {name: value.to_local().numel() for name, value in state.items() if isinstance(value, DTensor)}
     state = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in state.items()}
-    torch.save({"state": state, "draw": torch.rand(3), "sharded": len(sharded)}, f"{sys.argv[1]}/{ranks.rank}")
+    hard = guide.harden() if how != "sharded" and estimator != "local" else {}
+    refused = []
+    for needs_all_weights in REFUSED if how == "rows" else ():
+        try:
+            needs_all_weights(model, guide, x, y)
+        except SQSError as error:
+            refused.append(str(error))
+    return {
+        "refused": refused,
+        "state": state, "draw": torch.rand(3), "own": own, "loss": value.item(),
+        "hard": {name: coded.dense() for name, coded in hard.items()},
+    }
+
+
+with started() as ranks:
+    found = {how: trained(sys.argv[2], how) for how in sys.argv[3:]}
+    torch.save(found, f"{sys.argv[1]}/{ranks.rank}")
 """
+WAYS = ("whole", "sharded", "rows")
 
 
-def after(place: Path, estimator: str, size: int, how: str = "whole") -> list[dict]:
-    run_on_ranks(size, TRAINING, place, estimator, how)
+def after(place: Path, estimator: str, size: int, *ways: str) -> list[dict]:
+    run_on_ranks(size, TRAINING, place, estimator, *ways)
     return [torch.load(place / str(rank)) for rank in range(size)]
 
 
-@pytest.mark.parametrize("how", ["whole", "sharded"])
-def test_two_ranks_with_half_a_minibatch_are_one_with_all_of_it(how: str, tmp_path: Path):
-    (alone,), (first, second) = (after(tmp_path, "straight_through", size, how) for size in (1, 2))
-    assert bool(first["sharded"]) == (how == "sharded")
-    for name, value in alone["state"].items():
-        torch.testing.assert_close(first["state"][name], value, rtol=1e-4, atol=1e-6)
-        assert torch.equal(first["state"][name], second["state"][name])
+def test_two_ranks_with_half_a_minibatch_are_one_with_all_of_it(tmp_path: Path):
+    alone = after(tmp_path, "straight_through", 1, "whole")[0]["whole"]
+    ranks = after(tmp_path, "straight_through", 2, *WAYS)
+    for way in WAYS:
+        first, second = (rank[way] for rank in ranks)
+        assert bool(first["own"]) == (way != "whole")
+        for name, value in alone["state"].items():
+            # Codes of rows are kept in the weight's shape.
+            torch.testing.assert_close(first["state"][name].view(value.shape), value, rtol=1e-4, atol=1e-6)
+            assert torch.equal(first["state"][name], second["state"][name])
+    first, second = (rank["rows"] for rank in ranks)
+    latents = "guide.sites.0/weight.latent_unconstrained"
+    assert (first["own"][latents], second["own"][latents]) == (5 * 4, 4 * 4)
+    assert first["own"]["net.0.weight"] == first["own"]["guide.sites.0/weight.mask"] == 5 * 4
+    # The KL is of all rows; the negative log-likelihoods are of each rank's half, whose mean is the whole's.
+    assert (first["loss"] + second["loss"]) / 2 == pytest.approx(alone["loss"], rel=1e-5)
+    for name, weight in alone["hard"].items():
+        assert torch.equal(first["hard"][name], second["hard"][name])
+        torch.testing.assert_close(first["hard"][name], weight)
+    # What ranks have learned goes on in a guide that is not divided.
+    net = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 2))
+    guide = SpikeGMMGuide(BayesianNetwork(net, num_data=120), 3, estimator="straight_through")
+    own = {name.removeprefix("guide."): value for name, value in first["state"].items() if "guide." in name}
+    guide.load_state_dict(own)
+    for name, coded in guide.harden().items():
+        torch.testing.assert_close(coded.dense(), alone["hard"][name])
+    words = [
+        "all weights",
+        "all weights",
+        "a report",
+        "windows",
+        "tiles",
+        "already",
+        "SpikeGMMGuide",
+        "LearnedPrior",
+    ]
+    assert len(first["refused"]) == len(words)
+    for sentence, word in zip(first["refused"], words, strict=True):
+        assert word in sentence
 
 
 def test_draws_differ_and_parameters_do_not(tmp_path: Path):
-    first, second = after(tmp_path, "local", 2)
-    assert not torch.equal(first["draw"], second["draw"])
-    for name, value in first["state"].items():
-        assert torch.equal(second["state"][name], value)
+    ranks = after(tmp_path, "local", 2, "whole", "rows")
+    for way in ("whole", "rows"):
+        first, second = (rank[way] for rank in ranks)
+        assert not torch.equal(first["draw"], second["draw"])
+        for name, value in first["state"].items():
+            assert torch.equal(second["state"][name], value)

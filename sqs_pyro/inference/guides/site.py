@@ -144,7 +144,8 @@ class SiteGuide(OwningModule):
     def gates(self, gate_temperature: float = 1.0) -> Tensor:
         """λ, the site's shape: posterior inclusion probabilities, exactly 0 for pruned weights."""
         logit = self.gate_logit if gate_temperature == 1 else self.gate_logit / gate_temperature
-        return torch.sigmoid(logit) * self.mask  # no gradient to pruned gates
+        # Masked before the sigmoid, whose result is all that autograd keeps; no gradient to pruned gates.
+        return torch.sigmoid(torch.where(self.mask, logit, -torch.inf))
 
     def kept(self, gate_temperature: float = 1.0) -> Tensor:
         """Return which weights are not zero, bool, the site's shape: by gates, or where zero is coded by codes."""
@@ -323,6 +324,9 @@ class SiteGuide(OwningModule):
         saved = state_dict.get(prefix + "edges")
         if saved is not None:
             self.edges = self.edges.new_empty(saved.shape)
+        codes = state_dict.get(prefix + "codes")
+        if codes is not None and codes.numel() == self.codes.numel():  # ranks keep them in the weight's shape
+            state_dict = {**state_dict, prefix + "codes": codes.view(self.codes.shape)}
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()

@@ -32,12 +32,17 @@ from sqs_pyro.inference.guides.joint_coding import code_together
 from sqs_pyro.inference.guides.posterior import PosteriorGuide
 from sqs_pyro.inference.guides.progress import GuideProgress, Stage
 from sqs_pyro.inference.guides.site import Grid, Groups, SiteGuide, Zero
+from sqs_pyro.inference.guides.site_rows import SiteRows
 from sqs_pyro.inference.guides.windows import PerWeight, Windows
 from sqs_pyro.models.prediction import guide_predicts
 from sqs_pyro.packing import CodedTensor
 
 Estimator = Literal["local", "pathwise", "one_hot", "straight_through", "ttq", "lsq", "soft", "concrete"]
 
+_OF_ALL_WEIGHTS = (
+    "This needs all weights of a site, but ranks have rows of each (shard_sites): gather the guide's state dict "
+    "(full_tensor() of each DTensor), and load it into a guide of a model that is not divided."
+)
 _LEAST_OPEN_LOGIT = 1e-3  # of the gate: λ = 0.50025
 
 
@@ -150,8 +155,12 @@ class SpikeGMMGuide(PosteriorGuide):
         self.evaluation_gate_temperature = evaluation_gate_temperature
         self.gate_temperature = gate_temperature
         self.refresh_every = refresh_every
+        # Ranks among which the model's sites are divided: this guide's are, too.
+        self.mesh: Any = getattr(model, "mesh", None)
         self.sites = PyroModule[nn.ModuleDict]()
         for name, value in values.items():
+            if hasattr(value, "full_tensor"):  # one site at a time is whole
+                value = value.full_tensor()
             start = (coded or {}).get(name)
             # Inference takes biases and other small tensors along: codebooks of as many values as they have.
             components = self._components(name)
@@ -168,7 +177,7 @@ class SpikeGMMGuide(PosteriorGuide):
             site.learn_shape(estimator not in HARD)
             if stage == "dense" and draws:
                 site.learn_widths(init_scale)
-            self.sites[_key(name)] = site
+            self.sites[_key(name)] = site if self.mesh is None else SiteRows.keep(site, self.mesh)
         self.inclusions = PyroModule[nn.ModuleDict]()
         for name, hyper in model.hyper_priors().items() if hasattr(model, "hyper_priors") else ():
             inclusion = InclusionGuide(name, hyper.distribution, hyper.sites)
@@ -203,10 +212,20 @@ class SpikeGMMGuide(PosteriorGuide):
     @property
     def site_names(self) -> tuple[str, ...]:
         """Names of the sites whose weights it draws, in the model's order."""
-        return tuple(self.site_guides())
+        return tuple(self._own_sites())
 
     def site_guides(self) -> dict[str, SiteGuide]:
-        """Return the parts of the guide by site name, in the model's order."""
+        """Return the parts of the guide by site name, in the model's order.
+
+        Raises:
+            NetworkError: this rank has rows of them alone.
+        """
+        if self.mesh is not None:
+            raise NetworkError(_OF_ALL_WEIGHTS)
+        return self._own_sites()
+
+    def _own_sites(self) -> dict[str, SiteGuide]:
+        """Return the parts of the guide by site name: of rows, where ranks share sites."""
         return {site.site_name: site for site in self.sites.values()}
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -219,7 +238,10 @@ class SpikeGMMGuide(PosteriorGuide):
         if self.stage == "dense" and guide_predicts() and not self._warned:
             self._warned = True  # once: an average calls this for every draw of every minibatch
             warn_of_batch_norm(self.model, self)
-        return {name: pyro.sample(name, drawn) for name, drawn in self.site_distributions().items()}
+        infer = {} if self.mesh is None else {"mesh": self.mesh}  # whose rows make up the site
+        return {
+            name: pyro.sample(name, drawn, infer=dict(infer)) for name, drawn in self.site_distributions().items()
+        }
 
     @contextmanager
     def counted_once(self) -> Iterator[None]:
@@ -236,7 +258,7 @@ class SpikeGMMGuide(PosteriorGuide):
         if self._trains() and self.stage == "coded" and self.estimator in HARD:
             # Hard codes follow the latents every few draws only: an argmax over K of every weight takes its time.
             if self.draws % self.refresh_every == 0:
-                for site in self.site_guides().values():
+                for site in self._own_sites().values():
                     site.refresh_codes()
             self.draws += 1
 
@@ -246,7 +268,7 @@ class SpikeGMMGuide(PosteriorGuide):
         drawn: dict[str, TorchDistribution] = {
             inclusion.site_name: inclusion.distribution() for inclusion in self.inclusions.values()
         }
-        sites = self.site_guides().items()
+        sites = self._own_sites().items()
         return drawn | {name: self.distribution(site).to_event(len(site.shape)) for name, site in sites}
 
     def distribution(self, site: SiteGuide) -> CodebookGMM | LatentSpikeAndSlab:
@@ -282,7 +304,7 @@ class SpikeGMMGuide(PosteriorGuide):
 
     def codebook(self, name: str) -> Codebook:
         """Return the codebook of a site, which a learned prior shares."""
-        return self.site_guides()[name].codebook()
+        return self._own_sites()[name].codebook()
 
     def evaluation_temperatures(
         self, temperature: float | None = None, gate_temperature: float | None = None
@@ -315,7 +337,7 @@ class SpikeGMMGuide(PosteriorGuide):
 
     def start_coding(self, fit_codebooks: bool = True) -> None:
         """End the warm-up: fit codebooks to the weights that survived pruning, or keep those there are."""
-        for site in self.site_guides().values():
+        for site in (self.site_guides() if fit_codebooks else self._own_sites()).values():
             # Codebooks there are already came with `coded`, or were fitted on the way.
             if fit_codebooks:
                 site.fit_codebook()
@@ -323,7 +345,7 @@ class SpikeGMMGuide(PosteriorGuide):
 
     def freeze_codes(self) -> None:
         """From here on codes and gates stay as they are; only codebooks (and other parameters) learn."""
-        for site in self.site_guides().values():
+        for site in self._own_sites().values():
             site.refresh_codes()  # of the latents as they are now, which from here on do not move
         self.resume("frozen", self.draws)
 
@@ -342,7 +364,7 @@ class SpikeGMMGuide(PosteriorGuide):
         held = self.stage == "frozen"
         if held != self._codes_are_held:  # asked at every draw, written once
             self._codes_are_held = held
-            for site in self.site_guides().values():
+            for site in self._own_sites().values():
                 site.latent_unconstrained.requires_grad_(not held)
                 site.gate_logit_unconstrained.requires_grad_(not held)
 
@@ -418,7 +440,7 @@ class SpikeGMMGuide(PosteriorGuide):
         """
         self._check_coded()
         keep_codes = self.stage == "frozen"  # what was trained is what ships; before, codes follow the latents
-        return {name: site.harden(codebook_dtype, keep_codes) for name, site in self.site_guides().items()}
+        return {name: site.harden(codebook_dtype, keep_codes) for name, site in self._own_sites().items()}
 
     def draw(
         self,
