@@ -424,7 +424,7 @@ def picture(path: Path, summaries: Mapping[str, Mapping[str, Any]], cells: Seque
     """d² over n of each network, a dot a data set, beside what theory says."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    figure = Figure(figsize=(13, 5), layout="constrained")
     for axis, (name, summary) in zip(
         figure.subplots(1, len(summaries), squeeze=False)[0], summaries.items(), strict=True
     ):
@@ -447,7 +447,7 @@ def picture(path: Path, summaries: Mapping[str, Mapping[str, Any]], cells: Seque
             title=f"{name}, {summary['sparsity']} of {summary['weights']} weights",
         )
         axis.set_ylabel("squared Hellinger distance to the truth")
-        axis.legend(fontsize=7, title="slopes", title_fontsize=7)
+        axis.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.13), title="slopes")
     figure.savefig(path, dpi=110)
 
 

@@ -32,14 +32,14 @@ def test_hellinger_distance_is_the_integral(study, mean, noise):
 
 
 def test_slope_has_its_interval(study):
-    """Against the normal equations; and about 95 of 100 intervals hold the slope that made the data."""
+    """Against the normal equations; and about 57 of 60 intervals hold the slope that made the data."""
     random, sizes = np.random.default_rng(0), np.repeat(study.SIZES, 5)
-    made = [np.exp(1 - 0.9 * np.log(sizes) + 0.3 * random.normal(size=len(sizes))) for _ in range(100)]
+    made = [np.exp(1 - 0.9 * np.log(sizes) + 0.3 * random.normal(size=len(sizes))) for _ in range(60)]
     fits = [study.slope_of(sizes, distances) for distances in made]
     design = np.stack([np.ones(len(sizes)), np.log(sizes)], 1)
     assert fits[0].slope == pytest.approx(np.linalg.solve(design.T @ design, design.T @ np.log(made[0]))[1])
     inside = sum(fit.interval[0] < -0.9 < fit.interval[1] for fit in fits)
-    assert 88 <= inside <= 100
+    assert 51 <= inside <= 60
 
 
 def test_stacked_networks_are_those_of_torch(study):
