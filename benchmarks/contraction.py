@@ -44,6 +44,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from sqs_pyro import SQSELBO, BayesianNetwork, SpikeAndSlab, SpikeGMMGuide
+from sqs_pyro.atomic import write_text
 from sqs_pyro.inference import NaturalGradient
 from sqs_pyro.models import Gaussian
 
@@ -457,9 +458,7 @@ def kept_cell(directory: Path, name: str, n: int, options: argparse.Namespace) -
     if path.is_file():
         return dict(json.loads(path.read_text(encoding="utf-8")))
     row = cell(name, n, options.seeds, options.steps)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(row), encoding="utf-8")
-    partial.rename(path)
+    write_text(path, json.dumps(row))
     return row
 
 
