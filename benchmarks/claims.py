@@ -861,6 +861,15 @@ CLAIMS = [
         unit="s",
     ),
     Claim(
+        {"blockwise_ranks.md": "190.8 seconds in place of 295.7 are 1.55 times"},
+        "eight blocks, one rank over two, seconds",
+        run,
+        ("ranks_eight_blocks.json", "ranks", 0, "seconds"),
+        ("ranks_eight_blocks.json", "ranks", 1, "seconds"),
+        1,
+        **TIMES,
+    ),
+    Claim(
         {"measured.md": "interleaved, mean of 40 steps of one run"},
         "a coded step over a plain one, time",
         run,
