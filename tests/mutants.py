@@ -37,7 +37,7 @@ FAULTS = {
         "packing/bits.py", "(count * bits + 7) // 8", "(count * bits + 8) // 8", ("packing",)
     ),
     "weights at the threshold of pruning": Fault(
-        "inference/pruning.py", "keep = values > threshold", "keep = values >= threshold", ("inference",)
+        "inference/largest.py", "keep = values > threshold", "keep = values >= threshold", ("inference",)
     ),
     "batch norms that are not folded": Fault(
         "shipping/batch_norm.py", "            _fold(module, *own)\n", "            pass\n", ("shipping",)

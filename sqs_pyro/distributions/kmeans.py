@@ -1,9 +1,11 @@
 """One-dimensional K-means by sorting: an exact Lloyd step costs O(K log n) after one sort.
 
 In one dimension every cluster is an interval of the sorted values, so with prefix sums a cluster's mean is two
-look-ups. Ten million weights take about the time of one sort.
+look-ups. Ten million weights take about the time of one sort. Where ranks have some of the values each, all that
+is sent are such sums between boundaries.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,10 +33,15 @@ class Clustering:
 _FINE_BINS, _COARSE_BINS = 512, 128  # a histogram's bins for few groups, and for many
 _FINE_GROUPS = 16  # rows handled at once: their error matrices take at most 16 · 512² · 8 bytes = 34 MB
 _TINY = 1e-300
+_CELLS, _LEAST_CELLS = 8192, 16  # of all ranks' values, to which each rank adds its share, but so many at least
 
 
 def kmeans_1d(
-    values: Tensor, num_components: int, weights: Tensor | None = None, max_iterations: int = 300
+    values: Tensor,
+    num_components: int,
+    weights: Tensor | None = None,
+    max_iterations: int = 300,
+    gathered: Callable[[Tensor], Tensor] | None = None,
 ) -> Clustering:
     """Cluster each row of ``values`` by weighted 1-D K-means.
 
@@ -46,13 +53,19 @@ def kmeans_1d(
         num_components: K, at most n.
         weights: non-negative weight of each value, ``[G, n]``; 0 leaves a value out (a pruned weight).
         max_iterations: of Lloyd's algorithm; it stops earlier when no mean moves.
+        gathered: returns a tensor of all ranks, ``[ranks, ...]``, where each has some values of one group,
+            ``[1, n]`` with any n. The start is then K-means of 8,192 cells, each of a single value where there are
+            fewer, and Lloyd's steps are exact; each rank adds up the same numbers in the same order.
     """
     # In float64: variances below are differences of sums over all values.
     ordered, order = values.detach().double().sort(dim=1)
     mass = torch.ones_like(ordered) if weights is None else weights.double().gather(1, order)
     moments = [_prefix_sums(mass * ordered**power) for power in range(3)]  # each [G, n + 1]
-    start = _best_histogram_partition(ordered, mass, moments, num_components)
-    fit = _lloyd(ordered, moments, start, max_iterations)
+    if gathered is None:
+        start = _best_histogram_partition(ordered, mass, moments, num_components)
+    else:
+        start = _means_of_cells(ordered, mass, moments, num_components, gathered)
+    fit = _lloyd(ordered, moments, start, max_iterations, gathered or (lambda own: own[None]))
     return Clustering(*(column.to(values.dtype) for column in (fit.loc, fit.scale, fit.mixing, fit.inertia)))
 
 
@@ -135,20 +148,50 @@ def _optimal_cuts(below: list[Tensor], k: int) -> Tensor:
     return torch.stack(cuts[::-1], dim=1)
 
 
-def _lloyd(ordered: Tensor, moments: list[Tensor], start: Tensor, max_iterations: int) -> Clustering:
+def _means_of_cells(
+    ordered: Tensor, mass: Tensor, moments: list[Tensor], k: int, gathered: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return means of K clusters of the cells that all ranks' values are in, ``[1, K]``."""
+    ranks = len(gathered(moments[0][:, -1]))
+    bins = max(_CELLS // ranks, _LEAST_CELLS)
+    own = torch.nn.functional.pad(ordered[0], (0, 1), value=torch.inf)
+    if len(own) > bins:  # else each value is a cell
+        own = own[_bin_ends(ordered, mass, moments[0], bins - 1)[0]]
+    own = torch.nn.functional.pad(own, (0, bins - len(own)), value=torch.inf)
+    ends = gathered(own).flatten().sort().values[None]
+    # Of pruned weights, too: a cell of them alone has no other mean.
+    unweighted = [_prefix_sums(ordered**power) for power in range(2)]
+    cells = gathered(_moments_between(ordered, unweighted + moments[:2], ends)).sum(0)[:, 0]  # [4, cells]
+    number, sums, count, total = cells[:, cells[0] > 0]
+    means = torch.where(count > 0, total / count.clamp_min(_TINY), sums / number)
+    return kmeans_1d(means[None], k, count[None]).loc
+
+
+def _lloyd(
+    ordered: Tensor,
+    moments: list[Tensor],
+    start: Tensor,
+    max_iterations: int,
+    gathered: Callable[[Tensor], Tensor],
+) -> Clustering:
     loc = start.sort(dim=1).values  # ascending, as midpoints need it
+
+    def clusters() -> Tensor:
+        midpoints = (loc[:, 1:] + loc[:, :-1]) / 2
+        return gathered(_moments_between(ordered, moments, midpoints)).sum(0)
+
     for _ in range(max_iterations):
-        count, total, _ = _cluster_moments(ordered, moments, loc)
+        count, total, _ = clusters()
         updated = torch.where(count > 0, total / count.clamp_min(_TINY), loc).sort(dim=1).values
         # Exactly: then the partition is the same, and stays so.
         if torch.equal(updated, loc):
             break
         loc = updated
-    count, total, square = _cluster_moments(ordered, moments, loc)
+    count, total, square = clusters()
     inertia = (square - 2 * loc * total + loc**2 * count).sum(1).clamp_min(0)  # [G]
     mass = count.sum(1, keepdim=True).clamp_min(1)
     pooled = (inertia[:, None] / mass).sqrt()
-    spread = (moments[2][:, -1:] / mass).sqrt()  # root mean square of the group
+    spread = (square.sum(1, keepdim=True) / mass).sqrt()  # root mean square of the group
     # A width of 0, of weights that lie on K values, would make the KL infinite; a group of zeros has no size to go
     # by.
     floor = 1e-3 * torch.where(spread > 0, spread, torch.ones_like(spread))
@@ -157,10 +200,9 @@ def _lloyd(ordered: Tensor, moments: list[Tensor], start: Tensor, max_iterations
     return Clustering(loc, pooled.maximum(floor).expand_as(loc).clone(), mixing, inertia)
 
 
-def _cluster_moments(ordered: Tensor, moments: list[Tensor], loc: Tensor) -> tuple[Tensor, ...]:
-    """Return mass, sum and sum of squares of the values nearest to each mean, each ``[G, K]``."""
-    midpoints = (loc[:, 1:] + loc[:, :-1]) / 2
-    cuts = torch.searchsorted(ordered.contiguous(), midpoints.contiguous())
-    cuts = torch.nn.functional.pad(cuts, (1, 0))  # [G, K]: where each cluster begins
-    ends = torch.nn.functional.pad(cuts[:, 1:], (0, 1), value=ordered.shape[1])
-    return tuple(prefix.gather(1, ends) - prefix.gather(1, cuts) for prefix in moments)
+def _moments_between(ordered: Tensor, moments: list[Tensor], ends: Tensor) -> Tensor:
+    """Return sums below, between and from ascending ends ``[G, E]`` on, ``[moments, G, E + 1]``."""
+    cuts = torch.searchsorted(ordered.contiguous(), ends.contiguous())
+    first = torch.nn.functional.pad(cuts, (1, 0))  # [G, E + 1]: where each interval begins
+    last = torch.nn.functional.pad(cuts, (0, 1), value=ordered.shape[1])
+    return torch.stack([prefix.gather(1, last) - prefix.gather(1, first) for prefix in moments])

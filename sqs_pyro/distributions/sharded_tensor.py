@@ -50,17 +50,9 @@ class ShardedTensor(Tensor):
 
     def whole(self) -> Tensor:
         """Gather the tensor; differentiable."""
-        from torch.distributed.tensor import DTensor, Partial  # heavy, and of no use to one rank
+        from torch.distributed.tensor import Partial  # heavy, and of no use to one rank
 
-        mesh = self._like.device_mesh
-        parts = DTensor.from_local(
-            self._rows.contiguous(),
-            mesh,
-            self._like.placements,
-            run_check=False,
-            shape=self._like.shape,
-            stride=self._like.stride(),
-        )
+        mesh, parts = self._like.device_mesh, as_rows(self._rows.contiguous(), self._like)
         if parts.requires_grad:
             parts.register_hook(lambda grad: grad / mesh.size())  # of a sum over ranks
         return parts.full_tensor(grad_placements=[Partial()])
@@ -90,6 +82,21 @@ class ShardedTensor(Tensor):
         args, kwargs = tree_map_only(ShardedTensor, whole, (args, kwargs))
         with made_again(*gathered):
             return func(*args, **kwargs)
+
+
+def as_rows(rows: Tensor, like: Any) -> Any:
+    """Return the ``DTensor`` that is divided as another one is, of which this rank has rows; differentiable."""
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        rows, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+def anywhere(found: Tensor) -> bool:
+    """Return whether any is True, of all ranks' where they have rows of a ``DTensor``."""
+    count: Any = found.sum()  # of which a DTensor's `bool` would be this rank's
+    return bool(count.full_tensor() if hasattr(count, "full_tensor") else count)
 
 
 @contextmanager

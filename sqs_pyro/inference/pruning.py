@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 
-import torch
 from torch import Tensor
 
 from sqs_pyro.arguments import is_positive, is_whole
+from sqs_pyro.distributions.sharded_tensor import anywhere
 from sqs_pyro.errors import ArgumentError, DivergenceError
+from sqs_pyro.inference.largest import keep_largest
 
 
 @dataclass(frozen=True)
@@ -75,39 +77,20 @@ class PruningSchedule:
 
         Args:
             saliencies: for each site a tensor of its weight's shape; higher is kept longer. Ties are broken by
-                position, so that the count is exact.
+                position, so that the count is exact. All may be divided among ranks by rows, as ``DTensor``s; then
+                so are the masks, which are the same.
             step: the current step.
 
         Raises:
             DivergenceError: saliencies hold NaN, which no order has a place for.
         """
         for name, values in saliencies.items():
-            if bool(values.isnan().any()):
+            if anywhere(values.isnan()):
                 raise DivergenceError(
                     f"The saliencies of '{name}' hold NaN, so that nothing says which weights to keep: training "
                     "has diverged, or what they were made of; lower learning_rate or kl_weight."
                 )
-        rate = self.rate(step)
-        if self.scope == "layer":
-            return {
-                name: _keep_largest(values.flatten(), rate).view_as(values) for name, values in saliencies.items()
-            }
-        # One threshold: all saliencies side by side, cut apart again below.
-        keep = _keep_largest(torch.cat([values.flatten() for values in saliencies.values()]), rate)
-        parts = keep.split([values.numel() for values in saliencies.values()])
-        return {name: part.view_as(values) for (name, values), part in zip(saliencies.items(), parts, strict=True)}
-
-
-def _keep_largest(values: Tensor, rate: float) -> Tensor:
-    """Return a mask of the ``round(rate · n)`` largest of values ``[n]``."""
-    count = round(rate * len(values))
-    if count == 0:
-        return torch.zeros_like(values, dtype=torch.bool)
-    # The count-th largest of n is the (n - count + 1)-th smallest.
-    threshold = values.kthvalue(len(values) - count + 1).values
-    keep = values > threshold
-    # Several weights may equal the threshold, thousands in a network of equal gates: the first of them, to be
-    # exact.
-    ties = (values == threshold).nonzero()[: count - int(keep.sum()), 0]
-    keep[ties] = True
-    return keep
+        rate, names = self.rate(step), list(saliencies)
+        compared = [names] if self.scope == "global" else [[name] for name in names]
+        keep = [keep_largest([saliencies[name] for name in together], rate) for together in compared]
+        return dict(zip(names, chain.from_iterable(keep), strict=True))

@@ -100,6 +100,13 @@ def added_over_ranks(values: Tensor, mesh: "DeviceMesh") -> Tensor:
     return DTensor.from_local(values, mesh, [Partial()], run_check=False).full_tensor()
 
 
+def gathered_over_ranks(value: Tensor, mesh: "DeviceMesh") -> Tensor:
+    """Return a tensor of every rank, ``[ranks, ...]``, in their order: sums of it are the same on each."""
+    from torch.distributed.tensor import DTensor, Shard
+
+    return DTensor.from_local(value[None].contiguous(), mesh, [Shard(0)], run_check=False).full_tensor()
+
+
 def _has_rows(parameter: Any) -> bool:
     return any(placement.is_shard() for placement in getattr(parameter, "placements", ()))
 

@@ -1,11 +1,14 @@
 """1-D K-means against scikit-learn's, and against itself on parts of the problem."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from sqs_pyro.distributions.kmeans import kmeans_1d
+from sqs_pyro.distributions.kmeans import Clustering, kmeans_1d
 
 LAWS = {
     "normal": lambda rng, n: rng.normal(size=n),
@@ -154,3 +157,52 @@ def test_ten_million_values():
     code = torch.bucketize(values[0], edges)
     total = torch.bincount(code, weights=values[0].double()) / torch.bincount(code)
     torch.testing.assert_close(total.float(), fit.loc[0], atol=1e-4, rtol=0)
+
+
+def fit_of_ranks(values: torch.Tensor, weights: torch.Tensor, shares: list[int], k: int) -> list[Clustering]:
+    """Return each rank's fit, ranks being threads."""
+    sent: list = [None] * len(shares)
+    together = Barrier(len(shares), timeout=30)
+
+    def fitted(rank: int, own: torch.Tensor, mass: torch.Tensor) -> Clustering:
+        def gathered(value):
+            sent[rank] = value
+            together.wait()
+            everything = torch.stack(sent)
+            together.wait()
+            return everything
+
+        return kmeans_1d(own[None], k, mass[None], gathered=gathered)
+
+    with ThreadPoolExecutor(len(shares)) as pool:
+        return list(pool.map(fitted, range(len(shares)), values.split(shares), weights.split(shares)))
+
+
+@pytest.mark.parametrize(("law", "k"), [("heavy-tailed", 16), ("bimodal", 4)])
+def test_ranks_fit_what_one_fits(law, k):
+    rng = np.random.default_rng(k)
+    values, kept = torch.from_numpy(LAWS[law](rng, 12000)), torch.from_numpy(rng.random(12000) < 0.7).double()
+    # As many as there are cells, or fewer: one rank's fit but for rounding. One of the ranks has none.
+    alone = kmeans_1d(values[None, :2000], k, kept[None, :2000])
+    for fit in fit_of_ranks(values[:2000], kept[:2000], [1300, 0, 700], k):
+        for name in ("loc", "scale", "mixing", "inertia"):
+            torch.testing.assert_close(getattr(fit, name), getattr(alone, name))
+    # Of more, a fixed point as good.
+    alone = kmeans_1d(values[None], k, kept[None])
+    first, second = fit_of_ranks(values, kept, [4000, 8000], k)
+    assert torch.equal(first.loc, second.loc)
+    assert float(first.inertia) == pytest.approx(float(alone.inertia), rel=0.01)
+    expected = inertia_of(values.numpy(), first.loc[0].numpy(), kept.numpy())
+    assert float(first.inertia) == pytest.approx(expected, rel=1e-9)
+    codes = (values[:, None] - first.loc).abs().argmin(1)
+    sums = torch.zeros(2, k).double().index_add_(1, codes, torch.stack([kept * values, kept]))
+    torch.testing.assert_close(sums[0] / sums[1], first.loc[0])
+
+
+def test_ranks_with_pruned_weights_alone_or_equal_ones():
+    values = torch.randn(40)
+    for fit in fit_of_ranks(values, torch.zeros(40), [10, 30], 4):
+        assert all(part.isfinite().all() for part in (fit.loc, fit.scale, fit.mixing))
+    for fit in fit_of_ranks(torch.full((40,), 0.3), torch.ones(40), [10, 30], 4):
+        assert (fit.loc == torch.tensor(0.3)).all()
+        assert (fit.scale > 0).all()

@@ -20,14 +20,23 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from sqs_pyro import BayesianNetwork, SpikeGMMGuide, SQSELBO, elbo_report
 from sqs_pyro.errors import SQSError
-from sqs_pyro.inference import EqualMass
+from sqs_pyro.inference import EqualMass, PruningSchedule
 from sqs_pyro.models import LearnedPrior, shard_sites
 from sqs_pyro.ranks import started
 
 
+def masks_of_nan(guide):
+    saliencies = guide.saliencies()
+    if ranks.rank == 1:  # which the others hear of
+        saliencies["2.weight"].to_local()[0] = torch.nan
+    return PruningSchedule(0.5, 1).masks(saliencies, 1)
+
+
 REFUSED = [
-    lambda model, guide, x, y: guide.nonzero_rate(),
-    lambda model, guide, x, y: guide.start_coding(),
+    lambda model, guide, x, y: guide.get_posterior(),
+    lambda model, guide, x, y: SpikeGMMGuide(model, 3, grid="uniform"),
+    lambda model, guide, x, y: guide.prune({"0.weight": torch.ones(9, 4)}),
+    lambda model, guide, x, y: masks_of_nan(guide),
     lambda model, guide, x, y: elbo_report(model, guide, x, y),
     lambda model, guide, x, y: SpikeGMMGuide(model, 3, windows=EqualMass(2)),
     lambda model, guide, x, y: SpikeGMMGuide(model, 3, groups=6),
@@ -35,6 +44,10 @@ REFUSED = [
     lambda model, guide, x, y: shard_sites(guide, model.mesh),
     lambda model, guide, x, y: shard_sites(BayesianNetwork(nn.Linear(4, 3), LearnedPrior()), model.mesh),
 ]
+
+
+def whole(value):
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def trained(estimator, how):
@@ -46,6 +59,8 @@ def trained(estimator, how):
         shard_sites(model, mesh=init_device_mesh("cpu", (ranks.size,)))
     guide = SpikeGMMGuide(model, 3, estimator=estimator)  # which are draws that differ, and which are none
     loss = SQSELBO()(model, guide)
+    # Gates are equal: of the first site all weights are kept, of the second the first 13 of 18.
+    first = {} if how == "sharded" else PruningSchedule(0.9, 1).masks(guide.saliencies("gate"), 1)
     if ranks.size > 1 and how == "whole":  # codebooks have no gradient while the guide is dense
         loss = DistributedDataParallel(loss, find_unused_parameters=True)
     elif ranks.size > 1 and how == "sharded":
@@ -60,7 +75,7 @@ def trained(estimator, how):
         optimizer.step()
     state = {**model.state_dict(), **guide.state_dict(prefix="guide.")}
     own = {name: value.to_local().numel() for name, value in state.items() if isinstance(value, DTensor)}
-    state = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in state.items()}
+    state = {name: whole(value).clone() for name, value in state.items()}
     hard = guide.harden() if how != "sharded" and estimator != "local" else {}
     refused = []
     for needs_all_weights in REFUSED if how == "rows" else ():
@@ -68,8 +83,23 @@ def trained(estimator, how):
             needs_all_weights(model, guide, x, y)
         except SQSError as error:
             refused.append(str(error))
+    pruned = {}
+    if how == "rows" or ranks.size == 1:
+        inputs = {"0.weight": 1 + torch.arange(36).view(9, 4), "2.weight": 1 + torch.arange(9)}
+        for scope, masks in {"first": first, **{
+            scope: PruningSchedule(0.4, 1, scope=scope).masks(guide.saliencies("activation", inputs), 1)
+            for scope in ("layer", "global")
+        }}.items():
+            guide.prune(masks)
+            guide.start_coding()
+            pruned[scope] = {
+                "masks": {name: whole(mask) for name, mask in masks.items()},
+                "weights": {name: coded.dense() for name, coded in guide.harden().items()},
+                "rate": guide.nonzero_rate(),
+                "widths": [site.scale.detach().clone() for site in guide.sites.values()],
+            }
     return {
-        "refused": refused,
+        "refused": refused, "pruned": pruned,
         "state": state, "draw": torch.rand(3), "own": own, "loss": value.item(),
         "hard": {name: coded.dense() for name, coded in hard.items()},
     }
@@ -106,6 +136,15 @@ def test_two_ranks_with_half_a_minibatch_are_one_with_all_of_it(tmp_path: Path):
     for name, weight in alone["hard"].items():
         assert torch.equal(first["hard"][name], second["hard"][name])
         torch.testing.assert_close(first["hard"][name], weight)
+    # Masks and codebooks are those of all rows; pruned by the first masks, a layer has lost none and one its last.
+    assert alone["pruned"]["first"]["masks"]["2.weight"].flatten().tolist() == [True] * 13 + [False] * 5
+    for scope, expected in alone["pruned"].items():
+        for found in (first["pruned"][scope], second["pruned"][scope]):
+            assert found["rate"] == expected["rate"]
+            for name, mask in expected["masks"].items():
+                assert torch.equal(found["masks"][name], mask)
+            torch.testing.assert_close(found["weights"], expected["weights"], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(found["widths"], expected["widths"], rtol=1e-3, atol=1e-5)
     # What ranks have learned goes on in a guide that is not divided.
     net = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 2))
     guide = SpikeGMMGuide(BayesianNetwork(net, num_data=120), 3, estimator="straight_through")
@@ -115,7 +154,9 @@ def test_two_ranks_with_half_a_minibatch_are_one_with_all_of_it(tmp_path: Path):
         torch.testing.assert_close(coded.dense(), alone["hard"][name])
     words = [
         "all weights",
-        "all weights",
+        "grid",
+        "divided among ranks",
+        "NaN",
         "a report",
         "windows",
         "tiles",

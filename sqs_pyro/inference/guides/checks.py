@@ -157,7 +157,7 @@ def initial_values(model: PyroCallable, init: Mapping[str, Tensor] | None) -> di
 
 
 def check_like_sites(what: str, name: str, value: Tensor, sites: Mapping[str, Tensor]) -> None:
-    """Check that a tensor is named and shaped like that of a site: torch would stretch it to fit.
+    """Check that a tensor is named, shaped and divided like that of a site: torch would stretch it to fit.
 
     Raises:
         NetworkError: it is not.
@@ -168,4 +168,9 @@ def check_like_sites(what: str, name: str, value: Tensor, sites: Mapping[str, Te
         raise NetworkError(
             f"The {what} of '{name}' has shape {list(value.shape)}, but the weights have "
             f"{list(sites[name].shape)}: give one value for each weight."
+        )
+    if getattr(value, "placements", None) != getattr(sites[name], "placements", None):
+        raise NetworkError(
+            f"The {what} of '{name}' is not divided among ranks as the weights are (shard_sites): make it of "
+            "guide.saliencies(), which are."
         )

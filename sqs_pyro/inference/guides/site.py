@@ -136,10 +136,11 @@ class SiteGuide(OwningModule):
         Args:
             kept: bool, the site's shape.
         """
-        if not self.learns_widths or not kept.any():
+        if not self.learns_widths:
             return kept.to(self.latent.dtype)
         precision = kept * self.latent_scale.detach() ** -2
-        return precision * (torch.count_nonzero(kept) / precision.sum())
+        number, total = self.gathered(torch.stack([torch.count_nonzero(kept), precision.sum()])).sum(0)
+        return precision * (number / torch.where(number > 0, total, 1.0))
 
     def gates(self, gate_temperature: float = 1.0) -> Tensor:
         """λ, the site's shape: posterior inclusion probabilities, exactly 0 for pruned weights."""
@@ -162,6 +163,23 @@ class SiteGuide(OwningModule):
         fit = lsq_codebook if self.grid == "uniform" else kmeans_with_zero
         return fit(values, self.num_components - 1, weights)
 
+    @property
+    def size(self) -> Tensor:
+        """Root mean square of the latents, see :func:`~sqs_pyro.networks.weight_scale.weight_scale`."""
+        return weight_scale(self.latent)
+
+    def gathered(self, value: Tensor) -> Tensor:
+        """Return a tensor of every rank that has weights of this site, ``[1, ...]``."""
+        return value[None]
+
+    def placed(self, values: Tensor) -> Tensor:
+        """Return values of the weights as masks and saliencies are given."""
+        return values
+
+    def beside(self, value: Tensor) -> Tensor:
+        """Return what broadcasts against the weights as what broadcasts against ``latent``."""
+        return value.to(self.latent)
+
     def grouped(self, value: Tensor) -> Tensor:
         """Return a tensor of the site's shape as ``[G, n]``."""
         return value.reshape(self.num_groups, -1)
@@ -182,7 +200,7 @@ class SiteGuide(OwningModule):
     def codebook_unit(self) -> float:
         """Return what a learning rate of the codebook is given in units of."""
         # The logarithm of a step has none: a change of it is relative to the codewords.
-        return 1.0 if self.grid == "uniform" else float(weight_scale(self.latent))
+        return 1.0 if self.grid == "uniform" else float(self.size)
 
     def on_grid(self, values: Tensor, mass: Tensor) -> Tensor:
         """Return the codebooks that are nearest to values ``[G, K]`` of which each counts ``mass``."""
@@ -197,7 +215,7 @@ class SiteGuide(OwningModule):
 
     def spread_codebook(self, value: float) -> None:
         """Place components for equal weights: one at their value, the rest where they may go from there."""
-        size = weight_scale(self.latent)
+        size = self.size
         # K / 2 places either side reach one root mean square, so that gradients can tell them apart and none is
         # lost.
         step = size * min(0.5, 2 / self.num_components)
@@ -339,21 +357,21 @@ class SiteGuide(OwningModule):
         """
         # Whether a gate is above ½ does not depend on its temperature.
         codes = self.codes if keep_codes else self.most_probable_codes()
-        return self._coded(self.gates() > 0.5, codes.view(self.shape), codebook_dtype)
+        return self._coded(self.gates() > 0.5, codes.view(self.shape), self.loc, codebook_dtype)
 
     @torch.no_grad()
     def draw(self, codebook_dtype: torch.dtype, temperatures: Temperatures) -> CodedTensor:
         """Draw a discrete network's weights: gates and codes, of which :meth:`harden` takes the most probable."""
         mask, codes = self.coded_distribution(temperatures, "discrete").sample_symbols()
-        return self._coded(mask, codes.to(torch.uint8), codebook_dtype)
+        return self._coded(mask, codes.to(torch.uint8), self.loc, codebook_dtype)
 
-    def _coded(self, mask: Tensor, codes: Tensor, codebook_dtype: torch.dtype) -> CodedTensor:
-        if not bool(self.loc.isfinite().all()):
+    def _coded(self, mask: Tensor, codes: Tensor, loc: Tensor, codebook_dtype: torch.dtype) -> CodedTensor:
+        if not bool(loc.isfinite().all()):
             raise NetworkError(
                 f"The codebook of '{self.site_name}' holds NaN or infinite values: training has diverged, so "
                 "lower learning_rate or kl_weight."
             )
-        loc = self.loc.detach().float()
+        loc = loc.detach().float()
         if self.zero != "gate":  # what ships has zeros, and no codeword for them
             mask, loc = mask & (codes > 0), loc[:, 1:]
             codes = codes.clamp(min=1) - 1
@@ -387,15 +405,24 @@ def fit_shared_codebook(sites: Sequence[SiteGuide]) -> None:
     )
     first = sites[0]
     first.loc, first.scale, first.mixing_logits = codebook.loc, codebook.scale, codebook.mixing.log()
-    # K-means of one value gives K equal components, which no gradient could tell apart.
-    equal = survivors.numel() and float(survivors.max() - survivors.min()) < LEAST_SCALE
+    # K-means of one value gives K equal components, which no gradient could tell apart. The range of none is -inf.
+    least, negative = first.gathered(_bounds(survivors)).amin(0).tolist()
+    equal = 0 <= -negative - least < LEAST_SCALE
     if equal and not isinstance(first.zero, float):  # whose codewords are of a sign each
-        first.spread_codebook(float(survivors[0]))
+        first.spread_codebook(least)
     for site in sites:
         if site is not first:
             site.share_codebook(first)
         # Last: the codes are those of the new components and edges.
         site.refresh_codes()
+
+
+def _bounds(values: Tensor) -> Tensor:
+    """Return the least of values and of their negatives, ``[2]``."""
+    if not values.numel():
+        return values.new_full((2,), torch.inf)
+    least, most = values.aminmax()
+    return torch.stack([least, -most])
 
 
 def check_codebooks(name: str, shape: torch.Size, num_components: int, groups: Groups) -> None:

@@ -5,11 +5,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import transform_to
 
+from sqs_pyro.distributions.kmeans import Clustering, kmeans_1d
+from sqs_pyro.distributions.sharded_tensor import as_rows
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.inference.guides.site import SiteGuide
 from sqs_pyro.inference.guides.windows import PerWeight
-from sqs_pyro.models.sharding import distributed, sum_over_ranks
+from sqs_pyro.models.sharding import distributed, gathered_over_ranks, sum_over_ranks
+from sqs_pyro.networks.weight_scale import weight_scale
 from sqs_pyro.packing import CodedTensor
 
 _BUFFERS = ("mask", "codes")  # of single weights
@@ -32,7 +36,7 @@ class SiteRows(SiteGuide):
             mesh: of one dimension.
 
         Raises:
-            NetworkError: its windows, groups or zeros need all weights of the layer.
+            NetworkError: its windows, groups, zeros or grid need all weights of the layer.
         """
         _check(site, mesh.size())
         by_channel = site.num_groups > 1
@@ -59,29 +63,57 @@ class SiteRows(SiteGuide):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _BUFFERS and not hasattr(value, "placements"):
-            value = _as_rows(value.view(self.shape), self._buffers[name])
-        super().__setattr__(name, value)
+            value = as_rows(value.view(self.shape), self._buffers[name])
+        if name not in self._pyro_params:
+            super().__setattr__(name, value)
+            return
+        # In place: a DTensor's `data` is not what it computes with.
+        like: Any = self._parameters[f"{name}_unconstrained"]
+        with torch.no_grad():
+            like.to_local().copy_(transform_to(self._pyro_params[name][0]).inv(value.detach()))
 
-    @torch.no_grad()
-    def harden(self, codebook_dtype: torch.dtype, keep_codes: bool) -> CodedTensor:
-        """Return the most probable network's weights, all rows of them, on every rank: of two bytes a weight."""
-        rows = super().harden(codebook_dtype, keep_codes)
-        like: Any = self._parameters["latent_unconstrained"]
-        codes, mask = (_as_rows(value, like).full_tensor() for value in (rows.codes, rows.mask))
-        by_channel = self._parameters["scale_unconstrained"].placements[0].is_shard()
-        codebook: Any = rows.codebook
-        if by_channel:
-            codebook = _as_rows(codebook, self._parameters["scale_unconstrained"]).full_tensor()
-        return CodedTensor(codes, mask, codebook)
+    @property
+    def size(self) -> Tensor:
+        """Root mean square of all ranks' latents, as of :func:`~sqs_pyro.networks.weight_scale.weight_scale`."""
+        own = self.latent.detach().double().square()
+        squares, number = self.gathered(torch.stack([own.sum(), torch.ones_like(own).sum()])).sum(0)
+        return weight_scale((squares / number).sqrt().to(self.latent.dtype).expand(1, *self.latent.shape[1:]))
 
+    def gathered(self, value: Tensor) -> Tensor:
+        """Return a tensor of every rank, ``[ranks, ...]``."""
+        return gathered_over_ranks(value, self._like.device_mesh)
 
-def _as_rows(rows: Tensor, like: Any) -> Any:
-    """Return a tensor that is divided as another one is, of which this rank has rows."""
-    from torch.distributed.tensor import DTensor
+    def placed(self, values: Tensor) -> Any:
+        """Return values of this rank's weights as rows of a ``DTensor``."""
+        return as_rows(values, self._like)
 
-    return DTensor.from_local(
-        rows, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-    )
+    def beside(self, value: Tensor) -> Tensor:
+        """Return rank 0's value that broadcasts against all weights, or the rows of it that are of this rank's."""
+        rows = value.dim() == self._like.dim() and len(value) == len(self._like)
+        own: Tensor = distributed(value.to(self.latent), self._like.device_mesh, rows).to_local()
+        return own
+
+    def fitted(self, values: Tensor, weights: Tensor) -> Clustering:
+        """Return codebooks fitted to the values of all ranks that are in a group."""
+        if self._by_channel:  # whose weights are all this rank's
+            return super().fitted(values, weights)
+        return kmeans_1d(values, self.num_components, weights, gathered=self.gathered)
+
+    @property
+    def _like(self) -> Any:
+        return self._parameters["latent_unconstrained"]
+
+    @property
+    def _by_channel(self) -> bool:
+        like: Any = self._parameters["scale_unconstrained"]
+        return bool(like.placements[0].is_shard())
+
+    def _coded(self, mask: Tensor, codes: Tensor, loc: Tensor, codebook_dtype: torch.dtype) -> CodedTensor:
+        """Return hard weights, all rows of them, on every rank: of two bytes a weight."""
+        if self._by_channel:
+            loc = as_rows(loc, self._parameters["scale_unconstrained"]).full_tensor()
+        mask, codes = (self.placed(value).full_tensor() for value in (mask, codes))
+        return super()._coded(mask, codes, loc, codebook_dtype)
 
 
 def _check(site: SiteGuide, ranks: int) -> None:
@@ -95,6 +127,11 @@ def _check(site: SiteGuide, ranks: int) -> None:
     if site.zero != "gate":
         raise NetworkError(
             f"zero is {site.zero!r}, which compares all weights of '{name}', but ranks have some each: use 'gate'."
+        )
+    if site.grid != "free":
+        raise NetworkError(
+            f"grid is {site.grid!r}, whose step is fitted to all weights of '{name}', but ranks have some each: "
+            "use 'free'."
         )
     by_channel = site.num_groups == len(site.latent) > 1
     if site.num_groups > 1 and not by_channel:

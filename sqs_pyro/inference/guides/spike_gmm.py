@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sqs_pyro.distributions import Codebook, CodebookGMM, LatentSpikeAndSlab
 from sqs_pyro.distributions.monte_carlo import has_atom
+from sqs_pyro.distributions.sharded_tensor import anywhere
 from sqs_pyro.distributions.temperatures import Temperatures, check_temperatures
 from sqs_pyro.errors import ArgumentError, NetworkError
 from sqs_pyro.inference.called import PyroCallable
@@ -337,10 +338,9 @@ class SpikeGMMGuide(PosteriorGuide):
 
     def start_coding(self, fit_codebooks: bool = True) -> None:
         """End the warm-up: fit codebooks to the weights that survived pruning, or keep those there are."""
-        for site in (self.site_guides() if fit_codebooks else self._own_sites()).values():
-            # Codebooks there are already came with `coded`, or were fitted on the way.
-            if fit_codebooks:
-                site.fit_codebook()
+        # Codebooks there are already came with `coded`, or were fitted on the way.
+        for site in self._own_sites().values() if fit_codebooks else ():
+            site.fit_codebook()
         self.stage = "coded"
 
     def freeze_codes(self) -> None:
@@ -372,12 +372,13 @@ class SpikeGMMGuide(PosteriorGuide):
     def saliencies(
         self, kind: str = "magnitude", input_scales: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Return the importance of every weight, each of its site's shape.
+        """Return the importance of every weight, each of its site's shape: a ``DTensor`` where ranks share sites.
 
         Args:
             kind: ``"gate"`` is λ (the paper's), ``"magnitude"`` is ``λ |w|``, ``"activation"`` is ``λ |w| s``.
             input_scales: s of each site, in a shape that broadcasts: root mean square of what each weight
-                multiplies (:class:`~sqs_pyro.compression.finetune.input_scales.InputScales`).
+                multiplies (:class:`~sqs_pyro.compression.finetune.input_scales.InputScales`); on ranks that share
+                sites rank 0's.
 
         Raises:
             ArgumentError: an unknown kind, or ``"activation"`` without ``input_scales``.
@@ -387,13 +388,14 @@ class SpikeGMMGuide(PosteriorGuide):
         if kind == "activation" and input_scales is None:
             raise ArgumentError("Saliency 'activation' needs input_scales, which only the network's inputs tell.")
         found = {}
-        for name, site in self.site_guides().items():
+        for name, site in self._own_sites().items():
             # The gate without its mask: a weight that was pruned can come back while the schedule runs.
-            found[name] = torch.sigmoid(site.gate_logit / self.gate_temperature)
+            values = torch.sigmoid(site.gate_logit / self.gate_temperature)
             if kind != "gate":
-                found[name] = found[name] * site.latent.abs()
+                values = values * site.latent.abs()
             if kind == "activation" and input_scales is not None:
-                found[name] = found[name] * input_scales[name].to(site.latent)
+                values = values * site.beside(input_scales[name])
+            found[name] = site.placed(values)
         return found
 
     @torch.no_grad()
@@ -401,35 +403,37 @@ class SpikeGMMGuide(PosteriorGuide):
         """Set the gates of weights whose mask is False to exactly 0.
 
         Args:
-            masks: by site name, each of its site's shape, of bool or of zeros and ones.
+            masks: by site name, each of its site's shape, of bool or of zeros and ones; where ranks share sites
+                divided as saliencies are.
 
         Raises:
-            NetworkError: a mask is of no site, or of another shape.
+            NetworkError: a mask is of no site, of another shape, or divided otherwise.
             ArgumentError: it holds something else than zeros and ones.
         """
-        guides = self.site_guides()
+        guides = self._own_sites()
+        own = {name: site.placed(site.mask) for name, site in guides.items()}
         for name, mask in masks.items():
-            check_like_sites("mask", name, mask, {name: site.mask for name, site in guides.items()})
-            if mask.dtype is not torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+            check_like_sites("mask", name, mask, own)
+            if mask.dtype is not torch.bool and anywhere((mask != 0) & (mask != 1)):
                 raise ArgumentError(
                     f"The mask of '{name}' holds other values than 0 and 1: compare it with a threshold."
                 )
         for name, mask in masks.items():  # all are right: none is set before
             # Copied: the caller's tensor may change; assigned, so that Pyro's store shows the new mask.
-            guides[name].mask = mask.to(guides[name].mask, copy=True)
+            guides[name].mask = mask.to(guides[name].mask.device, torch.bool, copy=True)
 
     @torch.no_grad()
     def hold_gates_open(self) -> None:
         """Raise closed gates to just above ½; those of pruned weights stay exactly 0."""
-        for site in self.site_guides().values():  # in place, so that optimizers keep the parameter they know
+        for site in self._own_sites().values():  # in place, so that optimizers keep the parameter they know
             site.gate_logit_unconstrained.clamp_(min=_LEAST_OPEN_LOGIT * self.gate_temperature)
 
     def nonzero_rate(self) -> float:
         """Return the share of weights that are not zero: gate open (above ½), and codeword not 0."""
-        sites = list(self.site_guides().values())
+        sites = list(self._own_sites().values())
         # As `harden` counts: a drawn network's share of non-zeros is the mean of the gates instead.
-        kept = sum(int(site.kept(self.gate_temperature).sum()) for site in sites)
-        return kept / sum(site.mask.numel() for site in sites)
+        kept = sum(int(site.gathered(site.kept(self.gate_temperature).sum()).sum()) for site in sites)
+        return kept / sum(site.placed(site.mask).numel() for site in sites)
 
     def harden(self, codebook_dtype: torch.dtype = torch.float16) -> dict[str, CodedTensor]:
         """Return the most probable network, weight by weight: what is shipped.
