@@ -91,7 +91,9 @@ data/dictionary.txt: TAKEN = zcat -f dictd/foldoc.dict.dz
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'   # of it little is ever imported
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	# On all cores; templates are no Python. What is compiled in a test instead may warn there, which is an error.
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > $(VENV)/compileall.txt || true
 	touch $@
 
 $(DOCS): $(STAMP)

@@ -29,7 +29,7 @@ def test_some_tokens_tell_as_much_as_all(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     some, read = precisions("some"), sum(seen)
-    monkeypatch.setattr(forecast, "_TOKENS_AN_INPUT", 10**9)
+    monkeypatch.setattr(forecast, "TOKENS_AN_INPUT", 10**9)
     seen.clear()
     every = precisions("every")
     assert read < 0.2 * sum(seen)
