@@ -89,10 +89,10 @@ data/essays.txt: TAKEN = zcat doc/anarchism/markdown/sec*.md.gz
 data/dictionary.txt: PACKAGE = dict-foldoc
 data/dictionary.txt: TAKEN = zcat -f dictd/foldoc.dict.dz
 
+# Compiled on all cores (templates are no Python): what a test compiles may warn there, which is an error.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
-	# On all cores; templates are no Python. What is compiled in a test instead may warn there, which is an error.
 	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > $(VENV)/compileall.txt || true
 	touch $@
 
