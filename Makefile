@@ -97,7 +97,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 $(DOCS): $(STAMP)
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 clean:

@@ -28,6 +28,7 @@ SOURCES = {
 }
 #: What declares the operators for processes without our Python, which has them from :mod:`sqs_pyro.kernels.ops`.
 DECLARATIONS = "declarations"
+_LIBRARIES = {**SOURCES, DECLARATIONS: ("declarations.cpp",)}
 
 
 @cache
@@ -74,7 +75,7 @@ def compiled_kernels(form: str) -> Path:
         OSError: neither the cache nor a temporary directory can be written to.
     """
     command = [*compiler(), *_flags()]
-    sources = [_DIRECTORY / source for source in SOURCES.get(form, (f"{form}.cpp",))]
+    sources = [_DIRECTORY / source for source in _LIBRARIES[form]]
 
     def build(library: Path) -> None:
         # Beside the library, in the directory that is removed afterwards.

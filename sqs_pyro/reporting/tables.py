@@ -210,12 +210,12 @@ def plan_tables(plan: Document) -> Report:
     peak = f"peak {plan['peak'] / 1e9:.2f} GB, libraries (0.5 GB) not counted"
     if plan["device_memory"] is not None and plan["unfit"] is None:
         peak += f": {plan['device_memory'] / 1e9:.2f} GB are enough"
-    time, parts = plan["time"], FittedTable("part", "minutes")
+    time, durations = plan["time"], FittedTable("part", "minutes")
     for part, seconds in time["parts"].items():
-        parts.add_row(part, f"{seconds / 60:,.1f}")
-    parts.add_row("together", f"{time['seconds'] / 60:,.1f}", bold=True)
+        durations.add_row(part, f"{seconds / 60:,.1f}")
+    durations.add_row("together", f"{time['seconds'] / 60:,.1f}", bold=True)
     several = f"; {time['efficiency']:.0%} of what as many times one rank's speed would be" if ranks else ""
-    return Report(_title(text), table, Line(peak), parts, Line(f"time of {time['machine']}{several}"))
+    return Report(_title(text), table, Line(peak), durations, Line(f"time of {time['machine']}{several}"))
 
 
 def _figures_table(networks: Mapping[str, Document], *, entropy: bool = True) -> FittedTable:
