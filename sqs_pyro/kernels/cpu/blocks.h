@@ -42,22 +42,6 @@ struct Pairs {
 };
 #endif
 
-// As many outputs as a register has, or the first ones of a tile's end: those that `wanted` names.
-template <class T>
-inline void store_outputs(T* to, Floats values, uint32_t wanted) {
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>) return _mm512_mask_storeu_ps(to, __mmask16(wanted), (__m512)values);
-#endif
-#if defined(__AVX512BF16__)
-  if constexpr (std::is_same_v<T, BFloat16>) {
-    return _mm256_mask_storeu_epi16(to, __mmask16(wanted), (__m256i)_mm512_cvtneps_pbh((__m512)values));
-  }
-#endif
-  for (int i = 0; i < kLanes; ++i) {
-    if (wanted >> i & 1) to[i] = T(values[i]);
-  }
-}
-
 // Outputs of M pixels, `step` apart, of a register that begins at a tile's output `lane`. Sums that a function took by
 // their address would not stay in registers.
 template <int M, class T>

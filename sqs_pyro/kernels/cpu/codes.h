@@ -15,6 +15,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 
 #include <torch/headeronly/util/BFloat16.h>
 
@@ -58,6 +59,22 @@ inline V load(const T* from) {
 template <class V, class T>
 inline void store(T* to, V value) {
   std::memcpy(to, &value, sizeof(V));
+}
+
+// As many outputs as a register has, or the first ones of a tile's end: those that `wanted` names.
+template <class T>
+inline void store_outputs(T* to, Floats values, uint32_t wanted) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return _mm512_mask_storeu_ps(to, __mmask16(wanted), (__m512)values);
+#endif
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    return _mm256_mask_storeu_epi16(to, __mmask16(wanted), (__m256i)_mm512_cvtneps_pbh((__m512)values));
+  }
+#endif
+  for (int i = 0; i < kLanes; ++i) {
+    if (wanted >> i & 1) to[i] = T(values[i]);
+  }
 }
 
 template <int B>

@@ -11,6 +11,7 @@
 
 #include "arguments.h"
 #include "blocks.h"
+#include "matrix_unit.h"
 #include "pixels.h"
 
 namespace sqs {
@@ -388,7 +389,7 @@ template <class L, class T>
 void multiply_pixels(const Geometry& g, const Weight& w, const float* bias, const T* x, T* y) {
   with_bits(w.bits, [&]<int B>() {
     const Problem p{w.words_data(), w.words, g.images, g.channels, g.outputs, bias, w.scale()};
-    multiply<typename L::template Decoder<B>, B>(p, w.values(), w.size(), x, y);
+    product<typename L::template Decoder<B>, B>(p, w.values(), w.size(), x, y);
   });
 }
 

@@ -46,6 +46,15 @@ struct Problem {
 template <class T>
 inline void finish(const Problem& p, int64_t tile, int64_t row, const float* sums, T* y) {
   const int64_t first = tile * kRows, count = std::min<int64_t>(kRows, p.outputs - first);
+  if (count == kRows) {
+    for (int lane = 0; lane < kRows; lane += kLanes) {
+      Floats values = load<Floats>(sums + lane);
+      if (p.scales) values *= load<Floats>(p.scales + first + lane);
+      if (p.bias) values += load<Floats>(p.bias + first + lane);
+      store_outputs(y + row * p.outputs + first + lane, values, (1u << kLanes) - 1);
+    }
+    return;
+  }
   for (int64_t n = 0; n < count; ++n) {
     float value = sums[n];
     if (p.scales) value *= p.scales[first + n];
@@ -124,10 +133,8 @@ void many_rows(const Problem& p, const Kernel& kernel, const typename Kernel::X*
           }
         }
       }
-      for (int64_t t = 0; t < height; ++t) {
-        for (int64_t m = 0; m < p.rows; ++m) {
-          finish(p, first + t, m, sums.get() + (t * count * kPanel + m) * kRows, y);
-        }
+      for (int64_t m = 0; m < p.rows; ++m) {  // outputs side by side one after the other: a row of y is a page, or several
+        for (int64_t t = 0; t < height; ++t) finish(p, first + t, m, sums.get() + (t * count * kPanel + m) * kRows, y);
       }
     }
   });

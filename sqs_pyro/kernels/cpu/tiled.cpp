@@ -3,6 +3,7 @@
 // Compiled on first use for the machine at hand (sqs_pyro/kernels/native.py). Only PyTorch's stable C interface is used.
 
 #include "integers.h"
+#include "matrix_unit.h"
 #include "operators.h"
 #include "products.h"
 
@@ -17,7 +18,7 @@ Tensor linear_tiled(Tensor x, std::optional<Tensor> bias, Tensor codes, Tensor t
   return linear(weight, shape, x, bias, []<class Kernel, int B, class T>(
       const Weight& w, const float* bias, int64_t rows, const T* x, T* y) {
     const Problem p{w.words_data(), w.words, rows, w.inputs, w.outputs, bias, w.scale()};
-    multiply<Kernel, B>(p, w.values(), w.size(), x, y);
+    product<Kernel, B>(p, w.values(), w.size(), x, y);
   });
 }
 
