@@ -3,12 +3,13 @@
 #pragma once
 
 #include <array>
+#include <optional>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "geometry.h"
-#include "products.h"
+#include "matrix_unit.h"
 
 namespace sqs {
 
@@ -129,6 +130,42 @@ void block(const Task<typename L::X, T>& t, const typename L::X* x, T* y) {
     }
   }
 }
+
+#if defined(SQS_MATRIX_UNIT)
+// Pairs of inputs behind the last whole block of runs, if all have as many, so that one shape of registers is enough.
+inline std::optional<int> pairs_left(const std::vector<Run>& runs) {
+  const int64_t left = runs.empty() ? 0 : runs[0].length % kUnits;
+  for (const Run& run : runs) {
+    if (run.length % kUnits != left) return std::nullopt;
+  }
+  return int(left ? left : kUnits);
+}
+
+// `count` neighbouring outputs of W tiles, the rows of the matrix unit's registers.
+template <int W, class T>
+void unit_block(const Task<uint32_t, T>& t, int64_t count, const uint32_t* x, T* y) {
+  each<W>([&]<int w>() { clear_block<w>(); });
+  for (const Run& run : t.runs) {
+    const uint32_t *from = x + run.at, *weights = t.weights + run.weight;
+    int64_t c = 0;
+    for (; c + kUnits <= run.length; c += kUnits) {
+      load_block<4>(from + c, 4 * t.x_step);
+      each<W>([&]<int w>() { load_block<6>(weights + w * t.of_tile + c * kRows), add_product<w, 4, 6>(); });
+    }
+    if (c == run.length) continue;
+    load_block<5>(from + c, 4 * t.x_step);
+    each<W>([&]<int w>() { load_block<7>(weights + w * t.of_tile + c * kRows), add_product<w, 5, 7>(); });
+  }
+  alignas(64) float sums[W][kUnits * kRows];
+  each<W>([&]<int w>() { store_block<w>(sums[w]); });
+  for (int w = 0; w < W; ++w) {
+    const Floats scale = load<Floats>(t.scales + w * kRows), bias = load<Floats>(t.biases + w * kRows);
+    for (int64_t m = 0; m < count; ++m) {
+      store_outputs(y + m * t.y_step + w * kRows, load<Floats>(sums[w] + m * kRows) * scale + bias, t.wanted[w]);
+    }
+  }
+}
+#endif
 
 // M neighbouring outputs of 16 channels, each of its own: a run is a tap, or a pair of neighbours.
 template <class L, int M, class T>

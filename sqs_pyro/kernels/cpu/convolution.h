@@ -11,7 +11,6 @@
 
 #include "arguments.h"
 #include "blocks.h"
-#include "matrix_unit.h"
 #include "pixels.h"
 
 namespace sqs {
@@ -218,8 +217,18 @@ struct Convolution {
     return runs;
   }
 
+  // What a thread needs to work in.
+  struct Room {
+    int64_t of_turned, of_copied;  // of an image
+    decltype(scratch<T>(0)) turned, done;
+    decltype(scratch<X>(0)) copied, decoded;
+#if defined(SQS_MATRIX_UNIT)
+    Blocks registers{};
+#endif
+  };
+
   // Outputs of a range from a strip; `at` is where the strip's first output goes, and pixels are `of_output` apart.
-  void outputs(const Strip& s, const Range& r, const X* weights, const X* from, T* at, int64_t of_output) const {
+  void outputs(const Strip& s, const Range& r, const X* weights, const X* from, Room& room, T* at, int64_t of_output) const {
     for (int64_t row_residue = 0; row_residue < g.rows.step(); ++row_residue) {
       for (int64_t column_residue = 0; column_residue < g.columns.step(); ++column_residue) {
         const auto& reads = runs[row_residue * g.columns.step() + column_residue];
@@ -233,7 +242,7 @@ struct Convolution {
           if (g.depthwise()) {
             channels_of_row(task, columns, x_row, y_row);
           } else {
-            outputs_of_row(task, r, columns, x_row, y_row);
+            outputs_of_row(task, r, columns, x_row, room, y_row);
           }
         }
       }
@@ -246,8 +255,17 @@ struct Convolution {
     return (1u << end) - (1u << first);
   }
 
-  void outputs_of_row(Task<X, T>& task, const Range& r, int64_t columns, const X* from, T* to) const {
+  void outputs_of_row(Task<X, T>& task, const Range& r, int64_t columns, const X* from, [[maybe_unused]] Room& room,
+                      T* to) const {
     for (int64_t t = 0; t < r.wide; ++t) task.wanted[t] = wanted(r.tile + t, r);
+#if defined(SQS_MATRIX_UNIT)
+    if constexpr (std::is_same_v<L, Pairs>) {
+      if (const auto pairs = pairs_left(task.runs); pairs && has_matrix_unit()) {
+        room.registers.shape(int(unit_size(columns)), *pairs);
+        return unit_outputs_of_row(task, r, columns, from, to);
+      }
+    }
+#endif
     const auto blocks = [&]<int W>() {
       in_blocks<pixels_of(registers_at_once(W))>(columns, [&]<int M>(int64_t first) {
         block<L, M, W>(task, from + first * task.x_step, to + first * task.y_step);
@@ -257,6 +275,26 @@ struct Convolution {
     if (r.wide == 2) return blocks.template operator()<2>();
     blocks.template operator()<1>();
   }
+
+#if defined(SQS_MATRIX_UNIT)
+  // Outputs of a row that are computed together: as few blocks as can be, all of one size.
+  static int64_t unit_size(int64_t columns) {
+    const int64_t blocks = (columns + kUnits - 1) / kUnits;
+    return (columns + blocks - 1) / blocks;
+  }
+
+  void unit_outputs_of_row(const Task<X, T>& task, const Range& r, int64_t columns, const X* from, T* to) const {
+    const int64_t size = unit_size(columns);
+    for (int64_t begin = 0; begin < columns; begin += size) {
+      const int64_t first = std::min(begin, columns - size);  // the last block ends with the row
+      const X* x_first = from + first * task.x_step;
+      T* y_first = to + first * task.y_step;
+      each<kWide>([&]<int w>() {
+        if (r.wide == w + 1) unit_block<w + 1>(task, size, x_first, y_first);
+      });
+    }
+  }
+#endif
 
   void channels_of_row(Task<X, T> task, int64_t columns, const X* from, T* to) const {
     for (int64_t tile = 0; tile < tiles; ++tile, from += kRows, to += kRows) {
@@ -290,13 +328,7 @@ struct Convolution {
     return c;
   }
 
-  // What a thread needs to work in.
-  struct Room {
-    int64_t of_turned, of_copied;  // of an image
-    decltype(scratch<T>(0)) turned, done;
-    decltype(scratch<X>(0)) copied, decoded;
-  };
-
+  // What a thread works in.
   Room room(const Cut& c) const {
     const int64_t rows = flat ? 1 : c.longest(), reach = g.rows.reach(rows);
     const int64_t pixels = flat ? c.longest() : std::min(reach, g.rows.size) * g.columns.size;
@@ -308,18 +340,18 @@ struct Convolution {
   }
 
   // A range's outputs of a strip, where they belong.
-  void finish(const Strip& s, const Range& r, const X* weights, const X* prepared, const Room& room) const {
+  void finish(const Strip& s, const Range& r, const X* weights, const X* prepared, Room& room) const {
     const int64_t row = s.row * g.rows.step(), rows = std::min(s.rows * g.rows.step(), g.rows.out - row);
     const int64_t first = row * g.columns.out + s.column, pixels = flat ? s.columns : rows * g.columns.out;
     T* image = y + s.image * g.outputs * g.pixels();
-    if (g.last) return outputs(s, r, weights, prepared, image + first * g.outputs + r.tile * kRows, g.outputs);
-    outputs(s, r, weights, prepared, room.done.get(), of_done);
+    if (g.last) return outputs(s, r, weights, prepared, room, image + first * g.outputs + r.tile * kRows, g.outputs);
+    outputs(s, r, weights, prepared, room, room.done.get(), of_done);
     const T* done = room.done.get() + r.first - r.tile * kRows;
     turn_over(done, pixels, r.last - r.first, of_done, image + r.first * g.pixels() + first, g.pixels());
   }
 
   // Ranges `from` to `to` of strips that differ in nothing but their image; `ready` are weights of all tiles, or null.
-  void strips(const std::vector<Strip>& some, int64_t from, int64_t to, const X* ready, const Room& room) const {
+  void strips(const std::vector<Strip>& some, int64_t from, int64_t to, const X* ready, Room& room) const {
     std::vector<const X*> prepared;
     for (const Strip& s : some) {
       const int64_t i = int64_t(prepared.size());
@@ -367,7 +399,7 @@ struct Convolution {
     const Cut c = cut();
     const int64_t chunks = (g.images + c.at_once - 1) / c.at_once, count = int64_t(ranges.size());
     torch::stable::parallel_for(0, chunks * c.strips * c.parts, 1, [&](int64_t from, int64_t to) {
-      const Room room = this->room(c);
+      Room room = this->room(c);
       for (int64_t task = from; task < to; ++task) {
         const int64_t chunk = task / c.parts / c.strips, strip = task / c.parts % c.strips, part = task % c.parts;
         const int64_t start = c.length * strip / c.strips, length = c.length * (strip + 1) / c.strips - start;

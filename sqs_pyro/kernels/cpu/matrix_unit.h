@@ -8,6 +8,7 @@
 #include "products.h"
 
 #if defined(__AMX_BF16__) && defined(__linux__)
+#define SQS_MATRIX_UNIT
 
 #include <numeric>
 #include <utility>
@@ -43,29 +44,37 @@ struct alignas(64) Shapes {
   uint8_t rows[16] = {};
 };
 
-// Shapes of the registers, 0 to 3 for sums, 4 and 5 for x, 6 and 7 for weights, while it lives. Afterwards they are as they
-// were: another library may rely on its own.
+// Shapes of the registers, 0 to 3 for sums, 4 and 5 for x, 6 and 7 for weights. In the end they are what they were: another
+// library may rely on its own.
 class Blocks {
  public:
-  explicit Blocks(int rows) {
-    Shapes shapes;
-    for (int i = 0; i < 8; ++i) shapes.bytes[i] = 64, shapes.rows[i] = uint8_t(i < 6 ? rows : kUnits);
-    asm volatile("sttilecfg %0" : "=m"(before_));
-    asm volatile("ldtilecfg %0" ::"m"(shapes));
-  }
+  Blocks() { asm volatile("sttilecfg %0" : "=m"(before_)); }
   ~Blocks() { asm volatile("ldtilecfg %0" ::"m"(before_)); }
   Blocks(const Blocks&) = delete;
 
+  // So many rows of x; and pairs of inputs of the registers 5 and 7.
+  void shape(int rows, int pairs = kUnits) {
+    if (rows == rows_ && pairs == pairs_) return;
+    rows_ = rows, pairs_ = pairs;
+    Shapes shapes;
+    for (int i = 0; i < 8; ++i) {
+      const int units = i == 5 || i == 7 ? pairs : kUnits;
+      shapes.bytes[i] = uint16_t(i == 5 ? 4 * units : 64), shapes.rows[i] = uint8_t(i < 6 ? rows : units);
+    }
+    asm volatile("ldtilecfg %0" ::"m"(shapes));
+  }
+
  private:
   Shapes before_;
+  int rows_ = 0, pairs_ = 0;
 };
 
 // Intrinsics want a register's number as it is written, which a template does not have.
 template <int R>
 inline void clear_block() { asm volatile("tilezero %%tmm%c0" ::"i"(R)); }
 template <int R>
-inline void load_block(const void* from) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(int64_t{64}), "i"(R) : "memory");
+inline void load_block(const void* from, int64_t step = 64) {  // bytes from row to row
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(step), "i"(R) : "memory");
 }
 template <int R>
 inline void store_block(void* to) {
@@ -189,12 +198,14 @@ void multiply_blocks(const Problem& p, const float* table, int64_t size, const B
   const int64_t tiles = (p.outputs + kRows - 1) / kRows;
   if (count == 1) {
     return torch::stable::parallel_for(0, tiles, 1, [&](int64_t from, int64_t to) {
-      const Blocks shapes{int(rows)};
+      Blocks shapes;
+      shapes.shape(int(rows));
       for (int64_t tile = from; tile < to; ++tile) few_blocks<B>(p, kernel, packed, tile, y);
     });
   }
   torch::stable::parallel_for(0, (tiles + 1) / 2, 1, [&](int64_t from, int64_t to) {
-    const Blocks shapes{int(rows)};
+    Blocks shapes;
+    shapes.shape(int(rows));
     const auto weights = scratch<uint32_t>(2 * kDeep<B> * kBlocksAtOnce<B> * kBlock);
     const auto sums = scratch<float>(2 * count * rows * kRows);
     for (int64_t pair = from; pair < to; ++pair) {
@@ -212,7 +223,7 @@ namespace sqs {
 // `x @ weight.T` by the unit where there is one.
 template <class Kernel, int B, class T>
 void product(const Problem& p, const float* table, int64_t size, const T* x, T* y) {
-#if defined(__AMX_BF16__) && defined(__linux__)
+#if defined(SQS_MATRIX_UNIT)
   if constexpr (std::is_same_v<T, BFloat16>) {
     if (has_matrix_unit()) return multiply_blocks<B>(p, table, size, x, y);
   }
