@@ -7,6 +7,7 @@ Environment:
     SQS_CXXFLAGS: what to compile for, ``-march=native`` by default.
 """
 
+import ctypes
 import os
 import shlex
 import subprocess
@@ -60,6 +61,18 @@ def has_native_kernel(op: str) -> bool:
     if form not in SOURCES or not native_kernels(form):
         return False
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"sqs::{op}", "CPU")
+
+
+def bfloat16_products() -> str | None:
+    """Return what bfloat16 is multiplied by: ``"a matrix unit"``, ``"products of pairs"`` or ``"float32"``.
+
+    None without compiled kernels. Which is the fastest depends on the processor, and is found out at first use.
+    """
+    if not native_kernels("tiled"):
+        return None
+    said = ctypes.CDLL(str(compiled_kernels("tiled"))).sqs_bfloat16_products
+    said.restype = ctypes.c_char_p
+    return bytes(said()).decode()
 
 
 def compiled_kernels(form: str) -> Path:

@@ -144,6 +144,8 @@ def _runtime_tables(runtime: Document) -> Report:
     table.add_row("together", "", *(f"{total:,}" for total in totals), "", bold=True)
     instructions = ", ".join(runtime["machine"]["instructions"]) or "none that matter"
     where = f"{runtime['machine']['processor']} ({instructions})"
+    if products := runtime.get("bfloat16"):
+        where += f", bfloat16 by {products}"
     if (device := runtime.get("device", "cpu")) != "cpu":
         where = device
     return Report(_title(f"At run time on {where}"), table)

@@ -12,6 +12,7 @@ from sqs_pyro.documents import read_json_object, shown
 from sqs_pyro.errors import OutputError, PackedFileError, RecipeError
 from sqs_pyro.integrations.checkpoint_documents import CONFIG
 from sqs_pyro.integrations.checkpoint_size import is_packed_directory, packed_document
+from sqs_pyro.kernels.native import bfloat16_products
 from sqs_pyro.kernels.runtime import runtime_weights
 from sqs_pyro.own_code import is_own
 from sqs_pyro.packing.file import read_packed
@@ -37,7 +38,9 @@ def inspect_file(
 
     Returns:
         ``file``, ``format_version``, ``size`` (totals, bytes by part, one entry a tensor), ``metadata``; with
-        ``runtime`` that, too: ``machine`` and ``weights``, see :class:`~sqs_pyro.kernels.runtime.RuntimeWeight`.
+        ``runtime`` that, too: ``machine``, ``device``, ``bfloat16`` (what CPUs multiply it by, see
+        :func:`~sqs_pyro.kernels.native.bfloat16_products`), and ``weights``, see
+        :class:`~sqs_pyro.kernels.runtime.RuntimeWeight`.
 
     Raises:
         PackedFileError: the file is missing, not an intact packed file, or does not say how to build its network.
@@ -59,7 +62,8 @@ def inspect_file(
     }
     if runtime:
         weights = [asdict(weight) for weight in runtime_weights(file_network(path, network, device or "cpu"))]
-        inspection["runtime"] = {"machine": machine(), "device": device or "cpu", "weights": weights}
+        where = {"machine": machine(), "device": device or "cpu", "bfloat16": bfloat16_products()}
+        inspection["runtime"] = {**where, "weights": weights}
     return inspection
 
 

@@ -129,7 +129,11 @@ def test_two_processes_at_once(tmp_path):
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", ["-march=x86-64-v3", "-march=x86-64"], ids=["avx2", "portable"])
+@pytest.mark.parametrize(
+    "flags",
+    ["-march=native -mno-amx-bf16", "-march=x86-64-v3", "-march=x86-64"],
+    ids=["no matrix unit", "avx2", "portable"],
+)
 def test_other_instruction_sets(flags):
     """The same products on what older machines have; the grid of shapes runs there, too."""
     grids = [Path(__file__).with_name(f"test_{of}.py") for of in ("matrices", "convolution", "attention")]

@@ -45,6 +45,12 @@ def test_a_machine_that_has_nothing(nothing):
 def test_this_machine():
     checks = found(examine())
     assert checks["CPU kernels"]["good"] == all(native.native_kernels(form) for form in native.SOURCES)
+    if checks["CPU kernels"]["good"]:
+        ways = {"a matrix unit", "products of pairs", "float32"}
+        assert native.bfloat16_products() in ways
+        assert checks["CPU kernels"]["follows"].endswith(native.bfloat16_products())
+        flags = checks["instructions"]["found"]
+        assert native.bfloat16_products() == "float32" or "AVX-512" in flags
     for extra in set(EXTRAS.values()):
         missing = [p for p, of in EXTRAS.items() if of == extra and importlib.util.find_spec(p) is None]
         assert checks[f"extra {extra}"]["good"] == (not missing)

@@ -12,6 +12,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include "codes.h"
+#include "processor.h"
 
 namespace sqs {
 
@@ -111,13 +112,13 @@ struct Weight {
   }
 };
 
-// What sums are made of: float16 and, without instructions for it, bfloat16 are widened.
-inline ScalarType computed_in(ScalarType dtype) {
+// What is multiplied: float16 is widened, and bfloat16 where that is faster. `unit` says whether a matrix unit would do it.
+inline ScalarType computed_in(ScalarType dtype, [[maybe_unused]] bool unit) {
   switch (dtype) {
     case ScalarType::Float: case ScalarType::Double: return dtype;
     case ScalarType::Half: return ScalarType::Float;
 #if defined(__AVX512BF16__)
-    case ScalarType::BFloat16: return dtype;
+    case ScalarType::BFloat16: return unit || pairs_are_fast() ? dtype : ScalarType::Float;
 #else
     case ScalarType::BFloat16: return ScalarType::Float;
 #endif

@@ -126,7 +126,7 @@ Tensor convolution_tiled(Tensor x, std::optional<Tensor> bias, std::vector<int64
                          std::optional<Tensor> scales, std::vector<int64_t> shape, int64_t bits) {
   const Weight weight(Layout::kTiled, codes, table, scales, shape, bits);
   const Geometry g = geometry(x, shape, stride, padding, dilation, transposed, output_padding, groups);
-  const ScalarType dtype = x.scalar_type(), inner = computed_in(dtype);
+  const ScalarType dtype = x.scalar_type(), inner = computed_in(dtype, has_matrix_unit() && !g.depthwise());
   x = as(g.last ? x : in_order(x), inner);
   const std::optional<Tensor> offset = bias_for(bias, g.outputs, dtype, inner);
   if (inner == ScalarType::Float && decodes_first(g, shape.size())) {

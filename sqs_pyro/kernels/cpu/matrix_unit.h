@@ -5,16 +5,13 @@
 
 #pragma once
 
+#include "processor.h"
 #include "products.h"
 
-#if defined(__AMX_BF16__) && defined(__linux__)
-#define SQS_MATRIX_UNIT
+#if defined(SQS_MATRIX_UNIT)
 
 #include <numeric>
 #include <utility>
-
-#include <sys/syscall.h>
-#include <unistd.h>
 
 namespace sqs {
 
@@ -28,15 +25,6 @@ template <int B>
 constexpr int kBlocksAtOnce = kWordsAtOnce<B> * kPairs<B> / kUnits;
 template <int B>
 constexpr int kDeep = std::max(1, kDepth / (2 * kUnits) / kBlocksAtOnce<B>);  // of them where rows of x share weights
-
-// Whether the system lets this process have the registers: it saves them only for those that have asked.
-inline bool has_matrix_unit() {
-  static const bool allowed = [] {
-    constexpr int request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    return syscall(SYS_arch_prctl, request, tile_data) == 0;
-  }();
-  return allowed;
-}
 
 struct alignas(64) Shapes {
   uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -220,7 +208,7 @@ void multiply_blocks(const Problem& p, const float* table, int64_t size, const B
 
 namespace sqs {
 
-// `x @ weight.T` by the unit where there is one.
+// `x @ weight.T`, by the unit where there is one.
 template <class Kernel, int B, class T>
 void product(const Problem& p, const float* table, int64_t size, const T* x, T* y) {
 #if defined(SQS_MATRIX_UNIT)

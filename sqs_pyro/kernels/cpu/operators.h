@@ -18,14 +18,15 @@ void multiply_double(const Weight& w, const double* bias, int64_t rows, const do
   }
 }
 
-// `x @ weight.T + bias`; `multiply.operator()<Kernel, B>(weight, bias, rows, x, y)` does it.
+// `x @ weight.T + bias`; `multiply.operator()<Kernel, B>(weight, bias, rows, x, y)` does it, bfloat16 perhaps by a matrix
+// unit.
 template <class F>
 Tensor linear(const Weight& weight, const std::vector<int64_t>& shape, Tensor x, const std::optional<Tensor>& bias,
-              const F& multiply) {
+              bool unit, const F& multiply) {
   STD_TORCH_CHECK(shape.size() == 2, "the weight of a product has two dimensions, not ", shape.size());
   STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == weight.inputs, "the last dimension of x should be ",
                   weight.inputs);
-  const ScalarType dtype = x.scalar_type(), inner = computed_in(dtype);
+  const ScalarType dtype = x.scalar_type(), inner = computed_in(dtype, unit);
   x = in_order(as(x, inner));
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = weight.outputs;

@@ -126,7 +126,7 @@ void multiply(const Weight& w, const float* bias, int64_t rows, const T* x, T* y
 Tensor linear_rows(Tensor x, std::optional<Tensor> bias, Tensor codes, Tensor table, std::optional<Tensor> scales,
                    std::vector<int64_t> shape, int64_t bits) {
   const Weight weight(Layout::kRows, codes, table, scales, shape, bits);
-  return linear(weight, shape, x, bias, []<class Kernel, int B, class T>(
+  return linear(weight, shape, x, bias, false, []<class Kernel, int B, class T>(
       const Weight& w, const float* bias, int64_t rows, const T* x, T* y) { multiply<Kernel, B>(w, bias, rows, x, y); });
 }
 

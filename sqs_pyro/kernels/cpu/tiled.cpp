@@ -15,7 +15,7 @@ Tensor linear_tiled(Tensor x, std::optional<Tensor> bias, Tensor codes, Tensor t
                     std::vector<int64_t> shape, int64_t bits) {
   const Weight weight(Layout::kTiled, codes, table, scales, shape, bits);
   STD_TORCH_CHECK(weight.tables() == 1, "a product with tiled codes takes one table, not ", weight.tables());
-  return linear(weight, shape, x, bias, []<class Kernel, int B, class T>(
+  return linear(weight, shape, x, bias, has_matrix_unit(), []<class Kernel, int B, class T>(
       const Weight& w, const float* bias, int64_t rows, const T* x, T* y) {
     const Problem p{w.words_data(), w.words, rows, w.inputs, w.outputs, bias, w.scale()};
     product<Kernel, B>(p, w.values(), w.size(), x, y);
@@ -58,6 +58,14 @@ Tensor embedding_tiled(Tensor indices, ScalarType dtype, Tensor codes, Tensor ta
 }
 
 }  // namespace sqs
+
+extern "C" [[gnu::visibility("default")]] const char* sqs_bfloat16_products() {
+  if (sqs::has_matrix_unit()) return "a matrix unit";
+#if defined(__AVX512BF16__)
+  if (sqs::pairs_are_fast()) return "products of pairs";
+#endif
+  return "float32";
+}
 
 STABLE_TORCH_LIBRARY_IMPL(sqs, CPU, m) {
   m.impl("linear_tiled", TORCH_BOX(&sqs::linear_tiled));

@@ -13,7 +13,7 @@ from sqs_pyro.compiling import KernelWarning, cache_directory, compiler
 from sqs_pyro.data import DataRecipe, load_data
 from sqs_pyro.errors import DataError, MissingPackageError
 from sqs_pyro.extras import EXTRAS
-from sqs_pyro.kernels.native import SOURCES, native_kernels
+from sqs_pyro.kernels.native import SOURCES, bfloat16_products, native_kernels
 from sqs_pyro.kernels.processor import multiplies_bfloat16
 from sqs_pyro.runs.bookkeeping import machine, versions
 
@@ -65,7 +65,8 @@ def _kernels() -> Check:
         warnings.simplefilter("always", KernelWarning)
         good = all(native_kernels(form) for form in SOURCES)
     if good:
-        return Check("CPU kernels", "compiled", True, "packed networks multiply from their codes")
+        follows = f"packed networks multiply from their codes, bfloat16 by {bfloat16_products()}"
+        return Check("CPU kernels", "compiled", True, follows)
     said = next((str(each.message) for each in told if issubclass(each.category, KernelWarning)), "left out")
     return Check("CPU kernels", said, False, "packed networks decode their weights: slower, and larger in memory")
 
