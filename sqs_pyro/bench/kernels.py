@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from sqs_pyro.bench import gpu_peers
 from sqs_pyro.bench.product_timer import Product, product_timer
 from sqs_pyro.bench.report import (
-    COLD_BYTES,
     NF4,
     PEER_ERRORS,
+    cold_bytes,
     nf4_linear,
     random_coded,
     spread,
@@ -143,7 +143,7 @@ def _methods(
 
 def _copies(size: int) -> int:
     # At least two: a single one would still be in the caches from its last turn.
-    return min(max(2, -(-COLD_BYTES // size)), _MOST_COPIES)
+    return min(max(2, -(-cold_bytes() // size)), _MOST_COPIES)
 
 
 def _dense(weight: Tensor) -> Product:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.bench.networks import BenchNetwork
-from sqs_pyro.bench.report import COLD_BYTES, NF4, PEER_ERRORS, nf4_linear, spread, torch_threads
+from sqs_pyro.bench.report import NF4, PEER_ERRORS, cold_bytes, nf4_linear, spread, torch_threads
 from sqs_pyro.errors import NetworkError, RecipeError, first_line
 from sqs_pyro.evaluation.latency import Call, finished, interleaved
 from sqs_pyro.kernels.decode import decoded_weights
@@ -68,7 +68,7 @@ def bench_model(
     place = chosen_device(device)
     with torch_threads(threads), torch.inference_mode():
         # Ones, because untouched zeros would all be one page.
-        walk = finished(torch.ones(COLD_BYTES // 4, device=place).sum, place)
+        walk = finished(torch.ones(cold_bytes() // 4, device=place).sum, place)
         for bench in networks:
             with torch.inference_mode(False):  # parameters that are moved stay parameters
                 bench.network.to(place)

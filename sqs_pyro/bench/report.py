@@ -3,16 +3,24 @@
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from sqs_pyro.packing import CodedTensor
 
-COLD_BYTES = 192 << 20  # what makes caches cold: several times a last-level cache
+_LEAST_COLD, _MOST_COLD = 192 << 20, 512 << 20  # bytes
 NF4 = "NF4 (bitsandbytes)"
 #: What other libraries raise where they are not installed, or do not take a weight.
 PEER_ERRORS = (ImportError, RuntimeError, AssertionError, AttributeError, TypeError, ValueError)
+
+
+def cold_bytes() -> int:
+    """Return how many bytes make caches cold: more than the last one holds, as far as the system says its size."""
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    largest = max((int(size[:-1]) << 10 for size in sizes if size.endswith("K")), default=0)
+    return min(max(_LEAST_COLD, largest + largest // 4), _MOST_COLD)
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
