@@ -4,13 +4,14 @@ Convolutions are those of ResNet-20 and one of ResNet-18's, batch 1 and 32, all 
 warm. Matrices are 4096 x 4096 with one codebook, one for each output and one for each 128 inputs, each product
 with another copy of the weight, cold. 4-bit codes; medians.
 
-    python benchmarks/packed_products.py [--rounds 60]
+    python benchmarks/packed_products.py [--rounds 60] [--out FILE]
 
-Needs an idle machine. Writes ``packed_products.json`` beside this file.
+Needs an idle machine. Writes ``packed_products.json`` beside this file, or ``--out``.
 """
 
 import argparse
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +23,7 @@ import torch
 from figures import write_figures
 from torch import Tensor, nn
 
-from sqs_pyro.bench.report import random_coded, spread, torch_threads
+from sqs_pyro.bench.report import cold_bytes, random_coded, spread, torch_threads
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.runs.bookkeeping import machine
 
@@ -34,7 +35,7 @@ CONVOLUTIONS = (  # channels in and out, width of the image, stride
     (64, 64, 7, 1),
     (256, 256, 14, 1),
 )
-OUTPUTS, INPUTS, COPIES = 4096, 4096, 16
+OUTPUTS, INPUTS = 4096, 4096
 GROUPS = {"one codebook": 1, "one for each output": OUTPUTS, "one for each 128 inputs": OUTPUTS * INPUTS // 128}
 
 
@@ -75,14 +76,19 @@ def convolutions(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def copies_of(bytes_of_weight: float) -> int:
+    """So many that none is in a cache when its turn comes again."""
+    return math.ceil(cold_bytes() / (bytes_of_weight * OUTPUTS * INPUTS))
+
+
 def matrices(rounds: int) -> list[dict[str, Any]]:
     plain = nn.Linear(INPUTS, OUTPUTS, bias=False)
     coded = random_coded((OUTPUTS, INPUTS), 4, nonzero_rate=0.9)
-    copies: dict[str, list[nn.Module]] = {"dense": [copy.deepcopy(plain) for _ in range(3)]}
+    copies: dict[str, list[nn.Module]] = {"dense": [copy.deepcopy(plain) for _ in range(copies_of(4))]}
     for name, groups in GROUPS.items():
         several = replace(coded, codebook=coded.codebook.repeat(groups, 1))
         packed = packed_network(plain, {"weight": several}, layout="dense")
-        copies[name] = [copy.deepcopy(packed) for _ in range(COPIES)]
+        copies[name] = [copy.deepcopy(packed) for _ in range(copies_of(0.5))]
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         cast = {name: [module.to(dtype) for module in modules] for name, modules in copies.items()}
@@ -99,12 +105,14 @@ def matrices(rounds: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    args = parser.parse_args()
+    rounds = args.rounds
     torch.empty(6_000_000)  # freed at once: from now on the allocator keeps what is smaller
     with torch_threads(1), torch.inference_mode():
         document = {"machine": machine(), "rounds": rounds}
         document |= {"convolutions": convolutions(rounds), "matrices": matrices(rounds)}
-    write_figures(Path(__file__).with_suffix(".json"), document)
+    write_figures(args.out, document)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,14 @@ struct Table {
 
   Table(const float* table, int64_t size) {
     constexpr int span = 1 << B;
+#if defined(__AVX512F__)
+    if constexpr (B <= 4) {  // weights in rows may have a table for every few inputs
+      const __m512i place = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+      const __m512 there = _mm512_maskz_loadu_ps(__mmask16((1u << size) - 1), table);
+      store(values, _mm512_permutexvar_ps(_mm512_and_si512(place, _mm512_set1_epi32(span - 1)), there));
+      return;
+    }
+#endif
     if (B >= 4 && size == span) {
       std::memcpy(values, table, sizeof(values));
       return;

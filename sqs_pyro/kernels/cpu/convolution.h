@@ -261,7 +261,7 @@ struct Convolution {
 #if defined(SQS_MATRIX_UNIT)
     if constexpr (std::is_same_v<L, Pairs>) {
       if (const auto pairs = pairs_left(task.runs); pairs && has_matrix_unit()) {
-        room.registers.shape(int(unit_size(columns)), *pairs);
+        room.registers.shape(int(unit_size(columns)), kRows, *pairs);
         return unit_outputs_of_row(task, r, columns, from, to);
       }
     }

@@ -32,29 +32,29 @@ struct alignas(64) Shapes {
   uint8_t rows[16] = {};
 };
 
-// Shapes of the registers, 0 to 3 for sums, 4 and 5 for x, 6 and 7 for weights. In the end they are what they were: another
-// library may rely on its own.
+// Shapes of the registers: 0 to 3 for sums, 4 and 5 for what stands on the left of a product, 6 and 7 for what stands on the
+// right. In the end they are what they were: another library may rely on its own.
 class Blocks {
  public:
   Blocks() { asm volatile("sttilecfg %0" : "=m"(before_)); }
   ~Blocks() { asm volatile("ldtilecfg %0" ::"m"(before_)); }
   Blocks(const Blocks&) = delete;
 
-  // So many rows of x; and pairs of inputs of the registers 5 and 7.
-  void shape(int rows, int pairs = kUnits) {
-    if (rows == rows_ && pairs == pairs_) return;
-    rows_ = rows, pairs_ = pairs;
+  // `[rows, pairs]` times `[pairs, columns]`: 16 pairs, but those of the registers 5 and 7 may be fewer.
+  void shape(int rows, int columns = kRows, int pairs = kUnits) {
+    if (rows == rows_ && columns == columns_ && pairs == pairs_) return;
+    rows_ = rows, columns_ = columns, pairs_ = pairs;
     Shapes shapes;
     for (int i = 0; i < 8; ++i) {
-      const int units = i == 5 || i == 7 ? pairs : kUnits;
-      shapes.bytes[i] = uint16_t(i == 5 ? 4 * units : 64), shapes.rows[i] = uint8_t(i < 6 ? rows : units);
+      const int here = i == 5 || i == 7 ? pairs : kUnits;
+      shapes.rows[i] = uint8_t(i < 6 ? rows : here), shapes.bytes[i] = uint16_t(4 * (i == 4 || i == 5 ? here : columns));
     }
     asm volatile("ldtilecfg %0" ::"m"(shapes));
   }
 
  private:
   Shapes before_;
-  int rows_ = 0, pairs_ = 0;
+  int rows_ = 0, columns_ = 0, pairs_ = 0;
 };
 
 // Intrinsics want a register's number as it is written, which a template does not have.
@@ -68,8 +68,8 @@ template <int R>
 inline void store_block(void* to) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(int64_t{64}), "i"(R) : "memory");
 }
-template <int Sum, int X, int Weight>
-inline void add_product() { asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sum), "i"(X), "i"(Weight)); }
+template <int Sum, int Left, int Right>
+inline void add_product() { asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sum), "i"(Left), "i"(Right)); }
 
 // `f.operator()<0>()`, ..., `<N - 1>`.
 template <int N, class F>

@@ -6,7 +6,9 @@
 
 #include <algorithm>
 
+#include "matrix_unit.h"
 #include "operators.h"
+#include "pixels.h"
 
 namespace sqs {
 
@@ -121,13 +123,131 @@ void multiply(const Weight& w, const float* bias, int64_t rows, const T* x, T* y
   }
 }
 
+// ---- the matrix unit --------------------------------------------------------------------------------------------
+
+#if defined(SQS_MATRIX_UNIT)
+constexpr int kMany = 4;  // blocks of rows of x that share what is decoded
+
+// Rows of x, `[here][inputs]`, as `[chunk][pair][rows]`, with zeros behind the last input and the last row.
+void turn_rows(const BFloat16* x, int64_t here, int64_t rows, int64_t inputs, int64_t chunks, uint32_t* to) {
+  std::fill(to, to + chunks * kUnits * rows, 0u);
+  for (int64_t m = 0; m < here; ++m) {
+    const BFloat16* row = x + m * inputs;
+    for (int64_t k = 0; k < inputs; ++k) to[k / 2 * rows + m] |= uint32_t(row[k].x) << (16 * (k % 2));
+  }
+}
+
+// What decoding asks of a weight for each piece of a row, which are calls into torch.
+struct Tables {
+  const uint32_t* words;
+  const float* values;
+  int64_t size, of_table, chunks;  // of a table: its values, its weights, and those of a row in chunks
+
+  template <int B>
+  static Tables of(const Weight& w) {
+    const int64_t of_table = w.of_table(), chunks = of_table >= w.inputs ? w.words * kPairs<B> : of_table / kChunk;
+    return {w.words_data(), w.values(), w.size(), of_table, chunks};
+  }
+};
+
+// `count` chunks of an output from a whole word on, `[chunk][output][pair]`; `to` is this output's in the first one.
+template <int B>
+void decode_row(const Weight& w, const Tables& tables, int64_t n, int64_t first, int64_t count, uint32_t* to) {
+  constexpr int P = kPairs<B>;
+  const uint32_t* words = tables.words + n * w.words * kRows;
+  for (int64_t q = first; q < first + count;) {
+    const int64_t end = std::min(first + count, (q / tables.chunks + 1) * tables.chunks);
+    const int64_t at = n * w.inputs + std::min(q * kChunk, w.inputs - 1);
+    const PairKernel<B> kernel(tables.values + at / tables.of_table * tables.size, tables.size);
+    for (; q % P == 0 && q + P <= end; q += P) {
+      const __m512i codes = load<__m512i>(words + q / P * kRows);
+#pragma GCC unroll 16
+      for (int c = 0; c < P; ++c) {
+        store(to + (q - first + c) * kBlock, kernel.look_up(_mm512_srli_epi16(codes, B * c)));
+      }
+    }
+    for (; q < end; ++q) {  // a table that ends within a word
+      const __m512i codes = load<__m512i>(words + q / P * kRows);
+      store(to + (q - first) * kBlock, kernel.look_up(_mm512_srl_epi16(codes, _mm_cvtsi32_si128(B * (q % P)))));
+    }
+  }
+}
+
+// 16 outputs for R blocks of rows of x, `of_x` numbers apart; weights stand on the left of the product.
+template <int B, int R>
+void outputs_by_unit(const Weight& w, const Tables& tables, const Problem& p, int64_t tile, const uint32_t* x, int64_t of_x, int64_t rows,
+                     int64_t first, BFloat16* y) {
+  constexpr int depth = kPairs<B> * std::max(1, kUnits / kPairs<B>);  // chunks, of whole words
+  alignas(64) uint32_t weights[depth * kBlock] = {};                  // zeros behind the last output
+  alignas(64) float sums[kBlock];
+  const int64_t chunks = w.words * kPairs<B>, outputs = std::min<int64_t>(kRows, w.outputs - tile * kRows);
+  each<R>([&]<int r>() { clear_block<r>(); });
+  for (int64_t start = 0; start < chunks; start += depth) {
+    const int64_t count = std::min<int64_t>(depth, chunks - start);
+    for (int64_t n = 0; n < outputs; ++n) decode_row<B>(w, tables, tile * kRows + n, start, count, weights + n * kUnits);
+    for (int64_t q = 0; q < count; ++q) {
+      load_block<4>(weights + q * kBlock);
+      each<R>([&]<int r>() {
+        load_block<6 + r % 2>(x + r * of_x + (start + q) * kUnits * rows, 4 * rows);
+        add_product<r, 4, 6 + r % 2>();
+      });
+    }
+  }
+  each<R>([&]<int r>() {
+    store_block<r>(sums);  // [output][row of x]
+    __m512 turned[kUnits];
+    for (int n = 0; n < kUnits; ++n) turned[n] = load<__m512>(sums + n * kRows);
+    turn(turned);
+    for (int m = 0; m < kUnits; ++m) store(sums + m * kRows, turned[m]);
+    for (int64_t m = 0; m < rows && first + r * rows + m < p.rows; ++m) {
+      finish(p, tile, first + r * rows + m, sums + m * kRows, y);
+    }
+  });
+}
+
+template <int B>
+void multiply_by_unit(const Weight& w, const float* bias, int64_t count, const BFloat16* x, BFloat16* y) {
+  const Problem p{w.words_data(), w.words, count, w.inputs, w.outputs, bias, w.scale()};
+  const Tables tables = Tables::of<B>(w);
+  const int64_t blocks = (count + kUnits - 1) / kUnits, rows = (count + blocks - 1) / blocks;  // as equal as can be
+  const int64_t chunks = w.words * kPairs<B>, of_x = chunks * kUnits * rows;
+  const auto turned = scratch<uint32_t>(blocks * of_x);
+  torch::stable::parallel_for(0, blocks, 1, [&](int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; ++i) {
+      const int64_t here = std::min(rows, count - i * rows);
+      turn_rows(x + i * rows * w.inputs, here, rows, w.inputs, chunks, turned.get() + i * of_x);
+    }
+  });
+  torch::stable::parallel_for(0, (w.outputs + kRows - 1) / kRows, 1, [&](int64_t from, int64_t to) {
+    Blocks registers;
+    registers.shape(kRows, int(rows));
+    for (int64_t tile = from; tile < to; ++tile) {
+      for (int64_t i = 0; i < blocks; i += kMany) {
+        each<kMany>([&]<int r>() {
+          if (std::min<int64_t>(kMany, blocks - i) == r + 1) {
+            outputs_by_unit<B, r + 1>(w, tables, p, tile, turned.get() + i * of_x, of_x, rows, i * rows, y);
+          }
+        });
+      }
+    }
+  });
+}
+#endif
+
 // ---- operators --------------------------------------------------------------------------------------------------
 
 Tensor linear_rows(Tensor x, std::optional<Tensor> bias, Tensor codes, Tensor table, std::optional<Tensor> scales,
                    std::vector<int64_t> shape, int64_t bits) {
   const Weight weight(Layout::kRows, codes, table, scales, shape, bits);
-  return linear(weight, shape, x, bias, false, []<class Kernel, int B, class T>(
-      const Weight& w, const float* bias, int64_t rows, const T* x, T* y) { multiply<Kernel, B>(w, bias, rows, x, y); });
+  return linear(weight, shape, x, bias, has_matrix_unit(), []<class Kernel, int B, class T>(
+      const Weight& w, const float* bias, int64_t rows, const T* x, T* y) {
+#if defined(SQS_MATRIX_UNIT)
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      if (has_matrix_unit()) return multiply_by_unit<B>(w, bias, rows, x, y);
+    }
+#endif
+    multiply<Kernel, B>(w, bias, rows, x, y);
+  });
 }
 
 Tensor embedding_rows(Tensor indices, ScalarType dtype, Tensor codes, Tensor table, std::optional<Tensor> scales,
