@@ -1,14 +1,14 @@
 """How fast `sqs generate` continues a text, as it is and with `--compile`: processes of their own, in turns.
 
     python benchmarks/generation.py --packed DIRECTORY [--packages DIRECTORY] [--threads 1 2] [--rounds 3]
-        [--tokens 200] [--llama-cpp PYTHON]
+        [--tokens 200] [--llama-cpp PYTHON] [--out FILE]
 
 ``DIRECTORY`` is a packed checkpoint; one that is not there is made of SmolLM2-135M (``--packages``, see
 language_model.py), all matrices rounded to whole numbers from -8 to 7 times a scale a row: for its speed, not for
 what it says. The first process with `--compile` compiles the step, which is kept, and is not counted. ``PYTHON``
 has llama-cpp-python, built for this machine, and runs the same network to the bit, `sqs export --format gguf`:
 Q4_0. Of a prompt of 64 tokens, read five times in one process, the median counts. Writes ``generation.json``
-beside this file.
+beside this file, or ``--out``.
 """
 
 import argparse
@@ -33,7 +33,13 @@ from sqs_pyro.packing import CodedTensor
 from sqs_pyro.runs.export import export_file
 
 PROMPT = "The history of the compass begins with"
-WAYS = {"generate": [], "generate --compile": ["--compile"], "generate --compile --int8": ["--compile", "--int8"]}
+WAYS = {
+    "generate": [],
+    "generate --compile": ["--compile"],
+    "generate --compile --int8": ["--compile", "--int8"],
+    "generate --dtype bfloat16": ["--dtype", "bfloat16"],
+    "generate --compile --dtype bfloat16": ["--compile", "--dtype", "bfloat16"],
+}
 LONG = 64  # tokens of a prompt
 LLAMA_CPP = """
 import json, sys, time
@@ -68,8 +74,10 @@ from sqs_pyro import integrations
 from sqs_pyro.kernels.int8 import round_inputs
 
 net = integrations.from_pretrained(sys.argv[1])
-if sys.argv[3] == "True":
+if "--int8" in sys.argv:
     assert round_inputs(net)
+if "bfloat16" in sys.argv:
+    net = net.bfloat16()
 ids, read = torch.arange(100, 100 + int(sys.argv[2]))[None], []
 with torch.inference_mode():
     for _ in range(6):
@@ -122,6 +130,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--packages", type=Path)
     parser.add_argument("--llama-cpp", metavar="PYTHON")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     gguf = args.packed.with_suffix(".gguf")
     if not args.packed.exists():
@@ -136,10 +145,9 @@ def main() -> None:
         for _ in range(args.rounds):
             for way, options in WAYS.items():
                 found[way].append(generated(args.packed, options, threads, args.tokens))
-                whole = "--int8" in options
-                if "--compile" in options and not whole:
+                if "--compile" in options and "--int8" not in options:
                     continue  # a prompt is read as without it
-                read = printed(sys.executable, OURS, threads, args.packed, LONG, whole)
+                read = printed(sys.executable, OURS, threads, args.packed, LONG, *options)
                 found[way][-1]["prompt_tokens_per_second"] = read
             if args.llama_cpp:
                 one = (gguf, PROMPT, args.tokens, threads, LONG)
@@ -155,7 +163,7 @@ def main() -> None:
     document = {"network": args.packed.name, "processor": processor()[0], "rounds": args.rounds, "rows": rows}
     if args.llama_cpp:
         document["gguf_bytes"] = gguf.stat().st_size
-    write_figures(Path(__file__).with_suffix(".json"), document)
+    write_figures(args.out, document)
 
 
 if __name__ == "__main__":

@@ -168,6 +168,7 @@ def generate_command(
     int8: Annotated[
         bool, typer.Option("--int8", help="Round inputs to 8 bits where weights are whole numbers: faster.")
     ] = False,
+    dtype: Annotated[str, typer.Option(help="Of what is computed: float32, bfloat16 or float16.")] = "float32",
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -184,6 +185,7 @@ def generate_command(
             chat=chat,
             compiled=compiled,
             int8=int8,
+            dtype=dtype,
             device=device or "cpu",
             tell=(lambda text: None) if as_json else (lambda text: print(text, end="", flush=True)),
         )

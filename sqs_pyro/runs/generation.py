@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.errors import DataError, RecipeError
+from sqs_pyro.exporting.dense import DTYPES
 from sqs_pyro.integrations.pretrained import transformers_package
 from sqs_pyro.kernels.int8 import round_inputs
 from sqs_pyro.networks.calling import device_of
@@ -29,6 +30,7 @@ def generate_file(
     chat: bool | None = None,
     compiled: bool = False,
     int8: bool = False,
+    dtype: str = "float32",
     device: str = "cpu",
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
@@ -46,29 +48,33 @@ def generate_file(
             traces the network in each process anew.
         int8: whether linear layers round their inputs to 8 bits, where weights are whole numbers
             (:func:`~sqs_pyro.kernels.int8.round_inputs`): faster, and by little another network.
+        dtype: of what is computed, ``"float32"``, ``"bfloat16"`` or ``"float16"``. With bfloat16 CPUs that have a
+            matrix unit read prompts several times as fast.
         device: where: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or ``"auto"``.
         tell: called with each piece of text as it comes.
 
     Returns:
         ``file``, ``prompt``, ``text``, ``prompt_tokens``, ``tokens`` (new ones), ``first_token_seconds`` (prompt
         included), ``tokens_per_second`` (of those behind the first; None of fewer than two), ``compiled``,
-        ``int8`` (how many layers round their inputs).
+        ``int8`` (how many layers round their inputs), ``dtype``.
 
     Raises:
         PackedFileError, NetworkError: the file is missing, not intact, or does not say how to build its network.
         DataError: it is no language model, or the prompt is empty or too long for it.
-        RecipeError: a number is out of range, a chat is asked of a tokenizer without a template, or int8 of a
-            network without layers for it.
+        RecipeError: a number is out of range, there is no such dtype, a chat is asked of a tokenizer without a
+            template, or int8 of a network without layers for it.
     """
     if tokens < 1:
         raise RecipeError(f"--tokens is {tokens}, but must be at least 1.")
     if not 0 <= temperature < float("inf"):
         raise RecipeError(f"--temperature is {temperature:g}, but must be a number of at least 0.")
+    if dtype not in DTYPES:
+        raise RecipeError(f"--dtype is {dtype!r}, but should be one of {', '.join(DTYPES)}.")
     source = opened(file, device=device)
     kind = kind_of(source.document)
     tokenizer = kind.tokenizer(source)
     ids = _prompt_tokens(tokenizer, prompt, chat)
-    net = kind.network(source)
+    net = kind.network(source).to(DTYPES[dtype])
     longest = longest_input(net)
     if longest is not None and ids.shape[1] + tokens > longest:
         raise DataError(
@@ -91,6 +97,7 @@ def generate_file(
         "tokens_per_second": len(later) / (later[-1] - first) if later else None,
         "compiled": compiled,
         "int8": rounded,
+        "dtype": dtype,
     }
 
 

@@ -11,7 +11,9 @@ from sqs_pyro import load
 from sqs_pyro.cli import app
 from sqs_pyro.errors import DataError, RecipeError
 from sqs_pyro.integrations import save_pretrained
+from sqs_pyro.runs.files import opened
 from sqs_pyro.runs.generation import generate_file
+from sqs_pyro.runs.kinds import kind_of
 
 transformers = pytest.importorskip("transformers")
 
@@ -67,12 +69,30 @@ def test_a_directory_with_a_chat_template(parts, tmp_path):
     assert plain["prompt_tokens"] == len(tokenizer("Hey")["input_ids"])
 
 
+def test_dtypes(tiny_language_run):
+    """Draws at one seed tell of every logit's bits: they are those of the network in that dtype."""
+    said = generate_file(tiny_language_run, PROMPT, tokens=12, temperature=1.0, dtype="bfloat16")
+    assert said["dtype"] == "bfloat16"
+    source = opened(tiny_language_run)
+    kind = kind_of(source.document)
+    net, tokenizer = kind.network(source).to(torch.bfloat16).eval(), kind.tokenizer(source)
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    torch.manual_seed(0)
+    options = {"do_sample": True, "top_k": 0, "top_p": 1.0, "max_new_tokens": 12}
+    with torch.inference_mode():
+        drawn = net.generate(
+            ids, attention_mask=torch.ones_like(ids), pad_token_id=tokenizer.pad_token_id, **options
+        )
+    assert said["text"] == tokenizer.decode(drawn[0, ids.shape[1] :], skip_special_tokens=True)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "sentence"),
     [
         ({"tokens": 0}, RecipeError, "--tokens is 0, but must be at least 1"),
         ({"temperature": -1}, RecipeError, "--temperature is -1, but must be a number of at least 0"),
         ({"temperature": float("nan")}, RecipeError, "--temperature is nan"),
+        ({"dtype": "int4"}, RecipeError, "--dtype is 'int4', but should be one of float32, bfloat16, float16"),
         ({"prompt": " "}, DataError, "The prompt is empty"),
         ({"tokens": 64}, DataError, "and 64 new ones are more than the 64 that .* takes: shorten the prompt"),
         ({"chat": True}, RecipeError, "the tokenizer has no chat template: leave it out"),
