@@ -213,5 +213,7 @@ def _relative(one: Tensor, other: Tensor) -> float:
         return float("inf")
     if not there.any():
         return 0.0
-    scale, difference = float(one[there].abs().max()), float((one - other)[there].abs().max())
+    if not there.all():  # picking out takes longer than all else here
+        one, other = one[there], other[there]
+    scale, difference = float(one.abs().max()), float((one - other).abs().max())
     return difference / scale if scale else (float("inf") if difference else 0.0)

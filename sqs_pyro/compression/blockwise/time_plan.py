@@ -174,7 +174,7 @@ class _Weight:
 
     def sums(self, recipe: BlockwiseRecipe) -> float:
         """Return how many sums of a few numbers its coding takes."""
-        start, best = (3, 1) if recipe.grid == "uniform" else (1, 3 + _GRADIENT_STEPS)
+        start, best = (3, 1) if recipe.grid == "uniform" else (1, 1 + _GRADIENT_STEPS)
         fit = start + recipe.rounds + (1 + recipe.rounds) * best
         # And once: the mean precision, and two sizes of its error.
         return self.fits * fit + start * _HALVINGS * self.by_bits + 3
