@@ -28,6 +28,7 @@ from sqs_pyro.compression.blockwise.machines import MACHINES
 from sqs_pyro.compression.blockwise.memory_plan import plan_memory
 from sqs_pyro.compression.blockwise.sequential_coding import code_sequentially, improve
 from sqs_pyro.compression.blockwise.time_plan import TimePlan, plan_time
+from sqs_pyro.kernels.coding import chain_coding
 from sqs_pyro.runs.bookkeeping import machine
 
 HERE = Path(__file__).parent
@@ -116,7 +117,8 @@ def _as_phases(plan: TimePlan) -> dict[str, float]:
 
 
 def measured() -> dict[str, float]:
-    """What an input of an E-step of one row takes, seconds, and bytes of H that a product reads a second."""
+    """What an input of an E-step of one row takes, seconds; costs that it compares, and bytes of H that a product
+    reads, a second."""
     torch.manual_seed(0)
     inputs = torch.randn(4096, 1024)
     own = LayerLikelihood(0.05 * torch.randn(1, 1024), inputs.T @ inputs, torch.ones(1)).damped(0.01)
@@ -124,8 +126,17 @@ def measured() -> dict[str, float]:
     symbols, _ = code_sequentially(own, codewords, rates, 1e-3)
     first = _seconds(lambda: code_sequentially(own, codewords, rates, 1e-3))
     again = _seconds(lambda: improve(own, symbols, codewords, rates, 1e-3))
+    panel, matrix, values = torch.randn(64, 2048), torch.eye(64), torch.randn(256)
+    chosen, price = torch.empty(64, 2048, dtype=torch.uint8), torch.rand(64, 2048)
+    many = _seconds(
+        lambda: chain_coding(panel, matrix, values, values.abs(), price, chosen, torch.empty(64, 2048))
+    )
     large, row = torch.randn(8192, 8192), torch.randn(4, 8192)
-    return {"step": (first + 2 * again) / 3 / 1024, "memory": 4 * large.numel() / _seconds(lambda: row @ large)}
+    return {
+        "step": (first + 2 * again) / 3 / 1024,
+        "comparisons": price.numel() * len(values) / many,
+        "memory": 4 * large.numel() / _seconds(lambda: row @ large),
+    }
 
 
 def _seconds(call: Callable[[], object]) -> float:
