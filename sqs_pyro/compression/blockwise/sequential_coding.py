@@ -139,7 +139,7 @@ def improve(
     price = beta / (diagonal[:, None] * likelihood.importance.to(curvature))  # [M, n]
     symbols = symbols.T[order].contiguous()
     weight = values[symbols.long()]  # [M, n]
-    slope = weight - likelihood.mean.T[order]  # becomes [M, n]: H (q - w̄), kept up to date
+    slope = (weight - likelihood.mean.T[order]).contiguous()  # becomes [M, n]: H (q - w̄), kept up to date
     for part in likelihood.shares.parts:
         slope[:, part] = curvature @ slope[:, part].contiguous()
     means = torch.empty_like(weight)

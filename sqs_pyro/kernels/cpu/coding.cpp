@@ -128,17 +128,19 @@ const T* read(const Tensor& tensor) { return static_cast<const T*>(tensor.const_
 template <class T>
 T* write(const Tensor& tensor) { return static_cast<T*>(tensor.mutable_data_ptr()); }
 
-// Checked as a whole: `of_inputs` are `[P, n]`, those after `symbols` written to.
+// By the chain rule, or given all others, which takes the weight as it is and gives the means.
 template <bool kChain>
 void run(const Tensor& state, const Tensor* weight, const Tensor& matrix_, const Tensor& values_, const Tensor& rates_,
          const Tensor& price_, const Tensor& chosen, const Tensor* means, const Tensor& changes) {
-  const Tensor matrix = in_order(matrix_), values = in_order(values_), rates = in_order(rates_), price = in_order(price_);
+  const Tensor matrix = in_order(matrix_), values = in_order(values_), rates = in_order(rates_);
+  const Tensor price = in_order(price_);
   STD_TORCH_CHECK(state.dim() == 2, "a panel has two dimensions");
   const int64_t inputs = state.size(0), rows = state.size(1), symbols = values.numel();
   const ScalarType dtype = state.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, "symbols are chosen in float32 or float64");
-  STD_TORCH_CHECK(matrix.dim() == 2 && matrix.size(0) == inputs && matrix.size(1) == inputs && matrix.scalar_type() == dtype,
-                  "the panel of a matrix does not fit ", inputs, " inputs");
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
+                  "symbols are chosen in float32 or float64");
+  STD_TORCH_CHECK(matrix.dim() == 2 && matrix.size(0) == inputs && matrix.size(1) == inputs &&
+                  matrix.scalar_type() == dtype, "the panel of a matrix does not fit ", inputs, " inputs");
   STD_TORCH_CHECK(0 < symbols && symbols <= 256 && rates.numel() == symbols && values.scalar_type() == dtype &&
                   rates.scalar_type() == dtype, "1 to 256 symbols have a value and a rate each");
   for (const Tensor* each : {weight, &price, &chosen, means, &changes}) {
@@ -158,7 +160,8 @@ void run(const Tensor& state, const Tensor* weight, const Tensor& matrix_, const
   dtype == ScalarType::Float ? of(float()) : of(double());
 }
 
-void chain_coding(Tensor means, Tensor upper, Tensor values, Tensor rates, Tensor price, Tensor symbols, Tensor errors) {
+void chain_coding(Tensor means, Tensor upper, Tensor values, Tensor rates, Tensor price, Tensor symbols,
+                  Tensor errors) {
   run<true>(means, nullptr, upper, values, rates, price, symbols, nullptr, errors);
 }
 
