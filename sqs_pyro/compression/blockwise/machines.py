@@ -43,17 +43,17 @@ class Machine:
 #: By name, for `sqs plan --machine`.
 MACHINES = {
     "cpu": Machine(
-        about="ranks of one thread of an AMD EPYC, gloo: measured, but for memory, disk and what is between nodes",
+        about="ranks of one thread of a Xeon with AVX-512, gloo: measured, but for memory, disk, what joins nodes",
         # Phases of one rank in benchmarks/ranks.json, over their counts.
-        products=54e9,
-        elements=0.55e9,
-        doubles=12.4e9,
-        parameters=4.2e6,
-        # benchmarks/scaling.py: 115 to 165 µs, as others used the machine, too.
+        products=83e9,
+        elements=0.79e9,
+        doubles=15.3e9,
+        parameters=10.1e6,
+        # benchmarks/scaling.py, compiled: 4.5 to 6.4 comparisons a nanosecond, as others used the machine, too.
         step=7e-6,
-        comparisons=6.2e9,
-        # Messages of two ranks in benchmarks/ranks.json, most of which are small.
-        latency=2.5e-3,
+        comparisons=5.5e9,
+        # Messages of two ranks in benchmarks/ranks.json, most of which are small: what they had of a processor.
+        latency=0.8e-3,
         near=1e9,
         symbols=0.5e9,
         # Assumed: memory that others read, too; a local disk; two ranks a node, 10 Gbit/s between nodes, a ring.
