@@ -49,7 +49,7 @@ MACHINES = {
         elements=0.79e9,
         doubles=15.3e9,
         parameters=10.1e6,
-        # benchmarks/scaling.py, compiled: 4.5 to 6.4 comparisons a nanosecond, as others used the machine, too.
+        # benchmarks/scaling.py, compiled: 6 to 7 µs, and 4.5 to 6.9 comparisons a nanosecond, beside others' work.
         step=7e-6,
         comparisons=5.5e9,
         # Messages of two ranks in benchmarks/ranks.json, most of which are small: what they had of a processor.
