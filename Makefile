@@ -33,7 +33,7 @@ lint: $(STAMP)
 sanitize: $(STAMP)
 	SQS_CACHE=build/sanitize SQS_CXXFLAGS="-march=native -O1 -g1 -fsanitize=address -fno-omit-frame-pointer" \
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-	$(BIN)/python -m pytest tests/kernels/test_matrices.py tests/kernels/test_convolution.py
+	$(BIN)/python -m pytest tests/kernels/test_matrices.py tests/kernels/test_convolution.py tests/kernels/test_coding.py
 
 # On a machine with a CUDA device, where torch sees it: correctness of every path, then speed beside what else there is.
 gpu:

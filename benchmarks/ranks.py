@@ -9,7 +9,8 @@ that took longest, by what it was doing:
 * ``coding``: E- and M-steps; ``factors``: of the curvature, which every rank computes in full; ``other``;
 * ``waiting``: for the slowest rank before a message; ``communication``: the messages.
 
-Where others use the processors, too, ``--clock processor`` counts the seconds that a rank has had of them.
+``processor`` is the most seconds that a rank has had of a processor: less than it took where it waited, or where
+others used the processors, too. ``--clock processor`` counts phases in these.
 
 Writes ``ranks.json`` beside this file.
 
@@ -133,17 +134,25 @@ def measure(args: argparse.Namespace) -> None:
         phases, plain = Phases(CLOCKS[args.clock]), Ranks.gathered
         here.wait()
         phases.watch()
-        begin = phases.since = phases.clock()
+        begin, worked = phases.clock(), time.process_time()
+        phases.since = begin
         result = compress_transformer(net, sequences, recipe)
         phases.change()
-        seconds = phases.clock() - begin
-        every = plain(here, (seconds, dict(phases.seconds)))
+        seconds, worked = phases.clock() - begin, time.process_time() - worked
+        every = plain(here, (seconds, dict(phases.seconds), worked))
         if here.leads:
             save(result.network, args.measured / "file")
             digest = hashlib.sha256((args.measured / "file").read_bytes()).hexdigest()
             slowest = max(every, key=lambda each: each[0])
             (args.measured / "figures").write_text(
-                json.dumps({"seconds": slowest[0], "phases": slowest[1], "sha256": digest})
+                json.dumps(
+                    {
+                        "seconds": slowest[0],
+                        "processor": max(each[2] for each in every),
+                        "phases": slowest[1],
+                        "sha256": digest,
+                    }
+                )
             )
 
 

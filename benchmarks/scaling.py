@@ -5,7 +5,8 @@ The model is :mod:`sqs_pyro.compression.blockwise.time_plan`: counts of work ove
 * ``curves``: seconds by part, efficiency beside one rank, and planned memory of a rank; each number of ranks with
   as many units, and with as large a batch as lets it divide 128 sequences of 512 tokens;
 * ``checks``: what the model says of runs that ``ranks.py`` measured, one of which its throughputs are from;
-* ``measured``: of this machine, what an E-step takes for an input of one row, and how fast a product reads H.
+* ``measured``: of this machine, what an E-step takes for an input of one row, compiled and by torch's calls, how
+  many costs of symbols it compares, and how fast a product reads H.
 
 Writes ``scaling.json`` beside this file.
 
@@ -18,16 +19,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from figures import write_figures
 from torch import nn
 
+from sqs_pyro.compression.blockwise import sequential_coding
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
 from sqs_pyro.compression.blockwise.machines import MACHINES
 from sqs_pyro.compression.blockwise.memory_plan import plan_memory
 from sqs_pyro.compression.blockwise.sequential_coding import code_sequentially, improve
 from sqs_pyro.compression.blockwise.time_plan import TimePlan, plan_time
+from sqs_pyro.kernels.coding import chain_coding, conditional_coding
 from sqs_pyro.runs.bookkeeping import machine
 
 HERE = Path(__file__).parent
@@ -116,16 +120,34 @@ def _as_phases(plan: TimePlan) -> dict[str, float]:
 
 
 def measured() -> dict[str, float]:
-    """What an input of an E-step of one row takes, seconds, and bytes of H that a product reads a second."""
+    """What an input of an E-step of one row takes, seconds; costs that it compares, and bytes of H that a product
+    reads, a second."""
     torch.manual_seed(0)
     inputs = torch.randn(4096, 1024)
     own = LayerLikelihood(0.05 * torch.randn(1, 1024), inputs.T @ inputs, torch.ones(1)).damped(0.01)
     codewords, rates = torch.linspace(-0.2, 0.2, 31), torch.full((32,), 3.4)
     symbols, _ = code_sequentially(own, codewords, rates, 1e-3)
-    first = _seconds(lambda: code_sequentially(own, codewords, rates, 1e-3))
-    again = _seconds(lambda: improve(own, symbols, codewords, rates, 1e-3))
+
+    def step() -> float:
+        first = _seconds(lambda: code_sequentially(own, codewords, rates, 1e-3))
+        again = _seconds(lambda: improve(own, symbols, codewords, rates, 1e-3))
+        return (first + 2 * again) / 3 / 1024
+
+    by_torch = {op._name: op._init_fn for op in (chain_coding, conditional_coding)}
+    with mock.patch.multiple(sequential_coding, **by_torch):
+        slow = step()
+    panel, matrix, values = torch.randn(64, 2048), torch.eye(64), torch.randn(256)
+    chosen, price = torch.empty(64, 2048, dtype=torch.uint8), torch.rand(64, 2048)
+    many = _seconds(
+        lambda: chain_coding(panel, matrix, values, values.abs(), price, chosen, torch.empty(64, 2048))
+    )
     large, row = torch.randn(8192, 8192), torch.randn(4, 8192)
-    return {"step": (first + 2 * again) / 3 / 1024, "memory": 4 * large.numel() / _seconds(lambda: row @ large)}
+    return {
+        "step": step(),
+        "step_by_torch": slow,
+        "comparisons": price.numel() * len(values) / many,
+        "memory": 4 * large.numel() / _seconds(lambda: row @ large),
+    }
 
 
 def _seconds(call: Callable[[], object]) -> float:

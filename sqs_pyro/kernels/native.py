@@ -26,7 +26,10 @@ SOURCES = {
     "tiled": ("tiled.cpp", "convolution_float32.cpp", "convolution_bfloat16.cpp", "convolution.cpp"),
     "rows": ("rows.cpp",),
     "attention": ("attention.cpp",),
+    "coding": ("coding.cpp",),
 }
+#: What some are compiled with besides: here each operation is rounded for itself, as by a call of torch for each.
+_OPTIONS = {"coding": ["-ffp-contract=off"]}
 #: What declares the operators for processes without our Python, which has them from :mod:`sqs_pyro.kernels.ops`.
 DECLARATIONS = "declarations"
 _LIBRARIES = {**SOURCES, DECLARATIONS: ("declarations.cpp",)}
@@ -46,8 +49,8 @@ def native_kernels(form: str) -> bool:
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         warnings.warn(
             f"CPU kernels could not be compiled ({error}): packed networks run on decoded weights, slower and "
-            "larger. Install a C++20 compiler (say g++ 11; CXX names another), or set SQS_KERNELS=reference "
-            "to silence this.",
+            "larger, and blocks are compressed more slowly. Install a C++20 compiler (say g++ 11; CXX names "
+            "another), or set SQS_KERNELS=reference to silence this.",
             KernelWarning,
             stacklevel=2,
         )
@@ -87,7 +90,7 @@ def compiled_kernels(form: str) -> Path:
         RuntimeError: there is no compiler, or it failed; the message has what it said.
         OSError: neither the cache nor a temporary directory can be written to.
     """
-    command = [*compiler(), *_flags()]
+    command = [*compiler(), *_flags(), *_OPTIONS.get(form, [])]
     sources = [_DIRECTORY / source for source in _LIBRARIES[form]]
 
     def build(library: Path) -> None:

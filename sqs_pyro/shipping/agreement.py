@@ -5,6 +5,7 @@ afterwards as they were. Whole networks are compared first; only where they diff
 module.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -208,10 +209,19 @@ def _distance(first: list[Tensor], second: list[Tensor]) -> float:
 def _relative(one: Tensor, other: Tensor) -> float:
     # In float64: the difference of two nearly equal numbers has few digits left.
     one, other = one.detach().double().to_dense(), other.detach().double().to_dense()
-    there = one.isfinite()  # masks of attention put out infinities, in the same places
-    if not torch.equal(there, other.isfinite()):
-        return float("inf")
-    if not there.any():
+    if not one.numel():
         return 0.0
-    scale, difference = float(one[there].abs().max()), float((one - other)[there].abs().max())
+    scale, difference = _largest(one), _largest(one - other)
+    if not math.isfinite(scale) or not math.isfinite(difference):
+        there = one.isfinite()  # masks of attention put out infinities, in the same places
+        if not torch.equal(there, other.isfinite()):
+            return float("inf")
+        if not there.any():
+            return 0.0
+        scale, difference = _largest(one[there]), _largest((one - other)[there])
     return difference / scale if scale else (float("inf") if difference else 0.0)
+
+
+def _largest(values: Tensor) -> float:
+    """Return the largest size of numbers; no finite one if one of them is not."""
+    return float(values.abs().max())

@@ -136,7 +136,9 @@ def test_two_processes_at_once(tmp_path):
 )
 def test_other_instruction_sets(flags):
     """The same products on what older machines have; the grid of shapes runs there, too."""
-    grids = [Path(__file__).with_name(f"test_{of}.py") for of in ("matrices", "convolution", "attention")]
+    grids = [
+        Path(__file__).with_name(f"test_{of}.py") for of in ("matrices", "convolution", "attention", "coding")
+    ]
     # The libraries are kept, as this machine's are; optimised for debugging, they compile in half the time.
     environment = {"SQS_CXXFLAGS": f"{flags} -Og"}
     forks.run_tests(*grids, "--hypothesis-profile=few", environment=environment, imported=forks.LIBRARY)

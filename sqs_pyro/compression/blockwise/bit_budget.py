@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class LayerRate:
     precision: float
     extra: float = 0.0
     most: float = math.inf
+    _known: dict[float, float] = field(default_factory=dict, repr=False)  # by β
 
     @classmethod
     def of(
@@ -46,12 +47,18 @@ class LayerRate:
     def bits(self, beta: float) -> float:
         """Return the entropy, in bits, of a weight on the grid of step ``√(12 β / h)``, and what comes on top.
 
-        A grid of more values than there may be is merged to them, whatever β: it takes ``most``.
+        A grid of more values than there may be is merged to them, whatever β: it takes ``most``. What it was asked
+        for it knows: from block to block a bisection begins at the same β.
         """
+        if beta not in self._known:
+            self._known[beta] = min(self._entropy(beta), self.most) + self.extra
+        return self._known[beta]
+
+    def _entropy(self, beta: float) -> float:
         reach = float(self.sample.abs().max())
         # Bounded below for the memory of the counts; 1 for a layer of zeros, which has no bits at any step.
         step = max(math.sqrt(12 * beta / self.precision), reach / _FINEST) or 1.0
-        return min(rounded_entropy(self.sample / step), self.most) + self.extra
+        return rounded_entropy(self.sample / step)
 
 
 def rounded_entropy(values: Tensor) -> float:

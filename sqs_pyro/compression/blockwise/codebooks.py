@@ -13,7 +13,7 @@ each, that such runtimes keep anyway.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
@@ -150,37 +150,48 @@ def best_codewords(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tens
     g = likelihood.importance[:, None]  # [n, 1]
     flat = [symbols[part].reshape(-1).long() for part in shares.parts]  # of each unit
 
-    def by_symbol(value: Callable[[slice], Tensor]) -> Tensor:
-        """Sum ``value`` of all units' weights by symbol, each row times its g: ``[K]``."""
+    def by_symbol(values: Callable[[slice, Tensor], Sequence[Tensor]]) -> Tensor:
+        """Sum each of the ``values`` of all units' weights by symbol, rows times their g: ``[values, K]``."""
         unit = iter(flat)
 
-        def total(part: slice) -> Tensor:
+        def totals(part: slice) -> Tensor:
+            places = next(unit)
             # Sums over all weights of a symbol: in float64, where millions of them do not cancel.
-            weights = (g[part] * value(part)).reshape(-1).double()
-            return torch.bincount(next(unit), weights=weights, minlength=size)[1:]
+            weighted = ((g[part] * value).reshape(-1).double() for value in values(part, places))
+            return torch.stack([torch.bincount(places, weights=each, minlength=size)[1:] for each in weighted])
 
-        return shares.sum(total)
+        return shares.sum(totals)
+
+    def image(c: Tensor, part: slice, places: Tensor) -> Tensor:
+        """Return the weights of a unit with codewords c, times H."""
+        weight = with_zero(c).to(likelihood.mean).index_select(0, places)
+        return weight.view(symbols[part].shape) @ likelihood.curvature
 
     def normal(c: Tensor) -> Tensor:
-        """A c."""
-        values = with_zero(c).to(likelihood.mean)
-        return by_symbol(lambda part: values[symbols[part].long()] @ likelihood.curvature)
+        """Return A c."""
+        return by_symbol(lambda part, places: [image(c, part, places)])[0]
 
-    # A's part on the diagonal of H: all of it where inputs are uncorrelated, 0 for codewords that are not used.
-    scale = by_symbol(lambda part: likelihood.curvature.diagonal().expand(symbols[part].shape))
-    inverse = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
     found = codewords.double()
-    wanted = by_symbol(lambda part: likelihood.image(likelihood.mean, part))
-    residual = (wanted - normal(found)) * (inverse > 0)
+    # What is needed of the symbols once, in one message: A's part on the diagonal of H, which is all of it where
+    # inputs are uncorrelated and 0 for codewords that are not used; b; and A c.
+    scale, wanted, reached = by_symbol(
+        lambda part, places: [
+            likelihood.curvature.diagonal().expand(symbols[part].shape),
+            likelihood.image(likelihood.mean, part),
+            image(found, part, places),
+        ]
+    )
+    inverse = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
+    residual = (wanted - reached) * (inverse > 0)
     direction = inverse * residual
     power = first_power = float(residual @ direction)
     for _ in range(size):  # K steps would be enough, were numbers exact
         if power <= _PRECISION * first_power:
             break
-        image = normal(direction)
-        length = power / float(direction @ image)
+        along = normal(direction)
+        length = power / float(direction @ along)
         found = found + length * direction
-        residual = residual - length * image
+        residual = residual - length * along
         before, power = power, float(residual @ (inverse * residual))
         direction = inverse * residual + power / before * direction
     return found.to(codewords)

@@ -25,6 +25,8 @@ from sqs_pyro.compression.blockwise.channel_scales import in_units_of
 from sqs_pyro.compression.blockwise.shares import Shares
 from sqs_pyro.errors import NetworkError
 
+_COLUMNS = 8  # parts of a triangular matrix's columns that are inverted at a time: more save little
+
 
 @dataclass(frozen=True, eq=False)
 class LayerLikelihood:
@@ -147,10 +149,23 @@ class LayerLikelihood:
             NetworkError: H is not positive definite: use :meth:`damped`.
         """
         order = self.curvature.diagonal().argsort(descending=True, stable=True)
-        # H⁻¹ = Uᵀ U by the inverse of a factor, in float64: H of text is badly conditioned.
-        factor = _cholesky(self.curvature[order][:, order])
-        upper = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
-        return order, upper.to(self.mean.dtype)
+        # In float64: H of text is badly conditioned. From the last input to the first H has a factor whose inverse
+        # is U the other way round: H⁻¹ itself, which has fewer good digits, is not needed.
+        backward = order.flip(0)
+        factor = _cholesky(self.curvature[backward][:, backward])
+        return order, _triangular_inverse(factor).flip(0, 1).to(self.mean.dtype)
+
+
+def _triangular_inverse(factor: Tensor) -> Tensor:
+    """Return the inverse of a lower triangular matrix, by columns, which have zeros above the diagonal."""
+    size = len(factor)
+    inverse = torch.zeros_like(factor)
+    step = -(-size // _COLUMNS)
+    for start in range(0, size, step):
+        end = min(start + step, size)
+        unit = torch.eye(size - start, end - start).to(factor)
+        inverse[start:, start:end] = torch.linalg.solve_triangular(factor[start:, start:], unit, upper=False)
+    return inverse
 
 
 def _cholesky(matrix: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ class Machine:
         products: float32 operations a second, of products of matrices.
         memory: bytes a second that a product reads.
         elements: numbers a second that element-wise work goes through.
+        comparisons: costs of symbols a second that an E-step compares.
         step: seconds that an E-step takes for each input, however few rows: calls, or launches of kernels.
         doubles: float64 operations a second, of factors and of solving with them.
         parameters: of the network, a second, that are packed, rounded and judged.
@@ -26,6 +27,7 @@ class Machine:
     products: float
     memory: float
     elements: float
+    comparisons: float
     step: float
     doubles: float
     parameters: float
@@ -41,16 +43,17 @@ class Machine:
 #: By name, for `sqs plan --machine`.
 MACHINES = {
     "cpu": Machine(
-        about="ranks of one thread of an AMD EPYC, gloo: measured, but for memory, disk and what is between nodes",
+        about="ranks of one thread of a Xeon with AVX-512, gloo: measured, but for memory, disk, what joins nodes",
         # Phases of one rank in benchmarks/ranks.json, over their counts.
-        products=54e9,
-        elements=0.55e9,
-        doubles=12.4e9,
-        parameters=4.2e6,
-        # benchmarks/scaling.py: 115 to 165 µs, as others used the machine, too.
-        step=115e-6,
-        # Messages of two ranks in benchmarks/ranks.json, most of which are small.
-        latency=2.5e-3,
+        products=83e9,
+        elements=0.79e9,
+        doubles=15.3e9,
+        parameters=10.1e6,
+        # benchmarks/scaling.py, compiled: 6 to 7 µs, and 4.5 to 6.9 comparisons a nanosecond, beside others' work.
+        step=7e-6,
+        comparisons=5.5e9,
+        # Messages of two ranks in benchmarks/ranks.json, most of which are small: what they had of a processor.
+        latency=0.8e-3,
         near=1e9,
         symbols=0.5e9,
         # Assumed: memory that others read, too; a local disk; two ranks a node, 10 Gbit/s between nodes, a ring.
@@ -65,6 +68,7 @@ MACHINES = {
         products=40e12,  # 60 % of 67 TFLOP/s in float32
         memory=2.3e12,  # 70 % of 3.35 TB/s
         elements=0.25e12,  # the same, a number read and written with 4 bytes each
+        comparisons=50e9,  # five numbers each, by torch's own kernels
         step=60e-6,  # 12 kernels of 5 µs
         doubles=20e12,  # 30 % of 67 TFLOP/s of float64 on tensor cores, as factors are no mere products
         parameters=17e6,  # on the host's CPU: four threads of the other machine

@@ -31,8 +31,8 @@ _FLOAT, _DOUBLE = 4, 8
 _BLOCKS = 3
 #: Hidden states of all sequences: before the block and behind it, of the original and of the compressed network.
 _STATES = 4
-#: Of one input's row of H, in bytes: two moments and their sum in float32; H in order, its Cholesky factor, the
-#: inverse and the inverse's factor in float64; U and H in order in float32.
+#: Of one input's row of H, in bytes: two moments and their sum in float32; H in order, its Cholesky factor, that
+#: one's inverse and the same the other way round in float64; U and H in order in float32.
 _CURVATURE = 3 * _FLOAT + 4 * _DOUBLE + 2 * _FLOAT
 #: The same while two moments are summed: for each of the tree's branches that a rank's units have, and one more
 #: that is added; and, on several ranks, for what one sum sends and receives.

@@ -30,13 +30,12 @@ _GRADIENT_STEPS = 9
 _FITS = 2
 #: Halvings of log β in the look at the weights before those fits.
 _HALVINGS = 14
-#: Numbers that are gone through for each symbol of each weight in an E-step; for each weight in a product by
-#: symbols, and in a look at the weights.
-_OF_SYMBOL, _OF_PRODUCT, _OF_LOOK = 5, 4, 4
+#: Numbers that are gone through for each weight in a product by symbols, and in a look at the weights.
+_OF_PRODUCT, _OF_LOOK = 4, 4
 #: The same for a logit of which a label is drawn and a gradient taken, and for one whose variance is summed up.
 _DRAWN, _SAID = 40, 8
-#: Operations on M³, in float64: a factor; a factor, an inverse and its factor.
-_FACTOR, _CONDITIONING = 1 / 3, 4 / 3
+#: Operations on M³, in float64: a factor; a factor and its inverse, by eighths of the columns.
+_FACTOR, _CONDITIONING = 1 / 3, 1 / 3 + 0.4
 #: Bytes of a weight in a checkpoint that is streamed.
 _STORED = 2
 
@@ -167,14 +166,15 @@ class _Weight:
         # A unit of few rows reads all of H for them.
         units = -(-min(recipe.units, self.rows) // ranks)
         product = max(2 * own * self.inputs / machine.products, units * _FLOAT * self.inputs**2 / machine.memory)
-        elements = self.fits * (1 + rounds) * (_OF_SYMBOL * symbols + _OF_PRODUCT * (3 + steps))
-        elements += _OF_LOOK * _HALVINGS * self.by_bits
+        compared = self.fits * (1 + rounds) * symbols
+        elements = self.fits * (1 + rounds) * _OF_PRODUCT * (3 + steps) + _OF_LOOK * _HALVINGS * self.by_bits
+        numbers = own * (compared / machine.comparisons + elements / machine.elements)
         solved = 4 * own * self.inputs * self.fitted
-        return products * product + elements * own / machine.elements + solved / machine.doubles
+        return products * product + numbers + solved / machine.doubles
 
     def sums(self, recipe: BlockwiseRecipe) -> float:
         """Return how many sums of a few numbers its coding takes."""
-        start, best = (3, 1) if recipe.grid == "uniform" else (1, 3 + _GRADIENT_STEPS)
+        start, best = (3, 1) if recipe.grid == "uniform" else (1, 1 + _GRADIENT_STEPS)
         fit = start + recipe.rounds + (1 + recipe.rounds) * best
         # And once: the mean precision, and two sizes of its error.
         return self.fits * fit + start * _HALVINGS * self.by_bits + 3

@@ -178,7 +178,7 @@ def _check_counts(sent: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None
         "units": 4,
     }
     weights = 2 * 7 + 1  # of each codewords are chosen twice
-    monkeypatch.setattr(time_plan, "_GRADIENT_STEPS", sent["of codewords"] / (2 * weights) - 3)
+    monkeypatch.setattr(time_plan, "_GRADIENT_STEPS", sent["of codewords"] / (2 * weights) - 1)
     planned = plan_time(net, 14, 10, recipe, MACHINES["cpu"], streamed=False, ranks=2).sent
     assert (planned.summed, planned.symbols) == (sent["summed"], sent["symbols"])
     gathered = 2 * weights + 2  # the largest weight, its symbols; behind each block whether to stop

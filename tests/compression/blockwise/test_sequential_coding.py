@@ -8,11 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sqs_pyro.compression.blockwise import sequential_coding
 from sqs_pyro.compression.blockwise.codebooks import best_codewords, grid
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
 from sqs_pyro.compression.blockwise.sequential_coding import code_sequentially, fit, improve
+from sqs_pyro.compression.blockwise.shares import Shares
 from sqs_pyro.compression.finetune.rate_distortion import fit_symbol_prior, posterior
 from sqs_pyro.errors import RecipeError
+from sqs_pyro.kernels.coding import chain_coding, conditional_coding
 from sqs_pyro.packing import pack_tensor
 
 
@@ -95,6 +98,19 @@ class TestEStep:
         values = torch.cat([codewords.new_zeros(1), codewords])
         nearest = values[(own.mean[..., None] - values).abs().argmin(-1)]
         assert own.excess(values[symbols.long()]) < 0.7 * own.excess(nearest)
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_a_compiler_makes_no_difference(monkeypatch, uniform):
+    """Symbols and codewords of a layer in float32, of several panels and units."""
+    own = layer(rows=50, inputs=150, tokens=400)
+    own = LayerLikelihood(own.mean.float(), own.curvature.float(), own.importance.float(), Shares(50, 8))
+    given = {"bits": 3.0, "max_components": 16, "uniform": uniform}
+    found = fit(own, **given)
+    for op in (chain_coding, conditional_coding):
+        monkeypatch.setattr(sequential_coding, op._name, op._init_fn)
+    expected = fit(own, **given)
+    assert torch.equal(found.symbols, expected.symbols) and torch.equal(found.codewords, expected.codewords)
 
 
 def objective(own, symbols, codewords, rates, beta):
