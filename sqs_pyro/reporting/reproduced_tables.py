@@ -1,11 +1,12 @@
 """A table of the paper beside what came of it here: figures, losses, and ratios in both ways of counting."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import RenderableType
 
 from sqs_pyro.reporting.fitted import FittedTable, Line
+from sqs_pyro.reporting.paired import FEWEST, LEVEL
 from sqs_pyro.reporting.printed import Report
 
 Document = Mapping[str, Any]
@@ -34,6 +35,7 @@ def reproduced_tables(document: Document) -> Report:
         "ratio",
         f"{what}, %",
         "below fp32",
+        "difference",
         "ratio, its formula",
         "of the file",
         "bytes",
@@ -51,6 +53,7 @@ def reproduced_tables(document: Document) -> Report:
             _cell(said, "ratio", 1, ".1f"),
             _cell(line, "ours", 100, ".2f") + _spread(line),
             _cell(line, "lost", 100, ".2f"),
+            _difference(line),
             _cell(line, "paper_ratio", 1, ".1f"),
             _cell(line, "file_ratio", 1, ".1f"),
             _cell(line, "file_bytes", 1, ",.0f"),
@@ -65,6 +68,7 @@ def reproduced_tables(document: Document) -> Report:
     parts.append(
         Line("Its formula, 32 / (log2 K x rate), leaves out masks, codebooks and all else in a file.", "dim")
     )
+    parts += _explained(document["rows"])
     failed = [(line, *failure) for line in document["rows"] for failure in line["errors"].items()]
     parts += [
         Line(f"{line['method']} of {line['title']}, seed {seed}: {text}", "red") for line, seed, text in failed
@@ -79,3 +83,31 @@ def _cell(values: Document, key: str, factor: float, form: str) -> str:
 
 def _spread(line: Document) -> str:
     return "" if line["sd"] is None else f"±{100 * line['sd']:.2f}"
+
+
+def _difference(line: Document) -> str:
+    found = line.get("difference")  # a document of an older version has none
+    if found is None:
+        return "-"
+    shown = f"{100 * found['mean']:+.2f}"
+    if found["interval"] is None:
+        return shown
+    low, high = found["interval"]
+    stars = sum(p < 1 - LEVEL for p in (found["p"], found["p_holm"]))
+    return f"{shown}±{50 * (high - low):.2f}" + "*" * stars
+
+
+def _explained(lines: Sequence[Document]) -> list[RenderableType]:
+    """Say what differences are of, and from how many seeds."""
+    compared = [line for line in lines if line.get("difference")]
+    if not compared:
+        return []
+    usual = compared[0]["against"]
+    others = {line["method"]: line["against"] for line in compared if line["against"] != usual}
+    own = "".join(f"; of {method} from {against}" for method, against in others.items())
+    if not any(line["difference"]["interval"] for line in compared):
+        return [Line(f"Difference: from {usual}{own}; from {FEWEST} seeds on it can be told from chance.", "dim")]
+    text = (
+        f"Difference: from {usual} at the same seeds{own}, ±half of the {100 * LEVEL:.0f} % interval (paired t)."
+    )
+    return [Line(f"{text} * it excludes 0; ** with Holm's correction for the row's methods, too.", "dim")]

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sqs_pyro.atomic import one_sentence, write_text
+from sqs_pyro.data.fashion_mnist import load_fashion_mnist
 from sqs_pyro.errors import DataError
 from sqs_pyro.integrations.pretrained import quiet, transformers_package
 
@@ -58,6 +60,31 @@ def images(
         return patterns[y] + 0.5 * torch.randn(count, channels, size, size, generator=generator), y
 
     return {"train": part(count), "test": part(max(classes, count // 4))}
+
+
+def clothing(count: int = 8000, test: int = 3000, size: int = 14) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the first images of Fashion-MNIST, with a pixel for the mean of several.
+
+    Args:
+        count: training examples n.
+        test: examples to test with.
+        size: side in pixels, a divisor of 28.
+
+    Returns:
+        ``train`` and ``test``, each float32 ``[n, 1, size, size]`` between 0 and 255 and int64 ``[n]``.
+
+    Raises:
+        DataError: the data set is not here.
+    """
+    arrays = load_fashion_mnist()
+
+    def part(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        return F.adaptive_avg_pool2d(images[:count].float(), size), labels[:count]
+
+    return {
+        "train": part(arrays.train_images, arrays.train_labels, count),
+        "test": part(arrays.test_images, arrays.test_labels, test),
+    }
 
 
 def text(directory: Path, architecture: str, *, questions: bool) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A table is a study for each of its rows.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from sqs_pyro.atomic import resolved
 from sqs_pyro.documents import read_yaml, shown
 from sqs_pyro.errors import RecipeError
 from sqs_pyro.recipes import RecipeSection, parse
+from sqs_pyro.reporting.paired import holm, paired_difference
 from sqs_pyro.runs.bookkeeping import Progress, silent
 from sqs_pyro.runs.directory import write_json
 from sqs_pyro.runs.recipe import changed, with_value
@@ -90,6 +92,7 @@ class TableRecipe(RecipeSection):
         rows: names of run recipes beside it.
         published: row to method to what the paper says.
         methods: labels and what each changes in a row, dotted or nested as variants of a study.
+        against: a method to the one that its difference is of; the first, of those that are not named.
         tiny: dotted keys of a row and their values at scale ``tiny``; ``made`` is what has to be made.
         here: likewise of scale ``here``; None: there is nothing on this machine for it.
     """
@@ -99,6 +102,7 @@ class TableRecipe(RecipeSection):
     rows: tuple[str, ...] = Field(min_length=1)
     published: dict[str, dict[str, Published]] = Field(default_factory=dict)
     methods: dict[str, dict[str, Any]] = Field(min_length=1)
+    against: dict[str, str] = Field(default_factory=dict)
     tiny: dict[str, Any]
     here: dict[str, Any] | None = None
 
@@ -120,6 +124,11 @@ def load_table(name: str) -> TableRecipe:
     for row, of_row in table.published.items():
         if row not in table.rows or not set(of_row) <= set(table.methods):
             raise RecipeError(f"Table '{name}' has published figures of {row!r} without the row or a method.")
+    unknown = {*table.against, *table.against.values()} - set(table.methods)
+    if unknown:
+        raise RecipeError(
+            f"Table '{name}' holds {shown(min(unknown))} against another method, but has no such one."
+        )
     return table
 
 
@@ -208,7 +217,9 @@ def reproduce(
         command: the command line that asks for it, if it was one.
 
     Returns:
-        What ``table.json`` holds: ``title``, ``scale``, ``figure`` and ``rows``, one for each row and method.
+        What ``table.json`` holds: ``title``, ``scale``, ``figure`` and ``rows``, one for each row and method. A
+        row's ``difference`` is from the method ``against`` at the same seeds: ``mean``, ``interval``, ``p`` and
+        ``p_holm`` (see :mod:`sqs_pyro.reporting.paired`), of three seeds at least.
 
     Raises:
         RecipeError, DataError, OutputError: one sentence; what can be checked is checked before the first run.
@@ -231,7 +242,7 @@ def reproduce(
             progress=progress,
         )
         summary = write_summary("compare", study, results, out, command=command)
-        found += [_line(table, row, study, point) for point in summary["points"]]
+        found += _compared(table, [_line(table, row, study, point) for point in summary["points"]])
     document = {
         "schema": SCHEMA,
         "command": command,
@@ -261,9 +272,30 @@ def _line(table: TableRecipe, row: str, study: StudyRecipe, point: Mapping[str, 
         "sd": sd.get(figure),
         "lost": mean.get(f"{figure}_drop"),
         "seeds": point["seeds"],
+        "by_seed": point["by_seed"].get(figure, []),
         "paper_ratio": mean.get("paper_ratio"),
         "file_ratio": mean.get("ratio"),
         "file_bytes": mean.get("file_bytes"),
         "nonzero_rate": mean.get("nonzero_rate"),
         "errors": point["errors"],
     }
+
+
+def _compared(table: TableRecipe, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row's lines with their differences; Holm's correction is for all of the row."""
+    lines = [{**line, "against": None, "difference": None} for line in lines]
+    by_method = {line["method"]: line for line in lines}
+    for line in lines:
+        label = table.against.get(line["method"], next(iter(table.methods)))
+        other = by_method.get(label)
+        if other is None or other is line:
+            continue
+        figures = [dict(zip(each["seeds"], each["by_seed"], strict=False)) for each in (line, other)]
+        seeds = [seed for seed in figures[0] if seed in figures[1]]
+        if seeds:
+            pair = ([of[seed] for seed in seeds] for of in figures)
+            line |= {"against": label, "difference": {**asdict(paired_difference(*pair)), "p_holm": None}}
+    tested = [line["difference"] for line in lines if line["difference"] and line["difference"]["p"] is not None]
+    for difference, p_holm in zip(tested, holm([each["p"] for each in tested]), strict=True):
+        difference["p_holm"] = p_holm
+    return lines

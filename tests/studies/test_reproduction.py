@@ -1,16 +1,22 @@
 """The paper's tables: recipes are valid, run on made data, and tell the file's size and what was published."""
 
+import io
 import json
 import math
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+import scipy.stats
+import torch
 from kits.cifar import write_cifar
+from rich.console import Console
 from typer.testing import CliRunner
 
 from sqs_pyro import load, size_report
 from sqs_pyro.cli import app
 from sqs_pyro.errors import DataError, RecipeError
+from sqs_pyro.reporting.reproduced_tables import reproduced_tables
 from sqs_pyro.runs.kinds import load_any_recipe
 from sqs_pyro.studies import made, reproduction
 from sqs_pyro.studies.recipe import cells
@@ -45,7 +51,8 @@ def test_every_method_is_a_valid_change_of_every_row(name, row, tmp_path):
     assert [cell.variant for cell in found] == list(table.methods)
     if name.startswith("cifar"):
         here = cells(row_study(table, row, "here", tmp_path))
-        assert len(here) == len(found) and {cell.recipe.data.name for cell in here} == {"fashion_mnist"}
+        source = "sqs_pyro.studies.made:clothing" if name == "cifar10" else "fashion_mnist"
+        assert len(here) == len(found) and {cell.recipe.data.name for cell in here} == {source}
     plain = load_any_recipe(PAPER / f"{row}.yaml")
     assert found[0].recipe.model_copy(update={"name": plain.name}) == plain
 
@@ -202,6 +209,73 @@ def test_sentences_are_of_their_topics(tmp_path):
     assert found > 0.95 * len(rows)
     train, test = ({json.loads(line)["text"] for line in part} for part in lines.values())
     assert len(train & test) < 0.02 * len(test)
+
+
+def test_clothing_is_the_mean_of_its_pixels():
+    from sqs_pyro.data.fashion_mnist import load_fashion_mnist
+
+    try:
+        whole = load_fashion_mnist()
+    except DataError as error:
+        pytest.skip(str(error))
+    found = made.clothing(count=7, test=3, size=14)
+    for part, images, labels, count in (
+        ("train", whole.train_images, whole.train_labels, 7),
+        ("test", whole.test_images, whole.test_labels, 3),
+    ):
+        means = images[:count].double().unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))
+        assert torch.equal(found[part][0].double(), means) and torch.equal(found[part][1], labels[:count])
+
+
+class TestDifferences:
+    """Of figures that are made up: against scipy's paired test, each method against its own."""
+
+    FIGURES: ClassVar = {
+        "SQS": [0.9, 0.91, 0.93],
+        "TTQ": [0.88, 0.9, 0.9],
+        "A": [0.8, 0.82, 0.81],
+        "B": [0.7, 0.75, 0.7],
+    }
+
+    def compared(self, seeds):
+        table = load_table("cifar10").model_copy(
+            update={"methods": {label: {} for label in self.FIGURES}, "against": {"B": "A"}}
+        )
+        lines = [
+            {"method": label, "seeds": list(range(seeds)), "by_seed": figures[:seeds], "errors": {}}
+            for label, figures in self.FIGURES.items()
+        ]
+        return {line["method"]: line for line in reproduction._compared(table, lines)}
+
+    def test_they_are_those_of_a_paired_test(self):
+        found = self.compared(3)
+        assert found["SQS"]["difference"] is None
+        assert {label: line["against"] for label, line in found.items()} == {
+            "SQS": None,
+            "TTQ": "SQS",
+            "A": "SQS",
+            "B": "A",
+        }
+        for label, line in list(found.items())[1:]:
+            theirs = scipy.stats.ttest_rel(self.FIGURES[label], self.FIGURES[line["against"]])
+            assert line["difference"]["p"] == pytest.approx(theirs.pvalue)
+            assert line["difference"]["interval"] == pytest.approx(list(theirs.confidence_interval()))
+            assert line["difference"]["p_holm"] >= line["difference"]["p"]
+
+    def test_of_two_seeds_nothing_is_shown(self):
+        assert self.compared(2)["TTQ"]["difference"]["interval"] is None
+
+    def test_the_printed_table_says_of_what_they_are(self):
+        plain = {"title": "row", "figure": "accuracy", "published": None, "sd": None}
+        found = self.compared(3)
+        document = {"title": "T", "scale": "here", "rows": [{**plain, **line} for line in found.values()]}
+        console = Console(file=io.StringIO(), width=150)
+        for part in reproduced_tables(document):
+            console.print(part)
+        text = console.file.getvalue()
+        assert "from SQS at the same seeds; of B from A, ±half of the 95 % interval" in text
+        low, high = found["TTQ"]["difference"]["interval"]
+        assert f"-2.00±{50 * (high - low):.2f}" in text
 
 
 @pytest.mark.parametrize(
