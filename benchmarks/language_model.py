@@ -114,7 +114,8 @@ def ours(
     """The row of a compression with some keys, which the network's file is named by, or by ``name``."""
 
     def tell(record: BlockRecord) -> None:
-        print(f"  block {record.block}: {record.bits:.2f} bits, error {record.error:.4f}, {record.seconds:.0f} s")
+        bits = "no" if record.bits is None else f"{record.bits:.2f}"
+        print(f"  block {record.block}: {bits} bits, error {record.error:.4f}, {record.seconds:.0f} s", flush=True)
 
     name = name or ", ".join(f"{key}={value}" for key, value in keys.items())
     if "bits" in keys:  # those of the blocks, as everybody else's
