@@ -22,7 +22,7 @@ import hashlib
 import json
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,24 +90,34 @@ def other_methods(gptq_python: Path | None, calibration: Path, packages: Path | 
     }
 
 
-def others(net: nn.Module, judges: dict[str, Tensor], methods: dict[str, Method]) -> Iterator[dict[str, Any]]:
+def others(
+    net: nn.Module, layers: Mapping[str, nn.Linear], judges: dict[str, Tensor], methods: dict[str, Method]
+) -> Iterator[dict[str, Any]]:
     for name, make in methods.items():
         try:
             apply, bits = make()
         except ImportError as error:
             yield {"method": name, "missing": str(error)}
             continue
-        with weights_changed(compressed_layers(net), apply):
+        with weights_changed(layers, apply):
             yield {"method": name, "bits": bits, **judged(net, judges)}
 
 
 def ours(
-    net: nn.Module, sequences: Tensor, keys: dict[str, Any], judges: dict[str, Tensor], directory: Path
+    net: nn.Module,
+    sequences: Tensor,
+    keys: dict[str, Any],
+    judges: dict[str, Tensor],
+    directory: Path,
+    name: str = "",
 ) -> dict[str, Any]:
-    def tell(record: BlockRecord) -> None:
-        print(f"  block {record.block}: {record.bits:.2f} bits, error {record.error:.4f}, {record.seconds:.0f} s")
+    """The row of a compression with some keys, which the network's file is named by, or by ``name``."""
 
-    name = ", ".join(f"{key}={value}" for key, value in keys.items())
+    def tell(record: BlockRecord) -> None:
+        bits = "no" if record.bits is None else f"{record.bits:.2f}"
+        print(f"  block {record.block}: {bits} bits, error {record.error:.4f}, {record.seconds:.0f} s", flush=True)
+
+    name = name or ", ".join(f"{key}={value}" for key, value in keys.items())
     if "bits" in keys:  # those of the blocks, as everybody else's
         keys = {"embedding": False, "head": False, **keys}
     start, cpu = time.perf_counter(), time.process_time()
@@ -182,7 +192,7 @@ def main() -> None:
         write_figures(args.out, document)
 
     if args.others:
-        for row in others(net, judges, other_methods(args.gptq, cache, args.packages)):
+        for row in others(net, compressed_layers(net), judges, other_methods(args.gptq, cache, args.packages)):
             add(row)
     for size in [{"bits": bits} for bits in args.bits] + [{"megabytes": size} for size in args.megabytes]:
         add(ours(net, sequences, {**size, **changes}, judges, args.dir))

@@ -7,7 +7,7 @@ with. Scales and zero points count: 16 bits for a scale, the codes' bits for a z
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,16 +56,17 @@ def rounded(bits: int, group: int) -> Method:
     return lambda: (lambda _, weight: round_to_nearest(weight, bits, group), bits + (16 + bits) / group)
 
 
-def nf4(block: int = 64) -> Method:
-    """bitsandbytes, with float32 scales as it computes them (no double quantisation)."""
+def nf4(block: int = 64, *, double: bool = False) -> Method:
+    """bitsandbytes, with float32 scales as it computes them, or those rounded to 8 bits in blocks of 256."""
 
     def make() -> tuple[Callable[[str, Tensor], Tensor], float]:
         from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
         def apply(_: str, weight: Tensor) -> Tensor:
-            return dequantize_4bit(*quantize_4bit(weight, blocksize=block, quant_type="nf4"))
+            parts = quantize_4bit(weight, blocksize=block, quant_type="nf4", compress_statistics=double)
+            return dequantize_4bit(*parts)
 
-        return apply, 4 + 32 / block
+        return apply, 4 + (8 + 32 / 256 if double else 32) / block
 
     return make
 
@@ -100,15 +101,53 @@ def gptq(python: Path | None, calibration: Path, bits: int, group: int, packages
         if python is None:
             raise ImportError("--gptq names no environment with llm-compressor")
         target = calibration.with_name(f"gptq-{bits}-{group}-{calibration.stem}.safetensors")
-        if not target.exists():
-            script = Path(__file__).with_name("gptq_weights.py")
-            options = ["--bits", str(bits), "--group", str(group), "--threads", str(torch.get_num_threads())]
-            options += [] if packages is None else ["--packages", str(packages)]
-            path = {"PYTHONPATH": str(Path(__file__).parents[1])}
-            subprocess.run(
-                [python, script, calibration, target, *options], check=True, env=path, stdout=sys.stderr
-            )
-        weights = load_file(target)
+        weights = _made_elsewhere(python, "gptq_weights.py", calibration, target, bits, group, packages)
         return lambda name, _: weights[name], bits + (16 + bits) / group
 
     return make
+
+
+def autoround(
+    python: Path | None,
+    calibration: Path,
+    bits: int,
+    group: int,
+    packages: Path | None,
+    *,
+    iterations: int,
+    blocks: Sequence[int] = (),
+) -> Method:
+    """AutoRound on the same sequences, likewise; of some blocks, or of all where none is named."""
+
+    def make() -> tuple[Callable[[str, Tensor], Tensor], float]:
+        if python is None:
+            raise ImportError("--autoround names no environment with auto-round")
+        parts = "-".join(map(str, (bits, group, iterations, *blocks)))
+        target = calibration.with_name(f"autoround-{parts}-{calibration.stem}.safetensors")
+        further = ["--iterations", str(iterations), "--blocks", *map(str, blocks)]
+        weights = _made_elsewhere(
+            python, "autoround_weights.py", calibration, target, bits, group, packages, further
+        )
+        return lambda name, _: weights[name], bits + (16 + bits) / group
+
+    return make
+
+
+def _made_elsewhere(
+    python: Path,
+    script: str,
+    calibration: Path,
+    target: Path,
+    bits: int,
+    group: int,
+    packages: Path | None,
+    further: Sequence[str] = (),
+) -> dict[str, Tensor]:
+    """Return the weights of a method that another environment has, by the script that writes them once."""
+    if not target.exists():
+        options = ["--bits", str(bits), "--group", str(group), "--threads", str(torch.get_num_threads()), *further]
+        options += [] if packages is None else ["--packages", str(packages)]
+        path = {"PYTHONPATH": str(Path(__file__).parents[1])}
+        command = [python, Path(__file__).with_name(script), calibration, target, *options]
+        subprocess.run(command, check=True, env=path, stdout=sys.stderr)
+    return load_file(target)

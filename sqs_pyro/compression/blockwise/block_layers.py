@@ -61,9 +61,9 @@ class BlockLayers:
         own = LayerLikelihood(weight.detach().float(), curvature, importance.to(curvature))
         return own.damped(self.recipe.damping)
 
-    def scales(self, weight: Tensor, importance: Tensor) -> Tensor | None:
-        """Return the scales of a layer's outputs, ``[N]``, where they are worth their bits."""
-        return scales_of(weight, importance, self.recipe)
+    def scales(self, weight: Tensor, importance: Tensor, bits: float) -> Tensor | None:
+        """Return the scales of a layer's outputs, ``[N]``, where they are worth some of its ``bits`` a weight."""
+        return scales_of(weight, importance, self.recipe, few=self.recipe.has_few_components(bits))
 
 
 def every_linear(block: nn.Module) -> list[dict[str, nn.Linear]]:

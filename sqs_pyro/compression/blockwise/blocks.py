@@ -330,7 +330,7 @@ class _Run:
                     progress(record)
         if self.vocabulary.head is not None:
             self._head([hidden for hidden, _ in original], [hidden for hidden, _ in compressed], budget)
-        if budget is not None and self.recipe.few_components(self.bits) and budget.unspent > _UNSPENT:
+        if budget is not None and self.recipe.has_few_components(self.bits) and budget.unspent > _UNSPENT:
             took, values = self.bits - budget.unspent, self.recipe.num_components
             self.findings.append(finding("few_values", None, took / self.bits, asked=self.bits, values=values))
         return records

@@ -14,7 +14,7 @@ from sqs_pyro.packing import CodedTensor
 
 
 def scales_of(
-    weight: Tensor, importance: Tensor, recipe: BlockwiseRecipe, *, by_size: bool = False
+    weight: Tensor, importance: Tensor, recipe: BlockwiseRecipe, *, few: bool = False, by_size: bool = False
 ) -> Tensor | None:
     """Return the scales of a weight's rows, ``[N]``: where they are worth their bits, or the grid needs them.
 
@@ -22,9 +22,13 @@ def scales_of(
         weight: w, ``[N, M]``.
         importance: g, ``[N]``.
         recipe: whether it may have scales, and its grid.
+        few: whether values are too few for the grid that its bits ask for. What rows that matter more take of
+            them, others lack: a finer grid for some then costs more than it gains.
         by_size: whether scales by the size of each row are tried, too.
     """
     uniform = recipe.grid == "uniform"
+    if few and not uniform:
+        return None
     found = channel_scales(weight, importance, by_size=by_size or uniform) if recipe.channel_scales else None
     return torch.ones(len(weight)) if found is None and uniform else found
 
@@ -36,15 +40,17 @@ def coded_weight(
     *,
     bits: float | None,
     beta: float | None,
+    max_components: int | None = None,
 ) -> tuple[CodedTensor, dict[str, float]]:
     """Code a weight ``[N, M]``.
 
     Args:
         own: its likelihood, of a rank's own rows; all ranks call this together.
         scales: of all its rows; a uniform grid needs them.
-        recipe: codewords and rounds.
+        recipe: kind of codewords, and rounds.
         bits: for each weight, its scales' included; or
         beta: β.
+        max_components: K at most, of a uniform grid K itself; the recipe's if left out.
 
     Returns:
         What is packed, and ``bits``, ``beta`` and ``error`` of it.
@@ -54,7 +60,7 @@ def coded_weight(
         own.in_units_of(scales),
         bits=None if bits is None else bits - extra,
         beta=beta,
-        max_components=recipe.num_components,
+        max_components=max_components or recipe.num_components,
         rounds=recipe.rounds,
         uniform=recipe.grid == "uniform",
     )

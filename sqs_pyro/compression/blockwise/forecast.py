@@ -75,13 +75,18 @@ class Forecast:
 
     def budget(self, plan: Plan, bits: float) -> BitBudget:
         """Return what spreads ``bits`` a weight over all layers and tables without bits of their own."""
-        rates, few = {}, self.recipe.few_components(bits)
+        few = self.recipe.has_few_components(bits)
+        rates: dict[str, LayerRate] = {}
         for name, layer in self.layers.every().items():
             if self.recipe.bits_of(name) is not None:
                 continue
-            scales = self.layers.scales(layer.weight, plan.importance[name])
+            g = plan.importance[name]
+            scales = self.layers.scales(layer.weight, g, bits)
             weight, extra = in_units_of(scales, layer.weight), scale_bits(scales, layer.in_features)
-            rates[name] = LayerRate.of(weight, plan.precisions[name], extra, few)
+            # An error e in w / s is one of s e in w.
+            finer = 1.0 if scales is None else float((g * scales.square()).mean() / g.mean())
+            values = self.recipe.components_of(name) if few else None
+            rates[name] = LayerRate.of(weight, finer * plan.precisions[name], extra, values)
         return BitBudget(rates | self.tables.rates(plan, few), bits)
 
     def _precisions(self, importance: Mapping[str, Tensor]) -> tuple[dict[str, float], States]:
@@ -115,8 +120,7 @@ class Forecast:
                 for name, layer in group.items():
                     full = self.layers.path(i, name)
                     own = self.layers.likelihood(layer.weight, curvature, importance[full])
-                    scales = self.layers.scales(layer.weight, own.importance)
-                    found[full] = own.in_units_of(scales).mean_precision
+                    found[full] = own.mean_precision
             states = behind(advance(block, states, i), states)
         return found, states
 

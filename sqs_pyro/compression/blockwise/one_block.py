@@ -83,11 +83,12 @@ class BlockCoder:
         self, path: str, weight: Tensor, own: LayerLikelihood, beta: float | None
     ) -> tuple[CodedTensor, dict[str, float]]:
         # Of the weight as it was, so that the forecast and the coding take the same scales.
-        scales = self.layers.scales(weight, self._importance(path, weight))
-        asked = self.recipe.bits_of(path)
+        asked, values = self.recipe.bits_of(path), self.recipe.components_of(path)
+        scales = self.layers.scales(weight, self._importance(path, weight), asked or self.bits)
         if asked is not None or beta is None:
-            return coded_weight(own, scales, self.recipe, bits=asked or self.bits, beta=None)
-        return coded_weight(own, scales, self.recipe, bits=None, beta=beta)
+            bits = asked or self.bits
+            return coded_weight(own, scales, self.recipe, bits=bits, beta=None, max_components=values)
+        return coded_weight(own, scales, self.recipe, bits=None, beta=beta, max_components=values)
 
     def _likelihoods(self, i: int, before: "_Side", now: "_Side") -> dict[str, LayerLikelihood]:
         """Return those of a group of layers, which share their input: one pass for all of them."""

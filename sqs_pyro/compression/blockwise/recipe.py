@@ -26,9 +26,11 @@ class BlockLayerRecipe(OwnSettings):
 
     Attributes:
         bits: a weight, of each of these layers, whatever the allocation.
+        runtime_bits: bits that the code of a weight takes in memory, in place of what all layers have.
     """
 
     bits: float | None = Field(default=None, gt=0, le=8)
+    runtime_bits: Literal[2, 3, 4, 5] | None = None
 
 
 class BlockwiseRecipe(RecipeSection):
@@ -51,12 +53,12 @@ class BlockwiseRecipe(RecipeSection):
             are a quarter of one less than `log2(1 + K)`, near all that so few values can take.
         runtime_bits: bits that the code of a weight takes in memory, which bounds K by `2^runtime_bits - 1`; left
             out, K decides. Kernels keep 5 codes of 3 bits in 16, so that they take 3.2. Without `bits` and
-            `megabytes` the file has a quarter of a bit less.
+            `megabytes` the file has a quarter of a bit less. Layers may have their own.
         grid: `free` lets codewords be any numbers; with `uniform` they are whole numbers, `-⌈K/2⌉` to `⌊K/2⌋`,
             times a scale of each output, as integer kernels of other runtimes multiply.
         channel_scales: whether outputs of a layer that matter more, and rows of an embedding, may have a finer
             grid, by a scale of 16 bits for each; layers where it is not worth its bits have none, nor has any
-            layer of a block with allocation `even`.
+            layer of a block with allocation `even`, or where K values are too few for finer grids.
         rounds: pairs of M- and E-steps after the first pass over a layer's weights.
         damping: what is added to the diagonal of a layer's curvature, in units of its mean.
         adapt_inputs: whether a layer's weight is first fitted to what the original layer gave, from the inputs
@@ -126,9 +128,14 @@ class BlockwiseRecipe(RecipeSection):
             decided["bits"] = None
         return {**decided, **values}
 
-    def few_components(self, bits: float) -> int | None:
-        """Return K where it may keep layers from ``bits`` a weight and those of more than average from theirs."""
-        return self.num_components if bits > math.log2(1 + self.num_components) - _NEAR else None
+    def components_of(self, name: str) -> int:
+        """Return how many values besides zero a layer has at most: K, or as many as its own codes can tell."""
+        own: int | None = of_layer(self.layers, name).get("runtime_bits")
+        return self.num_components if own is None else 2**own - 1
+
+    def has_few_components(self, bits: float) -> bool:
+        """Return whether K may keep layers from ``bits`` a weight and those of more than average from theirs."""
+        return bits > math.log2(1 + self.num_components) - _NEAR
 
     def skips(self, name: str) -> bool:
         """Return whether a layer is left uncompressed."""
@@ -154,13 +161,15 @@ class BlockwiseRecipe(RecipeSection):
                 f"num_components: at most {2**self.runtime_bits - 1} beside runtime_bits: {self.runtime_bits}, "
                 f"but it is {self.num_components}: leave it out"
             )
-        most = math.log2(1 + self.num_components)
-        asked = [self.bits, *(own.bits for own in self.layers.values())]
-        for bits in (each for each in asked if each is not None and each > most):
-            raise ValueError(
-                f"bits: at most {most:.2f}, which zero and num_components: {self.num_components} values can take, "
-                f"but it is {bits:g}: lower it, or allow more values"
-            )
+        codes = [(own.bits, own.runtime_bits) for own in self.layers.values()]
+        for bits, runtime in [(self.bits, None), *codes]:
+            values = self.num_components if runtime is None else 2**runtime - 1
+            most = math.log2(1 + values)
+            if bits is not None and bits > most:
+                raise ValueError(
+                    f"bits: at most {most:.2f}, which zero and num_components: {values} values can take, "
+                    f"but it is {bits:g}: lower it, or allow more values"
+                )
         return self
 
     @model_validator(mode="after")

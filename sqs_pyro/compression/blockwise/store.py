@@ -58,7 +58,7 @@ class Plan:
 
     Attributes:
         importance: of each layer's outputs by name, ``[N]``; of an embedding's ``[D, D]``.
-        precisions: mean precision of each layer's weights by name; of the blocks' layers only.
+        precisions: mean precision of each layer's weights by name, scales left out; of the blocks' layers only.
         head: of the head that is compressed, tied or not, if there is one.
     """
 

@@ -85,12 +85,12 @@ class Tables:
 
         return head_fisher(head, pairs(), self.shares)
 
-    def rates(self, plan: Plan, max_components: int | None) -> dict[str, LayerRate]:
+    def rates(self, plan: Plan, few: bool) -> dict[str, LayerRate]:
         """Return how many bits each takes at any β, by path; of those without bits of their own.
 
         Args:
             plan: what was found before the first block.
-            max_components: values besides zero, where they are few.
+            few: whether values are too few for the grid that bits ask for.
         """
         found = {}
         for path in self.vocabulary.paths:
@@ -105,7 +105,8 @@ class Tables:
             scales = self._scales(weight, own.importance)
             precision, extra = own.in_units_of(scales).mean_precision, scale_bits(scales, weight.shape[1])
             # By columns: a stride along the rows might meet the same few inputs in each of them.
-            found[path] = LayerRate.of(in_units_of(scales, weight).T, precision, extra, max_components)
+            values = self.recipe.components_of(path) if few else None
+            found[path] = LayerRate.of(in_units_of(scales, weight).T, precision, extra, values)
         return found
 
     def code(self, path: str, own: LayerLikelihood, *, bits: float | None, beta: float | None) -> FinishedTable:
@@ -122,7 +123,9 @@ class Tables:
         if own.rows is None:
             own = own.of_rows(self._rows(weight))
         scales = self._scales(weight, own.shares.joined(own.importance))
-        coded, row = coded_weight(own, scales, self.recipe, bits=bits, beta=beta)
+        coded, row = coded_weight(
+            own, scales, self.recipe, bits=bits, beta=beta, max_components=self.recipe.components_of(path)
+        )
         return FinishedTable(coded, TableRecord(path, **row, seconds=time.perf_counter() - start))
 
     def _weight(self, path: str) -> nn.Parameter:

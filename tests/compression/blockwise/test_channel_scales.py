@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from sqs_pyro.compression.blockwise.channel_scales import channel_scales, scale_bits
+from sqs_pyro.compression.blockwise.coded_weight import scales_of
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
+from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.compression.blockwise.sequential_coding import fit
 
 
@@ -81,3 +83,20 @@ def test_save_about_what_theory_promises(bits, matched):
     saved = 0.5 * math.log2(loss[0] / loss[1])
     least = 0.5 if matched else 0.0  # rows of different spreads share one table of frequencies
     assert least * promised < saved < 1.5 * promised  # without scales, symbols are of a mixture, too
+
+
+def test_few_values_have_none_as_they_would_lose():
+    """Where symbols may not be finer, outputs that matter more take values that the others lack."""
+    own = layer(1.2, matched=False)
+    recipe = BlockwiseRecipe(num_components=7, bits=3.0)
+    scales = scales_of(own.mean, own.importance, recipe)
+    assert scales is not None and scales_of(own.mean, own.importance, recipe, few=True) is None
+    plain = fit(own, beta=1e-9, max_components=7)
+    scaled = fit(own.in_units_of(scales), beta=1e-9, max_components=7)
+    assert own.relative_error(plain.dense()) < 0.8 * own.relative_error(scaled.coded(scales).dense())
+
+
+@pytest.mark.parametrize(("bits", "few"), [(2.0, False), (2.1, True), (3.0, True)])
+def test_values_are_few_for_more_than_all_but_one_of_their_bits(bits, few):
+    assert BlockwiseRecipe(num_components=7, bits=bits).has_few_components(bits) == few
+    assert not BlockwiseRecipe(bits=bits).has_few_components(bits)  # 31 values

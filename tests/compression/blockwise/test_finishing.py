@@ -33,7 +33,7 @@ def network(name="llama"):
 def scales_everywhere():
     """Scales in every layer of the blocks: in layers this small they are not worth their bits."""
     with pytest.MonkeyPatch.context() as patch:
-        some = lambda weight, importance, recipe: torch.linspace(0.5, 2.0, len(weight)).half().float()  # noqa: E731
+        some = lambda weight, *_, **__: torch.linspace(0.5, 2.0, len(weight)).half().float()  # noqa: E731
         patch.setattr("sqs_pyro.compression.blockwise.block_layers.scales_of", some)
         yield
 

@@ -184,6 +184,19 @@ class TestRuntimeBits:
             pairs = -(-columns // (2 * (16 // bits))) * -(-rows // 16) * 16
             assert codes.nbytes <= 4 * pairs
 
+    def test_of_single_layers(self):
+        own = {"*.v_proj": {"runtime_bits": 4}, "*.k_proj": {"runtime_bits": 2, "bits": 1.5}}
+        recipe = {**RECIPE, "bits": 3.0, "runtime_bits": 3, "layers": own}
+        net = make("Llama", "ForCausalLM", hidden_size=96, intermediate_size=160)
+        found = stored_weights(compress_transformer(net, sequences(), recipe).network)
+        expected = {"v_proj.weight": 4, "k_proj.weight": 2}
+        for name, weight in found.items():
+            coded = weight.coded()
+            symbols = torch.where(coded.mask, coded.codes.int() + 1, 0).unique()
+            assert weight.bits == expected.get(".".join(name.split(".")[-2:]), 3)
+            assert len(symbols) <= 2**weight.bits  # counted, not what the codebook says
+            assert coded.scales is None  # no output has a finer grid where values are few
+
     def test_decides_what_is_left_out(self):
         recipe = parse(BlockwiseRecipe, {"runtime_bits": 3}, "blockwise")
         assert (recipe.num_components, recipe.bits) == (7, 2.75)
@@ -201,6 +214,11 @@ class TestRuntimeBits:
             ),
             ({"runtime_bits": 2, "bits": 2.1}, "bits: at most 2.00, which zero and num_components: 3 values can"),
             ({"num_components": 4, "bits": 2, "layers": {"*": {"bits": 3}}}, "at most 2.32, .* but it is 3"),
+            (
+                {"runtime_bits": 4, "bits": 3, "layers": {"*": {"bits": 3, "runtime_bits": 2}}},
+                "at most 2.00, which zero and num_components: 3 values can take, but it is 3",
+            ),
+            ({"layers": {"*": {"runtime_bits": 6}}}, "runtime_bits"),
             ({"runtime_bits": 5}, "runtime_bits"),
         ],
     )
