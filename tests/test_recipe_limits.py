@@ -124,7 +124,9 @@ def test_compression_ends_at_every_limit(key, value):
         assert "lower" in str(error)
         return
     assert result.network(torch.randn(4, 8)).isfinite().all()
-    assert result.history[-1].nonzero_rate > 0
+    if key != "epochs" or value > 0:  # pruning and K-means alone have no history
+        assert result.history[-1].nonzero_rate > 0
+    assert any(parameter.abs().max() > 0 for parameter in result.network.parameters())
 
 
 @pytest.mark.parametrize(
