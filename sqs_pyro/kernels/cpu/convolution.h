@@ -228,7 +228,8 @@ struct Convolution {
   };
 
   // Outputs of a range from a strip; `at` is where the strip's first output goes, and pixels are `of_output` apart.
-  void outputs(const Strip& s, const Range& r, const X* weights, const X* from, Room& room, T* at, int64_t of_output) const {
+  void outputs(const Strip& s, const Range& r, const X* weights, const X* from, Room& room, T* at,
+               int64_t of_output) const {
     for (int64_t row_residue = 0; row_residue < g.rows.step(); ++row_residue) {
       for (int64_t column_residue = 0; column_residue < g.columns.step(); ++column_residue) {
         const auto& reads = runs[row_residue * g.columns.step() + column_residue];
@@ -236,13 +237,14 @@ struct Convolution {
         const int64_t columns = std::min(s.columns, g.columns.outputs(column_residue) - s.column);
         const int64_t x_step = g.columns.pace() * of_pixel, y_step = g.columns.step() * of_output;
         Task<X, T> task{reads, weights, of_tile, scales + r.tile * kRows, biases + r.tile * kRows, {}, x_step, y_step};
+        const bool unit = columns > 0 && takes_unit(reads, columns, room);
         for (int64_t row = 0; row < rows; ++row) {
           const X* x_row = from + row * g.rows.pace() * pitch * of_pixel;
           T* y_row = at + ((row * g.rows.step() + row_residue) * g.columns.out + column_residue) * of_output;
           if (g.depthwise()) {
             channels_of_row(task, columns, x_row, y_row);
           } else {
-            outputs_of_row(task, r, columns, x_row, room, y_row);
+            outputs_of_row(task, r, columns, x_row, unit, y_row);
           }
         }
       }
@@ -255,15 +257,25 @@ struct Convolution {
     return (1u << end) - (1u << first);
   }
 
-  void outputs_of_row(Task<X, T>& task, const Range& r, int64_t columns, const X* from, [[maybe_unused]] Room& room,
+  // Whether the matrix unit does rows of so many outputs; its registers then have their shapes.
+  bool takes_unit([[maybe_unused]] const std::vector<Run>& reads, [[maybe_unused]] int64_t columns,
+                  [[maybe_unused]] Room& room) const {
+#if defined(SQS_MATRIX_UNIT)
+    if constexpr (std::is_same_v<L, Pairs>) {
+      const auto pairs = g.depthwise() || !has_matrix_unit() ? std::nullopt : pairs_left(reads);
+      if (pairs) room.registers.shape(int(block_size(columns)), kRows, *pairs);
+      return pairs.has_value();
+    }
+#endif
+    return false;
+  }
+
+  void outputs_of_row(Task<X, T>& task, const Range& r, int64_t columns, const X* from, [[maybe_unused]] bool unit,
                       T* to) const {
     for (int64_t t = 0; t < r.wide; ++t) task.wanted[t] = wanted(r.tile + t, r);
 #if defined(SQS_MATRIX_UNIT)
     if constexpr (std::is_same_v<L, Pairs>) {
-      if (const auto pairs = pairs_left(task.runs); pairs && has_matrix_unit()) {
-        room.registers.shape(int(unit_size(columns)), kRows, *pairs);
-        return unit_outputs_of_row(task, r, columns, from, to);
-      }
+      if (unit) return unit_outputs_of_row(task, r, columns, from, to);
     }
 #endif
     const auto blocks = [&]<int W>() {
@@ -277,14 +289,8 @@ struct Convolution {
   }
 
 #if defined(SQS_MATRIX_UNIT)
-  // Outputs of a row that are computed together: as few blocks as can be, all of one size.
-  static int64_t unit_size(int64_t columns) {
-    const int64_t blocks = (columns + kUnits - 1) / kUnits;
-    return (columns + blocks - 1) / blocks;
-  }
-
   void unit_outputs_of_row(const Task<X, T>& task, const Range& r, int64_t columns, const X* from, T* to) const {
-    const int64_t size = unit_size(columns);
+    const int64_t size = block_size(columns);
     for (int64_t begin = 0; begin < columns; begin += size) {
       const int64_t first = std::min(begin, columns - size);  // the last block ends with the row
       const X* x_first = from + first * task.x_step;
@@ -328,7 +334,7 @@ struct Convolution {
     return c;
   }
 
-  // What a thread works in.
+  // As much of it as a cut needs.
   Room room(const Cut& c) const {
     const int64_t rows = flat ? 1 : c.longest(), reach = g.rows.reach(rows);
     const int64_t pixels = flat ? c.longest() : std::min(reach, g.rows.size) * g.columns.size;

@@ -1,7 +1,7 @@
 // bfloat16 products in a matrix unit (AMX): rows of x times a tiled weight, 32 inputs of both at an instruction.
 //
-// One of its registers, a block, holds 32 inputs of up to 16 rows of x, another 32 inputs of a tile's 16 outputs: 16 rows
-// of pairs, as decoding writes them. A third one holds sums, `[rows of x][16 outputs]`. There are eight.
+// One of its registers, a block, holds 32 inputs of up to 16 rows of x, another 32 inputs of a tile's 16 outputs: 16
+// rows of pairs, as decoding writes them. A third one holds sums, `[rows of x][16 outputs]`. There are eight.
 
 #pragma once
 
@@ -32,8 +32,8 @@ struct alignas(64) Shapes {
   uint8_t rows[16] = {};
 };
 
-// Shapes of the registers: 0 to 3 for sums, 4 and 5 for what stands on the left of a product, 6 and 7 for what stands on the
-// right. In the end they are what they were: another library may rely on its own.
+// Shapes of the registers: 0 to 3 for sums, 4 and 5 for what stands on the left of a product, 6 and 7 for what stands
+// on the right. In the end they are what they were: another library may rely on its own.
 class Blocks {
  public:
   Blocks() { asm volatile("sttilecfg %0" : "=m"(before_)); }
@@ -47,7 +47,8 @@ class Blocks {
     Shapes shapes;
     for (int i = 0; i < 8; ++i) {
       const int here = i == 5 || i == 7 ? pairs : kUnits;
-      shapes.rows[i] = uint8_t(i < 6 ? rows : here), shapes.bytes[i] = uint16_t(4 * (i == 4 || i == 5 ? here : columns));
+      shapes.rows[i] = uint8_t(i < 6 ? rows : here);
+      shapes.bytes[i] = uint16_t(4 * (i == 4 || i == 5 ? here : columns));
     }
     asm volatile("ldtilecfg %0" ::"m"(shapes));
   }
@@ -74,7 +75,9 @@ inline void add_product() { asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0
 // `f.operator()<0>()`, ..., `<N - 1>`.
 template <int N, class F>
 [[gnu::always_inline]] inline void each(const F& f) {
-  [&]<int... I>(std::integer_sequence<int, I...>) { (f.template operator()<I>(), ...); }(std::make_integer_sequence<int, N>());
+  [&]<int... I>(std::integer_sequence<int, I...>) {
+    (f.template operator()<I>(), ...);
+  }(std::make_integer_sequence<int, N>());
 }
 
 // Sums of R blocks of x, `of_x` numbers apart, and T tiles, `of_tile` numbers apart, over some blocks of inputs.
@@ -88,6 +91,12 @@ inline void add_blocks(const uint32_t* x, int64_t of_x, int64_t x_block, const u
       each<R>([&]<int r>() { add_product<r * T + t, 4 + r, 6 + t % 2>(); });
     });
   }
+}
+
+// The size of blocks of rows, or of pixels: as few of them as can be, and as equal.
+inline int64_t block_size(int64_t rows) {
+  const int64_t blocks = (rows + kUnits - 1) / kUnits;
+  return (rows + blocks - 1) / blocks;
 }
 
 // `count` words from the `start`-th on of a tile, decoded to whole blocks: weights that are not there are zero.
@@ -170,7 +179,7 @@ template <int B>
 void multiply_blocks(const Problem& p, const float* table, int64_t size, const BFloat16* x, BFloat16* y) {
   const PairKernel<B> kernel(table, size);
   const int64_t steps = (p.words + kWordsAtOnce<B> - 1) / kWordsAtOnce<B>, blocks = steps * kBlocksAtOnce<B>;
-  const int64_t count = (p.rows + kUnits - 1) / kUnits, rows = (p.rows + count - 1) / count;  // as equal as can be
+  const int64_t rows = block_size(p.rows), count = (p.rows + rows - 1) / rows;
   const auto* packed = reinterpret_cast<const uint32_t*>(x);
   const bool own = p.rows == 1 && blocks * 2 * kUnits == p.inputs;  // x is its own block
   const auto room = scratch<uint32_t>(own ? 0 : count * blocks * rows * kUnits);
@@ -197,7 +206,8 @@ void multiply_blocks(const Problem& p, const float* table, int64_t size, const B
     const auto weights = scratch<uint32_t>(2 * kDeep<B> * kBlocksAtOnce<B> * kBlock);
     const auto sums = scratch<float>(2 * count * rows * kRows);
     for (int64_t pair = from; pair < to; ++pair) {
-      many_blocks<B>(p, kernel, packed, rows, 2 * pair, std::min<int64_t>(2, tiles - 2 * pair), weights.get(), sums.get(), y);
+      const int64_t first = 2 * pair, here = std::min<int64_t>(2, tiles - first);
+      many_blocks<B>(p, kernel, packed, rows, first, here, weights.get(), sums.get(), y);
     }
   });
 }

@@ -17,8 +17,8 @@
 
 namespace sqs {
 
-// Whether there is a matrix unit, and the system lets this process have its registers: it saves them only for those that
-// have asked.
+// Whether there is a matrix unit, and the system lets this process have its registers: it saves them only for those
+// that have asked.
 inline bool has_matrix_unit() {
 #if defined(SQS_MATRIX_UNIT)
   static const bool allowed = [] {
@@ -32,8 +32,8 @@ inline bool has_matrix_unit() {
 }
 
 #if defined(__AVX512BF16__)
-// Whether a product of pairs takes hardly longer than two products: half as long on AMD's processors, nearly twice as long
-// on Intel's as yet. Measured once in a process, in some microseconds, of which the shortest count.
+// Whether a product of pairs takes hardly longer than two products: half as long on AMD's processors, nearly twice as
+// long on Intel's as yet. Measured once in a process, in some microseconds, of which the shortest count.
 inline bool pairs_are_fast() {
   static const bool fast = [] {
     const auto shortest = [](auto&& eight) {

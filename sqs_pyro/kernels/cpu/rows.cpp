@@ -175,8 +175,8 @@ void decode_row(const Weight& w, const Tables& tables, int64_t n, int64_t first,
 
 // 16 outputs for R blocks of rows of x, `of_x` numbers apart; weights stand on the left of the product.
 template <int B, int R>
-void outputs_by_unit(const Weight& w, const Tables& tables, const Problem& p, int64_t tile, const uint32_t* x, int64_t of_x, int64_t rows,
-                     int64_t first, BFloat16* y) {
+void outputs_by_unit(const Weight& w, const Tables& tables, const Problem& p, int64_t tile, const uint32_t* x,
+                     int64_t of_x, int64_t rows, int64_t first, BFloat16* y) {
   constexpr int depth = kPairs<B> * std::max(1, kUnits / kPairs<B>);  // chunks, of whole words
   alignas(64) uint32_t weights[depth * kBlock] = {};                  // zeros behind the last output
   alignas(64) float sums[kBlock];
@@ -184,7 +184,9 @@ void outputs_by_unit(const Weight& w, const Tables& tables, const Problem& p, in
   each<R>([&]<int r>() { clear_block<r>(); });
   for (int64_t start = 0; start < chunks; start += depth) {
     const int64_t count = std::min<int64_t>(depth, chunks - start);
-    for (int64_t n = 0; n < outputs; ++n) decode_row<B>(w, tables, tile * kRows + n, start, count, weights + n * kUnits);
+    for (int64_t n = 0; n < outputs; ++n) {
+      decode_row<B>(w, tables, tile * kRows + n, start, count, weights + n * kUnits);
+    }
     for (int64_t q = 0; q < count; ++q) {
       load_block<4>(weights + q * kBlock);
       each<R>([&]<int r>() {
@@ -209,7 +211,7 @@ template <int B>
 void multiply_by_unit(const Weight& w, const float* bias, int64_t count, const BFloat16* x, BFloat16* y) {
   const Problem p{w.words_data(), w.words, count, w.inputs, w.outputs, bias, w.scale()};
   const Tables tables = Tables::of<B>(w);
-  const int64_t blocks = (count + kUnits - 1) / kUnits, rows = (count + blocks - 1) / blocks;  // as equal as can be
+  const int64_t rows = block_size(count), blocks = (count + rows - 1) / rows;
   const int64_t chunks = w.words * kPairs<B>, of_x = chunks * kUnits * rows;
   const auto turned = scratch<uint32_t>(blocks * of_x);
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t from, int64_t to) {
