@@ -10,25 +10,16 @@ rounding and range learned by signed gradient descent block after block, all lin
 `bits + (16 + bits) / group` bits a weight.
 """
 
-import argparse
-from pathlib import Path
-
 import torch
-from packaged_weights import language_model
+from packaged_weights import language_model, weights_arguments
 from safetensors.torch import save_file
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("calibration", type=Path)
-    parser.add_argument("weights", type=Path)
-    parser.add_argument("--bits", type=int, required=True)
-    parser.add_argument("--group", type=int, required=True)
+    parser = weights_arguments(__doc__)
     parser.add_argument("--iterations", type=int, default=200, help="of each block; AutoRound's own are 200")
     parser.add_argument("--batch", type=int, default=8, help="sequences of an iteration; AutoRound's own are 8")
     parser.add_argument("--blocks", type=int, nargs="*", default=[], help="which; all if left out")
-    parser.add_argument("--packages", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     # Imports sqs_pyro, which repairs an unusable torchvision, first.

@@ -9,24 +9,15 @@ CALIBRATION.pt holds token sequences ``[n, length]``. An asymmetric grid for eac
 activation order, all linear layers but the head: `bits + (16 + bits) / group` bits a weight.
 """
 
-import argparse
 import tempfile
-from pathlib import Path
 
 import torch
-from packaged_weights import language_model
+from packaged_weights import language_model, weights_arguments
 from safetensors.torch import save_file
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("calibration", type=Path)
-    parser.add_argument("weights", type=Path)
-    parser.add_argument("--bits", type=int, required=True)
-    parser.add_argument("--group", type=int, required=True)
-    parser.add_argument("--packages", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+    args = weights_arguments(__doc__).parse_args()
     torch.set_num_threads(args.threads)
     net, tokenizer = language_model(
         args.packages

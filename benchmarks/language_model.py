@@ -68,6 +68,29 @@ def calibration(net: nn.Module, tokenizer: Any, count: int, further: list[str], 
     return mixed
 
 
+def calibration_file(directory: Path, count: int, further: list[str]) -> Path:
+    """Where sequences of a mix are kept."""
+    return directory / ("-".join(["calibration", str(count), *(Path(each).stem for each in further)]) + ".pt")
+
+
+def changed_keys(changes: list[str]) -> dict[str, Any]:
+    """Keys and values of ``--set KEY=VALUE``."""
+    return {key: json.loads(value) for key, _, value in (change.partition("=") for change in changes)}
+
+
+def circumstances(
+    judges: dict[str, Tensor], sequences: Tensor, further: list[str], foreign: list[Path]
+) -> dict[str, Any]:
+    """What figures depend on, of a document that has them."""
+    return {
+        "network": "SmolLM2-135M-Instruct",
+        "tokens": {name: judge.numel() for name, judge in judges.items()},
+        "window": LENGTH,
+        "calibration": {"sequences": len(sequences), "further": [Path(each).name for each in further]},
+        "foreign_sha256": {path.stem: digest(path) for path in foreign},
+    }
+
+
 def judged(net: nn.Module, judges: dict[str, Tensor]) -> dict[str, float]:
     return {
         name: perplexity(net, sequences, window=LENGTH, stride=LENGTH, batch_size=8).perplexity
@@ -169,27 +192,18 @@ def main() -> None:
     torch.manual_seed(0)
     net, tokenizer = language_model(args.packages)
     judges = texts(tokenizer, args.foreign, args.tokens)
-    mix = "-".join(Path(each).stem for each in args.further)
-    cache = args.dir / f"calibration-{args.sequences}{mix and '-'}{mix}.pt"
+    cache = calibration_file(args.dir, args.sequences, args.further)
     sequences = calibration(net, tokenizer, args.sequences, args.further, cache)
     base = judged(net, judges)
     rows: list[dict[str, Any]] = [{"method": "fp32", "bits": 32.0, **base}]
     print(shown(rows[0], base), flush=True)
-    changes = {key: json.loads(value) for key, _, value in (change.partition("=") for change in args.changes)}
+    changes = changed_keys(args.changes)
+    about = circumstances(judges, sequences, args.further, args.foreign)
 
     def add(row: dict[str, Any]) -> None:
         rows.append(row)
         print(shown(row, base), flush=True)
-        tokens = {name: judge.numel() for name, judge in judges.items()}
-        document = {
-            "network": "SmolLM2-135M-Instruct",
-            "tokens": tokens,
-            "window": LENGTH,
-            "calibration": {"sequences": len(sequences), "further": [Path(each).name for each in args.further]},
-            "foreign_sha256": {path.stem: digest(path) for path in args.foreign},
-            "rows": rows,
-        }
-        write_figures(args.out, document)
+        write_figures(args.out, {**about, "rows": rows})
 
     if args.others:
         for row in others(net, compressed_layers(net), judges, other_methods(args.gptq, cache, args.packages)):

