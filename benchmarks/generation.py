@@ -97,9 +97,10 @@ def write(packages: Path | None, directory: Path) -> None:
 
 
 def rounded(weight: Tensor) -> CodedTensor:
-    """Whole numbers from -8 to 7 times a scale of each row."""
-    scales = (weight.abs().amax(1) / 7.5).half().float()
-    numbers = (weight / scales[:, None]).round().clamp(-8, 7)
+    """Whole numbers from -8 to 7 times a scale of each output."""
+    rows = weight.flatten(1)
+    scales = (rows.abs().amax(1) / 7.5).half().float()
+    numbers = (rows / scales[:, None]).round().clamp(-8, 7).view_as(weight)
     mask = numbers != 0
     codes = torch.where(numbers < 0, numbers + 8, numbers + 7).masked_fill(~mask, 0)  # of -8 .. -1, 1 .. 7
     return CodedTensor(codes.to(torch.uint8), mask, grid_numbers(15).float()[None], scales)

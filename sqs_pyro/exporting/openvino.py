@@ -16,6 +16,9 @@ from sqs_pyro.exporting.suffixes import check_suffix
 from sqs_pyro.exporting.trace import named_arrays, one_sentence
 
 _NETWORK = "network.xml"
+#: Options without which OpenVINO computes in bfloat16, and rounds inputs of products with codes to 8 bits, where the
+#: processor can.
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 
 
 def export_openvino(packed: nn.Module, inputs: Any, directory: str | Path) -> Exported:
@@ -23,7 +26,7 @@ def export_openvino(packed: nn.Module, inputs: Any, directory: str | Path) -> Ex
 
     It is translated from the model of :func:`~sqs_pyro.exporting.export_onnx`. Products with whole numbers times a
     scale of each output multiply with the codes, as OpenVINO's own compressed weights do, embeddings look up
-    codes; other weights are decoded once when the network is compiled.
+    codes; other weights are codes in the file, and decoded once when the network is compiled.
 
     Args:
         packed: a packed network on the CPU.
@@ -37,14 +40,19 @@ def export_openvino(packed: nn.Module, inputs: Any, directory: str | Path) -> Ex
     """
     check_suffix(directory, "openvino", directory=True)
     check_installed("openvino", "openvino")
-    openvino: Any = importlib.import_module("openvino")
     with tempfile.TemporaryDirectory() as place, merging(Path(directory), last=_NETWORK) as made:
         model = Path(place, "network.onnx")
         exported = export_onnx(packed, inputs, model)
         with one_sentence("translated to OpenVINO"):
-            # Not to float16, which would be another network.
-            openvino.save_model(openvino.convert_model(model), made / _NETWORK, compress_to_fp16=False)
+            translate(model, made)
     return exported
+
+
+def translate(model: Path, directory: Path) -> None:
+    """Write what a model of ONNX is as a network of OpenVINO, its codes as they are."""
+    openvino: Any = importlib.import_module("openvino")
+    # Read, for `convert_model` would decode weights; not to float16, which would be another network.
+    openvino.save_model(openvino.Core().read_model(model), directory / _NETWORK, compress_to_fp16=False)
 
 
 def run_openvino(directory: str | Path, inputs: Any) -> tuple[Tensor, ...]:
@@ -62,8 +70,6 @@ def run_openvino(directory: str | Path, inputs: Any) -> tuple[Tensor, ...]:
     """
     check_installed("openvino", "openvino")
     openvino: Any = importlib.import_module("openvino")
-    # Else it computes in bfloat16 where the processor can.
-    options = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(Path(directory, _NETWORK), "CPU", options)
+    compiled = openvino.Core().compile_model(Path(directory, _NETWORK), "CPU", EXACT)
     found = compiled(named_arrays(inputs, (name for value in compiled.inputs for name in value.names)))
     return tuple(torch.from_numpy(found[value].copy()) for value in compiled.outputs)

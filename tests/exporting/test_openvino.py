@@ -17,11 +17,11 @@ pytest.importorskip("openvino")
 
 CHECKED = [("words", "whole numbers of 4 bits", {"u4"})]
 OTHERS = [
-    ("residual", "scales", set()),
+    ("residual", "scales", {"u4"}),
     ("words", "whole numbers of 2 bits", {"u2"}),
     ("words", "whole numbers of 8 bits", {"u8"}),
-    ("words", "4 bits", set()),
-    ("residual", "codebooks of channels", set()),
+    ("words", "4 bits", {"u4"}),
+    ("residual", "codebooks of channels", {"u4"}),
     ("residual", "whole numbers of 4 bits", {"u4"}),
 ]
 
@@ -42,6 +42,9 @@ def test_the_packed_networks_outputs_and_types_of_codes(kind, codes, types, tmp_
     layers = ElementTree.parse(tmp_path / "network" / "network.xml").getroot().iter("layer")
     constants = [layer.find("data").attrib for layer in layers if layer.attrib["type"] == "Const"]
     assert {each["element_type"] for each in constants} >= types
+    # No weight stands there decoded.
+    floats = {each["shape"] for each in constants if each["element_type"] == "f32"}
+    assert not floats & {str(weight.coded().shape).strip("()") for weight in stored_weights(net).values()}
 
 
 def test_names(tmp_path):

@@ -1,0 +1,347 @@
+"""Latency, bytes and memory of exports beside float32 in the same runtime: ONNX Runtime, OpenVINO and llama.cpp.
+
+    python benchmarks/exported.py [--networks resnet20 mobilenet minilm llama smollm2] [--rounds 31]
+        [--packages DIRECTORY] [--llama-cpp PYTHON] [--text FILE] [--dir DIRECTORY] [--out FILE]
+
+Weights are rounded, not trained: to 16 whole numbers times a scale of each output (what ``grid: uniform`` gives
+runtimes to multiply with), or to 16 quantiles of the layer (free codewords). Latency depends on neither. ``llama``
+is the first blocks of SmolLM2-135M with its head; ``smollm2`` is all of it, for llama.cpp, whose ``PYTHON`` has
+llama-cpp-python. ``DIRECTORY`` of ``--dir`` keeps exports: those that are there are not written anew.
+
+One thread. Variants of one network take turns in one process, call by call, with caches warm and, behind a walk
+through more memory than they hold, cold. Times are those of the processor, so that other work on the machine does
+not count; ``times_as_fast`` is the median over turns of float32's over the variant's, with its 95 % interval
+(order statistics). Differences are the largest of an output relative to the largest output: of what we export to
+the packed network, of what ONNX Runtime and llama.cpp have quantized to the float32 network. Memory is what a
+process of its own has more behind a call than before it read the network. Writes ``exported.json`` beside this
+file, or ``--out``.
+"""
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from figures import write_figures
+from generation import rounded
+from packaged_weights import language_model, sentence_embedding
+from safetensors.torch import load_file
+from scipy.stats import quantile_test
+from torch import Tensor, nn
+
+import sqs_pyro.models.catalogue  # noqa: F401  # registers networks
+from sqs_pyro.bench.report import cold_bytes, spread
+from sqs_pyro.evaluation.latency import interleaved
+from sqs_pyro.exporting import export_onnx
+from sqs_pyro.exporting.openvino import EXACT, translate
+from sqs_pyro.exporting.trace import input_names, named_arrays, outputs
+from sqs_pyro.kernels import packed_network
+from sqs_pyro.kernels.processor import processor
+from sqs_pyro.networks.registry import build_network
+from sqs_pyro.packing import CodedTensor
+
+FLOAT = "float32"
+WHOLE = "ours, whole numbers"
+FREE = "ours, free codewords"
+BLOCKS = 6  # of SmolLM2, in `llama`
+OPENVINO = {**EXACT, "INFERENCE_NUM_THREADS": 1}
+RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+
+MEMORY = """
+import json, os, sys
+import numpy as np
+
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+runtime, path, given, options = sys.argv[1:]
+inputs = dict(np.load(given))
+if runtime == "onnx":
+    import onnxruntime
+    before = held()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session.run(None, inputs)
+else:
+    import openvino
+    core = openvino.Core()
+    before = held()
+    network = core.compile_model(path + "/network.xml", "CPU", json.loads(options))
+    network(inputs)
+print(json.dumps(held() - before))
+"""
+
+LLAMA_CPP = """
+import ctypes, json, os, sys, time
+import llama_cpp
+import numpy as np
+
+directory, rounds = sys.argv[1], int(sys.argv[2])
+ids = np.load(directory + "/tokens.npy").tolist()
+READ, DECODED = 64, 8
+
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+def opened(name, **options):
+    return llama_cpp.Llama(
+        f"{directory}/{name}.gguf", n_ctx=len(ids), n_batch=len(ids), n_threads=1, n_threads_batch=1,
+        verbose=False, **options
+    )
+
+def quantized(source, name, kind):
+    if os.path.exists(f"{directory}/{name}.gguf"):
+        return
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype, parameters.allow_requantize, parameters.pure, parameters.nthread = kind, True, True, 1
+    paths = (path.encode() for path in (source, f"{directory}/{name}.gguf"))
+    assert llama_cpp.llama_model_quantize(*paths, ctypes.byref(parameters)) == 0
+
+quantized(sys.argv[3], "float32", llama_cpp.LLAMA_FTYPE_ALL_F32)
+quantized(f"{directory}/float32.gguf", "quantized", llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0)
+names, found = ["float32", "whole", "free", "quantized"], {}
+for name in names:
+    before = held()
+    llm = opened(name, logits_all=True)
+    llm.eval(ids)
+    found[name] = {"memory_bytes": held() - before, "read": [], "decoded": []}
+    np.save(f"{directory}/{name}.npy", llm.scores[: len(ids)])
+    llm.close()
+networks = {name: opened(name) for name in names}
+for turn in range(-1, rounds):
+    for name, llm in networks.items():
+        llm.reset()
+        start = time.process_time()
+        llm.eval(ids[:READ])
+        middle = time.process_time()
+        for token in ids[READ : READ + DECODED]:
+            llm.eval([token])
+        if turn >= 0:
+            found[name]["read"].append(middle - start)
+            found[name]["decoded"].append((time.process_time() - middle) / DECODED)
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A network and what it is called with.
+
+    Attributes:
+        net: in float32.
+        example: what it is traced with, two rows or more.
+        inputs: what is timed, one row, by what it is called in the table.
+    """
+
+    net: nn.Module
+    example: Any
+    inputs: Mapping[str, Any]
+
+
+# ---- networks ----
+
+
+def image(name: str, shape: tuple[int, ...], weights: str | None = None, **options: Any) -> Case:
+    torch.manual_seed(0)
+    net = build_network(name, **options).eval()
+    if weights is not None:
+        net.load_state_dict(load_file(Path("recipes", "weights", weights)))
+    x = torch.randn(2, *shape)
+    return Case(net, x, {"an image": x[:1]})
+
+
+def text(net: nn.Module, *lengths: int) -> Case:
+    ids = torch.randint(net.config.vocab_size, (2, 64), generator=torch.Generator().manual_seed(0))
+    both = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    some = {length: {name: value[:1, :length] for name, value in both.items()} for length in lengths}
+    return Case(net, both, {f"{n} token{'s' * (n > 1)}": inputs for n, inputs in some.items()})
+
+
+def first_blocks(packages: Path | None) -> Case:
+    net, _ = language_model(packages)
+    net.model.layers = net.model.layers[:BLOCKS]
+    net.config.num_hidden_layers = BLOCKS
+    return text(net, 1, 64)
+
+
+NETWORKS: dict[str, Callable[[Path | None], Case]] = {
+    "resnet20": lambda _: image("resnet20", (1, 28, 28), "fashion_mnist_resnet20.safetensors", in_channels=1),
+    "mobilenet": lambda _: image("torchvision/mobilenet_v3_small", (3, 224, 224)),
+    "minilm": lambda packages: text(sentence_embedding(packages)[0], 64),
+    "llama": first_blocks,
+}
+
+
+def packed(net: nn.Module, code: Callable[[Tensor], CodedTensor] | None) -> nn.Module:
+    """The network with its matrices and convolutions coded; with None as it is."""
+    weights = {name: value.detach() for name, value in net.named_parameters() if value.dim() > 1 and code}
+    return packed_network(net, {name: code(value) for name, value in weights.items()} if code else {})
+
+
+def free(weight: Tensor) -> CodedTensor:
+    """Sixteen quantiles of the layer, none of them zero."""
+    places = (torch.arange(16) + 0.5) / 16
+    values = torch.from_numpy(np.quantile(weight.numpy(), places.numpy())).half().float()
+    values = torch.where(values == 0, 1e-4, values).half().float().unique()
+    between = (values[1:] + values[:-1]) / 2
+    codes = torch.bucketize(weight, between).to(torch.uint8)
+    return CodedTensor(codes, torch.ones_like(codes, dtype=torch.bool), values[None])
+
+
+# ---- ONNX Runtime and OpenVINO ----
+
+
+def written(case: Case, runtime: str, directory: Path) -> Iterator[tuple[str, Path, nn.Module]]:
+    """Each variant of a runtime: name, place, and the network whose outputs it should have."""
+    convolves = any(isinstance(module, nn.Conv2d) for module in case.net.modules())
+    variants = {FLOAT: None, WHOLE: rounded, FREE: free}
+    if runtime == "onnx" and convolves:
+        variants[f"{WHOLE}, onnx-qdq"] = rounded
+    for name, code in variants.items():
+        place = directory / f"{name.replace(', ', '_').replace(' ', '-')}{'.onnx' * (runtime == 'onnx')}"
+        net = packed(case.net, code)
+        if not place.exists() and runtime == "onnx":
+            export_onnx(net, case.example, place, quantized=name.endswith("qdq"))
+        elif not place.exists():  # as export_openvino does, with the model that there is
+            translate(directory.with_name("onnx") / f"{place.name}.onnx", place)
+        yield name, place, net
+    if runtime == "onnx":
+        for name, place in quantized(directory / f"{FLOAT}.onnx", directory, convolves):
+            yield name, place, case.net
+
+
+def quantized(source: Path, directory: Path, convolves: bool) -> Iterator[tuple[str, Path]]:
+    """What ONNX Runtime's own quantizers make of a network in float32."""
+    tools: Any = importlib.import_module("onnxruntime.quantization")
+    place = directory / "int8.onnx"
+    if not place.exists():
+        # Its convolutions of integers take unsigned weights.
+        kind = tools.QuantType.QUInt8 if convolves else tools.QuantType.QInt8
+        tools.quantize_dynamic(source, place, weight_type=kind)
+    yield "quantize_dynamic, int8", place
+    if convolves:  # whose products are few
+        return
+    place = directory / "nbits.onnx"
+    if not place.exists():
+        blocks: Any = importlib.import_module("onnxruntime.quantization.matmul_nbits_quantizer")
+        onnx: Any = importlib.import_module("onnx")
+        quantizer = blocks.MatMulNBitsQuantizer(onnx.load(source), bits=4, block_size=32, is_symmetric=True)
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(place))
+    yield "MatMulNBitsQuantizer, 4 bits", place
+
+
+def call(runtime: str, place: Path, inputs: Any) -> Callable[[], Any]:
+    """A call of what is exported, on one thread."""
+    if runtime == "onnx":
+        ort: Any = importlib.import_module("onnxruntime")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = ort.InferenceSession(str(place), options, providers=["CPUExecutionProvider"])
+        given = named_arrays(inputs, (value.name for value in session.get_inputs()))
+        return lambda: session.run(None, given)
+    openvino: Any = importlib.import_module("openvino")
+    network = openvino.Core().compile_model(place / "network.xml", "CPU", OPENVINO)
+    given = named_arrays(inputs, (name for value in network.inputs for name in value.names))
+    return lambda: list(network(given).values())
+
+
+def memory(runtime: str, place: Path, inputs: Any) -> int:
+    """Bytes that a process has more with the network than without."""
+    with tempfile.TemporaryDirectory() as directory:
+        given = Path(directory, "inputs.npz")
+        np.savez(given, **named_arrays(inputs, input_names(inputs)))
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY, runtime, str(place), str(given), json.dumps(OPENVINO)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    return int(json.loads(done.stdout))
+
+
+def measured(name: str, case: Case, runtime: str, directory: Path, rounds: int) -> Iterator[dict[str, Any]]:
+    directory.mkdir(parents=True, exist_ok=True)
+    variants = {variant: (place, net) for variant, place, net in written(case, runtime, directory)}
+    most = [*case.inputs.values()][-1]
+    held = {variant: memory(runtime, place, most) for variant, (place, _) in variants.items()}
+    walk = torch.ones(cold_bytes() // 4).sum  # ones, because untouched zeros would all be one page
+    for said, inputs in case.inputs.items():
+        calls = {variant: call(runtime, place, inputs) for variant, (place, _) in variants.items()}
+        for cold in (False, True):
+            before = (lambda _: walk()) if cold else (lambda turn: turn())
+            taken = interleaved(calls, rounds, before, clock=time.process_time)
+            for variant, (place, net) in variants.items():
+                found = [torch.from_numpy(np.asarray(value)) for value in calls[variant]()]
+                yield {
+                    "runtime": RUNTIMES[runtime],
+                    "network": name,
+                    "input": said,
+                    "cold": cold,
+                    "variant": variant,
+                    "file_bytes": size(place),
+                    "memory_bytes": held[variant],
+                    "relative_difference": difference(found, outputs(net, inputs)),
+                    **times(taken[FLOAT], taken[variant]),
+                }
+
+
+# ---- llama.cpp ----
+
+
+def llama_cpp(python: str, packages: Path | None, directory: Path, given: Path, rounds: int) -> Iterator[dict[str, Any]]:
+    """SmolLM2 in float32, as our two exports, and as llama.cpp itself quantizes it."""
+    raise NotImplementedError
+
+
+# ---- figures ----
+
+
+def size(place: Path) -> int:
+    return sum(path.stat().st_size for path in ([place] if place.is_file() else place.iterdir()) if path.is_file())
+
+
+def difference(found: list[Tensor], expected: tuple[Tensor, ...]) -> float:
+    pairs = zip(found, expected, strict=True)
+    return max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs)
+
+
+def times(float32: list[float], own: list[float]) -> dict[str, Any]:
+    ratios = [theirs / ours for theirs, ours in zip(float32, own, strict=True)]
+    interval = quantile_test(ratios, p=0.5).confidence_interval(0.95)
+    return {**spread(own), "times_as_fast": float(np.median(ratios)), "interval": [*map(float, interval)]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="*", default=[*NETWORKS])
+    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--packages", type=Path)
+    parser.add_argument("--llama-cpp", metavar="PYTHON")
+    parser.add_argument("--text", type=Path, default=Path("data", "foreign.txt"))
+    parser.add_argument("--dir", type=Path, default=Path("runs", "exported"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for name in args.networks:
+        case = NETWORKS[name](args.packages)
+        for runtime in RUNTIMES:
+            for row in measured(name, case, runtime, args.dir / name / runtime, args.rounds):
+                rows.append(row)
+                print(row, flush=True)
+    write_figures(args.out, {"processor": processor()[0], "rounds": args.rounds, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
