@@ -16,8 +16,8 @@ from sqs_pyro.exporting.suffixes import check_suffix
 from sqs_pyro.exporting.trace import named_arrays, one_sentence
 
 _NETWORK = "network.xml"
-#: Options without which OpenVINO computes in bfloat16, and rounds inputs of products with codes to 8 bits, where the
-#: processor can.
+#: Options without which OpenVINO computes in bfloat16, and rounds inputs of products with codes to 8 bits, where
+#: the processor can.
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 
 
