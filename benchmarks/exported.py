@@ -1,20 +1,20 @@
 """Latency, bytes and memory of exports beside float32 in the same runtime: ONNX Runtime, OpenVINO and llama.cpp.
 
-    python benchmarks/exported.py [--networks resnet20 mobilenet minilm llama smollm2] [--rounds 31]
-        [--packages DIRECTORY] [--llama-cpp PYTHON] [--text FILE] [--dir DIRECTORY] [--out FILE]
+    python benchmarks/exported.py [--networks resnet20 mobilenet minilm llama] [--rounds 15] [--packages DIRECTORY]
+        [--llama-cpp PYTHON] [--text FILE] [--dir DIRECTORY] [--out FILE]
 
 Weights are rounded, not trained: to 16 whole numbers times a scale of each output (what ``grid: uniform`` gives
 runtimes to multiply with), or to 16 quantiles of the layer (free codewords). Latency depends on neither. ``llama``
-is the first blocks of SmolLM2-135M with its head; ``smollm2`` is all of it, for llama.cpp, whose ``PYTHON`` has
+is the first blocks of SmolLM2-135M with its head; all of it runs in llama.cpp, where ``PYTHON`` has
 llama-cpp-python. ``DIRECTORY`` of ``--dir`` keeps exports: those that are there are not written anew.
 
-One thread. Variants of one network take turns in one process, call by call, with caches warm and, behind a walk
-through more memory than they hold, cold. Times are those of the processor, so that other work on the machine does
-not count; ``times_as_fast`` is the median over turns of float32's over the variant's, with its 95 % interval
-(order statistics). Differences are the largest of an output relative to the largest output: of what we export to
-the packed network, of what ONNX Runtime and llama.cpp have quantized to the float32 network. Memory is what a
-process of its own has more behind a call than before it read the network. Writes ``exported.json`` beside this
-file, or ``--out``.
+One thread. Variants of one network take turns in one process, call by call, with caches warm; a single token also
+behind a walk through more memory than they hold, cold. Times are those of the processor, so that other work on the
+machine does not count; ``times_as_fast`` is the median over turns of float32's over the variant's, with its 95 %
+interval (order statistics). Differences are the largest of an output relative to the largest output: of what we
+export to the packed network, of what ONNX Runtime has quantized to the float32 network. Memory is what a process
+of its own has more behind a call than before it read the network. Writes ``exported.json`` beside this file, or
+``--out``.
 """
 
 import argparse
@@ -32,13 +32,14 @@ from typing import Any
 import numpy as np
 import torch
 from figures import write_figures
-from generation import rounded
+from generation import printed, rounded, write
 from packaged_weights import language_model, sentence_embedding
 from safetensors.torch import load_file
 from scipy.stats import quantile_test
 from torch import Tensor, nn
 
 import sqs_pyro.models.catalogue  # noqa: F401  # registers networks
+from sqs_pyro import integrations
 from sqs_pyro.bench.report import cold_bytes, spread
 from sqs_pyro.evaluation.latency import interleaved
 from sqs_pyro.exporting import export_onnx
@@ -48,11 +49,13 @@ from sqs_pyro.kernels import packed_network
 from sqs_pyro.kernels.processor import processor
 from sqs_pyro.networks.registry import build_network
 from sqs_pyro.packing import CodedTensor
+from sqs_pyro.runs.export import export_file
 
 FLOAT = "float32"
 WHOLE = "ours, whole numbers"
 FREE = "ours, free codewords"
 BLOCKS = 6  # of SmolLM2, in `llama`
+TOKENS = 256  # whose logits of llama.cpp are compared
 OPENVINO = {**EXACT, "INFERENCE_NUM_THREADS": 1}
 RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 
@@ -86,7 +89,7 @@ import ctypes, json, os, sys, time
 import llama_cpp
 import numpy as np
 
-directory, rounds = sys.argv[1], int(sys.argv[2])
+directory, mode, more = sys.argv[1:]
 ids = np.load(directory + "/tokens.npy").tolist()
 READ, DECODED = 64, 8
 
@@ -94,41 +97,37 @@ def held():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 def opened(name, **options):
-    return llama_cpp.Llama(
-        f"{directory}/{name}.gguf", n_ctx=len(ids), n_batch=len(ids), n_threads=1, n_threads_batch=1,
-        verbose=False, **options
-    )
+    sizes = {"n_ctx": len(ids), "n_batch": len(ids), "n_threads": 1, "n_threads_batch": 1}
+    return llama_cpp.Llama(f"{directory}/{name}.gguf", verbose=False, **sizes, **options)
 
-def quantized(source, name, kind):
-    if os.path.exists(f"{directory}/{name}.gguf"):
-        return
+found = {}
+if mode == "decode":
     parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype, parameters.allow_requantize, parameters.pure, parameters.nthread = kind, True, True, 1
-    paths = (path.encode() for path in (source, f"{directory}/{name}.gguf"))
+    parameters.ftype, parameters.allow_requantize, parameters.nthread = llama_cpp.LLAMA_FTYPE_ALL_F32, True, 1
+    paths = (f"{directory}/{name}.gguf".encode() for name in ("whole", "float32"))
     assert llama_cpp.llama_model_quantize(*paths, ctypes.byref(parameters)) == 0
-
-quantized(sys.argv[3], "float32", llama_cpp.LLAMA_FTYPE_ALL_F32)
-quantized(f"{directory}/float32.gguf", "quantized", llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0)
-names, found = ["float32", "whole", "free", "quantized"], {}
-for name in names:
+elif mode == "logits":
     before = held()
-    llm = opened(name, logits_all=True)
+    llm = opened(more)
+    llm.eval(ids[:READ])
+    found = {"memory_bytes": held() - before}
+    llm = opened(more, logits_all=True)
     llm.eval(ids)
-    found[name] = {"memory_bytes": held() - before, "read": [], "decoded": []}
-    np.save(f"{directory}/{name}.npy", llm.scores[: len(ids)])
-    llm.close()
-networks = {name: opened(name) for name in names}
-for turn in range(-1, rounds):
-    for name, llm in networks.items():
-        llm.reset()
-        start = time.process_time()
-        llm.eval(ids[:READ])
-        middle = time.process_time()
-        for token in ids[READ : READ + DECODED]:
-            llm.eval([token])
-        if turn >= 0:
-            found[name]["read"].append(middle - start)
-            found[name]["decoded"].append((time.process_time() - middle) / DECODED)
+    np.save(f"{directory}/{more}.npy", llm.scores[: len(ids)])
+else:
+    networks = {name: opened(name) for name in json.loads(more)}
+    found = {name: {"64 tokens": [], "1 token": []} for name in networks}
+    for turn in range(-1, int(mode)):
+        for name, llm in networks.items():
+            llm.reset()
+            start = time.process_time()
+            llm.eval(ids[:READ])
+            middle = time.process_time()
+            for token in ids[READ : READ + DECODED]:
+                llm.eval([token])
+            if turn >= 0:
+                found[name]["64 tokens"].append(middle - start)
+                found[name]["1 token"].append((time.process_time() - middle) / DECODED)
 print(json.dumps(found))
 """
 
@@ -278,7 +277,7 @@ def measured(name: str, case: Case, runtime: str, directory: Path, rounds: int) 
     walk = torch.ones(cold_bytes() // 4).sum  # ones, because untouched zeros would all be one page
     for said, inputs in case.inputs.items():
         calls = {variant: call(runtime, place, inputs) for variant, (place, _) in variants.items()}
-        for cold in (False, True):
+        for cold in (False, True) if said == "1 token" else (False,):
             before = (lambda _: walk()) if cold else (lambda turn: turn())
             taken = interleaved(calls, rounds, before, clock=time.process_time)
             for variant, (place, net) in variants.items():
@@ -299,9 +298,44 @@ def measured(name: str, case: Case, runtime: str, directory: Path, rounds: int) 
 # ---- llama.cpp ----
 
 
-def llama_cpp(python: str, packages: Path | None, directory: Path, given: Path, rounds: int) -> Iterator[dict[str, Any]]:
-    """SmolLM2 in float32, as our two exports, and as llama.cpp itself quantizes it."""
-    raise NotImplementedError
+def llama_cpp(python: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """SmolLM2 as we export it, and the same numbers in float32, which llama.cpp itself makes of the file."""
+    directory = args.dir / "smollm2"
+    if not (directory / "packed").exists():
+        write(args.packages, directory / "packed")
+    if not (directory / "whole.gguf").exists():
+        export_file(directory / "packed", "gguf", directory / "whole.gguf")
+    net = integrations.from_pretrained(directory / "packed")
+    tokenizer = importlib.import_module("transformers").AutoTokenizer.from_pretrained(directory / "packed")
+    ids = tokenizer(args.text.read_text(encoding="utf-8")[:10_000]).input_ids[:TOKENS]
+    np.save(directory / "tokens.npy", ids)
+    if not (directory / "float32.gguf").exists():
+        printed(python, LLAMA_CPP, 1, directory, "decode", "")
+    variants = {"float32": FLOAT, "whole": WHOLE}
+    taken = printed(python, LLAMA_CPP, 1, directory, args.rounds, json.dumps([*variants]))
+    expected = outputs(net, torch.tensor([ids]))[0][0]
+    for name, variant in variants.items():
+        held = printed(python, LLAMA_CPP, 1, directory, "logits", name)
+        logits = torch.from_numpy(np.load(directory / f"{name}.npy"))
+        for said in taken[name]:
+            yield {
+                "runtime": "llama.cpp",
+                "network": "smollm2",
+                "input": said,
+                "cold": False,
+                "variant": variant,
+                "file_bytes": size(directory / f"{name}.gguf"),
+                **held,
+                "relative_difference": difference([logits], (expected,)),
+                "same_next_token": float((logits.argmax(1) == expected.argmax(1)).double().mean()),
+                "perplexity": perplexity(logits, ids),
+                "perplexity_in_torch": perplexity(expected, ids),
+                **times(taken["float32"][said], taken[name][said]),
+            }
+
+
+def perplexity(logits: Tensor, ids: list[int]) -> float:
+    return float(nn.functional.cross_entropy(logits[:-1].float(), torch.tensor(ids[1:])).exp())
 
 
 # ---- figures ----
@@ -325,7 +359,7 @@ def times(float32: list[float], own: list[float]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="*", default=[*NETWORKS])
-    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--packages", type=Path)
     parser.add_argument("--llama-cpp", metavar="PYTHON")
     parser.add_argument("--text", type=Path, default=Path("data", "foreign.txt"))
@@ -340,6 +374,9 @@ def main() -> None:
             for row in measured(name, case, runtime, args.dir / name / runtime, args.rounds):
                 rows.append(row)
                 print(row, flush=True)
+    for row in llama_cpp(args.llama_cpp, args) if args.llama_cpp else ():
+        rows.append(row)
+        print(row, flush=True)
     write_figures(args.out, {"processor": processor()[0], "rounds": args.rounds, "rows": rows})
 
 

@@ -1,7 +1,7 @@
 """How fast `sqs generate` continues a text, as it is and with `--compile`: processes of their own, in turns.
 
     python benchmarks/generation.py --packed DIRECTORY [--packages DIRECTORY] [--threads 1 2] [--rounds 3]
-        [--tokens 200] [--llama-cpp PYTHON] [--out FILE]
+        [--tokens 200] [--ways WAY ...] [--llama-cpp PYTHON] [--out FILE]
 
 ``DIRECTORY`` is a packed checkpoint; one that is not there is made of SmolLM2-135M (``--packages``, see
 language_model.py), all matrices rounded to whole numbers from -8 to 7 times a scale a row: for its speed, not for
@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--ways", nargs="*", choices=[*WAYS], default=[*WAYS])
     parser.add_argument("--packages", type=Path)
     parser.add_argument("--llama-cpp", metavar="PYTHON")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
@@ -139,12 +140,13 @@ def main() -> None:
     if args.llama_cpp and not gguf.exists():
         export_file(args.packed, "gguf", gguf)
     rows = []
+    ways = {way: WAYS[way] for way in args.ways}
     for threads in args.threads:
-        for options in WAYS.values():
+        for options in ways.values():
             generated(args.packed, options, threads, 2)  # what is compiled once
-        found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+        found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
         for _ in range(args.rounds):
-            for way, options in WAYS.items():
+            for way, options in ways.items():
                 found[way].append(generated(args.packed, options, threads, args.tokens))
                 if "--compile" in options and "--int8" not in options:
                     continue  # a prompt is read as without it

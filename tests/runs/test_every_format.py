@@ -1,4 +1,4 @@
-"""What every format of exports inherits: the packed network's outputs of a CNN, a depthwise CNN, a BERT, a Llama."""
+"""What every format of exports inherits: the packed outputs of a CNN, a depthwise CNN, a BERT and a Llama."""
 
 from functools import cache
 
