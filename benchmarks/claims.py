@@ -892,6 +892,33 @@ CLAIMS = [
         1,
         **TIMES,
     ),
+    *(
+        Claim(
+            {"export.md": says},
+            what,
+            medians,
+            of_rows("exported", **chosen, variant=f"ours, whole numbers{more}"),
+            of_rows("exported", **chosen, variant="float32"),
+            claimed,
+            **TIMES,
+        )
+        for says, what, chosen, more, claimed in (
+            (
+                "`onnx-qdq` is a third as fast on ResNet-20",
+                "ResNet-20 as `onnx-qdq` over float32, speed",
+                {"network": "resnet20", "runtime": "ONNX Runtime"},
+                ", onnx-qdq",
+                -1,
+            ),
+            (
+                "In llama.cpp a token takes a third of the time",
+                "SmolLM2 as `gguf` over float32, speed of a token",
+                {"runtime": "llama.cpp", "input": "1 token"},
+                "",
+                1,
+            ),
+        )
+    ),
     Claim(
         {"blockwise_ranks.md": "Two ranks are 1.85 times as fast as one"},
         "two blocks, one rank over two, seconds of the processor",
