@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._decomp import get_decompositions
 
 from sqs_pyro.atomic import appearing
 from sqs_pyro.errors import NetworkError
@@ -79,10 +80,23 @@ def _translated(program: Any, packed: nn.Module) -> tuple[Any, dict[str, str]]:
     target = {"minimum_deployment_target": tools.target.iOS18, "compute_precision": tools.precision.FLOAT32}
     passes = tools.PassPipeline.DEFAULT
     passes.remove_passes([name for name in passes.passes if any(word in name for word in _FUSING)])
-    made = tools.convert(program.run_decompositions({}), convert_to="milinternal", pass_pipeline=passes, **target)
+    known = _in_known_operators(program)
+    made = tools.convert(known, convert_to="milinternal", pass_pipeline=passes, **target)
     said = _coded_weights(made.functions["main"], packed)
     kept = {"pass_pipeline": tools.PassPipeline.EMPTY, "skip_model_load": True}
     return tools.convert(made, convert_to="mlprogram", **kept, **target), said
+
+
+def _in_known_operators(program: Any) -> Any:
+    """Write operators that the translator does not know by others; masks of attention have them."""
+    aten = torch.ops.aten
+    logical = {aten.__and__.Tensor: aten.logical_and.default, aten.__or__.Tensor: aten.logical_or.default}
+    program = program.run_decompositions(get_decompositions([aten.new_ones]))
+    for node in program.graph.nodes:
+        if node.target in logical and node.meta["val"].dtype is torch.bool:
+            node.target = logical[node.target]
+    program.graph_module.recompile()
+    return program
 
 
 def _coded_weights(function: Any, packed: nn.Module) -> dict[str, str]:

@@ -19,13 +19,10 @@ from sqs_pyro.testing.layouts import random_coded
 NETWORKS = ("cnn", "depthwise", "bert", "llama")
 #: What is compiled or translated takes seconds: of these the cells that no other fast test has.
 FAST = {("onnx", "depthwise"), ("openvino", "llama"), *((name, "llama") for name in ("dense", "torchao", "gguf"))}
-#: What does not pass yet: see "What falls short" of docs/export.md.
-SHORT = {("coreml", "bert"), ("coreml", "llama")}
 CELLS = [
     pytest.param(form, kind, marks=() if (form, kind) in FAST else pytest.mark.slow)
     for form in FORMATS
     for kind in NETWORKS
-    if (form, kind) not in SHORT
 ]
 
 
