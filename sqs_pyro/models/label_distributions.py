@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
+_AT_ONCE = 1 << 22  # values of distribution functions
+
 
 class _ClassOrIgnored(constraints.integer_interval):
     """Integers from 0 to C - 1, and one that stands for no label."""
@@ -34,6 +36,26 @@ class _ShareOrIgnored(constraints.Constraint):
 
     def check(self, value: Tensor) -> Tensor:
         return constraints.unit_interval.check(value) | (value == self.ignored)
+
+
+def drawn_classes(probabilities: Tensor, draws: int) -> Tensor:
+    """Return classes drawn by their probabilities, int64 ``[draws, n]``: the inverse of the distribution function.
+
+    It takes one uniform number a draw, where `torch.multinomial` takes an exponential one for each class.
+
+    Args:
+        probabilities: ``[n, C]``, rows with a positive sum.
+        draws: of each row.
+    """
+    # float64, which has a place for the least probable of a large vocabulary; MPS has none.
+    dtype = torch.float32 if probabilities.device.type == "mps" else torch.float64
+    found = []
+    for rows in probabilities.split(max(1, _AT_ONCE // probabilities.shape[-1])):
+        reached = rows.cumsum(-1, dtype=dtype)  # [rows, C]
+        # Of [0, 1): below the last sum, so that each draw is in a class, and never in one of probability 0.
+        uniform = torch.rand(len(rows), draws, dtype=dtype, device=rows.device)
+        found.append(torch.searchsorted(reached, uniform * reached[:, -1:], right=True))
+    return torch.cat(found).T
 
 
 class ClassLabels(dist.Categorical):
@@ -62,6 +84,13 @@ class ClassLabels(dist.Categorical):
     def support(self) -> constraints.Constraint:
         """Return the classes, and the value that is none."""
         return _ClassOrIgnored(self._num_events, self.ignore_index)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Return classes, int64 ``[*sample, ...]``."""
+        shape = torch.Size(sample_shape)
+        with torch.no_grad():
+            rows = self.probs.reshape(-1, self._num_events)
+            return drawn_classes(rows, shape.numel()).reshape(self._extended_shape(shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return ``[*sample, ...]``; 0 where there is no label."""

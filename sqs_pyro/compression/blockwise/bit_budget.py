@@ -20,7 +20,7 @@ class LayerRate:
     """How many bits a layer takes at any β, on :func:`~sqs_pyro.compression.blockwise.codebooks.grid`.
 
     Attributes:
-        sample: some of its weights.
+        sample: some of its weights, ascending.
         weights: how many it has.
         precision: h, mean precision of a weight given the others.
         extra: bits a weight that do not depend on β.
@@ -42,7 +42,7 @@ class LayerRate:
         stride = max(1, weight.numel() // _SAMPLE)
         sample = weight.detach().reshape(-1)[::stride].float().cpu()
         most = math.inf if max_components is None else _entropy_of_few(sample, max_components)
-        return cls(sample, weight.numel(), precision, extra, most)
+        return cls(sample.sort().values, weight.numel(), precision, extra, most)
 
     def bits(self, beta: float) -> float:
         """Return the entropy, in bits, of a weight on the grid of step ``√(12 β / h)``, and what comes on top.
@@ -55,17 +55,25 @@ class LayerRate:
         return self._known[beta]
 
     def _entropy(self, beta: float) -> float:
-        reach = float(self.sample.abs().max())
+        reach = float(self.sample[[0, -1]].abs().max())
         # Bounded below for the memory of the counts; 1 for a layer of zeros, which has no bits at any step.
         step = max(math.sqrt(12 * beta / self.precision), reach / _FINEST) or 1.0
-        return rounded_entropy(self.sample / step)
+        places = self.sample / step
+        first, last = places[[0, -1]].round().long().tolist()
+        # Where they pass the middles between whole numbers: far fewer than there are weights.
+        ends = torch.searchsorted(places, torch.arange(first, last) + 0.5)
+        return _entropy_of(ends.diff(prepend=ends.new_zeros(1), append=ends.new_tensor([len(places)])))
 
 
 def rounded_entropy(values: Tensor) -> float:
     """Return the entropy of values that are rounded to whole numbers, bits."""
     places = values.round().long().reshape(-1)
-    counts = torch.bincount(places - places.min()).double()  # numbers from 0, as bincount needs them
-    return float(torch.special.entr(counts / counts.sum()).sum()) / math.log(2)
+    return _entropy_of(torch.bincount(places - places.min()))  # numbers from 0, as bincount needs them
+
+
+def _entropy_of(counts: Tensor) -> float:
+    """Return the entropy, in bits, of what occurs so often."""
+    return float(torch.special.entr(counts.double() / counts.sum()).sum()) / math.log(2)
 
 
 def _entropy_of_few(sample: Tensor, max_components: int) -> float:

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from sqs_pyro.compression.blockwise.coded_weight import scales_of
-from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
+from sqs_pyro.compression.blockwise.laplace import Factors, LayerLikelihood, damped
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.errors import NetworkError
 
@@ -56,10 +57,24 @@ class BlockLayers:
             for name, layer in group.items()
         }
 
-    def likelihood(self, weight: Tensor, curvature: Tensor, importance: Tensor) -> LayerLikelihood:
-        """Return that of a layer's weight, damped."""
-        own = LayerLikelihood(weight.detach().float(), curvature, importance.to(curvature))
-        return own.damped(self.recipe.damping)
+    def likelihoods(
+        self, i: int, group: Mapping[str, nn.Linear], curvature: Tensor, importance: Mapping[str, Tensor]
+    ) -> dict[str, LayerLikelihood]:
+        """Return those of layers that share their input; H, damped, and its factors are one for all of them.
+
+        Args:
+            i: the block's number.
+            group: the layers by name.
+            curvature: H, ``[M, M]``.
+            importance: of layers' outputs ``[N]``, by the layers' names in the network; 1 where there is none.
+        """
+        factors = Factors(damped(curvature, self.recipe.damping))
+        found = {}
+        for name, layer in group.items():
+            g = importance.get(self.path(i, name), torch.ones(layer.out_features))
+            mean = layer.weight.detach().float()
+            found[name] = LayerLikelihood(mean, factors.curvature, g.to(curvature), known=factors)
+        return found
 
     def scales(self, weight: Tensor, importance: Tensor, bits: float) -> Tensor | None:
         """Return the scales of a layer's outputs, ``[N]``, where they are worth some of its ``bits`` a weight."""

@@ -322,12 +322,13 @@ class _Run:
             original = self._entrance(number) if number else list(self.states)
             compressed = self._entrance(number, students) if number else list(embedding or original)
             for i, block in enumerate(stack.blocks, self._first(number)):
-                student, record = self._step(i, block, original, compressed, coder, budget)
-                records.append(record)
+                kept = self._step(i, block, original, compressed, coder, budget)
+                records.append(kept.record)
                 if number + 1 < len(self.stacks):
-                    students.append(student)
+                    with self.residency.held(block):
+                        students.append(shipped(block, kept))
                 if progress is not None:
-                    progress(record)
+                    progress(kept.record)
         if self.vocabulary.head is not None:
             self._head([hidden for hidden, _ in original], [hidden for hidden, _ in compressed], budget)
         if budget is not None and self.recipe.has_few_components(self.bits) and budget.unspent > _UNSPENT:
@@ -343,7 +344,7 @@ class _Run:
         compressed: States,
         coder: BlockCoder,
         budget: BitBudget | None,
-    ) -> tuple[nn.Module, BlockRecord]:
+    ) -> FinishedBlock:
         """Compress a block, or read it, and take both streams of hidden states behind it, in place."""
         kept, outputs = self.store.read(i), None
         # Ctrl-C waits until a block is whole and on disk: minutes of work, and never half a file.
@@ -354,12 +355,12 @@ class _Run:
                 kept, outputs = coder.compress(i, original, compressed, targets, beta)
                 self.store.write(i, kept)
             self._note(i, kept, budget)  # kept blocks count, too: the budget goes on where it stopped
-            student = shipped(block, kept)
+            if outputs is None:
+                outputs = advance(shipped(block, kept), compressed, i)
         # Later blocks see, and make up for, the errors so far.
-        outputs = outputs or advance(student, compressed, i)
         original[:] = behind(targets, original)
         compressed[:] = behind(outputs, compressed)
-        return student, kept.record
+        return kept
 
     def _forecast(self) -> tuple[Plan, BitBudget]:
         """Return how much layers' outputs matter, found now or by an earlier call, and what spreads the bits."""

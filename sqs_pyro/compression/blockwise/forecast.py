@@ -98,7 +98,8 @@ class Forecast:
             inside, states = self._stack_precisions(stack, first, self.entrance(number), importance)
             found |= inside
             first += len(stack)
-        return found, states
+        dealt = dict(itertools.chain.from_iterable(each.items() for each in self.shares.ranks.gathered(found)))
+        return {name: dealt[name] for name in self.layers.every()}, states
 
     def _tokens(self, states: States) -> list[list[int]]:
         """Return how many tokens the minibatches have, of each unit of all ranks."""
@@ -109,18 +110,19 @@ class Forecast:
     def _stack_precisions(
         self, stack: BlockStack, first_block: int, states: States, importance: Mapping[str, Tensor]
     ) -> tuple[dict[str, float], States]:
+        """Return the same of one stack, of the layers that are this rank's."""
         found: dict[str, float] = {}
         tokens = self._tokens(states)
         for i, block in enumerate(stack.blocks, first_block):
-            for group in self.layers.groups(i, block):
+            for number, group in enumerate(self.layers.groups(i, block)):
                 first = next(iter(group.values()))
                 each, share = _enough(tokens, first.in_features)
                 curvature = self.shares.sum(partial(_moments, i, block, first, states, each))
                 curvature /= share  # of all inputs, as the coding will have it
-                for name, layer in group.items():
-                    full = self.layers.path(i, name)
-                    own = self.layers.likelihood(layer.weight, curvature, importance[full])
-                    found[full] = own.mean_precision
+                # A curvature for each rank in turn, and for another one in the next block: one of a block is wide.
+                if (i + number) % self.shares.ranks.size == self.shares.ranks.rank:
+                    inside = self.layers.likelihoods(i, group, curvature, importance)
+                    found |= {self.layers.path(i, name): own.mean_precision for name, own in inside.items()}
             states = behind(advance(block, states, i), states)
         return found, states
 

@@ -15,7 +15,7 @@ Rows are independent given H and the codebook, so ranks share them (:class:`~.sh
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -28,6 +28,55 @@ from sqs_pyro.errors import NetworkError
 _COLUMNS = 8  # parts of a triangular matrix's columns that are inverted at a time: more save little
 
 
+class Factors:
+    """What is computed of a curvature H once, for all layers that read the same inputs.
+
+    Args:
+        curvature: H, ``[M, M]``, positive definite.
+    """
+
+    def __init__(self, curvature: Tensor) -> None:
+        self.curvature = curvature
+
+    @cached_property
+    def order(self) -> Tensor:
+        """Inputs by falling curvature, ``[M]``: those that matter most are coded first, and most others are left
+        to make up for them."""
+        return self.curvature.diagonal().argsort(descending=True, stable=True)
+
+    @cached_property
+    def ordered(self) -> Tensor:
+        """H with inputs in order, ``[M, M]``."""
+        return self.curvature[self.order][:, self.order]
+
+    @cached_property
+    def lower(self) -> Tensor:
+        """L, float64 ``[M, M]``: ``L Lᵀ`` is H with its inputs from the last in order to the first.
+
+        Raises:
+            NetworkError: H is not positive definite.
+        """
+        backward = self.order.flip(0)
+        # In float64: H of text is badly conditioned.
+        return _cholesky(self.curvature[backward][:, backward])
+
+    @cached_property
+    def upper(self) -> Tensor:
+        """U, ``[M, M]`` upper triangular: ``H⁻¹ = Uᵀ U`` with inputs in order."""
+        # The inverse of L the other way round: H⁻¹ itself, which has fewer good digits, is not needed.
+        return _triangular_inverse(self.lower).flip(0, 1).to(self.curvature.dtype)
+
+    @cached_property
+    def mean_precision(self) -> float:
+        """Mean over inputs of ``1 / U_jj²``."""
+        return float(self.lower.diagonal().square().mean())
+
+    def solved(self, rows: Tensor) -> Tensor:
+        """Return ``rows H⁻¹``, float64 ``[n, M]``."""
+        backward = self.order.flip(0)
+        return torch.cholesky_solve(rows.T[backward].double(), self.lower)[backward.argsort()].T
+
+
 @dataclass(frozen=True, eq=False)
 class LayerLikelihood:
     """A Gaussian in the weight of a linear layer of N outputs and M inputs, of all its rows or of a rank's own.
@@ -37,12 +86,24 @@ class LayerLikelihood:
         curvature: H, ``[M, M]``, symmetric, not negative.
         importance: g, ``[n]``, positive.
         rows: of the layer, and which of them are own; None: all of them are, in one unit.
+        known: factors of this very H, which layers of the same inputs share; made here if left out.
     """
 
     mean: Tensor
     curvature: Tensor
     importance: Tensor
     rows: Shares | None = None
+    known: Factors | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.known is None or self.known.curvature is not self.curvature:
+            object.__setattr__(self, "known", Factors(self.curvature))
+
+    @property
+    def factors(self) -> Factors:
+        """Of H, computed when they are asked for."""
+        assert self.known is not None
+        return self.known
 
     @property
     def shares(self) -> Shares:
@@ -72,10 +133,8 @@ class LayerLikelihood:
         return self.excess(weight) / max(self.excess(torch.zeros_like(self.mean)), 1e-30)
 
     def damped(self, damping: float) -> "LayerLikelihood":
-        """Add ``damping`` times the mean diagonal to H: inputs that were never seen may be seen later."""
-        diagonal = self.curvature.diagonal()
-        ridge = damping * float(diagonal.mean()) or 1.0  # all inputs zero: any weight is as good
-        return replace(self, curvature=self.curvature + ridge * torch.eye(len(diagonal)).to(diagonal))
+        """Return that of H with a ridge, see :func:`damped`."""
+        return replace(self, curvature=damped(self.curvature, damping))
 
     def given_inputs(self, cross: Tensor, curvature: Tensor) -> "LayerLikelihood":
         """Return that of a weight that sees other inputs x' but is to give the original outputs ``w̄ x``.
@@ -86,12 +145,11 @@ class LayerLikelihood:
             cross: ``Σ x x'ᵀ``, ``[M, M]``.
             curvature: ``Σ x' x'ᵀ``, ``[M, M]``, positive definite.
         """
-        factor, product = _cholesky(curvature), cross.double()
+        found, product = replace(self, curvature=curvature), cross.double()
         units = [
-            torch.cholesky_solve((self.mean[part].double() @ product).T, factor).T.to(self.mean)
-            for part in self.shares.parts
+            found.factors.solved(self.mean[part].double() @ product).to(self.mean) for part in self.shares.parts
         ]
-        return replace(self, mean=torch.cat(units) if units else self.mean, curvature=curvature)
+        return replace(found, mean=torch.cat(units)) if units else found
 
     def plus(self, other: "LayerLikelihood") -> "LayerLikelihood":
         """Return that of what both say of one weight, in the Kronecker product that is nearest to their sum.
@@ -130,30 +188,30 @@ class LayerLikelihood:
     @cached_property
     def mean_precision(self) -> float:
         """Mean over weights of ``g_i / v_j``: the precision of each given those that are coded before it."""
-        _, upper = self.conditioning
         total = float(self.shares.sum(lambda part: self.importance[part].sum()))
-        return total / self.shares.count * float(upper.diagonal().pow(-2).mean())
+        return total / self.shares.count * self.factors.mean_precision
 
-    @cached_property
+    @property
     def conditioning(self) -> tuple[Tensor, Tensor]:
         """How the Gaussian is conditioned on one input's weights after the other.
 
         Returns:
-            order: ``[M]``, inputs by falling curvature: those that matter most come first, while the most others
-                are left to make up for them.
-            upper: U, ``[M, M]`` upper triangular, ``H⁻¹ = Uᵀ U`` in that order. Once the weights of the inputs
-                before j are known, ``U_jj² / g_i`` is the variance of weight ``(i, j)``, and an error e in it
-                moves the mean of weight ``(i, k)`` behind it by ``-e U_jk / U_jj``.
+            order: ``[M]``, see :class:`Factors`.
+            upper: U, ``[M, M]``, with inputs in that order. Once the weights of the inputs before j are known,
+                ``U_jj² / g_i`` is the variance of weight ``(i, j)``, and an error e in it moves the mean of weight
+                ``(i, k)`` behind it by ``-e U_jk / U_jj``.
 
         Raises:
             NetworkError: H is not positive definite: use :meth:`damped`.
         """
-        order = self.curvature.diagonal().argsort(descending=True, stable=True)
-        # In float64: H of text is badly conditioned. From the last input to the first H has a factor whose inverse
-        # is U the other way round: H⁻¹ itself, which has fewer good digits, is not needed.
-        backward = order.flip(0)
-        factor = _cholesky(self.curvature[backward][:, backward])
-        return order, _triangular_inverse(factor).flip(0, 1).to(self.mean.dtype)
+        return self.factors.order, self.factors.upper
+
+
+def damped(curvature: Tensor, damping: float) -> Tensor:
+    """Return H plus ``damping`` times its mean diagonal: inputs that were never seen may be seen later."""
+    diagonal = curvature.diagonal()
+    ridge = damping * float(diagonal.mean()) or 1.0  # all inputs zero: any weight is as good
+    return curvature + ridge * torch.eye(len(diagonal)).to(diagonal)
 
 
 def _triangular_inverse(factor: Tensor) -> Tensor:

@@ -102,10 +102,8 @@ class BlockCoder:
 
         cross, curvature = input_moments(pairs(), self.shares)  # E x xₛᵀ and E xₛ xₛᵀ, [M, M]
         found = {}
-        for name, layer in group.items():
-            g = self._importance(self.layers.path(i, name), layer.weight)
-            rows = Shares(layer.out_features, self.recipe.units, self.shares.ranks)
-            own = self.layers.likelihood(layer.weight, curvature, g).of_rows(rows)
+        for name, every in self.layers.likelihoods(i, group, curvature, self.importance).items():
+            own = every.of_rows(Shares(len(every.mean), self.recipe.units, self.shares.ranks))
             if self.recipe.adapt_inputs:
                 ridge = own.curvature - curvature  # pulls towards the weight itself
                 own = own.given_inputs(cross + ridge, own.curvature)

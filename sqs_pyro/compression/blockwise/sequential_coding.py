@@ -132,8 +132,7 @@ def improve(
     Returns:
         symbols, and the means that they were chosen for, as :func:`code_sequentially`.
     """
-    order, _ = likelihood.conditioning
-    curvature = likelihood.curvature[order][:, order]
+    order, curvature = likelihood.factors.order, likelihood.factors.ordered
     diagonal = curvature.diagonal()
     values, rates = with_zero(codewords).to(curvature), rates.to(curvature)
     price = beta / (diagonal[:, None] * likelihood.importance.to(curvature))  # [M, n]

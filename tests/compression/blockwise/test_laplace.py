@@ -66,6 +66,27 @@ class TestConditioning:
         torch.testing.assert_close(own.curvature, torch.eye(3))
 
 
+class TestFactors:
+    def test_solve_and_tell_the_mean_precision(self):
+        own, _ = likelihood()
+        rows = torch.randn(3, 7, dtype=torch.float64)
+        torch.testing.assert_close(own.factors.solved(rows) @ own.curvature, rows)
+        variances = own.conditioning[1].diagonal().square()
+        assert own.mean_precision == pytest.approx(float(own.importance.mean() * variances.reciprocal().mean()))
+
+    def test_are_of_all_layers_with_the_same_inputs_and_of_no_other(self):
+        own, _ = likelihood()
+        assert own.in_units_of(torch.rand(5) + 0.5).factors is own.factors
+        assert own.given_inputs(own.curvature, own.curvature).factors is own.factors
+        other = own.damped(0.5)
+        torch.testing.assert_close(other.conditioning[1], LayerLikelihood(*parts(other)).conditioning[1])
+        assert not torch.equal(other.conditioning[1], own.conditioning[1])
+
+
+def parts(own):
+    return own.mean, own.curvature, own.importance
+
+
 class TestOtherInputs:
     def test_mean_is_the_least_squares_solution(self):
         own, x = likelihood()
