@@ -4,7 +4,7 @@ Commands import what they need when they run, so that `sqs --help` and mistyped 
 Results go to stdout (tables, or one JSON document with ``--json``), everything else to stderr.
 """
 
-import logging  # noqa: I001: the order below
+import logging  # noqa: I001
 
 # In the order in which `sqs --help` shows them: each module's commands join the application as it is imported.
 from sqs_pyro.cli import compressing, files, reports, benchmarks, studies  # noqa: F401
