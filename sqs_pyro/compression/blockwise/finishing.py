@@ -117,7 +117,7 @@ def _learn(
 ) -> None:
     # At fixed codes and gates the KL is a constant.
     steps, elbo = recipe.finish_steps, SQSELBO(kl_weight=0.0)
-    optimizer = settling_optimizer(model, guide, recipe)
+    optimizer = settling_optimizer(model, guide, recipe, steps)
     moved = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     # All draws beforehand: a run that goes on sees the minibatches that it would have seen.
     generator = torch.Generator().manual_seed(recipe.seed)

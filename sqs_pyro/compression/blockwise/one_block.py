@@ -65,7 +65,7 @@ class BlockCoder:
                 )
                 # As float16 codewords will have it: the next group's inputs come through it.
                 layer.weight.copy_(coded[f"{name}.weight"].dense().to(layer.weight))
-        if self.recipe.settle_steps and coded:
+        if (self.recipe.moving_steps or self.recipe.settle_steps) and coded:
             coded = self._settled(i, student, coded, compressed, targets)
         leftovers = {
             name: round_to(value.detach(), self.recipe.leftover_dtype)
@@ -122,7 +122,7 @@ class BlockCoder:
         compressed: States,
         targets: list[Tensor],
     ) -> dict[str, CodedTensor]:
-        """Let what has no code settle, in place, and return the coded weights: each rank makes every step."""
+        """Let the block settle, in place, and return the coded weights: each rank makes every step."""
         pairs = zip(compressed, targets, strict=True)
         inputs = [(hidden, arguments[i], target) for (hidden, arguments), target in pairs]
         # A seed for each block, so that one that goes on from kept blocks draws as it would have drawn.

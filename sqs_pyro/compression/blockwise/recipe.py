@@ -70,6 +70,9 @@ class BlockwiseRecipe(RecipeSection):
         units: into how many parts minibatches, and rows of a layer, are divided among the ranks that `torchrun`
             starts: as many ranks at most. The file depends on their number in its last bits, and not on how many
             ranks there are.
+        moving_steps: steps of SVI on each block, a minibatch each, in which codes move, too: weights go to
+            neighbouring codewords, zero among them, where the block's output gains. Behind them the file may have
+            a little more or less than ``bits``.
         settle_steps: steps of SVI on each block at fixed codes, a minibatch each, in which codebooks, norms and
             biases settle.
         finish_steps: steps of SVI on the whole network behind its last block, at fixed codes, two examples each:
@@ -103,6 +106,7 @@ class BlockwiseRecipe(RecipeSection):
     token_prior: float = Field(default=0.5, gt=0)
     batch_size: int = Field(default=8, ge=1)
     units: int = Field(default=8, ge=1)
+    moving_steps: int = Field(default=0, ge=0)
     settle_steps: int = Field(default=0, ge=0)
     finish_steps: int = Field(default=0, ge=0)
     codebook_learning_rate: float = Field(default=2e-3, ge=0)

@@ -113,7 +113,7 @@ def plan_time(
     streamed: bool = True,
     ranks: int = 1,
 ) -> TimePlan:
-    """Return how long compression of a network takes, without `settle_steps` and `finish_steps`.
+    """Return how long compression of a network takes, without `moving_steps`, `settle_steps` and `finish_steps`.
 
     Arguments and errors as of :func:`~sqs_pyro.compression.blockwise.memory_plan.plan_memory`, and what machine
     ranks run on.

@@ -7,15 +7,22 @@ from dataclasses import replace
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from sqs_pyro.compression.blockwise.channel_scales import in_units_of
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.compression.blockwise.shares import Shares
+from sqs_pyro.distributions import Codebook
 from sqs_pyro.inference.elbo import SQSELBO
+from sqs_pyro.inference.guides.progress import Stage
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
 from sqs_pyro.networks.block_stack import BlockArguments, run_block
 from sqs_pyro.packing import CodedTensor
+
+#: Codewords that a latent may pass in all steps together, were its gradient always of one sign: half of what is
+#: reached with rates that fall to nothing.
+_TRAVEL = 2.0
 
 
 class RelativeOutput(nn.Module):
@@ -66,27 +73,27 @@ def settle(
     recipe: BlockwiseRecipe,
     seed: int,
 ) -> dict[str, CodedTensor]:
-    """Let codebooks, norms and biases of a block settle at fixed codes, by SVI on its relative output.
+    """Let a block settle by SVI on its relative output: codes, too, and then codebooks, norms and biases alone.
 
     Args:
         block: its weights stay, coded or not, its norms and biases are changed in place.
-        coded: its compressed weights, by parameter name.
+        coded: its compressed weights, by parameter name, which are the block's.
         minibatches: what reaches the block from the compressed blocks before it, the block's other arguments, and
             what the original block gave, ``[B, T, D]``.
         recipe: steps and learning rates.
         seed: of the order of minibatches.
 
     Returns:
-        the coded weights, with new codebooks.
+        the coded weights, with new codes and codebooks.
     """
-    sites = {f"block.{name}": value for name, value in coded.items()}
-    elbo = SQSELBO(kl_weight=0.0)  # with codes and gates fixed the learned prior's KL is a constant
+    # Of a generator of its own: which minibatches a block sees does not depend on the blocks before.
     generator = torch.Generator().manual_seed(seed)
     with in_units_of_scales(block, coded) as (codewords, scaled):
         for parameter in block.parameters():
             parameter.requires_grad_(parameter.dim() < 2)  # a weight without codes is one that was to stay
         for layer in scaled.values() if recipe.grid == "free" else ():  # few tokens know little of each output
             layer.log_scales.requires_grad_(False)
+        sites = {f"block.{name}": value for name, value in codewords.items()}
         model = BayesianNetwork(
             RelativeOutput(block),
             likelihood="gaussian",
@@ -94,22 +101,42 @@ def settle(
             # Names, not patterns: exactly these sites, to the letter.
             include=[f"^{site.replace('.', '[.]')}$" for site in sites],
         )
-        start = {f"block.{name}": value for name, value in codewords.items()}
-        guide = SpikeGMMGuide(model, coded=start, stage="frozen", estimator="straight_through")
-        optimizer = settling_optimizer(model, guide, recipe)
         # Blockwise compression runs without gradients but for here; parameters stay in the modules.
         with pyro.get_param_store().scope(), torch.enable_grad():
-            for step in range(recipe.settle_steps):
-                # Of a generator of its own: which minibatches a block sees does not depend on the blocks before.
-                i = int(torch.randint(len(minibatches), (1,), generator=generator))
-                hidden, arguments, target = minibatches[i]
-                size = token_sizes(target)
-                falling_rates(optimizer, 1 - step / recipe.settle_steps)
-                optimizer.zero_grad(set_to_none=True)
-                elbo.terms(model, guide, (hidden, arguments, size), target / size).loss.backward()
-                optimizer.step()
-        settled = guide.harden()
-    return {name: with_scales(settled[f"block.{name}"], scaled.get(name)) for name in coded}
+            stages: dict[Stage, int] = {"coded": recipe.moving_steps, "frozen": recipe.settle_steps}
+            for stage, steps in stages.items():
+                if steps:
+                    # Zeros move as other codes do, and latents begin at their codewords: the block's weights.
+                    guide = SpikeGMMGuide(
+                        model,
+                        coded=sites,
+                        stage=stage,
+                        zero="codeword" if stage == "coded" else "gate",
+                        estimator="straight_through",
+                    )
+                    _train(model, guide, minibatches, recipe, steps, generator)
+                    sites = guide.harden()
+    return {name: with_scales(sites[f"block.{name}"], scaled.get(name)) for name in coded}
+
+
+def _train(
+    model: BayesianNetwork,
+    guide: SpikeGMMGuide,
+    minibatches: Sequence[tuple[Tensor, BlockArguments, Tensor]],
+    recipe: BlockwiseRecipe,
+    steps: int,
+    generator: torch.Generator,
+) -> None:
+    elbo = SQSELBO(kl_weight=0.0)  # with codes and gates fixed the learned prior's KL is a constant
+    optimizer = settling_optimizer(model, guide, recipe, steps)
+    for step in range(steps):
+        i = int(torch.randint(len(minibatches), (1,), generator=generator))
+        hidden, arguments, target = minibatches[i]
+        size = token_sizes(target)
+        falling_rates(optimizer, 1 - step / steps)
+        optimizer.zero_grad(set_to_none=True)
+        elbo.terms(model, guide, (hidden, arguments, size), target / size).loss.backward()
+        optimizer.step()
 
 
 class ScaledLinear(nn.Module):
@@ -178,16 +205,24 @@ def falling_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
 
 
 def settling_optimizer(
-    model: BayesianNetwork, guide: SpikeGMMGuide, recipe: BlockwiseRecipe
+    model: BayesianNetwork, guide: SpikeGMMGuide, recipe: BlockwiseRecipe, steps: int
 ) -> torch.optim.Optimizer:
-    """Return Adam, whose steps are as long as the learning rate: given in units of what it moves."""
+    """Return Adam, whose steps are as long as the learning rate: given in units of what it moves.
+
+    Args:
+        model: the network, whose parameters without codes learn if they require gradients.
+        guide: codebooks learn; where codes move, latents.
+        recipe: learning rates.
+        steps: in which a latent may go from its codeword to the next one and further, see :data:`_TRAVEL`.
+    """
     groups = []
-    # Whole numbers stay: of a uniform grid the scales alone learn.
-    for site in guide.site_guides().values() if recipe.grid == "free" else ():
-        size = float(site.latent.detach().square().mean().sqrt())
-        groups.append(
-            {"params": [site.loc_unconstrained], "highest_lr": size * recipe.codebook_learning_rate},
-        )
+    for site in guide.site_guides().values():
+        if recipe.grid == "free":  # whole numbers stay: of a uniform grid the scales alone learn
+            size = float(site.latent.detach().square().mean().sqrt())
+            groups.append({"params": [site.loc_unconstrained], "highest_lr": size * recipe.codebook_learning_rate})
+        if guide.stage == "coded":
+            rate = _TRAVEL * _neighbours_apart(site.codebook()) / steps
+            groups.append({"params": [site.latent_unconstrained], "highest_lr": rate})
     for name, parameter in model.net.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -198,3 +233,11 @@ def settling_optimizer(
         # Biases of zeros have no size of their own.
         groups.append({"params": [parameter], "highest_lr": (size or 1.0) * recipe.leftover_learning_rate})
     return torch.optim.Adam(groups, lr=0.0)
+
+
+def _neighbours_apart(codebook: Codebook) -> float:
+    """Return how far a weight's codeword is from the next one, in the mean of all weights."""
+    loc, order = codebook.loc.detach().sort(-1)
+    gaps = loc.diff(dim=-1)
+    nearest = torch.minimum(pad(gaps, (1, 0), value=torch.inf), pad(gaps, (0, 1), value=torch.inf))
+    return float((nearest * codebook.log_mixing.exp().detach().gather(-1, order)).sum(-1).mean())

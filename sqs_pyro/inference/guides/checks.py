@@ -55,13 +55,17 @@ def check_zero(
     else:
         raise ArgumentError(f"zero is {shown(zero)}, but must be gate, codeword or a number from 0 to below 1.")
     given = num_components.values() if isinstance(num_components, Mapping) else [num_components]
-    if found != "gate" and (coded or estimator in (*DRAWING, "one_hot")):
-        what = (
-            "coded, whose zeros are what they are" if coded else f"estimator {estimator!r}, whose gates are drawn"
+    if found != "gate" and estimator in (*DRAWING, "one_hot"):
+        raise ArgumentError(
+            f"zero is {shown(zero)} beside estimator {estimator!r}, whose gates are drawn: use 'gate'."
         )
-        raise ArgumentError(f"zero is {shown(zero)} beside {what}: use 'gate'.")
-    if found != "gate" and max(given) > 255:
-        raise ArgumentError(f"num_components is {max(given)} beside zero {shown(zero)}, but must be at most 255.")
+    if isinstance(found, float) and coded:
+        raise ArgumentError(
+            f"zero is {shown(zero)} beside coded, whose zeros no threshold has made: use 'gate', or 'codeword'."
+        )
+    beside = [*given, *(value.num_components for value in (coded or {}).values())]
+    if found != "gate" and max(beside) > 255:
+        raise ArgumentError(f"num_components is {max(beside)} beside zero {shown(zero)}, but must be at most 255.")
     if isinstance(found, float) and (set(given) != {2} or grid != "free"):
         raise ArgumentError(
             f"zero is {shown(zero)} beside num_components {sorted(set(given))} and grid {grid!r}, but a threshold "

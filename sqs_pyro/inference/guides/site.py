@@ -8,6 +8,7 @@ import torch
 from pyro.distributions import constraints
 from pyro.nn import PyroParam
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sqs_pyro.arguments import is_whole
 from sqs_pyro.distributions import Codebook, CodebookGMM, LatentSpikeAndSlab
@@ -239,9 +240,13 @@ class SiteGuide(OwningModule):
             )
         # G of the coded tensor, which the constructor has taken for the site's.
         codes, mask = (self.grouped(value.to(self.latent.device)) for value in (coded.codes, coded.mask))  # [G, n]
+        codebook = coded.codebook.to(self.latent)
+        if self.zero == "codeword":  # the first, and no gate is closed
+            codes, codebook = (codes + 1) * mask, pad(codebook, (1, 0))
+            mask = torch.ones_like(mask)
         self.codes.copy_(codes)
         self.mask.copy_(mask.view(self.shape))
-        self.loc = coded.codebook.to(self.latent)
+        self.loc = codebook
         counts = count_codes(codes, mask, self.num_components)  # [G, K]
         # Half a count more: a component that no weight uses stays possible.
         self.mixing_logits = ((counts + 0.5) / (counts + 0.5).sum(1, keepdim=True)).log().to(self.latent)

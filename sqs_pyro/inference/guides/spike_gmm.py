@@ -81,7 +81,8 @@ class SpikeGMMGuide(PosteriorGuide):
             consecutive weights of a tile.
         init: pretrained value of each site, by site name; by default ``model.site_values()``.
         coded: codes, mask and codebook that a site starts from instead of K-means, by site name; they also say its
-            ``num_components`` and ``groups``.
+            ``num_components`` and ``groups``. Codes follow latents from the first step on, so latents that they
+            are not of (``init``) give others.
         grid: ``"free"`` codewords, or ``"uniform"``: whole numbers times a step of each codebook, which learns.
         zero: ``"gate"``: closed gates say which weights are zero. ``"codeword"``: zero is one more codeword, which
             responsibilities, or the nearest, give to weights; gates stay open. A number t below 1, with two

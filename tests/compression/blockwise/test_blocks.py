@@ -273,11 +273,20 @@ class TestSettling:
                 spread = layer.weight.detach().std()
                 codes = (layer.weight > 0).to(torch.uint8)
                 mask = layer.weight.abs() > 0.5 * spread
-                values = torch.stack([-1.3 * spread, 1.3 * spread])[None].float()
+                values = torch.stack([-1.3 * spread, 1.3 * spread])[None].half().float()
                 rows = layer.weight.detach().std(1) / spread
                 each = rows.half().float() if scales else None
                 found[f"{name}.weight"] = CodedTensor(codes * mask, mask, values, each)
         return found
+
+    def error(self, block, weights, minibatches):
+        state = {name: value.dense() for name, value in weights.items()}
+        with torch.no_grad():
+            outputs = [
+                torch.func.functional_call(block, state, (hidden, *args[0]), args[1])
+                for hidden, args, _ in minibatches
+            ]
+        return relative_error(outputs, [target for _, _, target in minibatches])
 
     @pytest.mark.parametrize("scales", [pytest.param(False, marks=pytest.mark.slow), True])
     def test_moves_codewords_and_norms_but_no_code(self, scales):
@@ -285,20 +294,10 @@ class TestSettling:
         coded = self.coded(block, scales)
         layers = dict(block.named_modules())
         norm = block.input_layernorm.weight.detach().clone()
-
-        def error(weights):
-            state = {name: value.dense() for name, value in weights.items()}
-            with torch.no_grad():
-                outputs = [
-                    torch.func.functional_call(block, state, (hidden, *args[0]), args[1])
-                    for hidden, args, _ in minibatches
-                ]
-            return relative_error(outputs, [target for _, _, target in minibatches])
-
-        before = error(coded)
+        before = self.error(block, coded, minibatches)
         recipe = BlockwiseRecipe(settle_steps=60, codebook_learning_rate=1e-2)
         settled = settle(block, coded, minibatches, recipe, seed=0)
-        assert error(settled) < 0.9 * before
+        assert self.error(block, settled, minibatches) < 0.9 * before
         for name in coded:
             assert torch.equal(settled[name].codes, coded[name].codes)
             assert torch.equal(settled[name].mask, coded[name].mask)
@@ -307,6 +306,26 @@ class TestSettling:
             assert not scales or torch.equal(settled[name].scales, coded[name].scales)
         assert dict(block.named_modules()) == layers
         assert not torch.equal(block.input_layernorm.weight, norm)
+
+    @pytest.mark.parametrize("grid", ["free", "uniform"])
+    def test_moves_codes_and_zeros_where_asked(self, grid):
+        block, minibatches = self.block()
+        coded = self.coded(block, scales=True)
+        with torch.no_grad():  # as coding leaves a block
+            for name, value in coded.items():
+                block.get_parameter(name).copy_(value.dense())
+        before = self.error(block, coded, minibatches)
+        recipe = BlockwiseRecipe(moving_steps=60, grid=grid)
+        moved = settle(block, coded, minibatches, recipe, seed=0)
+        stayed = settle(self.block()[0], coded, minibatches, BlockwiseRecipe(settle_steps=60, grid=grid), seed=0)
+        error = self.error(block, moved, minibatches)
+        assert error < 0.8 * before
+        assert error < self.error(block, stayed, minibatches)
+        for name, value in moved.items():
+            assert value.num_components == coded[name].num_components
+            changed = (value.dense() != 0) != (coded[name].dense() != 0)
+            assert 0 < float(changed.float().mean()) < 0.5
+            assert grid == "free" or torch.equal(value.codebook, coded[name].codebook)
 
     def test_follows_its_seed(self):
         found = []

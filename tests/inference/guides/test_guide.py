@@ -8,7 +8,7 @@ from pyro import poutine
 from torch import nn
 
 from sqs_pyro.distributions import SpikeAndSlab
-from sqs_pyro.errors import NetworkError, RecipeError
+from sqs_pyro.errors import ArgumentError, NetworkError, RecipeError
 from sqs_pyro.inference.elbo import SQSELBO
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.inference.guides.windows import EqualMass, OutlierAware
@@ -290,6 +290,25 @@ class TestCodedStart:
         value = draw(guide)
         assert all(torch.equal(value[name].detach(), coded[name].dense()) for name in coded)
 
+    def test_zeros_move_where_zero_is_a_codeword(self, model):
+        coded = self.coded(model)
+        start = {name: value.dense() for name, value in coded.items()}
+        guide = SpikeGMMGuide(model, init=start, coded=coded, zero="codeword", estimator="straight_through")
+        for name, hard in guide.harden(torch.float32).items():
+            assert torch.equal(hard.dense(), start[name])
+            assert hard.num_components == coded[name].num_components
+        name, site = next(iter(guide.site_guides().items()))
+        value = coded[name].codebook[0, 1]
+        with torch.no_grad():
+            latent = site.latent.clone()
+            zero = (start[name] == 0).nonzero()[0]
+            other = (start[name] == value).nonzero()[0]
+            latent[*zero], latent[*other] = value, 0.0
+            site.latent = latent
+        moved = guide.harden(torch.float32)[name].dense()
+        assert moved[*zero] == value and moved[*other] == 0
+        assert int((moved != start[name]).sum()) == 2
+
     def test_shares_and_widths_are_those_of_the_weights(self, model):
         coded = self.coded(model)
         guide = SpikeGMMGuide(model, coded=coded, estimator="straight_through")
@@ -314,6 +333,8 @@ class TestCodedStart:
             SpikeGMMGuide(model, coded={"nowhere": coded[first]}, estimator="straight_through")
         with pytest.raises(NetworkError, match=f"The coded weight of '{second}' has shape"):
             SpikeGMMGuide(model, 3, coded={second: coded[first]}, estimator="straight_through")
+        with pytest.raises(ArgumentError, match=r"zero is 0.05 beside coded, whose zeros no threshold has made"):
+            SpikeGMMGuide(model, 2, coded={second: coded[second]}, zero=0.05, estimator="straight_through")
 
 
 class TestWindows:
