@@ -52,9 +52,10 @@ def drawn_classes(probabilities: Tensor, draws: int) -> Tensor:
     found = []
     for rows in probabilities.split(max(1, _AT_ONCE // probabilities.shape[-1])):
         reached = rows.cumsum(-1, dtype=dtype)  # [rows, C]
-        # Of [0, 1): below the last sum, so that each draw is in a class, and never in one of probability 0.
+        # Of [0, 1): below the last sum, but for a product that is rounded up to it, and then behind all classes.
         uniform = torch.rand(len(rows), draws, dtype=dtype, device=rows.device)
-        found.append(torch.searchsorted(reached, uniform * reached[:, -1:], right=True))
+        drawn = torch.searchsorted(reached, uniform * reached[:, -1:], right=True)
+        found.append(drawn.clamp_(max=rows.shape[-1] - 1))
     return torch.cat(found).T
 
 
