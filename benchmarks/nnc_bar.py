@@ -417,11 +417,12 @@ def main() -> None:
         "fp32": envelope([row for row in rows if not row["zeros"]]),
         "fine_tuned": envelope([row for row in rows if row["zeros"]]),
     }
+    ours = [(path.name, point) for path in args.ours for point in json.loads(path.read_text())["points"]]
     comparisons = [
-        compared(curves["fine_tuned"], point) | {"file": path.name}
-        for path in args.ours
-        for point in json.loads(path.read_text())["points"]
-        if curves["fine_tuned"]
+        {"nnc": name, "file": file} | compared(curve, point)
+        for name, curve in curves.items()
+        for file, point in ours
+        if curve
     ]
     for row in comparisons:
         print(row)
