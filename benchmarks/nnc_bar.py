@@ -28,6 +28,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,16 @@ def serve_streams() -> None:
 
 
 class Codec:
-    """nncodec in a process of its own."""
+    """nncodec in a process of its own, which starts with the first network."""
 
     def __init__(self, python: str) -> None:
-        self.process = subprocess.Popen(
-            [python, __file__, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self.python = python
+
+    @cached_property
+    def process(self) -> "subprocess.Popen[str]":
+        """Which reads and answers lines."""
+        command = [self.python, __file__, "--serve"]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __call__(self, net: Any, settings: Mapping[str, Any]) -> tuple[int, Any]:
         """Return the bytes of a network's stream, and the network that is read from it."""
