@@ -59,6 +59,7 @@ RATES, LAWS, TAUGHT = (
     "fashion_mnist_laws_of_zeros",
     "fashion_mnist_laws_distilled",
 )
+ADAPTIVE = "fashion_mnist_adaptive"
 RATE, KERNELS = "a rate a layer", "channels and kernels"
 OWN_NORM, DIGITS = "averaging_fashion_mnist_own_batch_norm", "averaging_digits"
 PACKED, SCALED, DRAWN = "packed", "packed, scaled", "packed, average of 10"
@@ -291,6 +292,34 @@ CLAIMS = [
         of_study(TAUGHT, RATE, "accuracy"),
         0,
         **POINTS,
+    ),
+    Claim(
+        {
+            "rate_distortion.md": "94.08 (94.25, 94.22, 94.11, 93.91, 93.89) | 0.54 ± 0.21",
+            "goals.md": "[ratio 45 at 0.54 ± 0.21 point]",
+        },
+        "adaptive at ratio 45 with a teacher: points below fp32",
+        seeds,
+        of_study(ADAPTIVE, "ratio 45", "accuracy_drop"),
+        0,
+        1,
+        **POINTS,
+    ),
+    *(
+        Claim(
+            {"rate_distortion.md": sentence},
+            f"with a teacher, adaptive at ratio 45 less {name} at 32, accuracy",
+            seeds,
+            of_study(ADAPTIVE, "ratio 45", "accuracy"),
+            of_study(TAUGHT, variant, "accuracy"),
+            claimed,
+            **POINTS,
+        )
+        for name, variant, claimed, sentence in (
+            ("Deep Compression", DEEP, 0, "of Deep Compression at ratio 32 (0.00 ± 0.19 point)"),
+            ("a ρ a layer", RATE, 0, "It is 0.16 ± 0.32 point below a ρ a layer at 32"),
+            ("channels and kernels", KERNELS, -1, "and 0.18 ± 0.14 below its own law there"),
+        )
     ),
     Claim(
         {"format.md": "93.74 % accuracy in place of 93.73, one image of 10,000"},
