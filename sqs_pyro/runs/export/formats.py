@@ -262,8 +262,10 @@ class GGUF(Format):
             # A directory without a tokenizer is a network of ids.
             has_words = (source.path / "tokenizer.json").exists()
             tokenizer = transformers.AutoTokenizer.from_pretrained(source.path) if has_words else None
-            packed = write_gguf(source.net, dense, tokenizer, made)
-            loaded = type(dense).from_pretrained(made.parent, gguf_file=made.name).eval()
+            written = made.with_name(f"{made.stem}.gguf")  # transformers knows the format by its name alone
+            packed = write_gguf(source.net, dense, tokenizer, written)
+            loaded = type(dense).from_pretrained(written.parent, gguf_file=written.name).eval()
+            written.rename(made)
         why = "no whole numbers, or rows of no multiple of 32: float16"
         return _exported(source.net, packed, why), lambda inputs: outputs(loaded, inputs)
 
