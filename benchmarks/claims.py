@@ -297,6 +297,7 @@ CLAIMS = [
         {
             "rate_distortion.md": "94.08 (94.25, 94.22, 94.11, 93.91, 93.89) | 0.54 ± 0.21",
             "goals.md": "[ratio 45 at 0.54 ± 0.21 point]",
+            "README.md": "| 94.08 | 0.54 ± 0.21 (0.37, 0.40, 0.51, 0.71, 0.73) |",
         },
         "adaptive at ratio 45 with a teacher: points below fp32",
         seeds,
