@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import sqs_pyro  # noqa: F401  # first: transformers imports a torchvision that may need to be repaired
+
 transformers = pytest.importorskip("transformers")
 
 _SENTENCES = (
