@@ -958,32 +958,33 @@ CLAIMS = [
             ),
         )
     ),
-    Claim(
-        {"blockwise_ranks.md": "Two ranks are 1.85 times as fast as one"},
-        "two blocks, one rank over two, seconds of the processor",
-        run,
-        ("ranks.json", "ranks", 0, "seconds"),
-        ("ranks.json", "ranks", 1, "seconds"),
-        1,
-        **TIMES,
-    ),
-    Claim(
-        {"blockwise_ranks.md": "of the first eight 1.76 times"},
-        "eight blocks, one rank over two, seconds of the processor",
-        run,
-        ("ranks_eight_blocks.json", "ranks", 0, "seconds"),
-        ("ranks_eight_blocks.json", "ranks", 1, "seconds"),
-        1,
-        **TIMES,
-    ),
-    Claim(
-        {"blockwise_ranks.md": "and 85 s on two: 1.48 times as fast"},
-        "eight blocks, one rank over two, by the clock",
-        run,
-        ("ranks_eight_blocks_wall.json", "ranks", 0, "seconds"),
-        ("ranks_eight_blocks_wall.json", "ranks", 1, "seconds"),
-        1,
-        **TIMES,
+    *(
+        Claim(
+            {"blockwise_ranks.md": sentence},
+            what,
+            run,
+            (file, "ranks", 0, "seconds"),
+            (file, "ranks", 1, "seconds"),
+            1,
+            **TIMES,
+        )
+        for sentence, what, file in (
+            (
+                "Two ranks are 1.85 times as fast as one",
+                "two blocks, one rank over two, seconds of the processor",
+                "ranks.json",
+            ),
+            (
+                "of the first eight 1.76 times",
+                "eight blocks, one rank over two, seconds of the processor",
+                "ranks_eight_blocks.json",
+            ),
+            (
+                "and 85 s on two: 1.48 times as fast",
+                "eight blocks, one rank over two, by the clock",
+                "ranks_eight_blocks_wall.json",
+            ),
+        )
     ),
     Claim(
         {"measured.md": "interleaved, mean of 40 steps of one run"},

@@ -20,8 +20,8 @@ from sqs_pyro.models import BayesianNetwork
 from sqs_pyro.networks.block_stack import BlockArguments, run_block
 from sqs_pyro.packing import CodedTensor
 
-#: Codewords that a latent may pass in all steps together, were its gradient always of one sign: half of what is
-#: reached with rates that fall to nothing.
+#: Codewords that a latent would pass in all steps together, were its gradient always of one sign and the rate its
+#: highest; as rates fall to nothing, half of them.
 _TRAVEL = 2.0
 
 
@@ -127,7 +127,8 @@ def _train(
     steps: int,
     generator: torch.Generator,
 ) -> None:
-    elbo = SQSELBO(kl_weight=0.0)  # with codes and gates fixed the learned prior's KL is a constant
+    # At fixed codes and gates the learned prior's KL is a constant; codes that move are left to the likelihood.
+    elbo = SQSELBO(kl_weight=0.0)
     optimizer = settling_optimizer(model, guide, recipe, steps)
     for step in range(steps):
         i = int(torch.randint(len(minibatches), (1,), generator=generator))

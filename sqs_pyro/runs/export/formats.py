@@ -262,7 +262,7 @@ class GGUF(Format):
             # A directory without a tokenizer is a network of ids.
             has_words = (source.path / "tokenizer.json").exists()
             tokenizer = transformers.AutoTokenizer.from_pretrained(source.path) if has_words else None
-            written = made.with_name(f"{made.stem}.gguf")  # transformers knows the format by its name alone
+            written = made.with_suffix(".gguf")  # transformers knows the format by its name alone
             packed = write_gguf(source.net, dense, tokenizer, written)
             loaded = type(dense).from_pretrained(written.parent, gguf_file=written.name).eval()
             written.rename(made)
