@@ -40,7 +40,7 @@ class LayerRate:
     ) -> "LayerRate":
         """Make it of a weight of any shape, which is to have ``max_components`` values besides zero at most."""
         stride = max(1, weight.numel() // _SAMPLE)
-        sample = weight.detach().reshape(-1)[::stride].float().cpu()
+        sample = weight.detach().reshape(-1)[::stride].float().cpu().contiguous()
         most = math.inf if max_components is None else _entropy_of_few(sample, max_components)
         return cls(sample.sort().values, weight.numel(), precision, extra, most)
 
