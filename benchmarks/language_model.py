@@ -23,6 +23,7 @@ import json
 import resource
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,50 @@ def shown(row: dict[str, Any], base: dict[str, float]) -> str:
     return f"{row['method']:<44}{row['bits']:>6.2f}{figures}"
 
 
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A network, what it is compressed from and judged by, and rows of methods, of which fp32's is the first.
+
+    Attributes:
+        net: the network.
+        judges: token sequences by the name of their text.
+        cache: file of ``sequences``.
+        sequences: of the calibration.
+        about: what figures depend on.
+        base: the network's own perplexities, by the name of the text.
+        rows: measured so far.
+        out: written with each row.
+    """
+
+    net: nn.Module
+    judges: dict[str, Tensor]
+    cache: Path
+    sequences: Tensor
+    about: dict[str, Any]
+    base: dict[str, float]
+    rows: list[dict[str, Any]]
+    out: Path
+
+    @classmethod
+    def begun(cls, args: argparse.Namespace) -> "Table":
+        torch.set_num_threads(args.threads)
+        torch.manual_seed(0)
+        net, tokenizer = language_model(args.packages)
+        judges = texts(tokenizer, args.foreign, args.tokens)
+        cache = calibration_file(args.dir, args.sequences, args.further)
+        sequences = calibration(net, tokenizer, args.sequences, args.further, cache)
+        about = circumstances(judges, sequences, args.further, args.foreign)
+        base = judged(net, judges)
+        first = {"method": "fp32", "bits": 32.0, **base}
+        print(shown(first, base), flush=True)
+        return cls(net, judges, cache, sequences, about, base, [first], args.out)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        print(shown(row, self.base), flush=True)
+        write_figures(self.out, {**self.about, "rows": self.rows})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", type=Path)
@@ -188,28 +233,14 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path("runs/language_model"))
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    net, tokenizer = language_model(args.packages)
-    judges = texts(tokenizer, args.foreign, args.tokens)
-    cache = calibration_file(args.dir, args.sequences, args.further)
-    sequences = calibration(net, tokenizer, args.sequences, args.further, cache)
-    base = judged(net, judges)
-    rows: list[dict[str, Any]] = [{"method": "fp32", "bits": 32.0, **base}]
-    print(shown(rows[0], base), flush=True)
+    table = Table.begun(args)
     changes = changed_keys(args.changes)
-    about = circumstances(judges, sequences, args.further, args.foreign)
-
-    def add(row: dict[str, Any]) -> None:
-        rows.append(row)
-        print(shown(row, base), flush=True)
-        write_figures(args.out, {**about, "rows": rows})
-
     if args.others:
-        for row in others(net, compressed_layers(net), judges, other_methods(args.gptq, cache, args.packages)):
-            add(row)
+        methods = other_methods(args.gptq, table.cache, args.packages)
+        for row in others(table.net, compressed_layers(table.net), table.judges, methods):
+            table.add(row)
     for size in [{"bits": bits} for bits in args.bits] + [{"megabytes": size} for size in args.megabytes]:
-        add(ours(net, sequences, {**size, **changes}, judges, args.dir))
+        table.add(ours(table.net, table.sequences, {**size, **changes}, table.judges, args.dir))
 
 
 if __name__ == "__main__":

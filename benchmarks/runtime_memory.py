@@ -17,21 +17,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
-from figures import write_figures
-from language_model import (
-    calibration,
-    calibration_file,
-    changed_keys,
-    circumstances,
-    judged,
-    others,
-    ours,
-    shown,
-    texts,
-)
+from language_model import Table, changed_keys, others, ours
 from other_methods import Method, autoround, compressed_layers, hqq, nf4, rounded
-from packaged_weights import language_model
 from torch import nn
 
 from sqs_pyro import load
@@ -103,35 +90,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    net, tokenizer = language_model(args.packages)
-    judges = texts(tokenizer, args.foreign, args.tokens)
-    cache = calibration_file(args.dir, args.sequences, args.further)
-    sequences = calibration(net, tokenizer, args.sequences, args.further, cache)
-    base = judged(net, judges)
-    rows: list[dict[str, Any]] = [{"method": "fp32", "bits": 32.0, **base}]
-    about = circumstances(judges, sequences, args.further, args.foreign)
-    about |= {"blocks": args.blocks or "all", "autoround_iterations": args.iterations}
-
-    def add(row: dict[str, Any]) -> None:
-        rows.append(row)
-        print(shown(row, base), flush=True)
-        write_figures(args.out, {**about, "rows": rows})
-
+    table = Table.begun(args)
+    net = table.net
+    table.about.update(blocks=args.blocks or "all", autoround_iterations=args.iterations)
     left = [path for i, path in enumerate(block_paths(net)) if args.blocks and i not in args.blocks]
     layers = {
         name: layer
         for name, layer in compressed_layers(net).items()
         if not name.startswith(tuple(f"{path}." for path in left))
     }
-    for row in others(net, layers, judges, other_methods(args, cache)):
-        add(row if "missing" in row else {**row, "memory_bits": row["bits"]})
+    for row in others(net, layers, table.judges, other_methods(args, table.cache)):
+        table.add(row if "missing" in row else {**row, "memory_bits": row["bits"]})
     for name, keys in recipes(args, left).items():
         place = "-".join([name, *map(str, args.blocks)])
-        row = ours(net, sequences, keys, judges, args.dir, place)
+        row = ours(net, table.sequences, keys, table.judges, args.dir, place)
         memory = memory_bits(args.dir / f"{place}.safetensors", net)
-        add({**row, "method": f"blockwise, {name}", "recipe": keys, "memory_bits": memory})
+        table.add({**row, "method": f"blockwise, {name}", "recipe": keys, "memory_bits": memory})
 
 
 if __name__ == "__main__":
