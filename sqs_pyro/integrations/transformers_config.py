@@ -9,11 +9,12 @@ from sqs_pyro.documents import shown
 from sqs_pyro.errors import PackedFileError
 from sqs_pyro.integrations.pending import STORED
 from sqs_pyro.integrations.records import read_record
+from sqs_pyro.packing.layouts import SCALE_BYTES
 from sqs_pyro.packing.record import TensorRecord
 from sqs_pyro.packing.stored import WEIGHT_PREFIX
 
 METHOD = "sqs"
-CHECKPOINT_VERSION = 2  # the newest: scales of out-channels; without them a checkpoint stays version 1
+CHECKPOINT_VERSION = 3  # the newest: scales of parts of out-channels; one without any scales stays version 1
 
 
 class SQSConfig(QuantizationConfigMixin):
@@ -89,13 +90,17 @@ def stored_name(parameter: str) -> str:
 
 def _version(tensors: Mapping[str, Any] | None) -> int:
     records = tensors.values() if isinstance(tensors, Mapping) else ()
-    # Version 1 readers do not know the part, and would refuse the tensor without a reason.
-    return 2 if any(_has_scales(record) for record in records) else 1
+    # Readers that do not know the part, or only one of a scale for each out-channel, would refuse the tensor
+    # without a reason.
+    return max((_version_of(record) for record in records), default=1)
 
 
-def _has_scales(record: Any) -> bool:
-    parts = record.get("parts") if isinstance(record, Mapping) else None
-    return isinstance(parts, list) and "scales" in parts
+def _version_of(record: Any) -> int:
+    try:
+        scales = dict(zip(record["parts"], record["lengths"], strict=True))["scales"]
+        return 2 if scales == SCALE_BYTES * record["shape"][0] else 3
+    except (TypeError, KeyError, IndexError, ValueError):
+        return 1  # it has none, or is told to be wrong when its tensor is asked for
 
 
 def _check_version(version: int) -> None:

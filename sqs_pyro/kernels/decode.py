@@ -2,9 +2,10 @@
 
 At run time a weight is ``codes`` (uint8, bit-packed), ``table`` (uint8 ``[G, 4·S]``, the bytes of float32
 ``[G, S]``, so that casting a network to half precision leaves it alone), in the bitmap form ``mask`` (uint8, one
-bit a weight), and for out-channels with scales ``scales`` (uint8 ``[4·N]``, the bytes of float32 ``[N]``). In the
-dense form zero is an entry of the table like any other. The forms of the CPU kernels are the dense one with its
-codes in another order: ``tiled`` (:mod:`sqs_pyro.kernels.tiled`) or ``rows`` (:mod:`sqs_pyro.kernels.rows`).
+bit a weight), and for out-channels with scales ``scales`` (uint8 ``[4·N]``, the bytes of float32 ``[N]``), or for
+B parts of each (uint8 ``[N, 2·B]``, the bytes of float16 ``[N, B]``, of which there are many). In the dense form
+zero is an entry of the table like any other. The forms of the CPU kernels are the dense one with its codes in
+another order: ``tiled`` (:mod:`sqs_pyro.kernels.tiled`) or ``rows`` (:mod:`sqs_pyro.kernels.rows`).
 """
 
 import math
@@ -37,7 +38,8 @@ class PackedArgs(NamedTuple):
         mask: uint8, one bit a weight, in the bitmap form; else None.
         shape: of the weight.
         bits: 0..8; 0 where all codes are 0.
-        scales: uint8, float32 bytes of each out-channel's scale, or None.
+        scales: uint8, float32 bytes of each out-channel's scale ``[4·N]``, or float16 bytes of those of its parts
+            ``[N, 2·B]``, or None.
         form: ``"dense"``, ``"bitmap"``, ``"tiled"`` or ``"rows"``.
     """
 
@@ -176,10 +178,18 @@ def read_table(packed: PackedArgs) -> Tensor:
 
 
 def read_scales(packed: PackedArgs) -> Tensor | None:
-    """Return the out-channels' scales, float32 ``[N]``, on the CPU, or None."""
-    return None if packed.scales is None else packed.scales.cpu().clone().view(torch.float32)
+    """Return scales, float32 ``[N]`` or, of parts of out-channels, ``[N, B]``, on the CPU, or None."""
+    if packed.scales is None:
+        return None
+    stored = packed.scales.cpu().clone()  # aligned, as a table's
+    return stored.view(torch.float32) if stored.dim() == 1 else stored.view(torch.float16).float()
+
+
+def write_scales(scales: Tensor | None) -> Tensor | None:
+    """Return scales, ``[N]`` or ``[N, B]``, as :class:`PackedArgs` has them."""
+    return None if scales is None else write_table(scales if scales.dim() == 1 else scales.half())
 
 
 def write_table(values: Tensor) -> Tensor:
-    """Return float32 ``[..., S]`` as uint8 ``[..., 4·S]``."""
+    """Return the bytes of numbers ``[..., S]``, of float32 uint8 ``[..., 4·S]``."""
     return values.contiguous().view(torch.uint8)

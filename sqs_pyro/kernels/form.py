@@ -11,7 +11,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sqs_pyro.kernels.decode import TRANSCODERS, PackedArgs, read_scales, read_symbols, read_table, write_table
+from sqs_pyro.kernels.decode import (
+    TRANSCODERS,
+    PackedArgs,
+    read_scales,
+    read_symbols,
+    read_table,
+    write_scales,
+    write_table,
+)
 from sqs_pyro.kernels.gpu.register import gpu_kernels
 from sqs_pyro.kernels.native import native_kernels
 from sqs_pyro.kernels.rows import fits_rows, rows_size
@@ -50,6 +58,7 @@ def best_form(args: PackedArgs, bits: int, uses: Collection[str], device: str) -
         device: type of the device it is on.
     """
     groups = args.table.shape[0]
+    parts = args.scales.shape[1] // 2 if args.scales is not None and args.scales.dim() == 2 else 1
     plain = "dense" if args.mask is None else "bitmap"
     # One user that reads the weight decides: its decoded copy is there anyway, and packed products would come on
     # top.
@@ -58,6 +67,8 @@ def best_form(args: PackedArgs, bits: int, uses: Collection[str], device: str) -
     if bits == 0:
         return RuntimeForm(plain, False, "all weights are one value")
     # GPUs multiply with the codes as they are in a file; for convolutions there is no kernel.
+    if device == "cuda" and parts > 1:
+        return RuntimeForm(plain, False, "no GPU kernel for scales of parts of outputs")
     if device == "cuda" and "convolution" not in uses:
         if gpu_kernels() is None:
             return RuntimeForm(plain, False, "no Triton")
@@ -66,11 +77,14 @@ def best_form(args: PackedArgs, bits: int, uses: Collection[str], device: str) -
         return RuntimeForm(plain, False, f"no kernel for this product on {device}")
     if args.mask is not None:
         return RuntimeForm(plain, False, f"{args.table.shape[1] // 4} values and zero do not fit into 8 bits")
-    # Tiles are for one codebook or, of a convolution, several; matrices with several have a kernel of their own.
-    form = "tiled" if groups == 1 or "convolution" in uses else "rows"
-    if not (args.shape[0] % groups == 0 if form == "tiled" else fits_rows(args.shape, groups)):
+    # Tiles are for one codebook or, of a convolution, several; matrices with several, or with several scales an
+    # output, have a kernel of their own.
+    form = "tiled" if groups == parts == 1 or "convolution" in uses else "rows"
+    fits = args.shape[0] % groups == 0 and parts == 1 if form == "tiled" else fits_rows(args.shape, groups, parts)
+    if not fits:
         each = math.prod(args.shape) // groups
-        return RuntimeForm(plain, False, f"no kernel for {groups} codebooks of {each} weights")
+        scales = f" and {parts} scales an output" if parts > 1 else ""
+        return RuntimeForm(plain, False, f"no kernel for {groups} codebooks of {each} weights{scales}")
     # Last, because it may compile: only a weight that a kernel would take.
     if not native_kernels(form):
         return RuntimeForm(plain, False, "no compiled kernels")
@@ -90,12 +104,13 @@ def runtime_args(packed: PackedTensor, uses: Collection[str]) -> tuple[PackedArg
     dense_bits = get_layout("dense").bits(packed.num_components, has_zeros)
     if dense_bits > MAX_BITS:  # 256 values and zero
         return _bitmap_args(packed.unpack())
-    rows, scales = packed.codebook(), packed.scales()  # [G, K], [N]
+    rows = packed.codebook()  # [G, K]
     if has_zeros:
         rows = torch.cat([rows.new_zeros(len(rows), 1), rows], dim=1)  # [G, 1 + K]: zero is symbol 0
-    stored_scales = None if scales is None else write_table(scales)  # uint8 [4 · N]
     empty = torch.empty(0, dtype=torch.uint8)  # codes that no form has been chosen for
-    args = PackedArgs(empty, write_table(rows), None, packed.shape, dense_bits, stored_scales, "dense")
+    args = PackedArgs(
+        empty, write_table(rows), None, packed.shape, dense_bits, write_scales(packed.scales()), "dense"
+    )
     # Weights are read on the CPU; a network that is moved chooses again (`PackedWeight._apply`).
     form = best_form(args, dense_bits, uses, "cpu").name
     bits = tiled_bits(dense_bits) if form in TRANSCODERS else dense_bits  # in memory some widths are not there
@@ -118,7 +133,7 @@ def _bitmap_args(coded: CodedTensor) -> tuple[PackedArgs, int]:
     bits = layout.bits(coded.num_components, has_zeros=True)
     parts = layout.pack_parts(coded, bits)
     table = write_table(coded.codebook)  # uint8 [G, 4 · K]: zero is what the mask says
-    scales = None if coded.scales is None else write_table(coded.scales)
+    scales = write_scales(coded.scales)
     return PackedArgs(parts["codes"], table, parts["mask"], coded.shape, bits, scales, "bitmap"), bits
 
 

@@ -1,10 +1,11 @@
-"""The run-time layout of CPU kernels for matrices of several codebooks: a word holds codes of one row.
+"""The run-time layout of CPU kernels for matrices of several codebooks or scales: a word holds codes of one row.
 
 A row's codes are 64-byte words of 32 halves. A word holds those of ``32 P`` consecutive inputs, with
 ``P = 16 // bits``: code c of half h, from the lowest bit up, belongs to input ``32 c + h``. Inputs behind the last
 have code 0. Codes of 6 and 7 bits take 8.
 
-``kernels/cpu/rows.cpp`` multiplies with it. A codebook serves whole rows, or a multiple of 32 inputs of one.
+``kernels/cpu/rows.cpp`` multiplies with it. A codebook serves whole rows, or a multiple of 32 inputs of one; a
+scale likewise.
 """
 
 import numpy as np
@@ -15,11 +16,13 @@ from torch import Tensor
 _HALVES = 32
 
 
-def fits_rows(shape: tuple[int, ...], groups: int) -> bool:
-    """Return whether the kernels can multiply with a weight of ``groups`` codebooks."""
+def fits_rows(shape: tuple[int, ...], groups: int, parts: int = 1) -> bool:
+    """Return whether the kernels can multiply with a weight of ``groups`` codebooks and ``parts`` scales a row."""
     if len(shape) != 2:
         return False
     outputs, inputs = shape
+    if parts > 1 and inputs % (parts * _HALVES):
+        return False
     # Whole rows share a codebook, or parts of a row of whole words' chunks do: a register holds one table at a
     # time.
     return outputs % groups == 0 or (groups % outputs == 0 and inputs % (groups // outputs * _HALVES) == 0)

@@ -28,9 +28,10 @@ class CodedTensor:
         codes: uint8 ``[*shape]``, index into the group's codebook row; 0 where ``mask`` is False.
         mask: bool ``[*shape]``, True where the weight is not zero.
         codebook: float32 ``[G, K]`` with 1 <= K <= 256, all finite.
-        scales: float32 ``[shape[0]]``, positive numbers of float16: what each out-channel's codebook values are
-            multiplied by; None is 1 for all. So channels of different sizes share one codebook and one table of
-            frequencies.
+        scales: float32, positive numbers of float16, that codebook values are multiplied by: ``[shape[0]]``, one
+            of each out-channel, or ``[shape[0], B]``, one of each of B >= 2 equal contiguous parts of its weights.
+            None is 1 for all. So channels, or groups of their inputs, of different sizes share one codebook and
+            one table of frequencies.
 
     Raises:
         NetworkError: where a shape, a dtype, a code or a codebook value breaks the above.
@@ -89,7 +90,7 @@ class CodedTensor:
         return torch.where(self.mask, values, values.new_zeros(()))
 
     def whole_numbers(self) -> tuple[Tensor, Tensor] | None:
-        """Return the weights as whole numbers, int8 ``[*shape]``, times scales of out-channels, float32 ``[N]``.
+        """Return the weights as whole numbers, int8 ``[*shape]``, times scales, float32 ``[N]`` or ``[N, B]``.
 
         None where a codebook is no whole numbers times one step, or its weights are no whole out-channels.
         """
@@ -100,7 +101,7 @@ class CodedTensor:
         numbers, steps = found
         values = look_up(numbers, self.codes.reshape(groups, -1)).view(self.shape)
         steps = steps.repeat_interleave(channels // groups)  # [G] -> [N]
-        scales = steps if self.scales is None else steps * self.scales
+        scales = steps if self.scales is None else scaled(self.scales, steps)
         return torch.where(self.mask, values, values.new_zeros(())), scales
 
 
@@ -143,8 +144,10 @@ def _same(first: Tensor | None, second: Tensor | None) -> bool:
 
 
 def scaled(values: Tensor, scales: Tensor | None) -> Tensor:
-    """Return values ``[N, ...]`` times ``scales`` ``[N]``, if there are any."""
-    return values if scales is None else values * scales.view(-1, *[1] * (values.dim() - 1))
+    """Return values ``[N, ...]`` times ``scales``, if there are any: ``[N]``, or ``[N, B]`` of equal parts."""
+    if scales is None:
+        return values
+    return (values.reshape(*scales.shape, -1) * scales.unsqueeze(-1)).view(values.shape)
 
 
 def look_up(table: Tensor, codes: Tensor) -> Tensor:
@@ -227,15 +230,22 @@ def _check_shapes(coded: CodedTensor) -> None:
             f"A weight tensor of shape {shape} has {numel} weights, which {groups} codebooks cannot share "
             "equally: the number of groups must divide a number of weights above zero."
         )
-    if coded.scales is not None and coded.scales.shape != shape[:1]:
+    if coded.scales is not None and not _scales_fit(tuple(coded.scales.shape), shape):
         raise NetworkError(
             f"Scales of shape {list(coded.scales.shape)} do not fit a weight of shape {list(shape)}: give one for "
-            "each out-channel, the first dimension."
+            "each out-channel, the first dimension, or two or more, of parts of equal size."
         )
 
 
+def _scales_fit(scales: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    if len(scales) == 1:
+        return scales == shape[:1]
+    each = math.prod(shape[1:])  # weights of an out-channel
+    return len(scales) == 2 and scales[0] == shape[0] and scales[1] >= 2 and each % scales[1] == 0
+
+
 def check_tables(codebook: Tensor, scales: Tensor | None) -> None:
-    """Check that a codebook ``[G, K]`` is finite, and that scales ``[N]`` are positive numbers of float16.
+    """Check that a codebook ``[G, K]`` is finite, and that scales are positive numbers of float16.
 
     Raises:
         NetworkError: they are not.

@@ -54,7 +54,7 @@ class PackedContents:
     @property
     def format_version(self) -> int:
         """The oldest version of the file format that can say what there is."""
-        tensors = ((packed.layout, packed.parts) for packed in self.tensors.values())
+        tensors = ((packed.layout, packed.shape[0], packed.num_scales) for packed in self.tensors.values())
         return format_version(tensors, self.draws, self.leftovers.values())
 
 
@@ -194,20 +194,17 @@ def with_metadata(known: Mapping[str, Any], own: Mapping[str, Any] | None) -> di
     return {**known, **(own or {})}
 
 
-def format_version(
-    tensors: Iterable[tuple[str, Iterable[str]]], draws: int | None, leftovers: Iterable[Tensor]
-) -> int:
-    """Return the oldest version for tensors of these layouts and parts, and for what is not compressed.
+def format_version(tensors: Iterable[tuple[str, int, int]], draws: int | None, leftovers: Iterable[Tensor]) -> int:
+    """Return the oldest version for tensors of these layouts, out-channels and scales, and for what is not coded.
 
     Version 2 can say draws, 3 scales of out-channels as well, 4 structured zeros as well, 5 adaptive streams and
-    numbers in fixed point, too.
+    numbers in fixed point, too, and 6 scales of parts of out-channels.
     """
-    if any(in_fixed_point(value) for value in leftovers):
-        return 5
     version = 1 if draws is None else 2
-    for layout, parts in tensors:
-        version = max(version, _VERSIONS.get(layout, 3 if "scales" in parts else 1))
-    return version
+    for layout, channels, scales in tensors:
+        of_scales = 1 if not scales else 3 if scales == channels else 6
+        version = max(version, of_scales, _VERSIONS.get(layout, 1))
+    return max(version, 5) if any(in_fixed_point(value) for value in leftovers) else version
 
 
 def _smallest(draws: CodedTensor, layout: str) -> PackedTensor:

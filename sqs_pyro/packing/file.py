@@ -27,7 +27,7 @@ from sqs_pyro.packing.manifest import Source, read_manifest, write_manifest
 from sqs_pyro.packing.record import TensorRecord
 
 FORMAT = "sqs-pyro"
-FORMAT_VERSION = 5  # the newest; a file that needs no newer one keeps an older version, which older programs read
+FORMAT_VERSION = 6  # the newest; a file that needs no newer one keeps an older version, which older programs read
 _WITH_WORDS = 5  # the first version whose manifests are compressed with words that all have in common
 _VERSIONS = tuple(str(version) for version in range(1, FORMAT_VERSION + 1))
 _DIGEST = 2 * hashlib.sha256().digest_size  # hexadecimal digits
@@ -90,7 +90,7 @@ def envelope(
     Raises:
         NetworkError: if something cannot be stored.
     """
-    tensors = ((record.layout, record.lengths) for record in records)
+    tensors = ((record.layout, record.shape[0], record.num_scales) for record in records)
     version = format_version(tensors, draws, leftovers.values())
     manifest, others = write_manifest(records, leftovers, metadata, draws, words=version >= _WITH_WORDS)
     size = sum(record.bytes for record in records) + sum(part.numel() for part in others)

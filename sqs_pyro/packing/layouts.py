@@ -21,6 +21,7 @@ from sqs_pyro.packing.canonical import canonical
 from sqs_pyro.packing.coded import MAX_COMPONENTS, CodedTensor, check_codes, check_tables
 
 _CODEBOOK_DTYPES = {"float16": torch.float16, "float32": torch.float32}
+SCALE_BYTES = 2  # of a scale in a file: float16
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +57,8 @@ class PackedTensor(Structure):
     """The bytes of one compressed tensor in one layout.
 
     Attributes:
-        parts: uint8 buffers ``[bytes]`` by name: ``"codebook"``, ``"scales"`` where out-channels have their own,
-            and what the layout needs.
+        parts: uint8 buffers ``[bytes]`` by name: ``"codebook"``, ``"scales"`` where out-channels or parts of them
+            have their own, and what the layout needs.
 
     Raises:
         PackedFileError: where the fields contradict each other or the size of a part.
@@ -67,7 +68,7 @@ class PackedTensor(Structure):
 
     def __post_init__(self) -> None:
         _check_fields(self)  # first: sizes are computed from the fields
-        sizes = part_sizes(self, "scales" in self.parts)
+        sizes = part_sizes(self, self.num_scales)
         # Lists: in a file the order of parts is that of their bytes.
         if list(self.parts) != list(sizes):
             raise PackedFileError(f"layout {self.layout!r} has the parts {list(sizes)}, not {list(self.parts)}")
@@ -79,6 +80,11 @@ class PackedTensor(Structure):
     def num_bytes(self) -> int:
         """Bytes of all parts."""
         return sum(part.numel() for part in self.parts.values())
+
+    @property
+    def num_scales(self) -> int:
+        """Number of scales; 0 where there are none."""
+        return self.parts["scales"].numel() // SCALE_BYTES if "scales" in self.parts else 0
 
     def in_memory(self) -> "PackedTensor":
         """Return the tensor with its bytes: itself, unless they are still on a disk."""
@@ -93,11 +99,12 @@ class PackedTensor(Structure):
         return torch.from_numpy(rows).view(self.num_groups, self.num_components)
 
     def scales(self) -> Tensor | None:
-        """Return the out-channels' scales, float32 ``[shape[0]]``, or None."""
+        """Return the scales, float32 ``[shape[0]]`` or, of parts of out-channels, ``[shape[0], B]``; or None."""
         if "scales" not in self.parts:
             return None
         values = self.parts["scales"].cpu().numpy().tobytes()
-        return torch.from_numpy(np.frombuffer(values, dtype="<f2").astype(np.float32))
+        scales = torch.from_numpy(np.frombuffer(values, dtype="<f2").astype(np.float32))
+        return scales if len(scales) == self.shape[0] else scales.view(self.shape[0], -1)
 
     def unpack(self) -> CodedTensor:
         """Return the weights; ``unpack().dense()`` equals the packed tensor's ``dense()`` bit for bit.
@@ -212,12 +219,18 @@ def layout_names() -> list[str]:
     return list(_layouts)
 
 
-def part_sizes(packed: Structure, has_scales: bool) -> dict[str, int | None]:
-    """Return the bytes of every part in file order; None where only the bytes themselves can tell."""
+def part_sizes(packed: Structure, num_scales: int) -> dict[str, int | None]:
+    """Return the bytes of every part in file order; None where only the bytes themselves can tell.
+
+    Raises:
+        PackedFileError: so many scales do not fit the weight.
+    """
     # Codebook and scales before the layout's own parts, as `pack_canonical` writes them.
     item = _CODEBOOK_DTYPES[packed.codebook_dtype].itemsize
     sizes = get_layout(packed.layout).part_sizes(packed)
-    scales = {"scales": 2 * packed.shape[0]} if has_scales else {}
+    if num_scales and (num_scales % packed.shape[0] or packed.numel % num_scales):
+        raise PackedFileError(f"{num_scales} scales do not fit a weight of shape {list(packed.shape)}")
+    scales = {"scales": SCALE_BYTES * num_scales} if num_scales else {}
     return {"codebook": packed.num_groups * packed.num_components * item, **scales, **sizes}
 
 
@@ -279,7 +292,7 @@ def _smallest(coded: CodedTensor) -> PackedTensor:
         structure = _structure(coded, layout)
         if not layout.is_automatic(structure.numel) or structure.bits > MAX_BITS:
             continue
-        parts = part_sizes(structure, coded.scales is not None).values()
+        parts = part_sizes(structure, 0 if coded.scales is None else coded.scales.numel()).values()
         # Only an entropy coder's size is known no earlier than its bytes.
         if None in parts:
             tried[name] = pack_canonical(coded, name)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sqs_pyro.errors import PackedFileError
-from sqs_pyro.packing.layouts import PackedTensor, get_layout
+from sqs_pyro.packing.layouts import SCALE_BYTES, PackedTensor, get_layout
 from sqs_pyro.packing.leftovers import checksum
 
 
@@ -54,6 +54,11 @@ class TensorRecord:
     def numel(self) -> int:
         """Number of weights, zeros included."""
         return math.prod(self.shape)
+
+    @property
+    def num_scales(self) -> int:
+        """Number of scales; 0 where there are none."""
+        return self.lengths.get("scales", 0) // SCALE_BYTES
 
     @property
     def bytes(self) -> int:

@@ -24,7 +24,7 @@ def random_coded(
     nonzero_rate: float = 0.5,
     seed: int = 0,
     exact_half: bool = True,
-    scales: bool = False,
+    scales: bool | int = False,
 ) -> CodedTensor:
     """Return a coded tensor of random codes, mask, codebook and scales.
 
@@ -35,7 +35,7 @@ def random_coded(
         nonzero_rate: share of weights that are not zero.
         seed: of the codes.
         exact_half: whether float16 holds the codebook.
-        scales: whether each output has a scale.
+        scales: whether each output has a scale, or of how many parts of its weights each has one.
     """
     random = torch.Generator().manual_seed(seed)
     mask = torch.rand(shape, generator=random) < nonzero_rate
@@ -44,19 +44,22 @@ def random_coded(
     order = torch.rand(groups, 2 * components, generator=random).argsort(dim=1)[:, :components]
     # Multiples of 1/1024 are exact in float16, those of 1/600 are not.
     codebook = (order - components + 0.5) * (1 / 512 if exact_half else 1 / 300)
-    each = torch.rand(shape[0], generator=random).add_(0.1).half().float() if scales else None
+    each = None
+    if scales:
+        of = shape[:1] if scales is True else (shape[0], scales)
+        each = torch.rand(of, generator=random).add_(0.1).half().float()
     return CodedTensor(codes, mask, codebook, each)
 
 
 def slow_dense(coded: CodedTensor) -> np.ndarray:
     """Return the weights, one after the other, as the definition says it."""
     codes, mask = coded.codes.reshape(-1).tolist(), coded.mask.reshape(-1).tolist()
-    # Groups and rows are runs of weights in row-major order.
-    per_group, per_channel = len(codes) // coded.num_groups, len(codes) // coded.shape[0]
     codebook = coded.codebook.numpy()
-    scales = np.ones(coded.shape[0], np.float32) if coded.scales is None else coded.scales.numpy()
+    scales = np.ones(1, np.float32) if coded.scales is None else coded.scales.numpy().reshape(-1)
+    # Groups, rows and parts of rows are runs of weights in row-major order.
+    per_group, per_scale = len(codes) // coded.num_groups, len(codes) // len(scales)
     values = [
-        codebook[i // per_group, code] * scales[i // per_channel] if keep else np.float32(0.0)
+        codebook[i // per_group, code] * scales[i // per_scale] if keep else np.float32(0.0)
         for i, (code, keep) in enumerate(zip(codes, mask, strict=True))
     ]
     return np.array(values, dtype=np.float32).reshape(coded.shape)
@@ -72,7 +75,7 @@ def assert_same_bits(actual: torch.Tensor, expected: np.ndarray) -> None:
 def coded_tensors(draw: st.DrawFn) -> CodedTensor:
     """Draw coded tensors of any small shape, codebook, grouping and share of zeros."""
     shape = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=4)))
-    numel = math.prod(shape)
+    numel, each = math.prod(shape), math.prod(shape[1:])
     groups = draw(st.sampled_from([g for g in range(1, numel + 1) if numel % g == 0]))
     return random_coded(
         shape,
@@ -82,7 +85,7 @@ def coded_tensors(draw: st.DrawFn) -> CodedTensor:
         nonzero_rate=draw(st.sampled_from([0.0, 0.05, 0.5, 0.95, 1.0])),
         seed=draw(st.integers(0, 2**16)),
         exact_half=draw(st.booleans()),
-        scales=draw(st.booleans()),
+        scales=draw(st.sampled_from([False, True, *(parts for parts in range(2, each + 1) if each % parts == 0)])),
     )
 
 

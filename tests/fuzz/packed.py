@@ -51,7 +51,7 @@ def network(seed: int) -> nn.Module:
     return net.eval()
 
 
-def coded(seed: int, *, scales: bool = False, draw: int = 0) -> dict[str, Any]:
+def coded(seed: int, *, scales: bool | int = False, draw: int = 0) -> dict[str, Any]:
     """Compressed weights of :func:`network`."""
     shapes = {"table.weight": (5, 8), "conv.weight": (8, 8, 3), "layers.0.weight": (8, 8)}
     made = {name: random_coded(shape, 4, seed=seed, scales=scales) for name, shape in shapes.items()}
@@ -92,6 +92,7 @@ class Packed(Kind):
                 for x in ("dense", "bitmap", "entropy", "adaptive", "structured")
             ),
             packed_network(network(1), coded(1, scales=True), leftover_dtype="float32"),
+            packed_network(network(3), coded(3, scales=4)),
             packed_ensemble(network(2), [coded(2, draw=d) for d in range(3)], metadata=metadata),
         ]
         self.x = torch.arange(12).view(3, 4) % 5

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqs_pyro.kernels.decode import TRANSCODERS, write_table
+from sqs_pyro.kernels.decode import TRANSCODERS, write_scales, write_table
 from sqs_pyro.kernels.native import native_kernels
 from sqs_pyro.kernels.rows import fits_rows, rows_size
 from sqs_pyro.kernels.tiled import tiled_bits, tiled_size
-from sqs_pyro.packing.coded import look_up
+from sqs_pyro.packing.coded import look_up, scaled
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 #: Of the sum of absolute products: roundings of codewords (bfloat16, where the machine multiplies in it), of the
@@ -40,7 +40,9 @@ def products(draw):
     symbols[torch.rand(outputs, inputs, generator=generator) < zeros] = 0
     table = torch.randn(tables, size, generator=generator)
     table[:, 0] = 0
-    scales = 0.5 + torch.rand(outputs, generator=generator) if draw(st.booleans()) else None
+    parts = [n for n in (1, 2, 3, 5, 6, 10) if form == "rows" and fits_rows((outputs, inputs), tables, n)]
+    of_scales = draw(st.sampled_from([None, (outputs,), *((outputs, n) for n in parts if n > 1)]))
+    scales = None if of_scales is None else (0.5 + torch.rand(of_scales, generator=generator)).half().float()
     bias = torch.randn(outputs, generator=generator) if draw(st.booleans()) else None
     x = torch.randn(*rows, inputs, generator=generator)
     layout = draw(st.sampled_from(["contiguous", "transposed", "strided", "offset"]))
@@ -59,8 +61,7 @@ def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
 
 
 def packed(form, bits, symbols, table, scales):
-    scale = None if scales is None else write_table(scales)
-    return TRANSCODERS[form][0](symbols, bits), write_table(table), scale, list(symbols.shape), bits
+    return TRANSCODERS[form][0](symbols, bits), write_table(table), write_scales(scales), list(symbols.shape), bits
 
 
 def op(name, form):
@@ -91,7 +92,7 @@ def test_every_code_of_every_width(form, bits, dtype):
 def check(form, bits, symbols, table, scales, bias, x):
     found = op("linear", form)(x, bias, *packed(form, bits, symbols, table, scales))
     assert found.dtype == x.dtype and found.shape == (*x.shape[:-1], len(symbols))
-    weight = dense(symbols, table.double()) * (1.0 if scales is None else scales.double()[:, None])
+    weight = scaled(dense(symbols, table.double()), None if scales is None else scales.double())
     # the dtype of x is that of the bias, too
     offset = torch.zeros(len(symbols), dtype=torch.double) if bias is None else bias.to(x.dtype).double()
     expected = x.double() @ weight.T + offset
@@ -105,7 +106,7 @@ def test_rows_of_the_weight_are_exact(case):
     form, bits, symbols, table, scales, _, x = case
     indices = torch.randint(0, len(symbols), (3, 2))
     found = op("embedding", form)(indices, x.dtype, *packed(form, bits, symbols, table, scales))
-    weight = dense(symbols, table) * (1.0 if scales is None else scales[:, None])
+    weight = scaled(dense(symbols, table), scales)
     assert torch.equal(found, weight.to(x.dtype)[indices])
 
 
@@ -156,6 +157,8 @@ def test_what_is_not_a_number_stays_so(form):
         ({"shape": [4, 2, 4]}, "the weight of a product has two dimensions, not 3"),
         ({"bias": torch.zeros(3)}, "the bias should have 4 numbers"),
         ({"scales": torch.zeros(4, dtype=torch.uint8)}, "scales have 16 bytes, not 4"),
+        ({"scales": torch.zeros(4, 4, dtype=torch.uint8)}, "scales of 2 parts do not fit 4 outputs of 8 inputs"),
+        ({"scales": torch.zeros(4, 3, dtype=torch.uint8)}, "scales of 1 parts do not fit 4 outputs of 8 inputs"),
     ],
 )
 @pytest.mark.parametrize("form", FORMS)

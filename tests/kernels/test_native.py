@@ -178,8 +178,8 @@ def test_a_weight_is_tiled_where_all_that_use_it_have_a_kernel():
     from sqs_pyro.kernels import packed_network
     from sqs_pyro.testing.layouts import random_coded
 
-    def forms(module, name="weight", groups=1):
-        coded = random_coded(tuple(module.get_parameter(name).shape), 5, groups=groups)
+    def forms(module, name="weight", groups=1, scales=False):
+        coded = random_coded(tuple(module.get_parameter(name).shape), 5, groups=groups, scales=scales)
         packed = packed_network(module, {name: coded})
         return {child.best_form() for child in packed.modules() if hasattr(child, "best_form")}
 
@@ -190,6 +190,12 @@ def test_a_weight_is_tiled_where_all_that_use_it_have_a_kernel():
     assert forms(nn.Conv3d(4, 8, 3)) == forms(nn.MultiheadAttention(8, 2), "in_proj_weight") == {decoded}
     assert forms(nn.Linear(40, 8), groups=8) == forms(nn.Linear(64, 8), groups=16) == {("rows", *tiled[1:])}
     assert forms(nn.Linear(40, 8), groups=16) == {("dense", False, "no kernel for 16 codebooks of 20 weights")}
+    assert (
+        forms(nn.Linear(64, 8), scales=2) == forms(nn.Linear(96, 8), groups=8, scales=3) == {("rows", *tiled[1:])}
+    )
+    reason = "no kernel for 1 codebooks of 320 weights and 2 scales an output"
+    assert forms(nn.Linear(40, 8), scales=2) == {("dense", False, reason)}
+    assert not next(iter(forms(nn.Conv1d(4, 8, 3), scales=2))).has_kernels
     shared = nn.ModuleList([nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3)])
     shared[1].weight = shared[0].weight
     assert forms(shared, "0.weight") == {tiled}

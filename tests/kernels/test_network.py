@@ -457,3 +457,21 @@ def test_what_is_no_network_and_builds_none(given, sentence, tmp_path):
     save(packed_network(nn.Linear(4, 3), {"weight": random_coded((3, 4), 1, 2)}), path)
     with pytest.raises(NetworkError, match=sentence):
         load(path, given)
+
+
+def test_scales_of_parts_of_outputs_through_a_file(tmp_path):
+    net = nn.Sequential(nn.Embedding(12, 96), nn.Linear(96, 12))
+    net[1].weight = net[0].weight
+    coded = random_coded((12, 96), 7, scales=3)
+    packed = packed_network(net, {"0.weight": coded})
+    words = torch.randint(0, 12, (2, 5))
+    expected = nn.functional.linear(coded.dense()[words], coded.dense(), packed[1].bias)
+    torch.testing.assert_close(packed(words), expected)
+    save(packed, tmp_path / "net.safetensors")
+    loaded = load(tmp_path / "net.safetensors", net)
+    assert torch.equal(loaded(words), packed(words))
+    again = loaded[0].packed_weight.coded()
+    assert torch.equal(again.dense(), coded.dense()) and torch.equal(again.scales, coded.scales)
+    other = packed_network(net, {"0.weight": random_coded((12, 96), 7, scales=3, seed=1)})
+    other.load_state_dict(packed.state_dict())
+    assert torch.equal(other(words), packed(words))

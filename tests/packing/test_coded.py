@@ -117,3 +117,13 @@ def test_draws_share_their_scales():
     for other in (None, first.scales * 2):
         with pytest.raises(NetworkError, match="the same scales"):
             stack_draws([first, replace(second, scales=other)])
+
+
+def test_parts_of_outputs_have_scales_of_their_own():
+    plain = random_coded((4, 3, 2), 3)
+    scales = torch.rand(4, 3).add_(0.5).half().float()
+    scaled = replace(plain, scales=scales)
+    assert torch.equal(scaled.dense(), plain.dense() * scales[:, :, None])
+    assert torch.equal(canonical(scaled).dense(), scaled.dense())
+    stacked = stack_draws([scaled, scaled])
+    assert torch.equal(stacked.dense(), torch.stack([scaled.dense()] * 2, -1))

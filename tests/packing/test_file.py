@@ -155,9 +155,9 @@ def test_damage_is_reported_with_the_tensor(packed_file, tensors, leftovers):
 
 
 def test_newer_version(packed_file):
-    content = packed_file.read_bytes().replace(b'"format_version":"1"', b'"format_version":"6"')
+    content = packed_file.read_bytes().replace(b'"format_version":"1"', b'"format_version":"7"')
     packed_file.write_bytes(content)
-    with pytest.raises(PackedFileError, match="format version 6, this program reads up to 5: update sqs-pyro"):
+    with pytest.raises(PackedFileError, match="format version 7, this program reads up to 6: update sqs-pyro"):
         read_packed(packed_file)
 
 
@@ -206,12 +206,13 @@ def test_draws_are_a_file_of_version_2(drawn, leftovers, tmp_path):
     assert (read_packed(tmp_path / "single").draws, read_packed(tmp_path / "single").format_version) == (None, 1)
 
 
-def test_scales_are_a_file_of_version_3(tensors, leftovers, tmp_path):
-    scaled = {"scaled.weight": pack_tensor(random_coded((6, 5), 4, scales=True))}
+@pytest.mark.parametrize(("scales", "version"), [(True, 3), (5, 6)])
+def test_scales_are_a_file_of_version_3_and_of_parts_6(scales, version, tensors, leftovers, tmp_path):
+    scaled = {"scaled.weight": pack_tensor(random_coded((6, 5), 4, scales=scales))}
     for draws, contents in ((None, {**tensors, **scaled}), (5, scaled)):
         write_packed(tmp_path / "file", PackedContents(contents, leftovers, METADATA, draws))
         read = read_packed(tmp_path / "file")
-        assert (read.draws, read.format_version) == (draws, 3)
+        assert (read.draws, read.format_version) == (draws, version)
         assert parts(read.tensors["scaled.weight"]) == parts(scaled["scaled.weight"])
 
 

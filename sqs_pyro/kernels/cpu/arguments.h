@@ -10,12 +10,14 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/Half.h>
 
 #include "codes.h"
 #include "processor.h"
 
 namespace sqs {
 
+using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -54,6 +56,14 @@ void with_bits(int64_t bits, F&& f) {
   }
 }
 
+inline float widened(Half number) {
+#if defined(__F16C__)
+  return _cvtsh_ss(number.x);
+#else
+  return number;
+#endif
+}
+
 // Tiled: a word of 64 bytes holds a few inputs of 16 outputs. In rows: it holds more inputs of one.
 enum class Layout { kTiled, kRows };
 
@@ -62,6 +72,7 @@ struct Weight {
   Tensor codes, table;
   std::optional<Tensor> scales;
   int64_t outputs, inputs, bits, words;
+  int64_t parts = 0;  // of an output's inputs, each with a scale of its own; 0 where outputs have scales or none has
 
   Weight(Layout layout_, Tensor codes_, Tensor table_, std::optional<Tensor> scales_, const std::vector<int64_t>& shape,
          int64_t bits_)
@@ -83,8 +94,14 @@ struct Weight {
     const bool rows = of_table > 0 && of_table * tables == outputs * inputs && of_table % inputs == 0;
     const bool chunks = !tiled && of_table > 0 && inputs % of_table == 0 && of_table % (2 * kRows) == 0;
     STD_TORCH_CHECK(rows || chunks, tables, " tables do not fit ", outputs, " outputs of ", inputs, " inputs");
-    if (scales) {
-      scales = in_order(*scales);
+    if (!scales) return;
+    scales = in_order(*scales);
+    if (scales->dim() == 2) {
+      parts = scales->size(1) / 2;
+      const bool fits = !tiled && parts > 0 && scales->size(0) == outputs && scales->size(1) == 2 * parts &&
+                        inputs % (parts * 2 * kRows) == 0;
+      STD_TORCH_CHECK(fits, "scales of ", parts, " parts do not fit ", outputs, " outputs of ", inputs, " inputs");
+    } else {
       STD_TORCH_CHECK(scales->numel() == 4 * outputs, "scales have ", 4 * outputs, " bytes, not ", scales->numel());
     }
   }
@@ -94,11 +111,23 @@ struct Weight {
   int64_t size() const { return table.size(1) / 4; }
   int64_t tables() const { return table.size(0); }
   int64_t of_table() const { return outputs * inputs / table.size(0); }  // weights that share a table
+  // Of each output.
   const float* scale() const {
-    return scales ? reinterpret_cast<const float*>(scales->const_data_ptr()) : nullptr;
+    return scales && !parts ? reinterpret_cast<const float*>(scales->const_data_ptr()) : nullptr;
+  }
+  // Of each part of each output.
+  const Half* part_scales() const {
+    return parts ? reinterpret_cast<const Half*>(scales->const_data_ptr()) : nullptr;
+  }
+  int64_t of_part() const { return parts ? inputs / parts : inputs; }  // inputs that share a scale
+
+  // What one weight is multiplied by.
+  float factor(int64_t n, int64_t k) const {
+    if (parts) return widened(part_scales()[n * parts + k / of_part()]);
+    return scales ? scale()[n] : 1.0f;
   }
 
-  // One weight without its output's scale, where there is no hurry.
+  // One weight without its scale, where there is no hurry.
   template <int B>
   float value(int64_t n, int64_t k) const {
     constexpr int P = kPairs<B>;

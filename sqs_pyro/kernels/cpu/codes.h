@@ -105,6 +105,10 @@ struct Table {
     }
   }
 
+  Table(const Table& table, float factor) {
+    for (int i = 0; i < int(sizeof(values) / sizeof(float)); ++i) values[i] = table.values[i] * factor;
+  }
+
   inline Floats operator[](Words index) const {
 #if defined(__AVX512F__)
     if constexpr (B <= 4) {
@@ -140,6 +144,7 @@ struct FloatKernel {
   Table<B> table;
 
   FloatKernel(const float* values, int64_t size) : table(values, size) {}
+  explicit FloatKernel(const Table<B>& floats) : table(floats) {}
 
   template <int M, int A>
   inline void multiply(const uint32_t* word, const float* x, Floats (&sums)[A][M]) const {
@@ -181,8 +186,9 @@ struct PairKernel {
   static constexpr int kInputs = 2;
   uint16_t values[B < 5 ? 32 : 1 << B];
 
-  PairKernel(const float* table, int64_t size) {
-    const Table<B> floats(table, size);
+  PairKernel(const float* table, int64_t size) : PairKernel(Table<B>(table, size)) {}
+
+  explicit PairKernel(const Table<B>& floats) {
     constexpr int count = sizeof(floats.values) / 4;
     for (int i = 0; i < int(sizeof(values) / 2); i += 32) {
       const __m512 low = load<__m512>(floats.values + i % count), high = load<__m512>(floats.values + (i + 16) % count);

@@ -12,8 +12,8 @@ void multiply_double(const Weight& w, const double* bias, int64_t rows, const do
   for (int64_t n = 0; n < w.outputs; ++n) {
     for (int64_t m = 0; m < rows; ++m) {
       double sum = 0;
-      for (int64_t k = 0; k < w.inputs; ++k) sum += double(w.value<B>(n, k)) * x[m * w.inputs + k];
-      y[m * w.outputs + n] = sum * (w.scale() ? w.scale()[n] : 1.0f) + (bias ? bias[n] : 0.0);
+      for (int64_t k = 0; k < w.inputs; ++k) sum += double(w.value<B>(n, k)) * w.factor(n, k) * x[m * w.inputs + k];
+      y[m * w.outputs + n] = sum + (bias ? bias[n] : 0.0);
     }
   }
 }
@@ -71,8 +71,9 @@ inline Tensor embedding(const Weight& weight, const std::vector<int64_t>& shape,
   with_bits(weight.bits, [&]<int B>() {
     torch::stable::parallel_for(0, indices.numel(), 16, [&](int64_t from, int64_t end) {
       for (int64_t i = from; i < end; ++i) {
-        const float scale = weight.scale() ? weight.scale()[rows[i]] : 1.0f;
-        for (int64_t k = 0; k < weight.inputs; ++k) to[i * weight.inputs + k] = weight.value<B>(rows[i], k) * scale;
+        for (int64_t k = 0; k < weight.inputs; ++k) {
+          to[i * weight.inputs + k] = weight.value<B>(rows[i], k) * weight.factor(rows[i], k);
+        }
       }
     });
   });

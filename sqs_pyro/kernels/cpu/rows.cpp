@@ -1,10 +1,12 @@
-// Matrix products with weights of several codebooks on CPUs (sqs_pyro/kernels/rows.py writes the layout).
+// Matrix products with weights of several codebooks on CPUs, or of scales for parts of rows (sqs_pyro/kernels/rows.py
+// writes the layout).
 //
 // A table of a row, or of some inputs of it, has to stay in a register while it is looked up, so here a word of 64 bytes
 // holds codes of one row: of 32 P consecutive inputs, P = 16 / B. Code c of 16-bit half h belongs to input 32 c + h, so
 // that one shift brings 32 neighbouring inputs to the bottom. Lanes are summed up at the end.
 
 #include <algorithm>
+#include <numeric>
 
 #include "matrix_unit.h"
 #include "operators.h"
@@ -56,30 +58,60 @@ inline float total(Floats sum) {
   return all;
 }
 
+// ---- pieces of rows -----------------------------------------------------------------------------------------------
+
+// Inputs of one output that share a table and a scale, and what is asked of a weight for each of them: calls into torch.
+template <int B>
+struct Pieces {
+  const uint32_t* words;
+  const float* values;
+  const Half* scales;  // of parts of rows, or none
+  int64_t words_of_row, size, tables, of_table, of_part, inputs, parts;
+  int64_t chunks, step;  // of a row, and of a piece
+  Table<B> first;
+
+  explicit Pieces(const Weight& w)
+      : words(w.words_data()), values(w.values()), scales(w.part_scales()), words_of_row(w.words), size(w.size()),
+        tables(w.tables()), of_table(w.of_table()), of_part(w.of_part()), inputs(w.inputs), parts(w.parts),
+        first(w.values(), w.size()) {
+    const bool whole = of_table >= inputs && !parts;
+    chunks = whole ? w.words * kPairs<B> : inputs / kChunk;
+    step = whole ? chunks : std::gcd(of_table, of_part) / kChunk;
+  }
+
+  // Values of output `n` from chunk `q` on, to the end of a piece.
+  Table<B> table(int64_t n, int64_t q) const {
+    const int64_t input = std::min(q * kChunk, inputs - 1);
+    const float factor = scales ? widened(scales[n * parts + input / of_part]) : 1.0f;
+    if (tables == 1) return Table<B>(first, factor);
+    return Table<B>(Table<B>(values + (n * inputs + input) / of_table * size, size), factor);
+  }
+};
+
 // ---- rows -------------------------------------------------------------------------------------------------------
 
 // One output for M rows of x, of which `count` are there; `x` is `[chunk][M][32]`.
 template <class Kernel, int B, int M, class T>
-void output(const Weight& w, const float* bias, const typename Kernel::X* x, int64_t n, int64_t count, T* y) {
+void output(const Weight& w, const Pieces<B>& pieces, const float* bias, const typename Kernel::X* x, int64_t n,
+            int64_t count, T* y) {
   constexpr int P = kPairs<B>, A = M == 1 ? 4 : M == 4 ? 2 : 1;  // independent sums
   constexpr int units = kChunk / Kernel::kInputs * M;            // of x, a chunk
   Floats sums[A][M] = {};
-  const int64_t of_table = w.of_table();
-  const bool whole_rows = of_table >= w.inputs;
-  const int64_t chunks = whole_rows ? w.words * P : of_table / kChunk, end = whole_rows ? chunks : w.inputs / kChunk;
-  const uint32_t* words = w.words_data() + n * w.words * kRows;
-  const float* table = w.values() + (whole_rows ? n / (of_table / w.inputs) : n * (end / chunks)) * w.size();
-  for (int64_t start = 0; start < end; start += chunks, table += w.size()) {
-    const Kernel kernel(table, w.size());
+  const uint32_t* words = pieces.words + n * pieces.words_of_row * kRows;
+  const auto add = [&](const Kernel& kernel, int64_t q, Floats (&to)[M]) {
+    add_chunk(kernel, words + q / P * kRows, q % P, x + q * units, to);
+  };
+  for (int64_t start = 0; start < pieces.chunks; start += pieces.step) {
+    const Kernel kernel(pieces.table(n, start));
     int64_t q = start;
-    for (; q + A <= start + chunks; q += A) {
+    const int64_t end = start + pieces.step;
+    for (; q + A <= end; q += A) {
       __builtin_prefetch(words + (q / P + 64) * kRows);
 #pragma GCC unroll 4
-      for (int a = 0; a < A; ++a) {
-        add_chunk(kernel, words + (q + a) / P * kRows, (q + a) % P, x + (q + a) * units, sums[a]);
-      }
+      for (int a = 0; a < A; ++a) add(kernel, q + a, sums[a]);
     }
-    for (; q < start + chunks; ++q) add_chunk(kernel, words + q / P * kRows, q % P, x + q * units, sums[0]);
+    for (; q + 2 <= end; q += 2) add(kernel, q, sums[0]), add(kernel, q + 1, sums[A - 1]);  // short pieces
+    if (q < end) add(kernel, q, sums[0]);
   }
   const float scale = w.scale() ? w.scale()[n] : 1.0f, offset = bias ? bias[n] : 0.0f;
 #pragma GCC unroll 8
@@ -94,6 +126,7 @@ template <class Kernel, int B, int M, class T>
 void panel(const Weight& w, const float* bias, const T* x, int64_t count, T* y) {
   constexpr int units = kChunk / Kernel::kInputs * M;
   const int64_t chunks = w.words * kPairs<B>;
+  const Pieces<B> pieces(w);
   const auto packed = scratch<typename Kernel::X>(chunks * units);
   std::fill(packed.get(), packed.get() + chunks * units, typename Kernel::X(0));
   for (int64_t q = 0; q * kChunk < w.inputs; ++q) {
@@ -103,7 +136,7 @@ void panel(const Weight& w, const float* bias, const T* x, int64_t count, T* y) 
     }
   }
   torch::stable::parallel_for(0, w.outputs, 32, [&](int64_t from, int64_t to) {
-    for (int64_t n = from; n < to; ++n) output<Kernel, B, M>(w, bias, packed.get(), n, count, y);
+    for (int64_t n = from; n < to; ++n) output<Kernel, B, M>(w, pieces, bias, packed.get(), n, count, y);
   });
 }
 
@@ -137,28 +170,14 @@ void turn_rows(const BFloat16* x, int64_t here, int64_t rows, int64_t inputs, in
   }
 }
 
-// What decoding asks of a weight for each piece of a row, which are calls into torch.
-struct Tables {
-  const uint32_t* words;
-  const float* values;
-  int64_t size, of_table, chunks;  // of a table: its values, its weights, and those of a row in chunks
-
-  template <int B>
-  static Tables of(const Weight& w) {
-    const int64_t of_table = w.of_table(), chunks = of_table >= w.inputs ? w.words * kPairs<B> : of_table / kChunk;
-    return {w.words_data(), w.values(), w.size(), of_table, chunks};
-  }
-};
-
 // `count` chunks of an output from a whole word on, `[chunk][output][pair]`; `to` is this output's in the first one.
 template <int B>
-void decode_row(const Weight& w, const Tables& tables, int64_t n, int64_t first, int64_t count, uint32_t* to) {
+void decode_row(const Pieces<B>& pieces, int64_t n, int64_t first, int64_t count, uint32_t* to) {
   constexpr int P = kPairs<B>;
-  const uint32_t* words = tables.words + n * w.words * kRows;
+  const uint32_t* words = pieces.words + n * pieces.words_of_row * kRows;
   for (int64_t q = first; q < first + count;) {
-    const int64_t end = std::min(first + count, (q / tables.chunks + 1) * tables.chunks);
-    const int64_t at = n * w.inputs + std::min(q * kChunk, w.inputs - 1);
-    const PairKernel<B> kernel(tables.values + at / tables.of_table * tables.size, tables.size);
+    const int64_t end = std::min(first + count, (q / pieces.step + 1) * pieces.step);
+    const PairKernel<B> kernel(pieces.table(n, q));
     for (; q % P == 0 && q + P <= end; q += P) {
       const __m512i codes = load<__m512i>(words + q / P * kRows);
 #pragma GCC unroll 16
@@ -166,7 +185,7 @@ void decode_row(const Weight& w, const Tables& tables, int64_t n, int64_t first,
         store(to + (q - first + c) * kBlock, kernel.look_up(_mm512_srli_epi16(codes, B * c)));
       }
     }
-    for (; q < end; ++q) {  // a table that ends within a word
+    for (; q < end; ++q) {  // a piece that ends within a word
       const __m512i codes = load<__m512i>(words + q / P * kRows);
       store(to + (q - first) * kBlock, kernel.look_up(_mm512_srl_epi16(codes, _mm_cvtsi32_si128(B * (q % P)))));
     }
@@ -175,7 +194,7 @@ void decode_row(const Weight& w, const Tables& tables, int64_t n, int64_t first,
 
 // 16 outputs for R blocks of rows of x, `of_x` numbers apart; weights stand on the left of the product.
 template <int B, int R>
-void outputs_by_unit(const Weight& w, const Tables& tables, const Problem& p, int64_t tile, const uint32_t* x,
+void outputs_by_unit(const Weight& w, const Pieces<B>& pieces, const Problem& p, int64_t tile, const uint32_t* x,
                      int64_t of_x, int64_t rows, int64_t first, BFloat16* y) {
   constexpr int depth = kPairs<B> * std::max(1, kUnits / kPairs<B>);  // chunks, of whole words
   alignas(64) uint32_t weights[depth * kBlock] = {};                  // zeros behind the last output
@@ -185,7 +204,7 @@ void outputs_by_unit(const Weight& w, const Tables& tables, const Problem& p, in
   for (int64_t start = 0; start < chunks; start += depth) {
     const int64_t count = std::min<int64_t>(depth, chunks - start);
     for (int64_t n = 0; n < outputs; ++n) {
-      decode_row<B>(w, tables, tile * kRows + n, start, count, weights + n * kUnits);
+      decode_row<B>(pieces, tile * kRows + n, start, count, weights + n * kUnits);
     }
     for (int64_t q = 0; q < count; ++q) {
       load_block<4>(weights + q * kBlock);
@@ -210,7 +229,7 @@ void outputs_by_unit(const Weight& w, const Tables& tables, const Problem& p, in
 template <int B>
 void multiply_by_unit(const Weight& w, const float* bias, int64_t count, const BFloat16* x, BFloat16* y) {
   const Problem p{w.words_data(), w.words, count, w.inputs, w.outputs, bias, w.scale()};
-  const Tables tables = Tables::of<B>(w);
+  const Pieces<B> pieces(w);
   const int64_t rows = block_size(count), blocks = (count + rows - 1) / rows;
   const int64_t chunks = w.words * kPairs<B>, of_x = chunks * kUnits * rows;
   const auto turned = scratch<uint32_t>(blocks * of_x);
@@ -227,7 +246,7 @@ void multiply_by_unit(const Weight& w, const float* bias, int64_t count, const B
       for (int64_t i = 0; i < blocks; i += kMany) {
         each<kMany>([&]<int r>() {
           if (std::min<int64_t>(kMany, blocks - i) == r + 1) {
-            outputs_by_unit<B, r + 1>(w, tables, p, tile, turned.get() + i * of_x, of_x, rows, i * rows, y);
+            outputs_by_unit<B, r + 1>(w, pieces, p, tile, turned.get() + i * of_x, of_x, rows, i * rows, y);
           }
         });
       }

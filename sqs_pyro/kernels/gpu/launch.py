@@ -76,7 +76,8 @@ class Launch(NamedTuple):
 
 def takes(packed: PackedArgs, dtype: torch.dtype) -> bool:
     """Return whether the kernels compute with this weight in this dtype."""
-    return packed.bits > 0 and packed.form in ("dense", "bitmap") and dtype in DTYPES
+    of_outputs = packed.scales is None or packed.scales.dim() == 1
+    return packed.bits > 0 and packed.form in ("dense", "bitmap") and dtype in DTYPES and of_outputs
 
 
 def linear(packed: PackedArgs, x: Tensor, bias: Tensor | None, cuda: bool = True) -> Tensor:

@@ -72,6 +72,12 @@ def test_codebooks_of_outputs_and_scales():
     torch.testing.assert_close(packed[1](x.to(DEVICE)).cpu(), F.linear(x, weight, bias))
 
 
+def test_scales_of_parts_of_outputs_are_decoded():
+    packed, weight, bias = make("dense", scales=3)
+    x = torch.randn(3, 192)
+    torch.testing.assert_close(packed[1](x.to(DEVICE)).cpu(), F.linear(x, weight, bias))
+
+
 @FORMS
 def test_float64_and_gradients_are_the_references(form):
     packed, weight, bias = make(form)
