@@ -139,7 +139,7 @@ def measured() -> dict[str, float]:
     panel, matrix, values = torch.randn(64, 2048), torch.eye(64), torch.randn(256)
     chosen, price = torch.empty(64, 2048, dtype=torch.uint8), torch.rand(64, 2048)
     many = _seconds(
-        lambda: chain_coding(panel, matrix, values, values.abs(), price, chosen, torch.empty(64, 2048))
+        lambda: chain_coding(panel, matrix, values, values.abs(), price, None, chosen, torch.empty(64, 2048))
     )
     large, row = torch.randn(8192, 8192), torch.randn(4, 8192)
     return {

@@ -1,7 +1,8 @@
 r"""Symbols of a panel of inputs, one input after the other: what an E-step of blockwise compression repeats.
 
 Both ops choose for each input j of a panel, and each row i, the symbol of the least
-``(c_z - m_ij)² / 2 + price_ij rate_z``, and let the inputs of the panel behind j know of it. They differ in the
+``(c_z - m_ij)² / 2 + price_ij rate_z``, and let the inputs of the panel behind j know of it. Codewords may be in
+units u_ij, of weights that have scales for parts of rows: then ``m_ij / u_ij`` is compared. They differ in the
 mean m_ij: of a Gaussian given the weights that are coded already, or given all others
 (:mod:`sqs_pyro.compression.blockwise.sequential_coding`).
 
@@ -23,7 +24,14 @@ def load_coding(device: torch.device) -> bool:
 
 @custom_op("sqs::chain_coding", mutates_args=("means", "symbols", "errors"))
 def chain_coding(
-    means: Tensor, upper: Tensor, values: Tensor, rates: Tensor, price: Tensor, symbols: Tensor, errors: Tensor
+    means: Tensor,
+    upper: Tensor,
+    values: Tensor,
+    rates: Tensor,
+    price: Tensor,
+    units: Tensor | None,
+    symbols: Tensor,
+    errors: Tensor,
 ) -> None:
     """Choose symbols by the chain rule of Gaussians: means follow from the inputs before.
 
@@ -34,13 +42,13 @@ def chain_coding(
         values: c of all symbols, ``[1 + K]``.
         rates: of the symbols, nats, ``[1 + K]``.
         price: of a nat, ``[P, n]``.
+        units: u, of codewords, ``[P, n]``; None: all are 1.
         symbols: becomes the choice, uint8 ``[P, n]``.
-        errors: becomes ``e_j = (m_j - c) / U_jj``, ``[P, n]``.
+        errors: becomes ``e_j = (m_j - u_j c) / U_jj``, ``[P, n]``.
     """
     for j, mean in enumerate(means):
-        best = _cheapest(mean, values, rates, price[j])
-        symbols[j] = best
-        errors[j] = (mean - values[best]) / upper[j, j]
+        symbols[j], best = _cheapest(mean, values, rates, price[j], None if units is None else units[j])
+        errors[j] = (mean - best) / upper[j, j]
         means[j + 1 :].sub_(upper[j, j + 1 :, None] * errors[j])
 
 
@@ -52,6 +60,7 @@ def conditional_coding(
     values: Tensor,
     rates: Tensor,
     price: Tensor,
+    units: Tensor | None,
     symbols: Tensor,
     means: Tensor,
     changes: Tensor,
@@ -66,27 +75,31 @@ def conditional_coding(
         values: c of all symbols, ``[1 + K]``.
         rates: of the symbols, nats, ``[1 + K]``.
         price: of a nat, ``[P, n]``.
+        units: u, of codewords, ``[P, n]``; None: all are 1.
         symbols: becomes the choice, uint8 ``[P, n]``.
         means: becomes the means that symbols were chosen for, ``[P, n]``.
         changes: becomes ``d_j``, by what the weight has changed, ``[P, n]``.
     """
     for j, now in enumerate(weight):
         means[j] = now - slopes[j] / curvature[j, j]
-        best = _cheapest(means[j], values, rates, price[j])
-        symbols[j] = best
-        changes[j] = values[best] - now
+        symbols[j], best = _cheapest(means[j], values, rates, price[j], None if units is None else units[j])
+        changes[j] = best - now
         slopes[j + 1 :].add_(curvature[j, j + 1 :, None] * changes[j])
 
 
-def _cheapest(mean: Tensor, values: Tensor, rates: Tensor, price: Tensor) -> Tensor:
-    """Return ``argmin_z (c_z - m)² / 2 + price rate_z``, int64 ``[n]``."""
+def _cheapest(
+    mean: Tensor, values: Tensor, rates: Tensor, price: Tensor, units: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return ``z = argmin_z (c_z - m / u)² / 2 + price rate_z``, int64 ``[n]``, and ``u c_z``, ``[n]``."""
+    near = mean if units is None else mean / units
     # [1 + K, n], in place: this runs once for every input of every layer; `min` is four times as fast as `argmin`.
     # No `addcmul` or `addr`: those may round once in the middle of a vector and twice at its end, and where a row
     # stands depends on how many others its rank has.
-    return (mean - values[:, None]).square_().mul_(0.5).add_(rates[:, None] * price).min(0).indices
+    best = (near - values[:, None]).square_().mul_(0.5).add_(rates[:, None] * price).min(0).indices
+    return best, values[best] if units is None else values[best] * units
 
 
 @chain_coding.register_fake
 @conditional_coding.register_fake
-def _(*args: Tensor) -> None:
+def _(*args: Tensor | None) -> None:
     return None

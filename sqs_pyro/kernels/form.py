@@ -30,8 +30,6 @@ from sqs_pyro.packing.layouts import PackedTensor, get_layout
 
 #: Weights read at once while one is written: what lies between must not leave large holes in memory.
 _PIECE = 1 << 16
-#: What a form's codes are whole words of: weights, rows of a matrix, rows of a tile.
-_UNITS = {"dense": 8, "rows": 1, "tiled": ROWS}
 
 
 class RuntimeForm(NamedTuple):
@@ -115,9 +113,7 @@ def runtime_args(packed: PackedTensor, uses: Collection[str]) -> tuple[PackedArg
     form = best_form(args, dense_bits, uses, "cpu").name
     bits = tiled_bits(dense_bits) if form in TRANSCODERS else dense_bits  # in memory some widths are not there
     codes, end = torch.empty(_code_bytes(form, packed.shape, bits), dtype=torch.uint8), 0
-    unit = _UNITS[form] * (
-        math.prod(packed.shape[1:]) if form in TRANSCODERS else 1
-    )  # whose codes are whole words
+    unit = _unit(form, packed.shape, bits)
     for some, mask in packed.unpack_pieces(max(1, _PIECE // unit) * unit):
         # No overflow: 257 symbols have gone the other way.
         symbols = (some + has_zeros).mul_(mask)
@@ -126,6 +122,13 @@ def runtime_args(packed: PackedTensor, uses: Collection[str]) -> tuple[PackedArg
         codes[end : end + len(written)] = written
         end += len(written)
     return args._replace(codes=codes, bits=bits, form=form), dense_bits
+
+
+def _unit(form: str, shape: tuple[int, ...], bits: int) -> int:
+    """Return so many weights as a form's codes are whole words of: some weights, rows of a tile, or rows."""
+    if form not in TRANSCODERS:
+        return 8
+    return (ROWS if form == "tiled" else 16 // bits) * math.prod(shape[1:])
 
 
 def _bitmap_args(coded: CodedTensor) -> tuple[PackedArgs, int]:

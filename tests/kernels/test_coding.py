@@ -11,7 +11,7 @@ FLOATS = [torch.float32, torch.float64]
 SIZES = [(1, 1, 1), (3, 0, 4), (64, 32, 2), (64, 101, 34), (17, 200, 256)]
 
 
-def operands(inputs, rows, symbols, dtype, seed=0):
+def operands(inputs, rows, symbols, dtype, seed=0, scaled=False):
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -21,7 +21,8 @@ def operands(inputs, rows, symbols, dtype, seed=0):
     matrix.diagonal().abs_().add_(0.5)
     values = normal(symbols).mul_(3).round_().div_(2)  # some of them are equal, so that costs are
     rates, price = normal(symbols).abs(), normal(inputs, rows).abs()
-    return normal(inputs, rows), normal(inputs, rows), matrix, values, rates, price
+    units = normal(inputs, rows).abs().add_(0.5) if scaled else None
+    return normal(inputs, rows), normal(inputs, rows), matrix, values, rates, price, units
 
 
 def chain(op, given):
@@ -53,8 +54,9 @@ def bits(value):
 @pytest.mark.parametrize(("run", "op"), OPS)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("size", SIZES)
-def test_compiled_it_is_the_same_bit_for_bit(run, op, size, dtype):
-    given = operands(*size, dtype)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_compiled_it_is_the_same_bit_for_bit(run, op, size, dtype, scaled):
+    given = operands(*size, dtype, scaled=scaled)
     for found, expected in zip(run(op, given), run(op._init_fn, given), strict=True):
         assert torch.equal(bits(found), bits(expected))
 
@@ -63,7 +65,7 @@ def test_compiled_it_is_the_same_bit_for_bit(run, op, size, dtype):
 @pytest.mark.parametrize(("run", "op"), OPS)
 def test_costs_that_are_no_numbers_choose_as_torch_does(run, op):
     given = operands(5, 40, 6, torch.float32)
-    state, _, _, _, rates, price = given
+    state, _, _, _, rates, price, _ = given
     rates[3], price[1, ::2], state[0, 5] = float("inf"), 0.0, float("nan")
     price[2, 7], state[1, 9] = float("inf"), float("-inf")
     found, expected = run(op, given), run(op._init_fn, given)
@@ -86,34 +88,38 @@ def test_on_any_threads(run, op):
 
 
 def cheapest(mean, given, j, i):
-    *_, values, rates, price = given
-    return int(((mean - values) ** 2 / 2 + price[j, i] * rates).argmin())
+    *_, values, rates, price, units = given
+    unit = 1.0 if units is None else units[j, i]
+    z = int(((mean / unit - values) ** 2 / 2 + price[j, i] * rates).argmin())
+    return z, values[z] * unit
 
 
-def test_the_chain_is_that_of_a_plain_loop():
-    given = operands(6, 9, 5, torch.float64)
-    (means, symbols, errors), (state, _, upper, values, *_) = chain(chain_coding, given), given
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_chain_is_that_of_a_plain_loop(scaled):
+    given = operands(6, 9, 5, torch.float64, scaled=scaled)
+    (means, symbols, errors), (state, _, upper, *_) = chain(chain_coding, given), given
     for i in range(9):
         mean = state[:, i].clone()
         for j in range(6):
-            z = cheapest(mean[j], given, j, i)
-            error = (mean[j] - values[z]) / upper[j, j]
+            z, value = cheapest(mean[j], given, j, i)
+            error = (mean[j] - value) / upper[j, j]
             assert symbols[j, i] == z and float(errors[j, i]) == pytest.approx(float(error))
             mean[j + 1 :] -= error * upper[j, j + 1 :]
         torch.testing.assert_close(means[:, i], mean)
 
 
-def test_given_all_others_is_that_of_a_plain_loop():
-    given = operands(6, 9, 5, torch.float64)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_given_all_others_is_that_of_a_plain_loop(scaled):
+    given = operands(6, 9, 5, torch.float64, scaled=scaled)
     slopes, symbols, means, changes = conditional(conditional_coding, given)
-    state, weight, curvature, values, *_ = given
+    state, weight, curvature, *_ = given
     for i in range(9):
         slope = state[:, i].clone()
         for j in range(6):
             mean = weight[j, i] - slope[j] / curvature[j, j]
-            z = cheapest(mean, given, j, i)
+            z, value = cheapest(mean, given, j, i)
             assert symbols[j, i] == z and float(means[j, i]) == pytest.approx(float(mean))
-            assert float(changes[j, i]) == pytest.approx(float(values[z] - weight[j, i]))
+            assert float(changes[j, i]) == pytest.approx(float(value - weight[j, i]))
             slope[j + 1 :] += changes[j, i] * curvature[j, j + 1 :]
         torch.testing.assert_close(slopes[:, i], slope)
 
@@ -128,8 +134,9 @@ def test_given_all_others_is_that_of_a_plain_loop():
         ({2: torch.zeros(300), 3: torch.zeros(300)}, "1 to 256 symbols"),
         ({3: torch.zeros(6)}, "have a value and a rate each"),
         ({4: torch.zeros(3, 5)}, "3 inputs and 4 rows"),
-        ({5: torch.zeros(3, 4)}, "3 inputs and 4 rows, and of its dtype"),
-        ({6: torch.zeros(3, 4, dtype=torch.float64)}, "of its dtype"),
+        ({5: torch.ones(3, 1)}, "3 inputs and 4 rows"),
+        ({6: torch.zeros(3, 4)}, "3 inputs and 4 rows, and of its dtype"),
+        ({7: torch.zeros(3, 4, dtype=torch.float64)}, "of its dtype"),
     ],
 )
 def test_what_does_not_fit_is_refused(changed, sentence):
@@ -140,6 +147,7 @@ def test_what_does_not_fit_is_refused(changed, sentence):
         torch.zeros(5),
         torch.zeros(5),
         torch.ones(3, 4),
+        None,
         symbols,
         torch.ones(3, 4),
     ]

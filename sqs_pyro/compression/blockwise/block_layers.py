@@ -77,8 +77,12 @@ class BlockLayers:
         return found
 
     def scales(self, weight: Tensor, importance: Tensor, bits: float) -> Tensor | None:
-        """Return the scales of a layer's outputs, ``[N]``, where they are worth some of its ``bits`` a weight."""
-        return scales_of(weight, importance, self.recipe, few=self.recipe.has_few_components(bits))
+        """Return the scales of a layer's outputs, ``[N]``, where they are worth some of its ``bits`` a weight.
+
+        With groups of inputs they are of these, ``[N, B]``.
+        """
+        few = self.recipe.has_few_components(bits)
+        return scales_of(weight, importance, self.recipe, few=few, groups=True)
 
 
 def every_linear(block: nn.Module) -> list[dict[str, nn.Linear]]:

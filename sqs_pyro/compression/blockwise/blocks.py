@@ -237,10 +237,13 @@ class _Run:
         self.vocabulary = vocabulary = vocabulary.without_skipped(recipe)
         chosen = [*self.layers.every(), *vocabulary.paths]
         self.bits = bits_a_weight(net, {name: net.get_parameter(f"{name}.weight") for name in chosen}, recipe)
+        inputs = {name: net.get_parameter(f"{name}.weight").shape[1] for name in chosen}
+        shared = self.bits if recipe.allocation == "even" else None
+        bits = {name: recipe.bits_of(name) or shared for name in chosen}
         if recipe.grid == "uniform":
-            inputs = {name: net.get_parameter(f"{name}.weight").shape[1] for name in chosen}
-            shared = self.bits if recipe.allocation == "even" else None
-            check_room_for_scales(inputs, {name: recipe.bits_of(name) or shared for name in chosen})
+            check_room_for_scales(inputs, bits)
+        if recipe.group_size is not None:
+            check_room_for_scales({name: inputs[name] for name in self.layers.every()}, bits, recipe.group_size)
         self.store = self._store(directory, plan_directory or directory)
         self.packed: dict[str, PackedTensor] = {}
         self.leftovers: dict[str, Tensor] = {}

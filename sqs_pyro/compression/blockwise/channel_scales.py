@@ -1,4 +1,4 @@
-r"""Scales of a layer's outputs, so that one even grid suits all of them.
+r"""Scales of a layer's outputs, or of groups of their inputs, so that one codebook suits all of them.
 
 High-resolution theory gives the weights of output i a grid of step ``√(12 β v_j / g_i)``
 (:func:`~sqs_pyro.compression.blockwise.codebooks.grid`): outputs that matter more want a finer one.
@@ -11,6 +11,10 @@ A codebook that all share has one step Δ. In units of scales s it loses ``Δ²/
 Between no scales, ``g^-¼`` and ``g^-½`` the layer's own weights decide: which takes the fewest bits at equal loss,
 the 16 bits of each scale included. Rows of an embedding differ in size, too: of those ``σ`` and what is between
 the two optima, ``g^-¼ σ^½``, are tried as well.
+
+All this is of grids with values enough. Where they are few, the codebook is the best for the distribution of what
+it codes, and loses the same share of ``σ²`` whatever g is: weights in units of their size, ``s ∝ σ``, are as alike
+as they can be, of an output (:func:`scales_of_few`) or of a few inputs of it (:func:`size_scales`).
 """
 
 import math
@@ -20,6 +24,7 @@ import torch
 from torch import Tensor
 
 from sqs_pyro.compression.blockwise.bit_budget import rounded_entropy
+from sqs_pyro.distributions.kmeans import kmeans_1d
 from sqs_pyro.errors import RecipeError
 
 _POWERS = ((0.5, 0.0), (1.0, 0.0))  # of g^-½, and of σ
@@ -27,6 +32,7 @@ _WITH_SIZES = (*_POWERS, (0.0, 1.0), (0.5, 0.5))
 _STEP = 0.5  # of the grid they are compared on, in root mean squares of the weight: about three bits
 _LARGEST = 1024.0  # of a scale, and of its inverse: outputs that never matter would have any
 _SAMPLE = 1 << 16  # weights that are looked at
+_CLUSTERED = 1 << 13  # weights whose best few values are found
 _SCALE_BITS = 16
 
 
@@ -56,40 +62,99 @@ def channel_scales(weight: Tensor, importance: Tensor, *, by_size: bool = False)
     return best
 
 
+def scales_of_few(weight: Tensor, importance: Tensor, max_components: int) -> Tensor | None:
+    """Return :func:`size_scales` where K values lose so much less with them that they are worth their bits.
+
+    Args:
+        weight: w, ``[N, M]``.
+        importance: g, ``[N]``, not negative.
+        max_components: K, values beside zero.
+    """
+    sample = weight.detach().float()[:, :: max(1, weight.numel() // _SAMPLE)].cpu()
+    g = importance.detach().float().cpu()[:, None]
+    if not float((g * sample.square()).sum()):
+        return None  # all weights zero, or no output that matters
+    scales = size_scales(weight)
+
+    def lost(scales: Tensor) -> float:
+        values = (sample / scales[:, None]).reshape(-1)
+        some = values[:: max(1, len(values) // _CLUSTERED), None].T
+        points = torch.cat([values.new_zeros(1), kmeans_1d(some, min(max_components, some.shape[1])).loc[0]])
+        points = points.sort().values
+        nearest = points[torch.bucketize(values, 0.5 * (points[1:] + points[:-1]))].view(sample.shape)
+        return float((g * (sample - scales[:, None] * nearest).square()).sum())
+
+    without, left = lost(torch.ones_like(scales)), lost(scales)
+    # A quarter of the error is a bit.
+    worth = without > left * 4 ** scale_bits(scales, weight.shape[1])
+    return scales if worth else None
+
+
+def size_scales(weight: Tensor, parts: int = 1) -> Tensor:
+    """Return scales by the root mean square of each output's weights, float16 in float32 ``[N]``.
+
+    Args:
+        weight: w, ``[N, M]``.
+        parts: B, of an output's inputs, which have scales of their own; more than one give ``[N, B]``.
+    """
+    sizes = weight.detach().float().cpu().unflatten(1, (parts, -1)).square().mean(-1).sqrt()
+    # Sizes beside the whole layer's: of those next to nothing any scale is as good.
+    scales = _rounded(sizes.double().clamp(min=1e-300).log())
+    return scales[:, 0] if parts == 1 else scales
+
+
 def scale_bits(scales: Tensor | None, inputs: int) -> float:
-    """Return what a scale for each output costs, bits for each of its M weights; no scales cost nothing."""
-    return 0.0 if scales is None else _SCALE_BITS / inputs
+    """Return what the scales of each output cost, bits for each of its M weights; none cost nothing."""
+    return 0.0 if scales is None else _SCALE_BITS * scales[0].numel() / inputs
 
 
-def check_room_for_scales(inputs: Mapping[str, int], bits: Mapping[str, float | None]) -> None:
-    """Check that layers whose outputs need scales have bits left for their weights.
+def check_room_for_scales(
+    inputs: Mapping[str, int], bits: Mapping[str, float | None], group_size: int | None = None
+) -> None:
+    """Check that layers whose outputs, or groups of inputs, need scales have bits left for their weights.
 
     Args:
         inputs: of each layer.
+        group_size: inputs that share a scale; all of an output's if left out.
         bits: a weight of each layer, scales included; None where they are not fixed beforehand.
 
     Raises:
         RecipeError: the first layer that has not.
     """
     for name, each in inputs.items():
-        given, taken = bits[name], _SCALE_BITS / each
-        if given is not None and given <= taken:
+        if group_size is not None and each % group_size:
             raise RecipeError(
-                f"With blockwise.grid 'uniform' the scales of layer '{name}' take {taken:.3g} bits a weight, as "
-                f"it has {each} inputs, but {given:.3g} are asked for: ask for more, skip it in blockwise.layers, "
-                "or take grid 'free'."
+                f"blockwise.group_size {group_size} does not divide the {each} inputs of layer '{name}': take a "
+                f"multiple of 32 that divides those of all layers, or skip this one in blockwise.layers."
+            )
+        given, taken = bits[name], _SCALE_BITS / (group_size or each)
+        if given is not None and given <= taken:
+            key, repair = (
+                ("grid 'uniform'", "take grid 'free'")
+                if group_size is None
+                else (f"group_size {group_size}", "take larger groups")
+            )
+            raise RecipeError(
+                f"With blockwise.{key} the scales of layer '{name}' take {taken:.3g} bits a weight, as it has "
+                f"{each} inputs, but {given:.3g} are asked for: ask for more, skip it in blockwise.layers, or "
+                f"{repair}."
             )
 
 
 def in_units_of(scales: Tensor | None, weight: Tensor) -> Tensor:
-    """Return a weight ``[N, M]`` whose rows are divided by ``scales`` ``[N]``, if there are any."""
-    return weight if scales is None else weight / scales.to(weight)[:, None]
+    """Return a weight ``[N, M]`` divided by ``scales``, if any: ``[N]``, or ``[N, B]`` of equal parts."""
+    if scales is None:
+        return weight
+    return (weight.reshape(*scales.shape, -1) / scales.to(weight).unsqueeze(-1)).view(weight.shape)
 
 
 def _scales(importance: Tensor, sizes: Tensor, power: float, size_power: float) -> Tensor:
     # Of an output that never matters, and of a row of zeros: large and small, not infinite and 0.
     log_g, log_size = (value.double().clamp(min=1e-300).log() for value in (importance, sizes))
-    log = size_power * log_size - power * log_g / 2
+    return _rounded(size_power * log_size - power * log_g / 2)
+
+
+def _rounded(log: Tensor) -> Tensor:
+    """Return scales of these logarithms as a file has them: what divides weights is what multiplies them."""
     # Geometric mean 1, so that the grid's step keeps its meaning.
-    scales = (log - log.mean()).exp().clamp(1 / _LARGEST, _LARGEST)
-    return scales.half().float()  # as the file has them: weights are divided by what they are multiplied with
+    return (log - log.mean()).exp().clamp(1 / _LARGEST, _LARGEST).half().float()

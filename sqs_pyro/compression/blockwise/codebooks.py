@@ -29,6 +29,7 @@ _FINEST = 2000  # points of the first grid on either side of zero
 _PRECISION = 1e-8  # of the codewords' normal equations, as a share of the squared residual at the start
 _STEPS = 24  # tried between that of β and one that reaches the largest weight
 _SAMPLE = 1 << 16  # weights on which they are
+_SWEEPS = 2  # over the scales of a row's parts in one M-step
 
 
 class Codebook(Protocol):
@@ -64,7 +65,7 @@ class UniformCodebook:
 
     def start(self, likelihood: LayerLikelihood, beta: float) -> tuple[Tensor, Tensor]:
         """Return whole numbers times the step that β asks for, or a wider one where they must reach farther."""
-        weight, low, high = likelihood.mean, int(self.places[0]), max(int(self.places[-1]), 0)
+        weight, low, high = likelihood.target, int(self.places[0]), max(int(self.places[-1]), 0)
         step = self._first_step(likelihood, beta)
 
         def occurrences(part: slice) -> Tensor:
@@ -78,19 +79,19 @@ class UniformCodebook:
 
     def _first_step(self, likelihood: LayerLikelihood, beta: float) -> float:
         """Return the step that β asks for, or the best wider one where K values do not reach far enough."""
-        weight, shares = likelihood.mean, likelihood.shares
+        weight, shares = likelihood.target, likelihood.shares
         low, high = int(self.places[0]), max(int(self.places[-1]), 0)
         reach = likelihood.reach
         asked = min(math.sqrt(12 * beta / likelihood.mean_precision), reach) or 1.0
         widest = reach / max(high, 1)  # the side of fewer values decides how wide is wide enough
         if widest <= asked:
             return asked
-        g, inputs = likelihood.importance[:, None], weight.shape[1]
-        some = weight[:, :: max(1, shares.count * inputs // _SAMPLE)]  # some inputs of all outputs
+        columns = slice(None, None, max(1, shares.count * weight.shape[1] // _SAMPLE))
+        some = weight[:, columns]  # some inputs of all outputs
 
         def error(step: float, part: slice) -> Tensor:
             rounded = (some[part] / step).round_().clamp_(low, high).mul_(step)
-            return (g[part] * (some[part] - rounded).square_()).sum()
+            return (likelihood.cost(part, columns) * (some[part] - rounded).square_()).sum()
 
         squares = float(shares.sum(lambda part: some[part].square().sum()))
         # Values that do not even reach one root mean square are never best.
@@ -129,7 +130,7 @@ class UniformCodebook:
 
     def _quadratic(self, likelihood: LayerLikelihood, symbols: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         """Return ``n_iᵀ H w̄_i`` and ``n_iᵀ H n_i`` of each row of a unit."""
-        n = with_zero(self.places).to(likelihood.mean)[symbols[part].long()]
+        n = weights_of(likelihood, symbols, self.places, part)
         image = n @ likelihood.curvature
         return (image * likelihood.mean[part]).sum(1), (image * n).sum(1)
 
@@ -147,25 +148,26 @@ def best_codewords(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tens
         codewords: c at present, ``[K]``.
     """
     size, shares = 1 + len(codewords), likelihood.shares
-    g = likelihood.importance[:, None]  # [n, 1]
+    g, units = likelihood.importance[:, None], likelihood.units  # [n, 1], [n, M]
+    price = g if units is None else g * units
     flat = [symbols[part].reshape(-1).long() for part in shares.parts]  # of each unit
 
     def by_symbol(values: Callable[[slice, Tensor], Sequence[Tensor]]) -> Tensor:
-        """Sum each of the ``values`` of all units' weights by symbol, rows times their g: ``[values, K]``."""
+        """Sum each of the ``values`` of all units' weights by symbol, times their g and u: ``[values, K]``."""
         unit = iter(flat)
 
         def totals(part: slice) -> Tensor:
             places = next(unit)
             # Sums over all weights of a symbol: in float64, where millions of them do not cancel.
-            weighted = ((g[part] * value).reshape(-1).double() for value in values(part, places))
+            weighted = ((price[part] * value).reshape(-1).double() for value in values(part, places))
             return torch.stack([torch.bincount(places, weights=each, minlength=size)[1:] for each in weighted])
 
         return shares.sum(totals)
 
     def image(c: Tensor, part: slice, places: Tensor) -> Tensor:
         """Return the weights of a unit with codewords c, times H."""
-        weight = with_zero(c).to(likelihood.mean).index_select(0, places)
-        return weight.view(symbols[part].shape) @ likelihood.curvature
+        weight = with_zero(c).to(likelihood.mean).index_select(0, places).view(symbols[part].shape)
+        return (weight if units is None else weight * units[part]) @ likelihood.curvature
 
     def normal(c: Tensor) -> Tensor:
         """Return A c."""
@@ -176,7 +178,7 @@ def best_codewords(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tens
     # inputs are uncorrelated and 0 for codewords that are not used; b; and A c.
     scale, wanted, reached = by_symbol(
         lambda part, places: [
-            likelihood.curvature.diagonal().expand(symbols[part].shape),
+            likelihood.curvature.diagonal().expand(symbols[part].shape) * (1 if units is None else units[part]),
             likelihood.image(likelihood.mean, part),
             image(found, part, places),
         ]
@@ -211,7 +213,7 @@ def grid(likelihood: LayerLikelihood, beta: float, max_components: int = MAX_COM
     Returns:
         codewords ``[K]``, ascending, and their rates in nats, ``[1 + K]``, zero first.
     """
-    weight, reach = likelihood.mean, likelihood.reach
+    weight, reach = likelihood.target, likelihood.reach
     # No finer than the counts below can have places for.
     step = max(math.sqrt(12 * beta / likelihood.mean_precision), reach / _FINEST)
     step = min(step, reach) or 1.0  # at least the largest weight is no zero, unless all are
@@ -229,6 +231,48 @@ def grid(likelihood: LayerLikelihood, beta: float, max_components: int = MAX_COM
     values = step * torch.arange(-half, half + 1, dtype=torch.float64, device=weight.device)
     values, others = _merged(values[used], counts[used], max_components)
     return values.to(weight), fit_symbol_prior(torch.cat([counts[half, None], others])[None]).rates[0]
+
+
+def best_parts(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor) -> Tensor:
+    """Return the scales of parts of the own rows that are best given symbols and codewords, the M-step.
+
+    With ``w_i = Σ_b s_ib n_ib``, n_ib the codewords of part b of a row, the likelihood is a quadratic in ``s_i``
+    of B numbers: one after the other goes where it is highest, from where it is, and is rounded to float16.
+
+    Args:
+        likelihood: of the layer, with scales of parts.
+        symbols: uint8 ``[n, M]``, of the likelihood's own rows.
+        codewords: c, ``[K]``.
+
+    Returns:
+        float16 in float32 ``[n, B]``; of a part of zeros alone, or one that should change its sign, as it was.
+    """
+    assert likelihood.parts is not None
+    found, limits = likelihood.parts.clone(), torch.finfo(torch.float16)
+    size = likelihood.mean.shape[1] // found.shape[1]
+    for unit in likelihood.shares.parts:
+        n = with_zero(codewords).to(likelihood.mean)[symbols[unit].long()]
+        difference = weights_of(likelihood, symbols, codewords, unit) - likelihood.mean[unit]
+        slope = difference @ likelihood.curvature  # [r, M], kept up to date
+        for _ in range(_SWEEPS):
+            for b in range(found.shape[1]):
+                own = slice(b * size, (b + 1) * size)
+                image = n[:, own].contiguous() @ likelihood.curvature[own]
+                along, square = (slope[:, own] * n[:, own]).sum(1), (image[:, own] * n[:, own]).sum(1)
+                before = found[unit, b]
+                best = before - along / square
+                usable = (square > 0) & (best > 0)
+                best = best.clamp(limits.smallest_normal, limits.max).half().to(found)
+                change = torch.where(usable, best - before, torch.zeros_like(before))
+                slope += change[:, None] * image
+                found[unit, b] = before + change
+    return found
+
+
+def weights_of(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor, part: slice) -> Tensor:
+    """Return the weights that symbols ``[n, M]`` stand for, of a unit of rows, times scales of their parts."""
+    weight = with_zero(codewords).to(likelihood.mean)[symbols[part].long()]
+    return weight if likelihood.units is None else weight * likelihood.units[part]
 
 
 def with_zero(codewords: Tensor) -> Tensor:

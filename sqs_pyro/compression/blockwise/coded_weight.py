@@ -5,8 +5,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sqs_pyro.compression.blockwise.channel_scales import channel_scales, scale_bits
-from sqs_pyro.compression.blockwise.codebooks import UniformCodebook
+from sqs_pyro.compression.blockwise.channel_scales import (
+    channel_scales,
+    scale_bits,
+    scales_of_few,
+    size_scales,
+)
+from sqs_pyro.compression.blockwise.codebooks import UniformCodebook, best_parts
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.compression.blockwise.sequential_coding import Coding, fit
@@ -14,22 +19,35 @@ from sqs_pyro.packing import CodedTensor
 
 
 def scales_of(
-    weight: Tensor, importance: Tensor, recipe: BlockwiseRecipe, *, few: bool = False, by_size: bool = False
+    weight: Tensor,
+    importance: Tensor,
+    recipe: BlockwiseRecipe,
+    *,
+    few: bool = False,
+    by_size: bool = False,
+    groups: bool = False,
 ) -> Tensor | None:
     """Return the scales of a weight's rows, ``[N]``: where they are worth their bits, or the grid needs them.
+
+    With groups of inputs they are of these, ``[N, B]``, whether they are worth it or not.
 
     Args:
         weight: w, ``[N, M]``.
         importance: g, ``[N]``.
         recipe: whether it may have scales, and its grid.
         few: whether values are too few for the grid that its bits ask for. What rows that matter more take of
-            them, others lack: a finer grid for some then costs more than it gains.
+            them, others lack: scales are then those of sizes alone.
         by_size: whether scales by the size of each row are tried, too.
+        groups: whether groups of inputs have scales, where the recipe says so.
     """
     uniform = recipe.grid == "uniform"
-    if few and not uniform:
-        return None
-    found = channel_scales(weight, importance, by_size=by_size or uniform) if recipe.channel_scales else None
+    if groups and recipe.group_size is not None:
+        return size_scales(weight, weight.shape[1] // recipe.group_size)
+    found = None
+    if recipe.channel_scales and few:
+        found = scales_of_few(weight, importance, recipe.num_components)
+    elif recipe.channel_scales:
+        found = channel_scales(weight, importance, by_size=by_size or uniform)
     return torch.ones(len(weight)) if found is None and uniform else found
 
 
@@ -46,7 +64,7 @@ def coded_weight(
 
     Args:
         own: its likelihood, of a rank's own rows; all ranks call this together.
-        scales: of all its rows; a uniform grid needs them.
+        scales: of all its rows, or of equal parts of them; a uniform grid needs them.
         recipe: kind of codewords, and rounds.
         bits: for each weight, its scales' included; or
         beta: β.
@@ -70,10 +88,14 @@ def coded_weight(
 
 
 def _whole_numbers(coding: Coding, own: LayerLikelihood, scales: Tensor | None) -> CodedTensor:
-    """Return it with whole numbers as codewords, and in each row's scale the step that suits it best."""
+    """Return it with whole numbers as codewords, and in each row's or part's scale the step that suits it best."""
     assert scales is not None
     grid = UniformCodebook(len(coding.codewords))
     step = coding.codewords[-1] / grid.places[-1]
     mine = own.shares.own
+    if coding.parts is not None:
+        steps = (step * coding.parts).half().float()
+        found = best_parts(own.in_units_of(steps), coding.symbols[mine], grid.places)
+        return replace(coding, codewords=grid.places.float(), parts=own.shares.joined(found)).coded()
     rows = grid.row_scales(own, coding.symbols[mine], step * scales[mine].to(step))
     return replace(coding, codewords=grid.places.float()).coded(own.shares.joined(rows).cpu())

@@ -84,7 +84,7 @@ class Forecast:
             scales = self.layers.scales(layer.weight, g, bits)
             weight, extra = in_units_of(scales, layer.weight), scale_bits(scales, layer.in_features)
             # An error e in w / s is one of s e in w.
-            finer = 1.0 if scales is None else float((g * scales.square()).mean() / g.mean())
+            finer = 1.0 if scales is None else float((g @ scales.square().view(len(g), -1)).mean() / g.sum())
             values = self.recipe.components_of(name) if few else None
             rates[name] = LayerRate.of(weight, finer * plan.precisions[name], extra, values)
         return BitBudget(rates | self.tables.rates(plan, few), bits)

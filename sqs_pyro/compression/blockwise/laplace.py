@@ -67,6 +67,12 @@ class Factors:
         return _triangular_inverse(self.lower).flip(0, 1).to(self.curvature.dtype)
 
     @cached_property
+    def precisions(self) -> Tensor:
+        """``1 / U_jj²`` of each input, in their own order, float64 ``[M]``."""
+        squares = self.lower.diagonal().square()
+        return squares.new_empty(squares.shape).index_copy_(0, self.order.flip(0), squares)
+
+    @cached_property
     def mean_precision(self) -> float:
         """Mean over inputs of ``1 / U_jj²``."""
         return float(self.lower.diagonal().square().mean())
@@ -86,6 +92,7 @@ class LayerLikelihood:
         curvature: H, ``[M, M]``, symmetric, not negative.
         importance: g, ``[n]``, positive.
         rows: of the layer, and which of them are own; None: all of them are, in one unit.
+        parts: scales of equal parts of the own rows, which codewords are in units of, ``[n, B]``; None: all are 1.
         known: factors of this very H, which layers of the same inputs share; made here if left out.
     """
 
@@ -93,6 +100,7 @@ class LayerLikelihood:
     curvature: Tensor
     importance: Tensor
     rows: Shares | None = None
+    parts: Tensor | None = None
     known: Factors | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -171,23 +179,51 @@ class LayerLikelihood:
         return replace(self, curvature=total, importance=own * self.importance + others * other.importance)
 
     def in_units_of(self, scales: Tensor | None) -> "LayerLikelihood":
-        """Return that of the weight whose rows are divided by ``scales``, ``[N]``, if there are any."""
+        """Return that of a weight whose codewords are in units of ``scales``, if there are any.
+
+        Args:
+            scales: of all rows, ``[N]``: the mean is divided by them; or of equal parts of all rows, ``[N, B]``,
+                whose weights are no longer of one curvature: the mean stays as it is.
+        """
         if scales is None:
             return self
         scales = scales[self.shares.own]
+        if scales.dim() == 2:
+            return replace(self, parts=scales.to(self.mean))
         squares = scales.to(self.importance).square()
         # An error e in w / s is one of s e in w: what it costs grows with s².
         return replace(self, mean=in_units_of(scales, self.mean), importance=self.importance * squares)
 
     @cached_property
+    def units(self) -> Tensor | None:
+        """u, what codewords are in units of, ``[n, M]``; None: all are 1."""
+        if self.parts is None:
+            return None
+        return self.parts.repeat_interleave(self.mean.shape[1] // self.parts.shape[1], 1)
+
+    @cached_property
+    def target(self) -> Tensor:
+        """w̄ in units of codewords, ``[n, M]``."""
+        return self.mean if self.units is None else self.mean / self.units
+
+    def cost(self, part: slice, columns: slice = slice(None)) -> Tensor:
+        """Return ``g_i u_ij²``, what an error in units of codewords costs, ``[n, m]``, or ``[n, 1]`` if u is 1."""
+        g = self.importance[part][:, None]
+        return g if self.units is None else g * self.units[part, columns].square()
+
+    @cached_property
     def reach(self) -> float:
-        """The largest size of a mean."""
-        own = float(self.mean.abs().max()) if len(self.mean) else 0.0
+        """The largest size of a mean, in units of codewords."""
+        own = float(self.target.abs().max()) if len(self.mean) else 0.0
         return max(self.shares.ranks.gathered(own))
 
     @cached_property
     def mean_precision(self) -> float:
-        """Mean over weights of ``g_i / v_j``: the precision of each given those that are coded before it."""
+        """Mean over weights of ``g_i u_ij² / v_j``: the precision of each given those that are coded before it."""
+        if self.units is not None:
+            each = self.factors.precisions.to(self.mean)
+            found = float(self.shares.sum(lambda part: (self.cost(part) @ each).sum().double()))
+            return found / self.shares.count / len(each)
         total = float(self.shares.sum(lambda part: self.importance[part].sum()))
         return total / self.shares.count * self.factors.mean_precision
 

@@ -40,6 +40,8 @@ _SUMMED, _SENT = 2 * _FLOAT, 3 * _FLOAT
 #: Of one weight of the layer that is coded: its mean, that in units of scales, and in order; prices; symbols; in
 #: the M-step its symbol's number and the products that are summed in float64.
 _WEIGHT = 5 * _FLOAT + 1 + 2 * _DOUBLE + 2 * _FLOAT
+#: The same of scales of groups of inputs: units of codewords, in order, and the mean in them.
+_UNITS = 3 * _FLOAT
 #: Hidden states inside a block, in units of its widest layer, that one minibatch holds at once.
 _INSIDE = 4
 #: What autograd keeps of a token in a block, in units of its hidden size and of its widest layer.
@@ -182,7 +184,8 @@ def _units(units: int, ranks: int) -> int:
 def _coding(weight: Tensor, recipe: BlockwiseRecipe, ranks: int) -> int:
     """Return bytes while a weight is coded: of a rank's own rows, and on several ranks all symbols twice."""
     rows, inputs = weight.shape
-    return _WEIGHT * largest_share(rows, recipe.units, ranks) * inputs + 2 * weight.numel() * (ranks > 1)
+    each = _WEIGHT if recipe.group_size is None else _WEIGHT + _UNITS
+    return each * largest_share(rows, recipe.units, ranks) * inputs + 2 * weight.numel() * (ranks > 1)
 
 
 def _compressed(net: nn.Module, recipe: BlockwiseRecipe) -> dict[str, Tensor]:

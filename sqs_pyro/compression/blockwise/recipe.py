@@ -18,6 +18,7 @@ SIZE = {"bits", "megabytes"}
 BEHIND_BLOCKS = {"finish_steps"}
 # Bits by which the entropy of a layer's symbols stays below log2 of their number, about, when none is left out.
 _UNUSED = 0.25
+_SCALE_BITS = 16
 _NEAR = 1.0  # bits that layers which matter may have beyond the average
 
 
@@ -58,7 +59,10 @@ class BlockwiseRecipe(RecipeSection):
             times a scale of each output, as integer kernels of other runtimes multiply.
         channel_scales: whether outputs of a layer that matter more, and rows of an embedding, may have a finer
             grid, by a scale of 16 bits for each; layers where it is not worth its bits have none, nor has any
-            layer of a block with allocation `even`, or where K values are too few for finer grids.
+            layer of a block with allocation `even`. Where K values are too few for finer grids, outputs have
+            scales by the size of their weights.
+        group_size: inputs of a block's layers that share a scale of 16 bits, in each output, in place of the
+            outputs' own; it must divide the inputs of every layer. Embeddings and heads keep scales of rows.
         rounds: pairs of M- and E-steps after the first pass over a layer's weights.
         damping: what is added to the diagonal of a layer's curvature, in units of its mean.
         adapt_inputs: whether a layer's weight is first fitted to what the original layer gave, from the inputs
@@ -99,6 +103,7 @@ class BlockwiseRecipe(RecipeSection):
     runtime_bits: Literal[2, 3, 4] | None = None
     grid: Literal["free", "uniform"] = "free"
     channel_scales: bool = True
+    group_size: int | None = Field(default=None, ge=32, multiple_of=32)
     rounds: int = Field(default=2, ge=1)
     damping: float = Field(default=0.01, gt=0)
     adapt_inputs: bool = True
@@ -122,11 +127,12 @@ class BlockwiseRecipe(RecipeSection):
         if not isinstance(values, Mapping):
             return values
         decided: dict[str, Any] = {}
-        runtime, few = values.get("runtime_bits"), values.get("num_components")
+        runtime, few, group = (values.get(key) for key in ("runtime_bits", "num_components", "group_size"))
+        scales = _SCALE_BITS / group if group is not None and is_whole(group, 1) else 0.0
         if runtime in (2, 3, 4):  # of anything else the field itself complains, here and below
-            decided = {"num_components": 2**runtime - 1, "bits": runtime - _UNUSED}
+            decided = {"num_components": 2**runtime - 1, "bits": runtime - _UNUSED + scales}
         if few is not None and is_whole(few, 1):
-            most = math.log2(1 + few) - _UNUSED
+            most = math.log2(1 + few) - _UNUSED + scales
             decided["bits"] = min(decided.get("bits", cls.model_fields["bits"].default), most)
         if values.get("megabytes") is not None:
             decided["bits"] = None
@@ -139,7 +145,12 @@ class BlockwiseRecipe(RecipeSection):
 
     def has_few_components(self, bits: float) -> bool:
         """Return whether K may keep layers from ``bits`` a weight and those of more than average from theirs."""
-        return bits > math.log2(1 + self.num_components) - _NEAR
+        return bits - self.scale_bits > math.log2(1 + self.num_components) - _NEAR
+
+    @property
+    def scale_bits(self) -> float:
+        """Bits a weight that scales of groups of inputs take; 0 without groups."""
+        return 0.0 if self.group_size is None else _SCALE_BITS / self.group_size
 
     def skips(self, name: str) -> bool:
         """Return whether a layer is left uncompressed."""
@@ -168,10 +179,11 @@ class BlockwiseRecipe(RecipeSection):
         codes = [(own.bits, own.runtime_bits) for own in self.layers.values()]
         for bits, runtime in [(self.bits, None), *codes]:
             values = self.num_components if runtime is None else 2**runtime - 1
-            most = math.log2(1 + values)
+            most = math.log2(1 + values) + self.scale_bits
             if bits is not None and bits > most:
+                scales = f" and scales of {self.group_size} inputs" if self.group_size else ""
                 raise ValueError(
-                    f"bits: at most {most:.2f}, which zero and num_components: {values} values can take, "
+                    f"bits: at most {most:.2f}, which zero and num_components: {values} values{scales} can take, "
                     f"but it is {bits:g}: lower it, or allow more values"
                 )
         return self

@@ -22,7 +22,7 @@ matrices go by units of rows, see :mod:`~sqs_pyro.compression.blockwise.shares`.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -30,13 +30,19 @@ from torch import Tensor
 
 from sqs_pyro.arguments import is_positive, is_whole
 from sqs_pyro.compression.bisection import beta_for
-from sqs_pyro.compression.blockwise.codebooks import Codebook, FreeCodebook, UniformCodebook, with_zero
+from sqs_pyro.compression.blockwise.codebooks import (
+    Codebook,
+    FreeCodebook,
+    UniformCodebook,
+    best_parts,
+    with_zero,
+)
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
 from sqs_pyro.compression.finetune.rate_distortion import coded_bits, fit_symbol_prior
 from sqs_pyro.errors import ArgumentError
 from sqs_pyro.kernels.coding import chain_coding, conditional_coding, load_coding
 from sqs_pyro.packing import CodedTensor
-from sqs_pyro.packing.coded import MAX_COMPONENTS
+from sqs_pyro.packing.coded import MAX_COMPONENTS, scaled
 
 _PANEL = 64  # inputs whose effect on all later ones is applied by one matrix product
 _TOLERANCE = 0.01  # bits a weight by which a size that was asked for may be missed
@@ -50,11 +56,13 @@ class Coding:
         symbols: z, uint8 ``[N, M]``, of all rows; 0 is zero.
         codewords: c of the symbols 1 to K, float32 ``[K]``, ascending.
         beta: β.
+        parts: scales of equal parts of all rows, float16 in float32 ``[N, B]``; None: there are none.
     """
 
     symbols: Tensor
     codewords: Tensor
     beta: float
+    parts: Tensor | None = None
 
     @property
     def counts(self) -> Tensor:
@@ -63,21 +71,22 @@ class Coding:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits that symbols, their table and the codewords take in a file, for each weight."""
+        """Bits that symbols, their table and the codewords take in a file, for each weight; scales not."""
         return float(coded_bits(self.counts[None])) / self.symbols.numel()
 
     def dense(self) -> Tensor:
         """Return the weights, ``[N, M]``."""
-        return with_zero(self.codewords)[self.symbols.long()]
+        return scaled(with_zero(self.codewords)[self.symbols.long()], self.parts)
 
     def coded(self, scales: Tensor | None = None) -> CodedTensor:
         """Return it as what is packed, codewords in float16.
 
         Args:
-            scales: what rows were divided by before they were coded, ``[N]``.
+            scales: what rows were divided by before they were coded, ``[N]``; of what has scales of parts, none.
         """
         mask = self.symbols > 0
         codes = (self.symbols.int() - 1).clamp(min=0).to(torch.uint8)  # zeros have code 0, which the mask hides
+        scales = scales if self.parts is None else self.parts.cpu()
         return CodedTensor(codes.cpu(), mask.cpu(), self.codewords.half().float()[None].cpu(), scales)
 
 
@@ -99,13 +108,16 @@ def code_sequentially(
     left = likelihood.mean.T[order].contiguous()  # [M, n]: means of the weights that are not coded yet
     values, rates = with_zero(codewords).to(left), rates.to(left)
     price = beta * upper.diagonal().square()[:, None] / likelihood.importance.to(left)  # [M, n]: β v_j / g_i
+    units = None if likelihood.units is None else likelihood.units.T[order].to(left).contiguous()
+    price = price if units is None else price / units.square()
     symbols = torch.empty(left.shape, dtype=torch.uint8, device=left.device)
     load_coding(left.device)
     for start in range(0, len(left), _PANEL):
         panel, own = left[start : start + _PANEL], slice(start, start + _PANEL)
         errors = torch.empty_like(panel)  # [P, n], each divided by its U_jj
         # Means behind move by -e U_jk / U_jj: a rank-one update, for now within the panel only.
-        chain_coding(panel, upper[own, own], values, rates, price[own], symbols[own], errors)
+        unit = None if units is None else units[own]
+        chain_coding(panel, upper[own, own], values, rates, price[own], unit, symbols[own], errors)
         # `panel` is a view of `left`, which thus keeps each mean as it was when its symbol was chosen.
         behind = start + len(panel)
         for part in likelihood.shares.parts:
@@ -136,8 +148,11 @@ def improve(
     diagonal = curvature.diagonal()
     values, rates = with_zero(codewords).to(curvature), rates.to(curvature)
     price = beta / (diagonal[:, None] * likelihood.importance.to(curvature))  # [M, n]
+    units = None if likelihood.units is None else likelihood.units.T[order].to(curvature).contiguous()
+    price = price if units is None else price / units.square()
     symbols = symbols.T[order].contiguous()
     weight = values[symbols.long()]  # [M, n]
+    weight = weight if units is None else weight * units
     slope = (weight - likelihood.mean.T[order]).contiguous()  # becomes [M, n]: H (q - w̄), kept up to date
     for part in likelihood.shares.parts:
         slope[:, part] = curvature @ slope[:, part].contiguous()
@@ -147,9 +162,9 @@ def improve(
         own = slice(start, start + _PANEL)
         panel = weight[own]
         changes = torch.empty_like(panel)  # [P, n]; `weight` itself stays: nothing reads a coded input again
-        conditional_coding(
-            slope[own], panel, curvature[own, own], values, rates, price[own], symbols[own], means[own], changes
-        )
+        unit = None if units is None else units[own]
+        operands = slope[own], panel, curvature[own, own], values, rates, price[own], unit
+        conditional_coding(*operands, symbols[own], means[own], changes)
         behind = start + len(panel)
         for part in likelihood.shares.parts:
             slope[behind:, part] += curvature[behind:, start:behind] @ changes[:, part].contiguous()
@@ -200,12 +215,20 @@ def _fit_at(likelihood: LayerLikelihood, beta: float, codebook: Codebook, rounds
     symbols, _ = code_sequentially(likelihood, codewords, rates, beta)
     for _ in range(rounds):
         codewords = codebook.best(likelihood, symbols, codewords)
+        likelihood = _with_best_parts(likelihood, symbols, codewords)
         counts = shares.sum(partial(_counts, symbols, len(codewords)))
         rates = fit_symbol_prior(counts[None]).rates[0]
         symbols, _ = improve(likelihood, symbols, codewords, rates, beta)
     # Once more, as the last E-step has changed symbols: shares need no fit, for the file counts anew.
     codewords = codebook.best(likelihood, symbols, codewords)
-    return _ascending(Coding(shares.joined(symbols), codewords, beta))
+    parts = None if likelihood.parts is None else shares.joined(likelihood.parts)
+    return _ascending(Coding(shares.joined(symbols), codewords, beta, parts))
+
+
+def _with_best_parts(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor) -> LayerLikelihood:
+    if likelihood.parts is None:
+        return likelihood
+    return replace(likelihood, parts=best_parts(likelihood, symbols, codewords))
 
 
 def _first_beta(likelihood: LayerLikelihood, bits: float, codebook: Codebook) -> float:
@@ -227,7 +250,7 @@ def _ascending(coding: Coding) -> Coding:
     """Put codewords in order again, which least squares may have changed."""
     codewords, order = coding.codewords.sort(stable=True)
     place = torch.cat([order.new_zeros(1), 1 + order.argsort()]).to(torch.uint8)  # old symbol -> new; 0 stays 0
-    return Coding(place[coding.symbols.long()], codewords, coding.beta)
+    return replace(coding, symbols=place[coding.symbols.long()], codewords=codewords)
 
 
 def _check(bits: float | None, beta: float | None, max_components: int, rounds: int) -> None:

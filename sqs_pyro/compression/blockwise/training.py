@@ -19,6 +19,7 @@ from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
 from sqs_pyro.networks.block_stack import BlockArguments, run_block
 from sqs_pyro.packing import CodedTensor
+from sqs_pyro.packing.coded import scaled
 
 #: Codewords that a latent would pass in all steps together, were its gradient always of one sign and the rate its
 #: highest; as rates fall to nothing, half of them.
@@ -141,7 +142,10 @@ def _train(
 
 
 class ScaledLinear(nn.Module):
-    """``s (W x) + b``: a linear layer with the weight W in units of its outputs' scales s, which can learn."""
+    """``s W x + b``: a linear layer with the weight W in units of scales s, which can learn.
+
+    They are those of its outputs, ``[N]``, or of equal parts of their inputs, ``[N, B]``.
+    """
 
     bias: nn.Parameter | None
 
@@ -154,12 +158,11 @@ class ScaledLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x ``[..., M]``. Returns ``[..., N]``."""
-        out = nn.functional.linear(x, self.weight) * self.log_scales.exp()
-        return out if self.bias is None else out + self.bias
+        return nn.functional.linear(x, scaled(self.weight, self.log_scales.exp()), self.bias)
 
     @property
     def scales(self) -> Tensor:
-        """The scales as a file has them: float16 in float32, ``[N]``."""
+        """The scales as a file has them: float16 in float32."""
         limits = torch.finfo(torch.float16)
         return self.log_scales.detach().float().exp().clamp(limits.tiny, limits.max).half().float().cpu()
 

@@ -64,14 +64,16 @@ inline float widened(Half number) {
 #endif
 }
 
-// Tiled: a word of 64 bytes holds a few inputs of 16 outputs. In rows: it holds more inputs of one.
+// Tiled: a word of 64 bytes holds a few inputs of 16 outputs. In rows: it holds chunks of 32 inputs of one output, or of
+// the end of one and the beginning of the next.
 enum class Layout { kTiled, kRows };
 
 struct Weight {
   Layout layout;
   Tensor codes, table;
   std::optional<Tensor> scales;
-  int64_t outputs, inputs, bits, words;
+  int64_t outputs, inputs, bits;
+  int64_t words;  // of a tile; in rows, of all
   int64_t parts = 0;  // of an output's inputs, each with a scale of its own; 0 where outputs have scales or none has
 
   Weight(Layout layout_, Tensor codes_, Tensor table_, std::optional<Tensor> scales_, const std::vector<int64_t>& shape,
@@ -83,17 +85,18 @@ struct Weight {
     for (size_t d = 2; d < shape.size(); ++d) inputs *= shape[d];
     const bool tiled = layout == Layout::kTiled;
     with_bits(bits, [&]<int B>() {
-      const int64_t inputs_of_word = (tiled ? 2 : 2 * kRows) * kPairs<B>;
-      words = (inputs + inputs_of_word - 1) / inputs_of_word;
+      // Pairs of inputs that each lane of a tile has, or chunks of all rows.
+      const int64_t units = tiled ? (inputs + 1) / 2 : outputs * chunks();
+      words = (units + kPairs<B> - 1) / kPairs<B>;
     });
-    const int64_t bytes = (tiled ? (outputs + kRows - 1) / kRows : outputs) * words * 64;
+    const int64_t bytes = (tiled ? (outputs + kRows - 1) / kRows : 1) * words * 64;
     STD_TORCH_CHECK(codes.numel() == bytes, "codes of this weight have ", bytes, " bytes, not ", codes.numel());
     STD_TORCH_CHECK(table.dim() == 2 && table.size(1) % 4 == 0 && 0 < table.size(1) && table.size(1) <= 4 << bits,
                     "a table of ", table.numel(), " bytes does not fit codes of ", bits, " bits");
     const int64_t tables = table.size(0), of_table = tables > 0 ? outputs * inputs / tables : 0;
     const bool rows = of_table > 0 && of_table * tables == outputs * inputs && of_table % inputs == 0;
-    const bool chunks = !tiled && of_table > 0 && inputs % of_table == 0 && of_table % (2 * kRows) == 0;
-    STD_TORCH_CHECK(rows || chunks, tables, " tables do not fit ", outputs, " outputs of ", inputs, " inputs");
+    const bool within = !tiled && of_table > 0 && inputs % of_table == 0 && of_table % (2 * kRows) == 0;
+    STD_TORCH_CHECK(rows || within, tables, " tables do not fit ", outputs, " outputs of ", inputs, " inputs");
     if (!scales) return;
     scales = in_order(*scales);
     if (scales->dim() == 2) {
@@ -106,6 +109,7 @@ struct Weight {
     }
   }
 
+  int64_t chunks() const { return (inputs + 2 * kRows - 1) / (2 * kRows); }  // of a row
   const uint32_t* words_data() const { return reinterpret_cast<const uint32_t*>(codes.const_data_ptr()); }
   const float* values() const { return reinterpret_cast<const float*>(table.const_data_ptr()); }
   int64_t size() const { return table.size(1) / 4; }
@@ -132,10 +136,9 @@ struct Weight {
   float value(int64_t n, int64_t k) const {
     constexpr int P = kPairs<B>;
     const bool tiled = layout == Layout::kTiled;
-    const int64_t inputs_of_word = (tiled ? 2 : 2 * kRows) * P, word = k / inputs_of_word, place = k % inputs_of_word;
-    const int64_t lane = tiled ? ((n / kRows) * words + word) * kRows + n % kRows
-                               : (n * words + word) * kRows + place % (2 * kRows) / 2;
-    const int64_t shift = 16 * (place % 2) + B * (tiled ? place / 2 : place / (2 * kRows));
+    const int64_t unit = tiled ? k / 2 : n * chunks() + k / (2 * kRows), word = unit / P;
+    const int64_t lane = tiled ? ((n / kRows) * words + word) * kRows + n % kRows : word * kRows + k % (2 * kRows) / 2;
+    const int64_t shift = 16 * (k % 2) + B * (unit % P);
     const int64_t code = words_data()[lane] >> shift & ((1 << B) - 1);
     return code < size() ? values()[(n * inputs + k) / of_table() * size() + code] : 0.0f;
   }

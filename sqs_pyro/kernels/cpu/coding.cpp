@@ -28,6 +28,7 @@ template <class T>
 struct Panel {
   int64_t inputs, rows, symbols;  // P, n, 1 + K
   const T *matrix, *values, *rates, *price;
+  const T* units;   // [P, n], of codewords; or none
   const T* weight;  // [P, n], given all others
   T* state;         // [P, n]: means, or slopes
   uint8_t* chosen;
@@ -85,7 +86,7 @@ void code_block(const Panel<T>& panel, int64_t first, T* state) {
   for (int64_t j = 0; j < panel.inputs; ++j) fetch(state + j * block, panel.state + j * n + first, count);
   for (int64_t j = 0; j < panel.inputs; ++j) {
     const T *row = panel.matrix + j * panel.inputs, own = row[j];
-    T mean[block], price[block], weight[block], change[block];
+    T mean[block], near[block], unit[block], price[block], weight[block], change[block];
     typename Registers<T>::Number places[block];
     fetch(price, panel.price + j * n + first, count);
     if constexpr (!kChain) fetch(weight, panel.weight + j * n + first, count);
@@ -93,9 +94,11 @@ void code_block(const Panel<T>& panel, int64_t first, T* state) {
       mean[i] = state[j * block + i];
       if constexpr (!kChain) mean[i] = weight[i] - mean[i] / own;
     }
-    cheapest(panel, mean, price, places);
+    if (panel.units) fetch(unit, panel.units + j * n + first, count);
+    for (int i = 0; i < block; ++i) near[i] = panel.units ? mean[i] / unit[i] : mean[i];
+    cheapest(panel, near, price, places);
     for (int i = 0; i < block; ++i) {
-      const T value = panel.values[places[i]];
+      const T value = panel.units ? panel.values[places[i]] * unit[i] : panel.values[places[i]];
       change[i] = kChain ? (mean[i] - value) / own : value - weight[i];
     }
     for (int64_t k = j + 1; k < panel.inputs; ++k) {
@@ -131,9 +134,11 @@ T* write(const Tensor& tensor) { return static_cast<T*>(tensor.mutable_data_ptr(
 // By the chain rule, or given all others, which takes the weight as it is and gives the means.
 template <bool kChain>
 void run(const Tensor& state, const Tensor* weight, const Tensor& matrix_, const Tensor& values_, const Tensor& rates_,
-         const Tensor& price_, const Tensor& chosen, const Tensor* means, const Tensor& changes) {
+         const Tensor& price_, const std::optional<Tensor>& units_, const Tensor& chosen, const Tensor* means,
+         const Tensor& changes) {
   const Tensor matrix = in_order(matrix_), values = in_order(values_), rates = in_order(rates_);
   const Tensor price = in_order(price_);
+  const std::optional<Tensor> units = units_ ? std::optional(in_order(*units_)) : std::nullopt;
   STD_TORCH_CHECK(state.dim() == 2, "a panel has two dimensions");
   const int64_t inputs = state.size(0), rows = state.size(1), symbols = values.numel();
   const ScalarType dtype = state.scalar_type();
@@ -143,7 +148,7 @@ void run(const Tensor& state, const Tensor* weight, const Tensor& matrix_, const
                   matrix.scalar_type() == dtype, "the panel of a matrix does not fit ", inputs, " inputs");
   STD_TORCH_CHECK(0 < symbols && symbols <= 256 && rates.numel() == symbols && values.scalar_type() == dtype &&
                   rates.scalar_type() == dtype, "1 to 256 symbols have a value and a rate each");
-  for (const Tensor* each : {weight, &price, &chosen, means, &changes}) {
+  for (const Tensor* each : {weight, &price, units ? &*units : nullptr, &chosen, means, &changes}) {
     const bool fits = !each || (each->dim() == 2 && each->size(0) == inputs && each->size(1) == rows &&
                                 each->scalar_type() == (each == &chosen ? ScalarType::Byte : dtype));
     STD_TORCH_CHECK(fits, "what belongs to a panel is of ", inputs, " inputs and ", rows, " rows, and of its dtype");
@@ -154,20 +159,21 @@ void run(const Tensor& state, const Tensor* weight, const Tensor& matrix_, const
   const std::optional<Tensor> now = weight ? std::optional(in_order(*weight)) : std::nullopt;
   const auto of = [&]<class T>(T) {
     code<kChain>(Panel<T>{inputs, rows, symbols, read<T>(matrix), read<T>(values), read<T>(rates), read<T>(price),
-                          now ? read<T>(*now) : nullptr, write<T>(state), write<uint8_t>(chosen),
+                          units ? read<T>(*units) : nullptr, now ? read<T>(*now) : nullptr, write<T>(state),
+                          write<uint8_t>(chosen),
                           means ? write<T>(*means) : nullptr, write<T>(changes)});
   };
   dtype == ScalarType::Float ? of(float()) : of(double());
 }
 
-void chain_coding(Tensor means, Tensor upper, Tensor values, Tensor rates, Tensor price, Tensor symbols,
-                  Tensor errors) {
-  run<true>(means, nullptr, upper, values, rates, price, symbols, nullptr, errors);
+void chain_coding(Tensor means, Tensor upper, Tensor values, Tensor rates, Tensor price, std::optional<Tensor> units,
+                  Tensor symbols, Tensor errors) {
+  run<true>(means, nullptr, upper, values, rates, price, units, symbols, nullptr, errors);
 }
 
 void conditional_coding(Tensor slopes, Tensor weight, Tensor curvature, Tensor values, Tensor rates, Tensor price,
-                        Tensor symbols, Tensor means, Tensor changes) {
-  run<false>(slopes, &weight, curvature, values, rates, price, symbols, &means, changes);
+                        std::optional<Tensor> units, Tensor symbols, Tensor means, Tensor changes) {
+  run<false>(slopes, &weight, curvature, values, rates, price, units, symbols, &means, changes);
 }
 
 }  // namespace sqs

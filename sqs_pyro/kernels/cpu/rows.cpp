@@ -2,8 +2,9 @@
 // writes the layout).
 //
 // A table of a row, or of some inputs of it, has to stay in a register while it is looked up, so here a word of 64 bytes
-// holds codes of one row: of 32 P consecutive inputs, P = 16 / B. Code c of 16-bit half h belongs to input 32 c + h, so
-// that one shift brings 32 neighbouring inputs to the bottom. Lanes are summed up at the end.
+// holds codes of P chunks of 32 neighbouring inputs of one row, P = 16 / B: code c of 16-bit half h belongs to input h of
+// chunk c, so that one shift brings a chunk to the bottom. Chunks of all rows follow one another. Lanes are summed up at the
+// end.
 
 #include <algorithm>
 #include <numeric>
@@ -66,16 +67,15 @@ struct Pieces {
   const uint32_t* words;
   const float* values;
   const Half* scales;  // of parts of rows, or none
-  int64_t words_of_row, size, tables, of_table, of_part, inputs, parts;
+  int64_t size, tables, of_table, of_part, inputs, parts;
   int64_t chunks, step;  // of a row, and of a piece
   Table<B> first;
 
   explicit Pieces(const Weight& w)
-      : words(w.words_data()), values(w.values()), scales(w.part_scales()), words_of_row(w.words), size(w.size()),
-        tables(w.tables()), of_table(w.of_table()), of_part(w.of_part()), inputs(w.inputs), parts(w.parts),
+      : words(w.words_data()), values(w.values()), scales(w.part_scales()), size(w.size()), tables(w.tables()),
+        of_table(w.of_table()), of_part(w.of_part()), inputs(w.inputs), parts(w.parts), chunks(w.chunks()),
         first(w.values(), w.size()) {
     const bool whole = of_table >= inputs && !parts;
-    chunks = whole ? w.words * kPairs<B> : inputs / kChunk;
     step = whole ? chunks : std::gcd(of_table, of_part) / kChunk;
   }
 
@@ -97,16 +97,16 @@ void output(const Weight& w, const Pieces<B>& pieces, const float* bias, const t
   constexpr int P = kPairs<B>, A = M == 1 ? 4 : M == 4 ? 2 : 1;  // independent sums
   constexpr int units = kChunk / Kernel::kInputs * M;            // of x, a chunk
   Floats sums[A][M] = {};
-  const uint32_t* words = pieces.words + n * pieces.words_of_row * kRows;
+  const int64_t before = n * pieces.chunks;
   const auto add = [&](const Kernel& kernel, int64_t q, Floats (&to)[M]) {
-    add_chunk(kernel, words + q / P * kRows, q % P, x + q * units, to);
+    add_chunk(kernel, pieces.words + (before + q) / P * kRows, (before + q) % P, x + q * units, to);
   };
   for (int64_t start = 0; start < pieces.chunks; start += pieces.step) {
     const Kernel kernel(pieces.table(n, start));
     int64_t q = start;
     const int64_t end = start + pieces.step;
     for (; q + A <= end; q += A) {
-      __builtin_prefetch(words + (q / P + 64) * kRows);
+      __builtin_prefetch(pieces.words + ((before + q) / P + 64) * kRows);
 #pragma GCC unroll 4
       for (int a = 0; a < A; ++a) add(kernel, q + a, sums[a]);
     }
@@ -125,11 +125,10 @@ void output(const Weight& w, const Pieces<B>& pieces, const float* bias, const t
 template <class Kernel, int B, int M, class T>
 void panel(const Weight& w, const float* bias, const T* x, int64_t count, T* y) {
   constexpr int units = kChunk / Kernel::kInputs * M;
-  const int64_t chunks = w.words * kPairs<B>;
   const Pieces<B> pieces(w);
-  const auto packed = scratch<typename Kernel::X>(chunks * units);
-  std::fill(packed.get(), packed.get() + chunks * units, typename Kernel::X(0));
-  for (int64_t q = 0; q * kChunk < w.inputs; ++q) {
+  const auto packed = scratch<typename Kernel::X>(pieces.chunks * units);
+  std::fill(packed.get(), packed.get() + pieces.chunks * units, typename Kernel::X(0));
+  for (int64_t q = 0; q < pieces.chunks; ++q) {
     for (int64_t m = 0; m < count; ++m) {
       const int64_t at = q * kChunk;
       pack_chunk(x + m * w.inputs + at, w.inputs - at, packed.get() + q * units + m * units / M);
@@ -170,24 +169,27 @@ void turn_rows(const BFloat16* x, int64_t here, int64_t rows, int64_t inputs, in
   }
 }
 
-// `count` chunks of an output from a whole word on, `[chunk][output][pair]`; `to` is this output's in the first one.
+// `count` chunks of an output, `[chunk][output][pair]`; `to` is this output's in the first one.
 template <int B>
 void decode_row(const Pieces<B>& pieces, int64_t n, int64_t first, int64_t count, uint32_t* to) {
   constexpr int P = kPairs<B>;
-  const uint32_t* words = pieces.words + n * pieces.words_of_row * kRows;
+  const int64_t before = n * pieces.chunks;
   for (int64_t q = first; q < first + count;) {
     const int64_t end = std::min(first + count, (q / pieces.step + 1) * pieces.step);
     const PairKernel<B> kernel(pieces.table(n, q));
-    for (; q % P == 0 && q + P <= end; q += P) {
-      const __m512i codes = load<__m512i>(words + q / P * kRows);
+    while (q < end) {
+      const int64_t word = (before + q) / P, place = (before + q) % P;
+      const __m512i codes = load<__m512i>(pieces.words + word * kRows);
+      if (place == 0 && q + P <= end) {
 #pragma GCC unroll 16
-      for (int c = 0; c < P; ++c) {
-        store(to + (q - first + c) * kBlock, kernel.look_up(_mm512_srli_epi16(codes, B * c)));
+        for (int c = 0; c < P; ++c) {
+          store(to + (q - first + c) * kBlock, kernel.look_up(_mm512_srli_epi16(codes, B * c)));
+        }
+        q += P;
+      } else {  // a row or a piece that begins or ends within a word
+        store(to + (q - first) * kBlock, kernel.look_up(_mm512_srl_epi16(codes, _mm_cvtsi32_si128(int(B * place)))));
+        ++q;
       }
-    }
-    for (; q < end; ++q) {  // a piece that ends within a word
-      const __m512i codes = load<__m512i>(words + q / P * kRows);
-      store(to + (q - first) * kBlock, kernel.look_up(_mm512_srl_epi16(codes, _mm_cvtsi32_si128(B * (q % P)))));
     }
   }
 }
@@ -199,7 +201,7 @@ void outputs_by_unit(const Weight& w, const Pieces<B>& pieces, const Problem& p,
   constexpr int depth = kPairs<B> * std::max(1, kUnits / kPairs<B>);  // chunks, of whole words
   alignas(64) uint32_t weights[depth * kBlock] = {};                  // zeros behind the last output
   alignas(64) float sums[kBlock];
-  const int64_t chunks = w.words * kPairs<B>, outputs = std::min<int64_t>(kRows, w.outputs - tile * kRows);
+  const int64_t chunks = pieces.chunks, outputs = std::min<int64_t>(kRows, w.outputs - tile * kRows);
   each<R>([&]<int r>() { clear_block<r>(); });
   for (int64_t start = 0; start < chunks; start += depth) {
     const int64_t count = std::min<int64_t>(depth, chunks - start);
@@ -231,7 +233,7 @@ void multiply_by_unit(const Weight& w, const float* bias, int64_t count, const B
   const Problem p{w.words_data(), w.words, count, w.inputs, w.outputs, bias, w.scale()};
   const Pieces<B> pieces(w);
   const int64_t rows = block_size(count), blocks = (count + rows - 1) / rows;
-  const int64_t chunks = w.words * kPairs<B>, of_x = chunks * kUnits * rows;
+  const int64_t chunks = pieces.chunks, of_x = chunks * kUnits * rows;
   const auto turned = scratch<uint32_t>(blocks * of_x);
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t from, int64_t to) {
     for (int64_t i = from; i < to; ++i) {

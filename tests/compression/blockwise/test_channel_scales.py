@@ -1,6 +1,7 @@
 """Scales of a layer's outputs: what they promise, what they keep, and what they cost."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,6 +84,22 @@ def test_save_about_what_theory_promises(bits, matched):
     saved = 0.5 * math.log2(loss[0] / loss[1])
     least = 0.5 if matched else 0.0  # rows of different spreads share one table of frequencies
     assert least * promised < saved < 1.5 * promised  # without scales, symbols are of a mixture, too
+
+
+@pytest.mark.parametrize("spread", [0.3, 0.8])
+def test_few_values_of_outputs_of_different_size_have_scales_by_size(spread):
+    """As K-means itself finds it: of each row by itself in units of its size, and of all rows together."""
+    own = layer(0.0)
+    sizes = (spread * torch.randn(96, generator=torch.Generator().manual_seed(1))).exp()
+    own = replace(own, mean=own.mean * sizes[:, None])
+    scales = scales_of(own.mean, own.importance, BlockwiseRecipe(num_components=7, bits=3.0), few=True)
+    expected = own.mean.square().mean(1).sqrt()
+    torch.testing.assert_close(scales / scales[0], expected / expected[0], rtol=1e-3, atol=0)
+    plain = fit(own, beta=1e-9, max_components=7)
+    scaled = fit(own.in_units_of(scales), beta=1e-9, max_components=7)
+    assert own.relative_error(scaled.coded(scales).dense()) < (1 - spread / 3) * own.relative_error(plain.dense())
+    alike = scales_of(layer(0.0).mean, own.importance, BlockwiseRecipe(num_components=7, bits=3.0), few=True)
+    assert alike is None
 
 
 def test_few_values_have_none_as_they_would_lose():
