@@ -22,7 +22,7 @@ from sqs_pyro.isolation import random_states_kept
 #: Of each part (``recipe``, ``network``, ``data``, ``setting``...) what is known of it, by key.
 Fingerprint = dict[str, dict[str, Any]]
 
-LAYOUT = 3  # of kept state; another one is of another version of this library
+LAYOUT = 4  # of kept state; another one is of another version of this library
 _EXAMPLES = 256  # of a data set that makes its examples
 _DIGEST = " digest "
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in a `repr`: another one in every process

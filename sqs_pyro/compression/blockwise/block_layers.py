@@ -76,13 +76,15 @@ class BlockLayers:
             found[name] = LayerLikelihood(mean, factors.curvature, g.to(curvature), known=factors)
         return found
 
-    def scales(self, weight: Tensor, importance: Tensor, bits: float) -> Tensor | None:
+    def scales(
+        self, weight: Tensor, importance: Tensor, bits: float, precisions: Tensor | None = None
+    ) -> Tensor | None:
         """Return the scales of a layer's outputs, ``[N]``, where they are worth some of its ``bits`` a weight.
 
         With groups of inputs they are of these, ``[N, B]``.
         """
         few = self.recipe.has_few_components(bits)
-        return scales_of(weight, importance, self.recipe, few=few, groups=True)
+        return scales_of(weight, importance, self.recipe, few=few, groups=True, precisions=precisions)
 
 
 def every_linear(block: nn.Module) -> list[dict[str, nn.Linear]]:

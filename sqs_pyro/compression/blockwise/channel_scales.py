@@ -13,8 +13,9 @@ the 16 bits of each scale included. Rows of an embedding differ in size, too: of
 the two optima, ``g^-¼ σ^½``, are tried as well.
 
 All this is of grids with values enough. Where they are few, the codebook is the best for the distribution of what
-it codes, and loses the same share of ``σ²`` whatever g is: weights in units of their size, ``s ∝ σ``, are as alike
-as they can be, of an output (:func:`scales_of_few`) or of a few inputs of it (:func:`size_scales`).
+it codes, and loses the same share of ``σ²`` whatever g is: weights in units of their size, ``s ∝ σ``, are as
+alike as they can be, of an output (:func:`scales_of_few`) or of a few inputs of it (:func:`size_scales`). An error
+counts by the precision ``1 / v_j`` of its input; so does a weight in the mean of squares ``σ²``.
 """
 
 import math
@@ -62,27 +63,34 @@ def channel_scales(weight: Tensor, importance: Tensor, *, by_size: bool = False)
     return best
 
 
-def scales_of_few(weight: Tensor, importance: Tensor, max_components: int) -> Tensor | None:
+def scales_of_few(
+    weight: Tensor, importance: Tensor, max_components: int, precisions: Tensor | None = None
+) -> Tensor | None:
     """Return :func:`size_scales` where K values lose so much less with them that they are worth their bits.
 
     Args:
         weight: w, ``[N, M]``.
         importance: g, ``[N]``, not negative.
         max_components: K, values beside zero.
+        precisions: ``1 / v``, ``[M]``; all alike if left out.
     """
-    sample = weight.detach().float()[:, :: max(1, weight.numel() // _SAMPLE)].cpu()
-    g = importance.detach().float().cpu()[:, None]
-    if not float((g * sample.square()).sum()):
-        return None  # all weights zero, or no output that matters
-    scales = size_scales(weight)
+    columns = slice(None, None, max(1, weight.numel() // _SAMPLE))
+    sample = weight.detach().float()[:, columns].cpu()
+    each = torch.ones(weight.shape[1]) if precisions is None else precisions.float().cpu()
+    cost = importance.detach().float().cpu()[:, None] * each[columns]
+    if not float((cost * sample.square()).sum()):
+        return None  # all weights zero, or none that matters
+    scales = size_scales(weight, precisions=precisions)
 
     def lost(scales: Tensor) -> float:
-        values = (sample / scales[:, None]).reshape(-1)
-        some = values[:: max(1, len(values) // _CLUSTERED), None].T
-        points = torch.cat([values.new_zeros(1), kmeans_1d(some, min(max_components, some.shape[1])).loc[0]])
-        points = points.sort().values
-        nearest = points[torch.bucketize(values, 0.5 * (points[1:] + points[:-1]))].view(sample.shape)
-        return float((g * (sample - scales[:, None] * nearest).square()).sum())
+        in_units = sample / scales[:, None]
+        values, mass = in_units.reshape(1, -1), (cost * scales[:, None].square()).reshape(1, -1)
+        some = slice(None, None, max(1, values.shape[1] // _CLUSTERED))
+        few = min(max_components, values[:, some].shape[1])
+        clusters = kmeans_1d(values[:, some], few, mass[:, some]).loc[0]
+        points = torch.cat([clusters.new_zeros(1), clusters]).sort().values
+        nearest = points[torch.bucketize(values[0], 0.5 * (points[1:] + points[:-1]))]
+        return float((mass[0] * (values[0] - nearest).square()).sum())
 
     without, left = lost(torch.ones_like(scales)), lost(scales)
     # A quarter of the error is a bit.
@@ -90,16 +98,20 @@ def scales_of_few(weight: Tensor, importance: Tensor, max_components: int) -> Te
     return scales if worth else None
 
 
-def size_scales(weight: Tensor, parts: int = 1) -> Tensor:
+def size_scales(weight: Tensor, parts: int = 1, precisions: Tensor | None = None) -> Tensor:
     """Return scales by the root mean square of each output's weights, float16 in float32 ``[N]``.
 
     Args:
         weight: w, ``[N, M]``.
         parts: B, of an output's inputs, which have scales of their own; more than one give ``[N, B]``.
+        precisions: ``1 / v``, ``[M]``, by which weights count; all alike if left out.
     """
-    sizes = weight.detach().float().cpu().unflatten(1, (parts, -1)).square().mean(-1).sqrt()
-    # Sizes beside the whole layer's: of those next to nothing any scale is as good.
-    scales = _rounded(sizes.double().clamp(min=1e-300).log())
+    each = torch.ones(weight.shape[1], dtype=torch.float64) if precisions is None else precisions.double().cpu()
+    each = each.view(1, parts, -1)
+    squares = weight.detach().double().cpu().unflatten(1, (parts, -1)).square()
+    sizes = ((each * squares).sum(-1) / each.sum(-1)).sqrt()
+    # Of weights of zeros alone any scale is as good.
+    scales = _rounded(sizes.clamp(min=1e-300).log())
     return scales[:, 0] if parts == 1 else scales
 
 

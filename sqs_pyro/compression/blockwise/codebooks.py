@@ -1,7 +1,8 @@
 r"""The codewords of a layer: free ones, or whole numbers times one step.
 
 **Free.** Each of the K codewords goes where the likelihood of the weights that have it is highest, the M-step of
-:mod:`~sqs_pyro.compression.blockwise.sequential_coding`.
+:mod:`~sqs_pyro.compression.blockwise.sequential_coding`. The start is the even grid that β asks for, or, where K
+is too small for it, K-means in which each weight counts by its precision.
 
 **Uniform.** Codewords are ``s n`` with n the whole numbers from ``-⌈K/2⌉`` to ``⌊K/2⌋``, as the integer kernels of
 other runtimes multiply. Given the n of all weights the likelihood is a quadratic in s, whose best is
@@ -20,15 +21,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
+from sqs_pyro.compression.blockwise.laplace import PLACES, Histogram, LayerLikelihood
 from sqs_pyro.compression.finetune.rate_distortion import fit_symbol_prior
+from sqs_pyro.distributions.kmeans import kmeans_1d
 from sqs_pyro.distributions.uniform_grid import grid_numbers
 from sqs_pyro.packing.coded import MAX_COMPONENTS
 
-_FINEST = 2000  # points of the first grid on either side of zero
+_LEAST = 1e-300  # of a pair's mass
+_SPARE = 0.35  # nats by which the entropy of K values stays below log(1 + K) where an even grid has enough of them
+_ROUNDS = 20  # in which few values and the symbols of independent weights follow from each other
 _PRECISION = 1e-8  # of the codewords' normal equations, as a share of the squared residual at the start
 _STEPS = 24  # tried between that of β and one that reaches the largest weight
-_SAMPLE = 1 << 16  # weights on which they are
 _SWEEPS = 2  # over the scales of a row's parts in one M-step
 
 
@@ -47,10 +50,17 @@ class FreeCodebook:
 
     def __init__(self, max_components: int) -> None:
         self.max_components = max_components
+        self._clusters: Tensor | None = None
 
     def start(self, likelihood: LayerLikelihood, beta: float) -> tuple[Tensor, Tensor]:
-        """Return the even grid of β, see :func:`grid`."""
-        return grid(likelihood, beta, self.max_components)
+        """Return the even grid of β, see :func:`grid`, or where that has too many values :func:`few`."""
+        even = _even_grid(likelihood, beta)
+        shares = even.counts / even.counts.sum()
+        if float(torch.special.entr(shares).sum()) <= math.log(1 + self.max_components) - _SPARE:
+            return _without_zero(even, self.max_components, likelihood)
+        if self._clusters is None:  # which is the same for every β
+            self._clusters = _clusters(likelihood, self.max_components)
+        return few(likelihood, beta, self._clusters)
 
     def best(self, likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor) -> Tensor:
         """Return the best value of each, see :func:`best_codewords`."""
@@ -65,40 +75,33 @@ class UniformCodebook:
 
     def start(self, likelihood: LayerLikelihood, beta: float) -> tuple[Tensor, Tensor]:
         """Return whole numbers times the step that β asks for, or a wider one where they must reach farther."""
-        weight, low, high = likelihood.target, int(self.places[0]), max(int(self.places[-1]), 0)
+        found, low, high = likelihood.histogram, int(self.places[0]), max(int(self.places[-1]), 0)
         step = self._first_step(likelihood, beta)
-
-        def occurrences(part: slice) -> Tensor:
-            places = (weight[part] / step).round_().clamp_(low, high).long().reshape(-1) - low
-            return torch.bincount(places, minlength=high - low + 1).double()
-
-        counts = likelihood.shares.sum(occurrences)
+        places = (found.values / step).round().clamp(low, high).long() - low
+        counts, _ = found.gathered(places, high - low + 1)
         kept = torch.cat([counts[:-low], counts[1 - low :]])
         rates = fit_symbol_prior(torch.cat([counts[-low, None], kept])[None]).rates[0]
-        return step * self.places.to(weight), rates
+        return step * self.places.to(likelihood.mean), rates
 
     def _first_step(self, likelihood: LayerLikelihood, beta: float) -> float:
         """Return the step that β asks for, or the best wider one where K values do not reach far enough."""
-        weight, shares = likelihood.target, likelihood.shares
+        found, reach = likelihood.histogram, likelihood.reach
         low, high = int(self.places[0]), max(int(self.places[-1]), 0)
-        reach = likelihood.reach
         asked = min(math.sqrt(12 * beta / likelihood.mean_precision), reach) or 1.0
         widest = reach / max(high, 1)  # the side of fewer values decides how wide is wide enough
         if widest <= asked:
             return asked
-        columns = slice(None, None, max(1, shares.count * weight.shape[1] // _SAMPLE))
-        some = weight[:, columns]  # some inputs of all outputs
 
-        def error(step: float, part: slice) -> Tensor:
-            rounded = (some[part] / step).round_().clamp_(low, high).mul_(step)
-            return (likelihood.cost(part, columns) * (some[part] - rounded).square_()).sum()
+        def error(step: float) -> float:
+            rounded = (found.values / step).round().clamp(low, high) * step
+            return float(found.mass @ (found.values - rounded).square())
 
-        squares = float(shares.sum(lambda part: some[part].square().sum()))
         # Values that do not even reach one root mean square are never best.
-        least = max(asked, math.sqrt(squares / (shares.count * some.shape[1])) / -low)
+        squares = float(found.counts @ found.values.square() / found.counts.sum())
+        least = max(asked, math.sqrt(squares) / -low)
         # Where weights are cut off the error is no smooth function of the step: a few of them are looked at.
         tried = [least * (widest / least) ** (i / (_STEPS - 1)) for i in range(_STEPS)]
-        return tried[int(shares.sum(lambda part: torch.stack([error(step, part) for step in tried])).argmin())]
+        return min(tried, key=error)
 
     def best(self, likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor) -> Tensor:
         """Return the whole numbers times the best step."""
@@ -208,29 +211,72 @@ def grid(likelihood: LayerLikelihood, beta: float, max_components: int = MAX_COM
     Args:
         likelihood: of the layer.
         beta: β.
-        max_components: the outermost points of a grid with more are merged until so many are left.
+        max_components: points of a grid with more are merged until so many are left.
 
     Returns:
         codewords ``[K]``, ascending, and their rates in nats, ``[1 + K]``, zero first.
     """
-    weight, reach = likelihood.target, likelihood.reach
-    # No finer than the counts below can have places for.
-    step = max(math.sqrt(12 * beta / likelihood.mean_precision), reach / _FINEST)
+    return _without_zero(_even_grid(likelihood, beta), max_components, likelihood)
+
+
+def few(likelihood: LayerLikelihood, beta: float, codewords: Tensor) -> tuple[Tensor, Tensor]:
+    """Return codewords and rates to start from where values are few: as if all weights were independent.
+
+    A weight of precision h then has the symbol of the least ``h (w̄ - c_z)² / 2 + β rate_z``, and codewords are the
+    means of those that have them, each weight counted h times; in turn, from K-means
+    (:func:`~sqs_pyro.compression.finetune.rate_distortion.posterior` does the same for a layer of SVI).
+
+    Args:
+        likelihood: of the layer.
+        beta: β.
+        codewords: to begin with, float64 ``[K]``.
+    """
+    found = likelihood.histogram
+    used = found.counts > 0
+    values, counts, mass = found.values[used], found.counts[used], found.mass[used]
+    precision, size = (mass / counts)[:, None], 1 + len(codewords)
+    rates = values.new_zeros(size)
+    for _ in range(_ROUNDS):
+        difference = values[:, None] - with_zero(codewords)
+        symbols = (0.5 * precision * difference.square() + beta * rates).argmin(1)
+        taken = torch.bincount(symbols, counts, minlength=size)
+        rates = fit_symbol_prior(taken[None]).rates[0]
+        total, along = (torch.bincount(symbols, w, minlength=size)[1:] for w in (mass, mass * values))
+        codewords = torch.where(total > 0, along / total, codewords)
+    return codewords.sort().values.to(likelihood.mean), rates
+
+
+def _clusters(likelihood: LayerLikelihood, num_components: int) -> Tensor:
+    """Return K-means of weights, each counted by its precision, but for the one at zero: float64 ``[K]``."""
+    found = likelihood.histogram
+    used = found.mass > 0
+    values, mass = found.values[used], found.mass[used]
+    clusters = kmeans_1d(values[None], min(1 + num_components, len(values)), mass[None]).loc[0]
+    zero = int(clusters.abs().argmin())
+    clusters = torch.cat([clusters[:zero], clusters[zero + 1 :]])
+    return clusters if len(clusters) else values.new_ones(1)  # of a layer of zeros: one that is never chosen
+
+
+def _even_grid(likelihood: LayerLikelihood, beta: float) -> Histogram:
+    """Return the weights at the even grid of β."""
+    found, reach = likelihood.histogram, likelihood.reach
+    # No finer than the histogram.
+    step = max(math.sqrt(12 * beta / likelihood.mean_precision), reach / PLACES)
     step = min(step, reach) or 1.0  # at least the largest weight is no zero, unless all are
     half = max(math.ceil(reach / step), 1)
+    values = step * torch.arange(-half, half + 1, dtype=torch.float64, device=found.values.device)
+    return Histogram(values, *found.gathered((found.values / step).round().long() + half, len(values)))
 
-    def occurrences(part: slice) -> Tensor:
-        places = (weight[part] / step).round_().long().reshape(-1) + half  # 0 .. 2 half, zero in the middle
-        return torch.bincount(places, minlength=2 * half + 1).double()
 
-    counts = likelihood.shares.sum(occurrences)
-    used = counts > 0
+def _without_zero(grid: Histogram, max_components: int, likelihood: LayerLikelihood) -> tuple[Tensor, Tensor]:
+    """Return the values of a grid that weights are at, but for zero, merged to K, and the rates of all symbols."""
+    half, used = len(grid.values) // 2, grid.counts > 0
     used[half] = False  # zero is no codeword
     if not used.any():
         used[-1] = True  # of a layer of zeros: a codeword that is never chosen
-    values = step * torch.arange(-half, half + 1, dtype=torch.float64, device=weight.device)
-    values, others = _merged(values[used], counts[used], max_components)
-    return values.to(weight), fit_symbol_prior(torch.cat([counts[half, None], others])[None]).rates[0]
+    found, others = _merged(grid.values[used], grid.counts[used], grid.mass[used], max_components)
+    rates = fit_symbol_prior(torch.cat([grid.counts[half, None], others])[None]).rates[0]
+    return found.to(likelihood.mean), rates
 
 
 def best_parts(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor) -> Tensor:
@@ -280,12 +326,22 @@ def with_zero(codewords: Tensor) -> Tensor:
     return torch.cat([codewords.new_zeros(1), codewords])
 
 
-def _merged(values: Tensor, counts: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Merge neighbours, the pair that adds least squared error first, until ``size`` values are left."""
+def _merged(values: Tensor, counts: Tensor, mass: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Merge neighbours, the pair that adds least squared error first, until ``size`` values are left.
+
+    Args:
+        values: ascending, ``[n]``.
+        counts: how often each occurs, ``[n]``; those of a pair are added up.
+        mass: what an error in each counts, ``[n]``.
+        size: at most so many are left.
+
+    Returns:
+        values that are left, and their counts.
+    """
     n = len(values)
     if n <= size:
         return values, counts
-    value, count = values.tolist(), counts.tolist()
+    value, count, weight = values.tolist(), counts.tolist(), mass.tolist()
     before, after = list(range(-1, n - 1)), list(range(1, n + 1))  # neighbours among those that are left
 
     def added(i: int) -> float:
@@ -293,7 +349,7 @@ def _merged(values: Tensor, counts: Tensor, size: int) -> tuple[Tensor, Tensor]:
         if j == n:
             return math.inf  # the last has no next to be merged with
         apart = value[j] - value[i]
-        return count[i] * count[j] / (count[i] + count[j]) * (apart * apart)
+        return weight[i] * weight[j] / max(weight[i] + weight[j], _LEAST) * (apart * apart)
 
     errors = [added(i) for i in range(n)]
     queue = [(error, i) for i, error in enumerate(errors)]
@@ -304,9 +360,9 @@ def _merged(values: Tensor, counts: Tensor, size: int) -> tuple[Tensor, Tensor]:
         if i in merged or error != errors[i]:
             continue  # of a pair that there is no longer
         j = after[i]
-        total = count[i] + count[j]
-        value[i] = (count[i] * value[i] + count[j] * value[j]) / total
-        count[i], after[i] = total, after[j]
+        total = weight[i] + weight[j]
+        value[i] = (weight[i] * value[i] + weight[j] * value[j]) / total if total > 0 else value[i]
+        count[i], weight[i], after[i] = count[i] + count[j], total, after[j]
         merged.add(j)
         if after[i] < n:
             before[after[i]] = i

@@ -26,6 +26,7 @@ def scales_of(
     few: bool = False,
     by_size: bool = False,
     groups: bool = False,
+    precisions: Tensor | None = None,
 ) -> Tensor | None:
     """Return the scales of a weight's rows, ``[N]``: where they are worth their bits, or the grid needs them.
 
@@ -39,13 +40,14 @@ def scales_of(
             them, others lack: scales are then those of sizes alone.
         by_size: whether scales by the size of each row are tried, too.
         groups: whether groups of inputs have scales, where the recipe says so.
+        precisions: of inputs, ``[M]``, by which weights count in a size; all alike if left out.
     """
     uniform = recipe.grid == "uniform"
     if groups and recipe.group_size is not None:
-        return size_scales(weight, weight.shape[1] // recipe.group_size)
+        return size_scales(weight, weight.shape[1] // recipe.group_size, precisions)
     found = None
     if recipe.channel_scales and few:
-        found = scales_of_few(weight, importance, recipe.num_components)
+        found = scales_of_few(weight, importance, recipe.num_components, precisions)
     elif recipe.channel_scales:
         found = channel_scales(weight, importance, by_size=by_size or uniform)
     return torch.ones(len(weight)) if found is None and uniform else found

@@ -25,6 +25,7 @@ from sqs_pyro.compression.blockwise.channel_scales import in_units_of
 from sqs_pyro.compression.blockwise.shares import Shares
 from sqs_pyro.errors import NetworkError
 
+PLACES = 2000  # of a histogram on either side of zero
 _COLUMNS = 8  # parts of a triangular matrix's columns that are inverted at a time: more save little
 
 
@@ -81,6 +82,26 @@ class Factors:
         """Return ``rows H⁻¹``, float64 ``[n, M]``."""
         backward = self.order.flip(0)
         return torch.cholesky_solve(rows.T[backward].double(), self.lower)[backward.argsort()].T
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Weights at the nearest of many even values, zero in the middle; float64 ``[P]`` each.
+
+    Attributes:
+        values: ascending.
+        counts: how many weights are at each.
+        mass: what these count together, each by its precision ``g_i u_ij² / v_j``.
+    """
+
+    values: Tensor
+    counts: Tensor
+    mass: Tensor
+
+    def gathered(self, places: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Return counts and mass, ``[size]``, of values that are put together at ``places``, int64 ``[P]``."""
+        counts, mass = (torch.bincount(places, each, minlength=size) for each in (self.counts, self.mass))
+        return counts, mass
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,10 +227,26 @@ class LayerLikelihood:
         """w̄ in units of codewords, ``[n, M]``."""
         return self.mean if self.units is None else self.mean / self.units
 
-    def cost(self, part: slice, columns: slice = slice(None)) -> Tensor:
-        """Return ``g_i u_ij²``, what an error in units of codewords costs, ``[n, m]``, or ``[n, 1]`` if u is 1."""
+    def cost(self, part: slice) -> Tensor:
+        """Return ``g_i u_ij²``, what an error in units of codewords costs, ``[n, M]``, or ``[n, 1]`` if u is 1."""
         g = self.importance[part][:, None]
-        return g if self.units is None else g * self.units[part, columns].square()
+        return g if self.units is None else g * self.units[part].square()
+
+    @cached_property
+    def histogram(self) -> "Histogram":
+        """Of all means in units of codewords: what codewords are begun with, whatever β."""
+        step = self.reach / PLACES or 1.0
+        precisions = self.factors.precisions.to(self.mean)
+
+        def occurrences(part: slice) -> Tensor:
+            places = (self.target[part] / step).round_().long().reshape(-1) + PLACES
+            mass = (self.cost(part) * precisions).reshape(-1).double()
+            by_place = (torch.bincount(places, w, minlength=2 * PLACES + 1) for w in (torch.ones_like(mass), mass))
+            return torch.stack([*by_place])
+
+        counts, mass = self.shares.sum(occurrences)
+        values = step * torch.arange(-PLACES, PLACES + 1, dtype=torch.float64, device=counts.device)
+        return Histogram(values, counts, mass)
 
     @cached_property
     def reach(self) -> float:

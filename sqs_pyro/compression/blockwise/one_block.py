@@ -82,9 +82,11 @@ class BlockCoder:
     def _code(
         self, path: str, weight: Tensor, own: LayerLikelihood, beta: float | None
     ) -> tuple[CodedTensor, dict[str, float]]:
-        # Of the weight as it was, so that the forecast and the coding take the same scales.
+        # Of the weight as it was, so that the forecast and the coding take the same scales; by the precisions of
+        # inputs, which the forecast has none of, where values are few or groups have scales.
         asked, values = self.recipe.bits_of(path), self.recipe.components_of(path)
-        scales = self.layers.scales(weight, self._importance(path, weight), asked or self.bits)
+        g, precisions = self._importance(path, weight), own.factors.precisions
+        scales = self.layers.scales(weight, g, asked or self.bits, precisions)
         if asked is not None or beta is None:
             bits = asked or self.bits
             return coded_weight(own, scales, self.recipe, bits=bits, beta=None, max_components=values)

@@ -86,7 +86,7 @@ class Coding:
         """
         mask = self.symbols > 0
         codes = (self.symbols.int() - 1).clamp(min=0).to(torch.uint8)  # zeros have code 0, which the mask hides
-        scales = scales if self.parts is None else self.parts.cpu()
+        scales = scales if self.parts is None else self.parts.float().cpu()
         return CodedTensor(codes.cpu(), mask.cpu(), self.codewords.half().float()[None].cpu(), scales)
 
 

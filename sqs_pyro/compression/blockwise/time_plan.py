@@ -28,9 +28,7 @@ _FLOAT = 4
 _GRADIENT_STEPS = 9
 #: Fits of a weight for which bits are asked: β is corrected once, usually.
 _FITS = 2
-#: Halvings of log β in the look at the weights before those fits.
-_HALVINGS = 14
-#: Numbers that are gone through for each weight in a product by symbols, and in a look at the weights.
+#: Numbers that are gone through for each weight in a product by symbols, and in the look at the weights before.
 _OF_PRODUCT, _OF_LOOK = 4, 4
 #: The same for a logit of which a label is drawn and a gradient taken, and for one whose variance is summed up.
 _DRAWN, _SAID = 40, 8
@@ -167,17 +165,16 @@ class _Weight:
         units = -(-min(recipe.units, self.rows) // ranks)
         product = max(2 * own * self.inputs / machine.products, units * _FLOAT * self.inputs**2 / machine.memory)
         compared = self.fits * (1 + rounds) * symbols
-        elements = self.fits * (1 + rounds) * _OF_PRODUCT * (3 + steps) + _OF_LOOK * _HALVINGS * self.by_bits
+        elements = self.fits * (1 + rounds) * _OF_PRODUCT * (3 + steps) + _OF_LOOK
         numbers = own * (compared / machine.comparisons + elements / machine.elements)
         solved = 4 * own * self.inputs * self.fitted
         return products * product + numbers + solved / machine.doubles
 
     def sums(self, recipe: BlockwiseRecipe) -> float:
         """Return how many sums of a few numbers its coding takes."""
-        start, best = (3, 1) if recipe.grid == "uniform" else (1, 1 + _GRADIENT_STEPS)
-        fit = start + recipe.rounds + (1 + recipe.rounds) * best
-        # And once: the mean precision, and two sizes of its error.
-        return self.fits * fit + start * _HALVINGS * self.by_bits + 3
+        best = 1 if recipe.grid == "uniform" else 1 + _GRADIENT_STEPS
+        # And once: the mean precision, a histogram of the weights, and two sizes of its error.
+        return self.fits * (recipe.rounds + (1 + recipe.rounds) * best) + 4
 
 
 class _Counts:

@@ -212,9 +212,13 @@ class TestGrid:
     def test_the_pair_that_adds_least_error_is_merged_first(self):
         own = layer(rows=200)
         fine, _ = grid(own, 0.01)
-        step = math.sqrt(12 * 0.01 / own.mean_precision)
-        places, counts = (own.mean / step).round().unique(return_counts=True)
-        left = [(step * float(place), int(count)) for place, count in zip(places, counts, strict=True) if place]
+        step, finest = math.sqrt(12 * 0.01 / own.mean_precision), own.reach / 2000
+        places = ((own.mean / finest).round() * finest / step).round().reshape(-1)
+        _, upper = own.conditioning
+        variances = torch.empty(9, dtype=torch.float64).index_copy_(0, own.conditioning[0], upper.diagonal() ** 2)
+        precisions = (own.importance[:, None] / variances).reshape(-1)
+        values = places.unique().tolist()
+        left = [(step * place, float(precisions[places == place].sum())) for place in values if place]
         assert len(left) == len(fine)
         while len(left) > len(fine) // 3:  # looking at all pairs each time
             added = [n * m / (n + m) * (y - x) ** 2 for (x, n), (y, m) in itertools.pairwise(left)]
