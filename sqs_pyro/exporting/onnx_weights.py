@@ -87,9 +87,12 @@ class WrittenWeight:
             numbers = numbers.view(len(numbers), -1)
         low = (numbers & 15).to(torch.uint8)  # the bits of a number of 4
         codes = self._codes(low, "INT4") if bits == 4 else self._constant("codes", numbers)
-        blocks = {"axis": 1, "block_size": numbers.shape[1] // scales.shape[1]} if of_parts else {"axis": 0}
-        value = self._op(self.first, "DequantizeLinear", codes, self._floats("scales", scales), **blocks)
-        return self._shaped(value) if numbers.shape != self.coded.shape else value
+        operands = codes, self._floats("scales", scales)
+        if not of_parts:
+            return self._op(self.first, "DequantizeLinear", *operands, axis=0)
+        block = numbers.shape[1] // scales.shape[1]
+        value = self._op(self.first, "DequantizeLinear", *operands, axis=1, block_size=block)
+        return self._shaped(value) if len(self.coded.shape) > 2 else value
 
     def _looked_up(self) -> Any:
         coded, at = self.coded, self.first
