@@ -30,8 +30,9 @@ def export_onnx(packed: nn.Module, inputs: Any, path: str | Path, *, quantized: 
     """Write an ONNX model with a dynamic batch, in which each compressed weight is ``Gather(codebook, codes)``.
 
     Codes are UINT2, UINT4 or UINT8, the smallest that holds them and zero. With several codebooks the look-up is
-    ``GatherElements`` of each weight in its group's, scales of out-channels are a ``Mul``. Other tensors are as in
-    the network.
+    ``GatherElements`` of each weight in its group's, scales are a ``Mul``. Products with whole numbers times
+    scales, of outputs or of parts of a multiple of 16 inputs, are ``MatMulNBits``. Other tensors are as in the
+    network.
 
     Args:
         packed: a packed network on the CPU.
