@@ -35,11 +35,14 @@ class WrittenWeight:
         holes: values that stand for the weight; no inputs of the graph any more.
         coded: the weight.
         kept: whether whole numbers that no product takes are kept as quantized weights.
+        two_bits: whether there may be UINT2.
     """
 
-    def __init__(self, graph: Any, name: str, holes: Sequence[Any], coded: CodedTensor, kept: bool) -> None:
+    def __init__(
+        self, graph: Any, name: str, holes: Sequence[Any], coded: CodedTensor, kept: bool, two_bits: bool
+    ) -> None:
         self.ir, self.graph, self.holes, self.hole = importlib.import_module("onnx_ir"), graph, holes, holes[0]
-        self.name, self.coded, self.kept = name, coded, kept
+        self.name, self.coded, self.kept, self.least = name, coded, kept, "UINT2" if two_bits else "UINT4"
         self.count, self.first = 0, graph[0]  # what is there already comes after the weight
         self.ways: list[str] = []
 
@@ -96,7 +99,8 @@ class WrittenWeight:
 
     def _looked_up(self) -> Any:
         coded, at = self.coded, self.first
-        self.ways.append(f"Gather of {dtype_of(coded)} codes")
+        dtype = max(dtype_of(coded), self.least, key=_BITS.__getitem__)
+        self.ways.append(f"Gather of {dtype} codes")
         symbols, table = _symbols(coded)
         shape = scaled = list(coded.shape)
         if coded.scales is not None and coded.scales.dim() == 2:
@@ -104,11 +108,11 @@ class WrittenWeight:
         int32 = self.ir.DataType.INT32
         if coded.num_groups == 1:
             # Gather takes int32 indices, not UINT2 or UINT4; runtimes fold the cast when they load.
-            indices = self._op(at, "Cast", self._codes(symbols.view(scaled), dtype_of(coded)), to=int32)
+            indices = self._op(at, "Cast", self._codes(symbols.view(scaled), dtype), to=int32)
             value = self._op(at, "Gather", self._floats("codebook", table.view(-1)), indices)
         else:
             rows = symbols.view(coded.num_groups, -1)  # [G, n]: a row of the table each
-            indices = self._op(at, "Cast", self._codes(rows, dtype_of(coded)), to=int32)
+            indices = self._op(at, "Cast", self._codes(rows, dtype), to=int32)
             found = self._op(at, "GatherElements", self._floats("codebook", table), indices, axis=1)
             value = self._op(at, "Reshape", found, self._constant("scaled", torch.tensor(scaled)))
         if coded.scales is not None:
@@ -117,7 +121,7 @@ class WrittenWeight:
         if scaled != shape:
             value = self._shaped(value)
         if has_mask(coded):
-            kept = self._op(at, "Cast", self._codes(coded.mask.to(torch.uint8), "UINT2", "mask"), to=int32)
+            kept = self._op(at, "Cast", self._codes(coded.mask.to(torch.uint8), self.least, "mask"), to=int32)
             kept = self._op(at, "Cast", kept, to=self.ir.DataType.BOOL)
             value = self._op(at, "Where", kept, value, self._constant("zero", torch.tensor(0.0)))
         return value

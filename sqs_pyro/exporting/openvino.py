@@ -43,7 +43,7 @@ def export_openvino(packed: nn.Module, inputs: Any, directory: str | Path) -> Ex
     check_installed("openvino", "openvino")
     with tempfile.TemporaryDirectory() as place, merging(Path(directory), last=_NETWORK) as made:
         model = Path(place, "network.onnx")
-        exported = export_onnx(packed, inputs, model)
+        exported = export_onnx(packed, inputs, model, two_bits=False)  # UINT2 it cannot read
         with one_sentence("translated to OpenVINO"):
             translate(model, made)
     return exported

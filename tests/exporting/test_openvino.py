@@ -19,6 +19,8 @@ pytest.importorskip("openvino")
 CHECKED = [("words", "whole numbers of 4 bits, scales of parts", {"u4"})]
 OTHERS = [
     ("residual", "scales", {"u4"}),
+    ("residual", "2 bits", {"u4"}),
+    ("residual", "256 values and zeros", {"u8", "u4"}),
     ("residual", "scales of parts", {"u4"}),
     ("words", "whole numbers of 4 bits", {"u4"}),
     ("words", "whole numbers of 2 bits", {"u2"}),
