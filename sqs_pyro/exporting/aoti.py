@@ -70,7 +70,7 @@ def run_aoti(directory: str | Path, inputs: Any) -> tuple[Tensor, ...]:
         The network's outputs.
 
     Raises:
-        NetworkError: the process failed; the message has what it said last.
+        NetworkError: the process failed; the message has its error.
     """
     with tempfile.TemporaryDirectory() as place:
         given, found = Path(place) / "inputs.pt", Path(place) / "outputs.pt"
@@ -79,9 +79,15 @@ def run_aoti(directory: str | Path, inputs: Any) -> tuple[Tensor, ...]:
         command = [sys.executable, str(Path(directory) / RUNNER), str(given), str(found)]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
-            said = result.stderr.strip().splitlines() or [f"it ended with {result.returncode}"]
-            raise NetworkError(f"The compiled network does not run ({said[-1]}).")
+            said = _error(result.stderr) or f"it ended with {result.returncode}"
+            raise NetworkError(f"The compiled network does not run ({said}).")
         return torch.load(found)
+
+
+def _error(said: str) -> str:
+    """Return the line of a traceback that names the error: what C++ tells of its own frames comes behind it."""
+    lines = said.rpartition("Traceback (most recent call last):")[2].splitlines()
+    return next((line for line in lines if line.strip() and not line.startswith(" ")), "")
 
 
 def native_program(packed: nn.Module, inputs: Any) -> tuple[ExportedProgram, Exported]:

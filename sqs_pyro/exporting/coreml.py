@@ -33,12 +33,15 @@ _FUSING = ("batchnorm", "scale", "conv_bias", "elementwise")  # passes that woul
 def export_coreml(packed: nn.Module, inputs: Any, directory: str | Path) -> Exported:
     """Write a package of Core ML (iOS 18, macOS 15) in float32, whose compressed weights are made from codes.
 
-    * Whole numbers times a scale of each output: ``constexpr_blockwise_shift_scale`` of int4 or int8.
+    * Whole numbers times scales: ``constexpr_blockwise_shift_scale`` of int4 or int8.
     * A codebook of the layer, or of each output: ``constexpr_lut_to_dense``, or, where many weights are zero and
-      that is smaller, ``constexpr_lut_to_sparse`` and ``constexpr_sparse_to_dense``; scales of outputs behind it.
+      that is smaller, ``constexpr_lut_to_sparse`` and ``constexpr_sparse_to_dense``; scales behind it.
+
+    Scales are those of outputs, or of equal parts of the inputs of each.
 
     Core ML runs on Apple's systems alone. Here each weight is evaluated by coremltools and compared with the
-    packed one, number by number; one that the translator has changed, or with codebooks of tiles, is decoded.
+    packed one, number by number. One that the translator has changed is decoded, and so are codebooks of tiles and
+    scales of parts that are no whole inputs.
 
     Args:
         packed: a packed network on the CPU.
@@ -56,7 +59,7 @@ def export_coreml(packed: nn.Module, inputs: Any, directory: str | Path) -> Expo
         check_installed("coreml", "coremltools")
         program = trace(unpack_weights(copy.deepcopy(packed)), inputs)
         with one_sentence("translated to Core ML"):
-            model, said = _translated(program, packed)
+            model, exported = _translated(program, packed)
         model.user_defined_metadata["made by"] = _MAKER
         with appearing(directory) as made:
             package = made.with_suffix(_SUFFIX)
@@ -65,8 +68,7 @@ def export_coreml(packed: nn.Module, inputs: Any, directory: str | Path) -> Expo
                 beside.unlink()
             if package != made:
                 package.rename(made)
-    missing = {name: "the translator has changed it" for name in stored_weights(packed) if name not in said}
-    return Exported(said, missing)
+    return exported
 
 
 def is_coreml_export(path: Path) -> bool:
@@ -75,16 +77,16 @@ def is_coreml_export(path: Path) -> bool:
     return model.is_file() and _MAKER.encode() in model.read_bytes()
 
 
-def _translated(program: Any, packed: nn.Module) -> tuple[Any, dict[str, str]]:
+def _translated(program: Any, packed: nn.Module) -> tuple[Any, Exported]:
     tools: Any = importlib.import_module("coremltools")
     target = {"minimum_deployment_target": tools.target.iOS18, "compute_precision": tools.precision.FLOAT32}
     passes = tools.PassPipeline.DEFAULT
     passes.remove_passes([name for name in passes.passes if any(word in name for word in _FUSING)])
     known = _in_known_operators(program)
     made = tools.convert(known, convert_to="milinternal", pass_pipeline=passes, **target)
-    said = _coded_weights(made.functions["main"], packed)
+    exported = _coded_weights(made.functions["main"], packed)
     kept = {"pass_pipeline": tools.PassPipeline.EMPTY, "skip_model_load": True}
-    return tools.convert(made, convert_to="mlprogram", **kept, **target), said
+    return tools.convert(made, convert_to="mlprogram", **kept, **target), exported
 
 
 def _in_known_operators(program: Any) -> Any:
@@ -99,16 +101,17 @@ def _in_known_operators(program: Any) -> Any:
     return program
 
 
-def _coded_weights(function: Any, packed: nn.Module) -> dict[str, str]:
+def _coded_weights(function: Any, packed: nn.Module) -> Exported:
     """Put codes in the place of constants that are compressed weights; return what became of each."""
     weights = stored_weights(packed, every_name=True).items()
     by_constant = {f"p_{NETWORK}_{name.replace('.', '_')}": weight for name, weight in weights}
     first = {weight: name for name, weight in reversed(stored_weights(packed).items())}
-    said = {}
+    exported = Exported(decoded=dict.fromkeys(stored_weights(packed), "the translator has changed it"))
     for constant in list(function.operations):
         if constant.op_type != "const" or constant.name not in by_constant:
             continue
         weight = by_constant[constant.name]
+        name = first[weight]
         coded = weight.coded()
         value = constant.outputs[0].val
         if not np.array_equal(value, coded.dense().numpy()):
@@ -116,15 +119,17 @@ def _coded_weights(function: Any, packed: nn.Module) -> dict[str, str]:
         with function, _scopes_of(constant):
             made, kind = _Constant(constant).of(coded)
         if made is None:
+            exported.decoded[name] = kind
             continue
         if not np.array_equal(made.op.materialized_val_inference(), value):
-            raise NetworkError(f"coremltools evaluates '{first[weight]}' to other numbers: report it.")
+            raise NetworkError(f"coremltools evaluates '{name}' to other numbers: report it.")
         function.replace_uses_of_var_after_op(
             anchor_op=made.op, old_var=constant.outputs[0], new_var=made, no_check_var_types=True
         )
         function.remove_ops([constant])
-        said[first[weight]] = kind
-    return said
+        exported.packed[name] = kind
+        exported.decoded.pop(name, None)
+    return exported
 
 
 def _scopes_of(operation: Any) -> Any:
@@ -145,16 +150,18 @@ class _Constant:
         self.at, self.name = constant, f"{constant.name}_made"
 
     def of(self, coded: CodedTensor) -> tuple[Any, str]:
-        """Return the value of a weight, or None, and what makes it."""
+        """Return the value of a weight and what makes it, or None and what Core ML has not."""
         channels, whole = coded.shape[0], coded.whole_numbers()
         if coded.num_groups not in (1, channels):
-            return None, ""
+            return None, "codebooks of tiles"
+        if coded.scales is not None and coded.scales.dim() == 2 and coded.shape[1] % coded.scales.shape[1]:
+            return None, "scales of parts that are no whole inputs"
         if whole is not None:
             numbers, scales = whole
             bits = 4 if int(numbers.min()) >= -8 and int(numbers.max()) <= 7 else 8
             return self._scaled(self._numbers(numbers, f"int{bits}"), scales), f"int{bits} times a scale"
         if coded.num_components == 256 and coded.nonzeros < coded.codes.numel():
-            return None, ""  # no code is left for zero
+            return None, "256 values and zero"  # no code is left for zero
         value, kind = self._looked_up(coded)
         return (value if coded.scales is None else self._scaled(value, coded.scales)), kind
 
@@ -190,7 +197,7 @@ class _Constant:
         return value, f"look-up of {dense_bits}-bit codes"
 
     def _scaled(self, value: Any, scales: Tensor) -> Any:
-        shaped = scales.view(-1, *[1] * (len(value.shape) - 1)).numpy()
+        shaped = scales.view(*scales.shape, *[1] * (len(value.shape) - scales.dim())).numpy()
         return self.builder.constexpr_blockwise_shift_scale(
             data=value, scale=shaped, before_op=self.at, name=f"{self.name}_scaled"
         )

@@ -26,12 +26,15 @@ _PRODUCER = "sqs-pyro"
 _LARGEST = 2**31 - 2**20  # what a file may have, bytes: a limit of protobuf
 
 
-def export_onnx(packed: nn.Module, inputs: Any, path: str | Path, *, quantized: bool = False) -> Exported:
+def export_onnx(
+    packed: nn.Module, inputs: Any, path: str | Path, *, quantized: bool = False, two_bits: bool = True
+) -> Exported:
     """Write an ONNX model with a dynamic batch, in which each compressed weight is ``Gather(codebook, codes)``.
 
     Codes are UINT2, UINT4 or UINT8, the smallest that holds them and zero. With several codebooks the look-up is
-    ``GatherElements`` of each weight in its group's, scales of out-channels are a ``Mul``. Other tensors are as in
-    the network.
+    ``GatherElements`` of each weight in its group's, scales are a ``Mul``. Products with whole numbers times
+    scales, of outputs or of parts of a multiple of 16 inputs, are ``MatMulNBits``. Other tensors are as in the
+    network.
 
     Args:
         packed: a packed network on the CPU.
@@ -40,6 +43,7 @@ def export_onnx(packed: nn.Module, inputs: Any, path: str | Path, *, quantized: 
         quantized: whether weights of whole numbers that ``MatMulNBits`` does not take, such as those of
             convolutions, are ``DequantizeLinear`` of int4 or int8. A runtime keeps them so, and makes numbers of
             them in each run.
+        two_bits: whether codes and masks may be UINT2, which operators of version 25 read; else they are UINT4.
 
     Raises:
         NetworkError: an ensemble, a network that cannot be traced or translated, one too large for a file of ONNX,
@@ -54,9 +58,10 @@ def export_onnx(packed: nn.Module, inputs: Any, path: str | Path, *, quantized: 
     coded = {weight: weight.coded() for weight in dict.fromkeys(weights.values())}
     # Traced with dense weights, whose operators ONNX has; look-ups take the places of the weights afterwards.
     program = trace(unpack_weights(copy.deepcopy(packed)), inputs)
-    model = _translated(program, _opset(coded.values()))
+    model = _translated(program, _opset(coded.values()) if two_bits else _OPSET)
     names = {f"{NETWORK}.{name}": weight for name, weight in weights.items()}
-    used = _look_up(model, {name: (weight, coded[weight]) for name, weight in names.items()}, quantized)
+    holes = {name: (weight, coded[weight]) for name, weight in names.items()}
+    used = _look_up(model, holes, quantized, two_bits)
     _rename(model.graph, input_names(inputs))
     _strip(model)
     _check_size(model.graph)
@@ -115,7 +120,7 @@ def _translated(program: ExportedProgram, opset: int) -> Any:
 
 
 def _look_up(
-    model: Any, weights: Mapping[str, tuple[StoredWeight, CodedTensor]], quantized: bool
+    model: Any, weights: Mapping[str, tuple[StoredWeight, CodedTensor]], quantized: bool, two_bits: bool
 ) -> dict[StoredWeight, WrittenWeight]:
     """Put codes in the place of decoded weights, by name; return which weights there were.
 
@@ -136,7 +141,7 @@ def _look_up(
         graph.inputs[:] = [value for value in graph.inputs if value not in [holes[name] for name in names]]
         first = names[0].removeprefix(f"{NETWORK}.")
         those = [holes[name] for name in names]
-        found[weight] = WrittenWeight(graph, first, those, weights[names[0]][1], quantized)
+        found[weight] = WrittenWeight(graph, first, those, weights[names[0]][1], quantized, two_bits)
         found[weight].fill()
     return found
 

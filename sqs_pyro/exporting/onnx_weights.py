@@ -1,6 +1,7 @@
 """A compressed weight in a graph of ONNX: codes, and the nodes that read them for each of the weight's users."""
 
 import importlib
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sqs_pyro.packing.bits import pack_bits
-from sqs_pyro.packing.coded import CodedTensor
+from sqs_pyro.packing.coded import CodedTensor, block_scales
 
 _BITS = {"UINT2": 2, "UINT4": 4, "INT4": 4, "UINT8": 8}
 _CONTRIB = "com.microsoft"  # operators of ONNX Runtime
@@ -20,11 +21,13 @@ _BLOCKS = (256, 128, 64, 32, 16)  # inputs that share a scale, as it has kernels
 class WrittenWeight:
     """One compressed weight in a graph.
 
-    * A product ``x Wᵀ`` with whole numbers times a scale of each output is ONNX Runtime's ``MatMulNBits``, which
-      multiplies with the codes.
+    * A product ``x Wᵀ`` with whole numbers times scales, of outputs or of parts of a multiple of 16 inputs, is
+      ONNX Runtime's ``MatMulNBits``, which multiplies with the codes.
     * A look-up of rows, as of an embedding, looks up codes, and decodes what it has found.
     * For all else the weight is ``Gather(codebook, codes)``, which runtimes compute when they load; or, where that
       is asked for, whole numbers are ``DequantizeLinear`` of int4 or int8, which they keep.
+
+    Scales of parts multiply ``[N, B, m]``, a part in each row: only codes take bytes for each weight.
 
     Args:
         graph: of onnx_ir.
@@ -32,11 +35,14 @@ class WrittenWeight:
         holes: values that stand for the weight; no inputs of the graph any more.
         coded: the weight.
         kept: whether whole numbers that no product takes are kept as quantized weights.
+        two_bits: whether there may be UINT2.
     """
 
-    def __init__(self, graph: Any, name: str, holes: Sequence[Any], coded: CodedTensor, kept: bool) -> None:
+    def __init__(
+        self, graph: Any, name: str, holes: Sequence[Any], coded: CodedTensor, kept: bool, two_bits: bool
+    ) -> None:
         self.ir, self.graph, self.holes, self.hole = importlib.import_module("onnx_ir"), graph, holes, holes[0]
-        self.name, self.coded, self.kept = name, coded, kept
+        self.name, self.coded, self.kept, self.least = name, coded, kept, "UINT2" if two_bits else "UINT4"
         self.count, self.first = 0, graph[0]  # what is there already comes after the weight
         self.ways: list[str] = []
 
@@ -79,33 +85,50 @@ class WrittenWeight:
     def _dequantized(self, numbers: Tensor, scales: Tensor) -> Any:
         bits = max(self.whole_bits, 4)
         self.ways.append(f"DequantizeLinear of int{bits}")
+        of_parts = scales.dim() == 2
+        if of_parts:  # blocks are of a matrix's rows: of a convolution's weights of an output
+            numbers = numbers.view(len(numbers), -1)
         low = (numbers & 15).to(torch.uint8)  # the bits of a number of 4
         codes = self._codes(low, "INT4") if bits == 4 else self._constant("codes", numbers)
-        return self._op(self.first, "DequantizeLinear", codes, self._floats("scales", scales), axis=0)
+        operands = codes, self._floats("scales", scales)
+        if not of_parts:
+            return self._op(self.first, "DequantizeLinear", *operands, axis=0)
+        block = numbers.shape[1] // scales.shape[1]
+        value = self._op(self.first, "DequantizeLinear", *operands, axis=1, block_size=block)
+        return self._shaped(value) if len(self.coded.shape) > 2 else value
 
     def _looked_up(self) -> Any:
         coded, at = self.coded, self.first
-        self.ways.append(f"Gather of {dtype_of(coded)} codes")
+        dtype = max(dtype_of(coded), self.least, key=_BITS.__getitem__)
+        self.ways.append(f"Gather of {dtype} codes")
         symbols, table = _symbols(coded)
-        shape = list(coded.shape)
+        shape = scaled = list(coded.shape)
+        if coded.scales is not None and coded.scales.dim() == 2:
+            scaled = [*coded.scales.shape, math.prod(shape[1:]) // coded.scales.shape[1]]  # [N, B, m]
         int32 = self.ir.DataType.INT32
         if coded.num_groups == 1:
             # Gather takes int32 indices, not UINT2 or UINT4; runtimes fold the cast when they load.
-            indices = self._op(at, "Cast", self._codes(symbols.view(shape), dtype_of(coded)), to=int32)
+            indices = self._op(at, "Cast", self._codes(symbols.view(scaled), dtype), to=int32)
             value = self._op(at, "Gather", self._floats("codebook", table.view(-1)), indices)
         else:
             rows = symbols.view(coded.num_groups, -1)  # [G, n]: a row of the table each
-            indices = self._op(at, "Cast", self._codes(rows, dtype_of(coded)), to=int32)
+            indices = self._op(at, "Cast", self._codes(rows, dtype), to=int32)
             found = self._op(at, "GatherElements", self._floats("codebook", table), indices, axis=1)
-            value = self._op(at, "Reshape", found, self._constant("shape", torch.tensor(shape)))
+            value = self._op(at, "Reshape", found, self._constant("scaled", torch.tensor(scaled)))
         if coded.scales is not None:
-            scales = coded.scales.view(-1, *[1] * (len(shape) - 1))
+            scales = coded.scales.view(*coded.scales.shape, *[1] * (len(scaled) - coded.scales.dim()))
             value = self._op(at, "Mul", value, self._floats("scales", scales))
+        if scaled != shape:
+            value = self._shaped(value)
         if has_mask(coded):
-            kept = self._op(at, "Cast", self._codes(coded.mask.to(torch.uint8), "UINT2", "mask"), to=int32)
+            kept = self._op(at, "Cast", self._codes(coded.mask.to(torch.uint8), self.least, "mask"), to=int32)
             kept = self._op(at, "Cast", kept, to=self.ir.DataType.BOOL)
             value = self._op(at, "Where", kept, value, self._constant("zero", torch.tensor(0.0)))
         return value
+
+    def _shaped(self, value: Any) -> Any:
+        """Return numbers in the weight's own shape."""
+        return self._op(self.first, "Reshape", value, self._constant("shape", torch.tensor(self.coded.shape)))
 
     # -- rows of it
 
@@ -133,13 +156,7 @@ class WrittenWeight:
             codes = self._op(node, "Unsqueeze", codes, self._constant("last", torch.tensor([-1])))
             codes = self._op(node, "Div", codes, places)
             codes = self._op(node, "Mod", codes, self._constant("size", torch.tensor(2**bits, dtype=torch.int32)))
-        value = self._values(node, codes)
-        shape = self._constant("row", torch.tensor([0] * len(ids.shape) + [coded.shape[1]]))
-        value = self._op(node, "Reshape", value, shape)
-        scales = coded.scales if self._whole is None else self._whole[1]
-        if scales is not None:
-            own = self._op(node, "Gather", self._floats("scales", scales.view(-1, 1)), ids, axis=0)
-            value = self._op(node, "Mul", value, own)
+        value = self._scaled_rows(node, self._values(node, codes), ids)
         if self.hole.dtype != self.ir.DataType.FLOAT:
             value = self._op(node, "Cast", value, to=self.hole.dtype)
         self.ways.append(f"rows of {bits}-bit codes")
@@ -152,6 +169,20 @@ class WrittenWeight:
             middle = self._constant("middle", torch.tensor(float(2 ** (self.whole_bits - 1))))
             return self._op(node, "Sub", numbers, middle)
         return self._op(node, "Gather", self._floats("codebook", _symbols(self.coded)[1].view(-1)), codes)
+
+    def _scaled_rows(self, node: Any, values: Any, ids: Any) -> Any:
+        """Return the values of rows' codes as ``[..., M]``, times the rows' scales."""
+        rows, scales = [0] * len(ids.shape), self._scales
+        row = self._constant("row", torch.tensor([*rows, self.coded.shape[1]]))
+        if scales is None:
+            return self._op(node, "Reshape", values, row)
+        of_blocks = self.whole_bits and self._parts > 1  # the product's own where there is one
+        held = self._block_scales if of_blocks else self._floats("scales", scales.view(-1, self._parts))
+        shape = torch.tensor([*rows, self._num_blocks if of_blocks else self._parts, -1])  # [..., B, m]
+        values = self._op(node, "Reshape", values, self._constant("parts", shape))
+        own = self._op(node, "Gather", held, ids, axis=0)
+        own = self._op(node, "Unsqueeze", own, self._constant("last", torch.tensor([-1])))  # [..., B, 1]
+        return self._op(node, "Reshape", self._op(node, "Mul", values, own), row)
 
     @cached_property
     def _row_codes(self) -> Any:
@@ -168,6 +199,8 @@ class WrittenWeight:
         """Return whether a node, or all of its users, are products with whole numbers."""
         if not self.whole_bits or self.hole.dtype != self.ir.DataType.FLOAT or len(self.coded.shape) != 2:
             return False
+        if self.block is None and self._parts > 1:
+            return False  # a block would have several scales
         if node.op_type == "Gemm" and place == 1:
             options = {name: value.value for name, value in node.attributes.items()}
             return {"transA": 0, "transB": 0, "alpha": 1.0, "beta": 1.0} | options == _LINEAR
@@ -202,9 +235,25 @@ class WrittenWeight:
         return self.coded.whole_numbers()
 
     @property
+    def _scales(self) -> Tensor | None:
+        """Of the whole numbers where there are some, else of the codebook's values."""
+        return self.coded.scales if self._whole is None else self._whole[1]
+
+    @property
+    def _parts(self) -> int:
+        """B, parts of an output that have scales of their own."""
+        return 1 if self._scales is None or self._scales.dim() == 1 else self._scales.shape[1]
+
+    @property
     def block(self) -> int | None:
-        """Inputs of a block, as many as divide a row; None where none does."""
-        return next((size for size in _BLOCKS if self.coded.shape[1] % size == 0), None)
+        """Inputs of a block, as many as divide a part; None where none does."""
+        part = self.coded.shape[1] // self._parts
+        return next((size for size in _BLOCKS if part % size == 0), None)
+
+    @property
+    def _num_blocks(self) -> int:
+        """Of an output, the last filled up."""
+        return -(-self.coded.shape[1] // (self.block or _BLOCKS[-1]))
 
     @cached_property
     def _blocks(self) -> Any:
@@ -221,10 +270,8 @@ class WrittenWeight:
     def _block_scales(self) -> Any:
         """A scale for each block, float32 ``[N, blocks]``."""
         assert self._whole is not None
-        outputs, inputs = self.coded.shape
-        scales = self._whole[1]
-        blocks = -(-inputs // (self.block or _BLOCKS[-1]))
-        return self._constant("block_scales", scales[:, None].expand(outputs, blocks))
+        made = self._floats if self._parts > 1 else self._constant  # those of outputs are little of a file
+        return made("block_scales", block_scales(self._whole[1], self._num_blocks))
 
     # -- writing
 

@@ -24,9 +24,10 @@ EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0
 def export_openvino(packed: nn.Module, inputs: Any, directory: str | Path) -> Exported:
     """Write a network of OpenVINO, ``network.xml`` and ``network.bin``, with a dynamic batch.
 
-    It is translated from the model of :func:`~sqs_pyro.exporting.export_onnx`. Products with whole numbers times a
-    scale of each output multiply with the codes, as OpenVINO's own compressed weights do, embeddings look up
-    codes; other weights are codes in the file, and decoded once when the network is compiled.
+    It is translated from the model of :func:`~sqs_pyro.exporting.export_onnx`. Products with whole numbers times
+    scales, of outputs or of parts of a multiple of 16 inputs, multiply with the codes, as OpenVINO's own
+    compressed weights do, embeddings look up codes; other weights are codes in the file, and decoded once when the
+    network is compiled.
 
     Args:
         packed: a packed network on the CPU.
@@ -42,7 +43,7 @@ def export_openvino(packed: nn.Module, inputs: Any, directory: str | Path) -> Ex
     check_installed("openvino", "openvino")
     with tempfile.TemporaryDirectory() as place, merging(Path(directory), last=_NETWORK) as made:
         model = Path(place, "network.onnx")
-        exported = export_onnx(packed, inputs, model)
+        exported = export_onnx(packed, inputs, model, two_bits=False)  # UINT2 it cannot read
         with one_sentence("translated to OpenVINO"):
             translate(model, made)
     return exported

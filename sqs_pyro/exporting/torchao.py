@@ -68,7 +68,8 @@ def is_torchao_export(path: Path) -> bool:
 def torchao_tensors(packed: nn.Module) -> dict[str, tuple[Tensor, int]]:
     """Return ``IntxUnpackedToInt8Tensor`` of linear layers with whole numbers, and their bits, by parameter name.
 
-    Numbers are int8 ``[N, M]`` of the fewest bits, 4 or 8, that hold all of the layer; scales float32 ``[N, 1]``.
+    Numbers are int8 ``[N, M]`` of the fewest bits, 4 or 8, that hold all of the layer; scales float32
+    ``[N, B]``, of blocks of ``M / B`` inputs.
 
     Args:
         packed: a packed network.
@@ -113,15 +114,16 @@ def _takes_a_tensor(linear: type[nn.Module]) -> bool:
 
 
 def _tensor(numbers: Tensor, scales: Tensor) -> tuple[Tensor, int]:
-    """Return int8 ``[N, M]`` times scales ``[N]`` as torchao's tensor, and its bits."""
+    """Return int8 ``[N, M]`` times scales ``[N]`` or ``[N, B]`` as torchao's tensor, and its bits."""
+    scales = scales.view(len(numbers), -1)
     bits = 4 if int(numbers.min()) >= -8 and int(numbers.max()) <= 7 else 8
     quantization: Any = importlib.import_module("torchao.quantization")
     tensor: Tensor = quantization.IntxUnpackedToInt8Tensor(
         qdata=numbers.cpu(),
-        scale=scales[:, None].float().cpu(),
-        zero_point=torch.zeros(len(numbers), 1, dtype=torch.int8),
+        scale=scales.float().cpu(),
+        zero_point=torch.zeros(scales.shape, dtype=torch.int8),
         target_dtype=getattr(torch, f"int{bits}"),
-        block_size=(1, numbers.shape[1]),
+        block_size=(1, numbers.shape[1] // scales.shape[1]),
         dtype=torch.float32,
         activation_quantization=None,
     )

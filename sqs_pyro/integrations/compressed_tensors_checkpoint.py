@@ -1,8 +1,9 @@
 """Checkpoints of compressed-tensors (``pack-quantized``), which vLLM, llm-compressor and transformers read.
 
 A linear layer whose codewords are whole numbers is ``weight_packed``, int32 of 4- or 8-bit numbers from 0, the
-first in the lowest bits, and ``weight_scale``, one for each output. All such layers have the same bits, for
-runtimes put those that share their input into one product. Everything else is as in a plain checkpoint.
+first in the lowest bits, and ``weight_scale``, one for each output, or one for each group of its inputs. All such
+layers have the same bits, for runtimes put those that share their input into one product. Everything else is as in
+a plain checkpoint.
 """
 
 from pathlib import Path
@@ -42,19 +43,25 @@ def save_compressed_tensors(packed: nn.Module, dense: "PreTrainedModel", directo
         del state[f"{path}.weight"]
         state |= {
             f"{path}.weight_packed": pack_to_int32(numbers, bits),
-            f"{path}.weight_scale": scales.to(dense.dtype)[:, None],
+            f"{path}.weight_scale": scales.to(dense.dtype).view(len(scales), -1),
             f"{path}.weight_shape": torch.tensor(numbers.shape),
         }
     others = [
         name for name, module in dense.named_modules() if isinstance(module, nn.Linear) and name not in weights
     ]
-    dense.config.quantization_config = _quantization_config(bits, others)
+    groups = {path: _group_size(numbers, scales) for path, (numbers, scales) in weights.items()}
+    dense.config.quantization_config = _quantization_config(bits, groups, others)
     dense.save_pretrained(directory, state_dict=state)
-    return {f"{path}.weight": f"{_FORMAT}, {bits} bits" for path in weights}
+    return {
+        f"{path}.weight": f"{_FORMAT}, {bits} bits" + (f", groups of {size}" if size else "")
+        for path, size in groups.items()
+    }
 
 
 def whole_number_layers(packed: nn.Module, dense: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return whole numbers, int8 ``[N, M]``, and scales, ``[N]``, of linear layers that have them, by path.
+    """Return whole numbers, int8 ``[N, M]``, and scales of linear layers that have them, by path.
+
+    Scales are ``[N]`` of outputs, or ``[N, B]`` of groups of ``M / B`` inputs of each.
 
     Args:
         packed: a packed network.
@@ -88,12 +95,26 @@ def _fits(numbers: Tensor, bits: int) -> bool:
     return -(2 ** (bits - 1)) <= int(numbers.min()) and int(numbers.max()) < 2 ** (bits - 1)
 
 
-def _quantization_config(bits: int, ignored: list[str]) -> dict[str, Any]:
-    weights = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
+def _group_size(numbers: Tensor, scales: Tensor) -> int | None:
+    """Return how many inputs share a scale; None where all do."""
+    return None if scales.dim() == 1 else numbers.shape[1] // scales.shape[1]
+
+
+def _quantization_config(bits: int, groups: dict[str, int | None], ignored: list[str]) -> dict[str, Any]:
+    """Return the configuration of layers whose groups are given, one ``config_group`` for each size of groups."""
+    sizes = list(dict.fromkeys(groups.values()))
+    schemes = {}
+    for i, size in enumerate(sizes):
+        weights = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
+        if size is not None:
+            weights |= {"strategy": "group", "group_size": size}
+        # By name where a layer's kind does not tell its group.
+        targets = ["Linear"] if len(sizes) == 1 else [path for path, own in groups.items() if own == size]
+        schemes[f"group_{i}"] = {"targets": targets, "weights": weights, "input_activations": None}
     return {
         "quant_method": "compressed-tensors",
         "format": _FORMAT,
         "quantization_status": "compressed",
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}},
+        "config_groups": schemes,
         "ignore": ignored,
     }

@@ -1,7 +1,8 @@
 """Files for llama.cpp: a packed language model as GGUF, its whole numbers in ``Q4_0`` and ``Q8_0`` as they are.
 
-Both types have blocks of 32 weights of one row, a float16 scale each: the scale of an output is that of all its
-blocks, and no number is rounded. What has other codewords, or none, is float16, norms and biases are float32.
+Both types have blocks of 32 weights of one row, a float16 scale each: the scale of an output, or of a part of
+its inputs whose size is a multiple of 32, is that of all its blocks, and no number is rounded. What has other
+codewords, or none, is float16, norms and biases are float32.
 """
 
 import importlib
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.extras import needed_for
-from sqs_pyro.packing.coded import CodedTensor
+from sqs_pyro.packing.coded import CodedTensor, block_scales
 from sqs_pyro.packing.stored import stored_weights
 
 if TYPE_CHECKING:
@@ -71,8 +72,8 @@ def write_gguf(packed: "PreTrainedModel", dense: "PreTrainedModel", tokenizer: A
         writer.add_tensor(theirs, data, raw_dtype=gguf.GGMLQuantizationType[kind])
     if not said:
         raise NetworkError(
-            "No weight has whole numbers as codewords in rows of a multiple of 32, which Q4_0 and Q8_0 need: "
-            "compress with blockwise.grid: uniform."
+            "No weight has whole numbers as codewords in rows, or parts with scales of their own, of a multiple "
+            "of 32, which Q4_0 and Q8_0 need: compress with blockwise.grid: uniform."
         )
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.write_header_to_file()
@@ -151,7 +152,10 @@ def _plain(value: Tensor, heads: int | None) -> np.ndarray:
 def _blocks(coded: CodedTensor | None, heads: int | None) -> tuple[str | None, np.ndarray | None]:
     """Return the type and the bytes ``[N, bytes]`` of a weight; None of one that has no type for its numbers."""
     whole = None if coded is None else coded.whole_numbers()
-    if whole is None or whole[0].dim() != 2 or whole[0].shape[1] % _BLOCK:
+    if whole is None or whole[0].dim() != 2:
+        return None, None
+    parts = 1 if whole[1].dim() == 1 else whole[1].shape[1]
+    if whole[0].shape[1] % (parts * _BLOCK):
         return None, None
     numbers, scales = whole[0], _turned(whole[1], heads).half()
     if not torch.equal(scales.float(), _turned(whole[1], heads)):
@@ -164,7 +168,7 @@ def _blocks(coded: CodedTensor | None, heads: int | None) -> tuple[str | None, n
         codes = from_zero[..., :16] | from_zero[..., 16:] << 4
     else:
         codes = blocks.contiguous().view(torch.uint8)
-    each = scales[:, None, None].expand(*blocks.shape[:2], 1).contiguous().view(torch.uint8)
+    each = block_scales(scales, blocks.shape[1])[..., None].view(torch.uint8)
     return ("Q4_0" if small else "Q8_0"), torch.cat([each, codes], -1).flatten(1).numpy()
 
 

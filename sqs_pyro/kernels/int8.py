@@ -18,8 +18,8 @@ _BLOCKS = {2: 32, 3: 30, 4: 32}
 def round_inputs(net: nn.Module, on: bool = True) -> list[str]:
     """Let linear layers round their inputs to 8 bits, or no longer.
 
-    It takes weights of whole numbers times one step and scales of outputs (``grid: uniform``), in codes of 2 to 4
-    bits, on a CPU with compiled kernels; all other layers multiply as before.
+    It takes weights of whole numbers times one step and scales of outputs (``grid: uniform``, no ``group_size``),
+    in codes of 2 to 4 bits, on a CPU with compiled kernels; all other layers multiply as before.
 
     Args:
         net: a packed network, changed in place.

@@ -150,6 +150,17 @@ def scaled(values: Tensor, scales: Tensor | None) -> Tensor:
     return (values.reshape(*scales.shape, -1) * scales.unsqueeze(-1)).view(values.shape)
 
 
+def block_scales(scales: Tensor, blocks: int) -> Tensor:
+    """Return scales ``[N]`` or ``[N, B]`` as one for each of so many equal blocks, ``[N, blocks]``.
+
+    Args:
+        scales: as :attr:`CodedTensor.scales`.
+        blocks: a multiple of B.
+    """
+    each = scales.reshape(len(scales), -1)
+    return each.repeat_interleave(blocks // each.shape[1], dim=1)
+
+
 def look_up(table: Tensor, codes: Tensor) -> Tensor:
     """Return ``table[g, codes[g, i]]``.
 

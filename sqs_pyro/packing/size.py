@@ -35,8 +35,8 @@ class SizeReport(Printed):
     """Bytes of a packed file; it prints itself.
 
     Attributes:
-        codes, masks, codebooks, tables: parts of the compressed tensors (scales of out-channels count as
-            codebooks, tables belong to the entropy coder).
+        codes, masks, codebooks, tables: parts of the compressed tensors (scales count as codebooks, tables
+            belong to the entropy coder).
         uncompressed: data of all other tensors.
         manifest: names, shapes, counts, constants, recipe and metrics, compressed.
         header: the safetensors header without its padding.

@@ -106,8 +106,9 @@ def _rounded(net: nn.Module) -> int:
     rounded = round_inputs(net)
     if not rounded:
         raise RecipeError(
-            "--int8 is given, but no layer has whole numbers of 2 to 4 bits and a kernel for them here: compress "
-            "with blockwise.grid: uniform and num_components of 3, 7 or 15, or leave it out."
+            "--int8 is given, but no layer has whole numbers of 2 to 4 bits, scales of outputs alone and a "
+            "kernel for them here: compress with blockwise.grid: uniform, num_components of 3, 7 or 15 and no "
+            "group_size, or leave it out."
         )
     return len(rounded)
 

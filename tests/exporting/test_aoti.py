@@ -37,7 +37,7 @@ def operators(program):
 
 
 @needs_compiler
-@pytest.mark.parametrize(("kind", "codes"), [("residual", "scales"), ("words", "4 bits")])
+@pytest.mark.parametrize(("kind", "codes"), [("residual", "scales"), ("words", "scales of parts")])
 def test_only_compiled_operators_are_left(kind, codes):
     net = packed(kind, codes)
     program, exported = native_program(net, INPUTS[kind])
@@ -72,7 +72,7 @@ def test_without_kernels_everything_is_decoded(monkeypatch):
     ("kind", "codes"),
     [
         ("residual", ("codebooks of channels", "256 values and zeros")),
-        ("words", ("scales", "256 values and zeros")),
+        ("words", ("scales of parts", "256 values and zeros")),
     ],
 )
 def test_it_runs_without_us(kind, codes, tmp_path):

@@ -5,16 +5,20 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from kits.packed_exports import CODES, INPUTS, packed
+from torch import nn
 
 from sqs_pyro.errors import MissingPackageError, OutputError
 from sqs_pyro.exporting import export_coreml
 from sqs_pyro.exporting.coreml import is_coreml_export
+from sqs_pyro.kernels import packed_network
 from sqs_pyro.packing.stored import stored_weights
+from sqs_pyro.testing.layouts import random_coded
 
 coremltools = pytest.importorskip("coremltools")
 
-CHECKED = [("residual", "2 bits")]
+CHECKED = [("residual", "2 bits"), ("words", "whole numbers of 4 bits, scales of parts")]
 OTHERS = [(kind, codes) for kind in INPUTS for codes in CODES if (kind, codes) not in CHECKED]
 #: What makes a weight of each kind of codes, and bits of a weight, or of a non-zero beside its place.
 FORMS = {
@@ -28,6 +32,8 @@ FORMS = {
     "whole numbers of 2 bits": "constexpr_blockwise_shift_scale",
     "whole numbers of 4 bits": "constexpr_blockwise_shift_scale",
     "whole numbers of 8 bits": "constexpr_blockwise_shift_scale",
+    "scales of parts": "constexpr_blockwise_shift_scale",
+    "whole numbers of 4 bits, scales of parts": "constexpr_blockwise_shift_scale",
 }
 
 
@@ -41,7 +47,8 @@ def example(kind):
 def test_every_weight_is_made_from_its_codes(kind, codes, tmp_path):
     net, out = packed(kind, codes), tmp_path / "net.mlpackage"
     said = export_coreml(net, example(kind), out)
-    assert said.packed.keys() | said.decoded.keys() == stored_weights(net).keys() and len(said.decoded) <= 1
+    assert said.packed.keys() | said.decoded.keys() == stored_weights(net).keys()
+    assert set(said.decoded.values()) <= {"256 values and zero"}
     assert is_coreml_export(out) and not list(out.glob("*debug*"))
     # Read again, from the file alone: protobuf to MIL, and every constant expression by NumPy.
     program = loaded(out)
@@ -59,6 +66,16 @@ def test_every_weight_is_made_from_its_codes(kind, codes, tmp_path):
     weights = sum(weight.coded().codes.numel() for weight in stored_weights(net).values())
     size = (out / "Data" / "com.apple.CoreML" / "weights" / "weight.bin").stat().st_size
     assert size < 4 * weights or codes in ("8 bits", "256 values and zeros")
+
+
+@pytest.mark.slow
+def test_parts_that_are_no_whole_inputs_are_decoded(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(4, 2)).eval()
+    coded = {"0.weight": random_coded((4, 3, 2, 2), 5, scales=2), "2.weight": random_coded((2, 4), 5, scales=2)}
+    said = export_coreml(packed_network(net, coded), torch.randn(4, 3, 2, 2), tmp_path / "net.mlpackage")
+    assert said.decoded == {"0.weight": "scales of parts that are no whole inputs"} and list(said.packed) == [
+        "2.weight"
+    ]
 
 
 def loaded(package):

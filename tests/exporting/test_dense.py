@@ -25,7 +25,7 @@ with torch.no_grad():
 
 @pytest.mark.parametrize(
     ("kind", "codes"),
-    [("residual", "codebooks of channels"), ("residual", "256 values and zeros"), ("words", "scales")],
+    [("residual", "codebooks of channels"), ("residual", "256 values and zeros"), ("words", "scales of parts")],
 )
 def test_the_original_network_loads_it_without_us(kind, codes, tmp_path):
     net = packed(kind, codes)

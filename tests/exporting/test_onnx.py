@@ -22,13 +22,14 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+OF_PARTS = "whole numbers of 4 bits, scales of parts"
 #: The weights that are kept as quantized ones.
-QUANTIZED = ("whole numbers of 4 bits", "whole numbers of 8 bits")
+QUANTIZED = ("whole numbers of 4 bits", "whole numbers of 8 bits", OF_PARTS)
 #: A network each, its weights by each of the codes in turn: an export takes seconds.
 CHECKED = [
     ("residual", ("256 values and zeros", "codebooks of channels")),
-    ("words", ("scales",)),
-    ("words", ("whole numbers of 4 bits",)),
+    ("words", ("scales", "scales of parts")),
+    ("words", (OF_PARTS, "whole numbers of 4 bits")),
     ("residual", QUANTIZED),
 ]
 OTHERS = [(kind, (codes,)) for kind, codes in zip(cycle(INPUTS), CODES)]
@@ -83,14 +84,17 @@ def assert_codes(model, net, quantized):
         values = coded.num_components  # those that a weight has: few weights need not have all
         bits = 2 if values <= 2 else 4 if values <= 16 else 8 if values < 256 else 8 + 2
         numel, values = math.prod(coded.shape), coded.num_groups * (coded.num_components + 1)
-        around = 64 + 4 * values + (0 if coded.scales is None else 4 * coded.shape[0])
+        scales = 0 if coded.scales is None else coded.scales.numel()
+        around = 96 + 4 * values + (4 if scales <= 64 else 2) * scales
         assert sum(len(tensor.raw_data) for tensor in parts) <= -(-numel * bits // 8) + around
         made = [node.op_type for node in model.graph.node if name in node.output]
         if made:
-            assert (made == ["DequantizeLinear"]) == quantized
-            np.testing.assert_array_equal(_decoded(model, name, coded.shape), coded.dense().numpy())
+            found, operators = _decoded(model, name, coded.shape)
+            np.testing.assert_array_equal(found, coded.dense().numpy())
+            assert ("DequantizeLinear" in operators) == quantized
         else:  # read by rows: the outputs say whether rightly
-            assert onnx.numpy_helper.to_array(stored[f"{name}.codes"]).shape == (len(coded.codes), bits * 2)
+            codes = onnx.numpy_helper.to_array(stored[f"{name}.codes"])
+            assert codes.shape == (len(coded.codes), bits * coded.shape[1] // 8)
 
 
 def assert_blocks(stored, name, coded):
@@ -101,13 +105,15 @@ def assert_blocks(stored, name, coded):
     assert f"{name}.codes" not in stored
     each = np.unpackbits(codes, axis=-1, bitorder="little").reshape(outputs, scales.shape[1], -1, bits)
     numbers = (each * 2 ** np.arange(bits)).sum(-1) - 2 ** (bits - 1)
-    dense = (numbers * scales[:, :, None]).reshape(outputs, -1)
+    if scales.shape[1] > 1 and coded.scales.dim() == 2:
+        assert scales.size <= 64 or scales.dtype == np.float16
+    dense = (numbers * scales[:, :, None].astype(np.float32)).reshape(outputs, -1)
     np.testing.assert_array_equal(dense[:, :inputs], coded.dense().numpy())
     assert not dense[:, inputs:].any() and dense.shape[1] - inputs < 16
 
 
 def _decoded(model, name, shape):
-    """The value of a weight, by the model's own nodes in ONNX Runtime."""
+    """The value of a weight, by the model's own nodes in ONNX Runtime, and the nodes' operators."""
     import onnxruntime
 
     needed, nodes = {name}, []
@@ -123,7 +129,7 @@ def _decoded(model, name, shape):
         ir_version=model.ir_version,
     )
     session = onnxruntime.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run([name], {})[0]
+    return session.run([name], {})[0], {node.op_type for node in nodes}
 
 
 def test_zeros_beside_256_values_have_a_mask(exported):
@@ -134,7 +140,7 @@ def test_zeros_beside_256_values_have_a_mask(exported):
 
 
 def test_a_shared_weight_is_stored_once(exported):
-    *_, file = exported("words", ("scales",))
+    *_, file = exported(*CHECKED[1])
     names = [tensor.name for tensor in onnx.load(file).graph.initializer]
     assert len([name for name in names if name in ("words.weight.codes", "head.weight.codes")]) == 1
 
@@ -153,7 +159,7 @@ def test_inputs_by_name(tmp_path):
         def __init__(self):
             super().__init__()
             plain = nn.Sequential(nn.Embedding(41, 16), nn.Linear(16, 5)).eval()
-            coded = {"0.weight": random_coded((41, 16), 9), "1.weight": random_coded((5, 16), 9)}
+            coded = {"0.weight": random_coded((41, 16), 9, scales=2), "1.weight": random_coded((5, 16), 9)}
             self.inner = packed_network(plain, coded)
 
         def forward(self, mask, tokens):

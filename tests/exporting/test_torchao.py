@@ -44,11 +44,13 @@ with torch.no_grad():
 """
 
 
-def mlp(components=15, make=on_whole_numbers, width=24):
+def mlp(components=15, make=on_whole_numbers, width=24, parts=False):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(20, width), nn.ReLU(), nn.Linear(width, 3)).eval()
     shapes = {name: tuple(p.shape) for name, p in net.named_parameters() if p.dim() > 1}
-    coded = {name: make(random_coded(s, components, seed=i)) for i, (name, s) in enumerate(shapes.items())}
+    coded = {
+        name: make(random_coded(s, components, seed=i, scales=parts)) for i, (name, s) in enumerate(shapes.items())
+    }
     return packed_network(net, coded)
 
 
@@ -60,9 +62,11 @@ def close(found, expected):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize(("components", "bits"), [(3, 4), (15, 4), (16, 8), (255, 8)])
-def test_numbers_scales_and_outputs(components, bits, tmp_path):
-    net = mlp(components)
+@pytest.mark.parametrize(
+    ("components", "bits", "parts"), [(3, 4, False), (15, 4, False), (16, 8, False), (255, 8, False), (15, 4, 2)]
+)
+def test_numbers_scales_and_outputs(components, bits, parts, tmp_path):
+    net = mlp(components, parts=parts)
     said = export_torchao(net, tmp_path / "net.pt")
     assert said.packed == dict.fromkeys(["0.weight", "2.weight"], f"torchao, int{bits}") and not said.decoded
     state = torch.load(tmp_path / "net.pt", weights_only=True)
@@ -71,10 +75,14 @@ def test_numbers_scales_and_outputs(components, bits, tmp_path):
         tensor, coded = state[name], weight.coded()
         # From codes and codebook, not from `whole_numbers`, which the export has asked.
         numbers = torch.where(coded.mask, coded.codebook[0][coded.codes.long()], 0.0)
-        assert torch.equal(tensor.qdata * tensor.scale, numbers * coded.scales[:, None])
+        of_parts = numbers.view(len(numbers), parts or 1, -1)
+        assert torch.equal(tensor.qdata, numbers)
+        assert torch.equal(
+            of_parts * tensor.scale[..., None], of_parts * coded.scales.view(*of_parts.shape[:2], 1)
+        )
         assert torch.equal(tensor.dequantize(), coded.dense())
         assert tensor.qdata.dtype == torch.int8 and tensor.target_dtype == getattr(torch, f"int{bits}")
-        assert tensor.block_size == (1, coded.shape[1]) and not tensor.zero_point.any()
+        assert tensor.block_size == (1, coded.shape[1] // (parts or 1)) and not tensor.zero_point.any()
         assert tensor.activation_quantization is None
     plainly = nn.Sequential(nn.Linear(20, 24), nn.ReLU(), nn.Linear(24, 3)).eval()
     plainly.load_state_dict(state, strict=True, assign=True)

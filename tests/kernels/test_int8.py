@@ -106,6 +106,11 @@ class TestOthersStay:
         net = packed_network(plain, {"0.weight": on_whole_numbers(random_coded((32, 64), 31))})
         assert round_inputs(net) == []
 
+    def test_scales_of_parts(self):
+        plain = nn.Sequential(nn.Linear(64, 32))
+        net = packed_network(plain, {"0.weight": on_whole_numbers(random_coded((32, 64), 15, scales=2))})
+        assert round_inputs(net) == []
+
     def test_without_kernels(self, monkeypatch):
         monkeypatch.setattr("sqs_pyro.kernels.int8.has_native_kernel", lambda op: False)
         assert round_inputs(network()) == []

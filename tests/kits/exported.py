@@ -63,7 +63,7 @@ class Residual(nn.Module):
 class Words(nn.Module):
     """A transformer block between an embedding and a head that share their weight."""
 
-    def __init__(self, words: int = 41, width: int = 16):
+    def __init__(self, words: int = 41, width: int = 64):
         super().__init__()
         self.words = nn.Embedding(words, width)
         self.block = nn.TransformerEncoderLayer(width, 2, 24, dropout=0.0, batch_first=True)

@@ -1,5 +1,6 @@
 """Packed networks of every kind that an export has to carry, with inputs."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -24,6 +25,8 @@ CODES = {  # options of the codes of every matrix and convolution
     "whole numbers of 2 bits": {"components": 3, "whole": True},
     "whole numbers of 4 bits": {"components": 15, "whole": True},
     "whole numbers of 8 bits": {"components": 255, "whole": True},
+    "scales of parts": {"components": 9, "part": 0},
+    "whole numbers of 4 bits, scales of parts": {"components": 15, "whole": True, "part": 32},
 }
 
 
@@ -46,17 +49,28 @@ def packed(kind, *codes):
             options = dict(CODES[codes[len(coded) % len(codes)]])
             groups = value.shape[0] if options.pop("by_channel", False) else 1
             whole = options.pop("whole", False)
+            if "part" in options:
+                options["scales"] = parts(tuple(value.shape), options.pop("part"))
             coded[name] = random_coded(tuple(value.shape), groups=groups, seed=seed, **options)
             coded[name].codebook.mul_(16)
             coded[name] = on_whole_numbers(coded[name]) if whole else on_no_grid(coded[name])
     return packed_network(net, coded)
 
 
+def parts(shape, size):
+    """How many parts of an output's weights have scales of their own: two or more, of a size where that goes."""
+    each = math.prod(shape[1:])
+    if size and each % size == 0 and each > size:
+        return each // size
+    return next(count for count in range(2, each + 1) if each % count == 0)
+
+
 def on_whole_numbers(coded):
-    """The same codes of whole numbers about zero, times a scale of each output."""
+    """The same codes of whole numbers about zero, times a scale of each output, or of each part that has one."""
     k = coded.num_components
     places = torch.tensor([float(n) for n in range(-((k + 1) // 2), k // 2 + 1) if n])
-    scales = (torch.linspace(0.5, 2.0, coded.shape[0]) / k).half().float()
+    of = coded.shape[:1] if coded.scales is None else coded.scales.shape
+    scales = (torch.linspace(0.5, 2.0, math.prod(of)).view(of) / k).half().float()
     return replace(coded, codebook=places[None], scales=scales)
 
 

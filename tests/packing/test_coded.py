@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.packing import CodedTensor, canonical
 from sqs_pyro.packing import coded as coded_module
-from sqs_pyro.packing.coded import count_codes, look_up, stack_draws
+from sqs_pyro.packing.coded import block_scales, count_codes, look_up, scaled, stack_draws
 from sqs_pyro.testing.layouts import assert_same_bits, coded_tensors, random_coded, slow_dense
 
 
@@ -122,8 +122,23 @@ def test_draws_share_their_scales():
 def test_parts_of_outputs_have_scales_of_their_own():
     plain = random_coded((4, 3, 2), 3)
     scales = torch.rand(4, 3).add_(0.5).half().float()
-    scaled = replace(plain, scales=scales)
-    assert torch.equal(scaled.dense(), plain.dense() * scales[:, :, None])
-    assert torch.equal(canonical(scaled).dense(), scaled.dense())
-    stacked = stack_draws([scaled, scaled])
-    assert torch.equal(stacked.dense(), torch.stack([scaled.dense()] * 2, -1))
+    in_parts = replace(plain, scales=scales)
+    assert torch.equal(in_parts.dense(), plain.dense() * scales[:, :, None])
+    assert torch.equal(canonical(in_parts).dense(), in_parts.dense())
+    stacked = stack_draws([in_parts, in_parts])
+    assert torch.equal(stacked.dense(), torch.stack([in_parts.dense()] * 2, -1))
+
+
+@pytest.mark.parametrize("of", [(4,), (4, 1), (4, 2), (4, 6)])
+def test_scales_of_smaller_blocks_are_the_same_scales(of):
+    values, scales = torch.randn(4, 12), torch.rand(of)
+    blocks = block_scales(scales, 6)
+    assert blocks.shape == (4, 6) and torch.equal(scaled(values, blocks), scaled(values, scales))
+
+
+def test_whole_numbers_times_scales_of_parts():
+    numbers, scales = torch.tensor([[-3.0, 1.0, 2.0]]), torch.tensor([[0.5, 2.0], [1.0, 0.25]])
+    coded = replace(random_coded((2, 8), 3), codebook=numbers / 4, scales=scales)
+    found, steps = coded.whole_numbers()
+    assert found.dtype == torch.int8 and torch.equal(steps, scales / 4)
+    assert torch.equal(scaled(found.float(), steps), coded.dense())

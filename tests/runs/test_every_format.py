@@ -1,4 +1,7 @@
-"""What every format of exports inherits: the packed outputs of a CNN, a depthwise CNN, a BERT and a Llama."""
+"""What every format of exports inherits: the packed outputs of a CNN, a depthwise CNN, a BERT and a Llama.
+
+The Llama's weights have scales of parts of their inputs.
+"""
 
 from functools import cache
 
@@ -26,11 +29,11 @@ CELLS = [
 ]
 
 
-def whole(net):
-    """The network with whole numbers from -8 to 7 times a scale of each output in every matrix and convolution."""
+def whole(net, parts=False):
+    """The network with whole numbers from -8 to 7 times scales, of outputs or of parts, in every matrix."""
     shapes = {name: tuple(p.shape) for name, p in net.named_parameters() if p.dim() > 1}
-    coded = {name: on_whole_numbers(random_coded(s, 15, seed=i)) for i, (name, s) in enumerate(shapes.items())}
-    return packed_network(net, coded)
+    coded = {name: random_coded(shape, 15, seed=i, scales=parts) for i, (name, shape) in enumerate(shapes.items())}
+    return packed_network(net, {name: on_whole_numbers(one) for name, one in coded.items()})
 
 
 @cache
@@ -42,7 +45,8 @@ def network(kind):
         case = TORCHVISION["mobilenet_v2"]
         return whole(built(case)), case.inputs(4)
     kit = pytest.importorskip("kits.tiny_transformers")
-    net = whole(kit.tiny(kind, intermediate_size=64))  # a multiple of 32: no format has to round
+    sizes = {"hidden_size": 64, "intermediate_size": 64}  # multiples of 32, and halves too: no format has to round
+    net = whole(kit.tiny(kind, **sizes), parts=2 if kind == "llama" else False)
     return net, kit.inputs(net)
 
 

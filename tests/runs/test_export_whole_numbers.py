@@ -18,14 +18,15 @@ from sqs_pyro.testing.layouts import random_coded
 BITS = {15: 4, 31: 8}
 
 
-def whole(name, components=15, make=on_whole_numbers):
-    """A tiny packed transformer, all of whose codewords are whole numbers."""
-    net = tiny(name)
+def whole(name, components=15, make=on_whole_numbers, part=None, **changes):
+    """A packed transformer, all of whose codewords are whole numbers; ``part`` inputs share a scale, else all."""
+    net = tiny(name, **changes)
     names = list(stored_weights(packed_tiny(name)))
     coded = {}
     for seed, path in enumerate(names):
         shape = tuple(net.get_parameter(path).shape)
-        coded[path] = make(random_coded(shape, components, seed=seed))
+        count = shape[1] // part if part and shape[1] > part and shape[1] % part == 0 else False
+        coded[path] = make(random_coded(shape, components, seed=seed, scales=count))
     return packed_network(net, coded)
 
 
@@ -36,18 +37,26 @@ def directory(net, place):
 
 @pytest.mark.parametrize("components", [15, pytest.param(31, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "name", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama_tied", "bert", "qwen2"))]
+    ("name", "part"),
+    [
+        ("llama", 32),
+        *(pytest.param(name, None, marks=pytest.mark.slow) for name in ("llama", "llama_tied", "bert", "qwen2")),
+    ],
 )
-def test_compressed_tensors(name, components, tmp_path):
+def test_compressed_tensors(name, part, components, tmp_path):
     compressed_tensors = pytest.importorskip("compressed_tensors")
-    net = whole(name, components)
+    net = whole(name, components, part=part, intermediate_size=64)
     out = tmp_path / "out"
     document = export_file(directory(net, tmp_path / "packed"), "compressed-tensors", out)
     assert document["max_difference"] < 1e-4
     assert document["packed"].keys() | document["decoded"].keys() == stored_weights(net).keys()
     config = json.loads((out / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "compressed-tensors"
-    assert config["config_groups"]["group_0"]["weights"]["num_bits"] == BITS[components]
+    # Of parts: rows of 32 inputs have one scale, rows of 64 two, and so groups of their own.
+    weights = {scheme["weights"]["strategy"]: scheme["weights"] for scheme in config["config_groups"].values()}
+    assert {scheme["num_bits"] for scheme in weights.values()} == {BITS[components]}
+    assert weights.keys() == ({"channel", "group"} if part else {"channel"})
+    assert not part or weights["group"]["group_size"] == part
     # Unpacked by their own code: every number is the one that is in the packed file.
     from compressed_tensors.compressors.pack_quantized import unpack_from_int32
     from safetensors.torch import load_file
@@ -55,21 +64,28 @@ def test_compressed_tensors(name, components, tmp_path):
     assert compressed_tensors
     state = load_file(out / "model.safetensors")
     for path, said in document["packed"].items():
-        assert said == f"pack-quantized, {BITS[components]} bits"
         coded, stem = stored_weights(net)[path].coded(), path.removesuffix(".weight")
         numbers = unpack_from_int32(
             state[f"{stem}.weight_packed"], BITS[components], torch.Size(state[f"{stem}.weight_shape"].tolist())
         )
         assert torch.equal(numbers, coded.whole_numbers()[0])
-        assert torch.equal(state[f"{stem}.weight_scale"][:, 0].float(), coded.scales)
+        assert torch.equal(state[f"{stem}.weight_scale"].float(), coded.scales.view(len(coded.scales), -1))
+        of = "" if coded.scales.dim() == 1 else f", groups of {part}"
+        assert said == f"pack-quantized, {BITS[components]} bits{of}"
     assert len(document["packed"]) >= 12
 
 
 @pytest.mark.parametrize("components", [15, pytest.param(31, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["llama_tied", pytest.param("qwen2", marks=pytest.mark.slow)])
-def test_gguf(name, components, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "part", "width"),
+    [
+        ("llama_tied", 32, 64),
+        *(pytest.param(name, None, 32, marks=pytest.mark.slow) for name in ("llama_tied", "qwen2")),
+    ],
+)
+def test_gguf(name, part, width, components, tmp_path):
     gguf = pytest.importorskip("gguf")
-    net = whole(name, components)
+    net = whole(name, components, part=part, hidden_size=width)
     document = export_file(directory(net, tmp_path / "packed"), "gguf", tmp_path / "net.gguf")
     kind = "Q4_0" if components == 15 else "Q8_0"
     assert set(document["packed"].values()) == {f"GGUF, {kind}"}
@@ -84,6 +100,11 @@ def test_gguf(name, components, tmp_path):
         assert tensor.tensor_type.name == kind
         found = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         np.testing.assert_array_equal(found, stored_weights(net)[f"{ours}.weight"].coded().dense().numpy())
+    if name == "llama_tied":  # llama.cpp turns pairs of neighbours, transformers halves
+        tensor = tensors["blk.0.attn_q.weight"]
+        found = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(4, -1, 2, width).swapaxes(1, 2)
+        query = stored_weights(net)["model.layers.0.self_attn.q_proj.weight"].coded().dense()
+        np.testing.assert_array_equal(found.reshape(-1, width), query.numpy())
     assert "output.weight" not in tensors  # which is that of the embedding
     again = export_file(tmp_path / "packed", "gguf", tmp_path / "net.gguf", overwrite=True)
     assert again == document

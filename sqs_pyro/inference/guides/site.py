@@ -235,8 +235,8 @@ class SiteGuide(OwningModule):
             )
         if coded.scales is not None:
             raise NetworkError(
-                f"The coded weight of '{self.site_name}' has scales of out-channels, which a guide does not know: "
-                "make the layer one in units of them, or code it without."
+                f"The coded weight of '{self.site_name}' has scales, of out-channels or of parts of them, which "
+                "a guide does not know: make the layer one in units of them, or code it without."
             )
         # G of the coded tensor, which the constructor has taken for the site's.
         codes, mask = (self.grouped(value.to(self.latent.device)) for value in (coded.codes, coded.mask))  # [G, n]
