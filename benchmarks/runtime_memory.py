@@ -6,7 +6,7 @@ scales of the compressed layers take in the network that is loaded from its file
 zero points as each keeps them. Embedding, head and, with ``--blocks``, other blocks stay as they are for all.
 
     python benchmarks/runtime_memory.py --foreign TEXT ... [--further TEXT ...] [--blocks 3 15 26]
-        [--packages DIRECTORY] [--autoround PYTHON] [--out FILE]
+        [--groups 192] [--packages DIRECTORY] [--autoround PYTHON] [--out FILE]
 
 ``PYTHON`` has AutoRound (autoround_weights.py says how); the rest is as in language_model.py. Writes
 ``runtime_memory.json`` beside this file, or ``--out``.
@@ -54,7 +54,7 @@ def other_methods(args: argparse.Namespace, cache: Path) -> dict[str, Method]:
 
 
 def recipes(args: argparse.Namespace, left: list[str]) -> dict[str, dict[str, Any]]:
-    """Return each width for all layers that are not left alone, and with one bit more for keys and values."""
+    """Return each width for all layers not left alone: as it is, with groups, with more for keys and values."""
     changes = changed_keys(args.changes)
     skipped = {f"{path}.*": {"skip": True} for path in left}
     found: dict[str, dict[str, Any]] = {}
@@ -62,6 +62,9 @@ def recipes(args: argparse.Namespace, left: list[str]) -> dict[str, dict[str, An
         keys = {"runtime_bits": bits, "bits": bits, **changes}
         wider = {pattern: {"runtime_bits": bits + 1} for pattern in KEYS_AND_VALUES}
         found[f"runtime_bits {bits}"] = {**keys, "layers": skipped}
+        for size in args.groups:
+            grouped = {**keys, "bits": bits + 16 / size, "group_size": size, "layers": skipped}
+            found[f"runtime_bits {bits}, groups of {size}"] = grouped
         found[f"runtime_bits {bits}, keys and values {bits + 1}"] = {**keys, "layers": wider | skipped}
     return found
 
@@ -82,6 +85,7 @@ def main() -> None:
     parser.add_argument("--autoround", type=Path, metavar="PYTHON", help="of an environment with auto-round")
     parser.add_argument("--iterations", type=int, default=200, help="of AutoRound on each block")
     parser.add_argument("--runtime-bits", type=int, nargs="*", default=[4, 3], choices=[2, 3, 4])
+    parser.add_argument("--groups", type=int, nargs="*", default=[], help="inputs that share a scale, of ours")
     parser.add_argument("--blocks", type=int, nargs="*", default=[], help="which; all if left out")
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--sequences", type=int, default=250)
