@@ -42,11 +42,12 @@ def ways(own: LayerLikelihood, bits: int) -> Iterator[tuple[str, Tensor, float]]
     """Yield each way to keep a layer in codes of so many bits: its name, the weight, and bits of memory."""
     weight, shape = own.mean, tuple(own.mean.shape)
     recipe = BlockwiseRecipe(num_components=2**bits - 1, bits=bits)
+    precisions = own.factors.precisions
     scales: dict[str, Tensor | None] = {
         "by importance": scales_of(weight, own.importance, recipe, few=False),
         "none": None,
-        "by size": scales_of(weight, own.importance, recipe, few=True),
-        **{f"by size, groups of {size}": size_scales(weight, shape[1] // size) for size in GROUPS},
+        "by size": scales_of(weight, own.importance, recipe, few=True, precisions=precisions),
+        **{f"by size, groups of {size}": size_scales(weight, shape[1] // size, precisions) for size in GROUPS},
     }
     for name, each in scales.items():
         coded, _ = coded_weight(own, each, recipe, bits=None, beta=_NO_BITS)
