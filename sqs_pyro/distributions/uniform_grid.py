@@ -105,8 +105,13 @@ def uniform_codebook(values: Tensor, num_components: int, weights: Tensor | None
     """
     w = values.detach().double()
     mass = torch.ones_like(w) if weights is None else weights.double()
+    # Where none of a row's values counts, all do: its step has to be of their size when one of them comes back.
+    mass = torch.where(mass.sum(1, keepdim=True) > 0, mass, torch.ones_like(mass))
     numbers = grid_numbers(num_components).to(w)
     step = _tried_step(w, mass, numbers)  # [G, 1]
+    empty = (w * mass == 0).all(1, keepdim=True)
+    if bool((~empty).any()):
+        step = torch.where(empty, step[~empty].mean(), step)  # rows of zeros have the step of others
     for _ in range(_ROUNDS):
         n = _nearest(w / step, numbers)
         along, square = (mass * n * w).sum(1, keepdim=True), (mass * n**2).sum(1, keepdim=True)

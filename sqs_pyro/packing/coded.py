@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -103,6 +103,22 @@ class CodedTensor:
         steps = steps.repeat_interleave(channels // groups)  # [G] -> [N]
         scales = steps if self.scales is None else scaled(self.scales, steps)
         return torch.where(self.mask, values, values.new_zeros(())), scales
+
+    def unscaled(self) -> "CodedTensor":
+        """Return the same weights without scales: a codebook for each of what had one, ``[N, K]`` or ``[N B, K]``.
+
+        Raises:
+            NetworkError: parts with a scale have several codebooks.
+        """
+        if self.scales is None:
+            return self
+        count = self.scales.numel()
+        if count % self.num_groups:
+            raise NetworkError(
+                f"{count} scales do not divide {self.num_groups} codebooks: give codebooks of whole parts."
+            )
+        rows = self.codebook.repeat_interleave(count // self.num_groups, 0)
+        return replace(self, codebook=rows * self.scales.view(-1, 1), scales=None)
 
 
 def _steps(codebook: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -19,6 +19,7 @@ from sqs_pyro.errors import ArgumentError
 from sqs_pyro.inference import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
 from sqs_pyro.packing import CodedTensor
+from sqs_pyro.packing.coded import scaled
 from sqs_pyro.packing.stored import stored_weights
 from sqs_pyro.testing.layouts import random_coded
 
@@ -74,6 +75,16 @@ class TestFit:
         torch.testing.assert_close(found.loc[0, -1] / 7, torch.tensor(0.37))
         assert (found.scale > 0).all()
 
+    def test_rows_of_which_nothing_counts(self):
+        """Groups whose weights are all pruned, or zero: steps of the size that weights have, or had."""
+        values = torch.cat([torch.randn(2, 200, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 200)])
+        counts = torch.tensor([[1.0], [0.0], [1.0]]).expand(3, 200)
+        found = uniform_codebook(values, 3, counts)
+        expected = uniform_codebook(values[:2], 3)
+        torch.testing.assert_close(found.loc[:2], expected.loc)
+        torch.testing.assert_close(found.loc[2], expected.loc.mean(0), rtol=0.3, atol=0)  # before they are refined
+        assert (found.scale > 1e-4).all()
+
     @pytest.mark.parametrize("values", [torch.zeros(1, 20), torch.full((1, 20), 0.5)])
     def test_constant_weights(self, values):
         found = uniform_codebook(values, 3, torch.ones_like(values))
@@ -94,6 +105,7 @@ def batches():
 RECIPES = {
     "schedule": {"num_components": 7, "nonzero_rate": 0.5},
     "codebooks of channels": {"num_components": 3, "groups": "channel", "nonzero_rate": 0.5},
+    "of parts of channels": {"num_components": 3, "groups": 8, "nonzero_rate": 0.5},
     "soft": {"num_components": 7, "estimator": "soft", "nonzero_rate": 0.5},
     "rate_distortion": {
         "num_components": 15,
@@ -109,6 +121,7 @@ RECIPES = {
     "name",
     [
         "codebooks of channels",
+        "of parts of channels",
         "rate_distortion",
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("schedule", "soft")),
     ],
@@ -123,7 +136,13 @@ def test_what_ships_are_whole_numbers_times_a_step(name, tmp_path):
     for weight in weights.values():
         coded = weight.coded()
         numbers, scales = coded.whole_numbers()
-        assert torch.equal(numbers.float() * scales[:, None], coded.dense())
+        assert torch.equal(scaled(numbers.float(), scales), coded.dense())
+        # One codebook for all, and steps beside it.
+        of = {"codebooks of channels": weight.shape[:1]}
+        of["of parts of channels"] = (weight.shape[0], weight.shape[1] // 8)
+        assert coded.num_groups == 1 and (
+            coded.scales is None if name not in of else coded.scales.shape == of[name]
+        )
         assert int(numbers.abs().max()) <= 8 and coded.nonzeros > 0
         assert coded.codebook_dtype == "float16"  # steps are of few bits
     x = torch.randn(5, 16)

@@ -142,3 +142,14 @@ def test_whole_numbers_times_scales_of_parts():
     found, steps = coded.whole_numbers()
     assert found.dtype == torch.int8 and torch.equal(steps, scales / 4)
     assert torch.equal(scaled(found.float(), steps), coded.dense())
+
+
+@pytest.mark.parametrize(("groups", "scales"), [(1, True), (1, 3), (4, True), (2, 6)])
+def test_a_codebook_for_each_scale(groups, scales):
+    coded = random_coded((4, 6), 3, groups=groups, scales=scales)
+    plain = coded.unscaled()
+    assert plain.scales is None and plain.num_groups == coded.scales.numel()
+    assert torch.equal(plain.dense(), coded.dense())
+    assert plain.unscaled() is plain
+    with pytest.raises(NetworkError, match="4 scales do not divide 8 codebooks"):
+        random_coded((4, 6), 3, groups=8, scales=True).unscaled()

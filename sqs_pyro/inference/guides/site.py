@@ -236,7 +236,8 @@ class SiteGuide(OwningModule):
         if coded.scales is not None:
             raise NetworkError(
                 f"The coded weight of '{self.site_name}' has scales, of out-channels or of parts of them, which "
-                "a guide does not know: make the layer one in units of them, or code it without."
+                "a guide does not know: make the layer one in units of them, or give its unscaled(), which has a "
+                "codebook for each."
             )
         # G of the coded tensor, which the constructor has taken for the site's.
         codes, mask = (self.grouped(value.to(self.latent.device)) for value in (coded.codes, coded.mask))  # [G, n]
@@ -382,13 +383,29 @@ class SiteGuide(OwningModule):
             codes = codes.clamp(min=1) - 1
         if self.grid == "uniform":
             # Of 8 bits, as bfloat16 has them: the products of K ≤ 15 numbers are exact in float16, all in float32.
-            numbers = grid_numbers(loc.shape[1])
-            codebook = (loc[:, -1:] / numbers[-1]).bfloat16().float() * numbers.to(loc)
-            return CodedTensor(codes.masked_fill(~mask, 0).cpu(), mask.cpu(), codebook.cpu())
+            numbers = grid_numbers(loc.shape[1]).to(loc)
+            steps = (loc[:, -1:] / numbers[-1]).bfloat16().float()  # [G, 1]
+            codebook, scales = steps * numbers, _as_scales(steps, self.shape[0])
+            if scales is not None:  # 2 bytes for each step, and one codebook for all
+                codebook, scales = numbers[None], scales.cpu()
+            return CodedTensor(codes.masked_fill(~mask, 0).cpu(), mask.cpu(), codebook.cpu(), scales)
         # A clone: values that do not survive rounding come back as they are, in the parameter's own memory.
         codebook = round_to(loc, str(codebook_dtype).removeprefix("torch.")).clone()
         # Codes of zeros are 0, so that equal networks have equal files.
         return CodedTensor(codes.masked_fill(~mask, 0).cpu(), mask.cpu(), codebook.cpu())
+
+
+def _as_scales(steps: Tensor, channels: int) -> Tensor | None:
+    """Return steps ``[G, 1]`` as scales of out-channels, ``[N]``, or of equal parts, ``[N, B]``.
+
+    None where there is one step for all, or one for several channels, or a step that is no number of float16.
+    """
+    groups = len(steps)
+    if groups == 1 or groups % channels:
+        return None
+    halves = steps.half()
+    exact = torch.equal(halves.float(), steps) and bool((halves > 0).all())
+    return steps.reshape(channels, -1).squeeze(1) if exact else None
 
 
 @torch.no_grad()
