@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sqs_pyro.compression.checkpoint import check_same, read_checkpoint, write_checkpoint
 from sqs_pyro.compression.patience import Kept, best_of, is_over
-from sqs_pyro.compression.precision import training_dtype, warn_of_slow_precision
+from sqs_pyro.compression.precision import training_autocast, training_dtype, warn_of_slow_precision
 from sqs_pyro.errors import DataError, DivergenceError, RecipeError
 from sqs_pyro.evaluation.classification import evaluate
 from sqs_pyro.evaluation.first_minibatch import try_loader
@@ -269,8 +269,7 @@ class _Training:
             group["lr"] = self._learning_rate(step, steps)
         if self.recipe.channels_last and isinstance(x, Tensor) and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        dtype = training_dtype(self.recipe.precision)
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+        with training_autocast(self.recipe.precision, self.device):
             logits = predictions(self.net, x).float()  # the loss in float32, whatever the precision
         loss, hits, labelled = self._loss(logits, y, step)
         self.optimizer.zero_grad(set_to_none=True)

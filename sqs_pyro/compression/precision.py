@@ -16,6 +16,12 @@ def training_dtype(precision: str) -> torch.dtype | None:
     return torch.bfloat16 if precision == "bfloat16" else None
 
 
+def training_autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Return the context in which losses are computed in training."""
+    dtype = training_dtype(precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 def warn_of_slow_precision(precision: str, device: torch.device) -> None:
     """Warn, before hours of work, of a precision that is slow on this device."""
     if precision == "bfloat16" and not multiplies_bfloat16(device):

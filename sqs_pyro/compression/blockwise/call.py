@@ -15,12 +15,14 @@ from sqs_pyro.compression.blockwise.blocks import BlockwiseResult, compress_bloc
 from sqs_pyro.compression.blockwise.recipe import WITHOUT_EFFECT, BlockwiseRecipe
 from sqs_pyro.compression.blockwise.store import BlockRecord
 from sqs_pyro.compression.blockwise.vocabulary import vocabulary_of
+from sqs_pyro.compression.precision import warn_of_slow_precision
 from sqs_pyro.errors import DataError, NetworkError, RecipeError
 from sqs_pyro.inference.findings import Finding, finding
 from sqs_pyro.isolation import isolated
 from sqs_pyro.models.likelihoods import Gaussian, categorical_last
 from sqs_pyro.networks.architecture import Architecture
 from sqs_pyro.networks.architectures import architecture_of, is_known, layer_groups, stack_paths
+from sqs_pyro.networks.calling import device_of
 from sqs_pyro.networks.checks import check_network, check_replaceable
 from sqs_pyro.networks.linear_form import LinearForm, Reached, every_token_to_every_expert, in_linear_form
 from sqs_pyro.networks.residency import Residency
@@ -75,6 +77,8 @@ def compress_transformer(
         RankError: another rank has ended.
     """
     recipe = parse(BlockwiseRecipe, recipe or {}, "blockwise")
+    if recipe.moving_steps or recipe.settle_steps or recipe.finish_steps:
+        warn_of_slow_precision(recipe.precision, device_of(net))
     if recipe.streamed and residency is None:
         raise RecipeError(
             "Recipe key 'blockwise.streamed' is true, but this network is in memory: leave it out, or call "

@@ -24,12 +24,13 @@ from sqs_pyro.compression.blockwise.training import (
     settling_optimizer,
     with_scales,
 )
+from sqs_pyro.compression.precision import training_autocast
 from sqs_pyro.inference.elbo import SQSELBO
 from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
 from sqs_pyro.models.distillation import TaughtBy
 from sqs_pyro.models.observation import Likelihood
-from sqs_pyro.networks.calling import call_arguments, split_examples
+from sqs_pyro.networks.calling import call_arguments, device_of, split_examples
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.packing.leftovers import round_to
 
@@ -126,13 +127,14 @@ def _learn(
     first = _taken_up(store, optimizer, moved)
     for step in range(first, steps):
         inputs = minibatches[order[step]]
-        with torch.no_grad():
+        with torch.no_grad(), training_autocast(recipe.precision, device_of(teacher)):
             args, kwargs = call_arguments(inputs, teacher)
             opinion = teacher(*args, **kwargs)
         falling_rates(optimizer, 1 - step / steps)
         optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            terms = elbo.terms(model, guide, inputs, opinion)
+            with training_autocast(recipe.precision, device_of(teacher)):
+                terms = elbo.terms(model, guide, inputs, opinion)
             terms.loss.backward()
         optimizer.step()
         if (step + 1) % _KEPT_EVERY == 0 or step + 1 == steps:

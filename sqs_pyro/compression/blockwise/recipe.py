@@ -85,6 +85,7 @@ class BlockwiseRecipe(RecipeSection):
         codebook_learning_rate: of codewords (Adam), relative to the layer's root mean square weight, and of
             scales, relative to themselves.
         leftover_learning_rate: of norms and biases (Adam), relative to each tensor's root mean square.
+        precision: of multiplications in steps of SVI, see `compression.precision`.
         layout: of packed tensors in the file, see `compression.layout`.
         leftover_dtype: of everything that is not compressed.
         streamed: whether weights stay in the checkpoint's safetensors files until their block is at work, so that
@@ -116,6 +117,7 @@ class BlockwiseRecipe(RecipeSection):
     finish_steps: int = Field(default=0, ge=0)
     codebook_learning_rate: float = Field(default=2e-3, ge=0)
     leftover_learning_rate: float = Field(default=1e-3, ge=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
     layout: Literal["auto", "dense", "bitmap", "entropy", "adaptive"] = "auto"
     leftover_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     streamed: bool = False

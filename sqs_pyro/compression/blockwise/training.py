@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from sqs_pyro.compression.blockwise.channel_scales import in_units_of
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.compression.blockwise.shares import Shares
+from sqs_pyro.compression.precision import training_autocast
 from sqs_pyro.distributions import Codebook
 from sqs_pyro.inference.elbo import SQSELBO
 from sqs_pyro.inference.guides.progress import Stage
@@ -137,7 +138,9 @@ def _train(
         size = token_sizes(target)
         falling_rates(optimizer, 1 - step / steps)
         optimizer.zero_grad(set_to_none=True)
-        elbo.terms(model, guide, (hidden, arguments, size), target / size).loss.backward()
+        with training_autocast(recipe.precision, hidden.device):
+            loss = elbo.terms(model, guide, (hidden, arguments, size), target / size).loss
+        loss.backward()
         optimizer.step()
 
 

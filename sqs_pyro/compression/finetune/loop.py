@@ -19,7 +19,7 @@ from sqs_pyro.compression.finetune.recomputation import check_not_recomputed, no
 from sqs_pyro.compression.finetune.shards import Shards, check_divisible
 from sqs_pyro.compression.interruption import deferred_interrupt, interruption
 from sqs_pyro.compression.patience import Kept, best_of, is_over
-from sqs_pyro.compression.precision import training_dtype
+from sqs_pyro.compression.precision import training_autocast, training_dtype
 from sqs_pyro.compression.together import check_same_call, check_same_state, stoppable_together
 from sqs_pyro.errors import DataError, DivergenceError, NetworkError, SQSError, first_line
 from sqs_pyro.evaluation.input_checks import check_inputs, check_minibatch
@@ -339,9 +339,8 @@ class Driver:
         recipe = self.recipe
         # Where the KL is evaluated it stands for the steps that skip it: the expected objective is unchanged.
         self.elbo.kl_weight = recipe.kl_weight * recipe.kl_every if with_kl else 0.0
-        dtype = training_dtype(recipe.precision)
         try:
-            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            with training_autocast(recipe.precision, self.device):
                 terms = self.elbo.terms(self.model, self.guide, x, y)
                 if share < 1:  # a shard stands for all data as the minibatch does
                     terms = replace(terms, nll=terms.nll * share)

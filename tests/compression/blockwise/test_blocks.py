@@ -307,15 +307,17 @@ class TestSettling:
         assert dict(block.named_modules()) == layers
         assert not torch.equal(block.input_layernorm.weight, norm)
 
-    @pytest.mark.parametrize("grid", ["free", "uniform"])
-    def test_moves_codes_and_zeros_where_asked(self, grid):
+    @pytest.mark.parametrize(
+        ("grid", "precision"), [("free", "float32"), ("uniform", "float32"), ("free", "bfloat16")]
+    )
+    def test_moves_codes_and_zeros_where_asked(self, grid, precision):
         block, minibatches = self.block()
         coded = self.coded(block, scales=True)
         with torch.no_grad():  # as coding leaves a block
             for name, value in coded.items():
                 block.get_parameter(name).copy_(value.dense())
         before = self.error(block, coded, minibatches)
-        recipe = BlockwiseRecipe(moving_steps=60, grid=grid)
+        recipe = BlockwiseRecipe(moving_steps=60, grid=grid, precision=precision)
         moved = settle(block, coded, minibatches, recipe, seed=0)
         stayed = settle(self.block()[0], coded, minibatches, BlockwiseRecipe(settle_steps=60, grid=grid), seed=0)
         error = self.error(block, moved, minibatches)
