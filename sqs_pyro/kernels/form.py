@@ -65,8 +65,6 @@ def best_form(args: PackedArgs, bits: int, uses: Collection[str], device: str) -
     if bits == 0:
         return RuntimeForm(plain, False, "all weights are one value")
     # GPUs multiply with the codes as they are in a file; for convolutions there is no kernel.
-    if device == "cuda" and parts > 1:
-        return RuntimeForm(plain, False, "no GPU kernel for scales of parts of outputs")
     if device == "cuda" and "convolution" not in uses:
         if gpu_kernels() is None:
             return RuntimeForm(plain, False, "no Triton")

@@ -25,19 +25,22 @@ def check(launch, architecture):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "form", "bits", "rows", "kernels"),
+    ("architecture", "form", "bits", "rows", "parts", "kernels"),
     [
-        ("90", "dense", 4, 1, ["vector", "finish"]),
-        ("90", "dense", 4, 64, ["matrix", "finish"]),
-        ("80", "dense", 3, 16, ["matrix", "finish"]),
-        ("100", "dense", 8, 100, ["decode_rows"]),
-        ("90", "bitmap", 8, 16, ["matrix", "finish"]),
+        ("90", "dense", 4, 1, 0, ["vector", "finish"]),
+        ("90", "dense", 4, 64, 0, ["matrix", "finish"]),
+        ("80", "dense", 3, 16, 0, ["matrix", "finish"]),
+        ("100", "dense", 8, 100, 0, ["decode_rows"]),
+        ("90", "bitmap", 8, 16, 0, ["matrix", "finish"]),
+        ("90", "dense", 4, 1, 64, ["vector", "finish"]),
+        ("90", "dense", 3, 64, 128, ["matrix", "finish"]),
+        ("90", "dense", 4, 100, 32, ["decode_rows"]),
     ],
 )
-def test_no_spills_and_shared_memory_within_limits(architecture, form, bits, rows, kernels):
+def test_no_spills_and_shared_memory_within_limits(architecture, form, bits, rows, parts, kernels):
     from sqs_pyro.kernels.gpu.resources import blank, launches
 
-    found = list(launches(blank((4096, 4096), bits, form), rows, torch.bfloat16))
+    found = list(launches(blank((4096, 4096), bits, form, parts=parts), rows, torch.bfloat16))
     assert [launch.kernel.__name__ for launch in found] == kernels
     check(found[0], architecture)
 

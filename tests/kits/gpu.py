@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from sqs_pyro.kernels.decode import PackedArgs, write_table
+from sqs_pyro.kernels.decode import PackedArgs, write_scales, write_table
 from sqs_pyro.packing.bits import pack_bits
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -38,36 +38,41 @@ def random_packed(
     bits: int,
     form: str = "dense",
     groups: int = 1,
-    scales: bool = False,
+    scales: bool | int = False,
     zeros: float = 0.5,
     size: int | None = None,
     seed: int = 0,
     device: str = DEVICE,
 ) -> tuple[PackedArgs, torch.Tensor]:
-    """A packed weight on the device, and the weight, float32 on the CPU, made without the library's readers."""
+    """A packed weight on the device, and the weight, float32 on the CPU, made without the library's readers.
+
+    ``scales`` are of outputs, or of so many parts of each.
+    """
     random = torch.Generator().manual_seed(seed)
     numel, size = shape[0] * shape[1], size or 2**bits
     symbols = torch.randint(0, size, shape, dtype=torch.uint8, generator=random)
     table = torch.randn(groups, size, generator=random)
     keep = torch.rand(shape, generator=random) >= zeros
-    factors = 0.5 + torch.rand(shape[0], generator=random)
+    parts = int(scales)  # 1 of True
+    factors = (0.5 + torch.rand(shape[0], max(parts, 1), generator=random)).half().float()
     if form == "dense":
         symbols[~keep] = 0
         table[:, 0] = 0
     group = torch.arange(numel) // (numel // groups)
     weight = table[group, symbols.reshape(-1).long()].view(shape)
-    weight = weight * factors[:, None] if scales else weight
+    weight = weight * factors.repeat_interleave(shape[1] // parts, 1) if scales else weight
     codes, mask = symbols.reshape(-1), None
     if form == "bitmap":
         weight = torch.where(keep, weight, 0.0)
         codes, mask = symbols[keep], pack_bits(keep.to(torch.uint8), 1).to(device)
+    stored = write_scales(factors if parts > 1 else factors[:, 0]) if scales else None
     packed = PackedArgs(
         pack_bits(codes, bits).to(device),
         write_table(table).to(device),
         mask,
         shape,
         bits,
-        write_table(factors).to(device) if scales else None,
+        None if stored is None else stored.to(device),
         form,
     )
     return packed, weight

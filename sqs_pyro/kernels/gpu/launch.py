@@ -39,6 +39,7 @@ class Weight(NamedTuple):
     BITMAP: bool
     GROUPING: int
     SPAN: int
+    PARTS: int
 
     @property
     def units(self) -> int:
@@ -55,13 +56,18 @@ class Weight(NamedTuple):
         return self.codes, self.table, self.mask, self.ranks, self.scales_or_table
 
     @property
+    def is_scaled(self) -> bool:
+        """Whether sums are multiplied by scales of outputs."""
+        return self.scales is not None and not self.PARTS
+
+    @property
     def scales_or_table(self) -> Tensor:
         """What a kernel takes for scales: any tensor where there are none."""
         return self.table if self.scales is None else self.scales
 
     def constants(self) -> dict[str, Any]:
         """Return what a kernel on it is compiled for."""
-        names = ("BITS", "UNIT", "PER", "BITMAP", "GROUPING", "SPAN")
+        names = ("BITS", "UNIT", "PER", "BITMAP", "GROUPING", "SPAN", "PARTS")
         return {name: getattr(self, name) for name in names}
 
 
@@ -76,8 +82,7 @@ class Launch(NamedTuple):
 
 def takes(packed: PackedArgs, dtype: torch.dtype) -> bool:
     """Return whether the kernels compute with this weight in this dtype."""
-    of_outputs = packed.scales is None or packed.scales.dim() == 1
-    return packed.bits > 0 and packed.form in ("dense", "bitmap") and dtype in DTYPES and of_outputs
+    return packed.bits > 0 and packed.form in ("dense", "bitmap") and dtype in DTYPES
 
 
 def linear(packed: PackedArgs, x: Tensor, bias: Tensor | None, cuda: bool = True) -> Tensor:
@@ -100,7 +105,8 @@ def linear(packed: PackedArgs, x: Tensor, bias: Tensor | None, cuda: bool = True
     weight = weight_of(packed)
     if not len(rows):  # a grid cannot be empty
         return x.new_empty(*x.shape[:-1], outputs)
-    cuda = cuda and x.is_cuda and not weight.BITMAP and for_cuda(inputs, packed.bits, len(weight.table))
+    cuda = cuda and x.is_cuda and not weight.BITMAP and not weight.PARTS
+    cuda = cuda and for_cuda(inputs, packed.bits, len(weight.table))
     chosen = weight.plan(rows, cuda)
     if chosen.kernel == "decode":
         return F.linear(x, dense(packed, x.dtype), bias)
@@ -160,11 +166,10 @@ def weight_of(packed: PackedArgs) -> Weight:
     """
     outputs, inputs = packed.shape[0], math.prod(packed.shape[1:])
     numel, bitmap = outputs * inputs, packed.mask is not None
-    table, scales = _floats(packed.table), None if packed.scales is None else _floats(packed.scales)
+    table, (scales, parts) = _floats(packed.table), _scales(packed, inputs)
     groups, size = table.shape
     # A wrong size would not raise on a GPU: kernels would read beyond the end.
     _check(groups > 0 and numel % groups == 0, f"a table of {groups} rows does not fit {numel} weights")
-    _check(scales is None or scales.numel() == outputs, f"scales should have {outputs} numbers")
     if packed.mask is None:
         bytes_, found = packed_size(numel, packed.bits), packed.codes.numel()
         _check(found == bytes_, f"codes of {packed.bits} bits should have {bytes_} bytes, not {found}")
@@ -174,15 +179,16 @@ def weight_of(packed: PackedArgs) -> Weight:
     shared = numel // groups  # the weights that share a row of the table
     # Three ways to share a table: whole rows, equal parts of a row, or parts that run over the ends of rows.
     in_row = shared if groups > 1 and shared % inputs and inputs % shared == 0 else None
+    span = math.gcd(in_row or inputs, inputs // parts) if parts else in_row  # of one table and one scale
     flat = groups > 1 and shared % inputs > 0 and in_row is None
-    unit, per, width = (0, 1, 1) if bitmap or flat else unit_of(packed.bits, inputs, in_row)
+    unit, per, width = (0, 1, 1) if bitmap or flat else unit_of(packed.bits, inputs, span)
     codes = packed.codes.contiguous()
     # A view of a file may begin at any byte; loads of 2 or 4 bytes may not.
     if width > 1 and codes.data_ptr() % width:
         codes = codes.clone()
-    grouping, span = (0, 1) if groups == 1 else (3, shared) if flat else (1, shared // inputs)
+    grouping, of_group = (0, 1) if groups == 1 else (3, shared) if flat else (1, shared // inputs)
     if in_row is not None:
-        grouping, span = 2, in_row // per
+        grouping, of_group = 2, in_row // per
     return Weight(
         outputs,
         inputs,
@@ -199,7 +205,8 @@ def weight_of(packed: PackedArgs) -> Weight:
         per,
         bitmap,
         grouping,
-        span,
+        of_group,
+        parts,
     )
 
 
@@ -224,7 +231,7 @@ def product(weight: Weight, x: Tensor, bias: Tensor | None, out: Tensor, chosen:
         x = x.unflatten(1, (weight.units, weight.PER)).permute(2, 0, 1).contiguous()
         place, row, unit = x.stride()
     # Of split sums the last kernel does it: scales and bias belong to the whole sum.
-    epilogue = {"SCALED": weight.scales is not None, "BIASED": bias is not None}
+    epilogue = {"SCALED": weight.is_scaled, "BIASED": bias is not None}
     numbers = (outputs, weight.inputs, weight.size, weight.code_bytes, row, unit, place, units_per_split)
     bias = out if bias is None else bias
     constants = {**weight.constants(), **epilogue, "BN": chosen.outputs, "BU": chosen.units}
@@ -247,7 +254,7 @@ def decoding(weight: Weight, indices: Tensor | None, out: Tensor) -> Iterator[La
     numbers = (weight.outputs, weight.inputs, weight.size, weight.code_bytes)
     constants = {
         **weight.constants(),
-        "SCALED": weight.scales is not None,
+        "SCALED": weight.is_scaled,
         "GATHER": indices is not None,
         "BU": wide,
     }
@@ -272,10 +279,25 @@ def _start(launches: Iterator[Launch], on: Tensor) -> None:
             kernel[grid](*arguments, **constants)
 
 
-def _floats(values: Tensor) -> Tensor:
-    """Return the float32 numbers of bytes."""
-    aligned = values.is_contiguous() and values.data_ptr() % 4 == 0
-    return (values if aligned else values.clone(memory_format=torch.contiguous_format)).view(torch.float32)
+def _scales(packed: PackedArgs, inputs: int) -> tuple[Tensor | None, int]:
+    """Return scales, float32 ``[N]`` and 0, or of B parts of outputs, float16 ``[N, B]`` and B."""
+    if packed.scales is None:
+        return None, 0
+    outputs = packed.shape[0]
+    if packed.scales.dim() == 1:
+        scales = _floats(packed.scales)
+        _check(scales.numel() == outputs, f"scales should have {outputs} numbers")
+        return scales, 0
+    scales = _floats(packed.scales, torch.float16)
+    fits = len(scales) == outputs and scales.shape[1] > 0 and inputs % scales.shape[1] == 0
+    _check(fits, f"scales of shape {list(scales.shape)} do not fit {outputs} outputs of {inputs} inputs")
+    return scales, scales.shape[1]
+
+
+def _floats(values: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the numbers of bytes."""
+    aligned = values.is_contiguous() and values.data_ptr() % dtype.itemsize == 0
+    return (values if aligned else values.clone(memory_format=torch.contiguous_format)).view(dtype)
 
 
 def _interpreted() -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sqs_pyro.kernels.decode import PackedArgs, decoded_weights, write_table
+from sqs_pyro.kernels.decode import PackedArgs, decoded_weights, write_scales, write_table
 from sqs_pyro.kernels.gpu import cuda
 from sqs_pyro.kernels.gpu.dispatch import CHUNK
 from sqs_pyro.kernels.gpu.launch import Launch, decoding, product, weight_of
@@ -34,12 +34,15 @@ _TYPES = {
 _OPCODE = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?[A-Z]", re.MULTILINE)
 
 
-def blank(shape: tuple[int, int], bits: int, form: str = "dense", groups: int = 1) -> PackedArgs:
+def blank(
+    shape: tuple[int, int], bits: int, form: str = "dense", groups: int = 1, parts: int = 0
+) -> PackedArgs:
     """Return a packed weight without content, on the CPU, whose kernels can be compiled."""
     numel, bitmap = shape[0] * shape[1], form == "bitmap"
     codes = torch.zeros(packed_size(numel, bits), dtype=torch.uint8)
     mask = torch.zeros(packed_size(numel, 1), dtype=torch.uint8) if bitmap else None
-    packed = PackedArgs(codes, write_table(torch.zeros(groups, 2**bits)), mask, shape, bits, None, form)
+    scales = write_scales(torch.zeros(shape[0], parts)) if parts else None
+    packed = PackedArgs(codes, write_table(torch.zeros(groups, 2**bits)), mask, shape, bits, scales, form)
     if bitmap:
         ranks = torch.zeros(shape[0], triton.cdiv(shape[1], CHUNK), dtype=torch.int64)
         # Made here: computing them would take a GPU.

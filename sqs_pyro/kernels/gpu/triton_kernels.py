@@ -7,7 +7,8 @@ is one code too, or -1 for a zero: its place among the codes is the row's rank a
 the non-zeros before it in the tile.
 
 Tables hold float32. ``GROUPING`` says which row of the table: 0, there is one; 1, ``SPAN`` rows of the weight
-share one; 2, ``SPAN`` units of a row do; 3, ``SPAN`` weights of the flat tensor do. Sums are in float32; those
+share one; 2, ``SPAN`` units of a row do; 3, ``SPAN`` weights of the flat tensor do. Scales are of rows, where
+``SCALED``, or of ``PARTS`` equal parts of each, by which weights are multiplied. Sums are in float32; those
 over parts of K are written to memory and added in order by :func:`finish`, without atomics, so that results
 repeat.
 """
@@ -72,6 +73,14 @@ def groups_of(rows, units, inputs, GROUPING: tl.constexpr, SPAN: tl.constexpr, P
 
 
 @triton.jit
+def scales_of(scales, rows, units, inputs, PARTS: tl.constexpr, PER: tl.constexpr):
+    """Return the scales of units, ``[BN, BU]``, float32: of the parts of rows ``[BN, 1]`` that they are in."""
+    per_row = inputs // PER
+    part = tl.minimum(units, per_row - 1) // (per_row // PARTS)
+    return tl.load(scales + rows * PARTS + part).to(tl.float32)
+
+
+@triton.jit
 def entries_of(table, size, BITS: tl.constexpr):
     """Return the only row of the table, as long as codes reach; behind its end are zeros."""
     entry = tl.arange(0, 1 << BITS)
@@ -113,7 +122,7 @@ def vector(
     x, codes, table, mask, ranks, scales, bias, out,
     outputs, inputs, size, code_bytes, x_row, x_unit, x_place, units_per_split,
     BITS: tl.constexpr, UNIT: tl.constexpr, PER: tl.constexpr, BITMAP: tl.constexpr, GROUPING: tl.constexpr,
-    SPAN: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, PARTIAL: tl.constexpr,
+    SPAN: tl.constexpr, PARTS: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, PARTIAL: tl.constexpr,
     BN: tl.constexpr, BU: tl.constexpr,
 ):  # fmt: skip
     """Write ``out[s, m, n]``, the sum over the s-th part of K: BN outputs and one row of x a program."""
@@ -134,10 +143,14 @@ def vector(
             codes, mask, ranks, rows, units, here & (rows >= 0), inputs, code_bytes, BITS, UNIT, PER, BITMAP, BU
         )
         groups = groups_of(rows, units, inputs, GROUPING, SPAN, PER)
+        if PARTS:
+            factors = scales_of(scales, rows, units, inputs, PARTS, PER)
         # Code after code of all units: each takes its own operand of x, as far apart as codes are in a unit.
         for place in tl.static_range(PER):
             operand = tl.load(x + m * x_row + units * x_unit + place * x_place, mask=here, other=0.0)
             weight = values(entries, table, groups, tile, place, size, BITS, BITMAP, GROUPING)
+            if PARTS:
+                weight = weight * factors
             sums += weight * operand.to(tl.float32)
     columns_there = columns < outputs
     columns = tl.minimum(columns, outputs - 1)
@@ -150,7 +163,7 @@ def matrix(
     x, codes, table, mask, ranks, scales, bias, out,
     x_rows, outputs, inputs, size, code_bytes, x_row, x_unit, x_place, units_per_split,
     BITS: tl.constexpr, UNIT: tl.constexpr, PER: tl.constexpr, BITMAP: tl.constexpr, GROUPING: tl.constexpr,
-    SPAN: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, PARTIAL: tl.constexpr,
+    SPAN: tl.constexpr, PARTS: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, PARTIAL: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BU: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Write ``out[s, m, n]`` by tensor cores: all rows of x and BN outputs a program, weights rounded as x is."""
@@ -169,11 +182,16 @@ def matrix(
             codes, mask, ranks, rows, units, here & (rows >= 0), inputs, code_bytes, BITS, UNIT, PER, BITMAP, BU
         )
         groups = groups_of(rows, units, inputs, GROUPING, SPAN, PER)
+        if PARTS:
+            factors = scales_of(scales, rows, units, inputs, PARTS, PER)
         for place in tl.static_range(PER):
             operand = tl.load(
                 x + m * x_row + units * x_unit + place * x_place, mask=here & (m < x_rows), other=0.0
             )
-            weight = values(entries, table, groups, tile, place, size, BITS, BITMAP, GROUPING).to(operand.dtype)
+            weight = values(entries, table, groups, tile, place, size, BITS, BITMAP, GROUPING)
+            if PARTS:
+                weight = weight * factors
+            weight = weight.to(operand.dtype)
             if UPCAST:  # the interpreter's products of bfloat16 are garbage
                 sums = tl.dot(operand.to(tl.float32), tl.trans(weight.to(tl.float32)), sums)
             else:
@@ -205,7 +223,7 @@ def finish(
 def decode_rows(
     indices, codes, table, mask, ranks, scales, out, outputs, inputs, size, code_bytes,
     BITS: tl.constexpr, UNIT: tl.constexpr, PER: tl.constexpr, BITMAP: tl.constexpr, GROUPING: tl.constexpr,
-    SPAN: tl.constexpr, SCALED: tl.constexpr, GATHER: tl.constexpr, BU: tl.constexpr,
+    SPAN: tl.constexpr, PARTS: tl.constexpr, SCALED: tl.constexpr, GATHER: tl.constexpr, BU: tl.constexpr,
 ):  # fmt: skip
     """Write ``out[i, k]``: rows of the weight, all or those asked for; NaN where an index is outside of it."""
     i = tl.program_id(0).to(tl.int64)
@@ -223,6 +241,8 @@ def decode_rows(
     weight = values(entries, table, groups, tile, places, size, BITS, BITMAP, GROUPING)
     if SCALED:
         weight = weight * tl.load(scales + row)
+    if PARTS:
+        weight = weight * tl.trans(scales_of(scales, rows, units, inputs, PARTS, PER))
     if GATHER:
         # A GPU cannot raise; NaN shows, where a clamped row would be a wrong answer.
         weight = tl.where(inside, weight, float("nan"))

@@ -72,10 +72,15 @@ def test_codebooks_of_outputs_and_scales():
     torch.testing.assert_close(packed[1](x.to(DEVICE)).cpu(), F.linear(x, weight, bias))
 
 
-def test_scales_of_parts_of_outputs_are_decoded():
-    packed, weight, bias = make("dense", scales=3)
-    x = torch.randn(3, 192)
-    torch.testing.assert_close(packed[1](x.to(DEVICE)).cpu(), F.linear(x, weight, bias))
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("groups", [1, 24, 72])
+def test_scales_of_parts_of_outputs(rows, groups):
+    packed, weight, bias = make("dense", groups=groups, scales=4)
+    kept, x = len(decoded_weights), torch.randn(rows, 192)
+    torch.testing.assert_close(packed[1](x.to(DEVICE)).detach().cpu(), F.linear(x, weight, bias))
+    indices = torch.randint(0, 24, (2, 3))
+    assert torch.equal(packed[0](indices.to(DEVICE)).cpu(), weight[indices])
+    assert len(decoded_weights) == kept
 
 
 @FORMS

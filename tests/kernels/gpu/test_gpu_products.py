@@ -40,7 +40,7 @@ def products(draw, forms=("dense", "bitmap")):
         bits,
         draw(st.sampled_from(forms)),
         groups,
-        draw(st.booleans()),
+        draw(st.sampled_from([False, True, *(n for n in range(2, inputs + 1) if inputs % n == 0)])),
         draw(st.sampled_from([0.0, 0.5, 0.9, 1.0])),
         draw(st.integers(1, 2**bits)),
         draw(st.integers(0, 2**31)),
@@ -146,6 +146,7 @@ def test_what_is_not_a_number_stays_so():
         ({"codes": torch.zeros(15, dtype=torch.uint8)}, "codes of 4 bits should have 16 bytes, not 15"),
         ({"table": torch.zeros(3, 64, dtype=torch.uint8)}, "a table of 3 rows does not fit 32 weights"),
         ({"scales": torch.zeros(4, dtype=torch.uint8)}, "scales should have 4 numbers"),
+        ({"scales": torch.zeros(4, 6, dtype=torch.uint8)}, r"scales of shape \[4, 3\] do not fit 4 outputs of 8"),
         ({"mask": torch.zeros(3, dtype=torch.uint8), "form": "bitmap"}, "the mask should have 4 bytes, not 3"),
     ],
 )
