@@ -235,7 +235,7 @@ class LayerLikelihood:
     @cached_property
     def histogram(self) -> "Histogram":
         """Of all means in units of codewords: what codewords are begun with, whatever β."""
-        step = self.reach / PLACES or 1.0
+        step = (self.reach or 1.0) / PLACES
         precisions = self.factors.precisions.to(self.mean)
 
         def occurrences(part: slice) -> Tensor:

@@ -34,9 +34,7 @@ _TYPES = {
 _OPCODE = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?[A-Z]", re.MULTILINE)
 
 
-def blank(
-    shape: tuple[int, int], bits: int, form: str = "dense", groups: int = 1, parts: int = 0
-) -> PackedArgs:
+def blank(shape: tuple[int, int], bits: int, form: str = "dense", groups: int = 1, parts: int = 0) -> PackedArgs:
     """Return a packed weight without content, on the CPU, whose kernels can be compiled."""
     numel, bitmap = shape[0] * shape[1], form == "bitmap"
     codes = torch.zeros(packed_size(numel, bits), dtype=torch.uint8)
