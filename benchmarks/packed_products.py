@@ -36,6 +36,7 @@ CONVOLUTIONS = (  # channels in and out, width of the image, stride
     (256, 256, 14, 1),
 )
 OUTPUTS, INPUTS = 4096, 4096
+SCALED = (128, 64)  # inputs that share a scale, beside one codebook
 GROUPS = {"one codebook": 1, "one for each output": OUTPUTS, "one for each 128 inputs": OUTPUTS * INPUTS // 128}
 
 
@@ -85,8 +86,11 @@ def matrices(rounds: int) -> list[dict[str, Any]]:
     plain = nn.Linear(INPUTS, OUTPUTS, bias=False)
     coded = random_coded((OUTPUTS, INPUTS), 4, nonzero_rate=0.9)
     copies: dict[str, list[nn.Module]] = {"dense": [copy.deepcopy(plain) for _ in range(copies_of(4))]}
-    for name, groups in GROUPS.items():
-        several = replace(coded, codebook=coded.codebook.repeat(groups, 1))
+    made = {name: replace(coded, codebook=coded.codebook.repeat(groups, 1)) for name, groups in GROUPS.items()}
+    for size in SCALED:
+        scales = (0.5 + torch.rand(OUTPUTS, INPUTS // size)).half().float()
+        made[f"one scale for each {size} inputs"] = replace(coded, scales=scales)
+    for name, several in made.items():
         packed = packed_network(plain, {"weight": several}, layout="dense")
         copies[name] = [copy.deepcopy(packed) for _ in range(copies_of(0.5))]
     rows = []
