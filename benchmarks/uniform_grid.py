@@ -75,7 +75,8 @@ def main() -> None:
                 recipe = BlockwiseRecipe(**keys, bits=1.0)
                 if bits > math.log2(1 + recipe.num_components) - 0.25:
                     continue
-                scales = scales_of(own.mean, own.importance, recipe)
+                few, precisions = recipe.has_few_components(bits), own.factors.precisions
+                scales = scales_of(own.mean, own.importance, recipe, few=few, precisions=precisions)
                 _, figures = coded_weight(own, scales, recipe, bits=bits, beta=None)
                 errors.setdefault((bits, grid), []).append(figures["error"])
         print(name, flush=True)
