@@ -17,7 +17,7 @@ _FEW = 1 << 12  # weights of a layer that say what few values can take
 
 @dataclass(frozen=True, eq=False)
 class LayerRate:
-    """How many bits a layer takes at any β, on :func:`~sqs_pyro.compression.blockwise.codebooks.grid`.
+    """How many bits a layer takes at any β, on :func:`~sqs_pyro.compression.blockwise.first_codewords.grid`.
 
     Attributes:
         sample: some of its weights, ascending.

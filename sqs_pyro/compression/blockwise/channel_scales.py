@@ -1,7 +1,7 @@
 r"""Scales of a layer's outputs, or of groups of their inputs, so that one codebook suits all of them.
 
 High-resolution theory gives the weights of output i a grid of step ``√(12 β v_j / g_i)``
-(:func:`~sqs_pyro.compression.blockwise.codebooks.grid`): outputs that matter more want a finer one.
+(:func:`~sqs_pyro.compression.blockwise.first_codewords.grid`): outputs that matter more want a finer one.
 A codebook that all share has one step Δ. In units of scales s it loses ``Δ²/24 Σ_i g_i s_i²`` at the entropy of
 ``round(w / sΔ)``:
 

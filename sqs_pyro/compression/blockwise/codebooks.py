@@ -1,8 +1,8 @@
 r"""The codewords of a layer: free ones, or whole numbers times one step.
 
 **Free.** Each of the K codewords goes where the likelihood of the weights that have it is highest, the M-step of
-:mod:`~sqs_pyro.compression.blockwise.sequential_coding`. The start is the even grid that β asks for, or, where K
-is too small for it, K-means in which each weight counts by its precision.
+:mod:`~sqs_pyro.compression.blockwise.sequential_coding`, from where
+:mod:`~sqs_pyro.compression.blockwise.first_codewords` begins.
 
 **Uniform.** Codewords are ``s n`` with n the whole numbers from ``-⌈K/2⌉`` to ``⌊K/2⌋``, as the integer kernels of
 other runtimes multiply. Given the n of all weights the likelihood is a quadratic in s, whose best is
@@ -15,21 +15,16 @@ each, that such runtimes keep anyway.
 
 import math
 from collections.abc import Callable, Sequence
-from heapq import heapify, heappop, heappush
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sqs_pyro.compression.blockwise.laplace import PLACES, Histogram, LayerLikelihood
+from sqs_pyro.compression.blockwise.first_codewords import clusters, few, grid, is_few, with_zero
+from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
 from sqs_pyro.compression.finetune.rate_distortion import fit_symbol_prior
-from sqs_pyro.distributions.kmeans import kmeans_1d
 from sqs_pyro.distributions.uniform_grid import grid_numbers
-from sqs_pyro.packing.coded import MAX_COMPONENTS
 
-_LEAST = 1e-300  # of a pair's mass
-_SPARE = 0.35  # nats by which the entropy of K values stays below log(1 + K) where an even grid has enough of them
-_ROUNDS = 20  # in which few values and the symbols of independent weights follow from each other
 _PRECISION = 1e-8  # of the codewords' normal equations, as a share of the squared residual at the start
 _STEPS = 24  # tried between that of β and one that reaches the largest weight
 _SWEEPS = 2  # over the scales of a row's parts in one M-step
@@ -54,12 +49,10 @@ class FreeCodebook:
 
     def start(self, likelihood: LayerLikelihood, beta: float) -> tuple[Tensor, Tensor]:
         """Return the even grid of β, see :func:`grid`, or where that has too many values :func:`few`."""
-        even = _even_grid(likelihood, beta)
-        shares = even.counts / even.counts.sum()
-        if float(torch.special.entr(shares).sum()) <= math.log(1 + self.max_components) - _SPARE:
-            return _without_zero(even, self.max_components, likelihood)
+        if not is_few(likelihood, beta, self.max_components):
+            return grid(likelihood, beta, self.max_components)
         if self._clusters is None:  # which is the same for every β
-            self._clusters = _clusters(likelihood, self.max_components)
+            self._clusters = clusters(likelihood, self.max_components)
         return few(likelihood, beta, self._clusters)
 
     def best(self, likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor) -> Tensor:
@@ -202,83 +195,6 @@ def best_codewords(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tens
     return found.to(codewords)
 
 
-def grid(likelihood: LayerLikelihood, beta: float, max_components: int = MAX_COMPONENTS) -> tuple[Tensor, Tensor]:
-    """Return codewords and rates to start from: the even grid that high-resolution theory gives for β.
-
-    An even grid of step Δ loses ``h Δ²/24`` a weight of precision h and takes ``-log Δ`` plus a constant, so that
-    the best is ``Δ = √(12 β / h)``, h the mean of ``g_i / v_j``.
-
-    Args:
-        likelihood: of the layer.
-        beta: β.
-        max_components: points of a grid with more are merged until so many are left.
-
-    Returns:
-        codewords ``[K]``, ascending, and their rates in nats, ``[1 + K]``, zero first.
-    """
-    return _without_zero(_even_grid(likelihood, beta), max_components, likelihood)
-
-
-def few(likelihood: LayerLikelihood, beta: float, codewords: Tensor) -> tuple[Tensor, Tensor]:
-    """Return codewords and rates to start from where values are few: as if all weights were independent.
-
-    A weight of precision h then has the symbol of the least ``h (w̄ - c_z)² / 2 + β rate_z``, and codewords are the
-    means of those that have them, each weight counted h times; in turn, from K-means
-    (:func:`~sqs_pyro.compression.finetune.rate_distortion.posterior` does the same for a layer of SVI).
-
-    Args:
-        likelihood: of the layer.
-        beta: β.
-        codewords: to begin with, float64 ``[K]``.
-    """
-    found = likelihood.histogram
-    used = found.counts > 0
-    values, counts, mass = found.values[used], found.counts[used], found.mass[used]
-    precision, size = (mass / counts)[:, None], 1 + len(codewords)
-    rates = values.new_zeros(size)
-    for _ in range(_ROUNDS):
-        difference = values[:, None] - with_zero(codewords)
-        symbols = (0.5 * precision * difference.square() + beta * rates).argmin(1)
-        taken = torch.bincount(symbols, counts, minlength=size)
-        rates = fit_symbol_prior(taken[None]).rates[0]
-        total, along = (torch.bincount(symbols, w, minlength=size)[1:] for w in (mass, mass * values))
-        codewords = torch.where(total > 0, along / total, codewords)
-    return codewords.sort().values.to(likelihood.mean), rates
-
-
-def _clusters(likelihood: LayerLikelihood, num_components: int) -> Tensor:
-    """Return K-means of weights, each counted by its precision, but for the one at zero: float64 ``[K]``."""
-    found = likelihood.histogram
-    used = found.mass > 0
-    values, mass = found.values[used], found.mass[used]
-    clusters = kmeans_1d(values[None], min(1 + num_components, len(values)), mass[None]).loc[0]
-    zero = int(clusters.abs().argmin())
-    clusters = torch.cat([clusters[:zero], clusters[zero + 1 :]])
-    return clusters if len(clusters) else values.new_ones(1)  # of a layer of zeros: one that is never chosen
-
-
-def _even_grid(likelihood: LayerLikelihood, beta: float) -> Histogram:
-    """Return the weights at the even grid of β."""
-    found, reach = likelihood.histogram, likelihood.reach
-    # No finer than the histogram.
-    step = max(math.sqrt(12 * beta / likelihood.mean_precision), reach / PLACES)
-    step = min(step, reach) or 1.0  # at least the largest weight is no zero, unless all are
-    half = max(math.ceil(reach / step), 1)
-    values = step * torch.arange(-half, half + 1, dtype=torch.float64, device=found.values.device)
-    return Histogram(values, *found.gathered((found.values / step).round().long() + half, len(values)))
-
-
-def _without_zero(grid: Histogram, max_components: int, likelihood: LayerLikelihood) -> tuple[Tensor, Tensor]:
-    """Return the values of a grid that weights are at, but for zero, merged to K, and the rates of all symbols."""
-    half, used = len(grid.values) // 2, grid.counts > 0
-    used[half] = False  # zero is no codeword
-    if not used.any():
-        used[-1] = True  # of a layer of zeros: a codeword that is never chosen
-    found, others = _merged(grid.values[used], grid.counts[used], grid.mass[used], max_components)
-    rates = fit_symbol_prior(torch.cat([grid.counts[half, None], others])[None]).rates[0]
-    return found.to(likelihood.mean), rates
-
-
 def best_parts(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor) -> Tensor:
     """Return the scales of parts of the own rows that are best given symbols and codewords, the M-step.
 
@@ -319,56 +235,3 @@ def weights_of(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor, 
     """Return the weights that symbols ``[n, M]`` stand for, of a unit of rows, times scales of their parts."""
     weight = with_zero(codewords).to(likelihood.mean)[symbols[part].long()]
     return weight if likelihood.units is None else weight * likelihood.units[part]
-
-
-def with_zero(codewords: Tensor) -> Tensor:
-    """Return the values of all symbols, ``[1 + K]``."""
-    return torch.cat([codewords.new_zeros(1), codewords])
-
-
-def _merged(values: Tensor, counts: Tensor, mass: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Merge neighbours, the pair that adds least squared error first, until ``size`` values are left.
-
-    Args:
-        values: ascending, ``[n]``.
-        counts: how often each occurs, ``[n]``; those of a pair are added up.
-        mass: what an error in each counts, ``[n]``.
-        size: at most so many are left.
-
-    Returns:
-        values that are left, and their counts.
-    """
-    n = len(values)
-    if n <= size:
-        return values, counts
-    value, count, weight = values.tolist(), counts.tolist(), mass.tolist()
-    before, after = list(range(-1, n - 1)), list(range(1, n + 1))  # neighbours among those that are left
-
-    def added(i: int) -> float:
-        j = after[i]
-        if j == n:
-            return math.inf  # the last has no next to be merged with
-        apart = value[j] - value[i]
-        return weight[i] * weight[j] / max(weight[i] + weight[j], _LEAST) * (apart * apart)
-
-    errors = [added(i) for i in range(n)]
-    queue = [(error, i) for i, error in enumerate(errors)]
-    heapify(queue)
-    merged: set[int] = set()
-    while n - len(merged) > size:
-        error, i = heappop(queue)
-        if i in merged or error != errors[i]:
-            continue  # of a pair that there is no longer
-        j = after[i]
-        total = weight[i] + weight[j]
-        value[i] = (weight[i] * value[i] + weight[j] * value[j]) / total if total > 0 else value[i]
-        count[i], weight[i], after[i] = count[i] + count[j], total, after[j]
-        merged.add(j)
-        if after[i] < n:
-            before[after[i]] = i
-        for k in (before[i], i):  # the pairs that the merged value is in
-            if k >= 0:
-                errors[k] = added(k)
-                heappush(queue, (errors[k], k))
-    left = [i for i in range(n) if i not in merged]
-    return values.new_tensor([value[i] for i in left]), counts.new_tensor([count[i] for i in left])

@@ -35,8 +35,8 @@ from sqs_pyro.compression.blockwise.codebooks import (
     FreeCodebook,
     UniformCodebook,
     best_parts,
-    with_zero,
 )
+from sqs_pyro.compression.blockwise.first_codewords import with_zero
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
 from sqs_pyro.compression.finetune.rate_distortion import coded_bits, fit_symbol_prior
 from sqs_pyro.errors import ArgumentError

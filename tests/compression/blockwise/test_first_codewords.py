@@ -4,7 +4,8 @@ import pytest
 import torch
 from compression.blockwise.test_sequential_coding import layer
 
-from sqs_pyro.compression.blockwise.codebooks import FreeCodebook, few, with_zero
+from sqs_pyro.compression.blockwise.codebooks import FreeCodebook
+from sqs_pyro.compression.blockwise.first_codewords import few, with_zero
 from sqs_pyro.compression.blockwise.laplace import PLACES
 from sqs_pyro.compression.blockwise.shares import Shares
 from sqs_pyro.compression.finetune.rate_distortion import fit_symbol_prior

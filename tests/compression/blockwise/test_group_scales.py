@@ -10,8 +10,9 @@ from kits.tiny_transformers import tiny
 
 from sqs_pyro import compress_transformer, load, save
 from sqs_pyro.compression.blockwise.channel_scales import in_units_of, scale_bits, size_scales
-from sqs_pyro.compression.blockwise.codebooks import UniformCodebook, best_codewords, best_parts, with_zero
+from sqs_pyro.compression.blockwise.codebooks import UniformCodebook, best_codewords, best_parts
 from sqs_pyro.compression.blockwise.coded_weight import coded_weight
+from sqs_pyro.compression.blockwise.first_codewords import with_zero
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.compression.blockwise.sequential_coding import code_sequentially, fit, improve
 from sqs_pyro.compression.blockwise.shares import Shares

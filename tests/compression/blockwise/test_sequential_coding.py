@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqs_pyro.compression.blockwise import sequential_coding
-from sqs_pyro.compression.blockwise.codebooks import best_codewords, grid
+from sqs_pyro.compression.blockwise.codebooks import best_codewords
+from sqs_pyro.compression.blockwise.first_codewords import grid
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
 from sqs_pyro.compression.blockwise.sequential_coding import code_sequentially, fit, improve
 from sqs_pyro.compression.blockwise.shares import Shares
