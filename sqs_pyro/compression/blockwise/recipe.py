@@ -54,7 +54,7 @@ class BlockwiseRecipe(RecipeSection):
 
     Attributes:
         method: `sqs`, symbols under the learned prior. Or, to compare with, whole numbers of a fixed width, -8 to
-            7 if left out, times scales by the largest weight of an output or of a group of its inputs: `rtn` rounds
+            7 if left out, times scales by the largest weight of an output or of a group of inputs: `rtn` rounds
             to nearest; `gptq` rounds one input after the other, by falling curvature, and lets those that are left
             make up for it; `awq` rounds to nearest in units of inputs by the sizes of activations, and clips. They
             leave a choice of `num_components` or `runtime_bits`, `group_size`, `damping`, and of keys of data and

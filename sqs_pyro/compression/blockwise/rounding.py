@@ -11,8 +11,8 @@ Algorithm 1) takes one input after the other, and lets the weights that are left
 E-step of :func:`~sqs_pyro.compression.blockwise.sequential_coding.code_sequentially` with equal rates. Its inputs
 are ordered by falling curvature, and groups have the scales of the weights as they were (``act-order`` and
 ``static-groups`` of GPTQ's code). *AWQ* (Lin et al. 2024) rounds to nearest in units of inputs
-(:mod:`~sqs_pyro.compression.blockwise.activation_scales`) and clips weights: each scale is the largest one times 1,
-0.95, ..., 0.55, whichever loses least of what this group of inputs alone gives.
+(:mod:`~sqs_pyro.compression.blockwise.activation_scales`) and clips weights: each scale is the largest one times
+1, 0.95, ..., 0.55, whichever loses least of what this group of inputs alone gives.
 """
 
 import torch
@@ -59,7 +59,7 @@ def rounded_weight(
 
 
 def largest_scales(own: LayerLikelihood, num_components: int, group_size: int | None = None) -> Tensor:
-    """Return ``2 max |w| / K`` of each own row, float16 in float32 ``[n]``, or of groups of its inputs, ``[n, B]``.
+    """Return ``2 max |w| / K`` of each own row, float16 in float32 ``[n]``, or of groups of inputs, ``[n, B]``.
 
     Args:
         own: likelihood of the weight.
