@@ -14,12 +14,16 @@ from sqs_pyro import compress_transformer, load, save
 from sqs_pyro.compression.blockwise.activation_scales import activation_moments, fold, input_scales, scales_at
 from sqs_pyro.compression.blockwise.block_layers import BlockLayers
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
+from sqs_pyro.compression.blockwise.machines import MACHINES
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
 from sqs_pyro.compression.blockwise.rounding import clipped_scales, largest_scales, rounded, rounded_weight
 from sqs_pyro.compression.blockwise.shares import Shares
+from sqs_pyro.compression.blockwise.time_plan import plan_time
 from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.networks import architectures as known
 from sqs_pyro.packing.stored import stored_weights
+from sqs_pyro.recipes import parse
+from sqs_pyro.runs.language_model_recipe import LanguageModelRecipe
 
 GROUP = 4  # of 12 inputs; recipes allow multiples of 32 alone
 
@@ -226,6 +230,15 @@ def test_embedding_and_head_are_rounded_where_asked():
     assert all(weight.coded().scales.shape == (weight.shape[0],) for weight in found.values())
 
 
+def test_plans_count_what_each_does():
+    sqs = {"grid": "uniform", "allocation": "even", "embedding": False, "head": False}
+    recipes = [{"method": "rtn"}, {"method": "gptq"}, {"method": "awq"}, sqs]
+    plans = [plan_time(network(), 8, 10, recipe, MACHINES["cpu"], streamed=False) for recipe in recipes]
+    assert [plan.steps > 0 for plan in plans] == [plan.factors > 0 for plan in plans] == [False, True, False, True]
+    assert plans[0].coding < plans[1].coding < min(plans[2].coding, plans[3].coding)
+    assert plans[0].calibration == plans[1].calibration < plans[2].calibration
+
+
 class TestWhatIsRefused:
     @pytest.mark.parametrize(
         ("keys", "sentence"),
@@ -244,6 +257,11 @@ class TestWhatIsRefused:
     def test_keys_without_a_meaning(self, keys, sentence):
         with pytest.raises(RecipeError, match=sentence):
             compress_transformer(network(), sequences(), {"method": "rtn", **keys})
+
+    def test_a_search(self):
+        recipe = {"network": {"path": "there"}, "blockwise": {"method": "rtn"}, "search": {"points": 1}}
+        with pytest.raises(RecipeError, match=r"no search beside blockwise\.method: rtn"):
+            parse(LanguageModelRecipe, recipe)
 
     def test_what_is_left_out_is_decided(self):
         recipe = BlockwiseRecipe(method="gptq", runtime_bits=3, group_size=32)
