@@ -55,24 +55,29 @@ def other_methods(args: argparse.Namespace, cache: Path) -> dict[str, Method]:
 
 
 def recipes(args: argparse.Namespace, left: list[str]) -> dict[str, dict[str, Any]]:
-    """Return each width for all layers not left alone: as it is, with groups, with more for keys and values."""
-    changes = changed_keys(args.changes)
-    skipped = {f"{path}.*": {"skip": True} for path in left}
+    """Return each width for all layers not left alone, by each of the methods."""
     found: dict[str, dict[str, Any]] = {}
+    skipped = {f"{path}.*": {"skip": True} for path in left}
     for bits in args.runtime_bits:
-        keys = {"runtime_bits": bits, "bits": bits, **changes}
-        wider = {pattern: {"runtime_bits": bits + 1} for pattern in KEYS_AND_VALUES}
-        found[f"runtime_bits {bits}"] = {**keys, "layers": skipped}
-        for size in args.groups:
-            grouped = {**keys, "bits": bits + 16 / size, "group_size": size, "layers": skipped}
-            found[f"runtime_bits {bits}, groups of {size}"] = grouped
-        found[f"runtime_bits {bits}, keys and values {bits + 1}"] = {**keys, "layers": wider | skipped}
         for method in args.methods:
+            if method == "sqs":
+                found |= own_recipes(args, bits, skipped)
+                continue
             rounding = {"method": method, "runtime_bits": bits, "layers": skipped}
-            found |= {
-                f"{method}, {bits} bits, groups of {size}": {**rounding, "group_size": size}
-                for size in args.groups
-            }
+            names = {f"{method}, {bits} bits, groups of {size}": size for size in args.groups}
+            found |= {name: {**rounding, "group_size": size} for name, size in names.items()}
+    return found
+
+
+def own_recipes(args: argparse.Namespace, bits: int, skipped: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return a width of ours: as it is, with groups, with more for keys and values."""
+    keys = {"runtime_bits": bits, "bits": bits, **changed_keys(args.changes)}
+    wider = {pattern: {"runtime_bits": bits + 1} for pattern in KEYS_AND_VALUES}
+    found = {f"runtime_bits {bits}": {**keys, "layers": skipped}}
+    for size in args.groups:
+        grouped = {**keys, "bits": bits + 16 / size, "group_size": size, "layers": skipped}
+        found[f"runtime_bits {bits}, groups of {size}"] = grouped
+    found[f"runtime_bits {bits}, keys and values {bits + 1}"] = {**keys, "layers": wider | skipped}
     return found
 
 
