@@ -6,9 +6,9 @@ scales of the compressed layers take in the network that is loaded from its file
 zero points as each keeps them. Embedding, head and, with ``--blocks``, other blocks stay as they are for all.
 
     python benchmarks/runtime_memory.py --foreign TEXT ... [--further TEXT ...] [--blocks 3 15 26]
-        [--groups 192] [--methods rtn gptq awq] [--packages DIRECTORY] [--autoround PYTHON] [--out FILE]
+        [--groups 192] [--methods sqs rtn gptq awq] [--packages DIRECTORY] [--autoround PYTHON] [--out FILE]
 
-``--methods`` takes methods of blockwise compression with each of the groups, at as many bits in memory.
+``--methods`` are those of blockwise compression, ours if left out, and others with each of the groups.
 ``PYTHON`` has AutoRound (autoround_weights.py says how); the rest is as in language_model.py. Writes
 ``runtime_memory.json`` beside this file, or ``--out``.
 """
@@ -97,9 +97,7 @@ def main() -> None:
     parser.add_argument("--autoround", type=Path, metavar="PYTHON", help="of an environment with auto-round")
     parser.add_argument("--iterations", type=int, default=200, help="of AutoRound on each block")
     parser.add_argument("--runtime-bits", type=int, nargs="*", default=[4, 3], choices=[2, 3, 4])
-    parser.add_argument(
-        "--methods", nargs="*", default=[], choices=["rtn", "gptq", "awq"], help="in our file, too"
-    )
+    parser.add_argument("--methods", nargs="*", default=["sqs"], choices=["sqs", "rtn", "gptq", "awq"])
     parser.add_argument("--groups", type=int, nargs="*", default=[], help="inputs that share a scale, of ours")
     parser.add_argument("--blocks", type=int, nargs="*", default=[], help="which; all if left out")
     parser.add_argument("--tokens", type=int, default=16384)
