@@ -173,7 +173,7 @@ class _Weight:
         units = -(-min(recipe.units, self.rows) // ranks)
         product = max(2 * own * self.inputs / machine.products, units * _FLOAT * self.inputs**2 / machine.memory)
         compared = self.chains(recipe) * symbols
-        elements = self.fits * (1 + rounds) * _OF_PRODUCT * (3 + steps) + _OF_LOOK
+        elements: float = self.fits * (1 + rounds) * _OF_PRODUCT * (3 + steps) + _OF_LOOK
         if recipe.method in ROUNDING:
             products = _ROUNDED[recipe.method]
             elements = _OF_PRODUCT * products
