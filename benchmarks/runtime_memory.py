@@ -6,8 +6,9 @@ scales of the compressed layers take in the network that is loaded from its file
 zero points as each keeps them. Embedding, head and, with ``--blocks``, other blocks stay as they are for all.
 
     python benchmarks/runtime_memory.py --foreign TEXT ... [--further TEXT ...] [--blocks 3 15 26]
-        [--groups 192] [--packages DIRECTORY] [--autoround PYTHON] [--out FILE]
+        [--groups 192] [--methods sqs rtn gptq awq] [--packages DIRECTORY] [--autoround PYTHON] [--out FILE]
 
+``--methods`` are those of blockwise compression, ours if left out, and others with each of the groups.
 ``PYTHON`` has AutoRound (autoround_weights.py says how); the rest is as in language_model.py. Writes
 ``runtime_memory.json`` beside this file, or ``--out``.
 """
@@ -54,18 +55,29 @@ def other_methods(args: argparse.Namespace, cache: Path) -> dict[str, Method]:
 
 
 def recipes(args: argparse.Namespace, left: list[str]) -> dict[str, dict[str, Any]]:
-    """Return each width for all layers not left alone: as it is, with groups, with more for keys and values."""
-    changes = changed_keys(args.changes)
-    skipped = {f"{path}.*": {"skip": True} for path in left}
+    """Return each width for all layers not left alone, by each of the methods."""
     found: dict[str, dict[str, Any]] = {}
+    skipped = {f"{path}.*": {"skip": True} for path in left}
     for bits in args.runtime_bits:
-        keys = {"runtime_bits": bits, "bits": bits, **changes}
-        wider = {pattern: {"runtime_bits": bits + 1} for pattern in KEYS_AND_VALUES}
-        found[f"runtime_bits {bits}"] = {**keys, "layers": skipped}
-        for size in args.groups:
-            grouped = {**keys, "bits": bits + 16 / size, "group_size": size, "layers": skipped}
-            found[f"runtime_bits {bits}, groups of {size}"] = grouped
-        found[f"runtime_bits {bits}, keys and values {bits + 1}"] = {**keys, "layers": wider | skipped}
+        for method in args.methods:
+            if method == "sqs":
+                found |= own_recipes(args, bits, skipped)
+                continue
+            rounding = {"method": method, "runtime_bits": bits, "layers": skipped}
+            names = {f"{method}, {bits} bits, groups of {size}": size for size in args.groups}
+            found |= {name: {**rounding, "group_size": size} for name, size in names.items()}
+    return found
+
+
+def own_recipes(args: argparse.Namespace, bits: int, skipped: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return a width of ours: as it is, with groups, with more for keys and values."""
+    keys = {"runtime_bits": bits, "bits": bits, **changed_keys(args.changes)}
+    wider = {pattern: {"runtime_bits": bits + 1} for pattern in KEYS_AND_VALUES}
+    found = {f"runtime_bits {bits}": {**keys, "layers": skipped}}
+    for size in args.groups:
+        grouped = {**keys, "bits": bits + 16 / size, "group_size": size, "layers": skipped}
+        found[f"runtime_bits {bits}, groups of {size}"] = grouped
+    found[f"runtime_bits {bits}, keys and values {bits + 1}"] = {**keys, "layers": wider | skipped}
     return found
 
 
@@ -85,6 +97,7 @@ def main() -> None:
     parser.add_argument("--autoround", type=Path, metavar="PYTHON", help="of an environment with auto-round")
     parser.add_argument("--iterations", type=int, default=200, help="of AutoRound on each block")
     parser.add_argument("--runtime-bits", type=int, nargs="*", default=[4, 3], choices=[2, 3, 4])
+    parser.add_argument("--methods", nargs="*", default=["sqs"], choices=["sqs", "rtn", "gptq", "awq"])
     parser.add_argument("--groups", type=int, nargs="*", default=[], help="inputs that share a scale, of ours")
     parser.add_argument("--blocks", type=int, nargs="*", default=[], help="which; all if left out")
     parser.add_argument("--tokens", type=int, default=16384)

@@ -27,9 +27,12 @@ class Architecture:
         kept: paths in the block of linear layers that stay as they are, such as gates of one output.
         bare: whether a block returns the hidden state alone. Blocks that hand on more are called in earnest where
             others are stepped over, which needs their weights.
+        preceding: what gives a group of layers its input, ``a role of the group -> path in the block`` of a norm
+            or a linear layer, whose weight (and bias) divided by row divides that input, and which nothing but
+            this group reads. Of other groups nothing is said.
 
     Raises:
-        NetworkError: there is no layer, a group is empty, or a role or a layer stands twice.
+        NetworkError: there is no layer, a group is empty, a role or a layer stands twice, or a role is not there.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Architecture:
     apart: Collection[str] = ()
     kept: Collection[str] = ()
     bare: bool = True
+    preceding: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         roles = [role for group in self.groups for role in group]
@@ -52,11 +56,11 @@ class Architecture:
         twice = [name for names in (roles, paths) for name, count in Counter(names).items() if count > 1]
         if twice:
             raise NetworkError(f"Architecture {self.name!r} names {twice[0]!r} twice: name every layer once.")
-        unknown = sorted({*self.optional, *self.apart} - {*roles})
+        unknown = sorted({*self.optional, *self.apart, *self.preceding} - {*roles})
         if unknown:
             raise NetworkError(
-                f"Architecture {self.name!r} calls {unknown[0]!r} optional or apart, but has no such role: name "
-                f"some of {', '.join(roles)}."
+                f"Architecture {self.name!r} calls {unknown[0]!r} optional, apart or preceded, but has no such "
+                f"role: name some of {', '.join(roles)}."
             )
         if BLOCKS in self.parts:
             raise NetworkError(
@@ -72,3 +76,8 @@ class Architecture:
     def layers(self) -> dict[str, str]:
         """The linear layers of a block, ``role -> path in the block``, in the order of their calls."""
         return {role: path for group in self.groups for role, path in group.items()}
+
+    @property
+    def preceded(self) -> dict[str, str]:
+        """:attr:`preceding` by path of the layer: ``path in the block -> path in the block``."""
+        return {self.layers[role]: path for role, path in self.preceding.items()}

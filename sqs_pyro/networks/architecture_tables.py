@@ -14,7 +14,17 @@ _ATTENTION = (
     {"o": "self_attn.o_proj"},
 )
 _GATED = ({"gate": "mlp.gate_proj", "up": "mlp.up_proj"}, {"down": "mlp.down_proj"})
-_LLAMA = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "stablelm")
+# Norms whose weight multiplies, each in front of one group alone. What a down projection reads is a product with
+# what the up projection gives; what an output projection reads, a mean of values.
+_PRECEDING = {
+    "q": "input_layernorm",
+    "o": "self_attn.v_proj",
+    "gate": "post_attention_layernorm",
+    "down": "mlp.up_proj",
+}
+_LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3")
+# The same names of layers, but norms that add 1 to their weight, have none, stand behind, or serve two groups.
+_OTHER_NORMS = ("gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "stablelm")
 
 # One attention and one feed-forward network behind it, with the names of GPT-NeoX and Bloom.
 _FEED_FORWARD = ({"intermediate": "mlp.dense_h_to_4h"}, {"output": "mlp.dense_4h_to_h"})
@@ -40,7 +50,11 @@ _OUT_PROJ = (
 )
 
 TABLES: tuple[Architecture, ...] = (
-    *(Architecture(name, "layers", (*_ATTENTION, *_GATED), _CAUSAL_PARTS) for name in _LLAMA),
+    *(
+        Architecture(name, "layers", (*_ATTENTION, *_GATED), _CAUSAL_PARTS, preceding=_PRECEDING)
+        for name in _LIKE_LLAMA
+    ),
+    *(Architecture(name, "layers", (*_ATTENTION, *_GATED), _CAUSAL_PARTS) for name in _OTHER_NORMS),
     Architecture(
         name="phi3",  # and Phi-4, which is of the same type
         blocks="layers",
@@ -51,6 +65,7 @@ TABLES: tuple[Architecture, ...] = (
             {"down": "mlp.down_proj"},
         ),
         parts=_CAUSAL_PARTS,
+        preceding={"qkv": "input_layernorm", "gate_up": "post_attention_layernorm"},
     ),
     Architecture(
         name="gpt_neox",

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
+from sqs_pyro.compression.blockwise.recipe import ROUNDING, BlockwiseRecipe
 from sqs_pyro.compression.blockwise.search import BitsSearchRecipe
 from sqs_pyro.data.generation import generate_calibration
 from sqs_pyro.data.text import Text, TextRecipe, load_text, text_of_file
@@ -102,6 +102,11 @@ class LanguageModelRecipe(WholeRecipe):
 
     @model_validator(mode="after")
     def _a_search_has_bits_and_text(self) -> "LanguageModelRecipe":
+        if self.search is not None and self.blockwise.method in ROUNDING:
+            raise ValueError(
+                f"no search beside blockwise.method: {self.blockwise.method}, whose codes have a fixed width: "
+                "leave out one of them"
+            )
         if self.search is not None and self.blockwise.bits is None:
             raise ValueError(
                 f"blockwise.bits, to begin with, beside search, not megabytes ({self.blockwise.megabytes:g}), "

@@ -1,7 +1,7 @@
 """The layers of a network's blocks that are compressed."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,15 @@ class BlockLayers:
         paths: of the blocks in the network.
         layer_groups: a block's linear layers.
         recipe: what to do; some layers are skipped.
+        preceding: by layers' names, what gives their group its input,
+            see :attr:`~sqs_pyro.networks.architecture.Architecture.preceded`.
     """
 
     blocks: Sequence[nn.Module]
     paths: Sequence[str]
     layer_groups: LayerGroups
     recipe: BlockwiseRecipe
+    preceding: Mapping[str, str] = field(default_factory=dict)
 
     def path(self, i: int, name: str) -> str:
         """Return the name in the network of what is ``name`` in block i."""
@@ -47,6 +50,24 @@ class BlockLayers:
             for group in self.layer_groups(block)
         ]
         return [group for group in chosen if group]
+
+    def preceded(self, i: int, block: nn.Module) -> Iterator[tuple[str, Mapping[str, nn.Linear], list[str]]]:
+        """Yield what gives groups of layers their input, the whole group, and which of it are compressed.
+
+        Groups are left out of which none are, and those whose inputs are not what there is before them one by one,
+        as heads of queries that share values.
+
+        Args:
+            i: the block's number.
+            block: it.
+        """
+        for group in self.layer_groups(block):
+            chosen = [name for name in group if not self.recipe.skips(self.path(i, name))]
+            before = next((self.preceding[name] for name in group if name in self.preceding), None)
+            if not chosen or before is None:
+                continue
+            if len(block.get_parameter(f"{before}.weight")) == group[chosen[0]].in_features:
+                yield before, group, chosen
 
     def every(self, *, skipped: bool = False) -> dict[str, nn.Linear]:
         """Return the layers of all blocks by their names in the network, with those that are skipped if asked."""

@@ -37,7 +37,13 @@ from sqs_pyro.compression.blockwise.file_size import bits_a_weight
 from sqs_pyro.compression.blockwise.finishing import finish
 from sqs_pyro.compression.blockwise.forecast import Forecast
 from sqs_pyro.compression.blockwise.one_block import BlockCoder, shipped
-from sqs_pyro.compression.blockwise.recipe import BEHIND_BLOCKS, SIZE, WITHOUT_EFFECT, BlockwiseRecipe
+from sqs_pyro.compression.blockwise.recipe import (
+    BEHIND_BLOCKS,
+    ROUNDING,
+    SIZE,
+    WITHOUT_EFFECT,
+    BlockwiseRecipe,
+)
 from sqs_pyro.compression.blockwise.shares import Shares
 from sqs_pyro.compression.blockwise.states import States, advance, behind
 from sqs_pyro.compression.blockwise.store import (
@@ -54,7 +60,7 @@ from sqs_pyro.compression.blockwise.token_fisher import HeadFisher
 from sqs_pyro.compression.blockwise.vocabulary import Vocabulary, counted_tokens, rows_of
 from sqs_pyro.compression.layers import check_layers
 from sqs_pyro.compression.together import check_same_call, stopping_together
-from sqs_pyro.errors import NetworkError
+from sqs_pyro.errors import NetworkError, RecipeError
 from sqs_pyro.fingerprint import (
     Fingerprint,
     described,
@@ -133,6 +139,7 @@ def compress_blocks(
     finishing: Callable[[int, int, float], None] | None = None,
     metadata: Mapping[str, Any] | None = None,
     vocabulary: Vocabulary | None = None,
+    preceding: Mapping[str, str] | None = None,
 ) -> BlockwiseResult:
     """Compress the linear layers of a network's blocks, and embedding and head if asked to, from calibration data.
 
@@ -156,6 +163,8 @@ def compress_blocks(
         finishing: told of each of the last steps: done, all of them, and nats an example between the networks.
         metadata: written into the packed file.
         vocabulary: embedding and head to compress, too, of a network of one stack; none if left out.
+        preceding: of some layers' names in a block, what gives them their input, for ``method: awq``, see
+            :attr:`~sqs_pyro.networks.architecture.Architecture.preceded`.
 
     Returns:
         The packed network and a record of each block.
@@ -190,6 +199,7 @@ def compress_blocks(
         planned,
         residency,
         vocabulary or Vocabulary(),
+        preceding or {},
     )
     with torch.no_grad():
         records = run.compress(progress if here.leads else None)
@@ -225,20 +235,30 @@ class _Run:
         plan_directory: Path | None,
         residency: Residency,
         vocabulary: Vocabulary,
+        preceding: Mapping[str, str],
     ) -> None:
+        if recipe.method == "awq" and not preceding:
+            raise RecipeError(
+                f"Recipe key 'blockwise.method' is 'awq', but of {type(net).__name__} it is not known what stands "
+                "before its layers and could take scales of their inputs: take 'gptq' or 'rtn', or register an "
+                "architecture that says what is preceding."
+            )
         self.net, self.stacks = net, stacks
         self.blocks = [block for stack in stacks for block in stack.blocks]
         self.minibatches, self.recipe, self.likelihood = minibatches, recipe, likelihood
         self.residency, self.ranks = residency, ranks()
         self.shares = Shares(len(minibatches), recipe.units, self.ranks)
         paths = {id(module): path for path, module in net.named_modules()}  # blocks are told by identity
-        self.layers = BlockLayers(self.blocks, [paths[id(block)] for block in self.blocks], layer_groups, recipe)
+        self.layers = BlockLayers(
+            self.blocks, [paths[id(block)] for block in self.blocks], layer_groups, recipe, preceding
+        )
         check_layers(recipe.layers, [*self.layers.every(skipped=True), *vocabulary.paths], "blockwise.layers")
         self.vocabulary = vocabulary = vocabulary.without_skipped(recipe)
         chosen = [*self.layers.every(), *vocabulary.paths]
         self.bits = bits_a_weight(net, {name: net.get_parameter(f"{name}.weight") for name in chosen}, recipe)
         inputs = {name: net.get_parameter(f"{name}.weight").shape[1] for name in chosen}
-        shared = self.bits if recipe.allocation == "even" else None
+        by_bits = recipe.allocation == "even" and recipe.method not in ROUNDING
+        shared = self.bits if by_bits else None
         bits = {name: recipe.bits_of(name) or shared for name in chosen}
         if recipe.grid == "uniform":
             check_room_for_scales(inputs, bits)

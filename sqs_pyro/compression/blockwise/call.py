@@ -119,6 +119,7 @@ def compress_transformer(
             finishing=finishing,
             metadata=metadata,
             vocabulary=vocabulary,
+            preceding=architecture.preceded,
         )
     return replace(result, findings=[*said, *result.findings, *_unreached(_of_all_ranks(reached))])
 

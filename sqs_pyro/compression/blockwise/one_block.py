@@ -12,17 +12,23 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from sqs_pyro.compression.blockwise.activation_scales import activation_moments, fold, input_scales
 from sqs_pyro.compression.blockwise.block_layers import BlockLayers
 from sqs_pyro.compression.blockwise.coded_weight import coded_weight
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood, input_moments
+from sqs_pyro.compression.blockwise.recipe import ROUNDING
+from sqs_pyro.compression.blockwise.rounding import rounded_weight
 from sqs_pyro.compression.blockwise.shares import Shares
 from sqs_pyro.compression.blockwise.states import States, advance
 from sqs_pyro.compression.blockwise.store import BlockRecord, FinishedBlock
 from sqs_pyro.compression.blockwise.training import relative_error, settle
-from sqs_pyro.networks.block_stack import input_of
+from sqs_pyro.errors import NetworkError
+from sqs_pyro.networks.block_stack import input_of, run_block
 from sqs_pyro.networks.calling import device_of
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.packing.leftovers import round_to
+
+_FOLDED = 0.03  # of a block's output: what it may change by where numbers of bfloat16 are multiplied by scales
 
 
 class BlockCoder:
@@ -55,6 +61,8 @@ class BlockCoder:
         # The student is coded layer by layer; a later group's inputs come through its earlier, coded layers.
         teacher = self.layers.blocks[i]
         student = copy.deepcopy(teacher)
+        if self.recipe.method == "awq":
+            self._scale_inputs(i, teacher, student, original)
         coded: dict[str, CodedTensor] = {}
         figures: dict[str, dict[str, float]] = {}
         for before, group in zip(self.layers.groups(i, teacher), self.layers.groups(i, student), strict=True):
@@ -82,15 +90,38 @@ class BlockCoder:
     def _code(
         self, path: str, weight: Tensor, own: LayerLikelihood, beta: float | None
     ) -> tuple[CodedTensor, dict[str, float]]:
+        asked, values = self.recipe.bits_of(path), self.recipe.components_of(path)
+        if self.recipe.method in ROUNDING:
+            return rounded_weight(own, self.recipe.method, values, self.recipe.group_size)
         # Of the weight as it was, so that the forecast and the coding take the same scales; by the precisions of
         # inputs, which the forecast has none of, where values are few or groups have scales.
-        asked, values = self.recipe.bits_of(path), self.recipe.components_of(path)
         g, precisions = self._importance(path, weight), own.factors.precisions
         scales = self.layers.scales(weight, g, asked or self.bits, precisions)
         if asked is not None or beta is None:
             bits = asked or self.bits
             return coded_weight(own, scales, self.recipe, bits=bits, beta=None, max_components=values)
         return coded_weight(own, scales, self.recipe, bits=None, beta=beta, max_components=values)
+
+    def _scale_inputs(self, i: int, teacher: nn.Module, student: nn.Module, original: States) -> None:
+        """Bring a block to units of inputs in which rounding loses least, in place; it says the same as before."""
+        for before, group, compressed in self.layers.preceded(i, teacher):
+            inputs = (input_of(group[compressed[0]], teacher, x, arguments[i]) for x, arguments in original)
+            sizes, curvature = activation_moments(inputs, self.shares)
+            layers = []
+            for name in compressed:
+                weight = group[name].weight.float()
+                every = LayerLikelihood(weight, curvature, torch.ones(len(weight)).to(curvature))
+                values = self.recipe.components_of(self.layers.path(i, name))
+                layers.append((every.of_rows(self._rows(weight)), values))
+            scales = input_scales(sizes, layers, self.recipe.group_size)
+            fold(scales, student.get_submodule(before), [student.get_submodule(name) for name in group])
+        for hidden, arguments in original[:1]:
+            expected, found = (run_block(block, hidden, arguments[i]) for block in (teacher, student))
+            if float((found - expected).norm()) > _FOLDED * float(expected.norm()):
+                raise NetworkError(
+                    f"Block '{self.layers.paths[i]}' does not say the same with scales of inputs folded into what "
+                    "its architecture calls preceding: correct the architecture, or take method gptq or rtn."
+                )
 
     def _likelihoods(self, i: int, before: "_Side", now: "_Side") -> dict[str, LayerLikelihood]:
         """Return those of a group of layers, which share their input: one pass for all of them."""
@@ -105,12 +136,15 @@ class BlockCoder:
         cross, curvature = input_moments(pairs(), self.shares)  # E x xₛᵀ and E xₛ xₛᵀ, [M, M]
         found = {}
         for name, every in self.layers.likelihoods(i, group, curvature, self.importance).items():
-            own = every.of_rows(Shares(len(every.mean), self.recipe.units, self.shares.ranks))
+            own = every.of_rows(self._rows(every.mean))
             if self.recipe.adapt_inputs:
                 ridge = own.curvature - curvature  # pulls towards the weight itself
                 own = own.given_inputs(cross + ridge, own.curvature)
             found[name] = own
         return found
+
+    def _rows(self, weight: Tensor) -> Shares:
+        return Shares(len(weight), self.recipe.units, self.shares.ranks)
 
     def _importance(self, path: str, weight: Tensor) -> Tensor:
         """Return how much each output of a layer matters, ``[N]``."""

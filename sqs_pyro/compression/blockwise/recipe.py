@@ -20,6 +20,21 @@ BEHIND_BLOCKS = {"finish_steps"}
 _UNUSED = 0.25
 _SCALE_BITS = 16
 _NEAR = 1.0  # bits that layers which matter may have beyond the average
+_MOST_BITS = 8.0
+#: Methods that round to whole numbers of a fixed width.
+ROUNDING = ("gptq", "awq", "rtn")
+#: What they leave no choice in.
+_OF_ROUNDING = {
+    "grid": "uniform",
+    "allocation": "even",
+    "megabytes": None,
+    "channel_scales": False,
+    "adapt_inputs": False,
+    "rounds": 2,
+    "moving_steps": 0,
+    "settle_steps": 0,
+    "finish_steps": 0,
+}
 
 
 class BlockLayerRecipe(OwnSettings):
@@ -38,6 +53,12 @@ class BlockwiseRecipe(RecipeSection):
     """Compression block after block, from a few hundred sequences, without fine-tuning of the whole network.
 
     Attributes:
+        method: `sqs`, symbols under the learned prior. Or, to compare with, whole numbers of a fixed width, -8 to
+            7 if left out, times scales by the largest weight of an output or of a group of inputs: `rtn` rounds
+            to nearest; `gptq` rounds one input after the other, by falling curvature, and lets those that are left
+            make up for it; `awq` rounds to nearest in units of inputs by the sizes of activations, and clips. They
+            leave a choice of `num_components` or `runtime_bits`, `group_size`, `damping`, and of keys of data and
+            file; `embedding` and `head` stay as they are unless asked for, and are then rounded as layers are.
         bits: bits a weight that codes, tables and codebooks of all that is compressed take in the file, on
             average; of what has no bits of its own.
         megabytes: of the whole file, 10⁶ bytes, instead of `bits`: norms, biases and what else is not compressed
@@ -94,7 +115,8 @@ class BlockwiseRecipe(RecipeSection):
         seed: of the draws of importance, and of the order of sequences in each block's steps.
     """
 
-    bits: float | None = Field(default=3.2, gt=0, le=8)
+    method: Literal["sqs", "gptq", "awq", "rtn"] = "sqs"
+    bits: float | None = Field(default=3.2, gt=0, le=_MOST_BITS)
     megabytes: float | None = Field(default=None, gt=0)
     embedding: bool | None = None
     head: bool | None = None
@@ -138,6 +160,11 @@ class BlockwiseRecipe(RecipeSection):
             decided["bits"] = min(decided.get("bits", cls.model_fields["bits"].default), most)
         if values.get("megabytes") is not None:
             decided["bits"] = None
+        if values.get("method") in ROUNDING:
+            few = values.get("num_components", decided.get("num_components", 15))
+            width = math.log2(1 + few) if is_whole(few, 1) else 1.0
+            decided |= _OF_ROUNDING | {"num_components": few, "bits": min(width + scales, _MOST_BITS)}
+            decided |= {"embedding": False, "head": False}
         return {**decided, **values}
 
     def components_of(self, name: str) -> int:
@@ -161,6 +188,26 @@ class BlockwiseRecipe(RecipeSection):
     def bits_of(self, name: str) -> float | None:
         """Return the bits a weight of a layer that has some of its own."""
         return of_layer(self.layers, name).get("bits")
+
+    @model_validator(mode="after")
+    def _rounding_leaves_no_choice(self) -> "BlockwiseRecipe":
+        if self.method not in ROUNDING:
+            return self
+        if self.num_components < 2:
+            raise ValueError(
+                f"num_components: at least 2 beside method: {self.method}, so that weights of both signs have a "
+                f"value, but it is {self.num_components}: raise it"
+            )
+        width = min(math.log2(1 + self.num_components) + self.scale_bits, _MOST_BITS)
+        own = {f"layers.{name}.bits": each.bits for name, each in self.layers.items()}
+        of_rounding = {**_OF_ROUNDING, **dict.fromkeys(own), "bits": width}
+        for key, value in {**self.model_dump(include={*_OF_ROUNDING, "bits"}), **own}.items():
+            if value != of_rounding[key]:
+                raise ValueError(
+                    f"{key}: left out beside method: {self.method}, which has codes of a fixed width and steps of "
+                    f"its own, but it is {value}: leave it out, or choose by num_components and group_size"
+                )
+        return self
 
     @model_validator(mode="after")
     def _one_size_is_asked_for(self) -> "BlockwiseRecipe":

@@ -10,7 +10,8 @@ from sqs_pyro.compression.blockwise.bit_budget import LayerRate
 from sqs_pyro.compression.blockwise.channel_scales import in_units_of, scale_bits
 from sqs_pyro.compression.blockwise.coded_weight import coded_weight, scales_of
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
-from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
+from sqs_pyro.compression.blockwise.recipe import ROUNDING, BlockwiseRecipe
+from sqs_pyro.compression.blockwise.rounding import rounded_weight
 from sqs_pyro.compression.blockwise.shares import Shares
 from sqs_pyro.compression.blockwise.store import FinishedTable, Plan, TableRecord
 from sqs_pyro.compression.blockwise.token_fisher import HeadFisher, embedding_likelihood, head_fisher
@@ -122,10 +123,12 @@ class Tables:
         weight = self._weight(path)
         if own.rows is None:
             own = own.of_rows(self._rows(weight))
-        scales = self._scales(weight, own.shares.joined(own.importance))
-        coded, row = coded_weight(
-            own, scales, self.recipe, bits=bits, beta=beta, max_components=self.recipe.components_of(path)
-        )
+        values = self.recipe.components_of(path)
+        if self.recipe.method in ROUNDING:
+            coded, row = rounded_weight(own, self.recipe.method, values)
+        else:
+            scales = self._scales(weight, own.shares.joined(own.importance))
+            coded, row = coded_weight(own, scales, self.recipe, bits=bits, beta=beta, max_components=values)
         return FinishedTable(coded, TableRecord(path, **row, seconds=time.perf_counter() - start))
 
     def _weight(self, path: str) -> nn.Parameter:

@@ -15,7 +15,7 @@ from torch import nn
 
 from sqs_pyro.compression.blockwise.forecast import IMPORTANCE_BATCH, TOKENS_AN_INPUT
 from sqs_pyro.compression.blockwise.machines import Machine
-from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
+from sqs_pyro.compression.blockwise.recipe import ROUNDING, BlockwiseRecipe
 from sqs_pyro.compression.blockwise.shares import largest_share
 from sqs_pyro.compression.blockwise.vocabulary import vocabulary_of
 from sqs_pyro.networks.architectures import architecture_of, block_paths, layer_groups
@@ -28,6 +28,10 @@ _FLOAT = 4
 _GRADIENT_STEPS = 9
 #: Fits of a weight for which bits are asked: β is corrected once, usually.
 _FITS = 2
+#: Products of all rows with H of methods that round: half a one for GPTQ's chain, one for each α and each share of
+#: clipping of AWQ, and two for the error that is told.
+_ALPHAS = 20
+_ROUNDED = {"rtn": 2.0, "gptq": 2.5, "awq": 2.0 + _ALPHAS + 10}
 #: Numbers that are gone through for each weight in a product by symbols, and in the look at the weights before.
 _OF_PRODUCT, _OF_LOOK = 4, 4
 #: The same for a logit of which a label is drawn and a gradient taken, and for one whose variance is summed up.
@@ -125,7 +129,7 @@ def plan_time(
             gradients=counts.gradients(machine),
             calibration=counts.calibration(machine),
             coding=sum(each.coding(machine, recipe, ranks) for each in counts.weights),
-            steps=machine.step * sum(each.fits * (1 + recipe.rounds) * each.inputs for each in counts.weights),
+            steps=machine.step * sum(each.chains(recipe) * each.inputs for each in counts.weights),
             factors=sum(each.factors for each in counts.weights) / machine.doubles,
             messages=sent.seconds(machine, ranks),
             serial=counts.parameters / machine.parameters + counts.read / machine.reading,
@@ -154,6 +158,10 @@ class _Weight:
     def fits(self) -> int:
         return _FITS if self.by_bits else 1
 
+    def chains(self, recipe: BlockwiseRecipe) -> int:
+        """Return how often its inputs are gone through one after the other."""
+        return self.fits * (1 + recipe.rounds) if recipe.method == "sqs" else int(recipe.method == "gptq")
+
     def coding(self, machine: Machine, recipe: BlockwiseRecipe, ranks: int) -> float:
         """Return seconds of the rows of the rank that has most."""
         rounds, symbols = recipe.rounds, 1 + recipe.num_components
@@ -164,14 +172,19 @@ class _Weight:
         # A unit of few rows reads all of H for them.
         units = -(-min(recipe.units, self.rows) // ranks)
         product = max(2 * own * self.inputs / machine.products, units * _FLOAT * self.inputs**2 / machine.memory)
-        compared = self.fits * (1 + rounds) * symbols
-        elements = self.fits * (1 + rounds) * _OF_PRODUCT * (3 + steps) + _OF_LOOK
+        compared = self.chains(recipe) * symbols
+        elements: float = self.fits * (1 + rounds) * _OF_PRODUCT * (3 + steps) + _OF_LOOK
+        if recipe.method in ROUNDING:
+            products = _ROUNDED[recipe.method]
+            elements = _OF_PRODUCT * products
         numbers = own * (compared / machine.comparisons + elements / machine.elements)
         solved = 4 * own * self.inputs * self.fitted
         return products * product + numbers + solved / machine.doubles
 
     def sums(self, recipe: BlockwiseRecipe) -> float:
         """Return how many sums of a few numbers its coding takes."""
+        if recipe.method in ROUNDING:
+            return 2 + _ALPHAS * (recipe.method == "awq")
         best = 1 if recipe.grid == "uniform" else 1 + _GRADIENT_STEPS
         # And once: the mean precision, a histogram of the weights, and two sizes of its error.
         return self.fits * (recipe.rounds + (1 + recipe.rounds) * best) + 4
@@ -197,10 +210,12 @@ class _Counts:
 
     def _weight(self, path: str, shape: torch.Size, *, last: bool = False, fitted: bool | None = None) -> _Weight:
         rows, inputs = shape
-        by_bits = last or not self.important or self.recipe.bits_of(path) is not None
+        rounded = self.recipe.method in ROUNDING
+        by_bits = not rounded and (last or not self.important or self.recipe.bits_of(path) is not None)
         fitted = self.recipe.adapt_inputs if fitted is None else fitted
         # Once more for the forecast.
-        factors = inputs**3 * (_CONDITIONING * (1 + self.important) + _FACTOR * fitted)
+        conditioned = int(self.recipe.method == "gptq") if rounded else 1 + self.important
+        factors = inputs**3 * (_CONDITIONING * conditioned + _FACTOR * fitted)
         return _Weight(rows, inputs, by_bits, fitted, factors)
 
     def _table(self, net: nn.Module, path: str) -> _Weight:
@@ -243,7 +258,7 @@ class _Counts:
 
     def calibration(self, machine: Machine) -> float:
         """Return seconds of blocks at work, and of moments; of a head what it says."""
-        sides = 1 + self.recipe.adapt_inputs
+        sides = 1 + (self.recipe.adapt_inputs or self.recipe.method == "awq")
         tied_alone = not self.important and self.vocabulary.tied_head is not None
         each = 0.0
         for block in self.blocks:
@@ -283,7 +298,8 @@ class _Counts:
         for block in self.blocks:
             for _, group in block.groups:
                 moments = group[0][1][1] ** 2
-                yield from [(moments, _FLOAT, units)] * (1 + self.recipe.adapt_inputs + self.important)
+                times = 1 + self.recipe.adapt_inputs + (self.recipe.method == "awq") + self.important
+                yield from [(moments, _FLOAT, units)] * times
                 if self.important:
                     yield from ((shape[0], _FLOAT, parts) for _, shape in group)
         if self.important and self.vocabulary.embedding is not None:

@@ -45,10 +45,13 @@ CASES = {
     "llama": {"grid": "uniform", "settle_steps": 2},
     "bert": {"units": 5, "finish_steps": 1},
 }
+ROUNDED = {"num_components": 7, "group_size": 32, "batch_size": 2, "units": 4}
 
 
 def network(name):
     torch.manual_seed(0)
+    if name in ("gptq", "awq"):
+        return tiny("llama", num_hidden_layers=1, hidden_size=64, intermediate_size=96)
     return tiny(name, num_hidden_layers=2 if name == "llama_tied" else 1)
 
 
@@ -57,7 +60,8 @@ def sequences(seed=1):
 
 
 def compressed(name="llama_tied", **options):
-    return compress_transformer(network(name), sequences(), {**RECIPE, **CASES[name]}, **options).network
+    recipe = {**RECIPE, **CASES[name]} if name in CASES else {**ROUNDED, "method": name}
+    return compress_transformer(network(name), sequences(), recipe, **options).network
 """
 
 #: Told which of the cases to take, "streamed" among them.
@@ -141,15 +145,16 @@ def alone(tmp_path_factory) -> Callable[..., Path]:
     return place_of
 
 
+FIRST = ("llama_tied", "bert", "gptq", "awq")
 OTHERS = ("llama", "streamed")
 
 
 @pytest.mark.parametrize(
     ("size", "names"),
     [
-        (2, ("llama_tied", "bert")),
+        (2, FIRST),
         pytest.param(2, OTHERS, marks=pytest.mark.slow),
-        pytest.param(3, ("llama_tied", "bert"), marks=pytest.mark.slow),
+        pytest.param(3, FIRST, marks=pytest.mark.slow),
         pytest.param(3, OTHERS, marks=pytest.mark.slow),
     ],
 )
@@ -222,7 +227,7 @@ def test_a_rank_that_ends(how: str, others: str, alone: Callable[..., Path], tmp
     kept = (blocks / "block-000.pt").stat().st_mtime_ns
     run_on_ranks(3, ENDING, tmp_path, "well", imported=TRANSFORMERS)
     assert (blocks / "block-000.pt").stat().st_mtime_ns == kept
-    assert (tmp_path / "file.0").read_bytes() == (alone("llama_tied", "bert") / "llama_tied.0").read_bytes()
+    assert (tmp_path / "file.0").read_bytes() == (alone(*FIRST) / "llama_tied.0").read_bytes()
 
 
 REFUSED = (
