@@ -38,7 +38,9 @@ def round_to(value: Tensor, dtype: str) -> Tensor:
 
     They survive if none overflows, no error is larger than the rounding of a number as large as the tensor's root
     mean square, and none is more than 1/32 of its own element: below 6e-5 float16 has fewer and fewer digits, and
-    below 6e-8 none. Otherwise the tensor comes back as it is, as integers and two-byte floats do.
+    below 6e-8 none. Of a tensor with two or more axes an element may lose digits, too, that a number as large as
+    the root mean square of its row, and of its column, has not: among millions some are always next to zero.
+    Otherwise the tensor comes back as it is, as integers and two-byte floats do.
 
     ``"fixed8"`` is fixed point of 8 bits: multiples of a power of two, 256 neighbouring ones. Where half a step is
     more than 1/16 of the median size, the tensor is rounded to float16 instead.
@@ -59,11 +61,24 @@ def round_to(value: Tensor, dtype: str) -> Tensor:
     # In float64, so that errors are not rounded themselves.
     exact = value.detach().double()
     # An element far below it may lose digits that its neighbours do not have
-    typical = (exact if finite else exact.nan_to_num(0.0, 0.0, 0.0)).square().mean().sqrt()
+    squares = (exact if finite else exact.nan_to_num(0.0, 0.0, 0.0)).square()
     size, error = exact[doubtful].abs(), (rounded[doubtful].double() - exact[doubtful]).abs()
     half_step = torch.finfo(DTYPES[dtype]).eps / 2
-    survives = (error <= half_step * size.clamp(min=float(typical))) & (error <= size / 32)
+    allowed = torch.maximum(size / 32, half_step * _size_of_neighbours(squares, doubtful))
+    survives = (error <= half_step * size.clamp(min=float(squares.mean().sqrt()))) & (error <= allowed)
     return rounded if bool(survives.all()) else value
+
+
+def _size_of_neighbours(squares: Tensor, chosen: Tensor) -> Tensor:
+    """Return the smaller root mean square of row and column of each chosen element; 0 of a vector's.
+
+    Both: what multiplies a row of tiny numbers, or a column of them, may be as large as they are small.
+    """
+    if squares.dim() < 2:
+        return squares.new_zeros(())
+    matrix = squares.flatten(1)
+    row, column = chosen.flatten(1).nonzero(as_tuple=True)
+    return torch.minimum(matrix.mean(1)[row], matrix.mean(0)[column]).sqrt()
 
 
 def _is_finite(value: Tensor) -> bool:

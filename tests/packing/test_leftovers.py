@@ -48,6 +48,29 @@ def test_every_value_comes_back(values, dtype):
     assert back.signbit().equal(value.signbit())
 
 
+class TestNextToZero:
+    """Of millions of numbers some are below float16's least; what is as large as they are must keep them."""
+
+    @pytest.fixture
+    def table(self):
+        table = 0.05 * torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+        table[7, 3] = 2e-8
+        return table
+
+    def test_a_table_with_such_a_number_takes_two_bytes_a_number(self, table):
+        rounded = round_to(table, "float16")
+        assert rounded.equal(table.half().float()) and rounded[7, 3] == 0
+        assert smallest_exact(rounded).dtype == torch.float16
+
+    @pytest.mark.parametrize("part", [(7, slice(None)), (slice(None), 3)], ids=["row", "column"])
+    def test_a_whole_row_or_column_of_them_stays(self, table, part):
+        table[part] *= 1e-6
+        assert round_to(table, "float16") is table
+
+    def test_in_a_vector_it_stays(self, table):
+        assert round_to(table.flatten(), "float16").equal(table.flatten())
+
+
 def test_float64_stays_where_float32_would_lose_a_value():
     value = torch.tensor([torch.finfo(torch.float64).max], dtype=torch.float64)
     assert smallest_exact(value).equal(value) and smallest_exact(value).dtype == torch.float64
