@@ -221,7 +221,7 @@ def _newer(content):
     [
         (_truncated, "truncated"),
         (_altered, "damaged: their checksum does not fit"),
-        (_newer, "format version 9, this program reads up to 5: update sqs-pyro"),
+        (_newer, "format version 9, this program reads up to 6: update sqs-pyro"),
         (lambda content: content[:5], "has only 5 bytes"),
         (lambda content: b"not a packed file at all", "not a safetensors file"),
     ],

@@ -125,7 +125,7 @@ def test_intact_bytes_that_do_not_decode(checkpoint):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"format_version": 3}, "has format version 4, this program reads up to 3: update sqs-pyro"),
+        ({"format_version": 4}, "has format version 4, this program reads up to 3: update sqs-pyro"),
         ({"format_version": "1"}, "format version is '1', which is not a number"),
         ({"surprise": 1}, "unknown key 'surprise': fetch config.json again, or update"),
         ({"tensors": [1]}, "'tensors' is a list, but should be an object"),
