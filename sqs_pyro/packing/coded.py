@@ -166,6 +166,12 @@ def scaled(values: Tensor, scales: Tensor | None) -> Tensor:
     return (values.reshape(*scales.shape, -1) * scales.unsqueeze(-1)).view(values.shape)
 
 
+def rounded_scales(scales: Tensor) -> Tensor:
+    """Return positive scales as a file has them, float16 in float32: none is 0 or infinite, or has lost digits."""
+    limits = torch.finfo(torch.float16)
+    return scales.clamp(limits.smallest_normal, limits.max).half().float()
+
+
 def block_scales(scales: Tensor, blocks: int) -> Tensor:
     """Return scales ``[N]`` or ``[N, B]`` as one for each of so many equal blocks, ``[N, blocks]``.
 

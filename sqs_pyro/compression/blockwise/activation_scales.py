@@ -20,7 +20,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
+from sqs_pyro.compression.blockwise.laplace import LayerLikelihood, added
 from sqs_pyro.compression.blockwise.rounding import rounded
 from sqs_pyro.compression.blockwise.shares import Shares
 
@@ -37,16 +37,14 @@ def activation_moments(inputs: Iterable[Tensor], shares: Shares) -> tuple[Tensor
     """
     left = iter(inputs)
 
-    def sums(part: slice) -> list[Tensor]:
-        found: list[Tensor] = []
-        for x in itertools.islice(left, part.stop - part.start):
-            with torch.autocast(x.device.type, enabled=False):
-                x = x.reshape(-1, x.shape[-1]).float()
-                each = [x.abs().sum(0), x.T @ x, x.new_tensor(len(x))]
-            found = [total.add_(value) for total, value in zip(found, each, strict=True)] if found else each
-        return found
+    def moments(x: Tensor) -> list[Tensor]:
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.reshape(-1, x.shape[-1]).float()
+            return [x.abs().sum(0), x.T @ x, x.new_tensor(len(x))]
 
-    sizes, moment, count = shares.sums(sums)
+    sizes, moment, count = shares.sums(
+        lambda part: added(map(moments, itertools.islice(left, part.stop - part.start)))
+    )
     return sizes / count, moment
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from sqs_pyro.compression.blockwise.bit_budget import rounded_entropy
 from sqs_pyro.distributions.kmeans import kmeans_1d
 from sqs_pyro.errors import RecipeError
+from sqs_pyro.packing.layouts import SCALE_BYTES
 
 _POWERS = ((0.5, 0.0), (1.0, 0.0))  # of g^-½, and of σ
 _WITH_SIZES = (*_POWERS, (0.0, 1.0), (0.5, 0.5))
@@ -34,7 +35,7 @@ _STEP = 0.5  # of the grid they are compared on, in root mean squares of the wei
 _LARGEST = 1024.0  # of a scale, and of its inverse: outputs that never matter would have any
 _SAMPLE = 1 << 16  # weights that are looked at
 _CLUSTERED = 1 << 13  # weights whose best few values are found
-_SCALE_BITS = 16
+_SCALE_BITS = 8 * SCALE_BYTES
 
 
 def channel_scales(weight: Tensor, importance: Tensor, *, by_size: bool = False) -> Tensor | None:

@@ -20,10 +20,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sqs_pyro.compression.blockwise.first_codewords import clusters, few, grid, is_few, with_zero
+from sqs_pyro.compression.blockwise.first_codewords import (
+    clusters,
+    even_grid,
+    few,
+    is_few,
+    merged_grid,
+    with_zero,
+)
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
 from sqs_pyro.compression.finetune.rate_distortion import fit_symbol_prior
 from sqs_pyro.distributions.uniform_grid import grid_numbers
+from sqs_pyro.packing.coded import rounded_scales
 
 _PRECISION = 1e-8  # of the codewords' normal equations, as a share of the squared residual at the start
 _STEPS = 24  # tried between that of β and one that reaches the largest weight
@@ -48,9 +56,10 @@ class FreeCodebook:
         self._clusters: Tensor | None = None
 
     def start(self, likelihood: LayerLikelihood, beta: float) -> tuple[Tensor, Tensor]:
-        """Return the even grid of β, see :func:`grid`, or where that has too many values :func:`few`."""
-        if not is_few(likelihood, beta, self.max_components):
-            return grid(likelihood, beta, self.max_components)
+        """Return the even grid of β, merged to K values, or where they are too few for it those of :func:`few`."""
+        even = even_grid(likelihood, beta)
+        if not is_few(even, self.max_components):
+            return merged_grid(even, self.max_components, likelihood)
         if self._clusters is None:  # which is the same for every β
             self._clusters = clusters(likelihood, self.max_components)
         return few(likelihood, beta, self._clusters)
@@ -120,13 +129,12 @@ class UniformCodebook:
         along, square = torch.cat(units, 1) if units else otherwise.new_zeros(2, 0)
         found = along / square
         usable = (square > 0) & (found > 0)
-        limits = torch.finfo(torch.float16)
-        found = torch.where(usable, found, otherwise.to(found)).float()
-        return found.clamp(limits.smallest_normal, limits.max).half().float()
+        return rounded_scales(torch.where(usable, found, otherwise.to(found)).float())
 
     def _quadratic(self, likelihood: LayerLikelihood, symbols: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         """Return ``n_iᵀ H w̄_i`` and ``n_iᵀ H n_i`` of each row of a unit."""
-        n = weights_of(likelihood, symbols, self.places, part)
+        n = with_zero(self.places).to(likelihood.mean)[symbols[part].long()]
+        n = n if likelihood.units is None else n * likelihood.units[part]
         image = n @ likelihood.curvature
         return (image * likelihood.mean[part]).sum(1), (image * n).sum(1)
 
@@ -209,12 +217,12 @@ def best_parts(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor) 
     Returns:
         float16 in float32 ``[n, B]``; of a part of zeros alone, or one that should change its sign, as it was.
     """
-    assert likelihood.parts is not None
-    found, limits = likelihood.parts.clone(), torch.finfo(torch.float16)
+    assert likelihood.parts is not None and likelihood.units is not None
+    found = likelihood.parts.clone()
     size = likelihood.mean.shape[1] // found.shape[1]
     for unit in likelihood.shares.parts:
         n = with_zero(codewords).to(likelihood.mean)[symbols[unit].long()]
-        difference = weights_of(likelihood, symbols, codewords, unit) - likelihood.mean[unit]
+        difference = n * likelihood.units[unit] - likelihood.mean[unit]
         slope = difference @ likelihood.curvature  # [r, M], kept up to date
         for _ in range(_SWEEPS):
             for b in range(found.shape[1]):
@@ -224,14 +232,7 @@ def best_parts(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor) 
                 before = found[unit, b]
                 best = before - along / square
                 usable = (square > 0) & (best > 0)
-                best = best.clamp(limits.smallest_normal, limits.max).half().to(found)
-                change = torch.where(usable, best - before, torch.zeros_like(before))
+                change = torch.where(usable, rounded_scales(best).to(found) - before, torch.zeros_like(before))
                 slope += change[:, None] * image
                 found[unit, b] = before + change
     return found
-
-
-def weights_of(likelihood: LayerLikelihood, symbols: Tensor, codewords: Tensor, part: slice) -> Tensor:
-    """Return the weights that symbols ``[n, M]`` stand for, of a unit of rows, times scales of their parts."""
-    weight = with_zero(codewords).to(likelihood.mean)[symbols[part].long()]
-    return weight if likelihood.units is None else weight * likelihood.units[part]

@@ -34,7 +34,7 @@ def grid(likelihood: LayerLikelihood, beta: float, max_components: int = MAX_COM
     Returns:
         codewords ``[K]``, ascending, and their rates in nats, ``[1 + K]``, zero first.
     """
-    return _without_zero(_even_grid(likelihood, beta), max_components, likelihood)
+    return merged_grid(even_grid(likelihood, beta), max_components, likelihood)
 
 
 def few(likelihood: LayerLikelihood, beta: float, codewords: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,10 +64,9 @@ def few(likelihood: LayerLikelihood, beta: float, codewords: Tensor) -> tuple[Te
     return codewords.sort().values.to(likelihood.mean), rates
 
 
-def is_few(likelihood: LayerLikelihood, beta: float, num_components: int) -> bool:
-    """Return whether K values are too few for the even grid that β asks for: by its entropy."""
-    counts = _even_grid(likelihood, beta).counts
-    entropy = float(torch.special.entr(counts / counts.sum()).sum())
+def is_few(even: Histogram, num_components: int) -> bool:
+    """Return whether K values are too few for weights at an even grid: by their entropy."""
+    entropy = float(torch.special.entr(even.counts / even.counts.sum()).sum())
     return entropy > math.log(1 + num_components) - _SPARE
 
 
@@ -82,7 +81,7 @@ def clusters(likelihood: LayerLikelihood, num_components: int) -> Tensor:
     return others if len(others) else values.new_ones(1)  # of a layer of zeros: one that is never chosen
 
 
-def _even_grid(likelihood: LayerLikelihood, beta: float) -> Histogram:
+def even_grid(likelihood: LayerLikelihood, beta: float) -> Histogram:
     """Return the weights at the even grid of β."""
     found, reach = likelihood.histogram, likelihood.reach
     # No finer than the histogram.
@@ -93,7 +92,7 @@ def _even_grid(likelihood: LayerLikelihood, beta: float) -> Histogram:
     return Histogram(values, *found.gathered((found.values / step).round().long() + half, len(values)))
 
 
-def _without_zero(grid: Histogram, max_components: int, likelihood: LayerLikelihood) -> tuple[Tensor, Tensor]:
+def merged_grid(grid: Histogram, max_components: int, likelihood: LayerLikelihood) -> tuple[Tensor, Tensor]:
     """Return the values of a grid that weights are at, but for zero, merged to K, and the rates of all symbols."""
     half, used = len(grid.values) // 2, grid.counts > 0
     used[half] = False  # zero is no codeword

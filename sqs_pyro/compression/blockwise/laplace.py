@@ -332,14 +332,23 @@ def input_moments(pairs: Iterable[tuple[Tensor, Tensor]], shares: Shares | None 
 
 def _moments(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """Return ``Σ x' x'ᵀ`` and, unless x' is x itself, ``Σ x x'ᵀ``."""
-    found: list[Tensor] = []
-    for before, after in pairs:
+
+    def products(before: Tensor, after: Tensor) -> list[Tensor]:
         with torch.autocast(after.device.type, enabled=False):  # sums in bfloat16 are not positive definite
             x, seen = (value.reshape(-1, value.shape[-1]).float() for value in (before, after))
             # [n, M] -> [M, M]
-            products = [seen.T @ seen] if before is after else [seen.T @ seen, x.T @ seen]
-        # Added in place: a second [M, M] of the widest layer would be the peak of memory.
-        found = [total.add_(each) for total, each in zip(found, products, strict=True)] if found else products
+            return [seen.T @ seen] if before is after else [seen.T @ seen, x.T @ seen]
+
+    found = added(products(before, after) for before, after in pairs)
     if not found:
         raise NetworkError("The curvature of a layer needs at least one minibatch of its inputs.")
+    return found
+
+
+def added(values: Iterable[list[Tensor]]) -> list[Tensor]:
+    """Return sums, tensor by tensor, in the first ones' memory; none of nothing."""
+    found: list[Tensor] = []
+    for each in values:
+        # In place: a second [M, M] of the widest layer would be the peak of memory.
+        found = [total.add_(value) for total, value in zip(found, each, strict=True)] if found else each
     return found

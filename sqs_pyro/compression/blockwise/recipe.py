@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from sqs_pyro.arguments import is_whole
 from sqs_pyro.compression.layers import OwnSettings, of_layer
+from sqs_pyro.packing.layouts import SCALE_BYTES
 from sqs_pyro.recipes import MAX_SEED, RecipeSection
 
 #: Keys that change how a network is compressed, but nothing in what comes of it.
@@ -18,7 +19,7 @@ SIZE = {"bits", "megabytes"}
 BEHIND_BLOCKS = {"finish_steps"}
 # Bits by which the entropy of a layer's symbols stays below log2 of their number, about, when none is left out.
 _UNUSED = 0.25
-_SCALE_BITS = 16
+_SCALE_BITS = 8 * SCALE_BYTES
 _NEAR = 1.0  # bits that layers which matter may have beyond the average
 _MOST_BITS = 8.0
 #: Methods that round to whole numbers of a fixed width.

@@ -23,7 +23,7 @@ from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
 from sqs_pyro.compression.blockwise.sequential_coding import Coding, code_sequentially
 from sqs_pyro.distributions.uniform_grid import grid_numbers
 from sqs_pyro.packing import CodedTensor
-from sqs_pyro.packing.coded import scaled
+from sqs_pyro.packing.coded import rounded_scales, scaled
 
 _CLIPPED = [1 - i / 20 for i in range(10)]  # shares of the largest weight, of AWQ's code
 
@@ -107,10 +107,9 @@ def _grouped(weight: Tensor, group_size: int | None) -> Tensor:
 
 def _scales(weight: Tensor, num_components: int) -> Tensor:
     """Return scales of a weight ``[n, B, M / B]``, float16 in float32 ``[n, B]``."""
-    largest, limits = weight.abs().amax(2).float(), torch.finfo(torch.float16)
+    largest = weight.abs().amax(2).float()
     # Of weights of zeros alone any scale is as good.
-    scales = torch.where(largest > 0, 2 * largest / num_components, torch.ones_like(largest))
-    return scales.clamp(limits.smallest_normal, limits.max).half().float()
+    return rounded_scales(torch.where(largest > 0, 2 * largest / num_components, torch.ones_like(largest)))
 
 
 def _by_row(scales: Tensor) -> Tensor:

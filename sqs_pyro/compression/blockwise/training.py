@@ -20,7 +20,7 @@ from sqs_pyro.inference.guides.spike_gmm import SpikeGMMGuide
 from sqs_pyro.models import BayesianNetwork
 from sqs_pyro.networks.block_stack import BlockArguments, run_block
 from sqs_pyro.packing import CodedTensor
-from sqs_pyro.packing.coded import scaled
+from sqs_pyro.packing.coded import rounded_scales, scaled
 
 #: Codewords that a latent would pass in all steps together, were its gradient always of one sign and the rate its
 #: highest; as rates fall to nothing, half of them.
@@ -166,8 +166,7 @@ class ScaledLinear(nn.Module):
     @property
     def scales(self) -> Tensor:
         """The scales as a file has them: float16 in float32."""
-        limits = torch.finfo(torch.float16)
-        return self.log_scales.detach().float().exp().clamp(limits.tiny, limits.max).half().float().cpu()
+        return rounded_scales(self.log_scales.detach().float().exp()).cpu()
 
 
 @contextmanager
