@@ -1,5 +1,6 @@
 """The paper's tables: recipes are valid, run on made data, and tell the file's size and what was published."""
 
+import contextlib
 import io
 import json
 import math
@@ -10,6 +11,7 @@ import pytest
 import scipy.stats
 import torch
 from kits.cifar import write_cifar
+from kits.image_directory import write_photos
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -17,6 +19,7 @@ from sqs_pyro import load, size_report
 from sqs_pyro.cli import app
 from sqs_pyro.errors import DataError, RecipeError
 from sqs_pyro.reporting.reproduced_tables import reproduced_tables
+from sqs_pyro.runs.images import run
 from sqs_pyro.runs.kinds import load_any_recipe
 from sqs_pyro.studies import made, reproduction
 from sqs_pyro.studies.recipe import cells
@@ -26,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("blank_pictures")
 
 PAPER = Path(reproduction.__file__).parent / "paper"
 ROWS = [(name, row) for name in table_names() for row in load_table(name).rows]
+_RUN_ABOVE = ("sst2_qwen", "cifar10_resnet20")  # by tests of their own
 
 
 def test_the_repository_shows_the_packages_recipes(pytestconfig):
@@ -117,9 +121,19 @@ def test_a_row_of_images_by_the_command(tmp_path):
     assert line["published"] is None and line["nonzero_rate"] == pytest.approx(0.5, abs=1e-3)
 
 
+@pytest.mark.parametrize(("name", "row"), [each for each in ROWS if each[1] not in _RUN_ABOVE])
+def test_every_row_runs_on_made_data(name, row, tmp_path):
+    """SQS alone; of images few layers, for the others take their time."""
+    pytest.importorskip("transformers")
+    few = ["compression.include=[1.0.conv1, fc.weight]"] if name.startswith("cifar") else []
+    (line,) = reproduce(name, "tiny", tmp_path, rows=[row], methods=["SQS"], changes=few)["rows"]
+    rate = load_any_recipe(PAPER / f"{row}.yaml").compression.nonzero_rate
+    assert line["errors"] == {} and line["nonzero_rate"] == pytest.approx(rate, abs=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "row"), ROWS)
-def test_every_row_runs_on_made_data(name, row, tmp_path):
+def test_every_method_of_every_row_runs_on_made_data(name, row, tmp_path):
     pytest.importorskip("transformers")
     document = reproduce(name, "tiny", tmp_path, rows=[row])
     assert [line["errors"] for line in document["rows"]] == [{}] * len(load_table(name).methods)
@@ -194,6 +208,33 @@ def test_every_full_row_starts_with_a_part_of_its_data(name, row, tmp_path, monk
         first_epoch("baseline", planned, changes=changes)
         changes.append("baseline.epochs=1")
     first_epoch("compression", epochs, changes=changes)
+
+
+@pytest.mark.parametrize("tiny", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["tiny", "full"])
+def test_imagenets_layout_starts(tiny, tmp_path):
+    """It is in no table: few small images and two layers, then its own size and all layers to the first epoch."""
+    root = write_photos(tmp_path / "photos", train=6, test=2)
+    few = [f"data.root={root}", "data.num_workers=0", "network.options.weights=null"]
+    few += ["data.batch_size=4", "compression.precision=float32"]
+    if tiny:
+        few += [
+            "data.image_size=32",
+            "compression.epochs=2",
+            "compression.include=[layer1.0.conv1, fc.weight]",
+            "bounds=null",
+        ]
+    recipe = load_any_recipe(PAPER / "imagenet_resnet18.yaml", few)
+    seen = []
+
+    def stop(stage, done, total, text):
+        seen.append(stage)
+        if not tiny and stage == "compression" and done >= total / recipe.compression.epochs:
+            raise KeyboardInterrupt
+
+    with contextlib.nullcontext() if tiny else pytest.raises(KeyboardInterrupt):
+        size = run(recipe, tmp_path / "out", progress=stop)["size"]
+        assert size["nonzeros"] == round(0.5 * size["num_weights"])
+    assert "compression" in seen
 
 
 def test_sentences_are_of_their_topics(tmp_path):
