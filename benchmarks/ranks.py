@@ -8,7 +8,7 @@ longest, by what it was doing:
 
 * ``gradients``: importance of outputs; ``calibration``: blocks at work, and moments of inputs;
 * ``coding``: E- and M-steps; ``factors``: of the curvature, which every rank computes in full, but those of the
-  forecast; ``other``;
+  forecast; ``packing``: of weights, each by one rank; ``other``;
 * ``waiting``: until the last rank comes to a message, told from when each has come to it; ``communication``: the
   messages. With ``--clock processor`` no rank has waited.
 
@@ -113,6 +113,7 @@ class Phases:
             module.input_moments = self.of("calibration", module.input_moments)
         one_block.relative_error = self.of("calibration", one_block.relative_error)
         one_block.coded_weight = self.of("coding", one_block.coded_weight)
+        blocks.pack_tensor = self.of("packing", blocks.pack_tensor)
         forecast.output_importance = self.of("gradients", forecast.output_importance)
         LayerLikelihood.given_inputs = self.of("coding", LayerLikelihood.given_inputs)
         laplace._cholesky = self.of("factors", laplace._cholesky)

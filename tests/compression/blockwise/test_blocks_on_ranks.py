@@ -19,6 +19,7 @@ from sqs_pyro.ranks import Ranks
 SETUP = """
 import contextlib
 import io
+import itertools
 import json
 import os
 import signal
@@ -36,6 +37,7 @@ from sqs_pyro.errors import DataError, RankError, RecipeError
 from sqs_pyro.compression.blockwise import codebooks
 from sqs_pyro.compression.blockwise.one_block import BlockCoder
 from sqs_pyro.integrations.checkpoint import compress_checkpoint
+from sqs_pyro.packing.layouts import PackedTensor
 from sqs_pyro.ranks import Ranks, ranks, started
 
 place = Path(sys.argv[1])
@@ -104,8 +106,15 @@ def best_codewords(*args, best=codebooks.best_codewords):
 
 def gathered(values, *rest):
     sent.pop("bytes", None)
-    symbols = isinstance(values[0], torch.Tensor) and values[0].dtype == torch.uint8
-    return {"symbols": sum(map(len, values)) * values[0].shape[1]} if symbols else {}
+    if isinstance(values[0], torch.Tensor) and values[0].dtype == torch.uint8:
+        return {"symbols": sum(map(len, values)) * values[0].shape[1]}
+    every = list(itertools.chain.from_iterable(each.values() for each in values if isinstance(each, dict)))
+    if every and isinstance(every[0], PackedTensor):
+        return {"packed": sum(each.num_bytes for each in every)}
+    if every and isinstance(every[0], tuple):  # layers that one rank has coded
+        symbols = sum(coded.codes.nbytes + coded.mask.nbytes for coded, _ in every)
+        return {"whole": len(every), "symbols": symbols, "groups": 1}
+    return {}
 
 
 def streamed():
@@ -182,11 +191,16 @@ def _check_counts(sent: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None
         "rounds": 1,
         "units": 4,
     }
-    weights = 2 * 7 + 1  # of each codewords are chosen twice
+    assert (sent["whole"], sent["groups"]) == (2 * 4, 2 * 2)  # of each block k and v, gate and up
+    weights = 2 * (7 - 4) + 1  # the others, of each of which codewords are chosen twice
     monkeypatch.setattr(time_plan, "_GRADIENT_STEPS", sent["of codewords"] / (2 * weights) - 1)
     planned = plan_time(net, 14, 10, recipe, MACHINES["cpu"], streamed=False, ranks=2).sent
     assert (planned.summed, planned.symbols) == (sent["summed"], sent["symbols"])
-    gathered = 2 * weights + 2  # the largest weight, its symbols; behind each block whether to stop
+    # The largest weight, its symbols; whole layers; behind each block whether to stop, and what is packed.
+    gathered = 2 * weights + 2 * 2 + 2 * 2
+    assert planned.packed == pytest.approx(
+        sent["packed"], rel=0.5
+    )  # codebooks are half of weights as few as these
     assert planned.number == 2 * sent["large"] + sent["small"] + gathered
 
 
