@@ -69,6 +69,8 @@ from sqs_pyro.fingerprint import (
 from sqs_pyro.inference.diagnostics import uncompressed
 from sqs_pyro.inference.findings import Finding, finding, unrepeatable
 from sqs_pyro.kernels import packed_network
+from sqs_pyro.kernels.decode import decode
+from sqs_pyro.kernels.weight import PackedWeight
 from sqs_pyro.models.likelihoods import categorical_last
 from sqs_pyro.models.observation import Likelihood
 from sqs_pyro.networks.block_stack import BlockArguments, BlockStack, called_as
@@ -78,7 +80,7 @@ from sqs_pyro.networks.residency import InMemory, Residency, resident_fingerprin
 from sqs_pyro.packing import CodedTensor, size_report
 from sqs_pyro.packing.layouts import PackedTensor, pack_tensor
 from sqs_pyro.packing.leftovers import round_leftovers
-from sqs_pyro.packing.stored import check_storable
+from sqs_pyro.packing.stored import check_storable, stored_weights
 from sqs_pyro.ranks import ranks
 from sqs_pyro.reporting.printed import Printed, Report
 from sqs_pyro.shipping.agreement import check_agreement
@@ -521,8 +523,11 @@ class _Run:
 
     @torch.no_grad()
     def compare(self, finished: nn.Module, packed: nn.Module) -> list[Finding]:
-        """Check on one example that the packed network computes what ``finished`` does with the coded weights."""
-        finished = self._with_weights(finished)
+        """Check on one example that the packed network computes what ``finished`` does with decoded weights."""
+        for name, weight in stored_weights(packed, every_name=True).items():
+            if name in self.packed:  # of shared ones one name
+                assert isinstance(weight, PackedWeight)
+                finished.get_parameter(name).copy_(decode(weight.args))
         example = next(split_examples(self.minibatches[0], 1))  # enough to tell networks apart
         found = check_agreement(finished, packed, example)
         return [] if found is None else [unrepeatable(found.relative)]
