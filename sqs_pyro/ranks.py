@@ -156,6 +156,27 @@ class Ranks:
             raise failed
         return value  # type: ignore[return-value]
 
+    def of_each(self, call: Callable[[], T]) -> list[T]:
+        """Return what each rank's call gives, in their order, on each of them.
+
+        Raises:
+            SQSError: the first rank's whose call has failed, on each.
+            RankError: another rank has ended.
+        """
+        if self.size == 1:
+            return [call()]
+        value: T | None = None
+        failed: SQSError | None = None
+        try:
+            value = call()
+        except SQSError as error:
+            failed = error
+        told = self.gathered((value, failed))
+        for _, of_rank in told:
+            if of_rank is not None:
+                raise of_rank
+        return [own for own, _ in told]  # type: ignore[misc]
+
     def gathered(self, value: T) -> list[T]:
         """Return every rank's value, in their order, on each of them.
 
