@@ -14,7 +14,7 @@ longest, by what it was doing:
 
 ``processor`` is the most seconds that a rank has had of a processor: less than it took where it waited, or where
 others used the processors, too. ``--clock processor`` counts phases in these, and ``critical`` is then how long it
-takes ranks that have a processor each: from message to message the seconds of the rank that has had most, added up.
+takes ranks that have a processor each: from message to message the seconds of the rank that has most, added up.
 
 Writes ``ranks.json`` beside this file.
 
