@@ -36,7 +36,7 @@ _ROUNDED = {"rtn": 2.0, "gptq": 2.5, "awq": 2.0 + _ALPHAS + 10}
 #: Numbers that are gone through for each weight in a product by symbols, and in the look at the weights before.
 _OF_PRODUCT, _OF_LOOK = 4, 4
 #: The same for a logit of which a label is drawn and a gradient taken, and for one whose variance is summed up.
-_DRAWN, _SAID = 40, 8
+_DRAWN, _SAID = 28, 8
 #: Operations on M³, in float64: a factor; a factor and its inverse, by eighths of the columns; the traces by which
 #: a table that is read at both ends weighs its two curvatures, with the factor of their sum.
 _FACTOR, _CONDITIONING, _TRACES = 1 / 3, 1 / 3 + 0.4, 1 / 3 + 4
