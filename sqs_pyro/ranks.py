@@ -8,7 +8,7 @@ consecutive units; a rank more or less moves where additions are done, never whi
 
 import os
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -156,6 +156,27 @@ class Ranks:
             raise failed
         return value  # type: ignore[return-value]
 
+    def of_each(self, call: Callable[[], T]) -> list[T]:
+        """Return what each rank's call gives, in their order, on each of them.
+
+        Raises:
+            SQSError: the first rank's whose call has failed, on each.
+            RankError: another rank has ended.
+        """
+        if self.size == 1:
+            return [call()]
+        value: T | None = None
+        failed: SQSError | None = None
+        try:
+            value = call()
+        except SQSError as error:
+            failed = error
+        told = self.gathered((value, failed))
+        for _, of_rank in told:
+            if of_rank is not None:
+                raise of_rank
+        return [own for own, _ in told]  # type: ignore[misc]
+
     def gathered(self, value: T) -> list[T]:
         """Return every rank's value, in their order, on each of them.
 
@@ -168,6 +189,32 @@ class Ranks:
         with failing_together():
             dist.all_gather_object(values, value)
         return values
+
+    def dealt(self, costs: Mapping[str, float], of: Callable[[str], T]) -> dict[str, T]:
+        """Return what ``of`` gives for each name, in their order, on each rank; one rank makes it of each.
+
+        What comes from another rank is pickled.
+
+        Args:
+            costs: by name, see :func:`owners_of`.
+            of: from a name; no rank may wait for another in it.
+
+        Raises:
+            RankError: another rank has ended.
+        """
+        owners = owners_of(costs, self.size)
+        return self.every({name: of(name) for name, owner in owners.items() if owner == self.rank}, costs)
+
+    def every(self, own: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:
+        """Return the values of some names, in their order, each of which one rank has; on each of them.
+
+        Raises:
+            RankError: another rank has ended.
+        """
+        made: dict[str, T] = {}
+        for each in self.gathered(own):
+            made |= each
+        return {name: made[name] for name in names}
 
     def wait(self) -> None:
         """Wait until every rank is here.
@@ -222,6 +269,20 @@ class OrderedSum:
         return total
 
 
+def owners_of(costs: Mapping[str, float], ranks: int) -> dict[str, int]:
+    """Return which rank something goes to: the dearest first, to the rank that has least so far.
+
+    Args:
+        costs: by name, in any unit.
+        ranks: how many there are.
+    """
+    loads, found = [0.0] * ranks, {}
+    for name in sorted(costs, key=lambda each: -costs[each]):  # stable: all ranks deal alike
+        found[name] = loads.index(min(loads))
+        loads[found[name]] += costs[name]
+    return found
+
+
 def _all_gather(into: Tensor, own: Tensor) -> None:
     # Its older name, which warns from torch 2.13 on.
     all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -232,6 +293,7 @@ def _share(rank: int, size: int, units: int) -> range:
     return range(rank * units // size, (rank + 1) * units // size)
 
 
+@cache  # for each of thousands of small sums it is asked anew
 def _branches(units: range) -> list[tuple[int, int]]:
     """Return which branches summing these units leaves."""
     places = OrderedSum(len(units))

@@ -1,6 +1,6 @@
 """How good a classifier is, and how far its probabilities can be trusted."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from sqs_pyro.networks.calling import device_of, move_to, output_tensor
 from sqs_pyro.networks.checks import check_runs
 from sqs_pyro.networks.minibatches import minibatches
 from sqs_pyro.networks.modes import evaluating
+from sqs_pyro.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,37 @@ def figures_of_classes(log_p: Tensor, y: Tensor) -> dict[str, Any]:
     return {**found, "reliability": reliability_curve(log_p.exp(), labels).to_dict()}
 
 
-def accuracy(net: nn.Module, loader: Iterable[Any], likelihood: str | Likelihood = "categorical") -> float:
-    """Return the share of examples whose most probable class is right; arguments as of :func:`evaluate`."""
-    return evaluate(net, loader, likelihood).accuracy
+@isolating("net", sees_parameters=True, sees_autocast=True)
+@torch.no_grad()
+def accuracy(
+    net: nn.Module, loader: Iterable[Any], likelihood: str | Likelihood = "categorical", ranks: Ranks = ALONE
+) -> float:
+    """Return the share of examples whose most probable class is right; arguments and errors as :func:`evaluate`.
+
+    Args:
+        ranks: that share the minibatches, which each of them has all of, and call this together.
+    """
+
+    def counts() -> Tensor | None:
+        found = None
+        for log_p, y in _predictions(net, loader, likelihood, ranks):
+            _check_labels(log_p, y)
+            right = log_p.argmax(-1) == (y.argmax(-1) if y.dim() == 2 else y)
+            one = torch.stack([right.sum(), right.new_tensor(len(y), dtype=torch.int64)])
+            found = one if found is None else found + one
+        return None if found is None else found.cpu()
+
+    known = [each for each in ranks.of_each(counts) if each is not None]
+    if not known:
+        raise DataError(_EMPTY)
+    right, total = sum(known, torch.zeros(2, dtype=torch.int64)).tolist()
+    if not total:
+        raise DataError(_LEFT_OUT)
+    return right / total
+
+
+_EMPTY = "There is no example to evaluate on: the loader is empty."
+_LEFT_OUT = "There is no label to evaluate on: all of them are left out."
 
 
 @isolating("net", sees_parameters=True, sees_autocast=True)
@@ -81,12 +110,24 @@ def predict(
 
     Labels that are probabilities come as they are, ``[n, C]``. Arguments and errors as :func:`evaluate`.
     """
+    found = list(_predictions(net, loader, likelihood))
+    if not found:
+        raise DataError(_EMPTY)
+    log_probs, labels = zip(*found, strict=True)
+    return torch.cat(log_probs), torch.cat(labels)
+
+
+def _predictions(
+    net: nn.Module, loader: Iterable[Any], likelihood: str | Likelihood, ranks: Ranks = ALONE
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield log-probabilities and labels of each minibatch that is this rank's."""
     check_runs(net)
     how = resolve(likelihood)
     device = device_of(net)
-    log_probs, labels = [], []
     with evaluating(net):
         for number, (x, y) in enumerate(minibatches(loader, net, "evaluation"), 1):
+            if number % ranks.size != ranks.rank:
+                continue
             name = f"Evaluation minibatch {number}"
             x, y = move_to(x, device), y.to(device)
             output = run(net, x, name)
@@ -97,11 +138,7 @@ def predict(
             if log_p.isnan().any():  # is it the data? Only if not, the network is to blame
                 check_inputs(x, name)
                 raise NetworkError(f"{type(net).__name__} gives NaN for finite inputs: check its weights.")
-            log_probs.append(log_p)
-            labels.append(y)
-    if not labels:
-        raise DataError("There is no example to evaluate on: the loader is empty.")
-    return torch.cat(log_probs), torch.cat(labels)
+            yield log_p, y
 
 
 def _rows(likelihood: Likelihood, output: Any, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,6 +186,13 @@ def largest_difference(first: nn.Module, second: nn.Module, loader: Iterable[Any
     return float(torch.stack(differences).max())
 
 
+def _check_labels(log_p: Tensor, y: Tensor) -> None:
+    if y.dim() == 2:
+        check_observation(ClassProbabilities(log_p), y, "Labels")
+    else:
+        check_labels(y, log_p.shape[-1])
+
+
 def summarise(log_p: Tensor, y: Tensor) -> Evaluation:
     """Sum up predictions.
 
@@ -162,14 +206,13 @@ def summarise(log_p: Tensor, y: Tensor) -> Evaluation:
     """
     classes, p = log_p.shape[-1], log_p.exp()
     if not len(y):
-        raise DataError("There is no label to evaluate on: all of them are left out.")
+        raise DataError(_LEFT_OUT)
+    _check_labels(log_p, y)
     if y.dim() == 2:
-        check_observation(ClassProbabilities(log_p), y, "Labels")
         target, y = y, y.argmax(-1)
         # 0 log 0 is 0, where torch would have NaN.
         nll = float(-(target * log_p.double()).masked_fill(target == 0, 0.0).sum(-1).mean())
     else:
-        check_labels(y, classes)
         target, nll = F.one_hot(y, classes), float(F.nll_loss(log_p.double(), y))
     return Evaluation(
         accuracy=float((log_p.argmax(-1) == y).double().mean()),

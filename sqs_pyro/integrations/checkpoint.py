@@ -121,7 +121,8 @@ def plan_checkpoint(
     net = empty_network(Path(checkpoint), torch.float32)
     what, streamed = (net, sequences, length, recipe), recipe.streamed
     memory = plan_memory(*what, streamed=streamed, ranks=ranks)
-    time, alone = (plan_time(*what, machine, streamed=streamed, ranks=each) for each in (ranks, 1))
+    time = plan_time(*what, machine, streamed=streamed, ranks=ranks)
+    alone = time if ranks == 1 else plan_time(*what, machine, streamed=streamed, ranks=1)
     return CheckpointPlan(
         memory, time, alone, None if device_memory is None else unfit(*what, device_memory, ranks=ranks)
     )

@@ -30,6 +30,7 @@ LEFTOVER_DTYPES = ("float16", "bfloat16", "float32", "fixed8")  # what parameter
 _STEPS = 255  # from the smallest to the largest of a tensor's numbers in fixed point
 _HEAD = 3  # bytes in front of such numbers: their exponent, and the least of them
 _FEWEST = 8  # numbers, of which they pay for that
+_CHUNK = 1 << 16  # numbers of a tensor that are squared at a time
 _SAMPLE = 4096  # numbers that are looked at before all of a large tensor
 
 
@@ -59,26 +60,35 @@ def round_to(value: Tensor, dtype: str) -> Tensor:
     if not doubtful.any():
         return rounded
     # In float64, so that errors are not rounded themselves.
-    exact = value.detach().double()
-    # An element far below it may lose digits that its neighbours do not have
-    squares = (exact if finite else exact.nan_to_num(0.0, 0.0, 0.0)).square()
-    size, error = exact[doubtful].abs(), (rounded[doubtful].double() - exact[doubtful]).abs()
+    few = value.detach()[doubtful].double()
+    size, error = few.abs(), (rounded[doubtful].double() - few).abs()
+    mean, neighbours = _mean_squares(
+        value.detach() if finite else value.detach().nan_to_num(0.0, 0.0, 0.0), doubtful
+    )
     half_step = torch.finfo(DTYPES[dtype]).eps / 2
-    allowed = torch.maximum(size / 32, half_step * _size_of_neighbours(squares, doubtful))
-    survives = (error <= half_step * size.clamp(min=float(squares.mean().sqrt()))) & (error <= allowed)
+    # An element far below it may lose digits that its neighbours do not have.
+    allowed = torch.maximum(size / 32, half_step * neighbours.sqrt())
+    survives = (error <= half_step * size.clamp(min=math.sqrt(mean))) & (error <= allowed)
     return rounded if bool(survives.all()) else value
 
 
-def _size_of_neighbours(squares: Tensor, chosen: Tensor) -> Tensor:
-    """Return the smaller root mean square of row and column of each chosen element; 0 of a vector's.
+def _mean_squares(values: Tensor, chosen: Tensor) -> tuple[float, Tensor]:
+    """Return the mean square of all values, and of each chosen one's row or column the smaller; 0 of a vector's.
 
-    Both: what multiplies a row of tiny numbers, or a column of them, may be as large as they are small.
+    Of both: what multiplies a row of tiny numbers, or a column of them, may be as large as they are small.
     """
-    if squares.dim() < 2:
-        return squares.new_zeros(())
-    matrix = squares.flatten(1)
-    row, column = chosen.flatten(1).nonzero(as_tuple=True)
-    return torch.minimum(matrix.mean(1)[row], matrix.mean(0)[column]).sqrt()
+    matrix = values.reshape(len(values), -1) if values.dim() else values.view(1, 1)
+    of_rows, of_columns = [], torch.zeros(matrix.shape[1], dtype=torch.float64, device=values.device)
+    # Some rows at a time: of a large tensor squares in float64 would be four times itself.
+    for some in matrix.split(max(1, _CHUNK // matrix.shape[1])):
+        squares = some.double().square_()
+        of_rows.append(squares.mean(1))
+        of_columns += squares.sum(0)
+    mean = float(of_columns.sum()) / matrix.numel()
+    if values.dim() < 2:
+        return mean, of_columns.new_zeros(())
+    row, column = chosen.view(matrix.shape).nonzero(as_tuple=True)
+    return mean, torch.minimum(torch.cat(of_rows)[row], (of_columns / len(matrix))[column])
 
 
 def _is_finite(value: Tensor) -> bool:

@@ -1,9 +1,11 @@
 """Figures of all kinds of labels against torchmetrics and scikit-learn, and the judges likelihoods ask for."""
 
+import json
 from typing import ClassVar
 
 import pytest
 import torch
+from kits.ranks import run_on_ranks
 from pyro import distributions as dist
 from sklearn.metrics import r2_score
 from torch import nn
@@ -151,6 +153,65 @@ def test_no_label_and_no_mean():
         judged(judge_by(lambda z: dist.Cauchy(z, 1.0)), nn.Identity(), batches(FLAT, NUMBERS))
     with pytest.raises(DataError, match="Normal is not of classes"):
         evaluate(nn.Identity(), batches(FLAT, NUMBERS), "gaussian")
+
+
+ON_RANKS = """
+import json
+import torch
+from torch import nn
+from sqs_pyro.errors import DataError
+from sqs_pyro.evaluation.judging import judge_by, judged
+from sqs_pyro.models.likelihoods import Categorical, resolve
+from sqs_pyro.ranks import started
+
+
+class Counting(nn.Module):
+    passes = 0
+
+    def forward(self, x):
+        self.passes += 1
+        return x
+
+
+def batches(x, y, size=6):
+    return list(zip(x.split(size), y.split(size)))
+
+
+with started() as ranks:
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 4), torch.randint(4, (20,))
+    y[3] = -100
+    numbers = x + 0.5 * torch.randn(20, 4)
+    ragged = [(a.flatten()[: 4 * len(a) - i][None], b.flatten()[: 4 * len(b) - i][None])
+              for i, (a, b) in enumerate(batches(x, numbers))]
+    found = []
+    for likelihood, data in (
+        (Categorical(), batches(x, y)),
+        (Categorical(), batches(x, y, 20)),  # fewer minibatches than ranks
+        (resolve("multilabel"), batches(x, (numbers > 0).float())),
+        (resolve("gaussian"), batches(x, numbers)),
+        (resolve("gaussian"), ragged),
+    ):
+        net = Counting()
+        found.append(judged(judge_by(likelihood), net, data, ranks))
+        assert net.passes == len(range(ranks.rank or ranks.size, len(data) + 1, ranks.size))
+    found.append(judged(lambda net, data: ranks.rank + 0.25, net, data, ranks))  # a user's: the leader's alone
+    broken = y.clone()
+    broken[9] = 7  # in the second minibatch, which one rank has
+    try:
+        judged(judge_by(Categorical()), net, batches(x, broken), ranks)
+    except DataError as error:
+        found.append(str(error))
+    print(json.dumps(found))
+"""
+
+
+def test_ranks_share_the_minibatches_and_say_what_one_says():
+    (alone,) = run_on_ranks(1, ON_RANKS)
+    assert run_on_ranks(2, ON_RANKS) == [alone, alone]  # to the last digit
+    *figures, broken = json.loads(alone)
+    assert figures[0] == figures[1] and figures[-1] == 0.25
+    assert "7" in broken
 
 
 class TestCompression:

@@ -69,16 +69,18 @@ from sqs_pyro.fingerprint import (
 from sqs_pyro.inference.diagnostics import uncompressed
 from sqs_pyro.inference.findings import Finding, finding, unrepeatable
 from sqs_pyro.kernels import packed_network
+from sqs_pyro.kernels.decode import decode
+from sqs_pyro.kernels.weight import PackedWeight
 from sqs_pyro.models.likelihoods import categorical_last
 from sqs_pyro.models.observation import Likelihood
 from sqs_pyro.networks.block_stack import BlockArguments, BlockStack, called_as
 from sqs_pyro.networks.calling import device_of, move_to, split_examples
 from sqs_pyro.networks.coverage import coverage
 from sqs_pyro.networks.residency import InMemory, Residency, resident_fingerprint
-from sqs_pyro.packing import size_report
+from sqs_pyro.packing import CodedTensor, size_report
 from sqs_pyro.packing.layouts import PackedTensor, pack_tensor
 from sqs_pyro.packing.leftovers import round_leftovers
-from sqs_pyro.packing.stored import check_storable
+from sqs_pyro.packing.stored import check_storable, stored_weights
 from sqs_pyro.ranks import ranks
 from sqs_pyro.reporting.printed import Printed, Report
 from sqs_pyro.shipping.agreement import check_agreement
@@ -457,14 +459,19 @@ class _Run:
         if budget is not None and self.recipe.bits_of(path) is None:
             budget.spend(path, self._spent(name, kept.record.bits), kept.record.beta)
 
+    def _pack(self, coded: Mapping[str, CodedTensor]) -> dict[str, PackedTensor]:
+        """Return weights packed, each of them by one rank."""
+        sizes = {name: value.mask.numel() for name, value in coded.items()}
+        return self.ranks.dealt(sizes, lambda name: pack_tensor(coded[name], self.recipe.layout))
+
     def _spent(self, name: str, forecast: float) -> float:
         """Return bits a weight of a packed tensor: those in the file, where the file's size was asked for."""
         packed = self.packed[name]
         return forecast if self.recipe.megabytes is None else 8 * packed.num_bytes / math.prod(packed.shape)
 
     def _note(self, i: int, kept: FinishedBlock, budget: BitBudget | None) -> None:
-        layout, path = self.recipe.layout, partial(self.layers.path, i)
-        self.packed |= {path(name): pack_tensor(value, layout) for name, value in kept.coded.items()}
+        path = partial(self.layers.path, i)
+        self.packed |= {path(name): value for name, value in self._pack(kept.coded).items()}
         self.leftovers |= {path(name): value for name, value in kept.leftovers.items()}
         if budget is not None:
             for name, layer in kept.record.layers.items():
@@ -489,7 +496,7 @@ class _Run:
             worse = record.before / record.after
             self.findings.append(finding("not_finished", None, worse, steps=record.steps))
             return None
-        self.packed |= {name: pack_tensor(value, self.recipe.layout) for name, value in found.coded.items()}
+        self.packed |= self._pack(found.coded)
         self.leftovers |= found.leftovers
         return record
 
@@ -516,8 +523,11 @@ class _Run:
 
     @torch.no_grad()
     def compare(self, finished: nn.Module, packed: nn.Module) -> list[Finding]:
-        """Check on one example that the packed network computes what ``finished`` does with the coded weights."""
-        finished = self._with_weights(finished)
+        """Check on one example that the packed network computes what ``finished`` does with decoded weights."""
+        for name, weight in stored_weights(packed, every_name=True).items():
+            if name in self.packed:  # of shared ones one name
+                assert isinstance(weight, PackedWeight)
+                finished.get_parameter(name).copy_(decode(weight.args))
         example = next(split_examples(self.minibatches[0], 1))  # enough to tell networks apart
         found = check_agreement(finished, packed, example)
         return [] if found is None else [unrepeatable(found.relative)]

@@ -75,19 +75,23 @@ class Forecast:
 
     def budget(self, plan: Plan, bits: float) -> BitBudget:
         """Return what spreads ``bits`` a weight over all layers and tables without bits of their own."""
-        few = self.recipe.has_few_components(bits)
-        rates: dict[str, LayerRate] = {}
-        for name, layer in self.layers.every().items():
-            if self.recipe.bits_of(name) is not None:
-                continue
+        few, layers = self.recipe.has_few_components(bits), self.layers.every()
+
+        def rate(name: str) -> LayerRate:
+            if name not in layers:
+                return self.tables.rate(name, plan, few)
+            layer = layers[name]
             g = plan.importance[name]
             scales = self.layers.scales(layer.weight, g, bits)
             weight, extra = in_units_of(scales, layer.weight), scale_bits(scales, layer.in_features)
             # An error e in w / s is one of s e in w.
             finer = 1.0 if scales is None else float((g @ scales.square().view(len(g), -1)).mean() / g.sum())
             values = self.recipe.components_of(name) if few else None
-            rates[name] = LayerRate.of(weight, finer * plan.precisions[name], extra, values)
-        return BitBudget(rates | self.tables.rates(plan, few), bits)
+            return LayerRate.of(weight, finer * plan.precisions[name], extra, values)
+
+        sizes = {name: layer.weight.numel() for name, layer in layers.items()} | self.tables.sizes()
+        waiting = {name: size for name, size in sizes.items() if self.recipe.bits_of(name) is None}
+        return BitBudget(self.shares.ranks.dealt(waiting, rate), bits)
 
     def _precisions(self, importance: Mapping[str, Tensor]) -> tuple[dict[str, float], States]:
         """Return the mean precision of layers' weights with the original network's inputs, and its last states."""
@@ -112,19 +116,30 @@ class Forecast:
     ) -> tuple[dict[str, float], States]:
         """Return the same of one stack, of the layers that are this rank's."""
         found: dict[str, float] = {}
-        tokens = self._tokens(states)
+        tokens, size = self._tokens(states), self.shares.ranks.size
+        dealt: list[tuple[int, dict[str, nn.Linear], Tensor]] = []
         for i, block in enumerate(stack.blocks, first_block):
             for number, group in enumerate(self.layers.groups(i, block)):
                 first = next(iter(group.values()))
-                each, share = _enough(tokens, first.in_features)
-                curvature = self.shares.sum(partial(_moments, i, block, first, states, each))
+                some, share = _enough(tokens, first.in_features)
+                curvature = self.shares.sum(partial(_moments, i, block, first, states, some))
                 curvature /= share  # of all inputs, as the coding will have it
                 # A curvature for each rank in turn, and for another one in the next block: one of a block is wide.
-                if (i + number) % self.shares.ranks.size == self.shares.ranks.rank:
-                    inside = self.layers.likelihoods(i, group, curvature, importance)
-                    found |= {self.layers.path(i, name): own.mean_precision for name, own in inside.items()}
+                if (i + number) % size == self.shares.ranks.rank:
+                    dealt.append((i, group, curvature))
+            # Of as many blocks as ranks, so that all have as much to do before they wait for each other.
+            if (i + 1) % size == 0 or block is stack.blocks[-1]:
+                for own in dealt:
+                    found |= self._precision(*own, importance)
+                dealt.clear()
             states = behind(advance(block, states, i), states)
         return found, states
+
+    def _precision(
+        self, i: int, group: Mapping[str, nn.Linear], curvature: Tensor, importance: Mapping[str, Tensor]
+    ) -> dict[str, float]:
+        inside = self.layers.likelihoods(i, group, curvature, importance)
+        return {self.layers.path(i, name): own.mean_precision for name, own in inside.items()}
 
 
 def _moments(i: int, block: nn.Module, layer: nn.Module, states: States, each: int, part: slice) -> Tensor:

@@ -15,7 +15,8 @@ class Machine:
         comparisons: costs of symbols a second that an E-step compares.
         step: seconds that an E-step takes for each input, however few rows: calls, or launches of kernels.
         doubles: float64 operations a second, of factors and of solving with them.
-        parameters: of the network, a second, that are packed, rounded and judged.
+        packing: weights a second that are packed.
+        parameters: of the network, a second, that are rounded and judged.
         reading: bytes of a checkpoint a second.
         node: ranks that are near each other.
         near, far: bytes a second that a rank sends to others of its node, and beyond it.
@@ -30,6 +31,7 @@ class Machine:
     comparisons: float
     step: float
     doubles: float
+    packing: float
     parameters: float
     reading: float
     node: int
@@ -45,10 +47,11 @@ MACHINES = {
     "cpu": Machine(
         about="ranks of one thread of a Xeon with AVX-512, gloo: measured, but for memory, disk, what joins nodes",
         # Phases of one rank in benchmarks/ranks.json, over their counts.
-        products=83e9,
-        elements=0.79e9,
-        doubles=15.3e9,
-        parameters=10.1e6,
+        products=113e9,
+        elements=0.99e9,
+        doubles=23.8e9,
+        packing=59e6,
+        parameters=14.3e6,
         # benchmarks/scaling.py, compiled: 6 to 7 µs, and 4.5 to 6.9 comparisons a nanosecond, beside others' work.
         step=7e-6,
         comparisons=5.5e9,
@@ -71,7 +74,8 @@ MACHINES = {
         comparisons=50e9,  # five numbers each, by torch's own kernels
         step=60e-6,  # 12 kernels of 5 µs
         doubles=20e12,  # 30 % of 67 TFLOP/s of float64 on tensor cores, as factors are no mere products
-        parameters=17e6,  # on the host's CPU: four threads of the other machine
+        packing=99e6,  # on the host's CPU, as the next one: four threads of the other machine
+        parameters=24e6,
         reading=3e9,  # an NVMe disk
         node=8,
         near=300e9,  # two thirds of 450 GB/s of NVLink

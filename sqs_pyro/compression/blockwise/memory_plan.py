@@ -8,7 +8,7 @@ through a moment are counted; the allocator's overhead and the libraries themsel
 Of ranks it tells what one takes: hidden states and rows that are coded are divided, all else each of them has.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from sqs_pyro.compression.blockwise.file_size import bits_a_weight
 from sqs_pyro.compression.blockwise.forecast import IMPORTANCE_BATCH
 from sqs_pyro.compression.blockwise.recipe import BlockwiseRecipe
-from sqs_pyro.compression.blockwise.shares import largest_share
+from sqs_pyro.compression.blockwise.shares import largest_share, whole_layers
 from sqs_pyro.compression.blockwise.vocabulary import candidates, vocabulary_of
 from sqs_pyro.compression.layers import check_layers
-from sqs_pyro.networks.architectures import blocks, layer_names
+from sqs_pyro.networks.architectures import architecture_of, block_paths, blocks, layer_groups, layer_names
 from sqs_pyro.networks.linear_form import in_linear_form
 from sqs_pyro.ranks import Ranks
 from sqs_pyro.recipes import parse
@@ -156,12 +156,15 @@ def _plan(
         sequences, recipe.batch_size * largest_share(-(-sequences // recipe.batch_size), recipe.units, ranks)
     )
     row = max(_SUMMED * (1 + _units(recipe.units, ranks).bit_length()) + _SENT * (ranks > 1), _CURVATURE)
+    whole = {name for group in _groups(net, recipe) for name in whole_layers(group, ranks)}
     widest = max(max(layer.in_features, layer.out_features) for layer in layers)
     return MemoryPlan(
         weights=_FLOAT * (in_block if streamed else total),
         block=(_BLOCKS - 1) * _FLOAT * in_block,
         curvature=row * max(layer.in_features for layer in layers) ** 2,
-        coding=max(_coding(layer.weight, recipe, ranks) for layer in layers),
+        coding=max(
+            _coding(layer.weight, recipe, ranks, name in whole) for name, layer in layer_names(net).items()
+        ),
         table=max((row * each.shape[1] ** 2 + _coding(each, recipe, ranks) for each in tables), default=0),
         held=_FLOAT * outside if streamed else 0,
         states=_STATES * _FLOAT * own * length * width,
@@ -181,11 +184,27 @@ def _units(units: int, ranks: int) -> int:
     return -(-units // ranks)
 
 
-def _coding(weight: Tensor, recipe: BlockwiseRecipe, ranks: int) -> int:
-    """Return bytes while a weight is coded: of a rank's own rows, and on several ranks all symbols twice."""
+def _groups(net: nn.Module, recipe: BlockwiseRecipe) -> Iterator[dict[str, torch.Size]]:
+    """Yield shapes of coded layers that share their input, by name."""
+    for path in block_paths(net):
+        for group in layer_groups(net.get_submodule(path), architecture_of(net)):
+            shapes = {f"{path}.{name}": layer.weight.shape for name, layer in group.items()}
+            yield {name: shape for name, shape in shapes.items() if not recipe.skips(name)}
+
+
+def _coding(weight: Tensor, recipe: BlockwiseRecipe, ranks: int, whole: bool = False) -> int:
+    """Return bytes while a weight is coded: of a rank's own rows, and on several ranks all symbols twice.
+
+    Args:
+        weight: of any shape ``[N, M]``.
+        recipe: its ``group_size`` and ``units``.
+        ranks: how many there are.
+        whole: whether one rank codes all rows.
+    """
     rows, inputs = weight.shape
     each = _WEIGHT if recipe.group_size is None else _WEIGHT + _UNITS
-    return each * largest_share(rows, recipe.units, ranks) * inputs + 2 * weight.numel() * (ranks > 1)
+    own = rows if whole else largest_share(rows, recipe.units, ranks)
+    return each * own * inputs + 2 * weight.numel() * (ranks > 1)
 
 
 def _compressed(net: nn.Module, recipe: BlockwiseRecipe) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """One block compressed: its layers in groups, each from the inputs that the groups before it give as they ship.
 
-Ranks share it twice over: each runs the block on minibatches of its own, and then codes rows of its own of every
-layer, so that a layer alone in its group is shared, too. Behind each layer every rank has the same student.
+Ranks share it twice over: each runs the block on minibatches of its own, and then codes small layers of its own,
+where there are as many of one shape as ranks, and rows of its own of every other layer, so that a layer alone in
+its group is shared, too. Behind each group every rank has the same student.
 """
 
 import copy
@@ -18,7 +19,7 @@ from sqs_pyro.compression.blockwise.coded_weight import coded_weight
 from sqs_pyro.compression.blockwise.laplace import LayerLikelihood, input_moments
 from sqs_pyro.compression.blockwise.recipe import ROUNDING
 from sqs_pyro.compression.blockwise.rounding import rounded_weight
-from sqs_pyro.compression.blockwise.shares import Shares
+from sqs_pyro.compression.blockwise.shares import Shares, whole_layers
 from sqs_pyro.compression.blockwise.states import States, advance
 from sqs_pyro.compression.blockwise.store import BlockRecord, FinishedBlock
 from sqs_pyro.compression.blockwise.training import relative_error, settle
@@ -27,6 +28,7 @@ from sqs_pyro.networks.block_stack import input_of, run_block
 from sqs_pyro.networks.calling import device_of
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.packing.leftovers import round_to
+from sqs_pyro.ranks import ALONE, Ranks, owners_of
 
 _FOLDED = 0.03  # of a block's output: what it may change by where numbers of bfloat16 are multiplied by scales
 
@@ -67,25 +69,56 @@ class BlockCoder:
         figures: dict[str, dict[str, float]] = {}
         for before, group in zip(self.layers.groups(i, teacher), self.layers.groups(i, student), strict=True):
             likelihoods = self._likelihoods(i, (teacher, before, original), (student, group, compressed))
-            for name, layer in group.items():
-                coded[f"{name}.weight"], figures[name] = self._code(
-                    self.layers.path(i, name), before[name].weight, likelihoods[name], beta
-                )
+            for name, (weight, row) in self._coded(i, before, likelihoods, beta).items():
+                coded[f"{name}.weight"], figures[name] = weight, row
                 # As float16 codewords will have it: the next group's inputs come through it.
-                layer.weight.copy_(coded[f"{name}.weight"].dense().to(layer.weight))
+                group[name].weight.copy_(weight.dense().to(group[name].weight))
         if (self.recipe.moving_steps or self.recipe.settle_steps) and coded:
             coded = self._settled(i, student, coded, compressed, targets)
+            _put(student, {name: value.dense() for name, value in coded.items()})
         leftovers = {
             name: round_to(value.detach(), self.recipe.leftover_dtype)
             for name, value in student.named_parameters()
             if name not in coded
         }
         # The error is of the block as it ships, rounded leftovers included.
+        _put(student, leftovers)
         finished = FinishedBlock(coded, leftovers, BlockRecord(i, _mean_bits(coded, figures), 0.0, figures, 0.0))
-        outputs = advance(shipped(teacher, finished), compressed, i)
+        outputs = advance(student, compressed, i)
         error = relative_error(outputs, targets, self.shares)
         record = replace(finished.record, error=error, seconds=time.perf_counter() - start)
         return replace(finished, record=record), outputs
+
+    def _coded(
+        self,
+        i: int,
+        group: Mapping[str, nn.Linear],
+        likelihoods: Mapping[str, LayerLikelihood],
+        beta: float | None,
+    ) -> dict[str, tuple[CodedTensor, dict[str, float]]]:
+        """Return what is packed of each layer of a group, and figures of it.
+
+        Args:
+            i: the block's number.
+            group: the layers, as they were.
+            likelihoods: of those that this rank codes, or rows of.
+            beta: β.
+        """
+
+        def code(name: str) -> tuple[CodedTensor, dict[str, float]]:
+            return self._code(self.layers.path(i, name), group[name].weight, likelihoods[name], beta)
+
+        found = {name: code(name) for name in likelihoods}
+        if owners := self._owners(group):
+            own = {name: found[name] for name in owners if name in found}
+            found |= self.shares.ranks.every(own, owners)
+        return {name: found[name] for name in group}
+
+    def _owners(self, group: Mapping[str, nn.Linear]) -> dict[str, int]:
+        """Return which rank codes a layer, of those that one codes as a whole."""
+        shapes = {name: (layer.out_features, layer.in_features) for name, layer in group.items()}
+        size = self.shares.ranks.size
+        return owners_of(dict.fromkeys(whole_layers(shapes, size), 1.0), size)
 
     def _code(
         self, path: str, weight: Tensor, own: LayerLikelihood, beta: float | None
@@ -112,7 +145,7 @@ class BlockCoder:
                 weight = group[name].weight.float()
                 every = LayerLikelihood(weight, curvature, torch.ones(len(weight)).to(curvature))
                 values = self.recipe.components_of(self.layers.path(i, name))
-                layers.append((every.of_rows(self._rows(weight)), values))
+                layers.append((every.of_rows(self._rows(weight, self.shares.ranks)), values))
             scales = input_scales(sizes, layers, self.recipe.group_size)
             fold(scales, student.get_submodule(before), [student.get_submodule(name) for name in group])
         for hidden, arguments in original[:1]:
@@ -124,7 +157,10 @@ class BlockCoder:
                 )
 
     def _likelihoods(self, i: int, before: "_Side", now: "_Side") -> dict[str, LayerLikelihood]:
-        """Return those of a group of layers, which share their input: one pass for all of them."""
+        """Return those of a group of layers, which share their input: one pass for all of them.
+
+        A layer that another rank codes as a whole has none here.
+        """
         (teacher, originals, original), (student, group, compressed) = before, now
         first, coded_next = next(iter(originals.values())), next(iter(group.values()))
 
@@ -134,17 +170,19 @@ class BlockCoder:
                 yield (input_of(first, teacher, hidden, arguments[i]) if self.recipe.adapt_inputs else x), x
 
         cross, curvature = input_moments(pairs(), self.shares)  # E x xₛᵀ and E xₛ xₛᵀ, [M, M]
-        found = {}
+        found, owners, ranks = {}, self._owners(group), self.shares.ranks
         for name, every in self.layers.likelihoods(i, group, curvature, self.importance).items():
-            own = every.of_rows(self._rows(every.mean))
+            if owners.get(name, ranks.rank) != ranks.rank:
+                continue
+            own = every.of_rows(self._rows(every.mean, ALONE if name in owners else ranks))
             if self.recipe.adapt_inputs:
                 ridge = own.curvature - curvature  # pulls towards the weight itself
                 own = own.given_inputs(cross + ridge, own.curvature)
             found[name] = own
         return found
 
-    def _rows(self, weight: Tensor) -> Shares:
-        return Shares(len(weight), self.recipe.units, self.shares.ranks)
+    def _rows(self, weight: Tensor, ranks: Ranks) -> Shares:
+        return Shares(len(weight), self.recipe.units, ranks)
 
     def _importance(self, path: str, weight: Tensor) -> Tensor:
         """Return how much each output of a layer matters, ``[N]``."""
@@ -180,9 +218,13 @@ def shipped(block: nn.Module, finished: FinishedBlock) -> nn.Module:
     """Return a copy of a block as it is shipped, dense."""
     student = copy.deepcopy(block)
     dense = {name: value.dense() for name, value in finished.coded.items()}
-    for name, value in {**dense, **finished.leftovers}.items():  # everything that a block has
-        student.get_parameter(name).copy_(value)
+    _put(student, {**dense, **finished.leftovers})  # everything that a block has
     return student
+
+
+def _put(block: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        block.get_parameter(name).copy_(value)
 
 
 def _mean_bits(coded: Mapping[str, CodedTensor], figures: Mapping[str, Mapping[str, float]]) -> float | None:

@@ -6,7 +6,7 @@ as its last bits do, is computed a unit at a time.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar, overload
@@ -18,6 +18,9 @@ from sqs_pyro.networks.calling import move_to
 from sqs_pyro.ranks import ALONE, OrderedSum, Ranks
 
 T = TypeVar("T")
+
+#: Weights of a layer up to which messages cost more than one rank's waiting for another's layer.
+_WHOLE = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,25 @@ def largest_share(count: int, units: int, ranks: int) -> int:
     """Return how many of ``count`` things in units the rank has that has most."""
     every = (Shares(count, units, Ranks(rank, ranks)).own for rank in range(ranks))
     return max(own.stop - own.start for own in every)
+
+
+def whole_layers(shapes: Mapping[str, Sequence[int]], ranks: int) -> list[str]:
+    """Return which of some layers one rank codes alone: of each shape as many for each rank.
+
+    Of the others each rank codes rows, with a message for each sum over all rows. Of large layers messages are no
+    loss beside the steps that one of them takes and another does not.
+
+    Args:
+        shapes: N and M of layers that share their input, by name.
+        ranks: how many there are.
+    """
+    if ranks == 1:
+        return []
+    alike: dict[tuple[int, int], list[str]] = {}
+    for name, (rows, inputs) in shapes.items():
+        if rows * inputs <= _WHOLE:
+            alike.setdefault((rows, inputs), []).append(name)
+    return [name for names in alike.values() for name in names[: len(names) // ranks * ranks]]
 
 
 class _Everywhere(Sequence[T]):

@@ -86,29 +86,29 @@ class Tables:
 
         return head_fisher(head, pairs(), self.shares)
 
-    def rates(self, plan: Plan, few: bool) -> dict[str, LayerRate]:
-        """Return how many bits each takes at any β, by path; of those without bits of their own.
+    def sizes(self) -> dict[str, int]:
+        """Return how many weights each has, by path."""
+        return {path: self._weight(path).numel() for path in self.vocabulary.paths}
+
+    def rate(self, path: str, plan: Plan, few: bool) -> LayerRate:
+        """Return how many bits one takes at any β.
 
         Args:
+            path: which.
             plan: what was found before the first block.
             few: whether values are too few for the grid that bits ask for.
         """
-        found = {}
-        for path in self.vocabulary.paths:
-            if self.recipe.bits_of(path) is not None:
-                continue
-            weight = self._weight(path)
-            if path == self.vocabulary.embedding:
-                own = self.embedding_likelihood(plan, plan.head)
-            else:
-                assert plan.head is not None  # of this very head, with the original network's inputs: a forecast
-                own = plan.head.likelihood(weight, self.recipe.token_prior).damped(self.recipe.damping)
-            scales = self._scales(weight, own.importance)
-            precision, extra = own.in_units_of(scales).mean_precision, scale_bits(scales, weight.shape[1])
-            # By columns: a stride along the rows might meet the same few inputs in each of them.
-            values = self.recipe.components_of(path) if few else None
-            found[path] = LayerRate.of(in_units_of(scales, weight).T, precision, extra, values)
-        return found
+        weight = self._weight(path)
+        if path == self.vocabulary.embedding:
+            own = self.embedding_likelihood(plan, plan.head)
+        else:
+            assert plan.head is not None  # of this very head, with the original network's inputs: a forecast
+            own = plan.head.likelihood(weight, self.recipe.token_prior).damped(self.recipe.damping)
+        scales = self._scales(weight, own.importance)
+        precision, extra = own.in_units_of(scales).mean_precision, scale_bits(scales, weight.shape[1])
+        # By columns: a stride along the rows might meet the same few inputs in each of them.
+        values = self.recipe.components_of(path) if few else None
+        return LayerRate.of(in_units_of(scales, weight).T, precision, extra, values)
 
     def code(self, path: str, own: LayerLikelihood, *, bits: float | None, beta: float | None) -> FinishedTable:
         """Code one of them for so many bits a weight, or at β; all ranks call it together.

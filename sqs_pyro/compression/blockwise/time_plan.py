@@ -1,22 +1,23 @@
 """How long blockwise compression is going to take on ranks: counts of its work over throughputs of a machine.
 
 Work is counted from shapes, as :mod:`~sqs_pyro.compression.blockwise.blocks` does it. Some of it ranks divide
-(gradients, calibration, coding), some each of them has (an E-step's inputs, one after the other; factors of the
-curvature; packing and judging), and messages grow with their number. What is not counted: that one rank waits for
-a slower one, and that ranks on one machine share its memory's bandwidth.
+(gradients, calibration, coding, packing), some each of them has (an E-step's inputs, one after the other; factors
+of the curvature; rounding and judging), and messages grow with their number. What is not counted: that one rank
+waits for a slower one, and that ranks on one machine share its memory's bandwidth.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from sqs_pyro.compression.blockwise.file_size import bits_a_weight
 from sqs_pyro.compression.blockwise.forecast import IMPORTANCE_BATCH, TOKENS_AN_INPUT
 from sqs_pyro.compression.blockwise.machines import Machine
 from sqs_pyro.compression.blockwise.recipe import ROUNDING, BlockwiseRecipe
-from sqs_pyro.compression.blockwise.shares import largest_share
+from sqs_pyro.compression.blockwise.shares import largest_share, whole_layers
 from sqs_pyro.compression.blockwise.vocabulary import vocabulary_of
 from sqs_pyro.networks.architectures import architecture_of, block_paths, layer_groups
 from sqs_pyro.networks.linear_form import in_linear_form
@@ -35,11 +36,14 @@ _ROUNDED = {"rtn": 2.0, "gptq": 2.5, "awq": 2.0 + _ALPHAS + 10}
 #: Numbers that are gone through for each weight in a product by symbols, and in the look at the weights before.
 _OF_PRODUCT, _OF_LOOK = 4, 4
 #: The same for a logit of which a label is drawn and a gradient taken, and for one whose variance is summed up.
-_DRAWN, _SAID = 40, 8
-#: Operations on M³, in float64: a factor; a factor and its inverse, by eighths of the columns.
-_FACTOR, _CONDITIONING = 1 / 3, 1 / 3 + 0.4
+_DRAWN, _SAID = 28, 8
+#: Operations on M³, in float64: a factor; a factor and its inverse, by eighths of the columns; the traces by which
+#: a table that is read at both ends weighs its two curvatures, with the factor of their sum.
+_FACTOR, _CONDITIONING, _TRACES = 1 / 3, 1 / 3 + 0.4, 1 / 3 + 4
 #: Bytes of a weight in a checkpoint that is streamed.
 _STORED = 2
+#: Bytes that a weight is sent as by the rank that has coded all of its layer: its code, and whether it is zero.
+_SENT = 2
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,14 @@ class Messages:
     Attributes:
         number: of messages.
         summed: bytes that it sends for sums of moments.
-        symbols: bytes that it receives.
+        symbols: bytes that it receives of symbols.
+        packed: bytes that it receives of packed weights.
     """
 
     number: int = 0
     summed: int = 0
     symbols: int = 0
+    packed: int = 0
 
     def seconds(self, machine: Machine, ranks: int) -> float:
         """Return how long they take."""
@@ -62,7 +68,7 @@ class Messages:
             return 0.0
         way = machine.near if ranks <= machine.node else machine.far
         waits = self.number * (machine.latency + machine.hop * (ranks - 2))
-        return waits + self.summed / way + self.symbols / machine.symbols
+        return waits + self.summed / way + (self.symbols + self.packed) / machine.symbols
 
 
 @dataclass(frozen=True)
@@ -73,16 +79,18 @@ class TimePlan:
         gradients: importance of outputs; 0 with allocation `even`. Divided among ranks, as the next two.
         calibration: blocks at work, and moments of inputs.
         coding: of rows.
-        steps: of E-steps, one input after the other: the same on every rank, as the next one.
-        factors: of the curvature.
+        packing: of weights.
+        steps: of E-steps, one input after the other: of layers whose rows ranks divide the same on every rank.
+        factors: of the curvature: the same on every rank, but those of the forecast.
         messages: between ranks.
-        serial: packing, rounding and judging of all parameters; reading, of a streamed checkpoint.
+        serial: rounding and judging of all parameters; reading, of a streamed checkpoint.
         sent: what messages there are.
     """
 
     gradients: float
     calibration: float
     coding: float
+    packing: float
     steps: float
     factors: float
     messages: float
@@ -129,8 +137,9 @@ def plan_time(
             gradients=counts.gradients(machine),
             calibration=counts.calibration(machine),
             coding=sum(each.coding(machine, recipe, ranks) for each in counts.weights),
-            steps=machine.step * sum(each.chains(recipe) * each.inputs for each in counts.weights),
-            factors=sum(each.factors for each in counts.weights) / machine.doubles,
+            packing=counts.packing(machine),
+            steps=machine.step * sum(each.steps(recipe, ranks) for each in counts.weights),
+            factors=counts.factors / machine.doubles,
             messages=sent.seconds(machine, ranks),
             serial=counts.parameters / machine.parameters + counts.read / machine.reading,
             sent=sent,
@@ -145,14 +154,14 @@ class _Weight:
         rows, inputs: N and M.
         by_bits: whether bits are asked for, so that β is looked for.
         fitted: whether it is fitted to other inputs first.
-        factors: operations of its curvature's factors.
+        whole: whether one rank codes all of it, and each other one a weight like it.
     """
 
     rows: int
     inputs: int
     by_bits: bool
     fitted: bool
-    factors: float
+    whole: bool = False
 
     @property
     def fits(self) -> int:
@@ -162,8 +171,14 @@ class _Weight:
         """Return how often its inputs are gone through one after the other."""
         return self.fits * (1 + recipe.rounds) if recipe.method == "sqs" else int(recipe.method == "gptq")
 
+    def steps(self, recipe: BlockwiseRecipe, ranks: int) -> float:
+        """Return how many inputs a rank goes through one after the other."""
+        return self.chains(recipe) * self.inputs / (ranks if self.whole else 1)
+
     def coding(self, machine: Machine, recipe: BlockwiseRecipe, ranks: int) -> float:
-        """Return seconds of the rows of the rank that has most."""
+        """Return seconds of the rank that has most to do."""
+        if self.whole:
+            return replace(self, whole=False).coding(machine, recipe, 1) / ranks
         rounds, symbols = recipe.rounds, 1 + recipe.num_components
         steps = 0 if recipe.grid == "uniform" else _GRADIENT_STEPS
         own = largest_share(self.rows, recipe.units, ranks) * self.inputs
@@ -204,24 +219,53 @@ class _Counts:
         self.parameters = sum(value.numel() for value in net.parameters())
         self.vocabulary = vocabulary_of(net, recipe).without_skipped(recipe)
         self.blocks = [_Block.of(net, path, recipe, 4 * length * self.width) for path in block_paths(net)]
-        inside = [self._weight(*each) for block in self.blocks for _, group in block.groups for each in group]
-        tables = [self._table(net, path) for path in self.vocabulary.paths]
-        self.weights = inside + tables
+        #: The layers' names and shapes in groups, each of which shares a curvature.
+        self.groups = [dict(group) for block in self.blocks for _, group in block.groups]
+        self.tables = {path: net.get_parameter(f"{path}.weight").shape for path in self.vocabulary.paths}
+        wholes = {name for group in self.groups for name in whole_layers(group, ranks)}
+        inside = {name: shape for group in self.groups for name, shape in group.items()}
+        self.weights = [
+            self._weight(*each, fitted=recipe.adapt_inputs, whole=each[0] in wholes) for each in inside.items()
+        ]
+        for path, shape in self.tables.items():
+            head = path == self.vocabulary.head
+            self.weights.append(self._weight(path, shape, last=head, fitted=head and recipe.adapt_inputs))
+        # Tables are packed by each rank.
+        self.packed_alone = sum(shape.numel() for shape in self.tables.values())
+        self.packed = sum(shape.numel() for shape in inside.values())
+        weights = {path: net.get_parameter(f"{path}.weight") for path in [*inside, *self.tables]}
+        bits = bits_a_weight(net, weights, recipe)
+        self.stored = sum(shape.numel() * (recipe.bits_of(name) or bits) for name, shape in inside.items()) / 8
 
-    def _weight(self, path: str, shape: torch.Size, *, last: bool = False, fitted: bool | None = None) -> _Weight:
+    def _weight(
+        self, path: str, shape: torch.Size, *, fitted: bool, last: bool = False, whole: bool = False
+    ) -> _Weight:
         rows, inputs = shape
-        rounded = self.recipe.method in ROUNDING
-        by_bits = not rounded and (last or not self.important or self.recipe.bits_of(path) is not None)
-        fitted = self.recipe.adapt_inputs if fitted is None else fitted
-        # Once more for the forecast.
-        conditioned = int(self.recipe.method == "gptq") if rounded else 1 + self.important
-        factors = inputs**3 * (_CONDITIONING * conditioned + _FACTOR * fitted)
-        return _Weight(rows, inputs, by_bits, fitted, factors)
+        by_bits = last or not self.important or self.recipe.bits_of(path) is not None
+        return _Weight(rows, inputs, by_bits and self.recipe.method not in ROUNDING, fitted, whole)
 
-    def _table(self, net: nn.Module, path: str) -> _Weight:
-        head = path == self.vocabulary.head
-        return self._weight(
-            path, net.get_parameter(f"{path}.weight").shape, last=head, fitted=None if head else False
+    def packing(self, machine: Machine) -> float:
+        """Return seconds of packing."""
+        return (self.packed / self.ranks + self.packed_alone) / machine.packing
+
+    @property
+    def factors(self) -> float:
+        """Operations of curvatures' factors: of each group of layers one, of the forecast one more."""
+        inside = sum(next(iter(group.values()))[1] ** 3 for group in self.groups)
+        if self.recipe.method in ROUNDING:
+            chain = _CONDITIONING if self.recipe.method == "gptq" else 0.0
+            solved = max(chain, _FACTOR * self.recipe.adapt_inputs)
+            ends = sum(
+                shape[1] ** 3 * (solved if path == self.vocabulary.head else chain)
+                for path, shape in self.tables.items()
+            )
+            return inside * solved + ends
+        # A rank has one block's in as many blocks as there are ranks.
+        own = -(-len(self.blocks) // self.ranks) / len(self.blocks)
+        tied = self.vocabulary.tied_head is not None
+        each = _CONDITIONING + _FACTOR * self.important + _TRACES * tied * (1 + self.important)
+        return inside * (_CONDITIONING + own * _FACTOR * self.important) + each * sum(
+            shape[1] ** 3 for shape in self.tables.values()
         )
 
     @property
@@ -285,12 +329,16 @@ class _Counts:
         large = list(self._large_sums())
         summed = sum(size * numbers_sent(numbers, units, self.ranks) for numbers, size, units in large)
         # And errors of blocks; numbers of gradients, and of places behind a head.
-        small = sum(each.sums(self.recipe) for each in self.weights) + len(self.blocks)
+        divided = [each for each in self.weights if not each.whole]
+        small = sum(each.sums(self.recipe) for each in divided) + len(self.blocks)
         small += self.important + self._heads
-        symbols = sum(each.fits * each.rows * each.inputs for each in self.weights)
-        # Of a sum a slice is sent, and then what it comes to; of a weight the largest, and its symbols.
-        gathered = sum(1 + each.fits for each in self.weights) + len(self.blocks)
-        return Messages(round(small) + gathered + 2 * len(large), summed, symbols)
+        symbols = sum(each.fits * each.rows * each.inputs for each in divided)
+        symbols += _SENT * sum(each.rows * each.inputs for each in self.weights if each.whole)
+        # Of a sum a slice is sent, and then what it comes to; of a weight the largest, and its symbols, unless one
+        # rank has all of it; of a block whether to stop, and what is packed.
+        gathered = sum(1 + each.fits for each in divided) + 2 * len(self.blocks)
+        gathered += sum(bool(whole_layers(group, self.ranks)) for group in self.groups)
+        return Messages(round(small) + gathered + 2 * len(large), summed, symbols, round(self.stored))
 
     def _large_sums(self) -> Iterator[tuple[int, int, int]]:
         """Yield numbers, bytes of each, and units of each sum of moments or squared gradients."""

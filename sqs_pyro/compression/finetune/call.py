@@ -224,7 +224,7 @@ def compress(
         earlier = last is not None and driver.kept is not None and driver.kept.best != last.step
         changed = last is not None and (anew or earlier or last.stage != "frozen")  # since it was judged last
         if validation is not None and last is not None and last.score is not None and changed:
-            history[-1] = replace(last, score=judged(judge, copied(hard), validation))
+            history[-1] = replace(last, score=judged(judge, copied(hard), validation, among))
     findings = driver.findings + ([] if difference is None else [unrepeatable(difference.relative)])
     if recipe.target_ratio is not None:
         most = max(site.num_components for site in guide.site_guides().values())

@@ -446,16 +446,8 @@ class Driver:
             self.kl = float(self._latest_kl) / self.num_data
 
     def _validation_score(self) -> float | None:
-        validation = self.validation
-        if validation is None:
+        if self.validation is None:
             return None
-        # Loaders and judges may draw random numbers, from which each rank goes on.
-        score, drawn = self.ranks.of_leader(lambda: (self._judged(validation), pyro.util.get_rng_state()))
-        if not self.ranks.leads:
-            pyro.util.set_rng_state(drawn)
-        return score
-
-    def _judged(self, validation: Any) -> float:
         sites = self.guide.site_guides()
         if self.guide.stage == "dense":  # there are no codes yet: latents, with the zeros so far
             net = network_with(
@@ -463,7 +455,7 @@ class Driver:
             )
         else:
             net = hard_network(self.model.net, self.guide.harden(self.recipe.storage.codebook))
-        return judged(self.judge, self._shipped(net), validation)
+        return judged(self.judge, self._shipped(net), self.validation, self.ranks)
 
     def _shipped(self, hard: nn.Module) -> nn.Module:
         """A hard network as it ships.

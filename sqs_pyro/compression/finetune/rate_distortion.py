@@ -11,6 +11,9 @@ the E-step; the ``ρ`` and ``π`` that maximise it are the shares of the symbols
 value is the mean of the latents that use it. The most probable symbols minimise ``h_l (w - c_z)² / 2 + β rate_z``
 with ``rate = -log p(z)``: entropy-constrained scalar quantization (Chou, Lookabaugh & Gray 1989). Every symbol
 rules over an interval of w, so that after one sort a β costs a few binary searches to try.
+
+Of sites that ranks divide each sorts its own weights. What an E-step leaves of them is counts and sums by symbol,
+which are added up in the order of ranks, a few numbers for each β that is tried: all ranks come to the same β.
 """
 
 import math
@@ -158,7 +161,7 @@ class RateDistortion:
     ``softmax(log π_k + log N(w; μ_k, σ²))`` are the E-step's.
 
     Args:
-        guide: whose sites are fitted.
+        guide: whose sites are fitted; where ranks divide them, all call everything here together.
         pool_inclusion: one ρ for all sites: a symbol that is rare in a sparse layer then costs no more than
             elsewhere, which keeps layers from starving.
         inclusion: ρ at the start. It keeps a codeword near zero from taking zero's place.
@@ -179,17 +182,16 @@ class RateDistortion:
         inclusion: float = 0.5,
         codeword_bits: int = 16,
     ) -> None:
-        self.sites = guide.site_guides()
+        self.sites = guide.own_sites()
         self.pool_inclusion, self.codeword_bits = pool_inclusion, codeword_bits
         # Side by side, as many codes as the site of most has: those that another lacks are never chosen.
         self._most = max(site.num_components for site in self.sites.values())
         # One π for all groups of a site: their symbols are coded with one table.
-        mixing = [
-            self._padded(site.mixing_logits.detach().double().softmax(-1).mean(0)) for site in self.sites.values()
-        ]
+        mixing = [self._padded(_mean_mixing(site)) for site in self.sites.values()]
         self.symbol_prior = SymbolPrior(mixing[0].new_full((len(mixing),), inclusion), torch.stack(mixing).log())
         self.beta = 0.0
-        groups = [site.num_groups for site in self.sites.values()]
+        self._rows = [site.num_groups for site in self.sites.values()]  # codebooks here
+        groups = [site.num_codebooks for site in self.sites.values()]
         self._groups = torch.tensor(groups, device=self.symbol_prior.inclusion.device)
 
     @torch.no_grad()
@@ -240,7 +242,7 @@ class RateDistortion:
 
     def _inputs(self, precision: Mapping[str, float]) -> tuple["_SortedLatents", Tensor, Tensor]:
         """Return latents; codewords of all groups of all sites ``[R, K]``; h of the sites ``[S]``."""
-        latents = _SortedLatents([site.grouped(site.latent) for site in self.sites.values()])
+        latents = _SortedLatents([*self.sites.values()])
         return latents, self._codewords(), self._curvature(precision)
 
     def _codewords(self) -> Tensor:
@@ -248,8 +250,7 @@ class RateDistortion:
 
     def _on_grids(self, loc: Tensor, counts: Tensor) -> Tensor:
         """Return codewords in the form that each site's have, given how many weights have each."""
-        sizes = self._groups.tolist()
-        parts = zip(self.sites.values(), loc.split(sizes), counts.split(sizes), strict=True)
+        parts = zip(self.sites.values(), loc.split(self._rows), counts.split(self._rows), strict=True)
         return torch.cat(
             [
                 self._padded(site.on_grid(own[:, : site.num_components], mass[:, : site.num_components]))
@@ -271,7 +272,7 @@ class RateDistortion:
 
     def _write(self, loc: Tensor, step: Tensor) -> None:
         """Make the posterior the guide's."""
-        rows = loc.split(self._groups.tolist())
+        rows = loc.split(self._rows)
         for i, site in enumerate(self.sites.values()):
             own = rows[i][:, : site.num_components]
             codes, log_odds = self._posterior(i, site, own, float(step[i]))
@@ -304,18 +305,32 @@ class RateDistortion:
         self.beta = state["beta"]
 
 
+def _mean_mixing(site: SiteGuide) -> Tensor:
+    """Return π, the mean over a site's groups, those of all ranks, float64 ``[K]``."""
+    own = site.mixing_logits.detach().double().softmax(-1).sum(0)
+    # Of a codebook that ranks share each has the whole: they come to as many as there are ranks.
+    every = site.gathered(torch.cat([own, own.new_tensor([site.num_groups])])).sum(0)
+    return every[:-1] / every[-1]
+
+
 class _SortedLatents:
     """Latents of all sites, sorted once: counts and sums of any interval by binary search.
 
     Args:
-        latents: w of each site, ``[G, n]``.
+        sites: with latents ``[G, n]`` each, which may be rows of a site that ranks divide: all call this together.
     """
 
-    def __init__(self, latents: list[Tensor]) -> None:
+    def __init__(self, sites: list[SiteGuide]) -> None:
+        self.sites = sites
+        latents = [site.grouped(site.latent) for site in sites]
         self.values = [latent.detach().double().sort(1).values for latent in latents]
         self.sums = [pad(values.cumsum(1), (1, 0)) for values in self.values]  # [G, n + 1], in float64
         groups = torch.tensor([len(values) for values in self.values], device=latents[0].device)
         self.site_of_row = torch.arange(len(latents), device=groups.device).repeat_interleave(groups)
+        #: Rows of which other ranks have weights, too: of each such site one.
+        self.shared = torch.tensor([site.shares_codebook for site in sites], device=groups.device)[
+            self.site_of_row
+        ]
 
     def symbols(self, loc: Tensor, prior: SymbolPrior, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Count the best symbols: in each site ``[S, 1 + K]``; in each row ``[R, 1 + K]``, with latents' means.
@@ -327,14 +342,21 @@ class _SortedLatents:
         """
         edges = intervals(loc, prior.rates[self.site_of_row], step[self.site_of_row])
         parts = [edge.split([len(values) for values in self.values]) for edge in edges]
-        counts, sums = [], []
+        counts, totals = [], []
         for values, total, start, end in zip(self.values, self.sums, *parts, strict=True):
             first, behind = (torch.searchsorted(values, edge.contiguous()) for edge in (start, end))
             counts.append(behind - first)  # [G, 1 + K]
-            sums.append(total.gather(1, behind) - total.gather(1, first))
-        of_rows = torch.cat(counts)  # [R, 1 + K], R = Σ G
-        of_sites = of_rows.new_zeros(len(self.values), of_rows.shape[1]).index_add(0, self.site_of_row, of_rows)
-        return of_sites, of_rows, torch.cat(sums) / of_rows.clamp(min=1)
+            totals.append(total.gather(1, behind) - total.gather(1, first))
+        of_rows, sums = torch.cat(counts), torch.cat(totals)  # [R, 1 + K], R = Σ G
+        # Of the sites of all ranks, in one message: counts are exact in float64, and sums have one order.
+        own = sums.new_zeros(len(self.values), 2, of_rows.shape[1])
+        own.index_add_(0, self.site_of_row, torch.stack([of_rows.double(), sums], 1))
+        every = self.sites[0].gathered(own).sum(0)
+        of_sites = every[:, 0].to(of_rows)
+        if self.shared.any():
+            whole = self.site_of_row[self.shared]
+            of_rows[self.shared], sums[self.shared] = of_sites[whole], every[whole, 1]
+        return of_sites, of_rows, sums / of_rows.clamp(min=1)
 
 
 def solve_beta(falling: Callable[[float], float], target: float, guess: float) -> float:

@@ -54,6 +54,7 @@ class StructuredRateDistortion(RateDistortion):
     """
 
     def __init__(self, guide: SpikeGMMGuide, inclusion: float = 0.5, codeword_bits: int = 16) -> None:
+        guide.site_guides()  # the law is of whole kernels, all of them: rows of sites are refused
         super().__init__(guide, inclusion=inclusion, codeword_bits=codeword_bits)
         self.strength = 1.0
         self.masks = [site.mask for site in self.sites.values()]

@@ -169,6 +169,16 @@ class SiteGuide(OwningModule):
         """Root mean square of the latents, see :func:`~sqs_pyro.networks.weight_scale.weight_scale`."""
         return weight_scale(self.latent)
 
+    @property
+    def num_codebooks(self) -> int:
+        """How many groups there are, those of other ranks' rows included."""
+        return self.num_groups
+
+    @property
+    def shares_codebook(self) -> bool:
+        """Whether other ranks have weights of the groups that are here."""
+        return False
+
     def gathered(self, value: Tensor) -> Tensor:
         """Return a tensor of every rank that has weights of this site, ``[1, ...]``."""
         return value[None]

@@ -79,6 +79,17 @@ class SiteRows(SiteGuide):
         squares, number = self.gathered(torch.stack([own.sum(), torch.ones_like(own).sum()])).sum(0)
         return weight_scale((squares / number).sqrt().to(self.latent.dtype).expand(1, *self.latent.shape[1:]))
 
+    @property
+    def num_codebooks(self) -> int:
+        """How many groups there are, those of other ranks' rows included."""
+        like: Any = self._parameters["scale_unconstrained"]
+        return len(like)
+
+    @property
+    def shares_codebook(self) -> bool:
+        """Whether other ranks have weights of the groups that are here."""
+        return not self._by_channel
+
     def gathered(self, value: Tensor) -> Tensor:
         """Return a tensor of every rank, ``[ranks, ...]``."""
         return gathered_over_ranks(value, self._like.device_mesh)

@@ -214,7 +214,7 @@ class SpikeGMMGuide(PosteriorGuide):
     @property
     def site_names(self) -> tuple[str, ...]:
         """Names of the sites whose weights it draws, in the model's order."""
-        return tuple(self._own_sites())
+        return tuple(self.own_sites())
 
     def site_guides(self) -> dict[str, SiteGuide]:
         """Return the parts of the guide by site name, in the model's order.
@@ -224,9 +224,9 @@ class SpikeGMMGuide(PosteriorGuide):
         """
         if self.mesh is not None:
             raise NetworkError(_OF_ALL_WEIGHTS)
-        return self._own_sites()
+        return self.own_sites()
 
-    def _own_sites(self) -> dict[str, SiteGuide]:
+    def own_sites(self) -> dict[str, SiteGuide]:
         """Return the parts of the guide by site name: of rows, where ranks share sites."""
         return {site.site_name: site for site in self.sites.values()}
 
@@ -260,7 +260,7 @@ class SpikeGMMGuide(PosteriorGuide):
         if self._trains() and self.stage == "coded" and self.estimator in HARD:
             # Hard codes follow the latents every few draws only: an argmax over K of every weight takes its time.
             if self.draws % self.refresh_every == 0:
-                for site in self._own_sites().values():
+                for site in self.own_sites().values():
                     site.refresh_codes()
             self.draws += 1
 
@@ -270,7 +270,7 @@ class SpikeGMMGuide(PosteriorGuide):
         drawn: dict[str, TorchDistribution] = {
             inclusion.site_name: inclusion.distribution() for inclusion in self.inclusions.values()
         }
-        sites = self._own_sites().items()
+        sites = self.own_sites().items()
         return drawn | {name: self.distribution(site).to_event(len(site.shape)) for name, site in sites}
 
     def distribution(self, site: SiteGuide) -> CodebookGMM | LatentSpikeAndSlab:
@@ -306,7 +306,7 @@ class SpikeGMMGuide(PosteriorGuide):
 
     def codebook(self, name: str) -> Codebook:
         """Return the codebook of a site, which a learned prior shares."""
-        return self._own_sites()[name].codebook()
+        return self.own_sites()[name].codebook()
 
     def evaluation_temperatures(
         self, temperature: float | None = None, gate_temperature: float | None = None
@@ -340,13 +340,13 @@ class SpikeGMMGuide(PosteriorGuide):
     def start_coding(self, fit_codebooks: bool = True) -> None:
         """End the warm-up: fit codebooks to the weights that survived pruning, or keep those there are."""
         # Codebooks there are already came with `coded`, or were fitted on the way.
-        for site in self._own_sites().values() if fit_codebooks else ():
+        for site in self.own_sites().values() if fit_codebooks else ():
             site.fit_codebook()
         self.stage = "coded"
 
     def freeze_codes(self) -> None:
         """From here on codes and gates stay as they are; only codebooks (and other parameters) learn."""
-        for site in self._own_sites().values():
+        for site in self.own_sites().values():
             site.refresh_codes()  # of the latents as they are now, which from here on do not move
         self.resume("frozen", self.draws)
 
@@ -365,7 +365,7 @@ class SpikeGMMGuide(PosteriorGuide):
         held = self.stage == "frozen"
         if held != self._codes_are_held:  # asked at every draw, written once
             self._codes_are_held = held
-            for site in self._own_sites().values():
+            for site in self.own_sites().values():
                 site.latent_unconstrained.requires_grad_(not held)
                 site.gate_logit_unconstrained.requires_grad_(not held)
 
@@ -389,7 +389,7 @@ class SpikeGMMGuide(PosteriorGuide):
         if kind == "activation" and input_scales is None:
             raise ArgumentError("Saliency 'activation' needs input_scales, which only the network's inputs tell.")
         found = {}
-        for name, site in self._own_sites().items():
+        for name, site in self.own_sites().items():
             # The gate without its mask: a weight that was pruned can come back while the schedule runs.
             values = torch.sigmoid(site.gate_logit / self.gate_temperature)
             if kind != "gate":
@@ -411,7 +411,7 @@ class SpikeGMMGuide(PosteriorGuide):
             NetworkError: a mask is of no site, of another shape, or divided otherwise.
             ArgumentError: it holds something else than zeros and ones.
         """
-        guides = self._own_sites()
+        guides = self.own_sites()
         own = {name: site.placed(site.mask) for name, site in guides.items()}
         for name, mask in masks.items():
             check_like_sites("mask", name, mask, own)
@@ -426,12 +426,12 @@ class SpikeGMMGuide(PosteriorGuide):
     @torch.no_grad()
     def hold_gates_open(self) -> None:
         """Raise closed gates to just above ½; those of pruned weights stay exactly 0."""
-        for site in self._own_sites().values():  # in place, so that optimizers keep the parameter they know
+        for site in self.own_sites().values():  # in place, so that optimizers keep the parameter they know
             site.gate_logit_unconstrained.clamp_(min=_LEAST_OPEN_LOGIT * self.gate_temperature)
 
     def nonzero_rate(self) -> float:
         """Return the share of weights that are not zero: gate open (above ½), and codeword not 0."""
-        sites = list(self._own_sites().values())
+        sites = list(self.own_sites().values())
         # As `harden` counts: a drawn network's share of non-zeros is the mean of the gates instead.
         kept = sum(int(site.gathered(site.kept(self.gate_temperature).sum()).sum()) for site in sites)
         return kept / sum(site.placed(site.mask).numel() for site in sites)
@@ -445,7 +445,7 @@ class SpikeGMMGuide(PosteriorGuide):
         """
         self._check_coded()
         keep_codes = self.stage == "frozen"  # what was trained is what ships; before, codes follow the latents
-        return {name: site.harden(codebook_dtype, keep_codes) for name, site in self._own_sites().items()}
+        return {name: site.harden(codebook_dtype, keep_codes) for name, site in self.own_sites().items()}
 
     def draw(
         self,

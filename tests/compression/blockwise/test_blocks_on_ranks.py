@@ -12,13 +12,14 @@ from kits.tiny_transformers import tiny
 from sqs_pyro.compression.blockwise import time_plan
 from sqs_pyro.compression.blockwise.machines import MACHINES
 from sqs_pyro.compression.blockwise.shares import Shares
-from sqs_pyro.compression.blockwise.time_plan import plan_time
+from sqs_pyro.compression.blockwise.time_plan import TimePlan, plan_time
 from sqs_pyro.ranks import Ranks
 
 #: What each of these has in common: a network, sequences, and what is done with them.
 SETUP = """
 import contextlib
 import io
+import itertools
 import json
 import os
 import signal
@@ -33,9 +34,11 @@ from kits.tiny_transformers import tiny
 import sqs_pyro.ranks
 from sqs_pyro import compress_transformer, save
 from sqs_pyro.errors import DataError, RankError, RecipeError
-from sqs_pyro.compression.blockwise import codebooks
+from sqs_pyro.compression.blockwise import codebooks, laplace
+from sqs_pyro.compression.blockwise.laplace import LayerLikelihood
 from sqs_pyro.compression.blockwise.one_block import BlockCoder
 from sqs_pyro.integrations.checkpoint import compress_checkpoint
+from sqs_pyro.packing.layouts import PackedTensor
 from sqs_pyro.ranks import Ranks, ranks, started
 
 place = Path(sys.argv[1])
@@ -68,7 +71,7 @@ def compressed(name="llama_tied", **options):
 EVERY = (
     SETUP
     + """
-sent = Counter()  # bytes and calls of what is summed and gathered
+sent = Counter()  # bytes and calls of what is summed and gathered, and operations of factors
 
 
 def counted(owner, name, what):
@@ -104,8 +107,15 @@ def best_codewords(*args, best=codebooks.best_codewords):
 
 def gathered(values, *rest):
     sent.pop("bytes", None)
-    symbols = isinstance(values[0], torch.Tensor) and values[0].dtype == torch.uint8
-    return {"symbols": sum(map(len, values)) * values[0].shape[1]} if symbols else {}
+    if isinstance(values[0], torch.Tensor) and values[0].dtype == torch.uint8:
+        return {"symbols": sum(map(len, values)) * values[0].shape[1]}
+    every = list(itertools.chain.from_iterable(each.values() for each in values if isinstance(each, dict)))
+    if every and isinstance(every[0], PackedTensor):
+        return {"packed": sum(each.num_bytes for each in every)}
+    if every and isinstance(every[0], tuple):  # layers that one rank has coded
+        symbols = sum(coded.codes.nbytes + coded.mask.nbytes for coded, _ in every)
+        return {"whole": len(every), "symbols": symbols, "groups": 1}
+    return {}
 
 
 def streamed():
@@ -123,6 +133,10 @@ with started() as here:
         counted(dist, "all_to_all_single", bytes_to_others)
         counted(Ranks, "summed", summed)
         counted(Ranks, "gathered", gathered)
+        # Operations in float64: a factor, an inverse, and two curvatures' traces with a factor.
+        counted(laplace, "_cholesky", lambda found, matrix: {"factors": len(matrix) ** 3 / 3})
+        counted(laplace, "_triangular_inverse", lambda found, factor: {"factors": 0.4 * len(factor) ** 3})
+        counted(LayerLikelihood, "plus", lambda found, own, other: {"factors": 4 * len(own.curvature) ** 3})
         codebooks.best_codewords = best_codewords
     for name in sys.argv[2:]:
         save(streamed() if name == "streamed" else compressed(name), place / f"{name}.{here.rank}")
@@ -167,11 +181,14 @@ def test_the_file_is_the_same(
             assert (tmp_path / f"{name}.{rank}").read_bytes() == (alone(*names) / f"{name}.0").read_bytes(), name
     kept = {path.name for path in tmp_path.glob("kept/*")}
     assert kept == ({"embedding.pt", "head.pt", "block-000.pt"} if "streamed" in names else set())
-    for sent in map(json.loads, filter(None, printed)) if size == 2 else ():
-        _check_counts(sent, monkeypatch)
+    counts = [json.loads(each) for each in printed if each] if size == 2 else []
+    for sent in counts:
+        plan = _check_counts(sent, monkeypatch)
+    if counts:  # of the rank that has most: the embedding is forecast by one
+        assert plan.factors * MACHINES["cpu"].doubles == pytest.approx(max(sent["factors"] for sent in counts))
 
 
-def _check_counts(sent: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def _check_counts(sent: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> TimePlan:
     """What a rank has sent is what is planned, but for the steps that codewords took, which nobody can know."""
     net = tiny("llama_tied", num_hidden_layers=2)
     recipe = {
@@ -182,12 +199,19 @@ def _check_counts(sent: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None
         "rounds": 1,
         "units": 4,
     }
-    weights = 2 * 7 + 1  # of each codewords are chosen twice
+    assert (sent["whole"], sent["groups"]) == (2 * 4, 2 * 2)  # of each block k and v, gate and up
+    weights = 2 * (7 - 4) + 1  # the others, of each of which codewords are chosen twice
     monkeypatch.setattr(time_plan, "_GRADIENT_STEPS", sent["of codewords"] / (2 * weights) - 1)
-    planned = plan_time(net, 14, 10, recipe, MACHINES["cpu"], streamed=False, ranks=2).sent
+    plan = plan_time(net, 14, 10, recipe, MACHINES["cpu"], streamed=False, ranks=2)
+    planned = plan.sent
     assert (planned.summed, planned.symbols) == (sent["summed"], sent["symbols"])
-    gathered = 2 * weights + 2  # the largest weight, its symbols; behind each block whether to stop
+    # The largest weight, its symbols; whole layers; behind each block whether to stop, and what is packed.
+    gathered = 2 * weights + 2 * 2 + 2 * 2
+    assert planned.packed == pytest.approx(
+        sent["packed"], rel=0.5
+    )  # codebooks are half of weights as few as these
     assert planned.number == 2 * sent["large"] + sent["small"] + gathered
+    return plan
 
 
 # Of a rank that ends in the middle of the second block, or is asked to end in the middle of the first.

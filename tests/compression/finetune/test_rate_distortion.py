@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kits.ranks import run_on_ranks
 from torch import nn
 from torch.nn.functional import pad
 
@@ -191,3 +192,64 @@ class TestFit:
             RateDistortion(guide, pool_inclusion=pooled).fit(even(guide), beta=0.05, rounds=10)
             kept[pooled] = int((small.gates() > 0.5).sum())
         assert kept[True] > kept[False]
+
+
+DIVIDED = """
+import sys
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from sqs_pyro import BayesianNetwork, SpikeGMMGuide
+from sqs_pyro.compression.finetune.rate_distortion import RateDistortion
+from sqs_pyro.compression.finetune.structured_zeros import StructuredRateDistortion
+from sqs_pyro.errors import NetworkError
+from sqs_pyro.models import shard_sites
+from sqs_pyro.ranks import started
+
+found = {}
+with started() as ranks:
+    for groups in ("layer", "channel"):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(30, 41), nn.Tanh(), nn.Linear(41, 7))
+        model = BayesianNetwork(net, num_data=100)
+        if ranks.size > 1:
+            shard_sites(model, mesh=init_device_mesh("cpu", (ranks.size,)))
+        guide = SpikeGMMGuide(model, 5, groups=groups, estimator="straight_through")
+        precision = {name: 10.0 * (1 + i) for i, name in enumerate(guide.site_names)}
+        for pooled in (False, True):
+            fitting = RateDistortion(guide, pool_inclusion=pooled)
+            most = fitting.bits_at(0.0, precision)
+            fit = fitting.fit(precision, bits=0.6 * most)
+            found[groups, pooled] = {
+                "most": most, "fit": vars(fit), "inclusion": fitting.symbol_prior.inclusion,
+                "weights": {name: coded.dense() for name, coded in guide.harden().items()},
+                "rate": guide.nonzero_rate(),
+            }
+    if ranks.size > 1:
+        try:
+            StructuredRateDistortion(guide)
+        except NetworkError as error:
+            found["refused"] = str(error)
+    torch.save(found, f"{sys.argv[1]}/{ranks.size}-{ranks.rank}")
+"""
+
+
+def test_beta_of_sites_that_ranks_divide_is_that_of_all_weights(tmp_path):
+    for size in (1, 2):
+        run_on_ranks(size, DIVIDED, tmp_path)
+    alone = torch.load(tmp_path / "1-0")
+    first, second = (torch.load(tmp_path / f"2-{rank}") for rank in range(2))
+    for ranks in (first, second):
+        assert "all weights" in ranks.pop("refused")
+    for key, expected in alone.items():
+        for found in (first[key], second[key]):
+            assert (found["most"], found["rate"]) == (expected["most"], expected["rate"])
+            assert found["fit"]["bits"] == expected["fit"]["bits"]  # counts are exact
+            assert found["fit"]["bits"] == pytest.approx(0.6 * found["most"], rel=0.05)  # of few weights
+            # Sums of two ranks' weights are rounded otherwise than one rank's, and codewords are float32.
+            torch.testing.assert_close(found["fit"], expected["fit"], rtol=1e-6, atol=0)
+            torch.testing.assert_close(found["inclusion"], expected["inclusion"])
+            torch.testing.assert_close(found["weights"], expected["weights"], rtol=1e-3, atol=1e-6)
+        assert first[key]["fit"] == second[key]["fit"]
+        for name, weight in first[key]["weights"].items():
+            assert torch.equal(weight, second[key]["weights"][name])
