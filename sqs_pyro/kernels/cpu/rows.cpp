@@ -106,7 +106,7 @@ void output(const Weight& w, const Pieces<B>& pieces, const float* bias, const t
     int64_t q = start;
     const int64_t end = start + pieces.step;
     for (; q + A <= end; q += A) {
-      __builtin_prefetch(pieces.words + ((before + q) / P + 64) * kRows);
+      fetch_ahead(pieces.words + (before + q) / P * kRows);
 #pragma GCC unroll 4
       for (int a = 0; a < A; ++a) add(kernel, q + a, sums[a]);
     }
