@@ -113,7 +113,8 @@ inline void decode_blocks(const Problem& p, const PairKernel<B>& kernel, int64_t
 }
 
 // A block of x, or less of one, and T tiles: the next weights are decoded while the last are multiplied. A product waits
-// for the sum that it adds to, longer than decoding a block takes, so that a single tile would leave the unit idle.
+// for the sum that it adds to, longer than decoding a block takes: a single tile leaves the unit idle. Where several blocks
+// are decoded at once (3 and 5 bits) two tiles of them take too much of the first cache, and one is faster.
 template <int B, int T>
 void few_blocks(const Problem& p, const PairKernel<B>& kernel, const uint32_t* x, int64_t tile, BFloat16* y) {
   constexpr int words = kWordsAtOnce<B>, blocks = kBlocksAtOnce<B>, of_tile = blocks * kBlock;
@@ -202,14 +203,15 @@ void multiply_blocks(const Problem& p, const float* table, int64_t size, const B
   }
   const int64_t tiles = (p.outputs + kRows - 1) / kRows;
   if (count == 1) {
-    return torch::stable::parallel_for(0, (tiles + 1) / 2, 1, [&](int64_t from, int64_t to) {
+    constexpr int together = kBlocksAtOnce<B> == 1 ? 2 : 1;
+    return torch::stable::parallel_for(0, (tiles + together - 1) / together, 1, [&](int64_t from, int64_t to) {
       Blocks shapes;
       shapes.shape(int(rows));
-      for (int64_t pair = from; pair < to; ++pair) {
-        if (2 * pair + 1 < tiles) {
-          few_blocks<B, 2>(p, kernel, packed, 2 * pair, y);
+      for (int64_t tile = from * together; tile < std::min(to * together, tiles); tile += together) {
+        if (tile + together <= tiles) {
+          few_blocks<B, together>(p, kernel, packed, tile, y);
         } else {
-          few_blocks<B, 1>(p, kernel, packed, 2 * pair, y);
+          few_blocks<B, 1>(p, kernel, packed, tile, y);
         }
       }
     });
