@@ -1,8 +1,9 @@
 """Single convolutions, and matrices with several codebooks, packed and dense, on one thread of the CPU.
 
 Convolutions are those of ResNet-20 and one of ResNet-18's, batch 1 and 32, all methods in turn on the same image,
-warm. Matrices are 4096 x 4096 with one codebook, one for each output and one for each 128 inputs, each product
-with another copy of the weight, cold. 4-bit codes; medians.
+warm. Matrices are 4096 x 4096 with one codebook, one for each output and one for each 128 inputs, or with one
+codebook and a scale for each 128 or 64 inputs, each product with another copy of the weight, cold. 4-bit codes;
+medians.
 
     python benchmarks/packed_products.py [--rounds 60] [--out FILE]
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sqs_pyro.errors import NetworkError, PackedFileError
+from sqs_pyro.kernels.heap import Heap
 from sqs_pyro.kernels.placing import packed_weight, put_weights
 from sqs_pyro.kernels.weight import PackedWeight
 from sqs_pyro.packing.coded import CodedTensor
@@ -167,6 +168,8 @@ def complete(net: nn.Module) -> None:
     ]
     for _, _, weight in pending:
         weight.settle()  # of all, before any codes are written into the holes between
+    heap = Heap()
     # The largest first: what its bytes take beside its codes is not on top of all others.
     for module, child, weight in sorted(pending, key=lambda found: -found[2].tensor.bytes):
         module._modules[child] = weight.complete()
+        heap.freed(weight.tensor.bytes)  # read, decoded and dropped

@@ -10,6 +10,7 @@ from torch import nn
 
 from sqs_pyro.errors import NetworkError, PackedFileError
 from sqs_pyro.kernels.decode import decode
+from sqs_pyro.kernels.heap import Heap
 from sqs_pyro.kernels.modules import PackedModule, packed_type, product_of
 from sqs_pyro.kernels.weight import PackedWeight, refuse_dense_weights
 from sqs_pyro.packing.contents import parameters_to_pack
@@ -55,12 +56,14 @@ def copy_with_weights(
             # Of all modules before any weight is made: its form has to suit every one that shares it.
             uses[id(parameter)].add("decoded" if draws else product_of(module, found[id(module)]))
     weights: dict[int, StoredWeight] = {}
+    heap = Heap()
     # The largest first: what its bytes take beside its codes is not on top of all others.
     for name, parameter in sorted(parameters.items(), key=lambda item: -item[1].numel()):
         key = id(stand_ins[id(parameter)])
         weight = packed_weight(name, tensors[name].in_memory(), parameter.dtype, uses[key])
         # Where the parameter was, as everything else of the network is; but a file's values are never given up.
         weights[key] = weight if parameter.is_meta else weight.to(parameter.device)
+        heap.freed(tensors[name].num_bytes)  # read, decoded and dropped
     placed = {module: {name: weights[id(p)] for name, p in own.items()} for module, own in found.items() if own}
     return result, placed
 

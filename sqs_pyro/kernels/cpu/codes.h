@@ -61,6 +61,12 @@ inline void store(T* to, V value) {
   std::memcpy(to, &value, sizeof(V));
 }
 
+// Codes are read once and in order. What hardware fetches ahead ends with a page, and from memory it comes too late.
+[[gnu::always_inline]] inline void fetch_ahead(const uint32_t* codes) {
+  __builtin_prefetch(codes + 16 * kRows);
+  __builtin_prefetch(codes + 128 * kRows, 0, 2);  // into the second cache
+}
+
 // As many outputs as a register has, or the first ones of a tile's end: those that `wanted` names.
 template <class T>
 inline void store_outputs(T* to, Floats values, uint32_t wanted) {

@@ -125,7 +125,7 @@ struct Integers {
         for (int m = 0; m < M; ++m) parts[m] = _mm256_setzero_si256();
         const int64_t end = std::min(words, (b + 1) * kWords);
         for (int64_t w = b * kWords; w < end; ++w) {
-          __builtin_prefetch(codes + (w + 64) * kRows);
+          fetch_ahead(codes + w * kRows);
           const __m256i word = load<__m256i>(codes + w * kRows + lane);
 #pragma GCC unroll 8
           for (int s = 0; s < kSteps; ++s) {

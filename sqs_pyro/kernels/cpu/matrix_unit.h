@@ -106,27 +106,36 @@ inline void decode_blocks(const Problem& p, const PairKernel<B>& kernel, int64_t
   const uint32_t* codes = p.codes + (tile * p.words + start) * kRows;
   const int64_t there = std::min(count, p.words - start);
   for (int64_t w = 0; w < there; ++w) {
-    __builtin_prefetch(codes + (w + 64) * kRows);
+    fetch_ahead(codes + w * kRows);
     kernel.decode(codes + w * kRows, to + w * kPairs<B> * kRows, 0);
   }
   if (there < count) std::fill(to + there * kPairs<B> * kRows, to + count * kPairs<B> * kRows, 0u);
 }
 
-// A block of x, or less of one: the next weights are decoded while the last are multiplied.
-template <int B>
+// A block of x, or less of one, and T tiles: the next weights are decoded while the last are multiplied. A product waits
+// for the sum that it adds to, longer than decoding a block takes: a single tile leaves the unit idle. Where several blocks
+// are decoded at once (3 and 5 bits) two tiles of them take too much of the first cache, and one is faster.
+template <int B, int T>
 void few_blocks(const Problem& p, const PairKernel<B>& kernel, const uint32_t* x, int64_t tile, BFloat16* y) {
-  constexpr int words = kWordsAtOnce<B>, blocks = kBlocksAtOnce<B>;
-  alignas(64) uint32_t weights[2][blocks * kBlock];
-  alignas(64) float sums[kUnits * kRows];
+  constexpr int words = kWordsAtOnce<B>, blocks = kBlocksAtOnce<B>, of_tile = blocks * kBlock;
+  alignas(64) uint32_t weights[2][T * of_tile];
+  alignas(64) float sums[T][kUnits * kRows];
   const int64_t steps = (p.words + words - 1) / words, x_block = p.rows * kUnits;
-  clear_block<0>();
-  decode_blocks<B>(p, kernel, tile, 0, words, weights[0]);
+  const auto decode = [&](int64_t step) {
+    for (int t = 0; t < T; ++t) {
+      decode_blocks<B>(p, kernel, tile + t, step * words, words, weights[step % 2] + t * of_tile);
+    }
+  };
+  each<T>([&]<int t>() { clear_block<t>(); });
+  decode(0);
   for (int64_t step = 0; step < steps; ++step) {
-    if (step + 1 < steps) decode_blocks<B>(p, kernel, tile, (step + 1) * words, words, weights[(step + 1) % 2]);
-    add_blocks<1, 1>(x + step * blocks * x_block, 0, x_block, weights[step % 2], 0, blocks);
+    if (step + 1 < steps) decode(step + 1);
+    add_blocks<1, T>(x + step * blocks * x_block, 0, x_block, weights[step % 2], of_tile, blocks);
   }
-  store_block<0>(sums);
-  for (int64_t m = 0; m < p.rows; ++m) finish(p, tile, m, sums + m * kRows, y);
+  each<T>([&]<int t>() { store_block<t>(sums[t]); });
+  for (int64_t m = 0; m < p.rows; ++m) {
+    for (int t = 0; t < T; ++t) finish(p, tile + t, m, sums[t] + m * kRows, y);
+  }
 }
 
 // Several blocks of x: some inputs of one or two tiles are decoded and multiplied with all of them.
@@ -194,10 +203,17 @@ void multiply_blocks(const Problem& p, const float* table, int64_t size, const B
   }
   const int64_t tiles = (p.outputs + kRows - 1) / kRows;
   if (count == 1) {
-    return torch::stable::parallel_for(0, tiles, 1, [&](int64_t from, int64_t to) {
+    constexpr int together = kBlocksAtOnce<B> == 1 ? 2 : 1;
+    return torch::stable::parallel_for(0, (tiles + together - 1) / together, 1, [&](int64_t from, int64_t to) {
       Blocks shapes;
       shapes.shape(int(rows));
-      for (int64_t tile = from; tile < to; ++tile) few_blocks<B>(p, kernel, packed, tile, y);
+      for (int64_t tile = from * together; tile < std::min(to * together, tiles); tile += together) {
+        if (tile + together <= tiles) {
+          few_blocks<B, together>(p, kernel, packed, tile, y);
+        } else {
+          few_blocks<B, 1>(p, kernel, packed, tile, y);
+        }
+      }
     });
   }
   torch::stable::parallel_for(0, (tiles + 1) / 2, 1, [&](int64_t from, int64_t to) {

@@ -75,7 +75,7 @@ void few_rows(const Problem& p, const Kernel& kernel, const typename Kernel::X* 
         Floats parts[A][M] = {};
         const uint32_t* codes = p.codes + tile * p.words * kRows + lane;
         for (int64_t w = 0; w < p.words; ++w) {
-          __builtin_prefetch(codes + (w + 64) * kRows);  // what hardware fetches ahead ends with a page
+          fetch_ahead(codes + w * kRows);
           kernel.template multiply<M, A>(codes + w * kRows, x + w * step, parts);
         }
         for (int m = 0; m < M; ++m) {

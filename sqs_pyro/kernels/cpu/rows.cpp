@@ -106,7 +106,7 @@ void output(const Weight& w, const Pieces<B>& pieces, const float* bias, const t
     int64_t q = start;
     const int64_t end = start + pieces.step;
     for (; q + A <= end; q += A) {
-      __builtin_prefetch(pieces.words + ((before + q) / P + 64) * kRows);
+      fetch_ahead(pieces.words + (before + q) / P * kRows);
 #pragma GCC unroll 4
       for (int a = 0; a < A; ++a) add(kernel, q + a, sums[a]);
     }
@@ -172,14 +172,18 @@ void turn_rows(const BFloat16* x, int64_t here, int64_t rows, int64_t inputs, in
 // `count` chunks of an output, `[chunk][output][pair]`; `to` is this output's in the first one.
 template <int B>
 void decode_row(const Pieces<B>& pieces, int64_t n, int64_t first, int64_t count, uint32_t* to) {
-  constexpr int P = kPairs<B>;
+  constexpr int P = kPairs<B>, ahead = std::max(1, kUnits / P);
   const int64_t before = n * pieces.chunks;
   for (int64_t q = first; q < first + count;) {
     const int64_t end = std::min(first + count, (q / pieces.step + 1) * pieces.step);
     const PairKernel<B> kernel(pieces.table(n, q));
     while (q < end) {
       const int64_t word = (before + q) / P, place = (before + q) % P;
-      const __m512i codes = load<__m512i>(pieces.words + word * kRows);
+      const uint32_t* from = pieces.words + word * kRows;
+      const __m512i codes = load<__m512i>(from);
+      // What this output has next, and, into the second cache, what the next 16 outputs have.
+      __builtin_prefetch(from + ahead * kRows);
+      __builtin_prefetch(from + kRows * pieces.chunks / P * kRows, 0, 2);
       if (place == 0 && q + P <= end) {
 #pragma GCC unroll 16
         for (int c = 0; c < P; ++c) {
@@ -262,7 +266,9 @@ void multiply_by_unit(const Weight& w, const float* bias, int64_t count, const B
 Tensor linear_rows(Tensor x, std::optional<Tensor> bias, Tensor codes, Tensor table, std::optional<Tensor> scales,
                    std::vector<int64_t> shape, int64_t bits) {
   const Weight weight(Layout::kRows, codes, table, scales, shape, bits);
-  return linear(weight, shape, x, bias, has_matrix_unit(), []<class Kernel, int B, class T>(
+  // A single row of x takes less time in float32: the unit would wait for 16 outputs to be decoded.
+  const bool unit = has_matrix_unit() && x.numel() > weight.inputs;
+  return linear(weight, shape, x, bias, unit, []<class Kernel, int B, class T>(
       const Weight& w, const float* bias, int64_t rows, const T* x, T* y) {
 #if defined(SQS_MATRIX_UNIT)
     if constexpr (std::is_same_v<T, BFloat16>) {
