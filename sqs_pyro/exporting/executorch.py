@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import itertools
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import free_symbols
 
 from sqs_pyro.atomic import write_bytes
+from sqs_pyro.errors import NetworkError
 from sqs_pyro.exporting.exported import Exported, check_one_network
 from sqs_pyro.exporting.installed import check_installed
 from sqs_pyro.exporting.linear_layers import is_plain_linear
@@ -51,7 +55,15 @@ def export_executorch(packed: nn.Module, inputs: Any, path: str | Path) -> Expor
     exported = _exported(net, kept)
     program = trace(unpack_weights(swap_modules(net, kept)), inputs, up_to_example=True)
     with one_sentence("lowered to ExecuTorch"):
-        content = _lowered(program)
+        _slice(program.graph_module)
+        dynamic = _dynamic_sizes(program)  # lowering fixes sizes of what it is given, too
+        lowered = _lowered(program)
+        content = lowered.to_executorch().buffer
+    if _dynamic_sizes(lowered.exported_program()) != dynamic:  # it would end the process that gives it another
+        raise NetworkError(
+            "Lowering to ExecuTorch fixes a size of the network's inputs, by an operator that has to know it: export to "
+            "another format."
+        )
     write_bytes(path, [content])
     return exported
 
@@ -197,7 +209,7 @@ def _exported(net: nn.Module, kept: Mapping[int, Any]) -> Exported:
     exported = Exported()
     for name, weight in stored_weights(net).items():
         if set(ways[weight]) == {"float32"}:
-            exported.decoded[name] = "no linear layer or embedding of whole numbers: float32"
+            exported.decoded[name] = "no linear layer or embedding of whole numbers, in float32"
         else:
             exported.packed[name] = " and ".join(dict.fromkeys(ways[weight]))
     return exported
@@ -206,13 +218,38 @@ def _exported(net: nn.Module, kept: Mapping[int, Any]) -> Exported:
 # -- lowering
 
 
-def _lowered(program: ExportedProgram) -> bytes:
+def _slice(module: GraphModule) -> None:
+    """Put slices in the place of ``chunk`` and ``split``, where lowering fixes every size; XNNPACK has them, too."""
+    aten, graph = torch.ops.aten, module.graph
+    parting = {aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default}
+    for node in [node for node in graph.nodes if node.target in parting]:
+        whole, dim = node.args[0], node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+        ends = [0, *itertools.accumulate(part.shape[dim] for part in node.meta["val"])]
+        if all(isinstance(end, int) for end in ends):
+            for user in list(node.users):  # each takes a part
+                i = user.args[1]
+                with graph.inserting_before(user):
+                    part = graph.call_function(aten.slice.Tensor, (whole, dim, ends[i], ends[i + 1]))
+                part.meta["val"] = user.meta["val"]
+                user.replace_all_uses_with(part)
+                graph.erase_node(user)
+            graph.erase_node(node)
+    module.recompile()
+
+
+def _lowered(program: ExportedProgram) -> Any:
+    """Return a graph that calls XNNPACK."""
     partitioner = _imported("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     chosen = partitioner.XnnpackPartitioner(configs=_configs())
     lower = _imported("executorch.exir").to_edge_transform_and_lower
-    edge = lower(program, partitioner=[chosen], constant_methods={_WRITTEN_BY: 1})
-    content: bytes = edge.to_executorch().buffer
-    return content
+    return lower(program, partitioner=[chosen], constant_methods={_WRITTEN_BY: 1})
+
+
+def _dynamic_sizes(program: ExportedProgram) -> list[list[bool]]:
+    """Return of each size of each input whether a program takes others than the example's."""
+    inputs = set(program.graph_signature.user_inputs)
+    shapes = [node.meta["val"].shape for node in program.graph.nodes if node.name in inputs]
+    return [[bool(free_symbols(size)) for size in shape] for shape in shapes]
 
 
 def _configs() -> list[type]:
