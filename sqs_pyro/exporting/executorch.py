@@ -61,8 +61,8 @@ def export_executorch(packed: nn.Module, inputs: Any, path: str | Path) -> Expor
         content = lowered.to_executorch().buffer
     if _dynamic_sizes(lowered.exported_program()) != dynamic:  # it would end the process that gives it another
         raise NetworkError(
-            "Lowering to ExecuTorch fixes a size of the network's inputs, by an operator that has to know it: export to "
-            "another format."
+            "Lowering to ExecuTorch fixes a size of the network's inputs, by an operator that has to know it: export "
+            "to another format."
         )
     write_bytes(path, [content])
     return exported
@@ -219,7 +219,7 @@ def _exported(net: nn.Module, kept: Mapping[int, Any]) -> Exported:
 
 
 def _slice(module: GraphModule) -> None:
-    """Put slices in the place of ``chunk`` and ``split``, where lowering fixes every size; XNNPACK has them, too."""
+    """Put slices in the place of ``chunk`` and ``split``, where lowering fixes sizes; XNNPACK has them, too."""
     aten, graph = torch.ops.aten, module.graph
     parting = {aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default}
     for node in [node for node in graph.nodes if node.target in parting]:
