@@ -42,6 +42,7 @@ from torch import Tensor, nn
 import sqs_pyro.models.catalogue  # noqa: F401  # registers networks
 from sqs_pyro import integrations
 from sqs_pyro.bench.report import cold_bytes, spread
+from sqs_pyro.data import DataRecipe, load_data
 from sqs_pyro.evaluation.latency import interleaved
 from sqs_pyro.exporting import export_executorch, export_onnx
 from sqs_pyro.exporting.openvino import EXACT, translate
@@ -57,6 +58,7 @@ WHOLE = "ours, whole numbers"
 FREE = "ours, free codewords"
 BLOCKS = 6  # of SmolLM2, in `llama`
 TOKENS = 256  # whose logits of llama.cpp are compared
+TESTED = 2000  # images
 OPENVINO = {**EXACT, "INFERENCE_NUM_THREADS": 1}
 RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "executorch": "ExecuTorch"}
 SUFFIXES = {"onnx": ".onnx", "openvino": "", "executorch": ".pte"}
@@ -151,23 +153,33 @@ class Case:
         net: in float32.
         example: what it is traced with, two rows or more.
         inputs: what is timed, one row, by what it is called in the table.
+        test: images and their classes, on which accuracy is measured.
     """
 
     net: nn.Module
     example: Any
     inputs: Mapping[str, Any]
+    test: tuple[Tensor, Tensor] | None = None
 
 
 # ---- networks ----
 
 
-def image(name: str, shape: tuple[int, ...], weights: str | None = None, **options: Any) -> Case:
+def resnet20(_: Path | None) -> Case:
+    """Trained on Fashion-MNIST, with training images as the example, whose ranges integers have."""
+    net = build_network("resnet20", in_channels=1).eval()
+    net.load_state_dict(load_file(Path("recipes", "weights", "fashion_mnist_resnet20.safetensors")))
+    data = load_data(DataRecipe(name="fashion_mnist", batch_size=64))
+    images, classes = zip(*(data.test.dataset[i] for i in range(TESTED)), strict=True)
+    x = next(iter(data.train))[0]
+    return Case(net, x, {"an image": x[:1]}, (torch.stack(images), torch.tensor(classes)))
+
+
+def mobilenet(_: Path | None) -> Case:
+    """Weights and images at random."""
     torch.manual_seed(0)
-    net = build_network(name, **options).eval()
-    if weights is not None:
-        net.load_state_dict(load_file(Path("recipes", "weights", weights)))
-    x = torch.randn(2, *shape)
-    return Case(net, x, {"an image": x[:1]})
+    x = torch.randn(2, 3, 224, 224)
+    return Case(build_network("torchvision/mobilenet_v3_small").eval(), x, {"an image": x[:1]})
 
 
 def text(net: nn.Module, *lengths: int) -> Case:
@@ -185,8 +197,8 @@ def first_blocks(packages: Path | None) -> Case:
 
 
 NETWORKS: dict[str, Callable[[Path | None], Case]] = {
-    "resnet20": lambda _: image("resnet20", (1, 28, 28), "fashion_mnist_resnet20.safetensors", in_channels=1),
-    "mobilenet": lambda _: image("torchvision/mobilenet_v3_small", (3, 224, 224)),
+    "resnet20": resnet20,
+    "mobilenet": mobilenet,
     "minilm": lambda packages: text(sentence_embedding(packages)[0], 64),
     "llama": first_blocks,
 }
@@ -218,12 +230,13 @@ def written(case: Case, runtime: str, directory: Path) -> Iterator[tuple[str, Pa
     if runtime == "executorch":  # where free codewords are decoded
         del variants[FREE]
     if runtime == "onnx" and convolves:
-        variants[f"{WHOLE}, onnx-qdq"] = rounded
+        variants[f"{WHOLE}, onnx-qdq"] = variants[f"{WHOLE}, int8 activations"] = rounded
     for name, code in variants.items():
         place = directory / f"{name.replace(', ', '_').replace(' ', '-')}{SUFFIXES[runtime]}"
         net = packed(case.net, code)
         if not place.exists() and runtime == "onnx":
-            export_onnx(net, case.example, place, quantized=name.endswith("qdq"))
+            examples = [case.example] if name.endswith("activations") else None
+            export_onnx(net, case.example, place, quantized=name.endswith("qdq"), int8_examples=examples)
         elif not place.exists() and runtime == "executorch":
             export_executorch(net, case.example, place)
         elif not place.exists():  # as export_openvino does, with the model that there is
@@ -276,6 +289,16 @@ def call(runtime: str, place: Path, inputs: Any) -> Callable[[], Any]:
     return lambda: list(network(given).values())
 
 
+def accuracies(case: Case, runtime: str, place: Path, net: nn.Module) -> dict[str, float]:
+    """Accuracy of what is exported, and of the packed network, where there are test images."""
+    if case.test is None or runtime == "executorch":  # which takes no more rows than the example
+        return {}
+    x, classes = case.test
+    (logits,) = call(runtime, place, x)()
+    both = {"accuracy": torch.from_numpy(np.asarray(logits)), "accuracy_in_torch": outputs(net, x)[0]}
+    return {name: float((found.argmax(1) == classes).double().mean()) for name, found in both.items()}
+
+
 def memory(runtime: str, place: Path, inputs: Any) -> int:
     """Bytes that a process has more with the network than without."""
     with tempfile.TemporaryDirectory() as directory:
@@ -312,6 +335,7 @@ def measured(name: str, case: Case, runtime: str, directory: Path, rounds: int) 
                     "file_bytes": size(place),
                     "memory_bytes": held[variant],
                     "relative_difference": difference(found, outputs(net, inputs)),
+                    **accuracies(case, runtime, place, net),
                     **times(taken[FLOAT], taken[variant]),
                 }
 

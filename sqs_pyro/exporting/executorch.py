@@ -61,8 +61,8 @@ def export_executorch(packed: nn.Module, inputs: Any, path: str | Path) -> Expor
         content = lowered.to_executorch().buffer
     if _dynamic_sizes(lowered.exported_program()) != dynamic:  # it would end the process that gives it another
         raise NetworkError(
-            "Lowering to ExecuTorch fixes a size of the network's inputs, by an operator that has to know it: export "
-            "to another format."
+            "Lowering to ExecuTorch fixes a size of the network's inputs, by an operator that must know it: take "
+            "another format."
         )
     write_bytes(path, [content])
     return exported
@@ -137,10 +137,10 @@ class _Linear(nn.Module):
     def __init__(self, replaced: PackedLinear, numbers: Tensor, scales: Tensor) -> None:
         super().__init__()
         scales = scales.view(len(numbers), -1)
-        parts = zip(numbers.chunk(scales.shape[1], 1), scales.T, strict=True)
-        self.parts = nn.ModuleList(_Numbers(*part) for part in parts)
-        self.bias = replaced.bias
-        self.form = " and ".join(sorted({_said(part.numbers) for part in self.parts}))
+        parts = numbers.chunk(scales.shape[1], 1)
+        self.parts = nn.ModuleList(_Numbers(*part) for part in zip(parts, scales.T, strict=True))
+        self.register_parameter("bias", replaced._parameters["bias"])
+        self.form = " and ".join(sorted({_said(part) for part in parts}))
 
     @property
     def weight(self) -> Tensor:
@@ -152,7 +152,8 @@ class _Linear(nn.Module):
         products = [F.linear(each, part()) for each, part in zip(inputs, self.parts, strict=True)]
         value = sum(products[1:], products[0])
         # Not a part of the product, where ExecuTorch would expect inputs of whole numbers.
-        return value if self.bias is None else value + self.bias
+        bias = self._parameters["bias"]
+        return value if bias is None else value + bias
 
 
 class _Embedding(nn.Module):
@@ -262,7 +263,7 @@ def _configs() -> list[type]:
     gemm = _imported("executorch.backends.xnnpack.partition.config.gemm_configs")
     precisions = gemm.ConfigPrecisionType
 
-    class WholeLinear(gemm.LinearConfig):  # type: ignore[misc, name-defined]  # a class of an optional package
+    class WholeLinear(gemm.LinearConfig):  # type: ignore[name-defined]  # a class of an optional package
         def _detect_precision(self, node: Any) -> Any:
             return precisions.FP32
 
