@@ -1,7 +1,8 @@
-"""Latency, bytes and memory of exports beside float32 in the same runtime: ONNX Runtime, OpenVINO and llama.cpp.
+"""Latency, bytes and memory of exports beside float32 in the same runtime.
 
-    python benchmarks/exported.py [--networks resnet20 mobilenet minilm llama] [--rounds 15] [--packages DIRECTORY]
-        [--llama-cpp PYTHON] [--text FILE] [--dir DIRECTORY] [--out FILE]
+    python benchmarks/exported.py [--networks resnet20 mobilenet minilm llama]
+        [--runtimes onnx openvino executorch] [--rounds 15] [--packages DIRECTORY] [--llama-cpp PYTHON]
+        [--text FILE] [--dir DIRECTORY] [--out FILE]
 
 Weights are rounded, not trained: to 16 whole numbers times a scale of each output (what ``grid: uniform`` gives
 runtimes to multiply with), or to 16 quantiles of the layer (free codewords). Latency depends on neither. ``llama``
@@ -41,10 +42,11 @@ from torch import Tensor, nn
 import sqs_pyro.models.catalogue  # noqa: F401  # registers networks
 from sqs_pyro import integrations
 from sqs_pyro.bench.report import cold_bytes, spread
+from sqs_pyro.data import DataRecipe, load_data
 from sqs_pyro.evaluation.latency import interleaved
-from sqs_pyro.exporting import export_onnx
+from sqs_pyro.exporting import export_executorch, export_onnx
 from sqs_pyro.exporting.openvino import EXACT, translate
-from sqs_pyro.exporting.trace import input_names, named_arrays, outputs
+from sqs_pyro.exporting.trace import input_names, input_tensors, named_arrays, outputs
 from sqs_pyro.kernels import packed_network
 from sqs_pyro.kernels.processor import processor
 from sqs_pyro.networks.registry import build_network
@@ -56,8 +58,10 @@ WHOLE = "ours, whole numbers"
 FREE = "ours, free codewords"
 BLOCKS = 6  # of SmolLM2, in `llama`
 TOKENS = 256  # whose logits of llama.cpp are compared
+TESTED = 1000  # images
 OPENVINO = {**EXACT, "INFERENCE_NUM_THREADS": 1}
-RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "executorch": "ExecuTorch"}
+SUFFIXES = {"onnx": ".onnx", "openvino": "", "executorch": ".pte"}
 
 MEMORY = """
 import json, os, sys
@@ -75,6 +79,15 @@ if runtime == "onnx":
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     session.run(None, inputs)
+elif runtime == "executorch":
+    import torch
+    import executorch.kernels.quantized
+    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+    from executorch.runtime import Runtime
+    _unsafe_reset_threadpool(1)
+    before = held()
+    network = Runtime.get().load_program(path).load_method("forward")
+    network.execute([torch.from_numpy(value) for value in inputs.values()])
 else:
     import openvino
     core = openvino.Core()
@@ -140,22 +153,32 @@ class Case:
         net: in float32.
         example: what it is traced with, two rows or more.
         inputs: what is timed, one row, by what it is called in the table.
+        test: images and their classes, on which accuracy is measured.
     """
 
     net: nn.Module
     example: Any
     inputs: Mapping[str, Any]
+    test: tuple[Tensor, Tensor] | None = None
 
 
 # ---- networks ----
 
 
-def image(name: str, shape: tuple[int, ...], weights: str | None = None, **options: Any) -> Case:
+def resnet20(_: Path | None) -> Case:
+    """Trained on Fashion-MNIST, with training images as the example, whose ranges integers have."""
+    net = build_network("resnet20", in_channels=1).eval()
+    net.load_state_dict(load_file(Path("recipes", "weights", "fashion_mnist_resnet20.safetensors")))
+    data = load_data(DataRecipe(name="fashion_mnist", batch_size=64))
+    images, classes = next(iter(data.test))
+    x = next(iter(data.train))[0]
+    return Case(net, x, {"an image": x[:1]}, (images[:TESTED], classes[:TESTED]))
+
+
+def mobilenet(_: Path | None) -> Case:
+    """Weights and images at random."""
     torch.manual_seed(0)
-    net = build_network(name, **options).eval()
-    if weights is not None:
-        net.load_state_dict(load_file(Path("recipes", "weights", weights)))
-    x = torch.randn(2, *shape)
+    net, x = build_network("torchvision/mobilenet_v3_small").eval(), torch.randn(2, 3, 224, 224)
     return Case(net, x, {"an image": x[:1]})
 
 
@@ -174,8 +197,8 @@ def first_blocks(packages: Path | None) -> Case:
 
 
 NETWORKS: dict[str, Callable[[Path | None], Case]] = {
-    "resnet20": lambda _: image("resnet20", (1, 28, 28), "fashion_mnist_resnet20.safetensors", in_channels=1),
-    "mobilenet": lambda _: image("torchvision/mobilenet_v3_small", (3, 224, 224)),
+    "resnet20": resnet20,
+    "mobilenet": mobilenet,
     "minilm": lambda packages: text(sentence_embedding(packages)[0], 64),
     "llama": first_blocks,
 }
@@ -204,13 +227,18 @@ def written(case: Case, runtime: str, directory: Path) -> Iterator[tuple[str, Pa
     """Each variant of a runtime: name, place, and the network whose outputs it should have."""
     convolves = any(isinstance(module, nn.Conv2d) for module in case.net.modules())
     variants = {FLOAT: None, WHOLE: rounded, FREE: free}
+    if runtime == "executorch":  # where free codewords are decoded
+        del variants[FREE]
     if runtime == "onnx" and convolves:
-        variants[f"{WHOLE}, onnx-qdq"] = rounded
+        variants[f"{WHOLE}, onnx-qdq"] = variants[f"{WHOLE}, int8 activations"] = rounded
     for name, code in variants.items():
-        place = directory / f"{name.replace(', ', '_').replace(' ', '-')}{'.onnx' * (runtime == 'onnx')}"
+        place = directory / f"{name.replace(', ', '_').replace(' ', '-')}{SUFFIXES[runtime]}"
         net = packed(case.net, code)
         if not place.exists() and runtime == "onnx":
-            export_onnx(net, case.example, place, quantized=name.endswith("qdq"))
+            examples = [case.example] if name.endswith("activations") else None
+            export_onnx(net, case.example, place, quantized=name.endswith("qdq"), int8_examples=examples)
+        elif not place.exists() and runtime == "executorch":
+            export_executorch(net, case.example, place)
         elif not place.exists():  # as export_openvino does, with the model that there is
             translate(directory.with_name("onnx") / f"{place.name}.onnx", place)
         yield name, place, net
@@ -249,10 +277,26 @@ def call(runtime: str, place: Path, inputs: Any) -> Callable[[], Any]:
         session = ort.InferenceSession(str(place), options, providers=["CPUExecutionProvider"])
         given = named_arrays(inputs, (value.name for value in session.get_inputs()))
         return lambda: session.run(None, given)
+    if runtime == "executorch":
+        importlib.import_module("executorch.kernels.quantized")
+        importlib.import_module("executorch.extension.pybindings.portable_lib")._unsafe_reset_threadpool(1)
+        program = importlib.import_module("executorch.runtime").Runtime.get().load_program(place)
+        method, tensors = program.load_method("forward"), [*map(Tensor.contiguous, input_tensors(inputs))]
+        return lambda: [value.numpy() for value in method.execute(tensors)]
     openvino: Any = importlib.import_module("openvino")
     network = openvino.Core().compile_model(place / "network.xml", "CPU", OPENVINO)
     given = named_arrays(inputs, (name for value in network.inputs for name in value.names))
     return lambda: list(network(given).values())
+
+
+def accuracies(case: Case, runtime: str, place: Path, net: nn.Module) -> dict[str, float]:
+    """Accuracy of what is exported, and of the packed network, where there are test images."""
+    if case.test is None or runtime == "executorch":  # which takes no more rows than the example
+        return {}
+    x, classes = case.test
+    (logits,) = call(runtime, place, x)()
+    both = {"accuracy": torch.from_numpy(np.asarray(logits)), "accuracy_in_torch": outputs(net, x)[0]}
+    return {name: float((found.argmax(1) == classes).double().mean()) for name, found in both.items()}
 
 
 def memory(runtime: str, place: Path, inputs: Any) -> int:
@@ -291,6 +335,7 @@ def measured(name: str, case: Case, runtime: str, directory: Path, rounds: int) 
                     "file_bytes": size(place),
                     "memory_bytes": held[variant],
                     "relative_difference": difference(found, outputs(net, inputs)),
+                    **accuracies(case, runtime, place, net),
                     **times(taken[FLOAT], taken[variant]),
                 }
 
@@ -359,6 +404,7 @@ def times(float32: list[float], own: list[float]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="*", default=[*NETWORKS])
+    parser.add_argument("--runtimes", nargs="*", default=[*RUNTIMES])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--packages", type=Path)
     parser.add_argument("--llama-cpp", metavar="PYTHON")
@@ -370,7 +416,7 @@ def main() -> None:
     rows = []
     for name in args.networks:
         case = NETWORKS[name](args.packages)
-        for runtime in RUNTIMES:
+        for runtime in args.runtimes:
             for row in measured(name, case, runtime, args.dir / name / runtime, args.rounds):
                 rows.append(row)
                 print(row, flush=True)

@@ -11,6 +11,7 @@ EXTRAS = {
     "coremltools": "coreml",
     "compressed_tensors": "compressed-tensors",
     "datasets": "text",
+    "executorch": "executorch",
     "gguf": "gguf",
     "laplace": "peers",
     "lm_eval": "harness",

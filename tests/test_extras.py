@@ -55,7 +55,8 @@ def test_the_whole_is_every_extra_that_users_need():
         "peers",
         "loggers",
         "torchao",
-    }  # the last three: to compare with, with servers, and what transformers would import unasked
+        "executorch",
+    }  # the last four: to compare with, with servers, what transformers would import unasked, and what brings that
     assert whole == {*OPTIONAL} - others == {*EXTRAS.values()} - others
 
 

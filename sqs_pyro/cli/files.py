@@ -125,7 +125,7 @@ def export_command(
 
     dense: a plain checkpoint. aoti: a compiled network on packed weights that needs only PyTorch, Python or not.
     onnx, openvino, coreml: a model of codes and codebooks. onnx-qdq: an ONNX model that stays small in memory.
-    torchao: a state dict of its tensors, of whole numbers.
+    torchao: a state dict of its tensors, of whole numbers. executorch: a program, with XNNPACK's products of them.
     Of a packed Hugging Face directory of whole numbers also compressed-tensors (vLLM) and gguf (llama.cpp).
     """
     with one_sentence_errors():

@@ -13,6 +13,7 @@ _SPELLED = {
     "gguf": "GGUF files",
     "coreml": "Packages of Core ML",
     "torchao": "Tensors of torchao",
+    "executorch": "Programs of ExecuTorch",
 }
 
 

@@ -14,6 +14,7 @@ from sqs_pyro.atomic import write_bytes
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.exporting.exported import Exported, check_one_network
 from sqs_pyro.exporting.installed import check_installed
+from sqs_pyro.exporting.onnx_int8 import round_convolutions
 from sqs_pyro.exporting.onnx_weights import WrittenWeight, dtype_of, has_mask
 from sqs_pyro.exporting.suffixes import check_suffix
 from sqs_pyro.exporting.trace import NETWORK, input_names, named_arrays, one_sentence, trace
@@ -27,7 +28,13 @@ _LARGEST = 2**31 - 2**20  # what a file may have, bytes: a limit of protobuf
 
 
 def export_onnx(
-    packed: nn.Module, inputs: Any, path: str | Path, *, quantized: bool = False, two_bits: bool = True
+    packed: nn.Module,
+    inputs: Any,
+    path: str | Path,
+    *,
+    quantized: bool = False,
+    two_bits: bool = True,
+    int8_examples: Iterable[Any] | None = None,
 ) -> Exported:
     """Write an ONNX model with a dynamic batch, in which each compressed weight is ``Gather(codebook, codes)``.
 
@@ -44,14 +51,17 @@ def export_onnx(
             convolutions, are ``DequantizeLinear`` of int4 or int8. A runtime keeps them so, and makes numbers of
             them in each run.
         two_bits: whether codes and masks may be UINT2, which operators of version 25 read; else they are UINT4.
+        int8_examples: minibatches of inputs; where they are given, convolutions of whole numbers take and give 8
+            bits, of the ranges that there are on these, and are computed with integers. ``quantized`` is implied.
 
     Raises:
         NetworkError: an ensemble, a network that cannot be traced or translated, one too large for a file of ONNX,
-            or onnx or onnxscript is not installed.
+            one without convolutions of whole numbers where there are ``int8_examples``, or onnx, onnxscript or,
+            for these, onnxruntime is not installed.
         OutputError: the path has another format's suffix, or the file cannot be written.
     """
     check_suffix(path, "onnx", directory=False)
-    check_installed("onnx", "onnx", "onnxscript")
+    check_installed("onnx", "onnx", "onnxscript", *["onnxruntime"] * (int8_examples is not None))
     check_one_network(packed)
     # By every name: the graph knows a tied weight by whichever it met first.
     weights = stored_weights(packed, every_name=True)
@@ -61,16 +71,17 @@ def export_onnx(
     model = _translated(program, _opset(coded.values()) if two_bits else _OPSET)
     names = {f"{NETWORK}.{name}": weight for name, weight in weights.items()}
     holes = {name: (weight, coded[weight]) for name, weight in names.items()}
-    used = _look_up(model, holes, quantized, two_bits)
+    used = _look_up(model, holes, quantized or int8_examples is not None, two_bits)
     _rename(model.graph, input_names(inputs))
     _strip(model)
+    rounded = {} if int8_examples is None else round_convolutions(model, int8_examples)
     _check_size(model.graph)
     model.producer_name = _PRODUCER
     # In memory first: a file appears complete or not at all.
     content = importlib.import_module("onnx_ir").to_proto(model).SerializeToString()
     write_bytes(path, [content])
     first = {name: weight for name, weight in stored_weights(packed).items() if weight in used}
-    return Exported(packed={name: used[weight].form for name, weight in first.items()})
+    return Exported(packed={name: rounded.get(name, used[weight].form) for name, weight in first.items()})
 
 
 def is_onnx_export(path: Path) -> bool:

@@ -11,6 +11,7 @@ _FILES = {
     "gguf": ".gguf",
     "coreml": ".mlpackage",
     "torchao": ".pt",
+    "executorch": ".pte",
 }
 _KNOWN = (*_FILES.values(), ".pth", ".pt2", ".bin", ".so", ".zip", ".json", ".xml")
 

@@ -16,10 +16,10 @@ from sqs_pyro.atomic import write_bytes
 from sqs_pyro.errors import NetworkError
 from sqs_pyro.exporting.exported import Exported, check_one_network
 from sqs_pyro.exporting.installed import check_installed
+from sqs_pyro.exporting.linear_layers import linear_weights
 from sqs_pyro.exporting.suffixes import check_suffix
-from sqs_pyro.kernels.modules import PackedLinear
 from sqs_pyro.kernels.network import dense_state
-from sqs_pyro.packing.stored import StoredWeight, stored_weights
+from sqs_pyro.packing.stored import stored_weights
 
 _WRITTEN_BY, _MAKER = "written_by", "sqs-pyro"
 
@@ -81,7 +81,7 @@ def torchao_tensors(packed: nn.Module) -> dict[str, tuple[Tensor, int]]:
     check_installed("torchao", "torchao")
     made: dict[int, tuple[Tensor, int] | None] = {}
     found = {}
-    for name, weight in _linear_weights(packed).items():
+    for name, weight in linear_weights(packed).items():
         # Once: layers that share a weight share its numbers.
         if id(weight) not in made:
             whole = weight.coded().whole_numbers()
@@ -95,22 +95,6 @@ def torchao_tensors(packed: nn.Module) -> dict[str, tuple[Tensor, int]]:
             "grid: uniform, in the recipe's section compression or blockwise."
         )
     return found
-
-
-def _linear_weights(packed: nn.Module) -> dict[str, StoredWeight]:
-    """Return weights of linear layers in which torchao's tensor can be, by every name."""
-    return {
-        f"{path}.weight".lstrip("."): module.packed_weight
-        for path, module in packed.named_modules(remove_duplicate=False)
-        if isinstance(module, PackedLinear) and _takes_a_tensor(type(module.plain(nn.Parameter(torch.empty(0)))))
-    }
-
-
-def _takes_a_tensor(linear: type[nn.Module]) -> bool:
-    """Return whether a class of linear layers hands its weight to ``F.linear`` and to nothing else."""
-    # Attention's C++ code reads the weight of its last layer, and subclasses may read theirs.
-    reads = issubclass(linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
-    return linear.forward is nn.Linear.forward and not reads
 
 
 def _tensor(numbers: Tensor, scales: Tensor) -> tuple[Tensor, int]:
@@ -137,7 +121,7 @@ def _alone(value: Tensor) -> Tensor:
 
 def _exported(packed: nn.Module, bits: Mapping[str, int]) -> Exported:
     """Return what became of each compressed parameter, given the bits of torchao's tensors by every name."""
-    linear, every_name = _linear_weights(packed), stored_weights(packed, every_name=True)
+    linear, every_name = linear_weights(packed), stored_weights(packed, every_name=True)
     exported = Exported()
     for name, weight in stored_weights(packed).items():
         same = [each for each, other in every_name.items() if other is weight]

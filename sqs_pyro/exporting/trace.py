@@ -78,7 +78,7 @@ def outputs(net: nn.Module, inputs: Any) -> tuple[Tensor, ...]:
     return (found,) if isinstance(found, Tensor) else found
 
 
-def trace(net: nn.Module, inputs: Any) -> ExportedProgram:
+def trace(net: nn.Module, inputs: Any, *, up_to_example: bool = False) -> ExportedProgram:
     """Trace a network; its parameters stand in the graph under ``network.<name>``.
 
     The first dimension of every input is dynamic. Of inputs that a mapping names, as tokens are, so is the second
@@ -87,16 +87,19 @@ def trace(net: nn.Module, inputs: Any) -> ExportedProgram:
     Args:
         net: the network, in evaluation mode.
         inputs: an example, two rows or more.
+        up_to_example: whether what is dynamic is at most as large as the example.
 
     Raises:
         NetworkError: it does not take these inputs, or does what a graph cannot say.
     """
     module, tensors = Positional(net, inputs), input_tensors(inputs)
-    batch = Dim("batch")  # one for all inputs: they grow together
+    # One batch for all inputs: they grow together.
+    batch = Dim("batch", max=len(tensors[0]) if up_to_example else None)
     shapes = []
     for value in tensors:
         # AUTO: a network that fixes its length is traced with that length, instead of refused.
-        length = {1: Dim.AUTO} if module.names is not None and value.dim() > 1 else {}
+        auto = Dim.AUTO(max=value.shape[1]) if up_to_example and value.dim() > 1 else Dim.AUTO
+        length = {1: auto} if module.names is not None and value.dim() > 1 else {}
         shapes.append({0: batch, **length})
     with torch.no_grad(), one_sentence("traced"):
         return torch.export.export(module, tensors, dynamic_shapes=(tuple(shapes),))

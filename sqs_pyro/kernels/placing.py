@@ -82,7 +82,7 @@ def put_weights(net: nn.Module, weights: Mapping[int, Mapping[str, StoredWeight]
     """
     modules = [module for module in net.modules() if weights.get(id(module))]
     # First all replacements, then all swaps: a module may stand in several places, and in lists beside.
-    return _swap(net, {id(module): _packed_module(module, weights[id(module)]) for module in modules})
+    return swap_modules(net, {id(module): _packed_module(module, weights[id(module)]) for module in modules})
 
 
 def unpack_weights(
@@ -113,11 +113,14 @@ def unpack_weights(
         if held:
             found = {name.removeprefix(WEIGHT_PREFIX): parameters[id(weight)] for name, weight in held.items()}
             plain[id(module)] = _plain_module(module, found)
-    return _swap(net, plain)
+    return swap_modules(net, plain)
 
 
-def _swap(net: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:
-    """Put other modules in place of those with the given ``id``, in plain lists that modules keep of them, too."""
+def swap_modules(net: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:
+    """Put other modules in place of those with the given ``id``, in plain lists that modules keep of them, too.
+
+    Returns ``net``, or what replaces it.
+    """
     # A list: the children are exchanged while we walk.
     for module in list(net.modules()):
         for name, child in module._modules.items():

@@ -40,8 +40,8 @@ def export_file(
     Args:
         file: packed file, a run's directory, or packed Hugging Face directory.
         export_format: one of ``FORMATS``.
-        out: what to write: a file of ``"onnx"``, ``"onnx-qdq"``, ``"torchao"``, ``"gguf"`` and a file's
-            ``"dense"``, else a directory.
+        out: what to write: a file of ``"onnx"``, ``"onnx-qdq"``, ``"coreml"``, ``"torchao"``, ``"executorch"``,
+            ``"gguf"`` and a file's ``"dense"``, else a directory.
         dtype: of floating tensors that have no codes, in ``"dense"`` and ``"compressed-tensors"``; None:
             ``"float32"``.
         input_shape: of a random example without batch, say ``(1, 28, 28)``; of a network with a vocabulary the

@@ -17,6 +17,7 @@ from sqs_pyro.errors import OutputError
 from sqs_pyro.exporting.aoti import export_aoti, run_aoti
 from sqs_pyro.exporting.coreml import export_coreml, is_coreml_export
 from sqs_pyro.exporting.dense import DTYPES, export_dense, is_dense_export
+from sqs_pyro.exporting.executorch import export_executorch, is_executorch_export, run_executorch
 from sqs_pyro.exporting.exported import Exported
 from sqs_pyro.exporting.installed import check_installed
 from sqs_pyro.exporting.onnx import export_onnx, is_onnx_export, run_onnx
@@ -222,6 +223,25 @@ class TorchAO(Format):
         return exported, lambda inputs: outputs(plain, inputs)
 
 
+class ExecuTorch(Format):
+    """A program of ExecuTorch."""
+
+    name, packages = "executorch", ("executorch",)
+
+    def is_directory(self, path: Path) -> bool:
+        """Return that it is a file."""
+        return False
+
+    def is_ours(self, out: Path) -> bool:
+        """Return whether a program of ours is there."""
+        return is_executorch_export(out)
+
+    def write(self, source: Source, made: Path) -> tuple[Exported, Run]:
+        """Write a program."""
+        exported = export_executorch(source.net, source.inputs, made)
+        return exported, lambda inputs: run_executorch(made, inputs)
+
+
 class CompressedTensors(Format):
     """A checkpoint of compressed-tensors."""
 
@@ -280,6 +300,7 @@ FORMATS: dict[str, Format] = {
         OpenVINO(),
         CoreML(),
         TorchAO(),
+        ExecuTorch(),
         CompressedTensors(),
         GGUF(),
     )
