@@ -15,9 +15,9 @@ def of_study(name: str, variant: str, figure: str, point: str | None = None) -> 
     return (f"{name}.json", "points", chosen, "by_seed", figure)
 
 
-def of_table(name: str, method: str) -> Place:
+def of_table(name: str, method: str, key: str = "by_seed") -> Place:
     """Of `sqs reproduce`."""
-    return (f"{name}.json", "rows", {"method": method}, "by_seed")
+    return (f"{name}.json", "rows", {"method": method}, key)
 
 
 def of_seeds(name: str, predictor: str, *keys: str) -> Place:
@@ -238,8 +238,8 @@ CLAIMS = [
         {"paper.md": "points before pruning and K-means without training may be chance"},
         "MiniLM, 82 steps: SQS less pruning and K-means without training, accuracy",
         partial(examples, n=370),
-        (*of_table("paper_squad_here", "SQS")[:-1], "ours"),
-        (*of_table("paper_squad_here", "pruning + K-means, no training")[:-1], "ours"),
+        of_table("paper_squad_here", "SQS", "ours"),
+        of_table("paper_squad_here", "pruning + K-means, no training", "ours"),
         0,
         **POINTS,
     ),
@@ -247,8 +247,8 @@ CLAIMS = [
         {"paper.md": "57.6 % are left, 18.6 ± 8.1 points less"},
         "SmolLM2, 82 steps: SQS with half of the weights less fp32, accuracy",
         partial(examples, n=370),
-        (*of_table("paper_sst2_here", "SQS")[:-1], "ours"),
-        (*of_table("paper_sst2_here", "SQS")[:-1], "fp32"),
+        of_table("paper_sst2_here", "SQS", "ours"),
+        of_table("paper_sst2_here", "SQS", "fp32"),
         -1,
         **POINTS,
     ),
@@ -256,8 +256,8 @@ CLAIMS = [
         {"paper.md": "points behind SQS with half of them"},
         "MiniLM, 82 steps: SQS with a quarter of the weights less with half, accuracy",
         partial(examples, n=370),
-        (*of_table("paper_squad_here", "SQS, 25 % non-zero")[:-1], "ours"),
-        (*of_table("paper_squad_here", "SQS")[:-1], "ours"),
+        of_table("paper_squad_here", "SQS, 25 % non-zero", "ours"),
+        of_table("paper_squad_here", "SQS", "ours"),
         -1,
         **POINTS,
     ),

@@ -145,13 +145,7 @@ class Ranks:
         """
         if self.size == 1:
             return call()
-        found: tuple[T | None, SQSError | None] | None = None
-        if self.leads:
-            try:
-                found = call(), None
-            except SQSError as error:
-                found = None, error
-        value, failed = self.from_rank(found)
+        value, failed = self.from_rank(_tried(call) if self.leads else None)
         if failed is not None:
             raise failed
         return value  # type: ignore[return-value]
@@ -165,17 +159,11 @@ class Ranks:
         """
         if self.size == 1:
             return [call()]
-        value: T | None = None
-        failed: SQSError | None = None
-        try:
-            value = call()
-        except SQSError as error:
-            failed = error
-        told = self.gathered((value, failed))
-        for _, of_rank in told:
-            if of_rank is not None:
-                raise of_rank
-        return [own for own, _ in told]  # type: ignore[misc]
+        told = self.gathered(_tried(call))
+        for _, failed in told:
+            if failed is not None:
+                raise failed
+        return [value for value, _ in told]  # type: ignore[misc]
 
     def gathered(self, value: T) -> list[T]:
         """Return every rank's value, in their order, on each of them.
@@ -267,6 +255,14 @@ class OrderedSum:
             total = values.pop().add_(total)
         self.branches = [((self.units.bit_length(), 0), total)]
         return total
+
+
+def _tried(call: Callable[[], T]) -> tuple[T | None, SQSError | None]:
+    """Return what a call gives, or the error that other ranks are to be told of."""
+    try:
+        return call(), None
+    except SQSError as error:
+        return None, error
 
 
 def owners_of(costs: Mapping[str, float], ranks: int) -> dict[str, int]:

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqs_pyro.errors import DataError, NetworkError
-from sqs_pyro.evaluation.input_checks import check_inputs, check_labels, check_observation, named, run
+from sqs_pyro.evaluation.input_checks import (
+    NO_EXAMPLE,
+    NO_LABEL,
+    check_inputs,
+    check_labels,
+    check_observation,
+    named,
+    run,
+)
 from sqs_pyro.evaluation.reliability import expected_calibration_error, reliability_curve
 from sqs_pyro.isolation import isolating
 from sqs_pyro.models.label_distributions import ClassProbabilities
@@ -90,15 +98,11 @@ def accuracy(
 
     known = [each for each in ranks.of_each(counts) if each is not None]
     if not known:
-        raise DataError(_EMPTY)
+        raise DataError(NO_EXAMPLE)
     right, total = sum(known, torch.zeros(2, dtype=torch.int64)).tolist()
     if not total:
-        raise DataError(_LEFT_OUT)
+        raise DataError(NO_LABEL)
     return right / total
-
-
-_EMPTY = "There is no example to evaluate on: the loader is empty."
-_LEFT_OUT = "There is no label to evaluate on: all of them are left out."
 
 
 @isolating("net", sees_parameters=True, sees_autocast=True)
@@ -112,7 +116,7 @@ def predict(
     """
     found = list(_predictions(net, loader, likelihood))
     if not found:
-        raise DataError(_EMPTY)
+        raise DataError(NO_EXAMPLE)
     log_probs, labels = zip(*found, strict=True)
     return torch.cat(log_probs), torch.cat(labels)
 
@@ -206,7 +210,7 @@ def summarise(log_p: Tensor, y: Tensor) -> Evaluation:
     """
     classes, p = log_p.shape[-1], log_p.exp()
     if not len(y):
-        raise DataError(_LEFT_OUT)
+        raise DataError(NO_LABEL)
     _check_labels(log_p, y)
     if y.dim() == 2:
         target, y = y, y.argmax(-1)

@@ -16,6 +16,10 @@ from sqs_pyro.models.observation import Likelihood, base_support, innermost, obs
 from sqs_pyro.networks.calling import call_arguments, device_of, forward_signature, own_copy, takes, tensors_in
 from sqs_pyro.networks.modes import buffers_kept
 
+#: Of evaluations of nothing.
+NO_EXAMPLE = "There is no example to evaluate on: the loader is empty."
+NO_LABEL = "There is no label to evaluate on: all of them are left out."
+
 _ONE_VALUE = "Expected more than 1 value per channel"  # batch norm of torch, in training
 
 

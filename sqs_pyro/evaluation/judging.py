@@ -15,7 +15,7 @@ from torch.distributions import Bernoulli, constraints
 from sqs_pyro.documents import shown
 from sqs_pyro.errors import DataError, NetworkError, SQSError, said
 from sqs_pyro.evaluation.classification import accuracy
-from sqs_pyro.evaluation.input_checks import named, run
+from sqs_pyro.evaluation.input_checks import NO_EXAMPLE, NO_LABEL, named, run
 from sqs_pyro.isolation import isolating
 from sqs_pyro.models.likelihoods import Categorical
 from sqs_pyro.models.observation import Likelihood, base_support, innermost, observe
@@ -132,11 +132,11 @@ def agreement(net: nn.Module, loader: Loader, likelihood: Likelihood, ranks: Ran
 
     told = sorted(itertools.chain.from_iterable(ranks.of_each(seen)), key=lambda each: each.number)
     if not told:
-        raise DataError("There is no example to evaluate on: the loader is empty.")
+        raise DataError(NO_EXAMPLE)
     count = sum(each.size for each in told)
     if told[-1].discrete:
         if not count:
-            raise DataError("There is no label to evaluate on: all of them are left out.")
+            raise DataError(NO_LABEL)
         return sum(int(each.sums) for each in told) / count
     if len({each.sums.shape for each in told}) == 1:
         mean = _added(each.sums for each in told) / count

@@ -16,6 +16,11 @@ _FILES = {
 _KNOWN = (*_FILES.values(), ".pth", ".pt2", ".bin", ".so", ".zip", ".json", ".xml")
 
 
+def is_one_file(export_format: str) -> bool:
+    """Return whether a format is known by a suffix, and is no directory of any name."""
+    return export_format in _FILES
+
+
 def check_suffix(path: str | Path, export_format: str, *, directory: bool) -> None:
     """Check that the name of an export does not say that it is something else.
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqs_pyro.errors import DataError
+from sqs_pyro.evaluation.input_checks import NO_EXAMPLE
 from sqs_pyro.networks.calling import device_of, move_to, predictions
 from sqs_pyro.networks.loaders import Loader
 from sqs_pyro.networks.minibatches import minibatches
@@ -33,7 +34,7 @@ def outputs(net: nn.Module, loader: Loader, fill: float = 0.0) -> tuple[Tensor, 
             for x, y in minibatches(loader, net, "evaluation")
         ]
     if not pairs:
-        raise DataError("There is no example to evaluate on: the loader is empty.")
+        raise DataError(NO_EXAMPLE)
     if pairs[0][0].dim() < 2:  # a number an example
         return torch.cat([found for found, _ in pairs]), torch.cat([y for _, y in pairs])
     # Minibatches of tokens are padded to their own longest text: T differs between them.

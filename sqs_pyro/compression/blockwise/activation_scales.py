@@ -24,7 +24,7 @@ from sqs_pyro.compression.blockwise.laplace import LayerLikelihood, added
 from sqs_pyro.compression.blockwise.rounding import rounded
 from sqs_pyro.compression.blockwise.shares import Shares
 
-_TRIED = 20  # α
+TRIED = 20  # α
 _LEAST = 1e-4  # of a scale before they are divided
 
 
@@ -66,7 +66,7 @@ def input_scales(
             for own, num_components in every
         )
 
-    return min((scales_at(sizes, i / _TRIED) for i in range(_TRIED)), key=lost)
+    return min((scales_at(sizes, i / TRIED) for i in range(TRIED)), key=lost)
 
 
 def scales_at(sizes: Tensor, alpha: float) -> Tensor:

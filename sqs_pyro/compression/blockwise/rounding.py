@@ -25,7 +25,7 @@ from sqs_pyro.distributions.uniform_grid import grid_numbers
 from sqs_pyro.packing import CodedTensor
 from sqs_pyro.packing.coded import rounded_scales, scaled
 
-_CLIPPED = [1 - i / 20 for i in range(10)]  # shares of the largest weight, of AWQ's code
+CLIPPED = [1 - i / 20 for i in range(10)]  # shares of the largest weight, of AWQ's code
 
 
 def rounded_weight(
@@ -78,7 +78,7 @@ def clipped_scales(own: LayerLikelihood, num_components: int, group_size: int | 
     for part in own.shares.parts:  # last bits of a product depend on how many rows it has
         weight = _grouped(own.mean[part], group_size)
         tried, lost = [], []
-        for share in _CLIPPED:
+        for share in CLIPPED:
             scales = _scales(share * weight, num_components)
             units = scales.unsqueeze(2).to(weight)
             difference = (nearest(weight / units, num_components) * units - weight).transpose(0, 1).contiguous()

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from sqs_pyro.compression.blockwise.activation_scales import TRIED
 from sqs_pyro.compression.blockwise.file_size import bits_a_weight
 from sqs_pyro.compression.blockwise.forecast import IMPORTANCE_BATCH, TOKENS_AN_INPUT
 from sqs_pyro.compression.blockwise.machines import Machine
 from sqs_pyro.compression.blockwise.recipe import ROUNDING, BlockwiseRecipe
+from sqs_pyro.compression.blockwise.rounding import CLIPPED
 from sqs_pyro.compression.blockwise.shares import largest_share, whole_layers
 from sqs_pyro.compression.blockwise.vocabulary import vocabulary_of
 from sqs_pyro.networks.architectures import architecture_of, block_paths, layer_groups
@@ -31,8 +33,7 @@ _GRADIENT_STEPS = 9
 _FITS = 2
 #: Products of all rows with H of methods that round: half a one for GPTQ's chain, one for each α and each share of
 #: clipping of AWQ, and two for the error that is told.
-_ALPHAS = 20
-_ROUNDED = {"rtn": 2.0, "gptq": 2.5, "awq": 2.0 + _ALPHAS + 10}
+_ROUNDED = {"rtn": 2.0, "gptq": 2.5, "awq": 2.0 + TRIED + len(CLIPPED)}
 #: Numbers that are gone through for each weight in a product by symbols, and in the look at the weights before.
 _OF_PRODUCT, _OF_LOOK = 4, 4
 #: The same for a logit of which a label is drawn and a gradient taken, and for one whose variance is summed up.
@@ -199,7 +200,7 @@ class _Weight:
     def sums(self, recipe: BlockwiseRecipe) -> float:
         """Return how many sums of a few numbers its coding takes."""
         if recipe.method in ROUNDING:
-            return 2 + _ALPHAS * (recipe.method == "awq")
+            return 2 + TRIED * (recipe.method == "awq")
         best = 1 if recipe.grid == "uniform" else 1 + _GRADIENT_STEPS
         # And once: the mean precision, a histogram of the weights, and two sizes of its error.
         return self.fits * (recipe.rounds + (1 + recipe.rounds) * best) + 4

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sqs_pyro.errors import DataError, NetworkError
 from sqs_pyro.evaluation.classification import predict
-from sqs_pyro.evaluation.input_checks import named, run
+from sqs_pyro.evaluation.input_checks import NO_EXAMPLE, named, run
 from sqs_pyro.evaluation.predictive.detection import mixture_log_probabilities
 from sqs_pyro.isolation import isolating
 from sqs_pyro.models.likelihoods import resolve
@@ -100,7 +100,7 @@ def predict_numbers(
             scales.append(torch.stack([normal.scale for normal in normals]))
             observed.append(found[0][1])
     if not observed:
-        raise DataError("There is no example to evaluate on: the loader is empty.")
+        raise DataError(NO_EXAMPLE)
     return torch.cat(means, 1), torch.cat(scales, 1), torch.cat(observed)
 
 

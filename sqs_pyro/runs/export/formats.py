@@ -22,6 +22,7 @@ from sqs_pyro.exporting.exported import Exported
 from sqs_pyro.exporting.installed import check_installed
 from sqs_pyro.exporting.onnx import export_onnx, is_onnx_export, run_onnx
 from sqs_pyro.exporting.openvino import export_openvino, run_openvino
+from sqs_pyro.exporting.suffixes import is_one_file
 from sqs_pyro.exporting.torchao import export_torchao, is_torchao_export
 from sqs_pyro.exporting.trace import outputs
 from sqs_pyro.integrations.checkpoint_size import checkpoint_size
@@ -79,8 +80,8 @@ class Format(ABC):
         check_installed(self.name, *self.packages)
 
     def is_directory(self, path: Path) -> bool:
-        """Return whether what is written of a file or directory is a directory."""
-        return True
+        """Return whether what is written of a file or directory is a directory, by its name."""
+        return not is_one_file(self.name)
 
     def check_source(self, path: Path) -> None:
         """Check that the format can be made of a packed file, or of a packed Hugging Face directory.
@@ -148,10 +149,6 @@ class ONNX(Format):
 
     name, packages = "onnx", ("onnx", "onnxscript", "onnxruntime")
 
-    def is_directory(self, path: Path) -> bool:
-        """Return that it is a file."""
-        return False
-
     def is_ours(self, out: Path) -> bool:
         """Return whether a model of ours is there."""
         return is_onnx_export(out)
@@ -189,10 +186,6 @@ class CoreML(Format):
 
     name, packages = "coreml", ("coremltools",)
 
-    def is_directory(self, path: Path) -> bool:
-        """Return that it has a file's suffix."""
-        return False
-
     def is_ours(self, out: Path) -> bool:
         """Return whether a package of ours is there."""
         return is_coreml_export(out)
@@ -206,10 +199,6 @@ class TorchAO(Format):
     """A state dict of torchao's tensors."""
 
     name, packages, needs_example = "torchao", ("torchao",), False
-
-    def is_directory(self, path: Path) -> bool:
-        """Return that it is a file."""
-        return False
 
     def is_ours(self, out: Path) -> bool:
         """Return whether a state dict of ours is there."""
@@ -227,10 +216,6 @@ class ExecuTorch(Format):
     """A program of ExecuTorch."""
 
     name, packages = "executorch", ("executorch",)
-
-    def is_directory(self, path: Path) -> bool:
-        """Return that it is a file."""
-        return False
 
     def is_ours(self, out: Path) -> bool:
         """Return whether a program of ours is there."""
@@ -265,10 +250,6 @@ class GGUF(Format):
     """A file for llama.cpp."""
 
     name, packages, needs_example, of_directories = "gguf", ("transformers", "gguf"), False, True
-
-    def is_directory(self, path: Path) -> bool:
-        """Return that it is a file."""
-        return False
 
     def is_ours(self, out: Path) -> bool:
         """Return whether a file of ours is there."""
